@@ -1,0 +1,63 @@
+"""Take out what the metadata explains; model what is left as a mixture of Gaussians.
+
+Public names load on first use (Scientific Python SPEC 1), so that ``import residmix`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Eraser": "eraser",
+    "GaussianMixture": "mixture",
+    "ResidualMixture": "conditional",
+    "Residualizer": "residualizer",
+    "association": "diagnostics",
+    "load": "persistence",
+    "mdn_residualize": "functional",
+    "save": "persistence",
+    "scan": "sources",
+}
+_ROOMS = ("nn",)
+
+__all__ = [
+    "Eraser",
+    "GaussianMixture",
+    "ResidualMixture",
+    "Residualizer",
+    "__version__",
+    "association",
+    "load",
+    "mdn_residualize",
+    "nn",
+    "save",
+    "scan",
+]
+
+if TYPE_CHECKING:
+    from residmix import nn
+    from residmix.conditional import ResidualMixture
+    from residmix.diagnostics import association
+    from residmix.eraser import Eraser
+    from residmix.functional import mdn_residualize
+    from residmix.mixture import GaussianMixture
+    from residmix.persistence import load, save
+    from residmix.residualizer import Residualizer
+    from residmix.sources import scan
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"residmix.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"residmix.{name}")
+    raise AttributeError(f"module 'residmix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

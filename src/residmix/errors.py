@@ -1,0 +1,65 @@
+"""The package's own warnings, and the wording that errors share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CollinearityWarning",
+    "DeadComponentWarning",
+    "DesignWarning",
+    "LeakageWarning",
+    "MissingExtraError",
+    "RareLevelWarning",
+    "ResidmixWarning",
+    "did_you_mean",
+    "require_extra",
+]
+
+
+class ResidmixWarning(UserWarning):
+    """Base class of everything that residmix warns about."""
+
+
+class CollinearityWarning(ResidmixWarning):
+    """Columns of the design are aliased, or what is removed and what is preserved can't be told apart."""
+
+
+class DesignWarning(ResidmixWarning):
+    """The design asks much of the data, for example nearly as many columns as rows."""
+
+
+class RareLevelWarning(ResidmixWarning):
+    """A level of a factor has too few rows for its effect to be estimated well."""
+
+
+class LeakageWarning(ResidmixWarning):
+    """Residuals let a learner read the metadata back."""
+
+
+class DeadComponentWarning(ResidmixWarning):
+    """A mixture component lost its rows and was re-seeded or could not be revived."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" - did you mean 'site'?"``, or nothing when no known name is close.
+
+    Examples
+    --------
+    >>> "unknown column 'sight'" + did_you_mean("sight", ["site", "age"])
+    "unknown column 'sight' - did you mean 'site'?"
+    """
+    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
+    return f" - did you mean {close[0]!r}?" if close else ""
+
+
+def require_extra(module: str, extra: str, purpose: str) -> MissingExtraError:
+    """Return the error to raise when `module`, part of `extra`, is needed for `purpose` and absent."""
+    return MissingExtraError(
+        f"{purpose} needs {module}, which is not installed; install it with: pip install 'residmix[{extra}]'"
+    )

@@ -1,0 +1,1 @@
+"""Weighted second moments: from one tile of rows to parameters."""

@@ -1,0 +1,205 @@
+"""Rows cut into blocks: the one thing that statistics ever see of a data source.
+
+A block is a run of consecutive rows. Where blocks begin depends on the problem only (``block_rows``), never on the
+number of threads, files or workers; and :meth:`Rows.map` yields results in block order. A sum taken over the
+results in that order is therefore the same, bit for bit, wherever the rows live and however many hands compute.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.threads import n_threads, one_blas_thread
+
+__all__ = ["ArrayRows", "Block", "MappedRows", "Rows"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows.
+
+    Attributes
+    ----------
+    start : int
+        Index of the first row in the whole source.
+    X : ndarray (b, d)
+        Features, float64 or float32. May be a read-only view of the caller's data: never write into it.
+    design : ndarray (b, q) or None
+        Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept.
+    codes : tuple of ndarray (b,)
+        One array of level indices per absorbed factor (see `residmix.metadata`).
+    weight : ndarray (b,) or None
+        Sample weights, float64, non-negative. None means 1 for every row.
+    """
+
+    start: int
+    X: NDArray[Any]
+    design: NDArray[np.float64] | None = None
+    codes: tuple[NDArray[np.integer[Any]], ...] = ()
+    weight: NDArray[np.float64] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.X)
+
+
+class Rows(ABC):
+    """Rows that can be visited block by block, as often as wanted."""
+
+    n_rows: int
+    n_features: int
+    dtype: np.dtype[Any]
+    block_rows: int
+
+    @abstractmethod
+    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        """Yield ``function(block)`` for every block, in block order, computed by as many hands as there are."""
+
+    @abstractmethod
+    def with_block_rows(self, block_rows: int) -> Rows:
+        """Return the same rows cut into blocks of another length."""
+
+    def mapped(self, change: Callable[[Block], Block]) -> Rows:
+        """Return rows whose blocks are `change(block)`, computed on each visit and never stored."""
+        return MappedRows(self, change)
+
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        """Gather the rows `index` (sorted, without repeats) into one block: a subsample to find starts on."""
+        index = np.asarray(index)
+
+        def gather(block: Block) -> Block | None:
+            low, high = np.searchsorted(index, (block.start, block.start + block.n_rows))
+            if low == high:
+                return None
+            rows = index[low:high] - block.start
+            return Block(
+                block.start,
+                block.X[rows],
+                None if block.design is None else block.design[rows],
+                tuple(code[rows] for code in block.codes),
+                None if block.weight is None else block.weight[rows],
+            )
+
+        return concatenate([part for part in self.map(gather) if part is not None])
+
+
+def concatenate(blocks: list[Block]) -> Block:
+    """Join blocks into one; ``start`` is the first one's."""
+    first = blocks[0]
+    return Block(
+        first.start,
+        np.concatenate([block.X for block in blocks]),
+        None if first.design is None else np.concatenate([b.design for b in blocks if b.design is not None]),
+        tuple(np.concatenate(codes) for codes in zip(*(block.codes for block in blocks), strict=True)),
+        None if first.weight is None else np.concatenate([b.weight for b in blocks if b.weight is not None]),
+    )
+
+
+class MappedRows(Rows):
+    """Rows seen through a function of blocks."""
+
+    def __init__(self, rows: Rows, change: Callable[[Block], Block]) -> None:
+        self._rows, self._change = rows, change
+        self.n_rows, self.block_rows = rows.n_rows, rows.block_rows
+        self.n_features, self.dtype = rows.n_features, rows.dtype
+
+    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        return self._rows.map(_Composed(function, self._change))
+
+    def with_block_rows(self, block_rows: int) -> Rows:
+        return MappedRows(self._rows.with_block_rows(block_rows), self._change)
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """``outer(inner(block))`` as a picklable value, since workers in other processes must receive it."""
+
+    outer: Callable[[Block], Any]
+    inner: Callable[[Block], Block]
+
+    def __call__(self, block: Block) -> Any:
+        return self.outer(self.inner(block))
+
+
+class ArrayRows(Rows):
+    """Rows of arrays in memory or memory-mapped; blocks are views, threads share them."""
+
+    def __init__(
+        self,
+        X: NDArray[Any],
+        design: NDArray[np.float64] | None = None,
+        codes: tuple[NDArray[np.integer[Any]], ...] = (),
+        weight: NDArray[np.float64] | None = None,
+        block_rows: int = 8192,
+    ) -> None:
+        self.n_rows, self.n_features = X.shape
+        self.dtype = X.dtype
+        self.block_rows = block_rows
+        self._whole = Block(0, X, design, codes, weight)
+
+    def with_block_rows(self, block_rows: int) -> ArrayRows:
+        whole = self._whole
+        return ArrayRows(whole.X, whole.design, whole.codes, whole.weight, block_rows)
+
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        whole = self._whole
+        return replace(
+            whole,
+            X=np.ascontiguousarray(whole.X[index]),
+            design=None if whole.design is None else whole.design[index],
+            codes=tuple(code[index] for code in whole.codes),
+            weight=None if whole.weight is None else whole.weight[index],
+        )
+
+    def block(self, start: int) -> Block:
+        """Return the block that begins at row `start`, as views."""
+        rows, whole = slice(start, start + self.block_rows), self._whole
+        return Block(
+            start,
+            whole.X[rows],
+            None if whole.design is None else whole.design[rows],
+            tuple(code[rows] for code in whole.codes),
+            None if whole.weight is None else whole.weight[rows],
+        )
+
+    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        starts = range(0, self.n_rows, self.block_rows)
+        return ordered_map(lambda start: function(self.block(start)), iter(starts), len(starts))
+
+
+def ordered_map(
+    function: Callable[[Any], T], items: Iterator[Any], n_items: int | None = None
+) -> Iterator[T]:
+    """Yield ``function(item)`` in the order of `items`, computed by threads.
+
+    Only a few items per thread are in flight at a time, so that memory stays bounded when `items` are read from a
+    file. BLAS runs one thread inside each of ours: the work is already spread.
+    """
+    hands = n_threads()
+    with one_blas_thread():
+        if hands == 1 or n_items == 1:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(hands) as pool:
+            pending: deque[Future[T]] = deque(
+                pool.submit(function, item) for item in itertools.islice(items, 3 * hands)
+            )
+            try:
+                while pending:
+                    result = pending.popleft().result()
+                    pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+                    yield result
+            finally:
+                for future in pending:
+                    future.cancel()
