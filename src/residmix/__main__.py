@@ -1,0 +1,5 @@
+"""``python -m residmix``."""
+
+from residmix.cli import main
+
+main(prog_name="residmix")
