@@ -22,7 +22,8 @@ def test_import_loads_nothing_heavy():
 
 
 def test_help_loads_nothing_heavy():
-    code = "from click.testing import CliRunner; from residmix.cli import main; CliRunner().invoke(main, ['fit', '--help'])"
+    run = "CliRunner().invoke(main, ['fit', '--help'])"
+    code = f"from click.testing import CliRunner; from residmix.cli import main; {run}"
     assert loaded_by(code) == set()
 
 

@@ -1,0 +1,63 @@
+"""The README and the documentation say what is true: their code runs, and prints what they show."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    if "_build" not in path.parts and "generated" not in path.parts and "```python" in path.read_text(encoding="utf-8")
+)
+BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def examples(text: str) -> list[tuple[str, str | None]]:
+    """Pair each python block with the text block that directly follows it, if one does."""
+    found = list(BLOCK.finditer(text))
+    pairs = []
+    for i, match in enumerate(found):
+        if match[1] != "python":
+            continue
+        after = found[i + 1] if i + 1 < len(found) and found[i + 1][1] == "text" else None
+        shown = after[2] if after is not None and not text[match.end() : after.start()].strip() else None
+        pairs.append((match[2], shown))
+    return pairs
+
+
+def run_page(text: str) -> list[tuple[str, str]]:
+    """Run the blocks of a page in one namespace; return (printed, shown) where an output is shown."""
+    namespace: dict[str, object] = {}
+    outputs = []
+    for code, shown in examples(text):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "page", "exec"), namespace)
+        if shown is not None:
+            outputs.append((printed.getvalue().rstrip(), shown.rstrip()))
+    return outputs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_code_on_the_page_prints_what_the_page_shows(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for printed, shown in run_page(page.read_text(encoding="utf-8")):
+        assert printed == shown
+
+
+def test_a_page_that_shows_something_else_is_noticed():
+    page = "```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
+    assert run_page(page) == [("2", "3")]
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        if "_build" in page.parts or "generated" in page.parts:
+            continue
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
