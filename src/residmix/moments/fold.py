@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from typing import TypeVar
 
 from residmix.sources.rows import Block, Rows
@@ -14,9 +13,10 @@ S = TypeVar("S")
 
 
 def fold(rows: Rows, partial: Callable[[Block], S], merge: Callable[[S, S], S]) -> S:
-    """Return ``merge(... merge(merge(s0, s1), s2) ..., sn)`` with ``si = partial(block i)``.
+    """Return the merged ``si = partial(block i)``, in the fixed order of :meth:`Rows.fold`.
 
-    `partial` may run in any thread or process; `merge` runs here, strictly in block order, so the result doesn't
-    depend on how many hands there are. `merge` may change and return its first argument.
+    `partial` may run in any thread or process, and on a cluster `merge` does, too (so both must be picklable there);
+    the order of merging depends on the number of blocks only, never on how many hands there are. `merge` may change
+    and return its first argument.
     """
-    return reduce(merge, rows.map(partial))
+    return rows.fold(partial, merge)

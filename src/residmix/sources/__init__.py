@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from residmix.sources.rows import ArrayRows, Block, Rows
+from residmix.sources.table import Table, as_table
 
-__all__ = ["ArrayRows", "Block", "Rows"]
+__all__ = ["ArrayRows", "Block", "Rows", "Table", "as_table"]

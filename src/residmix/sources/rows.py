@@ -10,17 +10,19 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.sources.checks import Finite
 from residmix.threads import n_threads, one_blas_thread
 
-__all__ = ["ArrayRows", "Block", "MappedRows", "Rows"]
+__all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "group_blocks"]
 
 T = TypeVar("T")
 
@@ -34,7 +36,7 @@ class Block:
     start : int
         Index of the first row in the whole source.
     X : ndarray (b, d)
-        Features, float64 or float32. May be a read-only view of the caller's data: never write into it.
+        Features, float64 or float32, C-contiguous. May be a view of the caller's data: never write into it.
     design : ndarray (b, q) or None
         Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept.
     codes : tuple of ndarray (b,)
@@ -70,6 +72,15 @@ class Rows(ABC):
     def with_block_rows(self, block_rows: int) -> Rows:
         """Return the same rows cut into blocks of another length."""
 
+    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+        """Return the sum of ``partial(block)``: in block order inside groups of blocks, then over the groups.
+
+        The groups (see :func:`group_blocks`) let a cluster send back a few hundred sums instead of one for every
+        block; they are the same wherever the rows live, so the result is, too.
+        """
+        n_blocks = -(-self.n_rows // self.block_rows)
+        return reduce(merge, fold_groups(self.map(partial), merge, group_blocks(n_blocks)))
+
     def mapped(self, change: Callable[[Block], Block]) -> Rows:
         """Return rows whose blocks are `change(block)`, computed on each visit and never stored."""
         return MappedRows(self, change)
@@ -92,6 +103,18 @@ class Rows(ABC):
             )
 
         return concatenate([part for part in self.map(gather) if part is not None])
+
+
+def group_blocks(n_blocks: int) -> int:
+    """Return how many consecutive blocks are summed before the sums are: at most 256 groups come of it."""
+    return max(1, -(-n_blocks // 256))
+
+
+def fold_groups(results: Iterable[T], merge: Callable[[T, T], T], size: int) -> Iterator[T]:
+    """Yield the merged results of each run of `size`."""
+    results = iter(results)
+    for first in results:
+        yield reduce(merge, itertools.islice(results, size - 1), first)
 
 
 def concatenate(blocks: list[Block]) -> Block:
@@ -133,7 +156,21 @@ class _Composed:
 
 
 class ArrayRows(Rows):
-    """Rows of arrays in memory or memory-mapped; blocks are views, threads share them."""
+    """Rows of arrays in memory or memory-mapped; blocks are views where they can be, threads share them.
+
+    Parameters
+    ----------
+    X : ndarray (n, d')
+        In any memory order.
+    design, codes, weight
+        As in :class:`Block`, for all rows.
+    block_rows : int
+        Rows in a block.
+    columns : ndarray of int, optional
+        The columns of `X` that are features, gathered block by block. Default: all.
+    finite : Finite, optional
+        Looks at every block until a whole pass has been clean.
+    """
 
     def __init__(
         self,
@@ -142,45 +179,67 @@ class ArrayRows(Rows):
         codes: tuple[NDArray[np.integer[Any]], ...] = (),
         weight: NDArray[np.float64] | None = None,
         block_rows: int = 8192,
+        *,
+        columns: NDArray[np.integer[Any]] | None = None,
+        finite: Finite | None = None,
     ) -> None:
-        self.n_rows, self.n_features = X.shape
+        self.n_rows = len(X)
+        self.n_features = X.shape[1] if columns is None else len(columns)
         self.dtype = X.dtype
         self.block_rows = block_rows
         self._whole = Block(0, X, design, codes, weight)
+        self._columns, self._finite = columns, finite
 
     def with_block_rows(self, block_rows: int) -> ArrayRows:
         whole = self._whole
-        return ArrayRows(whole.X, whole.design, whole.codes, whole.weight, block_rows)
-
-    def take(self, index: NDArray[np.integer[Any]]) -> Block:
-        whole = self._whole
-        return replace(
-            whole,
-            X=np.ascontiguousarray(whole.X[index]),
-            design=None if whole.design is None else whole.design[index],
-            codes=tuple(code[index] for code in whole.codes),
-            weight=None if whole.weight is None else whole.weight[index],
+        return ArrayRows(
+            whole.X,
+            whole.design,
+            whole.codes,
+            whole.weight,
+            block_rows,
+            columns=self._columns,
+            finite=self._finite,
         )
 
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        index = np.asarray(index)
+        taken = self._select(0, index)
+        if self._finite is not None and not self._finite.proven:
+            self._finite(taken.X, 0, index)
+        return taken
+
     def block(self, start: int) -> Block:
-        """Return the block that begins at row `start`, as views."""
-        rows, whole = slice(start, start + self.block_rows), self._whole
+        """Return the block that begins at row `start`, as views where the memory order allows."""
+        return self._select(start, slice(start, start + self.block_rows))
+
+    def _select(self, start: int, rows: slice | NDArray[np.integer[Any]]) -> Block:
+        whole = self._whole
+        X = whole.X[rows]
         return Block(
             start,
-            whole.X[rows],
+            np.ascontiguousarray(X if self._columns is None else X[:, self._columns]),
             None if whole.design is None else whole.design[rows],
             tuple(code[rows] for code in whole.codes),
             None if whole.weight is None else whole.weight[rows],
         )
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        finite = None if self._finite is None or self._finite.proven else self._finite
+
+        def visit(start: int) -> T:
+            block = self.block(start)
+            if finite is not None:
+                finite(block.X, start)
+            return function(block)
+
         starts = range(0, self.n_rows, self.block_rows)
-        return ordered_map(lambda start: function(self.block(start)), iter(starts), len(starts))
+        yield from ordered_map(visit, iter(starts), len(starts))
+        if finite is not None:
+            finite.proven = True
 
 
-def ordered_map(
-    function: Callable[[Any], T], items: Iterator[Any], n_items: int | None = None
-) -> Iterator[T]:
+def ordered_map(function: Callable[[Any], T], items: Iterator[Any], n_items: int | None = None) -> Iterator[T]:
     """Yield ``function(item)`` in the order of `items`, computed by threads.
 
     Only a few items per thread are in flight at a time, so that memory stays bounded when `items` are read from a

@@ -1,0 +1,186 @@
+"""Tables in memory: arrays (also memory-mapped) and data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.sources.checks import Finite, check_weight
+from residmix.sources.frames import (
+    as_frame,
+    frame_of_strings,
+    has_names,
+    is_frame,
+    numeric_matrix,
+    numeric_names,
+    require_columns,
+)
+from residmix.sources.rows import ArrayRows
+from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table
+
+if TYPE_CHECKING:
+    from residmix.metadata import Design
+
+__all__ = ["MemoryTable"]
+
+Frame = nw.DataFrame[Any]
+
+
+class MemoryTable(Table):
+    """One table, or features and metadata side by side, in memory.
+
+    Parameters
+    ----------
+    X : ndarray (n, d) or narwhals frame
+    metadata : ndarray (n, p), narwhals frame, or None
+        None: metadata are columns of `X`.
+    """
+
+    def __init__(self, X: NDArray[Any] | Frame, metadata: NDArray[Any] | Frame | None = None) -> None:
+        self._X, self._metadata = X, metadata
+        self.named = not isinstance(X, np.ndarray)
+        self.has_metadata = metadata is not None
+        if isinstance(X, np.ndarray):
+            self.columns = self.numeric_columns = tuple(f"x{j}" for j in range(X.shape[1]))
+        else:
+            self.columns, self.numeric_columns = tuple(X.columns), numeric_names(X)
+        if isinstance(metadata, np.ndarray):
+            self.metadata_columns = tuple(f"m{j}" for j in range(metadata.shape[1]))
+        else:
+            self.metadata_columns = self.columns if metadata is None else tuple(metadata.columns)
+        if metadata is not None and len(metadata) != len(X):
+            raise ValueError(f"X has {len(X)} rows but metadata has {len(metadata)}")
+
+    @classmethod
+    def make(cls, X: Any, metadata: Any = None, name: str = "X") -> MemoryTable:
+        """Return a table of what the user gave, validated.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As scikit-learn's ``check_array`` does for arrays: sparse, complex, not 2-d, no rows, no columns, texts.
+        """
+        return cls(_features(X, name), None if metadata is None else _metadata(metadata))
+
+    def with_metadata(self, metadata: Any) -> MemoryTable:
+        """Return the same features with metadata that came apart."""
+        return MemoryTable(self._X, _metadata(metadata))
+
+    @property
+    def n_rows(self) -> int:
+        return len(self._X)
+
+    def __getitem__(self, rows: slice) -> MemoryTable:
+        """Return consecutive rows, as views."""
+        return MemoryTable(self._X[rows], None if self._metadata is None else self._metadata[rows])
+
+    def metadata(self, columns: Sequence[str] | None = None) -> Any:
+        """Return the metadata: an array (n, p) if it was given so and no columns are asked for, else a frame.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or a column is unknown.
+        """
+        source = self._X if self._metadata is None else self._metadata
+        if columns is None:
+            if isinstance(source, np.ndarray) and self._metadata is None:
+                raise ValueError("X is a plain array, so metadata must be given: pass metadata=")
+            return source if isinstance(source, np.ndarray) else source.to_native()
+        require_columns(columns, self.metadata_columns, "metadata" if self.has_metadata else "the table")
+        if isinstance(source, np.ndarray):
+            import pyarrow as pa
+
+            return pa.table({name: source[:, self.metadata_columns.index(name)] for name in columns})
+        return source.select(list(columns)).to_native()
+
+    def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        yield self.metadata(columns)
+
+    def batches(self) -> Iterator[Table]:
+        yield self
+
+    def matrix(self, features: Sequence[str] | None = None) -> tuple[NDArray[Any], NDArray[np.intp] | None]:
+        """Return features as a matrix, and which of its columns they are if not all."""
+        names = self.columns if features is None else tuple(features)
+        require_columns(names, self.columns, "X")
+        if isinstance(self._X, np.ndarray):
+            if names == self.columns:
+                return self._X, None
+            return self._X, np.array([self.columns.index(name) for name in names])
+        return numeric_matrix(self._X, names), None
+
+    def design(self, design: Design | None, preserved: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Return the dense design columns (n, q) and the codes of absorbed factors."""
+        if design is None:
+            return None, ()
+        if design.formula is None and isinstance(self._metadata, np.ndarray):
+            made = design.matrix(self._metadata, preserved=preserved)
+        else:
+            names = (*design.columns, *design.preserved_columns) if preserved else design.columns
+            made = design.matrix(self.metadata(names), preserved=preserved)
+        return made.dense, tuple(made.codes)
+
+    def weight(self, weight: Any) -> NDArray[np.float64] | None:
+        """Return sample weights, checked; a text names the column that holds them."""
+        if isinstance(weight, str):
+            frame = nw.from_native(self.metadata((weight,)), eager_only=True)
+            weight = numeric_matrix(frame, (weight,), "sample_weight")[:, 0]
+        return check_weight(weight, self.n_rows)
+
+    def rows(
+        self,
+        features: Sequence[str] | None = None,
+        *,
+        design: Design | None = None,
+        weight: Any = None,
+        preserved: bool = False,
+        block_rows: int = DEFAULT_BLOCK_ROWS,
+        allow_nan: bool = False,
+    ) -> ArrayRows:
+        weight = self.weight(weight)
+        X, columns = self.matrix(features)
+        dense, codes = self.design(design, preserved)
+        finite = Finite(self.columns if features is None else features, allow_nan)
+        return ArrayRows(X, dense, codes, weight, block_rows, columns=columns, finite=finite)
+
+
+def _features(X: Any, name: str) -> NDArray[Any] | Frame:
+    if is_frame(X) and not nw.dependencies.is_into_series(X) and has_names(X):
+        frame = as_frame(X, name)
+        _refuse_empty(frame.shape, name)
+        return frame
+    from sklearn.utils import check_array
+
+    X = check_array(X, dtype=[np.float64, np.float32], ensure_all_finite=False, input_name=name, accept_sparse=False)
+    return np.asarray(X)
+
+
+def _refuse_empty(shape: tuple[int, int], name: str) -> None:
+    for count, what, axis in ((shape[0], "sample", 0), (shape[1], "feature", 1)):
+        if count == 0:
+            raise ValueError(
+                f"Found array with 0 {what}(s) (shape={shape}) while a minimum of 1 is required: "
+                f"{name} has no {('rows', 'columns')[axis]}"
+            )
+
+
+def _metadata(metadata: Any) -> NDArray[Any] | Frame:
+    if is_frame(metadata) and has_names(metadata):
+        return as_frame(metadata, "metadata")
+    if hasattr(metadata, "tocsr"):
+        raise TypeError("metadata is a sparse matrix; pass a dense array or a data frame (metadata.toarray())")
+    values = np.asarray(metadata)
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2:
+        raise ValueError(f"metadata must be one value or one row for each row of X; got shape {values.shape}")
+    if values.dtype.kind in "iuf":
+        return values
+    if values.dtype.kind == "c":
+        raise ValueError("metadata is complex; pass real numbers (two columns, if both parts matter)")
+    return frame_of_strings(values)

@@ -1,0 +1,160 @@
+"""Data frames of any kind (pandas, polars, pyarrow), seen through narwhals: names, kinds, one float matrix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import did_you_mean
+
+__all__ = [
+    "as_frame",
+    "frame_of_strings",
+    "has_names",
+    "is_frame",
+    "numeric_matrix",
+    "numeric_names",
+    "require_columns",
+]
+
+_FILL_ROWS = 4096  # rows filled at a time across all columns: the target stays in cache
+
+
+def is_frame(data: Any) -> bool:
+    """Tell whether `data` is a data frame or series of a library we read, without importing any of them."""
+    known = nw.dependencies
+    return known.is_into_dataframe(data) or known.is_into_series(data) or known.is_polars_lazyframe(data)
+
+
+def has_names(data: Any) -> bool:
+    """Tell whether the columns of a frame have names: a pandas frame labelled by numbers only is a plain array."""
+    if not nw.dependencies.is_pandas_dataframe(data) or len(data.columns) == 0:
+        return True
+    return any(isinstance(label, str) for label in data.columns)
+
+
+def as_frame(data: Any, name: str) -> nw.DataFrame[Any]:
+    """Return `data` as a narwhals frame whose column names are distinct strings.
+
+    Raises
+    ------
+    TypeError
+        If column names aren't strings, or the frame is lazy.
+    ValueError
+        If two columns share a name.
+    """
+    if nw.dependencies.is_polars_lazyframe(data):
+        raise TypeError(f"{name} is lazy; call .collect() on it, or read the files with residmix.scan")
+    if nw.dependencies.is_into_series(data):
+        series = nw.from_native(data, series_only=True)
+        data = (series if series.name else series.alias("m0")).to_frame().to_native()
+    labels = list(getattr(data, "columns", ())) if not _is_arrow(data) else data.column_names
+    odd = [label for label in labels if not isinstance(label, str)]
+    if odd:
+        raise TypeError(
+            f"the columns of {name} must all be named by strings; got {odd[0]!r} of type {type(odd[0]).__name__}. "
+            "Rename them, or pass a plain array"
+        )
+    seen: set[str] = set()
+    for label in labels:
+        if label in seen:
+            raise ValueError(f"{name} has two columns named {label!r}; rename or drop one")
+        seen.add(label)
+    return nw.from_native(data, eager_only=True)
+
+
+def _is_arrow(data: Any) -> bool:
+    arrow = sys.modules.get("pyarrow")
+    return arrow is not None and isinstance(data, arrow.Table)
+
+
+def frame_of_strings(values: NDArray[Any]) -> nw.DataFrame[Any]:
+    """Return an array (n, p) that isn't numeric as a frame with columns m0, m1, ...; number-like ones as numbers."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for j in range(values.shape[1]):
+        column = values[:, j]
+        if column.dtype == object:
+            # NaN among texts is how numpy users write "missing".
+            cells = [None if cell is None or cell != cell else cell for cell in column]
+            try:
+                columns[f"m{j}"] = pa.array(cells)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                columns[f"m{j}"] = pa.array([None if cell is None else str(cell) for cell in cells])
+        else:
+            columns[f"m{j}"] = pa.array(column)
+    return nw.from_native(pa.table(columns), eager_only=True)
+
+
+def numeric_names(frame: nw.DataFrame[Any]) -> tuple[str, ...]:
+    """Return the names of columns that hold numbers; truth values don't count."""
+    return tuple(name for name, dtype in frame.schema.items() if dtype.is_numeric())
+
+
+def require_columns(names: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Raise if a name isn't among the known ones.
+
+    Raises
+    ------
+    ValueError
+        With the closest known name.
+    """
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; there are: {', '.join(map(str, list(known)[:12]))}"
+            raise ValueError(f"unknown column {name!r} in {where}{hint}")
+
+
+def numeric_matrix(frame: nw.DataFrame[Any], names: Sequence[str], where: str = "X") -> NDArray[Any]:
+    """Return columns as one matrix (n, d): float32 if all of them are, else float64; missing values become NaN.
+
+    One block of floats in the caller's frame is handed out as a view; otherwise the matrix is the only copy made.
+
+    Raises
+    ------
+    ValueError
+        If a column isn't numeric, naming it.
+    """
+    view = _pandas_view(frame, names)
+    if view is not None:
+        return view
+    columns = [_values(frame[name], where) for name in names]
+    dtype = np.float32 if columns and all(c.dtype == np.float32 for c in columns) else np.float64
+    if len(columns) == 1 and columns[0].dtype == dtype:
+        return columns[0].reshape(-1, 1)
+    matrix = np.empty((len(frame), len(columns)), dtype=dtype)
+    for start in range(0, len(frame), _FILL_ROWS):
+        rows = slice(start, start + _FILL_ROWS)
+        for j, column in enumerate(columns):
+            matrix[rows, j] = column[rows]
+    return matrix
+
+
+def _pandas_view(frame: nw.DataFrame[Any], names: Sequence[str]) -> NDArray[Any] | None:
+    native = frame.to_native()
+    if not nw.dependencies.is_pandas_dataframe(native) or tuple(native.columns) != tuple(names):
+        return None
+    kinds = set(native.dtypes)
+    if len(kinds) != 1 or next(iter(kinds)) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        return None
+    matrix = native.to_numpy()
+    return matrix if np.shares_memory(matrix, native.iloc[:, 0].to_numpy()) else None
+
+
+def _values(series: nw.Series[Any], where: str) -> NDArray[Any]:
+    dtype = series.dtype
+    if dtype not in (nw.Float32, nw.Float64):
+        if not (dtype.is_numeric() or dtype == nw.Boolean):
+            raise ValueError(
+                f"column {series.name!r} of {where} doesn't hold numbers ({dtype}); "
+                "leave it out of the features, or name it in the formula"
+            )
+        series = series.cast(nw.Float64)
+    values = np.asarray(series.to_numpy())
+    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)

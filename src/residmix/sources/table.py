@@ -1,0 +1,197 @@
+"""One view of everything that data may come in: arrays, frames, files, streams, Dask collections."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from residmix.sources.frames import is_frame, require_columns
+from residmix.sources.rows import Rows
+
+if TYPE_CHECKING:
+    from residmix.metadata import Design
+
+__all__ = ["Table", "as_table"]
+
+DEFAULT_BLOCK_ROWS = 8192
+
+
+class Table(ABC):
+    """Features and metadata of the same rows, wherever they live.
+
+    Attributes
+    ----------
+    named : bool
+        False for plain arrays, whose columns are called x0, x1, ...
+    columns : tuple of str
+        All columns of X.
+    numeric_columns : tuple of str
+        Those that hold numbers (truth values don't count).
+    has_metadata : bool
+        Whether metadata came apart from X.
+    metadata_columns : tuple of str
+        The names that a formula may use: of the metadata given apart (m0, m1, ... for an array), else those of X.
+    one_pass : bool
+        True for a one-shot iterator, which only `batches` can read.
+    """
+
+    named: bool
+    columns: tuple[str, ...]
+    numeric_columns: tuple[str, ...]
+    has_metadata: bool
+    metadata_columns: tuple[str, ...]
+    one_pass: bool = False
+
+    @property
+    @abstractmethod
+    def n_rows(self) -> int:
+        """Number of rows. May cost a pass where the source doesn't know (CSV, batches)."""
+
+    def feature_names(
+        self, features: Sequence[str] | Sequence[int] | None = None, *, exclude: Iterable[str] = ()
+    ) -> tuple[str, ...]:
+        """Return the names of the feature columns.
+
+        Parameters
+        ----------
+        features : sequence of str (or of int, for plain arrays), optional
+            What the user asked for. Default: every column if metadata came apart from X, else the numeric columns
+            that aren't in `exclude`. A column that holds no numbers is refused when rows are made.
+        exclude : iterable of str
+            Columns of one table that are used otherwise: metadata, weights.
+
+        Raises
+        ------
+        ValueError
+            For an unknown or doubled name, a feature that is also metadata, or if nothing is left.
+        """
+        others = set() if self.has_metadata else set(exclude)
+        if features is None:
+            if self.has_metadata:
+                return self.columns
+            names = tuple(name for name in self.numeric_columns if name not in others)
+            if not names:
+                raise ValueError(f"no numeric column is left to be a feature; the table has {', '.join(self.columns)}")
+            return names
+        if isinstance(features, str):
+            raise TypeError(f"features must be a list of column names, not the text {features!r}")
+        names = tuple(self._name(feature) for feature in features)
+        require_columns(names, self.columns, "features")
+        if not names:
+            raise ValueError("features is empty; name at least one column")
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(f"features names column {name!r} twice")
+            if name in others:
+                raise ValueError(f"column {name!r} can't be a feature and metadata at once")
+        return names
+
+    def _name(self, feature: Any) -> str:
+        if isinstance(feature, str):
+            return feature
+        if self.named or isinstance(feature, bool) or not hasattr(feature, "__index__"):
+            raise TypeError(f"features must be column names; got {feature!r}")
+        position = feature.__index__()
+        if not 0 <= position < len(self.columns):
+            raise ValueError(f"features asks for column {position} of an array with {len(self.columns)} columns")
+        return self.columns[position]
+
+    @abstractmethod
+    def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """Yield the metadata in order: frames with `columns` (default: all), or arrays (b, p) if given as one."""
+
+    @abstractmethod
+    def rows(
+        self,
+        features: Sequence[str] | None = None,
+        *,
+        design: Design | None = None,
+        weight: Any = None,
+        preserved: bool = False,
+        block_rows: int = DEFAULT_BLOCK_ROWS,
+        allow_nan: bool = False,
+    ) -> Rows:
+        """Return the rows that statistics are folded over.
+
+        Parameters
+        ----------
+        features : sequence of str, optional
+            As `feature_names` returned them.
+        design : Design, optional
+            Fitted map from metadata to design columns; `preserved` adds the columns that are estimated only.
+        weight : array (n,) or str, optional
+            Sample weights, or the column that holds them.
+        block_rows : int
+            Rows in a block: a function of the problem, never of the machine.
+        allow_nan : bool
+            Let NaN features through. Infinities are refused always, in the first pass.
+        """
+
+    @abstractmethod
+    def batches(self) -> Iterator[Table]:
+        """Yield the data once, in order, as tables in memory."""
+
+
+def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
+    """Return a view of `X`, and of `metadata` if it comes apart.
+
+    Parameters
+    ----------
+    X : array (n, d), pandas/polars/pyarrow table, Table, Dask array or data frame, or batches
+        Batches are a callable that returns an iterator, or an iterable: of arrays, of frames, or of pairs
+        (features, metadata). An iterator that can be read once only serves `partial_fit`.
+    metadata : array (n,) or (n, p), frame or series, optional
+        Numbers stay an array; other arrays become a frame with columns m0, m1, ...
+    name : str
+        What messages call `X`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sparse matrices, wrong shapes, no rows, other lengths, or data of no kind we know.
+    """
+    from residmix.sources.array import MemoryTable
+
+    if isinstance(X, Table):
+        return X if metadata is None else _beside(X, metadata)
+    if is_dask(X) or is_dask(metadata):
+        from residmix.sources.dask import dask_table
+
+        return dask_table(X, metadata)
+    if not is_frame(X) and (callable(X) or _is_batches(X)):
+        from residmix.sources.stream import batch_table
+
+        if metadata is not None:
+            raise TypeError("with batches, metadata comes in each batch: yield pairs (features, metadata)")
+        return batch_table(X)
+    if isinstance(X, (str, bytes)) or hasattr(X, "__fspath__"):
+        raise TypeError(f"{name} is a path; read it with residmix.scan({X!r})")
+    return MemoryTable.make(X, metadata, name)
+
+
+def _beside(table: Table, metadata: Any) -> Table:
+    from residmix.sources.array import MemoryTable
+    from residmix.sources.stream import StreamTable
+
+    if table.has_metadata:
+        raise ValueError("this table has metadata already; pass metadata= once")
+    if isinstance(table, MemoryTable):
+        return table.with_metadata(metadata)
+    if isinstance(table, StreamTable):
+        return table.with_metadata(metadata)
+    raise TypeError(f"metadata= can't be put beside a {type(table).__name__}; join the columns into one table")
+
+
+def is_dask(data: Any) -> bool:
+    """Tell whether `data` is a Dask collection, without importing Dask."""
+    return "dask" in sys.modules and hasattr(data, "__dask_graph__") and hasattr(data, "dask")
+
+
+def _is_batches(X: Any) -> bool:
+    """Tell whether `X` is an iterable of batches rather than one array-like."""
+    if hasattr(X, "__array__") or hasattr(X, "__array_interface__") or hasattr(X, "__len__"):
+        first = X[0] if isinstance(X, (list, tuple)) and X else None
+        return isinstance(first, tuple) and len(first) == 2 and hasattr(first[0], "shape")
+    return isinstance(X, Iterable)
