@@ -3,15 +3,22 @@
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+import residmix
+from residmix.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    if "_build" not in path.parts and "generated" not in path.parts and "```python" in path.read_text(encoding="utf-8")
+    if "_build" not in path.parts
+    and "generated" not in path.parts
+    and re.search(r"^```python|^\$ residmix", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -29,6 +36,22 @@ def examples(text: str) -> list[tuple[str, str | None]]:
     return pairs
 
 
+def commands(text: str) -> list[tuple[str, str]]:
+    """Run every console block that begins with ``$ residmix``; return (printed, shown)."""
+    outputs = []
+    for match in BLOCK.finditer(text):
+        first, _, shown = match[2].partition("\n")
+        if match[1] == "console" and first.startswith("$ residmix"):
+            done = CliRunner().invoke(main, shlex.split(first)[2:])
+            assert done.exit_code == 0, done.output
+            outputs.append((rstripped(done.stdout), rstripped(shown)))
+    return outputs
+
+
+def rstripped(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+
+
 def run_page(text: str) -> list[tuple[str, str]]:
     """Run the blocks of a page in one namespace; return (printed, shown) where an output is shown."""
     namespace: dict[str, object] = {}
@@ -38,20 +61,23 @@ def run_page(text: str) -> list[tuple[str, str]]:
         with contextlib.redirect_stdout(printed):
             exec(compile(code, "page", "exec"), namespace)
         if shown is not None:
-            outputs.append((printed.getvalue().rstrip(), shown.rstrip()))
+            outputs.append((rstripped(printed.getvalue()), rstripped(shown)))
     return outputs
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_code_on_the_page_prints_what_the_page_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for printed, shown in run_page(page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for printed, shown in [*run_page(text), *commands(text)]:
         assert printed == shown
 
 
 def test_a_page_that_shows_something_else_is_noticed():
     page = "```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
     assert run_page(page) == [("2", "3")]
+    page = "```console\n$ residmix --version\nresidmix, version 0.0\n```\n"
+    assert commands(page) == [(f"residmix, version {residmix.__version__}", "residmix, version 0.0")]
 
 
 def test_links_between_pages_lead_somewhere():
