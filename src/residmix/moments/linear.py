@@ -1,0 +1,254 @@
+"""Weighted second moments of the joint row [a; x]: what least squares needs to know of the data.
+
+Moments are kept about their own mean and merged by Chan, Golub and LeVeque (1983), never as ``E[x^2] - mean^2``. A mean
+is kept as ``origin + offset``, a point near the data plus a small correction: differences of means then don't cancel,
+and columns like a calendar time with 1e8 in front of a spread of 1 lose no digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.blas import dgemm
+
+from residmix.sources.rows import Block
+
+__all__ = [
+    "Affine",
+    "LeftOver",
+    "LinearMoments",
+    "ResidualMoments",
+    "linear_moments",
+    "merge_moments",
+    "merge_residual_moments",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class LinearMoments:
+    """Moments of n rows with q design columns and d features.
+
+    The axis g is 1 when every feature has every row, and d when values are missing, each feature then having moments of
+    the design over the rows that it has itself.
+
+    Attributes
+    ----------
+    count : ndarray (g,)
+        Rows of positive weight.
+    weight : ndarray (g,)
+        Sum of the weights.
+    origin_a, offset_a : ndarray (q,), (g, q)
+        Mean of the design is ``origin_a + offset_a``.
+    origin_x, offset_x : ndarray (d,), (d,)
+        Mean of the features is ``origin_x + offset_x``.
+    s_aa, s_ax, s_xx : ndarray (g, q, q), (q, d), (d,)
+        Centred, weighted scatter; of x with x only the diagonal.
+    occupied : ndarray (q,)
+        Rows of positive weight in which the design column isn't 0: of a dummy column, the rows of its level.
+    """
+
+    count: Array
+    weight: Array
+    origin_a: Array
+    offset_a: Array
+    origin_x: Array
+    offset_x: Array
+    s_aa: Array
+    s_ax: Array
+    s_xx: Array
+    occupied: Array
+
+    @property
+    def mean_a(self) -> Array:
+        """Mean of the design, (g, q)."""
+        return self.origin_a + self.offset_a
+
+    @property
+    def mean_x(self) -> Array:
+        """Mean of the features, (d,)."""
+        return self.origin_x + self.offset_x
+
+
+def linear_moments(block: Block) -> LinearMoments:
+    """Return the moments of one block; NaN in X means that this feature lacks this row."""
+    X = np.asarray(block.X, dtype=np.float64)
+    A = _design(block)
+    missing = np.isnan(X)
+    return _moments_missing(X, A, block.weight, missing) if missing.any() else _moments(X, A, block.weight)
+
+
+def _design(block: Block) -> Array:
+    return np.empty((block.n_rows, 0)) if block.design is None else block.design
+
+
+def _origin(values: Array, weight: Array | None) -> Array:
+    # Rows of weight 0 must not move the origin, unless there are no others.
+    if weight is None or not weight.any():
+        return values.mean(axis=0)
+    return weight @ values / weight.sum()
+
+
+def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
+    n, q = A.shape
+    origin_x, origin_a = _origin(X, weight), _origin(A, weight)
+    x = X - origin_x
+    # One more column of ones: its products are the sums that correct the rounding of the origins.
+    a = np.empty((n, q + 1))
+    np.subtract(A, origin_a, out=a[:, :q])
+    a[:, q] = 1.0
+    weighted = a if weight is None else a * weight[:, None]
+    total = float(n if weight is None else weight.sum())
+    aa, ax = weighted.T @ a, weighted.T @ x
+    square = np.einsum("ij,ij->j", x, x) if weight is None else np.einsum("i,ij,ij->j", weight, x, x)
+    offset_a, offset_x = aa[q, :q] / (total or 1.0), ax[q] / (total or 1.0)
+    present = A != 0 if weight is None else (A != 0) & (weight > 0)[:, None]
+    return LinearMoments(
+        count=np.array([n if weight is None else np.count_nonzero(weight)], dtype=float),
+        weight=np.array([total]),
+        origin_a=origin_a,
+        offset_a=offset_a[None],
+        origin_x=origin_x,
+        offset_x=offset_x,
+        s_aa=(aa[:q, :q] - total * np.outer(offset_a, offset_a))[None],
+        s_ax=ax[:q] - total * np.outer(offset_a, offset_x),
+        s_xx=np.maximum(square - total * offset_x**2, 0.0),
+        occupied=np.count_nonzero(present, axis=0).astype(float),
+    )
+
+
+def _moments_missing(X: Array, A: Array, weight: Array | None, missing: NDArray[np.bool_]) -> LinearMoments:
+    n, q = A.shape
+    d = X.shape[1]
+    w = np.ones(n) if weight is None else weight
+    have = np.where(missing, 0.0, w[:, None])
+    total = have.sum(axis=0)
+    safe = np.where(total > 0, total, 1.0)
+    filled = np.where(missing, 0.0, X)
+    origin_x = np.einsum("ij,ij->j", have, filled) / safe
+    origin_a = _origin(A, weight)
+    x = np.where(missing, 0.0, filled - origin_x)
+    a = A - origin_a
+    left, right = np.triu_indices(q)
+    # All the features' q x q scatters at once: products of pairs of columns, summed by each feature's own weights.
+    pairs = have.T @ (a[:, left] * a[:, right])
+    s_aa = np.empty((d, q, q))
+    s_aa[:, left, right] = pairs
+    s_aa[:, right, left] = pairs
+    sum_a = have.T @ a
+    sum_x = np.einsum("ij,ij->j", have, x)
+    offset_a, offset_x = sum_a / safe[:, None], sum_x / safe
+    present = (A != 0) & (w > 0)[:, None]
+    return LinearMoments(
+        count=np.count_nonzero(have, axis=0).astype(float),
+        weight=total,
+        origin_a=origin_a,
+        offset_a=offset_a,
+        origin_x=origin_x,
+        offset_x=offset_x,
+        s_aa=s_aa - total[:, None, None] * offset_a[:, :, None] * offset_a[:, None, :],
+        s_ax=a.T @ (have * x) - (total * offset_x) * offset_a.T,
+        s_xx=np.maximum(np.einsum("ij,ij,ij->j", have, x, x) - total * offset_x**2, 0.0),
+        occupied=np.count_nonzero(present, axis=0).astype(float),
+    )
+
+
+def merge_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
+    """Return the moments of the rows of both."""
+    weight = one.weight + two.weight
+    safe = np.where(weight > 0, weight, 1.0)
+    share = two.weight / safe  # (g,)
+    cross = one.weight * share
+    step_a = (two.origin_a - one.origin_a) + (two.offset_a - one.offset_a)  # (g, q)
+    step_x = (two.origin_x - one.origin_x) + (two.offset_x - one.offset_x)  # (d,)
+    return LinearMoments(
+        count=one.count + two.count,
+        weight=weight,
+        origin_a=one.origin_a,
+        offset_a=one.offset_a + share[:, None] * step_a,
+        origin_x=one.origin_x,
+        offset_x=one.offset_x + share * step_x,
+        s_aa=one.s_aa + two.s_aa + cross[:, None, None] * step_a[:, :, None] * step_a[:, None, :],
+        s_ax=one.s_ax + two.s_ax + cross * step_a.T * step_x,
+        s_xx=one.s_xx + two.s_xx + cross * step_x**2,
+        occupied=one.occupied + two.occupied,
+    )
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Residual of a block, ``(x - origin_x) - (a - origin_a) coef - constant``, in the dtype of X.
+
+    Subtracting the origins first keeps the digits that large offsets would cost.
+
+    Attributes
+    ----------
+    origin_x, origin_a : ndarray (d,), (p,)
+    coef : ndarray (p, d)
+        Only the first p design columns are used; further ones are preserved.
+    constant : ndarray (d,)
+    sign : {-1, 1}
+        -1 removes the effect, 1 adds it back.
+    """
+
+    origin_x: Array
+    origin_a: Array
+    coef: Array
+    constant: Array
+    sign: int = -1
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        X, p = block.X, len(self.coef)
+        out = np.empty(X.shape)
+        a = np.empty((len(X), p + 1))
+        a[:, p] = 1.0
+        if p:
+            np.subtract(_design(block)[:, :p], self.origin_a, out=a[:, :p])
+        step = np.subtract if self.sign < 0 else np.add
+        step(X, self.origin_x, out=out)
+        # BLAS adds the product onto the residual in place: no third array. It wants columns, hence the transposes.
+        full = np.vstack([self.coef, self.constant])
+        dgemm(float(self.sign), full.T, a.T, beta=1.0, c=out.T, overwrite_c=True)
+        return out.astype(X.dtype, copy=False)
+
+
+@dataclass
+class ResidualMoments:
+    """What is left in residuals r: products with ``z = [a - origin_a, 1]``, and their squares.
+
+    Attributes
+    ----------
+    z_r : ndarray (q + 1, d)
+    rss : ndarray (d,)
+        Weighted sum of squared residuals.
+    """
+
+    z_r: Array
+    rss: Array
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """``block -> ResidualMoments`` for the residual that `affine` leaves; used to refine a solution."""
+
+    affine: Affine
+
+    def __call__(self, block: Block) -> ResidualMoments:
+        residual = self.affine(Block(block.start, np.asarray(block.X, dtype=np.float64), block.design))
+        residual[np.isnan(residual)] = 0.0  # a row that a feature lacks has no say in it
+        z = np.empty((block.n_rows, len(self.affine.coef) + 1))
+        z[:, -1] = 1.0
+        z[:, :-1] = _design(block) - self.affine.origin_a
+        if block.weight is not None:
+            z *= block.weight[:, None]
+            return ResidualMoments(z.T @ residual, np.einsum("i,ij,ij->j", block.weight, residual, residual))
+        return ResidualMoments(z.T @ residual, np.einsum("ij,ij->j", residual, residual))
+
+
+def merge_residual_moments(one: ResidualMoments, two: ResidualMoments) -> ResidualMoments:
+    """Return the moments of the residuals of both."""
+    return ResidualMoments(one.z_r + two.z_r, one.rss + two.rss)

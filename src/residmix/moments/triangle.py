@@ -1,0 +1,75 @@
+"""Orthogonal triangularisation over blocks (TSQR): the second look that an ill-conditioned design needs.
+
+A Gram matrix squares the condition number. The triangular factor of the stacked blocks doesn't: factor each block, then
+factor the stacked factors (Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.sources.rows import Block
+
+__all__ = ["Triangle", "Triangularize", "merge_triangles"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Triangle:
+    """Factor R of ``z = [1, a - origin_a]`` times root weights, and ``Q' (x - origin_x)``.
+
+    Attributes
+    ----------
+    factors : tuple of ndarray (k, q + 1)
+        One for all features, or one per feature when values are missing; k <= q + 1.
+    products : tuple of ndarray (k, d) or (k, 1)
+    """
+
+    factors: tuple[Array, ...]
+    products: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Triangularize:
+    """``block -> Triangle``; `per_feature` when features lack rows, each then having a factor of its own."""
+
+    origin_a: Array
+    origin_x: Array
+    per_feature: bool
+
+    def __call__(self, block: Block) -> Triangle:
+        n, q = block.n_rows, len(self.origin_a)
+        z = np.empty((n, q + 1))
+        z[:, 0] = 1.0
+        if q and block.design is not None:
+            z[:, 1:] = block.design - self.origin_a
+        x = np.asarray(block.X, dtype=np.float64) - self.origin_x
+        if block.weight is not None:
+            root = np.sqrt(block.weight)[:, None]
+            z, x = z * root, x * root
+        if not self.per_feature:
+            return Triangle(*_factor(z, x))
+        parts = []
+        for column in x.T:
+            have = ~np.isnan(column)
+            parts.append(_factor(z[have], column[have, None]))
+        return Triangle(tuple(f[0] for f, _ in parts), tuple(p[0] for _, p in parts))
+
+
+def _factor(z: Array, x: Array) -> tuple[tuple[Array], tuple[Array]]:
+    orthogonal, factor = np.linalg.qr(z)
+    return (factor,), (orthogonal.T @ x,)
+
+
+def merge_triangles(one: Triangle, two: Triangle) -> Triangle:
+    """Return the triangle of the rows of both."""
+    factors, products = [], []
+    for r1, r2, c1, c2 in zip(one.factors, two.factors, one.products, two.products, strict=True):
+        (factor,), (product,) = _factor(np.vstack([r1, r2]), np.vstack([c1, c2]))
+        factors.append(factor)
+        products.append(product)
+    return Triangle(tuple(factors), tuple(products))
