@@ -1,0 +1,148 @@
+"""What a formula is made of once it is read: columns, calls and arithmetic. Frozen values; nothing here evaluates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Call", "Column", "Contrast", "Expression", "Literal", "Number", "Operation", "Terms", "quoted"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metadata column by name."""
+
+    name: str
+
+    @property
+    def text(self) -> str:
+        return quoted(self.name)
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def columns(self) -> Iterator[str]:
+        yield self.name
+
+    def calls(self) -> Iterator[Call]:
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number inside the arithmetic of a call."""
+
+    value: float
+
+    @property
+    def text(self) -> str:
+        return repr(int(self.value)) if float(self.value).is_integer() else repr(self.value)
+
+    label = text
+
+    def columns(self) -> Iterator[str]:
+        yield from ()
+
+    def calls(self) -> Iterator[Call]:
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Arithmetic inside a call: ``left symbol right``, or ``-right`` when left is None."""
+
+    symbol: str
+    left: Expression | None
+    right: Expression
+
+    def _written(self, part: str) -> str:
+        left = "" if self.left is None else f"{getattr(self.left, part)} "
+        gap = " " if left else ""
+        return f"({left}{self.symbol}{gap}{getattr(self.right, part)})"
+
+    @property
+    def text(self) -> str:
+        return self._written("text")
+
+    @property
+    def label(self) -> str:
+        return self._written("label")
+
+    def columns(self) -> Iterator[str]:
+        for side in (self.left, self.right):
+            if side is not None:
+                yield from side.columns()
+
+    def calls(self) -> Iterator[Call]:
+        for side in (self.left, self.right):
+            if side is not None:
+                yield from side.calls()
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How the levels of a factor become columns: ``contr.treatment("A")``."""
+
+    name: str
+    base: str | float | bool | None = None
+
+    @property
+    def text(self) -> str:
+        return self.name if self.base is None else f"{self.name}({self.base!r})"
+
+
+Literal = str | float | bool | None | Contrast | tuple["str | float | bool | None", ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One of :data:`FUNCTIONS` applied to an expression, with literal options."""
+
+    function: str
+    argument: Expression
+    options: tuple[tuple[str, Literal], ...] = ()
+
+    @property
+    def text(self) -> str:
+        return self._written(self.argument.text)
+
+    @property
+    def label(self) -> str:
+        return self._written(self.argument.label)
+
+    def _written(self, argument: str) -> str:
+        if isinstance(self.argument, Operation):
+            argument = argument[1:-1]
+        return f"{self.function}({', '.join([argument, *(f'{key}={_shown(v)}' for key, v in self.options)])})"
+
+    def columns(self) -> Iterator[str]:
+        yield from self.argument.columns()
+
+    def calls(self) -> Iterator[Call]:
+        """Yield the calls inside, innermost first, and this one."""
+        yield from self.argument.calls()
+        yield self
+
+
+Expression = Column | Number | Operation | Call
+Terms = tuple[tuple[Column | Call, ...], ...]  # a term is the product of its factors; the intercept isn't listed
+
+
+def _shown(value: Literal) -> str:
+    if isinstance(value, Contrast):
+        return value.text
+    return repr(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+def quoted(name: str) -> str:
+    """Return a column name as a formula writes it: in backticks unless it is an identifier.
+
+    Examples
+    --------
+    >>> quoted("age"), quoted("age at scan")
+    ('age', '`age at scan`')
+    """
+    plain = re.fullmatch(r"[^\W\d]\w*", name) and name not in {"True", "False", "None"}
+    return name if plain else "`" + name.replace("`", "``") + "`"

@@ -1,0 +1,397 @@
+"""Formulas: text in, terms out; nothing of the text is ever run.
+
+A formula may come from a file that somebody else wrote, so its grammar is a list of what is let through:
+
+    formula    = ["~"] sum                     what to remove; an intercept is always there
+    sum        = product {("+" | "-") product}
+    product    = cross {("*" | "/") cross}     a*b = a + b + a:b      a/b = a + a:b
+    cross      = power {":" power}
+    power      = primary ["**" digits]         (a + b)**2 = a + b + a:b
+    primary    = "1" | name | call | "(" sum ")"
+    call       = function "(" arithmetic {"," [key "="] literal} ")"
+
+with the functions of :data:`FUNCTIONS`, arithmetic ``+ - * / **`` inside a call, and literals that are numbers,
+strings, True, False, None, lists of them or contrasts such as ``contr.treatment("A")``. A column whose name isn't an
+identifier stands in backticks. The algebra of terms is that of Wilkinson and Rogers (1973), as in R.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import NoReturn
+
+from residmix.errors import did_you_mean
+from residmix.expressions import Call, Column, Contrast, Expression, Literal, Number, Operation, Terms
+
+__all__ = ["FUNCTIONS", "FormulaError", "formula_columns", "parse_formula"]
+
+# What each function takes besides its first argument, in positional order.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "C": ("contrast", "levels"),
+    "I": (),
+    "bs": ("df", "knots", "degree", "lower_bound", "upper_bound", "extrapolation"),
+    "cc": ("df", "knots", "lower_bound", "upper_bound"),
+    "center": (),
+    "cr": ("df", "knots", "lower_bound", "upper_bound", "extrapolation"),
+    "exp": (),
+    "expm1": (),
+    "log": (),
+    "log10": (),
+    "log1p": (),
+    "log2": (),
+    "poly": ("degree", "raw"),
+    "scale": ("center", "scale", "ddof"),
+    "sqrt": (),
+}
+CONTRASTS = ("contr.helmert", "contr.sum", "contr.treatment")
+
+# Bounds on what a short text may ask for: (a+b+...)**9 would otherwise fill any memory.
+MAX_LENGTH, MAX_DEPTH, MAX_POWER = 20_000, 40, 9
+MAX_TERMS, MAX_FACTORS, MAX_OPERATIONS = 5_000, 7, 200
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+      (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+    | (?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)
+    | `(?P<quoted>(?:[^`]|``)+)`
+    | (?P<string>"[^"\\\n]*"|'[^'\\\n]*')
+    | (?P<operator>\*\*|[-+:*/()\[\],=~])
+    )""",
+    re.VERBOSE,
+)
+
+
+class FormulaError(ValueError):
+    """A formula holds something that isn't let through, or makes no sense."""
+
+
+def parse_formula(text: str) -> Terms:
+    """Return the terms of a formula, main effects before interactions, without evaluating anything.
+
+    Raises
+    ------
+    FormulaError
+        With the place in the text, for whatever the grammar of this module doesn't list.
+
+    Examples
+    --------
+    >>> [":".join(factor.label for factor in term) for term in parse_formula("C(site) * age")]
+    ['C(site)', 'age', 'C(site):age']
+    """
+    return _Parser(text).formula()
+
+
+def formula_columns(text: str) -> tuple[str, ...]:
+    """Return the data columns that a formula uses, also those inside calls, in order of appearance.
+
+    Raises
+    ------
+    FormulaError
+        As :func:`parse_formula` does.
+
+    Examples
+    --------
+    >>> formula_columns("bs(age, df=4) + C(site):`total volume`")
+    ('age', 'site', 'total volume')
+    """
+    terms = parse_formula(text)
+    return tuple(dict.fromkeys(name for term in terms for factor in term for name in factor.columns()))
+
+
+class _Parser:
+    """Recursive descent over the tokens of one formula."""
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise FormulaError(f"a formula is a string such as 'age + C(site)', not {type(text).__name__}")
+        if len(text) > MAX_LENGTH:
+            raise FormulaError(f"the formula is {len(text)} characters long; at most {MAX_LENGTH} are let through")
+        self.text, self.depth, self.at, self.operations = text, 0, 0, 0
+        self.tokens: list[tuple[str, str, int]] = []
+        place, end = 0, len(text.rstrip())
+        while place < end:
+            match = _TOKEN.match(text, place)
+            if match is None:
+                place += len(text[place:]) - len(text[place:].lstrip())
+                self.refuse(f"{text[place]!r} is not let through in a formula", place)
+            kind = str(match.lastgroup)
+            self.tokens.append((kind, match.group(kind), match.start(kind)))
+            place = match.end()
+        self.tokens.append(("end", "", end))
+
+    def refuse(self, why: str, place: int | None = None) -> NoReturn:
+        place = self.tokens[self.at][2] if place is None else place
+        first = max(0, place - 60)
+        line = self.text[first : place + 60].replace("\n", " ")
+        raise FormulaError(f"{why}\n    {line}\n    {' ' * (place - first)}^")
+
+    def peek(self, ahead: int = 0) -> tuple[str, str]:
+        return self.tokens[min(self.at + ahead, len(self.tokens) - 1)][:2]
+
+    def accept(self, *operators: str) -> str | None:
+        kind, value = self.peek()
+        if kind == "operator" and value in operators:
+            self.at += 1
+            return value
+        return None
+
+    def expect(self, operator: str) -> None:
+        if not self.accept(operator):
+            self.refuse(f"expected {operator!r}, found {self.peek()[1] or 'the end'!r}")
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            self.refuse(f"parentheses are nested more than {MAX_DEPTH} deep")
+
+    # ---- terms -----------------------------------------------------------------------------------------------------
+
+    def formula(self) -> Terms:
+        self.accept("~")
+        if self.peek()[0] == "end":
+            self.refuse("the formula is empty; write '1' to take out the mean only")
+        terms = self.sum()
+        if self.peek()[0] != "end":
+            self.refuse(f"cannot read {self.peek()[1]!r} here")
+        return tuple(sorted((term for term in terms if term), key=len))
+
+    def sum(self) -> Terms:
+        sign = self.accept("+", "-")
+        terms = () if sign == "-" else self.product()
+        if sign == "-":
+            terms = self.without(())
+        added = [terms]
+        while sign := self.accept("+", "-"):
+            if sign == "+":
+                added.append(self.product())
+            else:
+                added = [self.without(_union(*added))]
+        return self.bounded(_union(*added))
+
+    def without(self, terms: Terms) -> Terms:
+        here = self.at
+        dropped = {frozenset(term) for term in self.product()}
+        if frozenset() in dropped:
+            self.at = here
+            self.refuse_no_intercept()
+        return tuple(term for term in terms if frozenset(term) not in dropped)
+
+    def refuse_no_intercept(self) -> NoReturn:
+        self.refuse(
+            "the intercept is always estimated, as residuals without it would keep the mean of the metadata's effect; "
+            "leave out '0 +' or '- 1'"
+        )
+
+    def product(self) -> Terms:
+        terms = self.cross()
+        while sign := self.accept("*", "/"):
+            other = self.cross()
+            if sign == "*":
+                terms = _union(terms, other, self.crossed(terms, other))
+            else:
+                parent = tuple(dict.fromkeys(factor for term in terms for factor in term))
+                terms = _union(terms, self.crossed((parent,), other))
+        return terms
+
+    def cross(self) -> Terms:
+        terms = self.power()
+        while self.accept(":"):
+            terms = self.crossed(terms, self.power())
+        return terms
+
+    def crossed(self, first: Terms, second: Terms) -> Terms:
+        if len(first) * len(second) > MAX_TERMS**2 // 100:
+            self.refuse(f"the formula makes more than {MAX_TERMS} terms")
+        terms = tuple(tuple(dict.fromkeys(a + b)) for a in first for b in second)
+        if max(map(len, terms), default=0) > MAX_FACTORS:
+            self.refuse(f"an interaction has at most {MAX_FACTORS} factors")
+        return self.bounded(_union(terms))
+
+    def bounded(self, terms: Terms) -> Terms:
+        if len(terms) > MAX_TERMS:
+            self.refuse(f"the formula makes more than {MAX_TERMS} terms")
+        return terms
+
+    def power(self) -> Terms:
+        base = self.primary()
+        if not self.accept("**"):
+            return base
+        kind, value = self.peek()
+        if kind != "number" or not value.isdigit() or not 1 <= len(value) <= 3 or not 1 <= int(value) <= MAX_POWER:
+            self.refuse(f"a power of terms is a whole number from 1 to {MAX_POWER}")
+        self.at += 1
+        terms = base
+        for _ in range(int(value) - 1):
+            terms = _union(terms, self.crossed(terms, base))
+        return terms
+
+    def primary(self) -> Terms:
+        kind, value = self.peek()
+        if self.accept("("):
+            self.enter()
+            terms = self.sum()
+            self.expect(")")
+            self.depth -= 1
+            return terms
+        if kind == "number":
+            if value == "0":
+                self.refuse_no_intercept()
+            if value != "1":
+                self.refuse(f"the number {value} is no term; arithmetic goes inside I(), for example I(age / 10)")
+            self.at += 1
+            return ((),)
+        factor = self.atom()
+        if not isinstance(factor, Column | Call):
+            self.refuse("a term is a column or a call")
+        return ((factor,),)
+
+    # ---- arithmetic inside calls -----------------------------------------------------------------------------------
+
+    def arithmetic(self) -> Expression:
+        left = self.scaled()
+        while sign := self.accept("+", "-"):
+            left = self.operation(sign, left, self.scaled())
+        return left
+
+    def scaled(self) -> Expression:
+        left = self.signed()
+        while sign := self.accept("*", "/"):
+            left = self.operation(sign, left, self.signed())
+        return left
+
+    def operation(self, sign: str, left: Expression, right: Expression) -> Operation:
+        self.operations += 1
+        if self.operations > MAX_OPERATIONS:
+            self.refuse(f"a formula has at most {MAX_OPERATIONS} arithmetic operations")
+        return Operation(sign, left, right)
+
+    def signed(self) -> Expression:
+        if self.accept("-"):
+            self.enter()
+            value = self.signed()
+            self.depth -= 1
+            return Number(-value.value) if isinstance(value, Number) else Operation("-", None, value)
+        base = self.atom()
+        if self.accept("**"):
+            self.enter()
+            power = self.signed()
+            self.depth -= 1
+            if not isinstance(power, Number) or abs(power.value) > MAX_POWER:
+                self.refuse(f"a power is a number between -{MAX_POWER} and {MAX_POWER}")
+            return Operation("**", base, power)
+        return base
+
+    def atom(self) -> Expression:
+        kind, value = self.peek()
+        if kind == "operator" and value == "(":
+            self.at += 1
+            self.enter()
+            inner = self.arithmetic()
+            self.expect(")")
+            self.depth -= 1
+            return inner
+        if kind == "number":
+            if float(value) > 1e300:
+                self.refuse(f"the number {value} is too large")
+            self.at += 1
+            return Number(float(value))
+        if kind == "quoted":
+            self.at += 1
+            return Column(value.replace("``", "`"))
+        if kind != "name":
+            self.refuse(f"expected a column or a call, found {value or 'the end'!r}")
+        if self.peek(1) == ("operator", "("):
+            return self.call(value)
+        if "." in value:
+            self.refuse(f"{value!r} is not let through; a column of that name stands in backticks: `{value}`")
+        if value in {"True", "False", "None"}:
+            self.refuse(f"{value} is no column")
+        self.at += 1
+        return Column(value)
+
+    # ---- calls -----------------------------------------------------------------------------------------------------
+
+    def call(self, function: str) -> Call:
+        if function not in FUNCTIONS:
+            hint = did_you_mean(function.split(".")[-1], FUNCTIONS)
+            self.refuse(f"{function}() is not let through{hint}; there are {', '.join(FUNCTIONS)}")
+        self.at += 2
+        self.enter()
+        argument = self.arithmetic()
+        if not next(argument.columns(), None):
+            self.refuse(f"{function}() needs a column")
+        if function == "C" and not isinstance(argument, Column):
+            self.refuse("C() takes a column")
+        if any(call.function == "C" for call in argument.calls()):
+            self.refuse(f"{function}() needs numbers; C() makes a factor")
+        options: dict[str, Literal] = {}
+        names = FUNCTIONS[function]
+        while self.accept(","):
+            place = self.at
+            if self.peek()[0] == "name" and self.peek(1) == ("operator", "="):
+                key = self.peek()[1]
+                self.at += 2
+            else:
+                key = names[len(options)] if len(options) < len(names) else "(too many)"
+            if key not in names:
+                self.at = place
+                takes = f"takes {', '.join(names)}" if names else "takes no options"
+                self.refuse(f"{function}() has no option {key!r}{did_you_mean(key, names)}; it {takes}")
+            if key in options:
+                self.at = place
+                self.refuse(f"{function}() got {key!r} twice")
+            options[key] = self.literal()
+        self.expect(")")
+        self.depth -= 1
+        return Call(function, argument, tuple((key, options[key]) for key in names if key in options))
+
+    def literal(self) -> Literal:
+        if self.accept("["):
+            items = []
+            while not self.accept("]"):
+                items.append(self.scalar())
+                if not self.accept(","):
+                    self.expect("]")
+                    break
+            return tuple(items)
+        kind, value = self.peek()
+        if kind == "name" and value.startswith("contr."):
+            return self.contrast(value)
+        return self.scalar()
+
+    def scalar(self) -> str | float | bool | None:
+        negative = bool(self.accept("-"))
+        kind, value = self.peek()
+        if kind == "number":
+            self.at += 1
+            number = ast.literal_eval(value)
+            return -number if negative else number
+        if negative or not (kind == "string" or (kind == "name" and value in {"True", "False", "None"})):
+            self.refuse(f"an option is a number, a string, True, False, None or a list of them, not {value!r}")
+        self.at += 1
+        return ast.literal_eval(value)
+
+    def contrast(self, name: str) -> Contrast:
+        if name not in CONTRASTS:
+            self.refuse(f"{name} is not let through{did_you_mean(name, CONTRASTS)}")
+        self.at += 1
+        base = None
+        if self.accept("("):
+            if self.peek() == ("name", "base") and self.peek(1) == ("operator", "="):
+                self.at += 2
+            if not self.accept(")"):
+                if name != "contr.treatment":
+                    self.refuse(f"{name}() takes no options")
+                base = self.scalar()
+                self.expect(")")
+        return Contrast(name, base)
+
+
+def _union(*parts: Terms) -> Terms:
+    """Join terms; a:b and b:a are one term."""
+    found: dict[frozenset[Column | Call], tuple[Column | Call, ...]] = {}
+    for part in parts:
+        for term in part:
+            found.setdefault(frozenset(term), term)
+    return tuple(found.values())

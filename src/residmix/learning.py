@@ -1,0 +1,253 @@
+"""The passes over metadata that find out what a design must remember."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.columns import Metadata, open_metadata
+from residmix.errors import DesignWarning, RareLevelWarning
+from residmix.expressions import Call, Column, Contrast, Terms
+from residmix.formula import FormulaError
+from residmix.levels import Levels, missing_error, sorted_levels
+from residmix.transforms import evaluate, learn, recut
+
+if TYPE_CHECKING:
+    from residmix.metadata import Term
+
+__all__ = ["Learned", "Survey", "survey"]
+
+KEPT_ROWS = 1 << 22  # rows up to which numeric columns are kept between the passes of one fit
+FEW = 12  # distinct integers below which a numeric column looks like codes
+RARE = 3
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a design remembers, keyed by the text of the expression or, for `fills`, by the column's name.
+
+    Attributes
+    ----------
+    levels : dict of Levels
+        Of every factor.
+    fills : dict of float
+        Training mean of the numeric columns, where missing values are to be replaced by it.
+    states : dict
+        Of the stateful functions: knots, bounds, means, coefficients.
+    widths : dict of int or None
+        Columns of a numeric expression; None for a single one.
+    """
+
+    levels: dict[str, Levels]
+    fills: dict[str, float]
+    states: dict[str, dict[str, Any]]
+    widths: dict[str, int | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "levels": {text: levels.to_dict() for text, levels in self.levels.items()},
+            "fills": dict(self.fills),
+            "states": {text: dict(state) for text, state in self.states.items()},
+            "widths": dict(self.widths),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Learned:
+        levels = {text: Levels.from_dict(item) for text, item in saved["levels"].items()}
+        return cls(levels, dict(saved["fills"]), dict(saved["states"]), dict(saved["widths"]))
+
+
+class _Tally:
+    """What one pass finds out about one column."""
+
+    def __init__(self, name: str, *, as_labels: bool) -> None:
+        self.name, self.as_labels = name, as_labels
+        self.kind = "empty"
+        self.counts: Counter[Any] = Counter()
+        self.few: set[float] | None = set()
+        self.rows = self.missing = 0
+        self.first_missing = -1
+        self.whole = True
+
+    def add(self, source: Metadata) -> None:
+        cells = source.read(self.name)
+        if cells.missing is not None:
+            if not self.missing:
+                self.first_missing = self.rows + int(cells.missing.argmax())
+            self.missing += int(cells.missing.sum())
+        self.rows += source.n_rows
+        if cells.kind == "empty":
+            return
+        if self.kind not in ("empty", cells.kind):
+            raise TypeError(
+                f"metadata column {self.name!r} holds numbers in some rows and text in others; make it one of them"
+            )
+        self.kind = cells.kind
+        self.whole &= cells.whole
+        if cells.kind == "label" or self.as_labels:
+            labels = cells if cells.kind == "label" else source.read(self.name, labels=True)
+            values = labels.values
+            if cells.missing is not None:
+                values = [value for value, gap in zip(values, cells.missing, strict=True) if not gap]
+            self.counts.update(values)
+        elif self.whole and self.few is not None:
+            self.few.update(np.unique(cells.values).tolist())
+            self.few = self.few if len(self.few) <= FEW else None
+
+    def refuse_missing(self) -> ValueError:
+        mask = np.zeros(self.first_missing + self.missing, dtype=bool)
+        mask[self.first_missing :] = True
+        return missing_error(self.name, mask)
+
+
+@dataclass
+class Survey:
+    """What was learned, and what the warnings need."""
+
+    learned: Learned
+    with_missing: frozenset[str]
+    tallies: dict[str, _Tally]
+
+    def warn(self, terms: Iterable[Term]) -> None:
+        """Warn of integer codes used as numbers, and of levels with too few rows to estimate their effect."""
+        terms = list(terms)
+        for term in terms:
+            tally = self.tallies.get(term.name)
+            if term.kind == "numeric" and tally is not None and tally.whole and tally.few is not None:
+                distinct = len(tally.few)
+                if distinct >= 3 and tally.rows >= 5 * distinct:
+                    warnings.warn(
+                        f"metadata column {term.name!r} holds only {distinct} distinct integers and enters as a "
+                        f"straight line; write C({term.name}) if they are codes, I({term.name}) if they are amounts",
+                        DesignWarning,
+                        stacklevel=4,
+                    )
+        rare = [
+            f"{term.name}={level} ({count} row{'s' if count > 1 else ''})"
+            for term in terms
+            if not term.preserved
+            for level, count in zip(term.levels, term.counts, strict=False)
+            if count < RARE
+        ]
+        if rare:
+            more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""
+            warnings.warn(
+                f"too few rows to estimate the effect of {', '.join(rare[:8])}{more}: fewer than {RARE} rows are "
+                "fitted (nearly) exactly; merge such levels or shrink their effects",
+                RareLevelWarning,
+                stacklevel=4,
+            )
+
+
+def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, missing: str) -> Survey:
+    """Learn everything that the terms need, in as few passes as that takes."""
+    atoms = tuple(dict.fromkeys(factor for term in removed + kept for factor in term))
+    factors = {atom for atom in atoms if isinstance(atom, Call) and atom.function == "C"}
+    names = dict.fromkeys(name for atom in atoms for name in atom.columns())
+    labelled = {name for atom in factors for name in atom.columns()}
+    tallies = {name: _Tally(name, as_labels=name in labelled) for name in names}
+    for chunk in chunks():
+        source = open_metadata(chunk)
+        for tally in tallies.values():
+            tally.add(source)
+    gaps = frozenset(name for name, tally in tallies.items() if tally.missing)
+    if missing == "error" and gaps:
+        raise tallies[min(gaps)].refuse_missing()
+
+    levels = {}
+    for atom in atoms:
+        name = next(atom.columns())
+        if atom in factors or (isinstance(atom, Column) and tallies[name].kind != "number"):
+            levels[atom.text] = _levels(atom, tallies[name], missing)
+    numeric = [atom for atom in atoms if atom.text not in levels]
+    for atom in numeric:
+        for name in atom.columns():
+            if tallies[name].kind == "label":
+                raise TypeError(f"{atom.label} needs numbers, and metadata column {name!r} holds text or truth values")
+
+    numbers = _Numbers(chunks)
+    fills = {}
+    if missing != "error":
+        for name in dict.fromkeys(name for atom in numeric for name in atom.columns()):
+            center = learn(Call("center", Column(name)), partial(numbers.values, Column(name), {}))
+            assert center is not None
+            fills[name] = center["center"]
+    states: dict[str, dict[str, Any]] = {}
+    widths: dict[str, int | None] = {}
+    for atom in numeric:
+        for call in atom.calls():
+            if call.text not in states:
+                state = learn(call, partial(numbers.values, call.argument, states))
+                if state is not None:
+                    states[call.text] = state
+        sample = next(numbers.values(atom, states), np.empty(0))
+        widths[atom.text] = None if sample.ndim == 1 else sample.shape[1]
+    return Survey(Learned(levels, fills, states, widths), gaps, tallies)
+
+
+def _levels(atom: Column | Call, tally: _Tally, missing: str) -> Levels:
+    options = dict(atom.options) if isinstance(atom, Call) else {}
+    contrast = options.get("contrast") or Contrast("contr.treatment")
+    if not isinstance(contrast, Contrast):
+        raise FormulaError(f"{atom.label}: contrast is contr.treatment, contr.sum or contr.helmert")
+    found = sorted_levels(tally.name, tally.counts)
+    counts: dict[Any, int] = {}
+    for level, count in tally.counts.items():
+        counts[level] = counts.get(level, 0) + count
+    given = options.get("levels")
+    if given is not None:
+        if not isinstance(given, tuple) or len(set(given)) != len(given):
+            raise FormulaError(f"{atom.label}: levels is a list without repeats")
+        strange = [level for level in found if level not in given]
+        if strange:
+            raise ValueError(f"metadata column {tally.name!r} holds {strange[0]!r}, which {atom.label} doesn't list")
+        found = given  # type: ignore[assignment]
+    with_missing = missing == "indicator" and tally.missing > 0
+    if not found and not with_missing:
+        raise ValueError(f"metadata column {tally.name!r} has no values")
+    rows = tuple(counts.get(level, 0) for level in found) + ((tally.missing,) if with_missing else ())
+    return Levels(tally.name, found, rows, contrast, with_missing)
+
+
+class _Numbers:
+    """Numeric columns in blocks of fixed length, kept between passes when they are short."""
+
+    def __init__(self, chunks: Callable[[], Iterator[Any]]) -> None:
+        self._chunks = chunks
+        self._kept: dict[tuple[str, ...], list[dict[str, NDArray[np.float64]]]] = {}
+
+    def values(self, expression: Any, states: dict[str, dict[str, Any]]) -> Iterator[NDArray[np.float64]]:
+        names = tuple(dict.fromkeys(expression.columns()))
+        for block in self._blocks(names):
+            yield evaluate(expression, block, states)
+
+    def _blocks(self, names: tuple[str, ...]) -> Iterator[dict[str, NDArray[np.float64]]]:
+        if names in self._kept:
+            yield from self._kept[names]
+            return
+        held: list[dict[str, NDArray[np.float64]]] | None = []
+        rows = 0
+        for block in recut(self._complete(names)):
+            rows += len(block[names[0]])
+            if held is not None:
+                held.append(block)
+                held = held if rows * len(names) <= KEPT_ROWS else None
+            yield block
+        if held is not None:
+            self._kept[names] = held
+
+    def _complete(self, names: tuple[str, ...]) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Yield the rows in which none of the columns is missing."""
+        for chunk in self._chunks():
+            source = open_metadata(chunk)
+            cells = {name: source.read(name) for name in names}
+            gaps = [cell.missing for cell in cells.values() if cell.missing is not None]
+            keep = ~np.logical_or.reduce(gaps) if gaps else slice(None)
+            yield {name: cell.numbers(name)[keep] for name, cell in cells.items()}

@@ -1,0 +1,177 @@
+"""Factors: labels to level indices, level indices to contrast columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.columns import Cells, spotted
+from residmix.errors import did_you_mean
+from residmix.expressions import Contrast
+
+__all__ = ["Levels", "sorted_levels"]
+
+Label = str | bool | int | float
+
+UNKNOWN = -2
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of one factor, learned in fit, and how they are coded.
+
+    Attributes
+    ----------
+    column : str
+        The metadata column.
+    levels : tuple
+        In sorted order (or in the order of ``C(x, levels=[...])``), so that it depends on no row order.
+    counts : tuple of int
+        Rows of each level in fit.
+    contrast : Contrast
+        Treatment coding against the first level unless the formula says otherwise.
+    with_missing : bool
+        Whether missing values are one more level, the last one.
+    """
+
+    column: str
+    levels: tuple[Label, ...]
+    counts: tuple[int, ...]
+    contrast: Contrast
+    with_missing: bool = False
+
+    @property
+    def n_levels(self) -> int:
+        return len(self.levels) + self.with_missing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*map(str, self.levels), *(("(missing)",) if self.with_missing else ()))
+
+    @cached_property
+    def _index(self) -> dict[Label, int]:
+        return {level: index for index, level in enumerate(self.levels)}
+
+    def codes(
+        self, cells: Cells, *, on_unknown: str, missing: str
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None, tuple[Label, ...]]:
+        """Return level indices with -1 for "the mean of the levels", a mask of unseen levels, and those levels.
+
+        Raises
+        ------
+        ValueError
+            For levels that fit didn't see when `on_unknown` is "error", for missing values when `missing` is.
+        """
+        found = map(self._index.get, cells.values, repeat(UNKNOWN))
+        codes = np.fromiter(found, dtype=np.int32, count=len(cells.values))
+        gaps = cells.missing
+        if gaps is not None:
+            if missing == "error":
+                raise missing_error(self.column, gaps)
+            codes[gaps] = len(self.levels) if self.with_missing else -1
+        unknown = codes == UNKNOWN
+        if gaps is not None and missing == "indicator" and not self.with_missing:
+            unknown |= gaps
+        if not unknown.any():
+            return codes, None, ()
+        strange = tuple(dict.fromkeys(cells.values[row] for row in np.flatnonzero(unknown & (codes == UNKNOWN))))
+        if on_unknown == "error":
+            raise self._unknown_error(strange, unknown)
+        codes[unknown] = -1
+        return codes, unknown, strange
+
+    def _unknown_error(self, strange: tuple[Label, ...], unknown: NDArray[np.bool_]) -> ValueError:
+        if not strange:
+            return ValueError(
+                f"metadata column {self.column!r} has {spotted(unknown, 'missing value')}, and fit saw none, so there "
+                "is no level for them; give on_unknown='mean' for the average of the known levels"
+            )
+        hint = did_you_mean(str(strange[0]), self.labels)
+        shown = ", ".join(repr(level) for level in strange[:5]) + (", ..." if len(strange) > 5 else "")
+        known = ", ".join(repr(level) for level in self.levels[:12]) + (", ..." if self.n_levels > 12 else "")
+        return ValueError(
+            f"metadata column {self.column!r} has levels that fit did not see: {shown}, in "
+            f"{spotted(unknown, 'row')}{hint}; known are {known}. Give on_unknown='mean' to treat a new level as the "
+            "average of the known ones"
+        )
+
+    def coded(self, codes: NDArray[np.int32], *, full: bool) -> NDArray[np.float64]:
+        """Return contrast columns (b, L - 1), or one indicator per level (b, L) when `full`."""
+        return self._rows[full][codes]
+
+    def names(self, label: str, *, full: bool) -> tuple[str, ...]:
+        if full:
+            return tuple(f"{label}[{level}]" for level in self.labels)
+        kept = list(self.labels)
+        if self.contrast.name == "contr.treatment":
+            del kept[self._base]
+            return tuple(f"{label}[T.{level}]" for level in kept)
+        kept = kept[1:] if self.contrast.name == "contr.helmert" else kept[:-1]
+        return tuple(f"{label}[{self.contrast.name[6].upper()}.{level}]" for level in kept)
+
+    @property
+    def _base(self) -> int:
+        if self.contrast.base is None:
+            return 0
+        if self.contrast.base not in self._index:
+            raise ValueError(
+                f"contr.treatment({self.contrast.base!r}): {self.column!r} has no such level"
+                f"{did_you_mean(str(self.contrast.base), self.labels)}"
+            )
+        return self._index[self.contrast.base]
+
+    @cached_property
+    def _rows(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Rows by code, reduced and full; the last row, which code -1 finds, is the mean over the known levels."""
+        L = self.n_levels
+        full = np.eye(L)
+        if self.contrast.name == "contr.treatment":
+            reduced = np.delete(full, self._base, axis=1)
+        elif self.contrast.name == "contr.sum":
+            reduced = np.vstack([np.eye(L - 1), np.full((1, L - 1), -1.0)])
+        else:  # Helmert: column j sets level j + 1 against the levels before it
+            reduced = np.vstack([np.zeros((1, L - 1)), np.diag(np.arange(1.0, L))]) - np.triu(np.ones((L, L - 1)))
+        known = slice(0, len(self.levels))
+        return tuple(np.vstack([rows, rows[known].mean(axis=0)]) for rows in (reduced, full))  # type: ignore[return-value]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "column": self.column,
+            "levels": list(self.levels),
+            "counts": list(self.counts),
+            "contrast": [self.contrast.name, self.contrast.base],
+            "with_missing": self.with_missing,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Levels:
+        name, base = saved["contrast"]
+        levels, counts = tuple(saved["levels"]), tuple(saved["counts"])
+        return cls(saved["column"], levels, counts, Contrast(name, base), saved["with_missing"])
+
+
+def missing_error(column: str, missing: NDArray[np.bool_]) -> ValueError:
+    return ValueError(
+        f"metadata column {column!r} has {spotted(missing, 'missing value')}; give missing='mean' to put the training "
+        "mean there (for a factor: the average of its levels), or missing='indicator' for an effect of their own"
+    )
+
+
+def sorted_levels(column: str, found: Iterable[Any]) -> tuple[Label, ...]:
+    """Return levels as plain Python values in an order that depends on their values only.
+
+    Whole floats become integers: pandas turns integers into floats where something is missing.
+    """
+    levels = [level.item() if isinstance(level, np.generic) else level for level in found]
+    if levels and all(isinstance(level, float) and level.is_integer() for level in levels):
+        levels = [int(level) for level in levels]
+    kinds = {str if isinstance(level, str) else bool if isinstance(level, bool) else float for level in levels}
+    if len(kinds) > 1:
+        raise TypeError(f"metadata column {column!r} mixes text, numbers or truth values; make them all text")
+    return tuple(sorted(set(levels)))
