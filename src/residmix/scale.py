@@ -1,0 +1,255 @@
+"""The spread of features as a function of the metadata: a log-linear model of their variances."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import DesignWarning
+from residmix.moments.erase import column_scale
+from residmix.moments.fold import fold
+from residmix.moments.scatter import Scatter, of_block
+from residmix.sources.rows import Block, Rows
+
+__all__ = ["Scale", "fit_scale"]
+
+Array = NDArray[np.float64]
+Location = Callable[[Block], Array]
+
+# Squared residuals count as at least this share of the pooled variance: where a feature is constant its log variance
+# would be -inf. A fit that ends within ten times of it is such a case and isn't used.
+_FLOOR = 1e-12
+# Weight of the pull towards equal spread. It decides only what the rows leave open, such as a level with a single row.
+_PULL = 1e-10
+_MAX_PASSES = 100
+
+
+@dataclass(frozen=True)
+class Scale:
+    r"""How much wider than average a feature is at a metadata profile: :math:`f(a) = \exp(c + (a - o)'G)`.
+
+    Attributes
+    ----------
+    origin : ndarray (q,)
+        Mean of the design columns that are removed.
+    intercept : ndarray (d,)
+    coef : ndarray (q, d)
+        Change of the log standard deviation per unit of each of these columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> twice = Scale(np.zeros(1), np.zeros(1), np.array([[np.log(2.0)]]))
+    >>> twice.factor(np.array([[0.0], [1.0]])).round(12).tolist()
+    [[1.0], [2.0]]
+    """
+
+    origin: Array
+    intercept: Array
+    coef: Array
+
+    def factor(self, design: Array) -> Array:
+        """Return the factors (b, d): divide by them to even the spread out, multiply to bring it back."""
+        return np.exp(self.intercept + (design[:, : len(self.origin)] - self.origin) @ self.coef)
+
+
+def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
+    r"""Fit :math:`\log \operatorname{Var}(e_j \mid a) = g_{0j} + a'g_j` for every feature j.
+
+    Fisher scoring of the normal likelihood: with :math:`u_{ij} = e_{ij}^2 \exp(-\eta_{ij})` a step is
+
+    .. math:: \Delta g_j = \Big(\sum_i w_i (1 - h_i) a_i a_i'\Big)^{-1} \sum_i w_i a_i \left(u_{ij} - (1 - h_i)\right)
+
+    The matrix doesn't depend on the feature, so one pass over the rows is a step for all of them. The leverages
+    :math:`h_i` make up for residuals being smaller than errors (Smyth 2002): for one factor the result is the sample
+    variance of each level, with divisor :math:`n_k - 1`. A step that lowers the likelihood of a feature is halved for
+    that feature; the likelihood is concave, so there is one optimum.
+
+    Parameters
+    ----------
+    rows : Rows
+        With a dense design: columns to remove first, then the preserved ones, whose spread is estimated and kept.
+    location : callable
+        ``location(block)`` are the residuals e (b, d) after all effects on the mean, NaN where a value is missing.
+        Must be picklable.
+    n_removed : int
+        Design columns whose effect on the spread is to be removed.
+
+    Returns
+    -------
+    Scale
+        Normed so that ``e / factor`` has the same sum of squares as e: the pooled spread, in units of x.
+
+    Warns
+    -----
+    DesignWarning
+        Features that don't vary at all somewhere in the metadata; they keep their spread (factor 1).
+
+    References
+    ----------
+    Harvey, "Estimating regression models with multiplicative heteroscedasticity", Econometrica 44 (1976).
+    Smyth, "An efficient algorithm for REML in heteroscedastic regression", JCGS 11 (2002).
+    """
+    mean, sd = _centre(rows)
+    view = _View(location, mean, sd)
+    gram, squares, seen, size = fold(rows, _Sums(view), _add)
+    inverse = np.linalg.pinv(gram, rcond=1e-13, hermitian=True)
+    varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
+    pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
+
+    about_mean = gram - np.outer(gram[0], gram[0]) / gram[0, 0]
+    (free_gram,) = fold(rows, _FreeGram(view, inverse), _add)
+    solve = np.linalg.pinv(free_gram + _PULL * about_mean, rcond=1e-14, hermitian=True)
+    coef = np.zeros((len(gram), rows.n_features))
+    step, best = np.zeros_like(coef), np.full(rows.n_features, -np.inf)
+    for _ in range(_MAX_PASSES):
+        trial = coef + step
+        likelihood, score = fold(rows, _Likelihood(view, inverse, pooled, trial), _add)
+        pull = _PULL * about_mean @ trial
+        likelihood -= 0.5 * np.sum(trial * pull, axis=0)
+        # Rounding of a sum of many terms must not look like a fall.
+        better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
+        coef[:, better], best[better] = trial[:, better], likelihood[better]
+        step = np.where(better, _bounded(solve @ (score - pull), gram), 0.5 * step)
+        moving = _spread(step, gram)
+        if moving.max(initial=0.0) < 1e-7:
+            break
+    else:
+        warnings.warn(
+            f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not settled in {_MAX_PASSES} passes "
+            f"(last change of log variance {moving.max():.1e}): look for wild outliers",
+            DesignWarning,
+            stacklevel=2,
+        )
+    coef += step
+
+    removed = coef[1 : 1 + n_removed]
+    left, lowest = fold(rows, _Norm(view, coef, removed), _add_and_lowest)
+    flat = varying & (lowest < np.log(10 * _FLOOR))
+    if flat.any():
+        some = ", ".join(map(str, np.flatnonzero(flat)[:5]))
+        warnings.warn(
+            f"{flat.sum()} of {flat.size} features (number {some}) do not vary at all somewhere in the metadata, so "
+            "their spread there cannot be brought to the pooled one; for these only the mean is adjusted",
+            DesignWarning,
+            stacklevel=2,
+        )
+    use = varying & ~flat
+    norm = np.log(np.where(use, left, 1.0) / np.where(use, squares, 1.0))
+    return Scale(
+        mean[:n_removed], np.where(use, 0.5 * norm, 0.0), np.where(use, 0.5 * removed / sd[:n_removed, None], 0.0)
+    )
+
+
+def _centre(rows: Rows) -> tuple[Array, Array]:
+    """Mean and standard deviation of the design columns; 1 for a column that doesn't vary."""
+    moments = fold(rows, _design_scatter, Scatter.merge)
+    sd = column_scale(moments.mean, moments.covariance)
+    return moments.mean, np.where(sd > 0, sd, 1.0)
+
+
+def _design_scatter(block: Block) -> Scatter:
+    return of_block(replace(block, X=np.empty((block.n_rows, 0))))
+
+
+@dataclass(frozen=True)
+class _View:
+    """What every pass needs of a block: [1, standardised design], weights, squared residuals, and which are there."""
+
+    location: Location
+    mean: Array
+    sd: Array
+
+    def __call__(self, block: Block) -> tuple[Array, Array, Array, Array]:
+        a = np.ones((block.n_rows, 1 + len(self.mean)))
+        if block.design is not None:
+            a[:, 1:] = (block.design - self.mean) / self.sd
+        weight = np.ones(block.n_rows) if block.weight is None else block.weight
+        squares = np.square(self.location(block), dtype=np.float64)
+        missing = np.isnan(squares)
+        if not missing.any():
+            return a, weight, squares, np.ones((1, 1))
+        squares[missing] = 0.0
+        return a, weight, squares, (~missing).astype(np.float64)
+
+
+def _add(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(a + b for a, b in zip(one, two, strict=True))
+
+
+def _add_and_lowest(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
+    return one[0] + two[0], np.minimum(one[1], two[1])
+
+
+def _spread(step: Array, gram: Array) -> Array:
+    """Root mean square over the rows of the change of log variance that a step makes, (d,)."""
+    return np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0])
+
+
+def _bounded(step: Array, gram: Array) -> Array:
+    """Shorten steps that change the log variance by more than 2: far from the optimum they overshoot wildly."""
+    return step * np.minimum(1.0, 2.0 / np.maximum(_spread(step, gram), 1e-300))
+
+
+def _free(a: Array, weight: Array, inverse: Array) -> Array:
+    """Share of each row's square that the fit of the mean leaves, 1 - h, (b, 1)."""
+    return np.clip(1.0 - weight * np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Gram matrix of [1, design], sums of squared residuals, the weight they come from, and sums of squares of x."""
+
+    view: _View
+
+    def __call__(self, block: Block) -> tuple[Array, Array, Array, Array]:
+        a, weight, squares, seen = self.view(block)
+        size = weight @ np.nan_to_num(np.square(block.X, dtype=np.float64))
+        return (a * weight[:, None]).T @ a, weight @ squares, weight @ np.broadcast_to(seen, squares.shape), size
+
+
+@dataclass(frozen=True)
+class _FreeGram:
+    """Gram matrix of [1, design] with weights w (1 - h)."""
+
+    view: _View
+    inverse: Array
+
+    def __call__(self, block: Block) -> tuple[Array]:
+        a, weight, _, _ = self.view(block)
+        return ((a * (weight[:, None] * _free(a, weight, self.inverse))).T @ a,)
+
+
+@dataclass(frozen=True)
+class _Likelihood:
+    """Log-likelihood (up to a constant) and its score at coefficients of the log variance."""
+
+    view: _View
+    inverse: Array
+    pooled: Array
+    coef: Array
+
+    def __call__(self, block: Block) -> tuple[Array, Array]:
+        a, weight, squares, seen = self.view(block)
+        free = _free(a, weight, self.inverse) * seen
+        eta = a @ self.coef
+        u = (squares / self.pooled + _FLOOR * free) * np.exp(-eta)
+        return -0.5 * (weight @ (u + free * eta)), (a * weight[:, None]).T @ (u - free)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """Sum of squares after the removed part of the spread, and the lowest log variance ratio met."""
+
+    view: _View
+    coef: Array
+    removed: Array
+
+    def __call__(self, block: Block) -> tuple[Array, Array]:
+        a, weight, squares, _ = self.view(block)
+        left = weight @ (squares * np.exp(-(a[:, 1 : 1 + len(self.removed)] @ self.removed)))
+        return left, (a @ self.coef).min(axis=0)
