@@ -25,7 +25,7 @@ from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table
 if TYPE_CHECKING:
     from residmix.metadata import Design
 
-__all__ = ["MemoryTable"]
+__all__ = ["MemoryTable", "clean_metadata"]
 
 Frame = nw.DataFrame[Any]
 
@@ -38,14 +38,22 @@ class MemoryTable(Table):
     X : ndarray (n, d) or narwhals frame
     metadata : ndarray (n, p), narwhals frame, or None
         None: metadata are columns of `X`.
+    columns : sequence of str, optional
+        What the columns of an array are called. Default: x0, x1, ...
     """
 
-    def __init__(self, X: NDArray[Any] | Frame, metadata: NDArray[Any] | Frame | None = None) -> None:
-        self._X, self._metadata = X, metadata
+    def __init__(
+        self,
+        X: NDArray[Any] | Frame,
+        metadata: NDArray[Any] | Frame | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        self.X, self.M = X, metadata
         self.named = not isinstance(X, np.ndarray)
         self.has_metadata = metadata is not None
         if isinstance(X, np.ndarray):
-            self.columns = self.numeric_columns = tuple(f"x{j}" for j in range(X.shape[1]))
+            self.columns = tuple(columns or (f"x{j}" for j in range(X.shape[1])))
+            self.numeric_columns = self.columns
         else:
             self.columns, self.numeric_columns = tuple(X.columns), numeric_names(X)
         if isinstance(metadata, np.ndarray):
@@ -64,19 +72,28 @@ class MemoryTable(Table):
         TypeError, ValueError
             As scikit-learn's ``check_array`` does for arrays: sparse, complex, not 2-d, no rows, no columns, texts.
         """
-        return cls(_features(X, name), None if metadata is None else _metadata(metadata))
+        return cls(_features(X, name), None if metadata is None else clean_metadata(metadata))
 
     def with_metadata(self, metadata: Any) -> MemoryTable:
         """Return the same features with metadata that came apart."""
-        return MemoryTable(self._X, _metadata(metadata))
+        return MemoryTable(self.X, clean_metadata(metadata), self.columns)
+
+    def select(self, columns: Sequence[str]) -> MemoryTable:
+        """Return some of the columns of X, as a view if they are all of them."""
+        if tuple(columns) == self.columns:
+            return self
+        if isinstance(self.X, np.ndarray):
+            positions = [self.columns.index(name) for name in columns]
+            return MemoryTable(self.X[:, positions], self.M, columns)
+        return MemoryTable(self.X.select(list(columns)), self.M)
 
     @property
     def n_rows(self) -> int:
-        return len(self._X)
+        return len(self.X)
 
     def __getitem__(self, rows: slice) -> MemoryTable:
         """Return consecutive rows, as views."""
-        return MemoryTable(self._X[rows], None if self._metadata is None else self._metadata[rows])
+        return MemoryTable(self.X[rows], None if self.M is None else self.M[rows], self.columns)
 
     def metadata(self, columns: Sequence[str] | None = None) -> Any:
         """Return the metadata: an array (n, p) if it was given so and no columns are asked for, else a frame.
@@ -86,9 +103,9 @@ class MemoryTable(Table):
         ValueError
             If there is none, or a column is unknown.
         """
-        source = self._X if self._metadata is None else self._metadata
+        source = self.X if self.M is None else self.M
         if columns is None:
-            if isinstance(source, np.ndarray) and self._metadata is None:
+            if isinstance(source, np.ndarray) and self.M is None:
                 raise ValueError("X is a plain array, so metadata must be given: pass metadata=")
             return source if isinstance(source, np.ndarray) else source.to_native()
         require_columns(columns, self.metadata_columns, "metadata" if self.has_metadata else "the table")
@@ -108,29 +125,31 @@ class MemoryTable(Table):
         """Return features as a matrix, and which of its columns they are if not all."""
         names = self.columns if features is None else tuple(features)
         require_columns(names, self.columns, "X")
-        if isinstance(self._X, np.ndarray):
+        if isinstance(self.X, np.ndarray):
             if names == self.columns:
-                return self._X, None
-            return self._X, np.array([self.columns.index(name) for name in names])
-        return numeric_matrix(self._X, names), None
+                return self.X, None
+            return self.X, np.array([self.columns.index(name) for name in names])
+        return numeric_matrix(self.X, names), None
 
     def design(self, design: Design | None, preserved: bool) -> tuple[Any, tuple[Any, ...]]:
         """Return the dense design columns (n, q) and the codes of absorbed factors."""
         if design is None:
             return None, ()
-        if design.formula is None and isinstance(self._metadata, np.ndarray):
-            made = design.matrix(self._metadata, preserved=preserved)
+        if design.formula is None and isinstance(self.M, np.ndarray):
+            made = design.matrix(self.M, preserved=preserved)
         else:
             names = (*design.columns, *design.preserved_columns) if preserved else design.columns
             made = design.matrix(self.metadata(names), preserved=preserved)
         return made.dense, tuple(made.codes)
 
+    def weight_column(self, name: str) -> NDArray[np.float64]:
+        """Return the column that holds the weights."""
+        frame = nw.from_native(self.metadata((name,)), eager_only=True)
+        return np.ascontiguousarray(numeric_matrix(frame, (name,), "sample_weight")[:, 0], np.float64)
+
     def weight(self, weight: Any) -> NDArray[np.float64] | None:
         """Return sample weights, checked; a text names the column that holds them."""
-        if isinstance(weight, str):
-            frame = nw.from_native(self.metadata((weight,)), eager_only=True)
-            weight = numeric_matrix(frame, (weight,), "sample_weight")[:, 0]
-        return check_weight(weight, self.n_rows)
+        return check_weight(self.weight_column(weight) if isinstance(weight, str) else weight, self.n_rows)
 
     def rows(
         self,
@@ -169,7 +188,14 @@ def _refuse_empty(shape: tuple[int, int], name: str) -> None:
             )
 
 
-def _metadata(metadata: Any) -> NDArray[Any] | Frame:
+def clean_metadata(metadata: Any) -> NDArray[Any] | Frame:
+    """Return metadata as an array (n, p) of numbers, or as a frame.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sparse, complex, or more than 2-d metadata.
+    """
     if is_frame(metadata) and has_names(metadata):
         return as_frame(metadata, "metadata")
     if hasattr(metadata, "tocsr"):

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -55,6 +55,16 @@ class Block:
     def n_rows(self) -> int:
         return len(self.X)
 
+    def select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
+        """Return some rows of this block, as views if `rows` is a slice; ``start`` moves with a slice."""
+        return Block(
+            self.start + (rows.start if isinstance(rows, slice) else 0),
+            self.X[rows],
+            None if self.design is None else self.design[rows],
+            tuple(code[rows] for code in self.codes),
+            None if self.weight is None else self.weight[rows],
+        )
+
 
 class Rows(ABC):
     """Rows that can be visited block by block, as often as wanted."""
@@ -87,22 +97,18 @@ class Rows(ABC):
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         """Gather the rows `index` (sorted, without repeats) into one block: a subsample to find starts on."""
-        index = np.asarray(index)
+        return concatenate([part for part in self.map(_Gather(np.asarray(index))) if part is not None])
 
-        def gather(block: Block) -> Block | None:
-            low, high = np.searchsorted(index, (block.start, block.start + block.n_rows))
-            if low == high:
-                return None
-            rows = index[low:high] - block.start
-            return Block(
-                block.start,
-                block.X[rows],
-                None if block.design is None else block.design[rows],
-                tuple(code[rows] for code in block.codes),
-                None if block.weight is None else block.weight[rows],
-            )
 
-        return concatenate([part for part in self.map(gather) if part is not None])
+@dataclass(frozen=True)
+class _Gather:
+    """The rows of a block that are in a sorted index, or None."""
+
+    index: NDArray[np.integer[Any]]
+
+    def __call__(self, block: Block) -> Block | None:
+        low, high = np.searchsorted(self.index, (block.start, block.start + block.n_rows))
+        return block.select(self.index[low:high] - block.start) if low < high else None
 
 
 def group_blocks(n_blocks: int) -> int:
@@ -204,25 +210,19 @@ class ArrayRows(Rows):
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         index = np.asarray(index)
-        taken = self._select(0, index)
+        taken = self._select(index)
         if self._finite is not None and not self._finite.proven:
             self._finite(taken.X, 0, index)
         return taken
 
     def block(self, start: int) -> Block:
         """Return the block that begins at row `start`, as views where the memory order allows."""
-        return self._select(start, slice(start, start + self.block_rows))
+        return self._select(slice(start, start + self.block_rows))
 
-    def _select(self, start: int, rows: slice | NDArray[np.integer[Any]]) -> Block:
-        whole = self._whole
-        X = whole.X[rows]
-        return Block(
-            start,
-            np.ascontiguousarray(X if self._columns is None else X[:, self._columns]),
-            None if whole.design is None else whole.design[rows],
-            tuple(code[rows] for code in whole.codes),
-            None if whole.weight is None else whole.weight[rows],
-        )
+    def _select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
+        part = self._whole.select(rows)
+        X = part.X if self._columns is None else part.X[:, self._columns]
+        return replace(part, X=np.ascontiguousarray(X))
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         finite = None if self._finite is None or self._finite.proven else self._finite
@@ -239,10 +239,15 @@ class ArrayRows(Rows):
             finite.proven = True
 
 
-def ordered_map(function: Callable[[Any], T], items: Iterator[Any], n_items: int | None = None) -> Iterator[T]:
+def ordered_map(
+    function: Callable[[Any], T],
+    items: Iterator[Any],
+    n_items: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[T]:
     """Yield ``function(item)`` in the order of `items`, computed by threads.
 
-    Only a few items per thread are in flight at a time, so that memory stays bounded when `items` are read from a
+    Only `ahead` items (default: three a thread) are in flight, so that memory stays bounded when `items` come from a
     file. BLAS runs one thread inside each of ours: the work is already spread.
     """
     hands = n_threads()
@@ -252,7 +257,7 @@ def ordered_map(function: Callable[[Any], T], items: Iterator[Any], n_items: int
             return
         with ThreadPoolExecutor(hands) as pool:
             pending: deque[Future[T]] = deque(
-                pool.submit(function, item) for item in itertools.islice(items, 3 * hands)
+                pool.submit(function, item) for item in itertools.islice(items, ahead or 3 * hands)
             )
             try:
                 while pending:
