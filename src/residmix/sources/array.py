@@ -96,7 +96,7 @@ class MemoryTable(Table):
         return MemoryTable(self.X[rows], None if self.M is None else self.M[rows], self.columns)
 
     def metadata(self, columns: Sequence[str] | None = None) -> Any:
-        """Return the metadata: an array (n, p) if it was given so and no columns are asked for, else a frame.
+        """Return the metadata: the array (n, p) as it was given, or a frame with `columns` (default: all).
 
         Raises
         ------
@@ -104,11 +104,13 @@ class MemoryTable(Table):
             If there is none, or a column is unknown.
         """
         source = self.X if self.M is None else self.M
+        if columns is None and isinstance(source, np.ndarray) and self.M is None:
+            raise ValueError("X is a plain array, so metadata must be given: pass metadata=")
         if columns is None:
-            if isinstance(source, np.ndarray) and self.M is None:
-                raise ValueError("X is a plain array, so metadata must be given: pass metadata=")
             return source if isinstance(source, np.ndarray) else source.to_native()
         require_columns(columns, self.metadata_columns, "metadata" if self.has_metadata else "the table")
+        if self.M is not None and isinstance(source, np.ndarray):
+            return source
         if isinstance(source, np.ndarray):
             import pyarrow as pa
 
@@ -135,17 +137,22 @@ class MemoryTable(Table):
         """Return the dense design columns (n, q) and the codes of absorbed factors."""
         if design is None:
             return None, ()
-        if design.formula is None and isinstance(self.M, np.ndarray):
-            made = design.matrix(self.M, preserved=preserved)
+        names = (*design.columns, *design.preserved_columns) if preserved else design.columns
+        if not names:
+            made = design.matrix(None, preserved=preserved, n_rows=self.n_rows)
+        elif design.array_width is not None and self.M is not None:
+            made = design.matrix(self.metadata(), preserved=preserved)  # matched by position, so all of it
         else:
-            names = (*design.columns, *design.preserved_columns) if preserved else design.columns
             made = design.matrix(self.metadata(names), preserved=preserved)
         return made.dense, tuple(made.codes)
 
     def weight_column(self, name: str) -> NDArray[np.float64]:
         """Return the column that holds the weights."""
-        frame = nw.from_native(self.metadata((name,)), eager_only=True)
-        return np.ascontiguousarray(numeric_matrix(frame, (name,), "sample_weight")[:, 0], np.float64)
+        require_columns((name,), self.metadata_columns, "sample_weight")
+        source = self.X if self.M is None else self.M
+        if isinstance(source, np.ndarray):
+            return np.ascontiguousarray(source[:, self.metadata_columns.index(name)], np.float64)
+        return np.ascontiguousarray(numeric_matrix(source, (name,), "sample_weight")[:, 0], np.float64)
 
     def weight(self, weight: Any) -> NDArray[np.float64] | None:
         """Return sample weights, checked; a text names the column that holds them."""

@@ -74,7 +74,7 @@ def check_weight(weight: Any, n_rows: int) -> NDArray[np.float64] | None:
         raise ValueError(f"sample_weight must hold numbers; got dtype {weight.dtype}") from error
     check_weight_values(weight, 0)
     if not weight.any():
-        raise ValueError("sample_weight is 0 for every row; at least one must be positive")
+        raise ValueError("sample_weight is 0 for every row; at least one must not be zero")
     return weight
 
 
