@@ -6,13 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CollapsedScaleWarning",
     "CollinearityWarning",
     "DeadComponentWarning",
     "DesignWarning",
+    "DiscreteTargetWarning",
     "LeakageWarning",
     "MissingExtraError",
     "RareLevelWarning",
     "ResidmixWarning",
+    "ScaleWarning",
     "did_you_mean",
     "require_extra",
 ]
@@ -40,6 +43,18 @@ class LeakageWarning(ResidmixWarning):
 
 class DeadComponentWarning(ResidmixWarning):
     """A mixture component lost its rows and was re-seeded or could not be revived."""
+
+
+class DiscreteTargetWarning(ResidmixWarning):
+    """A density is asked of a target whose values repeat, where a density has no upper bound."""
+
+
+class CollapsedScaleWarning(ResidmixWarning):
+    """Many predicted standard deviations sit at their lower bound."""
+
+
+class ScaleWarning(ResidmixWarning):
+    """An absolute setting, such as `reg_covar`, is out of proportion to the data's units."""
 
 
 class MissingExtraError(ImportError):

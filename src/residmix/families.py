@@ -1,0 +1,384 @@
+"""Covariance families: scatter in, covariances out. Pure functions; nothing here has seen a row.
+
+Shapes follow scikit-learn: ``full`` (K, d, d), ``tied`` (d, d), ``diag`` (K, d), ``spherical`` (K,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dtrtri
+
+if TYPE_CHECKING:
+    from residmix.moments.kernels import MixtureMoments
+
+__all__ = [
+    "COVARIANCE_TYPES",
+    "MixtureParams",
+    "SingularCovarianceError",
+    "covariances_from_scatter",
+    "dead_components",
+    "m_step",
+    "make_params",
+    "n_covariance_parameters",
+    "pack",
+    "params_from_precisions",
+    "unpack",
+]
+
+Floats = NDArray[np.float64]
+
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+
+# A component that holds less than this many rows is dead: its mean and covariance are rounding errors.
+DEAD_ROWS = 1e-8
+
+# Where the mean jumped by more than this many (squared) new standard deviations, S2/N - ee' has no digits left.
+CANCELLED = 1e13
+
+
+class SingularCovarianceError(ValueError):
+    """A covariance isn't positive definite, so its density doesn't exist."""
+
+    def __init__(self, components: NDArray[np.intp]) -> None:
+        super().__init__(
+            "Fitting the mixture model failed because some components have ill-defined empirical covariance "
+            "(for instance caused by singleton or collapsed samples). Try to decrease the number of "
+            "components, increase reg_covar, or scale the input data. "
+            f"Components concerned: {components.tolist()}."
+        )
+        self.components = components
+
+    def __reduce__(self) -> tuple[type[SingularCovarianceError], tuple[NDArray[np.intp]]]:
+        return type(self), (self.components,)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureParams:
+    r"""Parameters of :math:`\sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`.
+
+    Attributes
+    ----------
+    weights : ndarray (K,)
+        Mixing proportions; sum to one.
+    means : ndarray (K, d)
+    covariances, factors : ndarray
+        Shapes by family. ``factors`` are upper triangular with ``inv(covariance) = factor @ factor.T``, so
+        ``(x - mean) @ factor`` is standard normal. scikit-learn calls them ``precisions_cholesky_``.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+    """
+
+    weights: Floats
+    means: Floats
+    covariances: Floats
+    factors: Floats
+    covariance_type: str
+
+    @property
+    def n_components(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.means.shape[1]
+
+    @property
+    def log_weights(self) -> Floats:
+        """``log(weights)``, with -inf for a weight of 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.weights)
+
+    @property
+    def log_det(self) -> Floats:
+        """Logarithm of each factor's determinant, (K,): minus half the covariance's log-determinant."""
+        diagonal = _family(self.covariance_type).diagonal(self.factors)
+        logs = np.log(diagonal)
+        if self.covariance_type == "spherical":
+            return self.n_features * logs
+        return np.broadcast_to(logs.sum(axis=-1), (self.n_components,))
+
+    def precisions(self) -> Floats:
+        """Return the inverse covariances, in the family's shape."""
+        if self.covariance_type in ("full", "tied"):
+            return self.factors @ np.swapaxes(self.factors, -1, -2)
+        return self.factors**2
+
+    def full_covariances(self) -> Floats:
+        """Return the covariances as (K, d, d), whatever the family."""
+        K, d = self.means.shape
+        if self.covariance_type == "full":
+            return self.covariances
+        if self.covariance_type == "tied":
+            return np.broadcast_to(self.covariances, (K, d, d))
+        variances = np.broadcast_to(self.covariances.reshape(K, -1), (K, d))
+        return variances[:, :, None] * np.eye(d)
+
+    def full_factors(self) -> Floats:
+        """Return the factors as (K, d, d), whatever the family."""
+        K, d = self.means.shape
+        if self.covariance_type == "full":
+            return self.factors
+        if self.covariance_type == "tied":
+            return np.broadcast_to(self.factors, (K, d, d))
+        return np.broadcast_to(self.factors.reshape(K, -1), (K, d))[:, :, None] * np.eye(d)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What tells one family from another."""
+
+    covariances: Callable[[Floats, Floats, Floats], Floats]
+    diagonal: Callable[[Floats], Floats]
+    n_parameters: Callable[[int, int], int]
+
+
+def _per_component(scatter: Floats, shift: Floats, weight: Floats) -> Floats:
+    """Full covariance of each component about its new mean: S2/N - e e', e = new mean - old mean."""
+    e = shift / weight[:, None]
+    return scatter / weight[:, None, None] - e[:, :, None] * e[:, None, :]
+
+
+def _pooled(scatter: Floats, shift: Floats, weight: Floats) -> Floats:
+    total = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
+    return (total - (shift / weight[:, None]).T @ shift) / weight.sum()
+
+
+def _variances(scatter: Floats, shift: Floats, weight: Floats) -> Floats:
+    squares = scatter if scatter.ndim == 2 else np.diagonal(scatter, axis1=1, axis2=2)
+    return squares / weight[:, None] - (shift / weight[:, None]) ** 2
+
+
+def _spherical(scatter: Floats, shift: Floats, weight: Floats) -> Floats:
+    return _variances(scatter, shift, weight).mean(axis=1)
+
+
+def _matrix_diagonal(matrices: Floats) -> Floats:
+    return np.diagonal(matrices, axis1=-2, axis2=-1)
+
+
+_FAMILIES = {
+    "full": _Family(_per_component, _matrix_diagonal, lambda K, d: K * d * (d + 1) // 2),
+    "tied": _Family(_pooled, _matrix_diagonal, lambda K, d: d * (d + 1) // 2),
+    "diag": _Family(_variances, lambda values: values, lambda K, d: K * d),
+    "spherical": _Family(_spherical, lambda values: values, lambda K, d: K),
+}
+
+
+def _family(covariance_type: str) -> _Family:
+    return _FAMILIES[covariance_type]
+
+
+def n_covariance_parameters(covariance_type: str, n_components: int, n_features: int) -> int:
+    """Return the number of free covariance parameters of a family."""
+    return _family(covariance_type).n_parameters(n_components, n_features)
+
+
+def covariances_from_scatter(
+    scatter: Floats, shift: Floats, weight: Floats, covariance_type: str, reg_covar: float
+) -> Floats:
+    """Return the maximum-likelihood covariances of a family, plus `reg_covar` on their diagonals.
+
+    Parameters
+    ----------
+    scatter : ndarray (K, d, d), (K, d) or (d, d)
+        Weighted scatter about the old means: of each component, its diagonal, or summed over components.
+        (K, d, d) serves every family.
+    shift : ndarray (K, d)
+        Weighted sums of ``x - old mean``.
+    weight : ndarray (K,)
+        Sums of the responsibilities; positive.
+    """
+    covariances = _family(covariance_type).covariances(scatter, shift, weight)
+    if covariance_type in ("full", "tied"):
+        covariances = 0.5 * (covariances + np.swapaxes(covariances, -1, -2))
+        index = np.arange(covariances.shape[-1])
+        covariances[..., index, index] += reg_covar
+        return covariances
+    return covariances + reg_covar
+
+
+def factor_covariances(covariances: Floats, covariance_type: str) -> Floats:
+    """Return upper triangular factors with ``factor @ factor.T = inv(covariance)``.
+
+    Raises
+    ------
+    SingularCovarianceError
+        With the components whose covariance isn't positive definite.
+    """
+    if covariance_type in ("diag", "spherical"):
+        rows = covariances.reshape(len(covariances), -1)
+        bad = np.flatnonzero(~((rows > 0) & np.isfinite(rows)).all(axis=1))
+        if bad.size:
+            raise SingularCovarianceError(bad)
+        return 1.0 / np.sqrt(covariances)
+    matrices = covariances if covariance_type == "full" else covariances[None]
+    factors = np.empty_like(matrices)
+    bad_list = []
+    for k, matrix in enumerate(matrices):
+        factor = _inverse_cholesky(matrix)
+        if factor is None:
+            bad_list.append(k)
+        else:
+            factors[k] = factor
+    if bad_list:
+        raise SingularCovarianceError(np.array(bad_list))
+    return factors if covariance_type == "full" else factors[0]
+
+
+def _inverse_cholesky(matrix: Floats) -> Floats | None:
+    """Return inv(L)' for matrix = L L', or None; scaled to unit diagonal first, so no scale can overflow."""
+    diagonal = np.diagonal(matrix)
+    if not (np.isfinite(matrix).all() and (diagonal > 0).all()):
+        return None
+    root = np.sqrt(diagonal)
+    try:
+        lower = np.linalg.cholesky(matrix / root[:, None] / root)
+    except np.linalg.LinAlgError:
+        return None
+    inverse, info = dtrtri(lower, lower=1)
+    return (np.tril(inverse) / root).T if info == 0 else None
+
+
+def make_params(weights: Floats, means: Floats, covariances: Floats, covariance_type: str) -> MixtureParams:
+    """Return parameters with their factors.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a covariance isn't positive definite.
+    """
+    factors = factor_covariances(covariances, covariance_type)
+    return MixtureParams(weights, means, covariances, factors, covariance_type)
+
+
+def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, covariance_type: str) -> MixtureParams:
+    """Return parameters from inverse covariances."""
+    if covariance_type in ("diag", "spherical"):
+        return MixtureParams(weights, means, 1.0 / precisions, np.sqrt(precisions), covariance_type)
+    # precision = U U' with U upper triangular: reverse rows and columns, and it's an ordinary Cholesky factor
+    factors = np.array(np.linalg.cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1], dtype=np.float64)
+    return _from_factors(weights, means, factors, covariance_type)
+
+
+def _from_factors(weights: Floats, means: Floats, factors: Floats, covariance_type: str) -> MixtureParams:
+    if covariance_type in ("diag", "spherical"):
+        return MixtureParams(weights, means, 1.0 / factors**2, factors, covariance_type)
+    matrices = factors if covariance_type == "full" else factors[None]
+    inverses = np.stack([np.triu(dtrtri(matrix)[0]) for matrix in matrices])
+    covariances = np.swapaxes(inverses, 1, 2) @ inverses
+    shaped = covariances if covariance_type == "full" else covariances[0]
+    return MixtureParams(weights, means, shaped, factors, covariance_type)
+
+
+def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, revive: bool = True) -> MixtureParams:
+    """Return the parameters that maximise the expected log-likelihood (Dempster, Laird & Rubin 1977).
+
+    ``N_k = weight``, ``mean += shift / N``, covariance by family, plus `reg_covar`. A component left without rows
+    (see `dead_components`) takes half of the heaviest one, cut along its longest axis; with ``revive=False`` it
+    stays where it was, with weight 0.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a component's rows don't span the space and `reg_covar` is 0.
+    """
+    dead = dead_components(moments)
+    floor = DEAD_ROWS * moments.total / moments.rows
+    weight = np.maximum(moments.weight, floor)
+    e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
+    means = params.means + e
+    weights = np.where(dead, 0.0, moments.weight)
+    weights /= weights.sum()
+    covariances = covariances_from_scatter(
+        moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar
+    )
+    covariances = _keep_where_cancelled(covariances, e, params, dead)
+    if dead.any() and revive:
+        weights, means, covariances = _split_heaviest(weights, means, covariances, params.covariance_type, dead)
+    return make_params(weights, means, covariances, params.covariance_type)
+
+
+def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:
+    """Tell which components hold less than 1e-8 of a row: their moments are rounding errors."""
+    return moments.weight <= DEAD_ROWS * moments.total / moments.rows
+
+
+def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams, dead: NDArray[np.bool_]) -> Floats:
+    """Keep the old covariance where the mean jumped so far that the new one is all rounding error.
+
+    That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
+    """
+    diagonal = covariances
+    if params.covariance_type in ("full", "tied"):
+        diagonal = _matrix_diagonal(covariances)
+    if params.covariance_type == "tied":
+        lost = (e**2 > CANCELLED * np.abs(diagonal)).any()
+        return params.covariances if lost else covariances
+    rows = diagonal.reshape(len(covariances), -1)
+    lost_rows = (e**2 > CANCELLED * np.abs(rows)).any(axis=1) | dead
+    return np.where(lost_rows.reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)
+
+
+def _split_heaviest(
+    weights: Floats, means: Floats, covariances: Floats, covariance_type: str, dead: NDArray[np.bool_]
+) -> tuple[Floats, Floats, Floats]:
+    """Give each dead component half of the heaviest one, the halves half a standard deviation off its mean."""
+    weights, means, covariances = weights.copy(), means.copy(), covariances.copy()
+    tied = covariance_type == "tied"
+    for k in np.flatnonzero(dead):
+        heavy = int(np.argmax(weights))
+        step = _longest_axis(covariances if tied else covariances[heavy], means.shape[1])
+        means[k], means[heavy] = means[heavy] + 0.5 * step, means[heavy] - 0.5 * step
+        weights[k] = weights[heavy] = 0.5 * weights[heavy]
+        if not tied:
+            covariances[k] = covariances[heavy]
+    return weights, means, covariances
+
+
+def _longest_axis(covariance: Floats, d: int) -> Floats:
+    """Return the principal axis of a covariance (matrix, variances or one variance), one standard deviation long."""
+    if covariance.ndim == 2:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
+    variances = np.broadcast_to(covariance, (d,))
+    return np.where(np.arange(d) == np.argmax(variances), np.sqrt(variances), 0.0)
+
+
+def pack(params: MixtureParams, scale: Floats) -> Floats:
+    """Return the parameters as one unconstrained vector, free of the features' units.
+
+    Log-weights, means over `scale`, and the factors times `scale` with the logarithm of their diagonals: every
+    vector is a valid mixture, so an extrapolated one is, too. `scale` (d,) is one typical spread per feature.
+    """
+    tiny = np.finfo(float).tiny
+    parts = [np.log(np.maximum(params.weights, tiny)), (params.means / scale).ravel()]
+    factors = params.factors
+    if params.covariance_type in ("diag", "spherical"):
+        parts.append(np.log(factors).ravel())
+    else:
+        upper = np.triu_indices(params.n_features, 1)
+        scaled = factors * scale[:, None]
+        parts += [np.log(_matrix_diagonal(scaled)).ravel(), scaled[..., upper[0], upper[1]].ravel()]
+    return np.concatenate(parts)
+
+
+def unpack(vector: Floats, like: MixtureParams, scale: Floats) -> MixtureParams:
+    """Return the mixture that `pack` made `vector` of; `like` gives shapes and family."""
+    K, d = like.means.shape
+    logits, means, rest = np.split(vector, [K, K + K * d])
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    if like.covariance_type in ("diag", "spherical"):
+        factors = np.exp(rest).reshape(like.factors.shape)
+    else:
+        n_diagonal = like.factors.size // d
+        factors = np.zeros_like(like.factors)
+        index, upper = np.arange(d), np.triu_indices(d, 1)
+        factors[..., index, index] = np.exp(rest[:n_diagonal]).reshape(*factors.shape[:-2], d)
+        factors[..., upper[0], upper[1]] = rest[n_diagonal:].reshape(*factors.shape[:-2], -1)
+        factors /= scale[:, None]
+    return _from_factors(weights, means.reshape(K, d) * scale, factors, like.covariance_type)

@@ -1,0 +1,256 @@
+"""Where EM begins: parameters found on a subsample, by k-means++ and short runs, the best one kept.
+
+Several short runs of EM from random starts, the best of them run to the end: Biernacki, Celeux & Govaert (2003),
+"Choosing starting values for the EM algorithm", their em-EM strategy.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import kmeans_plusplus
+from sklearn.utils import check_array
+
+from residmix.em import run_em
+from residmix.families import (
+    MixtureParams,
+    covariances_from_scatter,
+    m_step,
+    make_params,
+    params_from_precisions,
+)
+from residmix.moments.fold import fold
+from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.sources.rows import ArrayRows, Rows
+from residmix.threads import one_blas_thread
+
+__all__ = ["INIT_PARAMS", "check_given", "find_start"]
+
+Floats = NDArray[np.float64]
+
+INIT_PARAMS = ("short-em", "kmeans", "k-means++", "random", "random_from_data")
+
+SHORT_RUNS = 8
+SHORT_ITERATIONS = 10
+SHORT_TOL = 1e-4
+
+# Share of the data's variance added to every covariance in short runs: a run must not win by a spike on a few rows.
+SHORT_RIDGE = 1e-3
+
+
+def subsample_rows(n_components: int, n_features: int) -> int:
+    """Return how many rows starts are found on: enough to see every component's covariance."""
+    return max(20_000, 20 * n_components * n_features)
+
+
+def find_start(
+    rows: Rows,
+    n_components: int,
+    *,
+    covariance_type: str,
+    reg_covar: float,
+    random_state: np.random.RandomState,
+    init_params: str = "short-em",
+    weights: Floats | None = None,
+    means: Floats | None = None,
+    precisions: Floats | None = None,
+) -> MixtureParams:
+    """Return parameters for EM to begin with.
+
+    Parameters
+    ----------
+    rows : Rows
+    init_params : str
+        ``"short-em"``: the best of several short EM runs; ``"kmeans"``: k-means clusters; ``"k-means++"``: rows
+        nearest to seeds far apart; ``"random_from_data"``: rows nearest to random rows; ``"random"``: random shares.
+    weights, means, precisions : ndarray, optional
+        Given parameters; what isn't given is found, from clusters around `means` if these are.
+    """
+    if weights is not None and means is not None and precisions is not None:
+        return params_from_precisions(weights, means, precisions, covariance_type)
+    x, w = _subsample(rows, n_components, random_state)
+    # one BLAS thread: the number of threads must not change where a start lies
+    with one_blas_thread():
+        if means is not None:
+            spread = _spread(x, w, covariance_type)
+            shares = _nearest(x / spread, means / spread) * w[:, None]
+            start = _from_shares(x, shares, covariance_type, reg_covar)
+        elif init_params == "short-em" and n_components > 1:
+            start = _short_em(x, w, n_components, covariance_type, random_state)
+        else:
+            start = _one_start(x, w, n_components, covariance_type, reg_covar, random_state, init_params)
+    weights = start.weights if weights is None else weights
+    means = start.means if means is None else means
+    if precisions is not None:
+        return params_from_precisions(weights, means, precisions, covariance_type)
+    return make_params(weights, means, start.covariances, covariance_type)
+
+
+def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> tuple[Floats, Floats]:
+    size = subsample_rows(n_components, rows.n_features)
+    if rows.n_rows > size:
+        index = np.sort(random_state.choice(rows.n_rows, size, replace=False))
+    else:
+        index = np.arange(rows.n_rows)
+    block = rows.take(index)
+    w = np.ones(len(block.X)) if block.weight is None else block.weight
+    kept = w > 0
+    return np.asarray(block.X, dtype=np.float64)[kept], w[kept]
+
+
+def _spread(x: Floats, w: Floats, covariance_type: str) -> Floats:
+    """Return the columns' standard deviations, 1 where constant; one value for all if the family knows just one."""
+    mean = np.average(x, axis=0, weights=w)
+    spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
+    spread = np.where(spread > 1e-12 * np.abs(mean), spread, 0.0)
+    if covariance_type == "spherical":
+        spread = np.broadcast_to(np.sqrt(np.mean(spread**2)), spread.shape)
+    return np.where(spread > 0, spread, 1.0)
+
+
+def _short_em(x: Floats, w: Floats, K: int, covariance_type: str, random_state: np.random.RandomState) -> MixtureParams:
+    """Return the best of several short runs, half of them from k-means clusters, half from k-means++ seeds."""
+    spread, centre = _spread(x, w, covariance_type), np.average(x, axis=0, weights=w)
+    z = (x - centre) / spread
+    rows = ArrayRows(z, weight=w, block_rows=mixture_block_rows(x.shape[1], K))
+    step = partial(_em_step, rows, SHORT_RIDGE)
+    runs = []
+    for run in range(SHORT_RUNS):
+        kind = "short-kmeans" if run % 2 else "k-means++"
+        start = _one_start(z, w, K, covariance_type, SHORT_RIDGE, random_state, kind)
+        runs.append(run_em(step, start, tol=SHORT_TOL, max_iter=SHORT_ITERATIONS))
+    best = max(runs, key=lambda state: state.log_likelihood)
+    return _rescaled(best.params, centre, spread)
+
+
+def _em_step(rows: Rows, reg_covar: float, params: MixtureParams) -> tuple[float, MixtureParams]:
+    moments = fold(rows, MixtureStep(params), MixtureMoments.merge)
+    return moments.log_likelihood / moments.total, m_step(moments, params, reg_covar=reg_covar)
+
+
+def _rescaled(params: MixtureParams, centre: Floats, spread: Floats) -> MixtureParams:
+    """Return the mixture of ``centre + spread * z`` for the mixture of z."""
+    kind = params.covariance_type
+    if kind in ("full", "tied"):
+        covariances = params.covariances * spread[:, None] * spread
+    else:
+        covariances = params.covariances * (spread[0] ** 2 if kind == "spherical" else spread**2)
+    return make_params(params.weights, centre + params.means * spread, covariances, kind)
+
+
+def _one_start(
+    x: Floats,
+    w: Floats,
+    K: int,
+    covariance_type: str,
+    reg_covar: float,
+    random_state: np.random.RandomState,
+    kind: str,
+) -> MixtureParams:
+    if kind == "random":
+        shares = random_state.uniform(size=(len(x), K))
+        return _from_shares(x, shares / shares.sum(axis=1, keepdims=True) * w[:, None], covariance_type, reg_covar)
+    z = x / _spread(x, w, covariance_type)
+    if kind == "random_from_data":
+        centres = z[random_state.choice(len(z), K, replace=False)]
+    else:
+        centres, _ = kmeans_plusplus(z, K, sample_weight=w, random_state=random_state)
+    if kind in ("kmeans", "short-kmeans"):
+        centres = _lloyd(z, w, centres, max_iter=100 if kind == "kmeans" else 10)
+    return _from_shares(x, _nearest(z, centres) * w[:, None], covariance_type, reg_covar)
+
+
+def _nearest(x: Floats, centres: Floats) -> Floats:
+    """Return 1 where a centre is the nearest one, else 0: shape (n, K)."""
+    middle = centres.mean(axis=0)
+    offsets = centres - middle
+    squared = np.einsum("kj,kj->k", offsets, offsets) - 2 * (x - middle) @ offsets.T
+    shares = np.zeros(squared.shape)
+    shares[np.arange(len(x)), np.argmin(squared, axis=1)] = 1.0
+    return shares
+
+
+def _lloyd(x: Floats, w: Floats, centres: Floats, max_iter: int) -> Floats:
+    """Run k-means from `centres`; a cluster without rows stays where it is."""
+    for _ in range(max_iter):
+        shares = _nearest(x, centres) * w[:, None]
+        counts = shares.sum(axis=0)[:, None]
+        moved = np.where(counts > 0, (shares.T @ x) / np.maximum(counts, np.finfo(float).tiny), centres)
+        if np.array_equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+def _from_shares(x: Floats, shares: Floats, covariance_type: str, reg_covar: float) -> MixtureParams:
+    """Return the M-step's answer to given responsibilities, steadied for components of few rows.
+
+    Covariances are drawn to the pooled one as if d + 1 more rows had been seen that have it. A component without
+    rows gets the weight of one row and the mean of all.
+    """
+    d, empty = x.shape[1], shares.sum(axis=0) <= 0
+    shares = np.where(empty, shares.sum() / len(x) ** 2, shares)
+    weight = shares.sum(axis=0)
+    means = (shares.T @ x) / weight[:, None]
+    parts = [_scatter(x - mean, share, covariance_type) for mean, share in zip(means, shares.T, strict=True)]
+    scatter, strength = np.stack(parts), d + 1.0
+    pooled = scatter.sum(axis=0) / weight.sum()
+    scatter += strength * pooled
+    zero = np.zeros_like(means)
+    covariances = covariances_from_scatter(scatter, zero, weight + strength, covariance_type, reg_covar)
+    return make_params(weight / weight.sum(), means, covariances, covariance_type)
+
+
+def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
+    weighted = deviation * share[:, None]
+    if covariance_type in ("full", "tied"):
+        return weighted.T @ deviation
+    return np.einsum("ij,ij->j", weighted, deviation)
+
+
+def check_given(
+    weights: Any, means: Any, precisions: Any, covariance_type: str, n_components: int, n_features: int
+) -> dict[str, Floats | None]:
+    """Return the user's starting values as float64 arrays (copies), or raise with scikit-learn's wording."""
+    K, d = n_components, n_features
+    shapes = {"full": (K, d, d), "tied": (d, d), "diag": (K, d), "spherical": (K,)}
+    weights = _shaped(weights, (K,), "weights")
+    means = _shaped(means, (K, d), "means")
+    precisions = _shaped(precisions, shapes[covariance_type], f"{covariance_type} precision")
+    if weights is not None:
+        if (weights < 0).any() or (weights > 1).any():
+            raise ValueError(
+                "The parameter 'weights' should be in the range [0, 1], but got max value "
+                # scikit-learn's text has the two the wrong way round, and its tests match it
+                f"{weights.min():.5f}, min value {weights.max():.5f}"
+            )
+        if not np.isclose(weights.sum(), 1.0, rtol=0, atol=1e-6):
+            raise ValueError(
+                f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
+            )
+        weights = weights / weights.sum()
+    if precisions is not None:
+        _check_precisions(precisions, covariance_type)
+    return {"weights": weights, "means": means, "precisions": precisions}
+
+
+def _shaped(values: Any, shape: tuple[int, ...], name: str) -> Floats | None:
+    if values is None:
+        return None
+    array = check_array(values, dtype=np.float64, ensure_2d=False, allow_nd=True, copy=True)
+    if array.shape != shape:
+        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
+    return array
+
+
+def _check_precisions(precisions: Floats, covariance_type: str) -> None:
+    if covariance_type in ("diag", "spherical"):
+        if (precisions <= 0).any():
+            raise ValueError(f"'{covariance_type} precision' should be positive")
+        return
+    symmetric = np.allclose(precisions, np.swapaxes(precisions, -1, -2))
+    if not (symmetric and (np.linalg.eigvalsh(precisions) > 0).all()):
+        raise ValueError(f"'{covariance_type} precision' should be symmetric, positive-definite")
