@@ -7,49 +7,10 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from residmix.errors import did_you_mean
 
-__all__ = ["check_choice", "check_number", "check_sample_weight"]
-
-
-def check_sample_weight(sample_weight: Any, n: int) -> NDArray[np.float64] | None:
-    """Return weights as float64 (n,), or None.
-
-    Raises
-    ------
-    ValueError
-        For another shape, text, NaN or infinity, a negative weight, or no positive one.
-
-    Examples
-    --------
-    >>> check_sample_weight([1, 2], 2)
-    array([1., 2.])
-    >>> check_sample_weight([1, -2], 2)
-    Traceback (most recent call last):
-        ...
-    ValueError: sample_weight must not be negative: row 1 has -2.0
-    """
-    if sample_weight is None:
-        return None
-    try:
-        weight = np.asarray(sample_weight, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"sample_weight must be numbers, one per row: {error}") from None
-    if weight.ndim == 0:
-        weight = np.full(n, float(weight))
-    if weight.shape != (n,):
-        raise ValueError(f"sample_weight must have one value per row, shape ({n},), not {weight.shape}")
-    if not np.isfinite(weight).all():
-        row = int(np.flatnonzero(~np.isfinite(weight))[0])
-        raise ValueError(f"sample_weight must be finite: row {row} has {weight[row]}")
-    if (weight < 0).any():
-        row = int(np.flatnonzero(weight < 0)[0])
-        raise ValueError(f"sample_weight must not be negative: row {row} has {weight[row]}")
-    if not weight.any():
-        raise ValueError("sample_weight is 0 for every row: there is nothing to fit")
-    return weight
+__all__ = ["check_choice", "check_number"]
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
@@ -96,9 +57,10 @@ def check_number(
     kind = numbers.Integral if integral else numbers.Real
     if isinstance(value, bool | np.bool_) or not isinstance(value, kind):
         raise TypeError(f"{name} must be a {'whole ' if integral else ''}number, not {value!r}")
-    if not np.isfinite(value):
+    number = float(value)
+    if not np.isfinite(number):
         raise ValueError(f"{name} must be finite, not {value!r}")
-    if value < low or (above and value == low):
+    if number < low or (above and number == low):
         raise ValueError(f"{name} must be {'more than' if above else 'at least'} {low:g}, not {value!r}")
-    if value > high:
+    if number > high:
         raise ValueError(f"{name} must be at most {high:g}, not {value!r}")

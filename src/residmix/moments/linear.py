@@ -21,6 +21,7 @@ __all__ = [
     "LeftOver",
     "LinearMoments",
     "ResidualMoments",
+    "linear_block_rows",
     "linear_moments",
     "merge_moments",
     "merge_residual_moments",
@@ -48,8 +49,6 @@ class LinearMoments:
         Mean of the features is ``origin_x + offset_x``.
     s_aa, s_ax, s_xx : ndarray (g, q, q), (q, d), (d,)
         Centred, weighted scatter; of x with x only the diagonal.
-    occupied : ndarray (q,)
-        Rows of positive weight in which the design column isn't 0: of a dummy column, the rows of its level.
     """
 
     count: Array
@@ -61,7 +60,6 @@ class LinearMoments:
     s_aa: Array
     s_ax: Array
     s_xx: Array
-    occupied: Array
 
     @property
     def mean_a(self) -> Array:
@@ -72,6 +70,11 @@ class LinearMoments:
     def mean_x(self) -> Array:
         """Mean of the features, (d,)."""
         return self.origin_x + self.offset_x
+
+
+def linear_block_rows(d: int, q: int) -> int:
+    """Return the rows in a block: about a megabyte, so that what is read once is found in cache when read again."""
+    return int(np.clip(2 ** int(np.log2(131072 / max(d + q, 1))), 256, 16384))
 
 
 def linear_moments(block: Block) -> LinearMoments:
@@ -106,7 +109,6 @@ def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
     aa, ax = weighted.T @ a, weighted.T @ x
     square = np.einsum("ij,ij->j", x, x) if weight is None else np.einsum("i,ij,ij->j", weight, x, x)
     offset_a, offset_x = aa[q, :q] / (total or 1.0), ax[q] / (total or 1.0)
-    present = A != 0 if weight is None else (A != 0) & (weight > 0)[:, None]
     return LinearMoments(
         count=np.array([n if weight is None else np.count_nonzero(weight)], dtype=float),
         weight=np.array([total]),
@@ -117,7 +119,6 @@ def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
         s_aa=(aa[:q, :q] - total * np.outer(offset_a, offset_a))[None],
         s_ax=ax[:q] - total * np.outer(offset_a, offset_x),
         s_xx=np.maximum(square - total * offset_x**2, 0.0),
-        occupied=np.count_nonzero(present, axis=0).astype(float),
     )
 
 
@@ -142,7 +143,6 @@ def _moments_missing(X: Array, A: Array, weight: Array | None, missing: NDArray[
     sum_a = have.T @ a
     sum_x = np.einsum("ij,ij->j", have, x)
     offset_a, offset_x = sum_a / safe[:, None], sum_x / safe
-    present = (A != 0) & (w > 0)[:, None]
     return LinearMoments(
         count=np.count_nonzero(have, axis=0).astype(float),
         weight=total,
@@ -153,7 +153,6 @@ def _moments_missing(X: Array, A: Array, weight: Array | None, missing: NDArray[
         s_aa=s_aa - total[:, None, None] * offset_a[:, :, None] * offset_a[:, None, :],
         s_ax=a.T @ (have * x) - (total * offset_x) * offset_a.T,
         s_xx=np.maximum(np.einsum("ij,ij,ij->j", have, x, x) - total * offset_x**2, 0.0),
-        occupied=np.count_nonzero(present, axis=0).astype(float),
     )
 
 
@@ -175,7 +174,6 @@ def merge_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
         s_aa=one.s_aa + two.s_aa + cross[:, None, None] * step_a[:, :, None] * step_a[:, None, :],
         s_ax=one.s_ax + two.s_ax + cross * step_a.T * step_x,
         s_xx=one.s_xx + two.s_xx + cross * step_x**2,
-        occupied=one.occupied + two.occupied,
     )
 
 

@@ -154,7 +154,7 @@ def fit_linear(rows: Rows, *, penalty: Array | None = None) -> tuple[LinearFit, 
     """
     moments = fold(rows, linear_moments, merge_moments)
     spectra = _spectra(moments, penalty)
-    accurate = all(s.condition <= _GRAM_LIMIT and s.null.shape[1] == 0 for s in spectra)
+    accurate = all(s.condition <= _GRAM_LIMIT and (s.null.shape[1] == 0 or s.spread.count == 0) for s in spectra)
     if accurate:
         fit = _solution(moments, spectra, _gram_coefficients(moments, spectra))
     else:
@@ -275,6 +275,7 @@ def _triangular(spectra: list[_Spectrum], triangle: Triangle) -> tuple[list[_Spe
 
 def _solution(moments: LinearMoments, spectra: list[_Spectrum], coefficients: list[Array]) -> LinearFit:
     q, d = moments.s_ax.shape
+    seen = [s for s in spectra if s.spread.count > 0]  # a feature without a value says nothing of the design
     fit = LinearFit(
         coef=np.empty((q, d)),
         constant=np.empty(d),
@@ -283,8 +284,8 @@ def _solution(moments: LinearMoments, spectra: list[_Spectrum], coefficients: li
         offset_a=np.array([s.spread.offset for s in spectra]).reshape(len(spectra), q),
         group=np.empty(d, dtype=np.int64),
         covariance=np.empty((len(spectra), q, q)),
-        rank=min((s.rank for s in spectra), default=0),
-        condition_number=max((s.condition for s in spectra), default=1.0),
+        rank=min((s.rank for s in seen), default=0),
+        condition_number=max((s.condition for s in seen), default=1.0),
         degrees=np.empty(len(spectra)),
         aliased={},
         rss=np.empty(d),
@@ -307,7 +308,7 @@ def _solution(moments: LinearMoments, spectra: list[_Spectrum], coefficients: li
                 fit.degrees[g] = np.trace(hat)
                 inverse = hat @ inverse
             fit.covariance[g] = inverse / scale[:, None] / scale / s.spread.weight
-            if s.rank < q:
+            if s.rank < q and s.spread.count > 0:
                 fit.aliased.update(_aliased(s))
             # |x - a b|^2 from moments; exact enough unless it is tiny, when a pass over the rows replaces it.
             scatter = moments.s_aa[s.spread.source]

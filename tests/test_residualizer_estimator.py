@@ -1,0 +1,10 @@
+"""Residualizer as a citizen of scikit-learn."""
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from residmix import Residualizer
+
+
+@parametrize_with_checks([Residualizer()])
+def test_it_passes_scikit_learns_own_checks(estimator, check):
+    check(estimator)
