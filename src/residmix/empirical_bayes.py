@@ -38,7 +38,7 @@ class Shrunk:
 
 
 def shrink_levels(
-    rows: Rows, location: Location, coef: Array, columns: slice, n_removed: int, *, spread: bool
+    rows: Rows, location: Location, coef: Array, columns: slice, levels: Array, n_removed: int, *, spread: bool
 ) -> Shrunk:
     r"""Shrink the effects of one factor's levels towards what they have in common over the features.
 
@@ -50,13 +50,15 @@ def shrink_levels(
     Parameters
     ----------
     rows : Rows
-        With a dense design in which the factor is coded by 0 and 1.
+        With a dense design.
     location : callable
         ``location(block)``: residuals (b, d) after all effects on the mean. Must be picklable.
     coef : ndarray (q, d)
         Least-squares coefficients of all design columns.
     columns : slice
-        The factor's columns: one per level, or one per level but the first.
+        The factor's columns.
+    levels : ndarray (K, columns)
+        How each level is coded in them.
     n_removed : int
         Design columns to remove, this factor's among them.
     spread : bool
@@ -73,10 +75,11 @@ def shrink_levels(
     Johnson, Li and Rabinovic, "Adjusting batch effects in microarray expression data using empirical Bayes
     methods", Biostatistics 8 (2007), section 3.
     """
-    n, means, squares = fold(rows, _LevelSums(location, columns), _add)
+    n, means, squares = fold(rows, _LevelSums(location, columns, levels), _add)
     present = n.max(axis=1) > 0
-    n, squares = n[present], squares[present] - n[present] * means[present] ** 2
-    effect = np.vstack([np.zeros((1, coef.shape[1])), coef[columns]])[present] + means[present]
+    n, means, squares, levels = n[present], means[present], squares[present], levels[present]
+    squares = np.maximum(squares - n * means**2, 0.0)
+    effect = levels @ coef[columns] + means
     shift = effect - np.sum(n * effect, axis=0) / n.sum(axis=0)
     pooled = np.sqrt(np.sum(squares, axis=0) / n.sum(axis=0))
 
@@ -103,15 +106,16 @@ def shrink_levels(
         delta = np.ones_like(gamma)
         gamma = posterior_shift(gamma, delta, n[:, usable])
 
-    change = np.zeros((len(present), coef.shape[1]))
-    change[np.ix_(present, usable)] = gamma * pooled[usable] - shift[:, usable]
-    log_sd = np.zeros_like(change)
-    log_sd[np.ix_(present, usable)] = 0.5 * np.log(delta)
-    return Shrunk(
-        _on_columns(change, columns, len(coef)),
-        change[0],
-        Scale(np.zeros(n_removed), log_sd[0], _on_columns(log_sd, columns, n_removed)) if spread else None,
-    )
+    change, log_sd = np.zeros_like(shift), np.zeros_like(shift)
+    change[:, usable] = gamma * pooled[usable] - shift[:, usable]
+    log_sd[:, usable] = 0.5 * np.log(delta)
+    to_columns = np.linalg.pinv(np.concatenate([levels, np.ones((len(levels), 1))], axis=1))
+    scale = None
+    if spread:
+        of_level = to_columns @ log_sd
+        scale = Scale(np.zeros(n_removed), of_level[-1], _padded(of_level[:-1], columns, n_removed))
+    of_level = to_columns @ change
+    return Shrunk(_padded(of_level[:-1], columns, len(coef)), of_level[-1], scale)
 
 
 def posterior_shift(gamma: Array, delta: Array, n: Array) -> Array:
@@ -149,26 +153,26 @@ def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
     return (n * between * gamma + ratio * common) / (n * between + ratio), ratio
 
 
-def _on_columns(levels: Array, columns: slice, width: int) -> Array:
-    """Write values per level, the reference first, as coefficients of the factor's columns."""
-    out = np.zeros((width, levels.shape[1]))
-    out[columns] = levels[1:] - levels[0]
+def _padded(values: Array, columns: slice, width: int) -> Array:
+    out = np.zeros((width, values.shape[1]))
+    out[columns] = values
     return out
 
 
 @dataclass(frozen=True)
 class _LevelSums:
-    """Weight, mean and sum of squares of the residuals by level, (K, d) each, the reference level first."""
+    """Weight, mean and sum of squares of the residuals by level, (K, d) each."""
 
     location: Location
     columns: slice
+    levels: Array
 
     def __call__(self, block: Block) -> tuple[Array, Array, Array]:
-        dummies = np.empty((block.n_rows, 0)) if block.design is None else block.design[:, self.columns]
-        member = np.concatenate([1.0 - dummies.sum(axis=1, keepdims=True), dummies], axis=1)
-        if block.weight is not None:
-            member *= block.weight[:, None]
-        e = np.asarray(self.location(block), dtype=np.float64)
+        coded = np.empty((block.n_rows, 0)) if block.design is None else block.design[:, self.columns]
+        distance = np.sum(self.levels**2, axis=1) - 2 * coded @ self.levels.T
+        member = np.zeros(distance.shape)
+        member[np.arange(len(member)), distance.argmin(axis=1)] = 1.0 if block.weight is None else block.weight
+        e = np.array(self.location(block), dtype=np.float64)
         missing = np.isnan(e)
         e[missing] = 0.0
         n = member.T @ (~missing).astype(np.float64)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from residmix.errors import DesignWarning
 from residmix.moments.erase import column_scale
 from residmix.moments.fold import fold
-from residmix.moments.scatter import Scatter, of_block
+from residmix.moments.scatter import Scatter, block_scatter
 from residmix.sources.rows import Block, Rows
 
 __all__ = ["Scale", "fit_scale"]
@@ -153,7 +153,7 @@ def _centre(rows: Rows) -> tuple[Array, Array]:
 
 
 def _design_scatter(block: Block) -> Scatter:
-    return of_block(replace(block, X=np.empty((block.n_rows, 0))))
+    return block_scatter(replace(block, X=np.empty((block.n_rows, 0))))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from residmix.moments.fold import fold
 from residmix.sources.rows import Block, Rows
 
-__all__ = ["Scatter", "joint_scatter"]
+__all__ = ["Scatter", "block_scatter", "joint_scatter"]
 
 Array = NDArray[np.float64]
 
@@ -19,19 +19,23 @@ Array = NDArray[np.float64]
 class Scatter:
     r"""Weight, mean and centred scatter :math:`\sum_i w_i (u_i - \bar u)(u_i - \bar u)'` of rows :math:`u`.
 
+    The mean is kept as ``origin + offset``, a point near the data plus a small correction: the differences of means
+    that merging squares then keep their digits, whatever the columns' distance from 0.
+
     Attributes
     ----------
     n_rows : int
         Rows seen.
     weight : float
         Sum of their weights.
-    mean : ndarray (m,)
+    origin, offset : ndarray (m,)
     scatter : ndarray (m, m)
     """
 
     n_rows: int
     weight: float
-    mean: Array
+    origin: Array
+    offset: Array
     scatter: Array
 
     def merge(self, other: Scatter) -> Scatter:
@@ -39,10 +43,15 @@ class Scatter:
         weight = self.weight + other.weight
         if weight == 0:
             return self
-        step = other.mean - self.mean
+        step = (other.origin - self.origin) + (other.offset - self.offset)
         share = other.weight / weight
         scatter = self.scatter + other.scatter + (self.weight * share) * np.outer(step, step)
-        return Scatter(self.n_rows + other.n_rows, weight, self.mean + share * step, scatter)
+        return Scatter(self.n_rows + other.n_rows, weight, self.origin, self.offset + share * step, scatter)
+
+    @property
+    def mean(self) -> Array:
+        """Mean of the rows, (m,)."""
+        return self.origin + self.offset
 
     @property
     def covariance(self) -> Array:
@@ -50,21 +59,24 @@ class Scatter:
         return self.scatter / self.weight
 
 
-def of_block(block: Block) -> Scatter:
-    """Moments of one block, taken about its own mean so that a large offset costs no digits."""
+def block_scatter(block: Block) -> Scatter:
+    """Return the moments of one block."""
     design = np.empty((block.n_rows, 0)) if block.design is None else block.design
     rows = np.concatenate([design, block.X], axis=1, dtype=np.float64)
+    if block.weight is None or not block.weight.any():
+        origin = rows.mean(axis=0)
+    else:
+        origin = block.weight @ rows / block.weight.sum()
+    rows -= origin
     if block.weight is None:
-        mean = rows.mean(axis=0)
-        rows -= mean
-        return Scatter(len(rows), float(len(rows)), mean, rows.T @ rows)
-    weight = float(block.weight.sum())
-    mean = block.weight @ rows / weight if weight > 0 else np.zeros(rows.shape[1])
-    rows -= mean
-    rows *= np.sqrt(block.weight)[:, None]
-    return Scatter(len(rows), weight, mean, rows.T @ rows)
+        weight, total = float(len(rows)), rows.sum(axis=0)
+    else:
+        weight, total = float(block.weight.sum()), block.weight @ rows
+        rows *= np.sqrt(block.weight)[:, None]
+    offset = total / (weight or 1.0)
+    return Scatter(len(rows), weight, origin, offset, rows.T @ rows - weight * np.outer(offset, offset))
 
 
 def joint_scatter(rows: Rows) -> Scatter:
     """Return the moments of [design, x] over all rows, by one ordered fold."""
-    return fold(rows, of_block, Scatter.merge)
+    return fold(rows, block_scatter, Scatter.merge)

@@ -1,0 +1,411 @@
+"""The fitted design: which columns it has, the matrix it makes of any rows, and its form on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.coding import Plan
+from residmix.columns import Metadata, open_metadata, plain_matrix, spotted
+from residmix.expressions import Call, Column
+from residmix.formula import parse_formula
+from residmix.learning import Learned
+from residmix.levels import Levels, missing_error
+from residmix.transforms import evaluate
+
+__all__ = ["Design", "DesignMatrix", "Factor", "Term"]
+
+MAX_COLUMNS = 20_000
+
+
+@dataclass(frozen=True)
+class Factor:
+    """An absorbed factor: its codes index `levels`; code -1 stands for the mean of the levels."""
+
+    name: str
+    levels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the design and where it lives.
+
+    Attributes
+    ----------
+    name : str
+        As written in the formula, e.g. ``"C(site):age"``.
+    columns : slice
+        Its columns in the dense design. For an absorbed term, an empty slice.
+    preserved : bool
+        Whether the effect is estimated but not removed.
+    kind : {"numeric", "factor", "spline", "interaction", "absorbed", "missing"}
+        "spline" stands for any basis of several columns; "missing" is the indicator of missing values.
+    variables : tuple of str
+        The metadata columns it uses.
+    factor : int or None
+        For an absorbed term, the index into ``Design.factors``.
+    levels, counts : tuple
+        For the main effect of a factor, its levels and their rows in fit; else empty.
+    """
+
+    name: str
+    columns: slice
+    preserved: bool
+    kind: str
+    variables: tuple[str, ...]
+    factor: int | None = None
+    levels: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DesignMatrix:
+    """The design of some rows.
+
+    Attributes
+    ----------
+    dense : ndarray (b, q) of float64, C-contiguous
+        Columns to remove, then (when asked) those to preserve. No intercept.
+    codes : tuple of ndarray (b,) of int32
+        Level indices per absorbed factor; -1 for the mean of the levels.
+    unknown : ndarray (b,) of bool, or None
+        Rows in which a removed factor has a level that fit didn't see. None when there is no such row.
+    unknown_levels : dict
+        Metadata column -> the unseen levels met in these rows.
+    """
+
+    dense: NDArray[np.float64]
+    codes: tuple[NDArray[np.int32], ...] = ()
+    unknown: NDArray[np.bool_] | None = None
+    unknown_levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+class Design:
+    """A fitted map from metadata to design rows; see :func:`residmix.metadata.fit_design`.
+
+    Attributes
+    ----------
+    formula, preserve : str or None
+        None where every column was taken as it is.
+    columns : tuple of str
+        Metadata columns that :meth:`matrix` needs.
+    preserved_columns : tuple of str
+        Further columns that it needs with ``preserved=True``.
+    terms : tuple of Term
+    column_names : tuple of str, length q
+        Dense columns: removed ones first.
+    n_removed, n_preserved : int
+        Their numbers; q is the sum.
+    factors : tuple of Factor
+        Absorbed factors.
+    array_width : int or None
+        Number of columns where the metadata was an array.
+    """
+
+    def __init__(
+        self,
+        formula: str | None,
+        preserve: str | None,
+        on_unknown: str,
+        missing: str,
+        array_width: int | None,
+        plans: tuple[Plan, ...],
+        learned: Learned,
+    ) -> None:
+        self.formula, self.preserve = formula, preserve
+        self.on_unknown, self.missing = on_unknown, missing
+        self.array_width = array_width
+        self._plans, self._learned = plans, learned
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        terms: list[Term] = []
+        factors: list[Factor] = []
+        names: list[str] = []
+        self.n_removed = 0
+        for plan in self._plans:
+            label = ":".join(factor.label for factor in plan.factors)
+            levels = self._levels(plan.factors[0]) if len(plan.factors) == 1 else None
+            own = list(self._names(plan))
+            index = None
+            if plan.kind == "absorbed":
+                assert levels is not None
+                index = len(factors)
+                factors.append(Factor(label, levels.labels))
+            if plan.kind == "missing":
+                label = f"{label}[missing]"
+            terms.append(
+                Term(
+                    name=label,
+                    columns=slice(len(names), len(names) + len(own)),
+                    preserved=plan.preserved,
+                    kind=plan.kind,
+                    variables=tuple(dict.fromkeys(name for atom in plan.factors for name in atom.columns())),
+                    factor=index,
+                    levels=levels.labels if levels else (),
+                    counts=levels.counts if levels else (),
+                )
+            )
+            names += own
+            if not plan.preserved:
+                self.n_removed += len(own)
+            if len(names) > MAX_COLUMNS:
+                raise ValueError(
+                    f"the design has more than {MAX_COLUMNS} columns at term {label!r}; interactions of factors with "
+                    "many levels are written out, only main effects are absorbed"
+                )
+        self.terms, self.factors, self.column_names = tuple(terms), tuple(factors), tuple(names)
+        self.n_preserved = len(names) - self.n_removed
+        used = dict.fromkeys(name for term in terms if not term.preserved for name in term.variables)
+        self.columns = tuple(used)
+        later = dict.fromkeys(name for term in terms if term.preserved for name in term.variables)
+        self.preserved_columns = tuple(name for name in later if name not in used)
+
+    def _levels(self, atom: Column | Call) -> Levels | None:
+        return self._learned.levels.get(atom.text)
+
+    def _names(self, plan: Plan) -> Iterator[str]:
+        if plan.kind == "absorbed":
+            return
+        if plan.kind == "missing":
+            yield f"{plan.factors[0].label}[missing]"
+            return
+        for coding in plan.coding:
+            parts = []
+            for index, full in coding:
+                atom = plan.factors[index]
+                levels = self._levels(atom)
+                if levels is not None:
+                    parts.append(levels.names(atom.label, full=full))
+                elif (width := self._learned.widths[atom.text]) is None:
+                    parts.append((atom.label,))
+                else:
+                    parts.append(tuple(f"{atom.label}[{j + 1}]" for j in range(width)))
+            yield from (":".join(names) for names in product(*parts))
+
+    def __repr__(self) -> str:
+        shown = self.formula if self.formula is not None else f"{len(self.terms)} columns"
+        return f"Design({shown!r}, n_removed={self.n_removed}, n_preserved={self.n_preserved})"
+
+    # ---- rows to design ----------------------------------------------------------------------------------------------
+
+    def matrix(self, metadata: Any, *, preserved: bool = False, n_rows: int | None = None) -> DesignMatrix:
+        """Return the design of some rows.
+
+        Parameters
+        ----------
+        metadata : array (b, p), or pandas, polars or pyarrow table
+            With the columns that fit used, in any order. May be None for a design without columns.
+        preserved : bool
+            Whether the preserved columns are wanted as well (fit needs them; removal doesn't).
+        n_rows : int, optional
+            Number of rows where `metadata` is None.
+
+        Raises
+        ------
+        ValueError
+            For unknown columns, levels that fit didn't see, missing and infinite values; each with what to do.
+        """
+        if metadata is None:
+            return self._without_metadata(preserved, n_rows)
+        if self._plain and not preserved and not isinstance(metadata, Metadata) and _is_array(metadata):
+            return DesignMatrix(self._plain_design(metadata))
+        source = self._opened(metadata)
+        rows = _RowReader(self, source)
+        plans = [plan for plan in self._plans if preserved or not plan.preserved]
+        width = len(self.column_names) if preserved else self.n_removed
+        dense = np.empty((source.n_rows, width))
+        codes = []
+        for plan, term in zip(plans, self.terms, strict=False):
+            if plan.kind == "absorbed":
+                codes.append(rows.codes(plan.factors[0], plan.preserved))
+            elif plan.kind == "missing":
+                dense[:, term.columns.start] = rows.missing(plan.factors[0].label)
+            else:
+                at = term.columns.start
+                for coding in plan.coding:
+                    part = rows.product(plan, coding)
+                    dense[:, at : at + part.shape[1]] = part
+                    at += part.shape[1]
+        return DesignMatrix(dense, tuple(codes), rows.unknown, rows.unknown_levels)
+
+    def _without_metadata(self, preserved: bool, n_rows: int | None) -> DesignMatrix:
+        needed = self.columns + (self.preserved_columns if preserved else ())
+        if needed:
+            raise ValueError(f"metadata is needed: the columns {', '.join(map(repr, needed[:12]))}")
+        if n_rows is None:
+            raise ValueError("without metadata, n_rows must be given")
+        return DesignMatrix(np.empty((n_rows, 0)))
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether design rows are the columns of an array as they are."""
+        return self.array_width is not None and self.column_names == tuple(f"m{j}" for j in range(self.array_width))
+
+    def _plain_design(self, metadata: Any) -> NDArray[np.float64]:
+        matrix = self._of_width(plain_matrix(metadata)).astype(np.float64, order="C")
+        if not np.isfinite(matrix).all():
+            for name, column in zip(self.column_names, matrix.T, strict=True):
+                if np.isinf(column).any():
+                    raise ValueError(f"metadata column {name!r} holds {spotted(np.isinf(column), 'infinite value')}")
+                gaps = np.isnan(column)
+                if gaps.any() and self.missing == "error":
+                    raise missing_error(name, gaps)
+                column[gaps] = self._learned.fills[name]
+        return matrix
+
+    def _of_width(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        if self.array_width is not None and matrix.shape[1] != self.array_width:
+            raise ValueError(f"metadata has {matrix.shape[1]} columns, but fit saw {self.array_width}")
+        return matrix
+
+    def _opened(self, metadata: Any) -> Metadata:
+        source = open_metadata(metadata)
+        if self.array_width is None:
+            if source.is_array:
+                raise ValueError(
+                    f"metadata is an array of {len(source.names)} columns, but fit saw a table with the columns "
+                    f"{', '.join(map(repr, (self.columns + self.preserved_columns)[:12]))}; give a table"
+                )
+            return source
+        if not source.is_array:
+            if len(source.names) != self.array_width:
+                raise ValueError(f"metadata has {len(source.names)} columns, but fit saw {self.array_width}")
+            return source.renamed(tuple(f"m{j}" for j in range(self.array_width)))
+        self._of_width(source.native)
+        return source
+
+    def level_rows(self, term: Term) -> NDArray[np.float64]:
+        """Return the design columns (L, columns) of each level of a factor's main effect, as in ``term.levels``."""
+        (plan,) = (p for p, t in zip(self._plans, self.terms, strict=True) if t == term)
+        levels = self._levels(plan.factors[0])
+        if term.kind != "factor" or levels is None:
+            raise ValueError(f"{term.name} is no factor with columns of its own")
+        ((_, full),) = plan.coding[0]
+        return levels.coded(np.arange(levels.n_levels, dtype=np.int32), full=full)
+
+    def same_coding(self, other: Design) -> bool:
+        """Tell whether `other` makes the same rows of the same metadata; how often a level was seen may differ."""
+        return self._coding() == other._coding()
+
+    def _coding(self) -> dict[str, Any]:
+        coding = self.to_dict()
+        for levels in coding["learned"]["levels"].values():
+            del levels["counts"]
+        if self.missing == "error":
+            del coding["learned"]["fills"]
+        return coding
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as values that JSON holds; :meth:`from_dict` gives the same matrices, bit for bit."""
+        return {
+            "formula": self.formula,
+            "preserve": self.preserve,
+            "on_unknown": self.on_unknown,
+            "missing": self.missing,
+            "array_width": self.array_width,
+            "terms": [
+                {
+                    "factors": [factor.text for factor in plan.factors],
+                    "coding": [[[index, full] for index, full in coding] for coding in plan.coding],
+                    "preserved": plan.preserved,
+                    "kind": plan.kind,
+                }
+                for plan in self._plans
+            ],
+            "learned": self._learned.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Design:
+        """Return the design that :meth:`to_dict` saved. Its expressions pass the guard of formulas again."""
+        plans = tuple(
+            Plan(
+                tuple(_single(text) for text in term["factors"]),
+                tuple(tuple((int(index), bool(full)) for index, full in coding) for coding in term["coding"]),
+                term["preserved"],
+                term["kind"],
+            )
+            for term in saved["terms"]
+        )
+        return cls(
+            saved["formula"],
+            saved["preserve"],
+            saved["on_unknown"],
+            saved["missing"],
+            saved["array_width"],
+            plans,
+            Learned.from_dict(saved["learned"]),
+        )
+
+
+def _single(text: str) -> Column | Call:
+    ((factor,),) = parse_formula(text)
+    return factor
+
+
+def _is_array(metadata: Any) -> bool:
+    return isinstance(metadata, np.ndarray | list | tuple)
+
+
+class _RowReader:
+    """The factors of a design on one set of rows, each read once."""
+
+    def __init__(self, design: Design, source: Metadata) -> None:
+        self._design, self._source = design, source
+        self._learned = design._learned
+        self._numbers: dict[str, NDArray[np.float64]] = {}
+        self._gaps: dict[str, NDArray[np.bool_] | None] = {}
+        self._codes: dict[str, NDArray[np.int32]] = {}
+        self.unknown: NDArray[np.bool_] | None = None
+        self.unknown_levels: dict[str, tuple[Any, ...]] = {}
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        if name not in self._numbers:
+            values, gaps = self._source.numbers(name)
+            if gaps is not None:
+                if self._design.missing == "error":
+                    raise missing_error(name, gaps)
+                values = np.where(gaps, self._learned.fills[name], values)
+            self._numbers[name], self._gaps[name] = values, gaps
+        return self._numbers[name]
+
+    def missing(self, name: str) -> NDArray[np.bool_] | float:
+        self.numbers(name)
+        gaps = self._gaps[name]
+        return 0.0 if gaps is None else gaps
+
+    def codes(self, atom: Column | Call, preserved: bool) -> NDArray[np.int32]:
+        if atom.text not in self._codes:
+            levels = self._learned.levels[atom.text]
+            labels = self._source.labels(levels.column)
+            codes, unknown, strange = levels.codes(
+                labels, on_unknown=self._design.on_unknown, missing=self._design.missing
+            )
+            self._codes[atom.text] = codes
+            if unknown is not None and not preserved:
+                self.unknown = unknown if self.unknown is None else self.unknown | unknown
+                self.unknown_levels[levels.column] = strange
+        return self._codes[atom.text]
+
+    def product(self, plan: Plan, coding: tuple[tuple[int, bool], ...]) -> NDArray[np.float64]:
+        parts = [self._coded(plan.factors[index], full, plan.preserved) for index, full in coding]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = (whole[:, :, None] * part[:, None, :]).reshape(len(whole), -1)
+        return whole
+
+    def _coded(self, atom: Column | Call, full: bool, preserved: bool) -> NDArray[np.float64]:
+        if atom.text in self._learned.levels:
+            return self._learned.levels[atom.text].coded(self.codes(atom, preserved), full=full)
+        columns = {name: self.numbers(name) for name in dict.fromkeys(atom.columns())}
+        values = evaluate(atom, columns, self._learned.states)
+        return values[:, None] if values.ndim == 1 else values
