@@ -249,7 +249,7 @@ def test_a_file_that_breaks_or_shrinks_between_passes_is_named(frame, tmp_path):
         list(rows.map(lambda block: None))
 
 
-@pytest.mark.parametrize(("values", "text"), [([1.0, -1.0], "row 1 has -1.0"), ([0.0, 0.0], "zero for every row")])
+@pytest.mark.parametrize(("values", "text"), [([1.0, -1.0], "row 1 has -1.0"), ([0.0, 0.0], "is 0 for every row")])
 def test_a_weight_column_is_looked_at_before_the_fit(values, text, tmp_path):
     parquet.write_table(pa.table({"a": [1.0, 2.0], "w": values}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=text):

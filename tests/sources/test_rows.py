@@ -113,7 +113,7 @@ def test_a_clean_pass_is_looked_at_once(rng):
         ([1.0, -2.0, 1.0], "row 1 has -2.0"),
         ([1.0, 2.0, np.nan], "row 2 has nan"),
         ([np.inf, 2.0, 1.0], "row 0 has inf"),
-        ([0.0, 0.0, 0.0], "is zero for every row"),
+        ([0.0, 0.0, 0.0], "is 0 for every row"),
         (["a", "b", "c"], "must hold numbers"),
     ],
 )

@@ -73,6 +73,7 @@ class Rows(ABC):
     n_features: int
     dtype: np.dtype[Any]
     block_rows: int
+    local: bool = True  # whether `map` computes in this process, so that a function may keep what it sees
 
     @abstractmethod
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
@@ -141,10 +142,13 @@ class MappedRows(Rows):
     def __init__(self, rows: Rows, change: Callable[[Block], Block]) -> None:
         self._rows, self._change = rows, change
         self.n_rows, self.block_rows = rows.n_rows, rows.block_rows
-        self.n_features, self.dtype = rows.n_features, rows.dtype
+        self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._rows.map(_Composed(function, self._change))
+
+    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+        return self._rows.fold(_Composed(partial, self._change), merge)
 
     def with_block_rows(self, block_rows: int) -> Rows:
         return MappedRows(self._rows.with_block_rows(block_rows), self._change)

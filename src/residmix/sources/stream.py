@@ -191,7 +191,7 @@ class StreamTable(Table):
             start, positive = start + len(values), positive or bool(values.any())
         self.count(start)
         if not positive:
-            raise ValueError(f"sample_weight {name!r} is zero for every row; at least one must be positive")
+            raise ValueError(f"sample_weight {name!r} is 0 for every row; at least one must not be zero")
 
     def rows(
         self,

@@ -1,0 +1,174 @@
+"""Results of rows: gathered into one array, or written to a Parquet file as they come."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.atomic import atomic_path
+from residmix.sources.rows import Block, Rows
+from residmix.sources.table import Table
+
+__all__ = ["collect", "write_parquet"]
+
+_GROUP_BYTES = 1 << 25  # of a row group that we write
+
+
+def collect(rows: Rows, function: Callable[[Block], NDArray[Any]]) -> NDArray[Any]:
+    """Return ``function(block)`` of all blocks as one array.
+
+    Parameters
+    ----------
+    rows : Rows
+    function : callable
+        Returns an array (b,) or (b, m) for a block of b rows.
+
+    Returns
+    -------
+    ndarray (n,) or (n, m)
+        Filled block by block, so that nothing is held twice.
+    """
+    if rows.local:
+        placed = _Placed(rows.n_rows, function)
+        for _ in rows.map(placed):
+            pass
+        return placed.out
+    out, start = None, 0
+    for result in rows.map(function):
+        if out is None:
+            out = np.empty((rows.n_rows, *result.shape[1:]), result.dtype)
+        out[start : start + len(result)] = result
+        start += len(result)
+    assert out is not None
+    return out
+
+
+class _Placed:
+    """Puts the result of a block where it belongs, in the thread that computed it."""
+
+    out: NDArray[Any]
+
+    def __init__(self, n_rows: int, function: Callable[[Block], NDArray[Any]]) -> None:
+        self._n_rows, self._function = n_rows, function
+        self._lock, self._ready = threading.Lock(), False
+
+    def __call__(self, block: Block) -> None:
+        result = self._function(block)
+        with self._lock:
+            if not self._ready:
+                self.out = np.empty((self._n_rows, *result.shape[1:]), result.dtype)
+                self._ready = True
+        self.out[block.start : block.start + len(result)] = result
+
+
+def write_parquet(
+    rows: Rows,
+    function: Callable[[Block], NDArray[Any]],
+    names: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    carry: tuple[Table, Sequence[str]] | None = None,
+) -> Path:
+    """Write ``function(block)`` of all blocks to a Parquet file while they are computed.
+
+    The file appears under its name when it is whole: until then it has a temporary one.
+
+    Parameters
+    ----------
+    rows : Rows
+    function : callable
+        Returns an array (b,) or (b, m) for a block of b rows.
+    names : sequence of str
+        The m column names.
+    path : path
+    carry : (Table, columns), optional
+        Metadata columns of the same rows to be written beside the results.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If a carried column has the name of a result, or `path` doesn't end in ``.parquet``.
+    FileNotFoundError
+        If the folder doesn't exist.
+    """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    if not os.fspath(path).endswith((".parquet", ".pq")):
+        raise ValueError(f"the output {os.fspath(path)!r} must end in .parquet")
+    kept = tuple(carry[1]) if carry is not None else ()
+    for name in kept:
+        if name in names:
+            raise ValueError(f"column {name!r} can't be carried along: a result has the same name")
+    beside = _Beside(carry[0], kept) if carry is not None and kept else None
+    with atomic_path(path) as temporary:
+        writer: ParquetWriter | None = None
+        try:
+            for result in _grouped(rows.map(function)):
+                columns = {name: result[:, j] for j, name in enumerate(names)}
+                table = pa.table(columns)
+                if beside is not None:
+                    for name, column in beside.take(len(result)).items():
+                        table = table.append_column(name, column)
+                writer = writer or ParquetWriter(temporary, table.schema)
+                writer.write_table(table.cast(writer.schema))
+        finally:
+            if writer is not None:
+                writer.close()
+    return Path(path)
+
+
+def _grouped(results: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Yield results joined into matrices that make a row group each."""
+    held: list[NDArray[Any]] = []
+    size = 0
+    for result in results:
+        held.append(result.reshape(len(result), -1))
+        size += result.nbytes
+        if size >= _GROUP_BYTES:
+            yield np.concatenate(held)
+            held, size = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+class _Beside:
+    """Hands out carried columns in runs of any length."""
+
+    def __init__(self, table: Table, columns: Sequence[str]) -> None:
+        self._chunks = table.chunks(columns)
+        self._names = tuple(columns)
+        self._places = [table.metadata_columns.index(name) for name in columns]
+        self._left: Any = None
+
+    def take(self, n_rows: int) -> dict[str, Any]:
+        import pyarrow as pa
+
+        parts = [] if self._left is None else [self._left]
+        have = sum(part.num_rows for part in parts)
+        while have < n_rows:
+            parts.append(self._arrow(next(self._chunks)))
+            have += parts[-1].num_rows
+        whole = pa.concat_tables(parts, promote_options="permissive")
+        self._left = whole.slice(n_rows)
+        taken = whole.slice(0, n_rows)
+        return {name: taken[name] for name in self._names}
+
+    def _arrow(self, chunk: Any) -> Any:
+        import pyarrow as pa
+
+        if isinstance(chunk, np.ndarray):
+            return pa.table({name: chunk[:, place] for name, place in zip(self._names, self._places, strict=True)})
+        return nw.from_native(chunk, eager_only=True).to_arrow()

@@ -1,0 +1,78 @@
+"""Results gathered or written as they come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import residmix as rm
+from residmix.sources import as_table
+from residmix.sources.output import collect, write_parquet
+
+
+def doubled(block):
+    return 2 * block.X
+
+
+@pytest.fixture
+def frame(rng):
+    n = 1000
+    return pd.DataFrame({"a": rng.normal(size=n), "b": rng.normal(size=n), "site": rng.choice(["u", "v"], size=n)})
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_results_are_gathered_in_their_place(frame, threads, monkeypatch):
+    monkeypatch.setenv("RESIDMIX_NUM_THREADS", threads)
+    X = frame[["a", "b"]].to_numpy()
+    for table in (as_table(frame), as_table(lambda: (frame[low : low + 90] for low in range(0, 1000, 90)))):
+        rows = table.rows(("a", "b"), block_rows=64)
+        assert np.array_equal(collect(rows, doubled), 2 * X)
+        assert np.array_equal(collect(rows, lambda block: block.X.argmax(axis=1)), X.argmax(axis=1))
+        moved = rows.mapped(lambda block: block.select(slice(0, None)))
+        assert np.array_equal(collect(moved, doubled), 2 * X)
+
+
+def test_parquet_is_written_with_the_metadata_that_is_carried(frame, tmp_path, monkeypatch):
+    monkeypatch.setattr("residmix.sources.output._GROUP_BYTES", 2000)
+    frame.to_parquet(tmp_path / "in.parquet", row_group_size=77)
+    for table in (as_table(frame), rm.scan(tmp_path / "in.parquet", batch_rows=50)):
+        rows = table.rows(("a", "b"), block_rows=64)
+        path = write_parquet(rows, doubled, ["a", "b"], tmp_path / "out.parquet", carry=(table, ["site"]))
+        written = pd.read_parquet(path)
+        expected = frame.assign(a=2 * frame["a"], b=2 * frame["b"])
+        pd.testing.assert_frame_equal(written, expected)
+        assert parquet.ParquetFile(path).num_row_groups > 5
+    array = as_table(frame[["a"]].to_numpy(), metadata=np.arange(1000))
+    path = write_parquet(array.rows(), doubled, ["x"], tmp_path / "out.parquet", carry=(array, ["m0"]))
+    assert pa.table(parquet.read_table(path)).column_names == ["x", "m0"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(frame, tmp_path):
+    path = tmp_path / "out.parquet"
+    rows = as_table(frame).rows(("a", "b"), block_rows=64)
+    write_parquet(rows, doubled, ["a", "b"], path)
+    before = path.read_bytes()
+
+    def fails(block):
+        if block.start > 500:
+            raise RuntimeError("the disk is on fire")
+        return block.X
+
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        write_parquet(rows, fails, ["a", "b"], path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_what_cannot_be_written_is_refused_before_work_begins(frame, tmp_path):
+    table = as_table(frame)
+    rows = table.rows(("a", "b"))
+    with pytest.raises(ValueError, match=r"must end in \.parquet"):
+        write_parquet(rows, doubled, ["a", "b"], tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="'a' can't be carried along"):
+        write_parquet(rows, doubled, ["a", "b"], tmp_path / "out.parquet", carry=(table, ["a"]))
+    with pytest.raises(FileNotFoundError, match="doesn't exist"):
+        write_parquet(rows, doubled, ["a", "b"], tmp_path / "no" / "out.parquet")
