@@ -1,14 +1,21 @@
-"""How factors are coded in each term, so that the design has full rank beside the intercept."""
+"""How the factors of each term are coded, so that the design has full rank beside the intercept; and on given rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.columns import Metadata
 from residmix.expressions import Call, Column, Terms
 from residmix.learning import Learned, Survey
+from residmix.levels import missing_error
+from residmix.transforms import evaluate
 
-__all__ = ["Plan", "coded_terms"]
+__all__ = ["Plan", "RowReader", "coded_terms"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,57 @@ def _kind(term: tuple[Column | Call, ...], learned: Learned) -> str:
     if text in learned.levels:
         return "factor"
     return "numeric" if learned.widths[text] is None else "spline"
+
+
+class RowReader:
+    """The factors of a design on one set of rows, each read once."""
+
+    def __init__(self, source: Metadata, learned: Learned, on_unknown: str, missing: str) -> None:
+        self._source, self._learned = source, learned
+        self._on_unknown, self._missing = on_unknown, missing
+        self._numbers: dict[str, NDArray[np.float64]] = {}
+        self._gaps: dict[str, NDArray[np.bool_] | None] = {}
+        self._codes: dict[str, NDArray[np.int32]] = {}
+        self.unknown: NDArray[np.bool_] | None = None
+        self.unknown_levels: dict[str, tuple[Any, ...]] = {}
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        if name not in self._numbers:
+            values, gaps = self._source.numbers(name)
+            if gaps is not None:
+                if self._missing == "error":
+                    raise missing_error(name, gaps)
+                values = np.where(gaps, self._learned.fills[name], values)
+            self._numbers[name], self._gaps[name] = values, gaps
+        return self._numbers[name]
+
+    def missing(self, name: str) -> NDArray[np.bool_] | float:
+        self.numbers(name)
+        gaps = self._gaps[name]
+        return 0.0 if gaps is None else gaps
+
+    def codes(self, atom: Column | Call, preserved: bool) -> NDArray[np.int32]:
+        if atom.text not in self._codes:
+            levels = self._learned.levels[atom.text]
+            labels = self._source.labels(levels.column)
+            codes, unknown, strange = levels.codes(labels, on_unknown=self._on_unknown, missing=self._missing)
+            self._codes[atom.text] = codes
+            if unknown is not None and not preserved:
+                self.unknown = unknown if self.unknown is None else self.unknown | unknown
+                self.unknown_levels[levels.column] = strange
+        return self._codes[atom.text]
+
+    def product(self, plan: Plan, coding: tuple[tuple[int, bool], ...]) -> NDArray[np.float64]:
+        parts = [self._coded(plan.factors[index], full, plan.preserved) for index, full in coding]
+        whole = parts[0]
+        for part in parts[1:]:
+            width = whole.shape[1] * part.shape[1]
+            whole = (whole[:, :, None] * part[:, None, :]).reshape(len(whole), width)
+        return whole
+
+    def _coded(self, atom: Column | Call, full: bool, preserved: bool) -> NDArray[np.float64]:
+        if atom.text in self._learned.levels:
+            return self._learned.levels[atom.text].coded(self.codes(atom, preserved), full=full)
+        columns = {name: self.numbers(name) for name in dict.fromkeys(atom.columns())}
+        values = evaluate(atom, columns, self._learned.states)
+        return values[:, None] if values.ndim == 1 else values

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.coding import Plan
+from residmix.coding import Plan, RowReader
 from residmix.columns import Metadata, open_metadata, plain_matrix, spotted
 from residmix.expressions import Call, Column
 from residmix.formula import parse_formula
 from residmix.learning import Learned
 from residmix.levels import Levels, missing_error
-from residmix.transforms import evaluate
 
 __all__ = ["Design", "DesignMatrix", "Factor", "Term"]
 
@@ -217,7 +216,7 @@ class Design:
         if self._plain and not preserved and not isinstance(metadata, Metadata) and _is_array(metadata):
             return DesignMatrix(self._plain_design(metadata))
         source = self._opened(metadata)
-        rows = _RowReader(self, source)
+        rows = RowReader(source, self._learned, self.on_unknown, self.missing)
         plans = [plan for plan in self._plans if preserved or not plan.preserved]
         width = len(self.column_names) if preserved else self.n_removed
         dense = np.empty((source.n_rows, width))
@@ -354,58 +353,3 @@ def _single(text: str) -> Column | Call:
 
 def _is_array(metadata: Any) -> bool:
     return isinstance(metadata, np.ndarray | list | tuple)
-
-
-class _RowReader:
-    """The factors of a design on one set of rows, each read once."""
-
-    def __init__(self, design: Design, source: Metadata) -> None:
-        self._design, self._source = design, source
-        self._learned = design._learned
-        self._numbers: dict[str, NDArray[np.float64]] = {}
-        self._gaps: dict[str, NDArray[np.bool_] | None] = {}
-        self._codes: dict[str, NDArray[np.int32]] = {}
-        self.unknown: NDArray[np.bool_] | None = None
-        self.unknown_levels: dict[str, tuple[Any, ...]] = {}
-
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        if name not in self._numbers:
-            values, gaps = self._source.numbers(name)
-            if gaps is not None:
-                if self._design.missing == "error":
-                    raise missing_error(name, gaps)
-                values = np.where(gaps, self._learned.fills[name], values)
-            self._numbers[name], self._gaps[name] = values, gaps
-        return self._numbers[name]
-
-    def missing(self, name: str) -> NDArray[np.bool_] | float:
-        self.numbers(name)
-        gaps = self._gaps[name]
-        return 0.0 if gaps is None else gaps
-
-    def codes(self, atom: Column | Call, preserved: bool) -> NDArray[np.int32]:
-        if atom.text not in self._codes:
-            levels = self._learned.levels[atom.text]
-            labels = self._source.labels(levels.column)
-            codes, unknown, strange = levels.codes(
-                labels, on_unknown=self._design.on_unknown, missing=self._design.missing
-            )
-            self._codes[atom.text] = codes
-            if unknown is not None and not preserved:
-                self.unknown = unknown if self.unknown is None else self.unknown | unknown
-                self.unknown_levels[levels.column] = strange
-        return self._codes[atom.text]
-
-    def product(self, plan: Plan, coding: tuple[tuple[int, bool], ...]) -> NDArray[np.float64]:
-        parts = [self._coded(plan.factors[index], full, plan.preserved) for index, full in coding]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = (whole[:, :, None] * part[:, None, :]).reshape(len(whole), -1)
-        return whole
-
-    def _coded(self, atom: Column | Call, full: bool, preserved: bool) -> NDArray[np.float64]:
-        if atom.text in self._learned.levels:
-            return self._learned.levels[atom.text].coded(self.codes(atom, preserved), full=full)
-        columns = {name: self.numbers(name) for name in dict.fromkeys(atom.columns())}
-        values = evaluate(atom, columns, self._learned.states)
-        return values[:, None] if values.ndim == 1 else values

@@ -20,7 +20,7 @@ from residmix.levels import Levels, missing_error, sorted_levels
 from residmix.transforms import evaluate, learn, recut
 
 if TYPE_CHECKING:
-    from residmix.metadata import Term
+    from residmix.design import Term
 
 __all__ = ["Learned", "Survey", "survey"]
 
@@ -92,12 +92,11 @@ class _Tally:
         self.kind = cells.kind
         self.whole &= cells.whole
         if cells.kind == "label" or self.as_labels:
-            labels = cells if cells.kind == "label" else source.read(self.name, labels=True)
-            values = labels.values
+            labels = source.labels(self.name)
             if cells.missing is not None:
-                values = [value for value, gap in zip(values, cells.missing, strict=True) if not gap]
-            self.counts.update(values)
-        elif self.whole and self.few is not None:
+                labels = [label for label, gap in zip(labels, cells.missing, strict=True) if not gap]
+            self.counts.update(labels)
+        elif cells.values is not None and self.whole and self.few is not None:
             self.few.update(np.unique(cells.values).tolist())
             self.few = self.few if len(self.few) <= FEW else None
 
@@ -247,7 +246,7 @@ class _Numbers:
         """Yield the rows in which none of the columns is missing."""
         for chunk in self._chunks():
             source = open_metadata(chunk)
-            cells = {name: source.read(name) for name in names}
-            gaps = [cell.missing for cell in cells.values() if cell.missing is not None]
+            columns = {name: source.numbers(name) for name in names}
+            gaps = [missing for _, missing in columns.values() if missing is not None]
             keep = ~np.logical_or.reduce(gaps) if gaps else slice(None)
-            yield {name: cell.numbers(name)[keep] for name, cell in cells.items()}
+            yield {name: values[keep] for name, (values, _) in columns.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import Cells, spotted
+from residmix.columns import absent, spotted
 from residmix.errors import did_you_mean
 from residmix.expressions import Contrast
 
@@ -59,7 +59,7 @@ class Levels:
         return {level: index for index, level in enumerate(self.levels)}
 
     def codes(
-        self, cells: Cells, *, on_unknown: str, missing: str
+        self, labels: list[Any], *, on_unknown: str, missing: str
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None, tuple[Label, ...]]:
         """Return level indices with -1 for "the mean of the levels", a mask of unseen levels, and those levels.
 
@@ -68,23 +68,30 @@ class Levels:
         ValueError
             For levels that fit didn't see when `on_unknown` is "error", for missing values when `missing` is.
         """
-        found = map(self._index.get, cells.values, repeat(UNKNOWN))
-        codes = np.fromiter(found, dtype=np.int32, count=len(cells.values))
-        gaps = cells.missing
-        if gaps is not None:
+        found = map(self._index.get, labels, repeat(UNKNOWN))
+        codes = np.fromiter(found, dtype=np.int32, count=len(labels))
+        unknown = codes == UNKNOWN
+        if not unknown.any():
+            return codes, None, ()
+        strange: dict[Label, None] = {}
+        gaps = np.zeros(len(labels), dtype=bool)
+        for row in np.flatnonzero(unknown):
+            if absent(labels[row]):
+                gaps[row] = True
+            else:
+                strange[labels[row]] = None
+        if gaps.any():
             if missing == "error":
                 raise missing_error(self.column, gaps)
             codes[gaps] = len(self.levels) if self.with_missing else -1
-        unknown = codes == UNKNOWN
-        if gaps is not None and missing == "indicator" and not self.with_missing:
-            unknown |= gaps
+            if missing == "mean" or self.with_missing:
+                unknown &= ~gaps
         if not unknown.any():
             return codes, None, ()
-        strange = tuple(dict.fromkeys(cells.values[row] for row in np.flatnonzero(unknown & (codes == UNKNOWN))))
         if on_unknown == "error":
-            raise self._unknown_error(strange, unknown)
+            raise self._unknown_error(tuple(strange), unknown)
         codes[unknown] = -1
-        return codes, unknown, strange
+        return codes, unknown, tuple(strange)
 
     def _unknown_error(self, strange: tuple[Label, ...], unknown: NDArray[np.bool_]) -> ValueError:
         if not strange:

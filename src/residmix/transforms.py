@@ -1,8 +1,7 @@
 """Numeric expressions of a formula: what they learn from a whole column, and their value on some rows.
 
 What is learned (knots, bounds, means, polynomial coefficients) comes from the whole column however it is cut into
-chunks: the stream is cut anew into blocks of fixed length, so even rounding doesn't depend on the chunks. Quantiles are
-exact at any length: beyond what fits in memory they are selected digit by digit, in four passes.
+chunks: the stream is cut anew into blocks of fixed length, so even rounding doesn't depend on the chunks.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from numpy.typing import NDArray
 
 from residmix.expressions import Call, Column, Expression, Number, Operation
 from residmix.formula import FormulaError
+from residmix.quantiles import distinct_values, order_statistics
 
-__all__ = ["evaluate", "learn", "order_statistics", "recut"]
+__all__ = ["evaluate", "learn", "recut"]
 
 Array = NDArray[np.float64]
 Blocks = Callable[[], Iterator[Array]]
 State = dict[str, Any]
 
 BLOCK = 65_536  # rows of a block while learning
-IN_MEMORY = 1 << 22  # values that quantiles may hold at once; beyond, they are selected in passes
-DISTINCT = 1 << 20  # distinct values that natural splines may hold at once
+NEGLIGIBLE = 1e-24  # squared norm, relative to its scale, below which a polynomial is rounding only
 
 _ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
     "I": lambda values: values,
@@ -93,7 +92,7 @@ def learn(call: Call, blocks: Blocks) -> State | None:
     options = dict(call.options)
     try:
         return _LEARNERS[call.function](blocks, options)
-    except FormulaError as error:
+    except ValueError as error:
         raise FormulaError(f"{call.label}: {error}") from None
 
 
@@ -163,73 +162,6 @@ def _within(blocks: Blocks, low: float, high: float) -> Blocks:
     return lambda: (block[(block >= low) & (block <= high)] for block in blocks())
 
 
-# ---- exact quantiles -------------------------------------------------------------------------------------------------
-
-
-def order_statistics(blocks: Blocks, probabilities: list[float]) -> list[float]:
-    """Return quantiles by linear interpolation between order statistics (Hyndman and Fan's type 7), exactly.
-
-    Up to ``IN_MEMORY`` values are sorted. More are never held: a double's bits, suitably flipped, sort as unsigned
-    integers, so each wanted rank is found by four histograms of 16 bits, one pass over the data each.
-    """
-    held: list[Array] | None = []
-    count = 0
-    for block in blocks():
-        count += len(block)
-        if held is not None:
-            held.append(block)
-            held = held if count <= IN_MEMORY else None
-    if count == 0:
-        raise FormulaError("there are no values to learn from")
-    places = [probability * (count - 1) for probability in probabilities]
-    ranks = sorted({rank for place in places for rank in (int(place), min(int(place) + 1, count - 1))})
-    if held is not None:
-        ordered = np.sort(np.concatenate(held))
-        found = {rank: float(ordered[rank]) for rank in ranks}
-    else:
-        found = _selected(blocks, ranks)
-    quantiles = []
-    for place in places:
-        low, high = found[int(place)], found[min(int(place) + 1, count - 1)]
-        share = place - int(place)
-        quantiles.append(high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share)
-    return quantiles
-
-
-def _selected(blocks: Blocks, ranks: list[int]) -> dict[int, float]:
-    """Return the values of the given ranks by radix selection on the bits of the doubles."""
-    sign = np.uint64(1 << 63)
-    prefix = dict.fromkeys(ranks, 0)
-    left = {rank: rank for rank in ranks}
-    for shift in (48, 32, 16, 0):
-        counts = {head: np.zeros(1 << 16, dtype=np.int64) for head in prefix.values()}
-        for block in blocks():
-            bits = (block + 0.0).view(np.uint64)
-            keys = np.where(bits & sign, ~bits, bits | sign)
-            heads = keys >> np.uint64(shift + 16) if shift < 48 else np.zeros_like(keys)
-            for head, histogram in counts.items():
-                digits = (keys[heads == head] >> np.uint64(shift)) & np.uint64(0xFFFF)
-                histogram += np.bincount(digits.astype(np.int64), minlength=1 << 16)
-        for rank in ranks:
-            below = np.cumsum(counts[prefix[rank]])
-            digit = int(np.searchsorted(below, left[rank], side="right"))
-            left[rank] -= int(below[digit - 1]) if digit else 0
-            prefix[rank] = (prefix[rank] << 16) | digit
-    keys = np.array([prefix[rank] for rank in ranks], dtype=np.uint64)
-    bits = np.where(keys & sign, keys ^ sign, ~keys)
-    return dict(zip(ranks, bits.view(np.float64).tolist(), strict=True))
-
-
-def _distinct(blocks: Blocks) -> Array | None:
-    """Return the distinct values, sorted, or None when there are more than ``DISTINCT``."""
-    found = np.empty(0)
-    for block in blocks():
-        found = np.union1d(found, block)
-        if len(found) > DISTINCT:
-            return None
-    return found
-
-
 # ---- stateful functions ----------------------------------------------------------------------------------------------
 
 
@@ -274,12 +206,14 @@ def _learn_poly(blocks: Blocks, options: Mapping[str, Any]) -> State:
     norms: list[float] = []
     raw = options.get("raw", False)
     for k in range(0 if raw else degree + 1):
-        norm = weighted = 0.0
+        norm = weighted = square = 0.0
         for block in blocks():
+            square += float(block @ block)
             last = _recurrence(block, alpha, norms)[-1]
             norm += float(last @ last)
             weighted += float((block * last) @ last)
-        if norm == 0:
+        scale = norms[1] / norms[0] * norms[-1] if k > 1 else square if k == 1 else 0.0
+        if norm <= NEGLIGIBLE * scale or not norm:
             raise FormulaError(f"degree {degree} needs more than {degree} distinct values, and there are {k}")
         norms.append(norm)
         alpha.append(weighted / norm)
@@ -342,7 +276,7 @@ def _learn_cyclic(blocks: Blocks, options: Mapping[str, Any]) -> State:
 
 
 def _learn_cubic(blocks: Blocks, options: Mapping[str, Any], cyclic: bool) -> State:
-    """Knots at quantiles of the distinct values, and the column means, which the basis is freed of.
+    """Knots at quantiles of the distinct values, and the directions in which the basis has mean zero.
 
     A cubic regression spline's columns add up to one, as the intercept does; centring takes that out (Wood 2006, 4.2).
     """
@@ -354,37 +288,47 @@ def _learn_cubic(blocks: Blocks, options: Mapping[str, Any], cyclic: bool) -> St
             raise FormulaError("give df or knots")
         inner = df - 1 + cyclic
         inside = _within(blocks, low, high)
-        distinct = _distinct(inside)
+        distinct = distinct_values(inside)
         source: Blocks = inside if distinct is None else lambda: iter((distinct,))
         knots = order_statistics(source, np.linspace(0, 1, inner + 2)[1:-1].tolist()) if inner else []
         if len({low, *knots, high}) != inner + 2:
             most = 0 if distinct is None else len(distinct)
-            raise FormulaError(f"df={df} needs {inner + 2} distinct knots; the column has {most} distinct values")
+            raise FormulaError(f"df={df} needs {inner + 2} distinct knots; the column's distinct values number {most}")
     extrapolation = options.get("extrapolation", "extend")
     if extrapolation not in ("clip", "extend", "raise", "zero"):
         raise FormulaError(f"extrapolation is 'extend', 'clip', 'zero' or 'raise', not {extrapolation!r}")
-    state = {
+    state: State = {
         "lower_bound": low,
         "upper_bound": high,
         "knots": sorted({low, *knots, high}),
         "cyclic": cyclic,
         "extrapolation": extrapolation,
-        "constraints": None,
     }
     total, count = np.zeros(len(state["knots"]) - cyclic), 0
     for block in blocks():
         if len(block):
-            total += _cubic(block, state, options).sum(axis=0)
+            total += _free_cubic(block, state).sum(axis=0)
             count += len(block)
-    state["constraints"] = [(total / count).tolist()]
-    return state
+    complement, _ = np.linalg.qr((total / count)[:, None], mode="complete")
+    return {**state, "directions": complement[:, 1:].tolist()}
 
 
 def _cubic(values: Array, state: State, options: Mapping[str, Any]) -> Array:
+    free = _free_cubic(values, state)
+    directions = np.array(state["directions"])
+    # Column by column and not as a matrix product, whose rounding depends on how many rows there are.
+    centred = np.zeros((len(values), directions.shape[1]))
+    for j, direction in enumerate(directions):
+        centred += free[:, j, None] * direction
+    return centred
+
+
+def _free_cubic(values: Array, state: State) -> Array:
+    """Return the uncentred basis."""
     from formulaic.transforms import cyclic_cubic_spline, natural_cubic_spline
 
     known = {key: state[key] for key in ("lower_bound", "upper_bound", "knots", "cyclic")}
-    known["constraints"] = None if state["constraints"] is None else np.array(state["constraints"])
+    known["constraints"] = None
     spline = cyclic_cubic_spline if state["cyclic"] else natural_cubic_spline
     return _stacked(spline(values, extrapolation=state["extrapolation"], _state=known), len(values))
 
