@@ -6,26 +6,36 @@ no cancellation to fear; `residmix.families` moves it to the new means.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
+from residmix.moments.vector import CHUNK
 from residmix.sources.rows import Block
 
 if TYPE_CHECKING:
     from residmix.families import MixtureParams
 
-__all__ = ["MixtureMoments", "MixtureStep", "log_joint", "mixture_block", "mixture_block_rows", "responsibilities"]
+__all__ = [
+    "MixtureMoments",
+    "MixtureStep",
+    "log_joint",
+    "mixture_block",
+    "mixture_block_rows",
+    "responsibilities",
+]
 
 Floats = NDArray[np.float64]
 
 LOG_2PI = float(np.log(2 * np.pi))
 
-# Rows that go through the matrix products at once: small enough to stay in the cache.
-TILE_ROWS = 512
+# From here on panels of features are faster than pairs of columns (measured: equal at 24 to 32 columns).
+PANEL_COLUMNS = 24
+
+_NONE, _NO_WEIGHT = np.empty((0, 0)), np.empty(0)
 
 
 @dataclass(slots=True)
@@ -93,45 +103,13 @@ def log_joint(X: NDArray[np.floating], params: MixtureParams, *, log_prior: Floa
     log_prior : ndarray (b, K), optional
         Replaces the log-weights, row by row.
     """
-    joint = np.empty((len(X), params.n_components))
-    constant = params.log_det - 0.5 * params.n_features * LOG_2PI
-    distances = _DISTANCES[params.covariance_type]
-    for start in range(0, len(X), TILE_ROWS):
-        tile = slice(start, start + TILE_ROWS)
-        joint[tile] = constant - 0.5 * distances(X[tile].astype(np.float64, copy=False), params)
-    joint += params.log_weights if log_prior is None else log_prior
+    problem = _Problem.of(params, log_prior)
+    rows = problem.prepared(X)
+    joint = np.empty((len(rows), params.n_components))
+    job = full_joint if problem.packed else scaled_joint
+    tile = tile_rows(params.n_features)
+    job(rows, problem.means, problem.factors, problem.constant, problem.prior, tile, joint)
     return joint
-
-
-def _full_distances(X: Floats, params: MixtureParams) -> Floats:
-    squared = np.empty((params.n_components, len(X)))
-    for k in range(params.n_components):
-        y = (X - params.means[k]) @ params.factors[k]
-        np.einsum("ij,ij->i", y, y, out=squared[k])
-    return squared.T
-
-
-def _tied_distances(X: Floats, params: MixtureParams) -> Floats:
-    # about a point amid the means, or large offsets would eat the digits of the products
-    centre = params.means.mean(axis=0)
-    y, nu = (X - centre) @ params.factors, (params.means - centre) @ params.factors
-    return np.stack([((y - nu[k]) ** 2).sum(axis=1) for k in range(len(nu))], axis=1)
-
-
-def _scaled_distances(X: Floats, params: MixtureParams) -> Floats:
-    factors = params.factors.reshape(params.n_components, -1)
-    return np.stack(
-        [(((X - mean) * factor) ** 2).sum(axis=1) for mean, factor in zip(params.means, factors, strict=True)],
-        axis=1,
-    )
-
-
-_DISTANCES: dict[str, Callable[[Floats, MixtureParams], Floats]] = {
-    "full": _full_distances,
-    "tied": _tied_distances,
-    "diag": _scaled_distances,
-    "spherical": _scaled_distances,
-}
 
 
 def mixture_block(
@@ -158,29 +136,159 @@ def mixture_block(
     extra_centre : ndarray (q,), optional
         Their centre; 0 by default.
     """
-    K = params.n_components
-    kind = "full" if extra is not None else params.covariance_type
-    centres = params.means
+    kind = params.covariance_type
     if extra is not None:
         q = extra.shape[1]
         centre = np.zeros(q) if extra_centre is None else extra_centre
-        centres = np.hstack([np.broadcast_to(centre, (K, q)), params.means])
-    m = centres.shape[1]
-    shape = {"full": (K, m, m), "tied": (m, m)}.get(kind, (K, m))
-    moments = MixtureMoments(np.zeros(K), np.zeros((K, m)), np.zeros(shape), 0.0, 0.0, 0)
-    for start in range(0, len(X), TILE_ROWS):
-        tile = slice(start, start + TILE_ROWS)
-        x = X[tile].astype(np.float64, copy=False)
-        joint = log_joint(x, params, log_prior=None if log_prior is None else log_prior[tile])
-        w = np.ones(len(x)) if weight is None else weight[tile]
-        shares, log_density = _normalised(joint)
-        counted = w > 0
-        moments.log_likelihood += float(w[counted] @ log_density[counted])
-        moments.total += float(w.sum())
-        moments.rows += int(counted.sum())
-        rows = x if extra is None else np.hstack([extra[tile], x])
-        _add(moments, rows, shares * w[:, None], centres, kind)
+        centres = np.hstack([np.broadcast_to(centre, (params.n_components, q)), params.means])
+        problem = _Problem.full(params, log_prior)
+        moments = _full_moments(np.hstack([extra, X]), centres, problem, weight)
+    elif kind == "full":
+        moments = _full_moments(X, params.means, _Problem.full(params, log_prior), weight)
+    elif kind == "tied":
+        moments = _tied_moments(X, params, log_prior, weight)
+    else:
+        moments = _scaled_moments(X, _Problem.of(params, log_prior), weight)
+    moments.total = float(len(X)) if weight is None else float(weight.sum())
+    moments.rows = len(X) if weight is None else int(np.count_nonzero(weight))
     return moments
+
+
+@dataclass(slots=True)
+class _Problem:
+    """Parameters as the tile loops want them."""
+
+    means: Floats
+    factors: Floats
+    constant: Floats
+    prior: Floats
+    packed: bool
+    origin: Floats | None = None
+    rotation: Floats | None = None
+
+    @classmethod
+    def full(cls, params: MixtureParams, log_prior: Floats | None) -> _Problem:
+        d = params.n_features
+        # four columns at a time, down to the diagonal: `pack_factors`
+        size = sum(min(4, d - j) * min(j + 4, d) for j in range(0, d, 4))
+        packed = np.empty((params.n_components, size))
+        pack_factors(_plain(params.full_factors()), packed)
+        return cls(_plain(params.means), packed, *_constants(params, log_prior), True)
+
+    @classmethod
+    def of(cls, params: MixtureParams, log_prior: Floats | None) -> _Problem:
+        K, d = params.means.shape
+        if params.covariance_type == "full":
+            return cls.full(params, log_prior)
+        means, factors = params.means, params.factors
+        origin = rotation = None
+        if params.covariance_type == "tied":
+            # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the digits
+            origin, rotation = means.mean(axis=0), factors
+            means, factors = (means - origin) @ rotation, np.ones(1)
+        scaled = np.sqrt(0.5) * np.broadcast_to(factors.reshape(len(factors), -1), (K, d))
+        constants = _constants(params, log_prior)
+        return cls(_plain(means), _plain(scaled), *constants, False, origin, rotation)
+
+    def prepared(self, X: NDArray[np.floating]) -> Floats:
+        """Return the rows that `means` and `factors` are about."""
+        if self.origin is None or self.rotation is None:
+            return _plain(X)
+        return (X - self.origin) @ self.rotation
+
+
+def _constants(params: MixtureParams, log_prior: Floats | None) -> tuple[Floats, Floats]:
+    constant = params.log_det - 0.5 * params.n_features * LOG_2PI
+    if log_prior is None:
+        return constant + params.log_weights, _NONE
+    return constant, _plain(log_prior)
+
+
+def _plain(array: NDArray[np.floating]) -> Floats:
+    """Return `array` as the tile loops are compiled for it: float64, C order, writeable. A copy only if it isn't."""
+    if array.dtype == np.float64 and array.flags.c_contiguous and array.flags.writeable:
+        return np.asarray(array)
+    return np.array(array, dtype=np.float64, order="C")
+
+
+def tile_rows(n_columns: int) -> int:
+    """Return how many rows go through the cache at once: a whole number of chunks, about 16 KB of them."""
+    return CHUNK * int(np.clip(2048 // (n_columns * CHUNK), 1, 480 // CHUNK))
+
+
+def _full_moments(
+    rows: NDArray[np.floating], centres: Floats, problem: _Problem, weight: Floats | None
+) -> MixtureMoments:
+    K, m = centres.shape
+    moments = MixtureMoments(np.zeros(K), np.empty((K, m)), np.empty((K, m, m)), 0.0, 0.0, 0)
+    panels = m >= PANEL_COLUMNS
+    moments.log_likelihood = full_block(
+        _plain(rows),
+        problem.means.shape[1],
+        _plain(centres),
+        problem.factors,
+        problem.constant,
+        problem.prior,
+        _plain(_NO_WEIGHT if weight is None else weight),
+        max(96 // CHUNK * CHUNK, CHUNK) if panels else tile_rows(m),
+        panels,
+        moments.weight,
+        moments.shift,
+        moments.scatter,
+    )
+    return moments
+
+
+def _scaled_moments(X: NDArray[np.floating], problem: _Problem, weight: Floats | None) -> MixtureMoments:
+    K, d = problem.means.shape
+    moments = MixtureMoments(np.zeros(K), np.empty((K, d)), np.empty((K, d)), 0.0, 0.0, 0)
+    moments.log_likelihood = scaled_block(
+        _plain(X),
+        problem.means,
+        problem.factors,
+        problem.constant,
+        problem.prior,
+        _plain(_NO_WEIGHT if weight is None else weight),
+        tile_rows(d),
+        moments.weight,
+        moments.shift,
+        moments.scatter,
+    )
+    return moments
+
+
+def _tied_moments(
+    X: NDArray[np.floating], params: MixtureParams, log_prior: Floats | None, weight: Floats | None
+) -> MixtureMoments:
+    r"""Pooled scatter in n d (d + 2 K) steps instead of n K d^2, without cancellation.
+
+    With a row's expected mean :math:`\bar\mu_i = \sum_k r_{ik} \mu_k` and :math:`G = R' W R`,
+
+    .. math:: \sum_{ik} w_i r_{ik} (x_i - \mu_k)(x_i - \mu_k)' = \sum_i w_i (x_i - \bar\mu_i)(x_i - \bar\mu_i)'
+        + \sum_{k < l} G_{kl} (\mu_k - \mu_l)(\mu_k - \mu_l)',
+
+    because the responsibilities of a row add up to one.
+    """
+    problem = _Problem.of(params, log_prior)
+    y = problem.prepared(X)
+    K, d = params.means.shape
+    joint = np.empty((len(y), K))
+    scaled_joint(y, problem.means, problem.factors, problem.constant, problem.prior, tile_rows(d), joint)
+    shares, log_density = _normalised(joint)
+    if weight is not None:
+        log_density = weight * log_density
+    weighted = shares if weight is None else shares * weight[:, None]
+    origin = params.means.mean(axis=0)
+    x, means = X - origin, params.means - origin
+    mass = weighted.sum(axis=0)
+    shift = weighted.T @ x - mass[:, None] * means
+    rest = x - shares @ means
+    scatter = (rest if weight is None else rest * weight[:, None]).T @ rest
+    first, second = np.triu_indices(K, 1)
+    common = (weighted.T @ shares)[first, second]
+    apart = (means[first] - means[second])[common > 0]
+    scatter += (apart * common[common > 0, None]).T @ apart
+    return MixtureMoments(mass, shift, scatter, float(log_density.sum()), 0.0, 0)
 
 
 def responsibilities(joint: Floats) -> Floats:
@@ -197,17 +305,3 @@ def _normalised(joint: Floats) -> tuple[Floats, Floats]:
     scaled = np.exp(shifted)
     sums = scaled.sum(axis=1)
     return scaled / sums[:, None], largest + np.log(sums)
-
-
-def _add(moments: MixtureMoments, rows: Floats, shares: Floats, centres: Floats, kind: str) -> None:
-    moments.weight += shares.sum(axis=0)
-    for k, centre in enumerate(centres):
-        deviation = rows - centre
-        weighted = deviation * shares[:, k : k + 1]
-        moments.shift[k] += weighted.sum(axis=0)
-        if kind == "full":
-            moments.scatter[k] += weighted.T @ deviation
-        elif kind == "tied":
-            moments.scatter += weighted.T @ deviation
-        else:
-            moments.scatter[k] += np.einsum("ij,ij->j", weighted, deviation)

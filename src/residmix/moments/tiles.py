@@ -1,0 +1,428 @@
+"""Loops over the tiles of a block: E-step and moments in one pass, in the cache.
+
+A tile's responsibilities live in a buffer of components x tile rows, and the tile is used up before the next one is
+read. Sums run over the rows of the block in a fixed order, in vector lanes that are added at the end.
+"""
+
+# numba infers the types of what follows from the call
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+from numba import njit
+
+from residmix.moments.vector import (
+    CHUNK,
+    WIDTH,
+    add_outer,
+    add_squares,
+    centre_chunk,
+    centre_column,
+    centre_panel,
+    exp_and_sum,
+    larger,
+    pair_scatter,
+    scale_and_sum,
+    self_scatter,
+    subtract_scaled,
+    subtract_whitened,
+    weigh_panel,
+)
+
+__all__ = ["full_block", "full_joint", "pack_factors", "scaled_block", "scaled_joint"]
+
+whiten1, whiten2, whiten3, whiten4 = subtract_whitened
+self1, self2, self3, self4 = self_scatter
+pair1, pair2, pair3, pair4 = pair_scatter
+outer1, outer2, outer3 = add_outer
+
+# A share this small (of one row) leaves no trace in any sum.
+NOTHING = 1e-25
+
+# The log-density that stands for "no component reaches this row".
+UNREACHED = -1e300
+
+
+@njit(nogil=True, cache=True)
+def pack_factors(factors, packed):
+    """Lay upper triangular factors (K, d, d) out as `whiten` reads them, divided by sqrt(2).
+
+    Four columns at a time, row by row down to the diagonal; so the sum of squares is half the squared distance.
+    """
+    root = np.sqrt(0.5)
+    d = factors.shape[1]
+    for k in range(factors.shape[0]):
+        entry = 0
+        for j in range(0, d, 4):
+            width = min(4, d - j)
+            for row in range(j + width):
+                for column in range(j, j + width):
+                    packed[k, entry] = root * factors[k, row, column]
+                    entry += 1
+
+
+@njit(nogil=True)
+def load_columns(rows, start, n, tile_rows, x):
+    """Turn n rows of a block into columns; rows that aren't there are zeros."""
+    for j in range(rows.shape[1]):
+        column = j * tile_rows
+        for i in range(n):
+            x[column + i] = rows[start + i, j]
+        for i in range(n, tile_rows):
+            x[column + i] = 0.0
+
+
+@njit(nogil=True)
+def load_panels(rows, start, n, tile_rows, x):
+    """Turn n rows of a block into panels; features that aren't there stay zeros."""
+    m = rows.shape[1]
+    for i in range(n):
+        for j in range(m):
+            x[(j // WIDTH) * tile_rows * WIDTH + i * WIDTH + j % WIDTH] = rows[start + i, j]
+
+
+@njit(nogil=True)
+def fill_prior(constant, prior, start, n, tile_rows, joint):
+    """Begin log p(x, k) with what doesn't depend on x."""
+    for k in range(constant.size):
+        row = k * tile_rows
+        for i in range(tile_rows):
+            joint[row + i] = constant[k]
+        if prior.shape[0] > 0:
+            for i in range(n):
+                joint[row + i] += prior[start + i, k]
+
+
+@njit(nogil=True)
+def add_full(x, x0, d, means, packed, tile_rows, chunk, joint):
+    """Subtract half the squared Mahalanobis distances of a tile's columns from `joint`."""
+    K = means.shape[0]
+    flat_means, flat_factors = means.ravel(), packed.ravel()
+    for k in range(K):
+        for i in range(0, tile_rows, CHUNK):
+            centre_chunk(x, x0 + i, tile_rows, flat_means, k * d, d, chunk)
+            out = k * tile_rows + i
+            entry = k * packed.shape[1]
+            j = 0
+            while j + 4 <= d:
+                whiten4(chunk, flat_factors, entry, j, joint, out)
+                entry += 4 * (j + 4)
+                j += 4
+            if d - j == 3:
+                whiten3(chunk, flat_factors, entry, j, joint, out)
+            elif d - j == 2:
+                whiten2(chunk, flat_factors, entry, j, joint, out)
+            elif d - j == 1:
+                whiten1(chunk, flat_factors, entry, j, joint, out)
+
+
+@njit(nogil=True)
+def add_scaled(x, d, means, factors, tile_rows, joint):
+    """Subtract half the squared distances of a tile's columns, in units of each column's spread, from `joint`."""
+    flat_means, flat_factors = means.ravel(), factors.ravel()
+    for k in range(means.shape[0]):
+        for i in range(0, tile_rows, CHUNK):
+            subtract_scaled(x, i, tile_rows, flat_means, flat_factors, k * d, d, joint, k * tile_rows + i)
+
+
+@njit(nogil=True)
+def normalise(joint, K, n, tile_rows, weight, start, top, total):
+    """Turn log p(x, k) into weighted responsibilities; return the weighted sum of log p(x)."""
+    vectors = tile_rows // WIDTH
+    for i in range(tile_rows):
+        top[i] = UNREACHED
+        total[i] = 0.0
+    for k in range(K):
+        larger(joint, k * tile_rows, vectors, top)
+    for k in range(K):
+        exp_and_sum(joint, k * tile_rows, vectors, top, total)
+    log_likelihood = 0.0
+    if weight.size > 0:
+        for i in range(n):
+            w = weight[start + i]
+            if total[i] == 0.0:
+                log_likelihood += w * top[i]
+            elif w > 0.0:
+                log_likelihood += w * (top[i] + log(total[i]))
+                total[i] = w / total[i]
+            else:
+                total[i] = 0.0
+    else:
+        # each total is between 1 and K: the logarithm of a product of 32 is one logarithm instead of 32
+        for first in range(0, n, 32):
+            product = 1.0
+            for i in range(first, min(first + 32, n)):
+                log_likelihood += top[i]
+                # 0: a row that no component reaches has no share in any
+                if total[i] > 0.0:
+                    product *= total[i]
+                    total[i] = 1.0 / total[i]
+            log_likelihood += log(product)
+    for i in range(n, tile_rows):
+        total[i] = 0.0
+    return log_likelihood
+
+
+@njit(nogil=True)
+def share_out(joint, k, tile_rows, scale, lanes):
+    """Make responsibilities of component k final; return their sum."""
+    for lane in range(WIDTH):
+        lanes[lane] = 0.0
+    scale_and_sum(joint, k * tile_rows, tile_rows // WIDTH, scale, lanes, 0)
+    return lanes.sum()
+
+
+@njit(nogil=True)
+def scatter_columns(x, m, centres, k, joint, tile_rows, deviation, weighted, scatter, shift):
+    """Add one component's moments of a tile in columns, by pairs of columns."""
+    vectors = tile_rows // WIDTH
+    share = k * tile_rows
+    for j in range(m):
+        centre_column(x, j * tile_rows, vectors, centres, k * m + j, deviation, j * tile_rows)
+    entry = k * (m * (m + 1) // 2) * WIDTH
+    for j in range(0, m, 4):
+        width = min(4, m - j)
+        first, total = j * tile_rows, (k * m + j) * WIDTH
+        if width == 4:
+            self4(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
+        elif width == 3:
+            self3(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
+        elif width == 2:
+            self2(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
+        else:
+            self1(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
+        entry += width * (width + 1) // 2 * WIDTH
+        other = j + 4
+        while other + 4 <= m:
+            pair4(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
+            entry += 16 * WIDTH
+            other += 4
+        if m - other == 3:
+            pair3(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
+            entry += 12 * WIDTH
+        elif m - other == 2:
+            pair2(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
+            entry += 8 * WIDTH
+        elif m - other == 1:
+            pair1(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
+            entry += 4 * WIDTH
+
+
+@njit(nogil=True)
+def collect_columns(lanes, lane_shift, shift, scatter):
+    """Add up the lanes of `scatter_columns` into shift (K, m) and scatter (K, m, m)."""
+    K, m = shift.shape
+    for k in range(K):
+        for j in range(m):
+            shift[k, j] = lane_shift[(k * m + j) * WIDTH : (k * m + j + 1) * WIDTH].sum()
+        entry = k * (m * (m + 1) // 2) * WIDTH
+        for j in range(0, m, 4):
+            width = min(4, m - j)
+            for a in range(j, j + width):
+                for c in range(a, j + width):
+                    scatter[k, a, c] = scatter[k, c, a] = lanes[entry : entry + WIDTH].sum()
+                    entry += WIDTH
+            for other in range(j + 4, m, 4):
+                for a in range(j, j + 4):
+                    for c in range(other, min(other + 4, m)):
+                        scatter[k, a, c] = scatter[k, c, a] = lanes[entry : entry + WIDTH].sum()
+                        entry += WIDTH
+
+
+@njit(nogil=True)
+def scatter_panels(x, panels, centres, k, joint, n, tile_rows, rows, share, deviation, weighted, scatter, shift):
+    """Add one component's moments of a tile in panels, by blocks of panels; rows without a share are passed over."""
+    used = 0
+    for i in range(n):
+        value = joint[k * tile_rows + i]
+        if value > NOTHING:
+            rows[used] = i
+            share[used] = value
+            used += 1
+    size, block = tile_rows * WIDTH, WIDTH * WIDTH
+    for p in range(panels):
+        centre_panel(x, p * size, rows, used, centres, (k * panels + p) * WIDTH, deviation, p * size)
+    entry = k * (panels * (panels + 1) // 2) * block
+    for p in range(panels):
+        weigh_panel(deviation, p * size, share, used, weighted, shift, (k * panels + p) * WIDTH)
+        other = p
+        while other + 3 <= panels:
+            outer3(weighted, deviation, other * size, size, used, scatter, entry)
+            entry += 3 * block
+            other += 3
+        if panels - other == 2:
+            outer2(weighted, deviation, other * size, size, used, scatter, entry)
+            entry += 2 * block
+        elif panels - other == 1:
+            outer1(weighted, deviation, other * size, size, used, scatter, entry)
+            entry += block
+
+
+@njit(nogil=True)
+def collect_panels(blocks, panel_shift, shift, scatter):
+    """Copy the blocks of `scatter_panels` into shift (K, m) and scatter (K, m, m)."""
+    K, m = shift.shape
+    panels = (m + WIDTH - 1) // WIDTH
+    for k in range(K):
+        for j in range(m):
+            shift[k, j] = panel_shift[k * panels * WIDTH + j]
+        entry = k * (panels * (panels + 1) // 2) * WIDTH * WIDTH
+        for p in range(panels):
+            for other in range(p, panels):
+                for a in range(WIDTH):
+                    for c in range(WIDTH):
+                        row, column = p * WIDTH + a, other * WIDTH + c
+                        if row <= column < m:
+                            scatter[k, row, column] = scatter[k, column, row] = blocks[entry]
+                        entry += 1
+
+
+@njit(nogil=True)
+def pad_centres(centres, panels, padded):
+    """Copy centres (K, m) to whole panels."""
+    K, m = centres.shape
+    for k in range(K):
+        for j in range(m):
+            padded[k * panels * WIDTH + j] = centres[k, j]
+
+
+@njit(nogil=True, cache=True)
+def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, in_panels, mass, shift, scatter):
+    """E-step and full scatter of one block.
+
+    Parameters
+    ----------
+    rows : (b, m)
+        Rows ``[extra, x]``; the last d columns have the density.
+    centres : (K, m);  packed : (K, .), see `pack_factors`;  constant : (K,);  prior : (b, K) or (0, 0)
+    weight : (b,) or (0,)
+    mass, shift, scatter : (K,), (K, m), (K, m, m)
+        Filled.
+
+    Returns
+    -------
+    float
+        Weighted sum of log p(x).
+    """
+    b, m = rows.shape
+    K = constant.size
+    x, chunk = np.zeros(m * tile_rows), np.empty(d * CHUNK)
+    means = np.ascontiguousarray(centres[:, m - d :])
+    joint = np.empty(K * tile_rows)
+    top, total, lanes = np.empty(tile_rows), np.empty(tile_rows), np.empty(WIDTH)
+    panels = (m + WIDTH - 1) // WIDTH
+    width = panels * WIDTH if in_panels else m
+    sums_shift = np.zeros(K * panels * WIDTH if in_panels else K * m * WIDTH)
+    pairs = panels * (panels + 1) // 2 * WIDTH if in_panels else m * (m + 1) // 2
+    sums = np.zeros(K * pairs * WIDTH)
+    deviation = np.empty(width * tile_rows)
+    weighted = np.empty(max(4, WIDTH) * tile_rows)
+    panel_x = np.zeros(width * tile_rows if in_panels else 0)
+    padded = np.zeros(K * width)
+    if in_panels:
+        pad_centres(centres, panels, padded)
+    index, share = np.empty(tile_rows, np.int64), np.empty(tile_rows)
+    flat = centres.ravel()
+    log_likelihood = 0.0
+    for start in range(0, b, tile_rows):
+        n = min(tile_rows, b - start)
+        load_columns(rows, start, n, tile_rows, x)
+        if in_panels:
+            load_panels(rows, start, n, tile_rows, panel_x)
+        fill_prior(constant, prior, start, n, tile_rows, joint)
+        add_full(x, (m - d) * tile_rows, d, means, packed, tile_rows, chunk, joint)
+        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total)
+        for k in range(K):
+            tile_mass = share_out(joint, k, tile_rows, total, lanes)
+            mass[k] += tile_mass
+            if tile_mass <= NOTHING:
+                continue
+            if in_panels:
+                scatter_panels(
+                    panel_x, panels, padded, k, joint, n, tile_rows, index, share, deviation, weighted, sums, sums_shift
+                )
+            else:
+                scatter_columns(x, m, flat, k, joint, tile_rows, deviation, weighted, sums, sums_shift)
+    if in_panels:
+        collect_panels(sums, sums_shift, shift, scatter)
+    else:
+        collect_columns(sums, sums_shift, shift, scatter)
+    return log_likelihood
+
+
+@njit(nogil=True, cache=True)
+def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, mass, shift, scatter):
+    """E-step and diagonal scatter of one block; `factors` (K, d) divided by sqrt(2), else as `full_block`."""
+    b, d = rows.shape
+    K = constant.size
+    x, joint = np.zeros(d * tile_rows), np.empty(K * tile_rows)
+    top, total, lanes = np.empty(tile_rows), np.empty(tile_rows), np.empty(WIDTH)
+    sums_shift, sums = np.zeros(K * d * WIDTH), np.zeros(K * d * WIDTH)
+    flat, vectors = means.ravel(), tile_rows // WIDTH
+    log_likelihood = 0.0
+    for start in range(0, b, tile_rows):
+        n = min(tile_rows, b - start)
+        load_columns(rows, start, n, tile_rows, x)
+        fill_prior(constant, prior, start, n, tile_rows, joint)
+        add_scaled(x, d, means, factors, tile_rows, joint)
+        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total)
+        for k in range(K):
+            tile_mass = share_out(joint, k, tile_rows, total, lanes)
+            mass[k] += tile_mass
+            if tile_mass <= NOTHING:
+                continue
+            for j in range(d):
+                entry = k * d + j
+                add_squares(
+                    x,
+                    j * tile_rows,
+                    vectors,
+                    flat,
+                    entry,
+                    joint,
+                    k * tile_rows,
+                    sums_shift,
+                    sums,
+                    entry * WIDTH,
+                )
+    for k in range(K):
+        for j in range(d):
+            entry = (k * d + j) * WIDTH
+            shift[k, j] = sums_shift[entry : entry + WIDTH].sum()
+            scatter[k, j] = sums[entry : entry + WIDTH].sum()
+    return log_likelihood
+
+
+@njit(nogil=True, cache=True)
+def full_joint(rows, means, packed, constant, prior, tile_rows, out):
+    """Fill out (b, K) with log p(x, k), full covariances."""
+    b, d = rows.shape
+    K = constant.size
+    x, chunk, joint = np.zeros(d * tile_rows), np.empty(d * CHUNK), np.empty(K * tile_rows)
+    for start in range(0, b, tile_rows):
+        n = min(tile_rows, b - start)
+        load_columns(rows, start, n, tile_rows, x)
+        fill_prior(constant, prior, start, n, tile_rows, joint)
+        add_full(x, 0, d, means, packed, tile_rows, chunk, joint)
+        for i in range(n):
+            for k in range(K):
+                out[start + i, k] = joint[k * tile_rows + i]
+
+
+@njit(nogil=True, cache=True)
+def scaled_joint(rows, means, factors, constant, prior, tile_rows, out):
+    """Fill out (b, K) with log p(x, k), diagonal covariances."""
+    b, d = rows.shape
+    K = constant.size
+    x, joint = np.zeros(d * tile_rows), np.empty(K * tile_rows)
+    for start in range(0, b, tile_rows):
+        n = min(tile_rows, b - start)
+        load_columns(rows, start, n, tile_rows, x)
+        fill_prior(constant, prior, start, n, tile_rows, joint)
+        add_scaled(x, d, means, factors, tile_rows, joint)
+        for i in range(n):
+            for k in range(K):
+                out[start + i, k] = joint[k * tile_rows + i]
