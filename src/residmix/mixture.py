@@ -33,6 +33,7 @@ from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block_rows, responsibilities
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.starts import INIT_PARAMS, check_given, find_start
+from residmix.threads import one_blas_thread
 
 __all__ = ["GaussianMixture"]
 
@@ -271,7 +272,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             raise ValueError(
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {counted}"
             )
-        self._fit_rows(ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components)))
+        rows = ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components))
+        with one_blas_thread():
+            self._fit_rows(rows)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.intp]:

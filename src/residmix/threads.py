@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["n_threads", "one_blas_thread"]
+__all__ = ["n_threads", "one_blas_thread", "worker_pool"]
 
 
 def n_threads() -> int:
@@ -30,8 +32,57 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
+class _BlasLimit:
+    """One thread while anyone is inside, so that entering again costs nothing and threads may come and go."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._limiter = threading.Lock(), 0, None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limiter = _controller().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._limiter is not None:
+                self._limiter.restore_original_limits()
+
+
+_LIMIT = _BlasLimit()
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread: we thread over blocks, and nested thread pools collapse (18-30x slower)."""
-    with _controller().limit(limits=1, user_api="blas"):
+    _LIMIT.enter()
+    try:
         yield
+    finally:
+        _LIMIT.leave()
+
+
+_WORKER = threading.local()
+
+
+def _mark_worker() -> None:
+    _WORKER.active = True
+
+
+@cache
+def _pool(hands: int, _process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(hands, thread_name_prefix="residmix", initializer=_mark_worker)
+
+
+def worker_pool() -> ThreadPoolExecutor | None:
+    """Return this process's pool of `n_threads` workers, or None if one thread is all there is to use.
+
+    That's so within a worker, too: work inside work runs where it is, or all workers could wait for each other.
+    """
+    hands = n_threads()
+    if hands == 1 or getattr(_WORKER, "active", False):
+        return None
+    # a forked child has its parent's pool without its threads
+    return _pool(hands, os.getpid())

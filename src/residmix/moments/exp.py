@@ -1,10 +1,10 @@
 r"""An exponential that works on whole vector registers, for arguments that aren't positive.
 
-With :math:`x = k \log 2 + f`, :math:`|f| \le \frac12 \log 2`, it is :math:`e^x = 2^k (1 + f + f^2 g(f))`, where g is a
-polynomial of degree 9 fitted to :math:`(e^f - 1 - f) / f^2` at Chebyshev nodes (error 1e-16, so that the result is
-right to about one unit in the last place). The rounding to k adds and subtracts :math:`1.5 \cdot 2^{52}`, which leaves k in
-the low bits of the sum as well: no conversion to integer, which many machines can't vectorise. Below -650 the result is
-0: sums can't tell it from 1e-283, and products with a denormal number would be slow.
+With :math:`x = k \log 2 + f`, :math:`|f| \le \frac12 \log 2`, it is :math:`e^x = 2^k (1 + f + f^2 g(f))`, where g is
+a polynomial of degree 9 fitted to :math:`(e^f - 1 - f) / f^2` at Chebyshev nodes (error 1e-16, so that the result is
+right to about one unit in the last place). The rounding to k adds and subtracts :math:`1.5 \cdot 2^{52}`, which leaves
+k in the low bits of the sum as well: no conversion to integer, which many machines can't vectorise. Below -650 the
+result is 0: sums can't tell it from 1e-283, and products with a denormal number would be slow.
 """
 
 from __future__ import annotations

@@ -196,8 +196,8 @@ def _whitened(width: int) -> Any:
     return _kernel(emit, f"subtract_whitened_{width}")
 
 
-#: out[:CHUNK] -= squared products of the deviations with 1 ... 4 columns of an upper triangular factor, with `above` rows
-#: above the tip of its triangle; the factor's entries lie row by row.
+#: out[:CHUNK] -= squared products of the deviations with 1 ... 4 columns of an upper triangular factor, with `above`
+#: rows above the tip of its triangle; the factor's entries lie row by row.
 subtract_whitened = tuple(_whitened(width) for width in (1, 2, 3, 4))
 
 

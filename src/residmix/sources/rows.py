@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.sources.checks import Finite
-from residmix.threads import n_threads, one_blas_thread
+from residmix.threads import n_threads, one_blas_thread, worker_pool
 
 __all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "group_blocks"]
 
@@ -254,20 +254,19 @@ def ordered_map(
     Only `ahead` items (default: three a thread) are in flight, so that memory stays bounded when `items` come from a
     file. BLAS runs one thread inside each of ours: the work is already spread.
     """
-    hands = n_threads()
+    pool = None if n_items == 1 else worker_pool()
     with one_blas_thread():
-        if hands == 1 or n_items == 1:
+        if pool is None:
             yield from map(function, items)
             return
-        with ThreadPoolExecutor(hands) as pool:
-            pending: deque[Future[T]] = deque(
-                pool.submit(function, item) for item in itertools.islice(items, ahead or 3 * hands)
-            )
-            try:
-                while pending:
-                    result = pending.popleft().result()
-                    pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
-                    yield result
-            finally:
-                for future in pending:
-                    future.cancel()
+        pending: deque[Future[T]] = deque(
+            pool.submit(function, item) for item in itertools.islice(items, ahead or 3 * n_threads())
+        )
+        try:
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()
