@@ -74,6 +74,13 @@ class MemoryTable(Table):
         """
         return cls(_features(X, name), None if metadata is None else clean_metadata(metadata))
 
+    @classmethod
+    def empty(cls, head: Any) -> MemoryTable:
+        """Return a table without rows, of the columns that an empty array or frame has."""
+        if is_frame(head):
+            return cls(as_frame(head, "X"))
+        return cls(head if head.dtype in (np.float32, np.float64) else head.astype(np.float64))
+
     def with_metadata(self, metadata: Any) -> MemoryTable:
         """Return the same features with metadata that came apart."""
         return MemoryTable(self.X, clean_metadata(metadata), self.columns)

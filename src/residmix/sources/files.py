@@ -82,8 +82,9 @@ def scan(
     table = FileTable(tuple(parts), head, batch_rows)
     if client is None:
         return table
-    from residmix.sources.dask import ClusterFiles
+    from residmix.sources.dask import ClusterFiles, check_installed
 
+    check_installed()
     return ClusterFiles(table, client)
 
 

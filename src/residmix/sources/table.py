@@ -157,9 +157,9 @@ def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
     if isinstance(X, Table):
         return X if metadata is None else _beside(X, metadata)
     if is_dask(X) or is_dask(metadata):
-        from residmix.sources.dask import dask_table
+        from residmix.sources.collection import collection_table
 
-        return dask_table(X, metadata)
+        return collection_table(X, metadata)
     if not is_frame(X) and (callable(X) or _is_batches(X)):
         from residmix.sources.stream import batch_table
 

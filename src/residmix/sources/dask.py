@@ -1,0 +1,294 @@
+"""Rows on a Dask cluster: the parameters travel to the workers, a few sums travel back.
+
+A task says which rows it means and nothing else, so it can run again wherever a worker is left. Blocks begin at
+multiples of ``block_rows`` of the whole, whatever the partitions, and sums are merged in block order: the answer is
+that of a single process, bit for bit, also when workers are lost on the way.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import uuid
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import require_extra
+from residmix.sources.array import MemoryTable, clean_metadata
+from residmix.sources.files import FileTable
+from residmix.sources.rows import Block, Rows, fold_groups, group_blocks
+from residmix.sources.stream import Recipe, StreamTable, recut
+from residmix.sources.table import DEFAULT_BLOCK_ROWS
+from residmix.threads import one_blas_thread
+
+if TYPE_CHECKING:
+    from residmix.metadata import Design
+
+__all__ = ["ClusterFiles", "ClusterRows", "ClusterTable"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one pass does with every range of rows: sent to the cluster once, as a task of its own."""
+
+    recipe: Recipe
+    function: Callable[[Block], Any]
+    merge: Callable[[Any, Any], Any] | None
+    group: int
+    batch_rows: int
+    files: FileTable | None = None
+
+    def run(self, start: int, weight: NDArray[np.float64] | None, pieces: Iterator[MemoryTable]) -> list[Any]:
+        """Return the results of the blocks, or the sums of groups of blocks, in a range that begins at row `start`."""
+        with one_blas_thread():
+            results = self._results(start, weight, pieces)
+            return list(results if self.merge is None else fold_groups(results, self.merge, self.group))
+
+    def _results(self, start: int, weight: NDArray[np.float64] | None, pieces: Iterator[MemoryTable]) -> Iterator[Any]:
+        low = 0
+        for batch in recut(pieces, self.batch_rows):
+            high = low + sum(piece.n_rows for piece in batch)
+            part = None if weight is None else weight[low:high]
+            yield from self.recipe.apply(self.function, (start + low, batch, part))
+            low = high
+
+
+class ClusterTable(StreamTable):
+    """A table whose rows the workers of a cluster reach by themselves."""
+
+    files: FileTable | None = None
+
+    @abstractmethod
+    def client(self) -> Any:
+        """Return the cluster's client, or None to compute in this process."""
+
+    @abstractmethod
+    def bounds(self) -> list[int]:
+        """Return the rows where reading can begin without waste: ascending, without 0, the last is `n_rows`."""
+
+    @abstractmethod
+    def tasks(self, columns: tuple[str, ...]) -> Callable[[Any, Any, int, int, Any], Any]:
+        """Return ``submit(client, work, start, stop, weight) -> Future``."""
+
+    @abstractmethod
+    def where(self, start: int, stop: int) -> str:
+        """Say where rows ``start:stop`` live, for messages."""
+
+    def unreadable(self, client: Any, start: int, stop: int) -> str | None:
+        """Say which of several places in rows ``start:stop`` can't be read, if one can't and that must be tried out."""
+        return None
+
+    def rows(
+        self,
+        features: Sequence[str] | None = None,
+        *,
+        design: Design | None = None,
+        weight: Any = None,
+        preserved: bool = False,
+        block_rows: int = DEFAULT_BLOCK_ROWS,
+        allow_nan: bool = False,
+    ) -> Rows:
+        client = self.client()
+        if client is None:
+            return super().rows(
+                features,
+                design=design,
+                weight=weight,
+                preserved=preserved,
+                block_rows=block_rows,
+                allow_nan=allow_nan,
+            )
+        recipe, array = self.recipe(features, design, weight, preserved, block_rows, allow_nan)
+        return ClusterRows(self, recipe, array, client)
+
+
+class ClusterRows(Rows):
+    """Rows that the workers of a cluster read and compute on."""
+
+    local = False
+
+    def __init__(self, table: ClusterTable, recipe: Recipe, weight: NDArray[np.float64] | None, client: Any) -> None:
+        self._table, self._recipe, self._weight, self._client = table, recipe, weight, client
+        self.n_rows, self.n_features = table.n_rows, len(recipe.features)
+        self.dtype, self.block_rows = recipe.dtype, recipe.block_rows
+
+    def with_block_rows(self, block_rows: int) -> ClusterRows:
+        recipe = replace(self._recipe, block_rows=block_rows)
+        return ClusterRows(self._table, recipe, self._weight, self._client)
+
+    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        return self._run(function, None, 1)
+
+    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+        group = group_blocks(-(-self.n_rows // self.block_rows))
+        return reduce(merge, self._run(partial, merge, group))
+
+    def _ranges(self, unit: int, least: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of rows for a task each: whole units, at least `least` rows, begun where reading is cheap."""
+        start = 0
+        for bound in self._table.bounds():
+            stop = self.n_rows if bound == self.n_rows else -(-bound // unit) * unit
+            if stop - start >= least or (stop >= self.n_rows and stop > start):
+                yield start, min(stop, self.n_rows)
+                start = min(stop, self.n_rows)
+
+    def _run(self, function: Any, merge: Any, group: int) -> Iterator[Any]:
+        import cloudpickle
+
+        table, recipe, client = self._table, self._recipe, self._client
+        wanted = table.piece_rows(len(recipe.columns))
+        batch_rows = max(1, wanted // self.block_rows) * self.block_rows
+        work = Work(recipe, function, merge, group, batch_rows, table.files)
+        # As a task, not scattered data: the scheduler can make it again if the worker that held it is lost.
+        name = f"residmix-{uuid.uuid4().hex}"
+        carried = client.submit(_unpacked, cloudpickle.dumps(work), key=name, pure=False)
+        submit = table.tasks(recipe.columns)
+        ranges = deque(self._ranges(group * self.block_rows, wanted))
+        pending: deque[tuple[Any, tuple[int, int]]] = deque()
+        # A window: results that nobody has taken yet don't pile up on the workers.
+        window = 3 * max(1, sum(client.nthreads().values()))
+        try:
+            while ranges or pending:
+                while ranges and len(pending) < window:
+                    start, stop = ranges.popleft()
+                    weight = None if self._weight is None else self._weight[start:stop]
+                    pending.append((submit(client, carried, start, stop, weight), (start, stop)))
+                future, (start, stop) = pending[0]
+                results = self._result(future, start, stop, alone=window == 1)
+                if results is None:
+                    client.cancel([future for future, _ in pending])
+                    ranges.extendleft(reversed([bounds for _, bounds in pending]))
+                    pending.clear()
+                    window = 1
+                    continue
+                pending.popleft()
+                yield from results
+        finally:
+            client.cancel([carried, *(future for future, _ in pending)])
+        recipe.finite.proven = True
+
+    def _result(self, future: Any, start: int, stop: int, alone: bool) -> list[Any] | None:
+        """Return the results of a task, or None if it should be tried again on its own.
+
+        Dask blames every task that was with a worker when it died. Only one that kills workers when nothing else
+        runs is to blame.
+        """
+        from distributed import KilledWorker
+
+        where = f"rows {start} to {stop} ({self._table.where(start, stop)})"
+        try:
+            return future.result()
+        except KilledWorker as error:
+            if not alone:
+                return None
+            raise RuntimeError(
+                f"the workers died again and again on {where}. Smaller partitions or row groups, or more memory for "
+                "each worker, may help"
+            ) from error
+        except Exception as error:
+            culprit = self._table.unreadable(self._client, start, stop)
+            error.add_note(f"{culprit} can't be read" if culprit else f"while a worker computed on {where}")
+            raise
+
+
+def _unpacked(packed: bytes) -> Work:
+    """Unpickle inside a task, where what can't be imported is an error; in a message it would stop the worker."""
+    return pickle.loads(packed)
+
+
+class ClusterFiles(ClusterTable):
+    """Files that the workers read by themselves.
+
+    Parameters
+    ----------
+    files : FileTable
+    given : distributed.Client
+    metadata : ndarray (n, p) or frame, optional
+        Beside the files, in the memory of this process.
+    """
+
+    files: FileTable
+
+    def __init__(self, files: FileTable, given: Any, metadata: Any = None) -> None:
+        head = MemoryTable(files.head.X, None if metadata is None else metadata[:0], files.columns)
+        super().__init__(head, files.n_rows, files.batch_rows)
+        self.files, self._client, self._metadata = files, given, metadata
+
+    def with_metadata(self, metadata: Any) -> ClusterFiles:
+        metadata = clean_metadata(metadata)
+        if len(metadata) != self.n_rows:
+            raise ValueError(f"X has {self.n_rows} rows but metadata has {len(metadata)}")
+        return ClusterFiles(self.files, self._client, metadata)
+
+    def client(self) -> Any:
+        return self._client
+
+    def bounds(self) -> list[int]:
+        return list(accumulate(run for part in self.files.parts for run in part.runs))
+
+    def pieces(self, columns: Sequence[str] | None, piece_rows: int) -> Iterator[MemoryTable]:
+        read = None if columns is None else [name for name in columns if name in self.columns]
+        return beside(self.files.pieces(read, piece_rows), self._metadata)
+
+    def tasks(self, columns: tuple[str, ...]) -> Callable[[Any, Any, int, int, Any], Any]:
+        def submit(client: Any, work: Any, start: int, stop: int, weight: Any) -> Any:
+            metadata = None if self._metadata is None else self._metadata[start:stop]
+            # A name of its own each time: Dask remembers under it how often workers died.
+            key = f"{work.key}-{start}-{uuid.uuid4().hex}"
+            return client.submit(_run_on_files, work, start, stop, weight, metadata, key=key, pure=False)
+
+        return submit
+
+    def where(self, start: int, stop: int) -> str:
+        offsets = [0, *accumulate(part.n_rows for part in self.files.parts)]
+        names = [
+            str(part.path)
+            for part, low, high in zip(self.files.parts, offsets, offsets[1:], strict=False)
+            if low < stop and start < high
+        ]
+        return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+
+def _run_on_files(work: Work, start: int, stop: int, weight: Any, metadata: Any) -> list[Any]:
+    assert work.files is not None
+    columns = [name for name in work.recipe.columns if name in work.files.columns]
+    return work.run(start, weight, beside(work.files.pieces(columns, work.batch_rows, start, stop), metadata))
+
+
+def beside(pieces: Iterator[MemoryTable], metadata: Any) -> Iterator[MemoryTable]:
+    """Yield the pieces with metadata that is in memory beside them."""
+    start = 0
+    for piece in pieces:
+        stop = start + piece.n_rows
+        yield piece if metadata is None else MemoryTable(piece.X, metadata[start:stop], piece.columns)
+        start = stop
+
+
+def default_client() -> Any:
+    """Return the Dask client of this context, as Dask's own collections find it, or None."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        client = distributed.default_client()
+    except ValueError:
+        return None
+    return client if client.status == "running" else None
+
+
+def check_installed() -> None:
+    """Raise if Dask's cluster can't be used."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise require_extra("distributed", "dask", "working on a Dask cluster") from error
