@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.errors import CollinearityWarning, DesignWarning
 from residmix.moments.solve import LinearFit
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["canonical_correlations", "coefficient_table", "explained", "summary_text"]
+__all__ = ["canonical_correlations", "coefficient_table", "explained", "summary_text", "warn_of_fit"]
 
 Array = NDArray[np.float64]
+
+# Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
+_ENTANGLED = 0.95
 
 
 def explained(fit: LinearFit) -> Array:
@@ -152,3 +157,51 @@ def summary_text(
         what = " and ".join("the intercept" if k < 0 else columns[k] for k in partners)
         lines.append(f"aliased: {columns[column]} is determined by {what}")
     return "\n".join(lines)
+
+
+def warn_of_fit(
+    fit: LinearFit, names: Sequence[str], features: NDArray[Any], correlations: NDArray[np.float64], *, penalised: bool
+) -> None:
+    """Warn of aliased columns, of effects that can't be told apart, of features without values, of too many columns.
+
+    Parameters
+    ----------
+    correlations : ndarray
+        Canonical correlations between removed and preserved columns.
+    penalised : bool
+        Whether a penalty settles what collinear columns leave open.
+    """
+    if fit.aliased and not penalised:
+        told = "; ".join(
+            f"{names[column]!r} is determined by "
+            + " and ".join("the intercept" if k < 0 else repr(names[k]) for k in partners)
+            for column, partners in list(fit.aliased.items())[:8]
+        )
+        more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
+        warnings.warn(
+            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Residuals don't depend on "
+            "it; coefficients are those of least norm",
+            CollinearityWarning,
+            stacklevel=6,
+        )
+    if len(correlations) and correlations[0] > _ENTANGLED:
+        warnings.warn(
+            f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
+            "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
+            CollinearityWarning,
+            stacklevel=6,
+        )
+    known = fit.count > 0
+    if not known.all():
+        absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])
+        warnings.warn(f"features without a single value, left as they are: {absent}", DesignWarning, stacklevel=6)
+    count = float(fit.count[known].min(initial=np.inf))
+    columns = float(fit.degrees.max(initial=0.0))
+    if columns > 0 and columns + 1 > count / 2:
+        left = max(count - 1 - columns, 0.0) / max(count, 1.0)
+        warnings.warn(
+            f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
+            "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
+            DesignWarning,
+            stacklevel=6,
+        )

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from residmix import inference
+from residmix._base import MetadataTransformer
 from residmix._validation import check_choice
-from residmix.errors import CollinearityWarning, DesignWarning
-from residmix.formula import formula_columns
-from residmix.metadata import Design, fit_design
+from residmix.adjustment import adjusted, rescaled
+from residmix.honest import leave_one_out, refitted_by_fold
+from residmix.leakage import warn_of_leakage
 from residmix.moments.linear import Affine, LinearMoments, linear_block_rows, merge_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
+from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
+from residmix.scale import Scale
+from residmix.sources.output import collect
 from residmix.sources.rows import Rows
 from residmix.sources.table import Table, as_table
 
@@ -27,11 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Residualizer"]
 
-# Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
-_ENTANGLED = 0.95
 
-
-class Residualizer(TransformerMixin, BaseEstimator):
+class Residualizer(MetadataTransformer):
     r"""Residuals of features on metadata, fitted by least squares.
 
     .. math:: r = x - \bar x - (a(m) - \bar a)' B
@@ -54,9 +54,23 @@ class Residualizer(TransformerMixin, BaseEstimator):
         Ridge penalty: adds ``alpha * sum of squares of the coefficients``, those of removed terms, as
         :class:`sklearn.linear_model.Ridge` does; or one number per term, ``{"site": 10.0}``. Of a factor the effects
         of the levels about their mean are penalised, so that the reference level doesn't matter.
+    scale : bool, default False
+        Remove the effect on the spread as well: the log variance of each feature is linear in the design, and what the
+        removed columns do to it is undone. The pooled spread stays, in the units of x. With `preserve`, transform then
+        needs the preserved columns too, since only what no effect explains is rescaled.
+    shrinkage : {None, "eb"}
+        "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
+        ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns.
+    residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
+        What `fit_transform` returns for the training rows. In-sample residuals are smaller than those of new rows.
+        "loo": by the fit of all other rows, exactly. "cross-fitted": by fits of the other folds; whatever is estimated.
+    estimator : regressor, optional
+        Predict the features from the design by this scikit-learn regressor instead of least squares. Training residuals
+        are then always cross-fitted, since flexible learners remember what they saw; there are no coefficients.
+    cv : int or splitter, default 5
+        Folds for cross-fitting: a number of shuffled ones, or a splitter.
     on_unknown : {"error", "mean"}, default "error"
-        What to do in transform with a level that fit didn't see: raise, or give it the average effect of the known
-        levels.
+        What to do in transform with a level that fit didn't see: raise, or give it the known levels' average effect.
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
@@ -81,10 +95,14 @@ class Residualizer(TransformerMixin, BaseEstimator):
         Share of the variance of each feature that the design explains, preserved terms included.
     canonical_correlations_ : ndarray
         Between removed and preserved columns; empty if nothing is preserved.
+    scale_ : Scale or None
+        The effect on the log standard deviation, if it is removed.
+    estimator_ : Nuisance
+        The fitted regressor, in place of coefficients, if there is one.
     design_ : Design or None
         The fitted map from metadata to design columns.
     fit_ : LinearFit
-        Everything the solver found.
+        Everything least squares found, before shrinkage over features.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Only if X had column names.
@@ -97,6 +115,8 @@ class Residualizer(TransformerMixin, BaseEstimator):
         If there are so many design columns that residuals lose most of their variance.
     RareLevelWarning
         If a level has fewer than three rows.
+    LeakageWarning
+        If features have so few values that a decision tree reads metadata back from the residuals, and how well.
 
     Notes
     -----
@@ -124,6 +144,11 @@ class Residualizer(TransformerMixin, BaseEstimator):
         preserve: str | None = None,
         features: Sequence[str] | None = None,
         alpha: float | dict[str, float] = 0.0,
+        scale: bool = False,
+        shrinkage: str | None = None,
+        residuals: str = "in-sample",
+        estimator: Any = None,
+        cv: Any = 5,
         on_unknown: str = "error",
         missing: str = "error",
     ) -> None:
@@ -131,6 +156,11 @@ class Residualizer(TransformerMixin, BaseEstimator):
         self.preserve = preserve
         self.features = features
         self.alpha = alpha
+        self.scale = scale
+        self.shrinkage = shrinkage
+        self.residuals = residuals
+        self.estimator = estimator
+        self.cv = cv
         self.on_unknown = on_unknown
         self.missing = missing
 
@@ -157,8 +187,15 @@ class Residualizer(TransformerMixin, BaseEstimator):
 
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the residuals (n, d) of the same rows."""
-        rows = self._fit(X, metadata, sample_weight)
-        return self._collected(rows, self._affine())
+        rows, residual = self._fit(X, metadata, sample_weight)
+        if residual is not None:
+            return residual
+        if self.residuals == "cross-fitted":
+            return refitted_by_fold(self, X, metadata, sample_weight, rows.n_rows)
+        if self.residuals == "loo":
+            penalty = ridge_penalty(self.design_, self.alpha)
+            return collect(rows, leave_one_out(self.fit_, self.moments_, penalty, len(self.preserved_coef_)))
+        return collect(rows, self._map())
 
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Fit on further rows, as if all rows so far had come at once.
@@ -166,13 +203,13 @@ class Residualizer(TransformerMixin, BaseEstimator):
         The first call learns the design (levels, knots), so its rows must show every level. Rows aren't seen again,
         so a design whose condition number is above 1e3 keeps fewer digits than `fit` gives it.
         """
+        self._refuse_moments_alone()
         for table in as_table(X, metadata=metadata).batches():
             if not hasattr(self, "moments_"):
                 self._start(X, table, sample_weight)
                 self._solve(self._rows(table, sample_weight))
             else:
-                if self.design_ is None or self._apart:
-                    validate_data(self, X, reset=False, skip_check_array=True)
+                self._check_columns(X)
                 _, moments = fit_linear(self._rows(table, sample_weight))
                 self._update(merge_moments(self.moments_, moments))
         return self
@@ -187,57 +224,49 @@ class Residualizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_is_fitted(other)
+        self._refuse_moments_alone()
         mine, theirs = self.design_, other.design_
         if list(self.features_) != list(other.features_):
             raise ValueError("can't merge: the features differ")
-        if not _same_coding(mine, theirs):
+        if mine is not theirs and (mine is None or theirs is None or not mine.same_coding(theirs)):
             raise ValueError(
                 "can't merge: the designs differ (formula, levels or knots); fit both from the same levels"
             )
         self._update(merge_moments(self.moments_, other.moments_))
         return self
 
-    def _fit(self, X: Any, metadata: Any, sample_weight: Any) -> Rows:
+    def _refuse_moments_alone(self) -> None:
+        for name in ("estimator", "scale", "shrinkage"):
+            value = getattr(self, name)
+            if value is not None and value is not False:
+                raise ValueError(
+                    f"partial_fit and merge work from moments alone, but {name}={value!r} needs the rows again; use fit"
+                )
+
+    def _fit(self, X: Any, metadata: Any, sample_weight: Any) -> tuple[Rows, NDArray[Any] | None]:
+        """Fit; return the training rows, and their residuals where they come with the fit."""
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
         rows = self._rows(table, sample_weight)
-        self._solve(rows)
-        return rows
+        return rows, self._solve(rows)
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         """Check parameters, learn the design, settle the features."""
         check_choice("on_unknown", self.on_unknown, ("error", "mean"))
         check_choice("missing", self.missing, ("error", "mean", "indicator"))
-        self.design_: Design | None = None
-        used: tuple[str, ...] = (sample_weight,) if isinstance(sample_weight, str) else ()
-        if table.has_metadata or self.formula is not None:
-            if not table.metadata_columns or not (table.named or table.has_metadata):
-                raise ValueError(
-                    f"formula {self.formula!r} needs metadata, and X is an array without column names; pass metadata=, "
-                    "or X as a table"
-                )
-            wanted = None
-            if self.formula is not None:
-                both = [text for text in (self.formula, self.preserve) if text is not None]
-                wanted = tuple(dict.fromkeys(name for text in both for name in formula_columns(text)))
-                used += wanted
-            self.design_ = fit_design(
-                (lambda: table.chunks(wanted)) if wanted != () else None,
-                formula=self.formula,
-                preserve=self.preserve,
-                on_unknown=self.on_unknown,
-                missing=self.missing,
+        check_choice("scale", self.scale, (False, True))
+        check_choice("shrinkage", self.shrinkage, (None, "eb"))
+        check_choice("residuals", self.residuals, ("in-sample", "loo", "cross-fitted"))
+        if self.estimator is not None and (self.scale or self.shrinkage is not None or self.alpha != 0):
+            raise ValueError("scale, shrinkage and alpha belong to least squares; with estimator= leave them out")
+        if self.residuals == "loo" and (self.scale or self.shrinkage == "eb" or self.estimator is not None):
+            raise ValueError(
+                "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage='eb' or "
+                "estimator= use residuals='cross-fitted'"
             )
-        elif self.preserve is not None:
-            raise ValueError("preserve needs something to remove: give a formula, or metadata=")
-        self._apart = table.has_metadata
-        self.features_ = np.asarray(table.feature_names(self.features, exclude=used), dtype=object)
-        self._named = table.named
-        if self.design_ is None or self._apart:
-            validate_data(self, X, reset=True, skip_check_array=True)
-        else:
-            self.feature_names_in_ = self.features_
-            self.n_features_in_ = len(self.features_)
+        self._learn(X, table, sample_weight, on_unknown=self.on_unknown, missing=self.missing)
+        if self.shrinkage == "eb" and self.design_ is None:
+            raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
 
     def _rows(self, table: Table, sample_weight: Any = None, *, preserved: bool = True) -> Rows:
         q = 0 if self.design_ is None else len(self.design_.column_names)
@@ -250,29 +279,33 @@ class Residualizer(TransformerMixin, BaseEstimator):
             allow_nan=True,
         )
 
-    def _columns(self, table: Table) -> tuple[str, ...]:
-        """Return what the features are called in `table`: by name, or by position where one side has no names."""
-        if table.named == self._named:
-            return tuple(self.features_)
-        if len(table.columns) == len(self.features_):
-            return table.columns
-        if not self._named:
-            return tuple(table.columns[int(name[1:])] for name in self.features_)
-        raise ValueError(f"X has {len(table.columns)} columns and no names; give the {len(self.features_)} features")
-
-    def _solve(self, rows: Rows) -> None:
-        self._set(*fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha)))
+    def _solve(self, rows: Rows) -> NDArray[Any] | None:
+        design = self.design_
+        if self.estimator is not None:
+            p, k = (0, 0) if design is None else (design.n_removed, design.n_preserved)
+            fitted = fit_nuisance(self.estimator, rows, p, k, self.cv)
+            self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
+            return residual
+        fit, moments = fit_linear(rows, penalty=ridge_penalty(design, self.alpha))
+        applied, scale = fit, None
+        if design is not None and (self.scale or self.shrinkage == "eb"):
+            applied, scale = adjusted(rows, fit, design, scale=self.scale, shrinkage=self.shrinkage)
+        self._set(fit, moments, applied, scale)
+        warn_of_leakage(rows, self._map(), self.design_columns_, list(self.features_), stacklevel=5)
+        return None
 
     def _update(self, moments: LinearMoments) -> None:
-        self._set(solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha)), moments)
+        fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha))
+        self._set(fit, moments, fit, None)
 
-    def _set(self, fit: LinearFit, moments: LinearMoments) -> None:
+    def _set(self, fit: LinearFit, moments: LinearMoments, applied: LinearFit, scale: Scale | None) -> None:
         design = self.design_
         names = () if design is None else design.column_names
         p = 0 if design is None else design.n_removed
-        self.fit_, self.moments_ = fit, moments
-        affine = fit.affine(p)
-        self.coef_, self.preserved_coef_ = fit.coef[:p], fit.coef[p:]
+        self.fit_, self.moments_, self.scale_ = fit, moments, scale
+        self._applied = applied
+        affine = applied.affine(p)
+        self.coef_, self.preserved_coef_ = applied.coef[:p], applied.coef[p:]
         self.intercept_ = affine.origin_x + (affine.constant - affine.origin_a @ affine.coef)
         self.design_columns_ = list(names[:p])
         self.rank_, self.condition_number_ = fit.rank, fit.condition_number
@@ -280,7 +313,7 @@ class Residualizer(TransformerMixin, BaseEstimator):
         self.canonical_correlations_ = (
             inference.canonical_correlations(moments.s_aa[0], p) if 0 < p < len(names) else np.empty(0)
         )
-        _warn(fit, names, self.features_, self.canonical_correlations_, penalised=self.alpha != 0)
+        inference.warn_of_fit(fit, names, self.features_, self.canonical_correlations_, penalised=self.alpha != 0)
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -295,7 +328,7 @@ class Residualizer(TransformerMixin, BaseEstimator):
             As in fit.
         """
         check_is_fitted(self)
-        return self._collected(self._new_rows(X, metadata), self._affine())
+        return collect(self._new_rows(X, metadata), self._map())
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
         """Put the effect of the metadata back: features (n, d) from residuals.
@@ -308,11 +341,15 @@ class Residualizer(TransformerMixin, BaseEstimator):
             The profile to put the effect of: the rows' own, or another one ("as if all were measured at site A").
         """
         check_is_fitted(self)
-        return self._collected(self._new_rows(X, metadata, check=False), self._affine(sign=1))
+        return collect(self._new_rows(X, metadata, check=False), self._map(sign=1))
 
-    def _affine(self, sign: int = -1) -> Affine:
-        affine = self.fit_.affine(len(self.coef_))
-        return Affine(affine.origin_x, affine.origin_a, affine.coef, affine.constant, sign)
+    def _map(self, sign: int = -1) -> Any:
+        """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back."""
+        if self.estimator is not None:
+            return replace(self.estimator_, sign=sign)
+        affine = self._applied.affine(len(self.coef_))
+        affine = Affine(affine.origin_x, affine.origin_a, affine.coef, affine.constant, sign)
+        return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_)
 
     def _new_rows(self, X: Any, metadata: Any, check: bool = True) -> Rows:
         if self.design_ is None or not self.design_.columns:
@@ -320,19 +357,11 @@ class Residualizer(TransformerMixin, BaseEstimator):
         elif self._apart and metadata is None and not isinstance(X, Table):
             raise ValueError("metadata is needed: this Residualizer was fitted with metadata=; pass it here too")
         table = as_table(X, metadata=metadata)
-        if check and (self.design_ is None or self._apart):
-            validate_data(self, X, reset=False, skip_check_array=True)
-        return self._rows(table, preserved=False)
-
-    def _collected(self, rows: Rows, function: Any) -> NDArray[Any]:
-        return np.concatenate(list(rows.map(function)))
+        if check:
+            self._check_columns(X)
+        return self._rows(table, preserved=self.estimator is None and self.scale_ is not None)
 
     # ---- telling -----------------------------------------------------------------------------------------------------
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Return the names of the features, which are also the names of the residuals."""
-        check_is_fitted(self)
-        return np.asarray(self.features_, dtype=object)
 
     def tidy(self) -> pd.DataFrame:
         """Return a table of coefficients: feature, term, estimate, std_error, statistic, p_value, partial_r2.
@@ -341,14 +370,12 @@ class Residualizer(TransformerMixin, BaseEstimator):
         --------
         residmix.inference.coefficient_table : The formulas.
         """
-        check_is_fitted(self)
-        names = () if self.design_ is None else self.design_.column_names
+        names = self._design_names()
         return inference.coefficient_table(self.fit_, names, list(self.features_))
 
     def summary(self) -> None:
         """Print what the metadata explain, term by term, and which features they explain most."""
-        check_is_fitted(self)
-        names = () if self.design_ is None else self.design_.column_names
+        names = self._design_names()
         terms = () if self.design_ is None else self.design_.terms
         print(
             inference.summary_text(
@@ -359,53 +386,14 @@ class Residualizer(TransformerMixin, BaseEstimator):
             )
         )
 
+    def _design_names(self) -> tuple[str, ...]:
+        check_is_fitted(self)
+        if self.estimator is not None:
+            raise ValueError("with estimator= there are no coefficients to tell; r2_ has the cross-fitted shares")
+        return () if self.design_ is None else self.design_.column_names
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _same_coding(one: Design | None, two: Design | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    return one.same_coding(two)
-
-
-def _warn(
-    fit: LinearFit, names: Sequence[str], features: NDArray[Any], correlations: NDArray[np.float64], *, penalised: bool
-) -> None:
-    if fit.aliased and not penalised:
-        told = "; ".join(
-            f"{names[column]!r} is determined by "
-            + " and ".join("the intercept" if k < 0 else repr(names[k]) for k in partners)
-            for column, partners in list(fit.aliased.items())[:8]
-        )
-        more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
-        warnings.warn(
-            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Residuals don't depend on "
-            "it; coefficients are those of least norm",
-            CollinearityWarning,
-            stacklevel=4,
-        )
-    if len(correlations) and correlations[0] > _ENTANGLED:
-        warnings.warn(
-            f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
-            "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
-            CollinearityWarning,
-            stacklevel=4,
-        )
-    known = fit.count > 0
-    if not known.all():
-        absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])
-        warnings.warn(f"features without a single value, left as they are: {absent}", DesignWarning, stacklevel=4)
-    count = float(fit.count[known].min(initial=np.inf))
-    columns = float(fit.degrees.max(initial=0.0))
-    if columns > 0 and columns + 1 > count / 2:
-        left = max(count - 1 - columns, 0.0) / max(count, 1.0)
-        warnings.warn(
-            f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
-            "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
-            DesignWarning,
-            stacklevel=4,
-        )

@@ -1,0 +1,100 @@
+"""What comes after least squares: effects on the spread, and effects shrunk over features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design import Design, Term
+from residmix.empirical_bayes import shrink_levels
+from residmix.moments.linear import Affine
+from residmix.moments.solve import LinearFit
+from residmix.scale import Scale, fit_scale
+from residmix.sources.rows import Block, Rows
+
+__all__ = ["Rescaled", "adjusted", "rescaled"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    r"""Residual with the spread evened out, :math:`r = k + (x - \hat x - k) / f(a)`, or back.
+
+    k are the preserved effects about their mean, which keep their size: only what no effect explains is rescaled.
+
+    Attributes
+    ----------
+    affine : Affine
+        ``x - fitted``, or ``x + fitted`` if its sign is 1: then residuals come in and features go out.
+    preserved : ndarray (k, d)
+        Coefficients of the preserved columns, which stand behind the removed ones in the design.
+    origin : ndarray (k,)
+    offset : ndarray (d,)
+        Preserved effects are ``(a - origin) @ preserved - offset``.
+    scale : Scale
+    """
+
+    affine: Affine
+    preserved: Array
+    origin: Array
+    offset: Array
+    scale: Scale
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        assert block.design is not None
+        factor = self.scale.factor(block.design)
+        kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
+        exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
+        if self.affine.sign < 0:
+            out = kept + (self.affine(exact) - kept) / factor
+        else:
+            out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor))
+        return out.astype(block.X.dtype, copy=False)
+
+
+def rescaled(affine: Affine, fit: LinearFit, scale: Scale) -> Rescaled:
+    """Return the map for `affine`, which takes out (or puts back) the first columns of `fit`."""
+    kept = slice(len(affine.coef), None)
+    offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], fit.coef[kept])
+    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale)
+
+
+def adjusted(
+    rows: Rows, fit: LinearFit, design: Design, *, scale: bool, shrinkage: str | None
+) -> tuple[LinearFit, Scale | None]:
+    """Return the fit with shrunk effects, and the effects on the spread if those are to be removed.
+
+    Raises
+    ------
+    ValueError
+        If there is an absorbed factor, or shrinkage isn't asked for exactly one factor.
+    """
+    if design.factors:
+        raise ValueError(
+            f"scale= and shrinkage='eb' need the levels of {design.factors[0].name!r} as columns, but there are "
+            f"{len(design.factors[0].levels)} of them; remove such a factor's mean effect only"
+        )
+    if shrinkage is None:
+        return fit, fit_scale(rows, fit.affine(), design.n_removed) if scale else None
+    factor = _only_factor(design)
+    shrunk = shrink_levels(
+        rows, fit.affine(), fit.coef, factor.columns, design.level_rows(factor), design.n_removed, spread=scale
+    )
+    constant = fit.constant + shrunk.intercept + fit.origin_a @ shrunk.coef
+    return replace(fit, coef=fit.coef + shrunk.coef, constant=constant), shrunk.scale
+
+
+def _only_factor(design: Design) -> Term:
+    removed = [term for term in design.terms if not term.preserved]
+    factors = [term for term in removed if term.kind == "factor"]
+    if len(factors) != 1:
+        raise ValueError(
+            f"shrinkage='eb' shrinks the effects of one factor, the batch, but {len(factors)} factors are removed "
+            f"({', '.join(term.name for term in removed) or 'nothing'}); name one in the formula, as C(batch); batches "
+            "from several columns go into one column first"
+        )
+    return factors[0]

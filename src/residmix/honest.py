@@ -1,0 +1,203 @@
+"""Residuals of training rows that did not take part in their own fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from residmix.errors import ResidmixWarning
+from residmix.moments.linear import Affine, LinearMoments
+from residmix.moments.solve import LinearFit
+from residmix.sources.rows import Block
+
+__all__ = ["LeaveOneOut", "cross_fitted", "leave_one_out", "refitted_by_fold", "splits"]
+
+Array = NDArray[np.float64]
+
+# Of a row with a leverage this close to 1, nothing is left after its own fit: the rounding of 1 - h.
+_ALONE = 1e-9
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    r"""Residual of each training row by the fit of all other rows, without refitting.
+
+    With :math:`a` the centred design row, :math:`C = (A'WA + P)^{-1}` and the leverage
+    :math:`h_i = w_i (1/W + a_i' C a_i)`, leaving row i out changes the coefficients by
+    :math:`-C a_i w_i e_i / (1 - h_i)`, and so
+
+    .. math:: r_{(i)} = \frac{e_i}{1 - h_i}
+
+    if all effects are removed; the code carries the preserved ones along. In-sample residuals have the variance
+    :math:`\sigma^2 (1 - h_i)`, those of new rows about :math:`\sigma^2 (1 + h_i)`; these have
+    :math:`\sigma^2 / (1 - h_i)`, which is nearly that of new rows.
+
+    Attributes
+    ----------
+    affine : Affine
+        Takes all effects out, the preserved ones as well.
+    preserved : ndarray (k, d)
+        Coefficients of the preserved columns.
+    inverse : ndarray (g, q, q)
+        C, for each group of features that share their rows.
+    mean : ndarray (g, q)
+        Mean of the design less ``affine.origin_a``.
+    group : ndarray of int (d,)
+    weight : ndarray (d,)
+        Sum of weights W.
+
+    References
+    ----------
+    Cook and Weisberg, "Residuals and influence in regression", 1982, section 2.2.
+    """
+
+    affine: Affine
+    preserved: Array
+    inverse: Array
+    mean: Array
+    group: NDArray[np.int64]
+    weight: Array
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        """Return the residuals (b, d) in the dtype of X.
+
+        Raises
+        ------
+        ValueError
+            If a row is the only one that tells some effect, so that no fit without it has a residual for it.
+        """
+        raw = np.asarray(self.affine(Block(block.start, block.X.astype(np.float64), block.design)))
+        own = np.ones(len(raw)) if block.weight is None else block.weight
+        out = np.empty_like(raw)
+        for g in range(len(self.inverse)):
+            features = np.flatnonzero(self.group == g)
+            total = float(self.weight[features[0]])
+            out[:, features] = self._of_group(g, block, own, total, raw[:, features], self.preserved[:, features])
+        return out.astype(block.X.dtype, copy=False)
+
+    def _of_group(self, g: int, block: Block, own: Array, total: float, e: Array, preserved: Array) -> Array:
+        a = np.empty((len(e), 0)) if block.design is None else block.design - self.affine.origin_a - self.mean[g]
+        solved = a @ self.inverse[g]
+        free = 1.0 - own * (1.0 / total + np.sum(solved * a, axis=1))
+        # A missing value is NaN already and asks for no residual.
+        alone = (free < _ALONE) & np.isfinite(e).any(axis=1)
+        if alone.any():
+            rows = block.start + np.flatnonzero(alone)
+            raise ValueError(
+                f"leave-one-out residuals of {alone.sum()} rows (row {rows[0]}) do not exist: each is the only row "
+                "that tells some effect, such as the only one of its level (leverage 1); merge rare levels, give a "
+                "penalty (alpha), or use residuals='cross-fitted'"
+            )
+        k = len(preserved)
+        # The residual keeps preserved effects about their mean, which moves as well when the row is left out.
+        centre = a.copy()
+        centre[:, a.shape[1] - k :] *= -(own / np.maximum(total - own, 1e-300))[:, None]
+        pull = own * (1.0 / total + np.sum(solved * centre, axis=1)) / np.maximum(free, _ALONE)
+        kept = (a - centre)[:, a.shape[1] - k :] @ preserved if k else 0.0
+        return e * (1.0 + pull[:, None]) + kept
+
+
+def leave_one_out(
+    fit: LinearFit, moments: LinearMoments, penalty: Array | None = None, n_preserved: int = 0
+) -> LeaveOneOut:
+    """Return the map from training blocks to their leave-one-out residuals.
+
+    Parameters
+    ----------
+    fit, moments
+        As :func:`residmix.moments.solve.fit_linear` returned them.
+    penalty : ndarray (q, q), optional
+        As it was given to the fit, which is what stays the same when a row is left out.
+    n_preserved : int
+        Design columns, the last ones, whose effect stays in the residual.
+    """
+    inverse = fit.covariance
+    if penalty is not None:
+        # The covariance of penalised coefficients is another matrix than the one that leverages need.
+        inverse = np.array([np.linalg.pinv(scatter + penalty, rcond=1e-13, hermitian=True) for scatter in moments.s_aa])
+    preserved = fit.coef[len(fit.coef) - n_preserved :]
+    return LeaveOneOut(fit.affine(), preserved, inverse, fit.offset_a, fit.group, fit.weight)
+
+
+def splits(cv: Any, n_rows: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Yield (train, test) row indices: of a number of shuffled folds, of a splitter, or as given.
+
+    Raises
+    ------
+    ValueError
+        Unless every row is in exactly one test set.
+    """
+    from sklearn.model_selection import KFold
+
+    if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
+        # Shuffled, since tables are often sorted by site; fixed, so that the same call gives the same residuals.
+        cv = KFold(int(cv), shuffle=True, random_state=0)
+    pairs: Iterable[Any] = cv.split(np.empty((n_rows, 1))) if hasattr(cv, "split") else cv
+    found = [(np.asarray(train), np.asarray(test)) for train, test in pairs]
+    seen = np.bincount(np.concatenate([test for _, test in found]), minlength=n_rows)
+    if len(seen) > n_rows or np.any(seen != 1):
+        raise ValueError(
+            f"cross-fitting needs every row in exactly one test set, but cv leaves {np.sum(seen == 0)} rows out and "
+            f"has {np.sum(seen > 1)} rows in several; use a partition such as KFold"
+        )
+    yield from found
+
+
+def take_rows(data: Any, rows: NDArray[np.intp]) -> Any:
+    """Return some rows of an array, a list or a data frame; None stays None.
+
+    Raises
+    ------
+    TypeError
+        For data that aren't in memory.
+    """
+    if data is None:
+        return None
+    if isinstance(data, list | tuple) or hasattr(data, "__array_interface__"):
+        return np.asarray(data)[rows]
+    frame = nw.from_native(data, eager_only=True, allow_series=True, pass_through=True)
+    if frame is data:
+        raise TypeError(
+            f"cross-fitting takes rows out of order, so they must be in memory, not in a {type(data).__name__}; use "
+            "residuals='loo', which needs a single pass"
+        )
+    return frame[rows].to_native()
+
+
+def cross_fitted(
+    fit_and_apply: Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[Any]], cv: Any, n_rows: int
+) -> NDArray[Any]:
+    """Return, for every row, what ``fit_and_apply(train, test)`` gives for it when it is in `test`.
+
+    What residmix warns about is left to the fit on all rows: a fold is like it, only smaller.
+    """
+    out = None
+    for train, test in splits(cv, n_rows):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResidmixWarning)
+            part = fit_and_apply(train, test)
+        if out is None:
+            out = np.empty((n_rows, *part.shape[1:]), dtype=part.dtype)
+        out[test] = part
+    assert out is not None
+    return out
+
+
+def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_rows: int) -> NDArray[Any]:
+    """Return residuals (n, d) of every row by a clone of `residualizer` that was fitted on the other folds."""
+    # A level that only one fold holds is unknown to the fit of the others.
+    one = clone(residualizer).set_params(residuals="in-sample", on_unknown="mean")
+
+    def fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> NDArray[Any]:
+        own = weight if weight is None or isinstance(weight, str) else np.asarray(weight)[train]
+        fitted = one.fit(take_rows(X, train), metadata=take_rows(metadata, train), sample_weight=own)
+        return np.asarray(fitted.transform(take_rows(X, test), metadata=take_rows(metadata, test)))
+
+    return cross_fitted(fold, residualizer.cv, n_rows)
