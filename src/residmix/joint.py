@@ -1,0 +1,336 @@
+r"""Coefficients, gate and mixture by maximum likelihood together: the steps of ECM, as pure functions of moments.
+
+.. math:: p(x \mid m) = \sum_k \pi_k(u) N(r - u'D \mid \mu_k, \Sigma_k)
+
+r is the least-squares residual of x, u = u(m) the design row in orthonormal coordinates (centred, unit covariance),
+and D the correction of the least-squares coefficients. Given responsibilities the M-step is: D and the means by
+generalised least squares with the covariances fixed, then the covariances (Meng & Rubin 1993, "Maximum likelihood
+estimation via the ECM algorithm", Biometrika 80); both from the same per-component moments of the row [u, r], so
+repeating them costs no pass over the data. The gate (`residmix.gating`) has parameters of its own and takes one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from residmix.families import MixtureParams, dead_components, m_step
+from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
+from residmix.moments.fold import fold
+from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block
+from residmix.moments.linear import Affine
+from residmix.sources.rows import Block, Rows
+from residmix.threads import one_blas_thread
+
+__all__ = [
+    "ConditionalEM",
+    "ConditionalMoments",
+    "ConditionalParams",
+    "ToResidual",
+    "coefficient_step",
+    "conditional_block",
+    "conditional_log_joint",
+    "conditional_m_step",
+]
+
+Floats = NDArray[np.float64]
+
+# Rounds of (coefficients, covariances) per pass over the data.
+CYCLES = 2
+# Unknowns up to which the least-squares system is solved densely; above, by conjugate gradients.
+MAX_DENSE = 400
+# A component that died this often in one fit stays dead.
+MAX_REVIVALS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionalParams:
+    """Parameters of the conditional mixture, in the coordinates of :class:`ToResidual`.
+
+    Attributes
+    ----------
+    mixture : MixtureParams
+        Of the residual; its weights are the average of the priors where there is a gate.
+    coef : ndarray (r, d)
+        D: correction of the least-squares coefficients.
+    gate : Gate or None
+        None for constant weights.
+    """
+
+    mixture: MixtureParams
+    coef: Floats
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True)
+class ToResidual:
+    """Block of (x, a) to block of (least-squares residual, orthonormal design row), both float64.
+
+    Attributes
+    ----------
+    affine : Affine
+        To the least-squares residual.
+    basis : ndarray (p, r)
+        u = (a - origin) basis - offset.
+    offset : ndarray (r,)
+    """
+
+    affine: Affine
+    basis: Floats
+    offset: Floats
+
+    def __call__(self, block: Block) -> Block:
+        X = np.asarray(block.X, dtype=np.float64)
+        residual = self.affine(replace(block, X=X))
+        u = np.empty((block.n_rows, self.basis.shape[1]))
+        if block.design is not None and u.shape[1]:
+            np.matmul(block.design[:, : len(self.basis)] - self.affine.origin_a, self.basis, out=u)
+            u -= self.offset
+        return Block(block.start, residual, u, (), block.weight)
+
+
+@dataclass(slots=True)
+class ConditionalMoments:
+    """Moments of the rows [u, r - u'D] about [0, mean_k], and the gate's."""
+
+    mixture: MixtureMoments
+    gate: GateMoments | None
+
+    def merge(self, other: ConditionalMoments) -> ConditionalMoments:
+        """Add the moments of other rows, in place."""
+        self.mixture.merge(other.mixture)
+        if self.gate is not None and other.gate is not None:
+            self.gate.merge(other.gate)
+        return self
+
+
+def conditional_block(block: Block, params: ConditionalParams) -> ConditionalMoments:
+    """E-step and moments of one block in the coordinates of :class:`ToResidual`."""
+    u = block.design
+    assert u is not None
+    r = block.X - u @ params.coef
+    if params.gate is None:
+        return ConditionalMoments(mixture_block(r, params.mixture, weight=block.weight, extra=u), None)
+    prior = log_priors(u, params.gate.coef)
+    gate = gate_moments(u, prior, block.weight, curvature=params.gate.needs_curvature())
+    moments = mixture_block(r, params.mixture, log_prior=prior, weight=block.weight, extra=u)
+    return ConditionalMoments(moments, gate)
+
+
+def conditional_log_joint(block: Block, params: ConditionalParams) -> Floats:
+    r"""Return :math:`\log \pi_k(u_i) + \log N(r_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K)."""
+    u = block.design
+    assert u is not None
+    prior = None if params.gate is None else log_priors(u, params.gate.coef)
+    return log_joint(block.X - u @ params.coef, params.mixture, log_prior=prior)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """`conditional_block` as a picklable function of blocks."""
+
+    params: ConditionalParams
+
+    def __call__(self, block: Block) -> ConditionalMoments:
+        return conditional_block(block, self.params)
+
+
+@dataclass
+class ConditionalEM:
+    """One iteration over rows: the `step` that `residmix.em.run_em` asks for.
+
+    Attributes
+    ----------
+    rows : Rows
+        Mapped by :class:`ToResidual`.
+    reg_covar : float
+    joint : bool
+        Whether the coefficients move; else only mixture and gate do.
+    revived : list
+        Components that died, one entry per time.
+    """
+
+    rows: Rows
+    reg_covar: float
+    joint: bool = True
+    revived: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, params: ConditionalParams) -> tuple[float, ConditionalParams]:
+        moments = fold(self.rows, _Step(params), ConditionalMoments.merge)
+        revive = len(self.revived) < MAX_REVIVALS
+        dead = dead_components(moments.mixture)
+        if dead.any() and revive:
+            self.revived.append(np.flatnonzero(dead).tolist())
+        with one_blas_thread():
+            following = conditional_m_step(moments, params, reg_covar=self.reg_covar, joint=self.joint, revive=revive)
+        return moments.mixture.log_likelihood / moments.mixture.total, following
+
+    def evaluate(self, params: ConditionalParams) -> float:
+        """Return the log-likelihood per row."""
+        moments = fold(self.rows, _Step(params), ConditionalMoments.merge).mixture
+        return moments.log_likelihood / moments.total
+
+
+def conditional_m_step(
+    moments: ConditionalMoments,
+    params: ConditionalParams,
+    *,
+    reg_covar: float,
+    joint: bool = True,
+    revive: bool = True,
+) -> ConditionalParams:
+    """Return parameters with a larger expected log-likelihood, unless it is at its maximum.
+
+    Parameters
+    ----------
+    moments : ConditionalMoments
+        At `params`.
+    reg_covar : float
+        Added to the diagonals of covariances.
+    joint : bool
+        Whether the coefficients move.
+    revive : bool
+        As for `residmix.families.m_step`.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a component's rows don't span the space and `reg_covar` is 0.
+    """
+    r, mixture = len(params.coef), params.mixture
+    step = np.zeros_like(params.coef)
+    # With a covariance in common the first coefficients don't depend on it.
+    cycles = 1 if mixture.covariance_type == "tied" or not (joint and r) else CYCLES
+    for _ in range(cycles):
+        if joint and r:
+            step = coefficient_step(moments.mixture, r, mixture)
+        about_residual = residual_moments(moments.mixture, step)
+        mixture = m_step(about_residual, params.mixture, reg_covar=reg_covar, revive=revive)
+    gate = params.gate
+    if gate is not None and moments.gate is not None:
+        target = np.column_stack([moments.mixture.shift[:, :r], moments.mixture.weight])
+        gate = gate_step(gate, target, moments.gate, moments.mixture.total)
+        dead = dead_components(moments.mixture)
+        if dead.any() and revive:
+            gate = _share_gate(gate, moments.mixture.weight, dead)
+    return ConditionalParams(mixture, params.coef + step, gate)
+
+
+def _share_gate(gate: Gate, weight: Floats, dead: NDArray[np.bool_]) -> Gate:
+    """Give each revived component half of the heaviest one's prior, as `m_step` gave it half of its rows."""
+    coef, weight = gate.coef.copy(), np.where(dead, 0.0, weight)
+    for k in np.flatnonzero(dead):
+        heavy = int(np.argmax(weight))
+        coef[heavy, -1] -= np.log(2.0)
+        coef[k] = coef[heavy]
+        weight[k] = weight[heavy] = 0.5 * weight[heavy]
+    return Gate(coef - coef.mean(axis=0))
+
+
+def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
+    """Return the moments of r - u'step about the same means, from those of [u, r]."""
+    q = len(step)
+    change = np.vstack([-step, np.eye(step.shape[1])])
+    return MixtureMoments(
+        moments.weight.copy(),
+        moments.shift[:, q:] - moments.shift[:, :q] @ step,
+        change.T @ moments.scatter @ change,
+        moments.log_likelihood,
+        moments.total,
+        moments.rows,
+    )
+
+
+def coefficient_step(moments: MixtureMoments, q: int, mixture: MixtureParams) -> Floats:
+    r"""Return the change of the coefficients (q, d) that is best together with the means it implies.
+
+    It solves :math:`\sum_k A_k D P_k = \sum_k C_k P_k` with the responsibility-weighted scatter A_k of u and C_k of u
+    with r, both within component k, and the precision P_k: generalised least squares, the means profiled out.
+
+    Parameters
+    ----------
+    moments : MixtureMoments
+        Of the rows [u, r].
+    q : int
+        Columns of u.
+    mixture : MixtureParams
+        Whose covariances weigh the features.
+    """
+    weight = np.where(moments.weight > 0, moments.weight, 1.0)
+    mean = moments.shift / weight[:, None]
+    within = moments.scatter - weight[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    a, c = within[:, :q, :q] / moments.total, within[:, :q, q:] / moments.total
+    precisions = mixture.precisions()
+    if mixture.covariance_type == "tied":
+        return _solve_damped(a.sum(axis=0), c.sum(axis=0))
+    if mixture.covariance_type == "spherical":
+        return _solve_damped(np.tensordot(precisions, a, 1), np.tensordot(precisions, c, 1))
+    if mixture.covariance_type == "diag":
+        left = np.einsum("kab,kj->jab", a, precisions)
+        right = np.einsum("kaj,kj->ja", c, precisions)
+        return np.stack([_solve_damped(lhs, rhs) for lhs, rhs in zip(left, right, strict=True)], axis=1)
+    return _solve_full(a, c, precisions)
+
+
+def _solve_full(a: Floats, c: Floats, precisions: Floats) -> Floats:
+    q, d = c.shape[1:]
+    # Features in units of their pooled noise, so that one damping serves all of them
+    unit = 1.0 / np.sqrt(np.einsum("k,kjj->j", np.ones(len(a)) / len(a), precisions))
+    p, c = precisions * unit[:, None] * unit, c / unit
+    right = np.einsum("kaj,kji->ai", c, p)
+    if q * d <= MAX_DENSE:
+        left = np.einsum("kab,kij->aibj", a, p).reshape(q * d, q * d)
+        return _solve_damped(left, right.ravel()).reshape(q, d) * unit
+
+    def product(x: Floats) -> Floats:
+        return np.einsum("kaj,kji->ai", a @ x, p)
+
+    pooled = np.einsum("kab->ab", a), np.einsum("k,kij->ij", np.einsum("kaa->k", a), p) / np.einsum("kaa->", a)
+    return conjugate_gradients(product, right, *pooled) * unit
+
+
+def _solve_damped(left: Floats, right: Floats) -> Floats:
+    """Solve a positive semi-definite system; directions that it can't see (up to rounding) stay at 0."""
+    size = float(np.trace(left)) / len(left)
+    if not size > 0:
+        return np.zeros_like(right)
+    damped = left + 1e-10 * size * np.eye(len(left))
+    try:
+        return cho_solve(cho_factor(damped), right)
+    except LinAlgError:
+        values, vectors = np.linalg.eigh(left)
+        kept = values > 1e-10 * values[-1]
+        return vectors[:, kept] @ ((vectors[:, kept].T @ right).T / values[kept]).T
+
+
+def conjugate_gradients(
+    product: Callable[[Floats], Floats], right: Floats, rows: Floats, columns: Floats, *, tol: float = 1e-10
+) -> Floats:
+    """Solve ``product(x) = right`` for x (q, d), preconditioned by ``rows x columns = right``.
+
+    Started from 0 every iterate improves the quadratic that the solution minimises, so it may be cut short.
+    """
+    q, d = right.shape
+    x, residual = np.zeros_like(right), right.copy()
+    size = np.linalg.norm(right)
+
+    def precondition(y: Floats) -> Floats:
+        return _solve_damped(columns, _solve_damped(rows, y).T).T
+
+    z = precondition(residual)
+    direction, rho = z.copy(), float(np.vdot(residual, z))
+    for _ in range(4 * q * d):
+        if np.linalg.norm(residual) <= tol * size:
+            break
+        applied = product(direction)
+        length = rho / float(np.vdot(direction, applied))
+        x += length * direction
+        residual -= length * applied
+        z = precondition(residual)
+        rho, before = float(np.vdot(residual, z)), rho
+        direction = z + (rho / before) * direction
+    return x
