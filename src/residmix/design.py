@@ -188,6 +188,10 @@ class Design:
                     parts.append(tuple(f"{atom.label}[{j + 1}]" for j in range(width)))
             yield from (":".join(names) for names in product(*parts))
 
+    def levels_of(self, column: str) -> Levels | None:
+        """Return the levels of a metadata column that some term uses as a factor, else None."""
+        return next((levels for levels in self._learned.levels.values() if levels.column == column), None)
+
     def __repr__(self) -> str:
         shown = self.formula if self.formula is not None else f"{len(self.terms)} columns"
         return f"Design({shown!r}, n_removed={self.n_removed}, n_preserved={self.n_preserved})"

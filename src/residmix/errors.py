@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BelowChanceWarning",
     "CollapsedScaleWarning",
     "CollinearityWarning",
     "DeadComponentWarning",
@@ -23,6 +24,10 @@ __all__ = [
 
 class ResidmixWarning(UserWarning):
     """Base class of everything that residmix warns about."""
+
+
+class BelowChanceWarning(ResidmixWarning):
+    """A held-out probe scores below chance, which in-sample residuals cause and which isn't perfect removal."""
 
 
 class CollinearityWarning(ResidmixWarning):

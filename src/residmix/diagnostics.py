@@ -1,0 +1,374 @@
+"""How much metadata is in features: before and after something was done about it, in the sample and held out."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix._validation import check_number
+from residmix.association import COLUMNS, Association
+from residmix.columns import open_metadata
+from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
+from residmix.errors import BelowChanceWarning, LeakageWarning
+from residmix.formula import formula_columns
+from residmix.metadata import Design, fit_design
+from residmix.probes import ProbeResult, probe
+from residmix.sources.array import MemoryTable
+from residmix.sources.rows import ArrayRows, Rows
+from residmix.sources.table import Table, as_table
+
+__all__ = ["Association", "association"]
+
+Array = NDArray[np.float64]
+
+MOST_LEVELS = 2000  # of a factor whose columns are written out
+DISTANCE_ROWS = 700  # distances are held between all pairs of them
+DISTANCE_FEATURES = 32  # above so many, distance correlations are of all features together only
+FEW_VALUES = 0.1  # distinct values per row below which a feature counts as few-valued
+
+
+def association(
+    X: Any,
+    metadata: Any = None,
+    *,
+    formula: str | None = None,
+    features: Sequence[str] | None = None,
+    after: Any = None,
+    components: Any = None,
+    missing: str = "error",
+    n_splits: int = 5,
+    n_permutations: int = 199,
+    confidence: float = 0.95,
+    max_rows: int = 1500,
+    random_state: int | None = 0,
+) -> Association:
+    r"""Measure how much of the metadata is in the features, before and after something was done about it.
+
+    Four kinds of measure, because each misses what another sees:
+
+    - ``r2``: partial :math:`R^2` per feature and term of the formula, and of the whole formula; linear in the design.
+    - ``distance_correlation``: bias-corrected and squared, per metadata column; sees dependence of any form.
+    - ``linear_probe``, ``nonlinear_probe``: how well a learner reads a metadata column from all features together,
+      on rows that it wasn't trained on.
+    - ``component_information`` (adjusted mutual information) and ``component_v`` (Cramér's V, per component): whether
+      the components of a mixture encode a metadata column.
+
+    Parameters
+    ----------
+    X : array (n, d), table, or anything that an estimator takes
+    metadata : array or table, optional
+        As in :class:`~residmix.Residualizer`; without it, `formula` names columns of X.
+    formula : str, optional
+        The terms to report. Default: every metadata column.
+    features : list of str, optional
+    after : array or table (n, d), or estimator, optional
+        Residuals of the same rows; or what makes them. Only with an estimator can "after" be honest about rows held
+        out: copies of it are fitted on the training rows of each fold. It needs data in memory.
+    components : array (n,) of int, optional
+        The component of each row. Default: what `after` predicts, if it does.
+    missing : {"error", "mean", "indicator"}
+        Missing metadata in R2; the other measures leave out the rows in which their column is missing.
+    n_splits : int
+        Folds.
+    n_permutations : int
+    confidence : float
+        Of the intervals of R2.
+    max_rows : int
+        R2 and components use every row; probes a random sample of so many, distance correlations 700 of these.
+    random_state : int
+
+    Returns
+    -------
+    Association
+        A table with columns for what was measured in the sample and others for what was measured on rows held out of
+        fitting; the two are never put in one column.
+
+    Warns
+    -----
+    BelowChanceWarning
+        If a probe scores below chance. Residuals of a fit to the same rows are balanced against the metadata, so
+        a learner trained on some of them errs on the others; it looks like removal and is none.
+    LeakageWarning
+        If a column is easier to read after than before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> age = rng.normal(50, 10, 300)
+    >>> found = association(np.column_stack([age, rng.normal(size=300)]), age)
+    >>> [round(share, 2) for share in found.where(measure="r2", metadata="(all)")["in_sample"]]
+    [1.0, 0.0]
+    """
+    check_number("n_splits", n_splits, low=2, high=100, integral=True)
+    check_number("n_permutations", n_permutations, low=19, integral=True)
+    check_number("confidence", confidence, low=0.5, high=0.9999)
+    check_number("max_rows", max_rows, low=50, integral=True)
+    table = as_table(X, metadata=metadata)
+    if formula is None and not table.has_metadata:
+        raise ValueError("association needs metadata: pass metadata=, or a formula that names columns of X")
+    wanted = None if formula is None else formula_columns(formula)
+    design = fit_design(
+        lambda: table.chunks(wanted), formula=formula, missing=missing, on_unknown="mean", absorb_above=MOST_LEVELS
+    )
+    if design.factors:
+        raise ValueError(f"{design.factors[0].name} has {len(design.factors[0].levels)} levels; at most {MOST_LEVELS}")
+    if not design.columns:
+        raise ValueError("the formula names no metadata column")
+    names = table.feature_names(features, exclude=wanted or ())
+    n = table.n_rows
+    if n < 4 * n_splits:
+        raise ValueError(f"{n} rows are too few for {n_splits} folds; at least {4 * n_splits} are needed")
+    rng = np.random.default_rng(random_state)
+    folds = (rng.permutation(n) % n_splits).astype(np.int8)
+    sample = np.sort(rng.permutation(n)[:max_rows])
+    variables = _variables(table, design)
+    rows = table.rows(names, design=design, allow_nan=True)
+    block = rows.take(sample)
+    report = _Report(design, names, variables, folds, sample, n_permutations, confidence, random_state or 0)
+    before = np.asarray(block.X, dtype=np.float64)
+    report.shares("before", rows, [fold_moments(rows, folds, n_splits)] * 2)
+    report.distances("before", in_sample=before)
+    scores = {("before", *key): value for key, value in report.probes("before", lambda fold: before).items()}
+    if after is not None:
+        design_rows = np.concatenate([part for part in rows.map(_design_of) if part is not None])
+        if hasattr(after, "fit"):
+            whole, by_fold = _refitted(after, X, metadata, table, folds, n_splits)
+            components = _predicted(after, X, metadata) if components is None else components
+        else:
+            whole, by_fold = _given(after, n), None
+        moments = fold_moments(ArrayRows(whole, design_rows), folds, n_splits)
+        honest = moments
+        held = whole
+        if by_fold is not None:
+            held = np.empty_like(whole)
+            for fold, residual in enumerate(by_fold):
+                held[folds == fold] = residual[folds == fold]
+            honest = fold_moments(ArrayRows(held, design_rows), folds, n_splits)
+        own = names if whole.shape[1] == len(names) else tuple(f"x{j}" for j in range(whole.shape[1]))
+        report.names = own
+        report.shares("after", rows, [moments, honest])
+        report.distances("after", in_sample=whole[sample], held_out=None if by_fold is None else held[sample])
+        visible: Callable[[int], Array] = lambda fold: (whole if by_fold is None else by_fold[fold])[sample]  # noqa: E731
+        scores |= {("after", *key): value for key, value in report.probes("after", visible).items()}
+        few = _few_valued(before, names)
+        _warn_of_leakage(scores, few)
+    _warn_below_chance(scores)
+    if components is not None:
+        report.components("after" if after is not None else "before", np.asarray(components))
+    return Association(report.columns)
+
+
+class _Report:
+    """The measurements, written down row by row."""
+
+    def __init__(
+        self,
+        design: Design,
+        names: Sequence[str],
+        variables: list[Variable],
+        folds: NDArray[np.int8],
+        sample: NDArray[np.integer[Any]],
+        n_permutations: int,
+        confidence: float,
+        seed: int,
+    ) -> None:
+        self.design, self.names, self.variables = design, tuple(names), variables
+        self.folds, self.sample = folds, sample
+        self.n_permutations, self.confidence, self.seed = n_permutations, confidence, seed
+        self.rng = np.random.default_rng(seed + 1)
+        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+
+    def add(self, stage: str, measure: str, metadata: str, feature: str, n: int, **values: float) -> None:
+        row = {"stage": stage, "measure": measure, "metadata": metadata, "feature": feature, "n": int(n)}
+        for name in COLUMNS:
+            self.columns[name].append(row[name] if name in row else float(values.get(name, np.nan)))
+
+    def shares(self, stage: str, rows: Rows, moments: Sequence[Any]) -> None:
+        """R2 of every term; ``moments[0]`` for what is in the sample, ``moments[1]`` for what is held out."""
+        terms: list[tuple[str, slice | None]] = [("(all)", None)]
+        if len(self.design.terms) > 1:
+            terms += [(term.name, term.columns) for term in self.design.terms]
+        where = [columns for _, columns in terms]
+        inside = variance_shares(moments[0], where, self.confidence)
+        outside = inside if moments[1] is moments[0] else variance_shares(moments[1], where, self.confidence)
+        for (name, _), one, two in zip(terms, inside, outside, strict=True):
+            for j, feature in enumerate(self.names):
+                self.add(
+                    stage, "r2", name, feature, len(self.folds),
+                    in_sample=one.share[j], in_sample_low=one.low[j], in_sample_high=one.high[j],
+                    in_sample_p=one.p_value[j], held_out=two.held_out[j],
+                )  # fmt: skip
+
+    def distances(self, stage: str, *, in_sample: Array, held_out: Array | None = None) -> None:
+        variables = [variable.take(self.sample) for variable in self.variables]
+        complete = np.logical_and.reduce([variable.known for variable in variables])
+        rows = np.flatnonzero(complete & ~np.isnan(in_sample).any(axis=1))
+        if len(rows) > DISTANCE_ROWS:
+            rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:DISTANCE_ROWS])
+        if len(rows) < 10:
+            return
+        variables = [variable.take(rows) for variable in variables]
+        singles = len(self.names) if 1 < len(self.names) <= DISTANCE_FEATURES else 0
+        found = []
+        for matrix in (in_sample, held_out):
+            if matrix is not None:
+                matrix = matrix[rows]
+                groups = [matrix, *(matrix[:, [j]] for j in range(singles))]
+                found.append(distance_dependence(groups, variables, self.n_permutations, self.rng))
+        for v, variable in enumerate(variables):
+            for g, feature in enumerate(("(all)", *self.names[:singles])):
+                values = {"in_sample": found[0][0][g, v], "in_sample_p": found[0][1][g, v]}
+                if len(found) > 1:
+                    values |= {"held_out": found[1][0][g, v], "held_out_p": found[1][1][g, v]}
+                self.add(stage, "distance_correlation", variable.name, feature, len(rows), **values)
+
+    def probes(self, stage: str, features: Callable[[int], Array]) -> dict[tuple[str, str], ProbeResult]:
+        results = {}
+        folds = self.folds[self.sample]
+        for variable in self.variables:
+            own = variable.take(self.sample)
+            for kind in ("linear", "nonlinear"):
+                result = probe(kind, features, own, folds, self.n_permutations, self.rng, self.seed)
+                results[variable.name, kind] = result
+                self.add(
+                    stage, f"{kind}_probe", variable.name, "(all)", own.known.sum(),
+                    held_out=result.score, held_out_chance=result.chance, held_out_chance_low=result.low,
+                    held_out_chance_high=result.high, held_out_p=result.p_value,
+                )  # fmt: skip
+        return results
+
+    def components(self, stage: str, components: NDArray[Any]) -> None:
+        if components.shape != (len(self.folds),) or components.dtype.kind not in "iu" or components.min() < 0:
+            raise ValueError(
+                f"components must be {len(self.folds)} integers from 0, not {components.shape} of {components.dtype}"
+            )
+        for variable in self.variables:
+            values, p = counts_dependence(components, variable, self.n_permutations, self.rng)
+            for k, (value, chance) in enumerate(zip(values, p, strict=True)):
+                measure, feature = (
+                    ("component_information", "(all)") if k == 0 else ("component_v", f"component {k - 1}")
+                )
+                self.add(
+                    stage, measure, variable.name, feature, variable.known.sum(), in_sample=value, in_sample_p=chance
+                )  # fmt: skip
+
+
+def _design_of(block: Any) -> Array | None:
+    return block.design
+
+
+def _variables(table: Table, design: Design) -> list[Variable]:
+    """Return the metadata columns of every row, as numbers or level indices."""
+    wanted = None if not table.named and table.has_metadata else design.columns
+    sources = [open_metadata(chunk) for chunk in table.chunks(wanted)]
+    variables = []
+    for name in design.columns:
+        levels = design.levels_of(name)
+        if levels is None:
+            values = np.concatenate([source.numbers(name)[0] for source in sources])
+            variables.append(Variable(name, values))
+        else:
+            codes = [levels.codes(source.labels(name), on_unknown="mean", missing="mean")[0] for source in sources]
+            whole = np.concatenate(codes).astype(np.float64)
+            variables.append(Variable(name, np.where(whole < len(levels.levels), whole, -1.0), levels.labels))
+    return variables
+
+
+def _given(after: Any, n: int) -> Array:
+    residual = as_table(after, name="after")
+    whole = np.concatenate(list(residual.rows(allow_nan=True).map(_features_of)))
+    if len(whole) != n:
+        raise ValueError(f"after has {len(whole)} rows and X has {n}; they must be the same rows")
+    return whole
+
+
+def _features_of(block: Any) -> Array:
+    return np.asarray(block.X, dtype=np.float64)
+
+
+def _refitted(
+    estimator: Any, X: Any, metadata: Any, table: Table, folds: NDArray[np.int8], n_splits: int
+) -> tuple[Array, list[Array]]:
+    """Return what `estimator` leaves of all rows, as it is and as fitted without each fold."""
+    from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    if not isinstance(table, MemoryTable) or isinstance(X, Table):
+        raise TypeError(
+            "after= an estimator needs data in memory, since copies of it are fitted on parts; read a sample"
+        )
+    try:
+        check_is_fitted(estimator)
+        fitted = estimator
+    except NotFittedError:
+        fitted = _call(clone(estimator), "fit", X, metadata)
+    by_fold = []
+    for fold in range(n_splits):
+        rows = np.flatnonzero(folds != fold)
+        copy = _call(clone(estimator), "fit", _rows_of(X, rows), _rows_of(metadata, rows))
+        by_fold.append(_left_by(copy, X, metadata))
+    return _left_by(fitted, X, metadata), by_fold
+
+
+def _left_by(estimator: Any, X: Any, metadata: Any) -> Array:
+    method = "transform" if hasattr(estimator, "transform") else "residuals"
+    return _given(_call(estimator, method, X, metadata), len(X))
+
+
+def _predicted(estimator: Any, X: Any, metadata: Any) -> Any:
+    fitted = hasattr(estimator, "predict") and hasattr(estimator, "n_iter_")
+    return _call(estimator, "predict", X, metadata) if fitted else None
+
+
+def _call(estimator: Any, method: str, X: Any, metadata: Any) -> Any:
+    function = getattr(estimator, method)
+    if metadata is not None and "metadata" in inspect.signature(function).parameters:
+        return function(X, metadata=metadata)
+    return function(X)
+
+
+def _rows_of(data: Any, rows: NDArray[np.integer[Any]]) -> Any:
+    import narwhals.stable.v2 as nw
+
+    if data is None:
+        return None
+    frame = nw.from_native(data, eager_only=True, allow_series=True, pass_through=True)
+    if isinstance(frame, nw.DataFrame | nw.Series):
+        return frame[rows].to_native()
+    return np.asarray(data)[rows]
+
+
+def _few_valued(X: Array, names: Sequence[str]) -> list[str]:
+    return [name for name, column in zip(names, X.T, strict=True) if len(np.unique(column)) < FEW_VALUES * len(X)]
+
+
+def _warn_of_leakage(scores: dict[tuple[str, str, str], ProbeResult], few: Sequence[str]) -> None:
+    for (stage, name, kind), after in scores.items():
+        before = scores["before", name, kind]
+        if stage == "after" and after.excess > 4 and after.score > before.score + 0.05:
+            why = f"; few-valued features: {', '.join(few[:8])}" if few else ""
+            warnings.warn(
+                f"{name!r} is easier to read after than before: held-out {kind} probe {after.score:.3f}, before "
+                f"{before.score:.3f}, chance {after.chance:.3f}{why}",
+                LeakageWarning,
+                stacklevel=3,
+            )
+
+
+def _warn_below_chance(scores: dict[tuple[str, str, str], ProbeResult]) -> None:
+    for (stage, name, kind), result in scores.items():
+        if result.excess < -4:
+            warnings.warn(
+                f"the {kind} probe reads {name!r} {stage} with {result.score:.3f}, which is below chance "
+                f"({result.chance:.3f}, {result.low:.3f} to {result.high:.3f}): the rows were balanced against the "
+                "metadata by the fit that made them, so this says nothing of new rows; pass the estimator as after=",
+                BelowChanceWarning,
+                stacklevel=3,
+            )

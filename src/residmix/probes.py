@@ -1,0 +1,169 @@
+"""Held-out probes: how well a learner reads a metadata variable from features that it wasn't trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.dependence import Variable
+from residmix.threads import n_threads
+
+__all__ = ["ProbeResult", "probe"]
+
+Array = NDArray[np.float64]
+Features = Callable[[int], Array]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A held-out score and what it is by chance.
+
+    Attributes
+    ----------
+    score : float
+        Area under the ROC curve for a factor (mean over levels, one against the rest; 0.5 by chance); for a number
+        the share of variance predicted.
+    chance : float
+        Mean score of the same predictions for permuted labels.
+    low, high : float
+        2.5 and 97.5 % points of those.
+    p_value : float
+        Share of permutations that score as well.
+    excess : float
+        (score - chance) in standard deviations of the permuted scores.
+    """
+
+    score: float
+    chance: float
+    low: float
+    high: float
+    p_value: float
+    excess: float
+
+
+def probe(
+    kind: str,
+    features: Features,
+    variable: Variable,
+    folds: NDArray[np.int8],
+    n_permutations: int,
+    rng: np.random.Generator,
+    seed: int,
+) -> ProbeResult:
+    """Return the cross-fitted score of a learner.
+
+    Parameters
+    ----------
+    kind : {"linear", "nonlinear"}
+        Logistic or ridge regression, or a random forest.
+    features : callable
+        Fold -> features (n, d) of all rows as a learner for that fold may see them: where features are themselves
+        fitted, by a fit that doesn't know the fold.
+    variable : Variable
+        On the same n rows.
+    folds : ndarray (n,)
+    n_permutations : int
+        Permutations of the labels within folds. Predictions stay: it is their independence of the labels that is
+        tested.
+    seed : int
+        Of the forest.
+    """
+    known = variable.known
+    scorers: list[_Scorer] = []
+    for fold in np.unique(folds):
+        train, test = known & (folds != fold), known & (folds == fold)
+        target = variable.values.astype(np.intp) if variable.levels else variable.values
+        if test.sum() < 2 or len(np.unique(target[train])) < 2 or len(np.unique(target[test])) < 2:
+            continue
+        X = features(int(fold))
+        X = _filled(X, X[train])
+        learner = _learner(kind, bool(variable.levels), seed).fit(X[train], target[train])
+        if kind == "nonlinear":
+            learner.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
+        if variable.levels:
+            scorers.append(_Ranks(learner.predict_proba(X[test]), learner.classes_, target[test]))
+        else:
+            scorers.append(_Errors(learner.predict(X[test]), target[test], float(target[train].mean())))
+    if not scorers:
+        return ProbeResult(*[np.nan] * 6)
+    score = _mean(scorers, [scorer.target for scorer in scorers])
+    chances = np.array(
+        [_mean(scorers, [rng.permutation(scorer.target) for scorer in scorers]) for _ in range(n_permutations)]
+    )
+    low, high = np.quantile(chances, [0.025, 0.975])
+    spread = float(chances.std())
+    return ProbeResult(
+        score=score,
+        chance=float(chances.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=float((1 + np.sum(chances >= score)) / (1 + n_permutations)),
+        excess=(score - float(chances.mean())) / spread if spread > 0 else 0.0,
+    )
+
+
+def _filled(X: Array, train: Array) -> Array:
+    """Put the training mean where a feature is missing."""
+    gaps = np.isnan(X)
+    if not gaps.any():
+        return X
+    have = ~np.isnan(train)
+    means = np.where(have, train, 0.0).sum(axis=0) / np.maximum(have.sum(axis=0), 1)
+    return np.where(gaps, means, X)
+
+
+def _learner(kind: str, classifies: bool, seed: int) -> Any:
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind == "linear":
+        model = LogisticRegression(max_iter=1000) if classifies else RidgeCV(np.logspace(-3, 5, 9))
+        return make_pipeline(StandardScaler(), model)
+    options = {"n_estimators": 50, "min_samples_leaf": 5, "random_state": seed, "n_jobs": n_threads()}
+    if classifies:
+        return RandomForestClassifier(**options)
+    return RandomForestRegressor(max_features=1 / 3, **options)
+
+
+def _mean(scorers: Sequence[_Scorer], targets: Sequence[NDArray[Any]]) -> float:
+    weights = [len(target) for target in targets]
+    return float(np.average([s.score(t) for s, t in zip(scorers, targets, strict=True)], weights=weights))
+
+
+class _Ranks:
+    """Area under the ROC curve from ranks, averaged over the levels that the fold has."""
+
+    def __init__(self, probabilities: Array, classes: NDArray[np.intp], target: NDArray[np.intp]) -> None:
+        from scipy.stats import rankdata
+
+        self.target = target
+        self._classes = [(k, level) for k, level in enumerate(classes) if 0 < np.sum(target == level) < len(target)]
+        self._ranks = rankdata(probabilities, axis=0)
+
+    def score(self, target: NDArray[np.intp]) -> float:
+        areas = []
+        for k, level in self._classes:
+            own = target == level
+            m = int(own.sum())
+            areas.append((self._ranks[own, k].sum() - m * (m + 1) / 2) / (m * (len(own) - m)))
+        return float(np.mean(areas)) if areas else 0.5
+
+
+class _Errors:
+    """Share of the variance about the training mean that predictions take away."""
+
+    def __init__(self, predicted: Array, target: Array, mean: float) -> None:
+        self.target = target
+        self._predicted, self._mean = predicted, mean
+
+    def score(self, target: Array) -> float:
+        return float(1 - np.square(target - self._predicted).sum() / np.square(target - self._mean).sum())
+
+
+_Scorer = _Ranks | _Errors
