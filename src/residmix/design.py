@@ -327,6 +327,13 @@ class Design:
             "learned": self._learned.to_dict(),
         }
 
+    def _to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        return self.to_dict(), {}
+
+    @classmethod
+    def _from_state(cls, plain: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Design:
+        return cls.from_dict(plain)
+
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Design:
         """Return the design that :meth:`to_dict` saved. Its expressions pass the guard of formulas again."""

@@ -142,6 +142,9 @@ def summary_text(
         width = max(len("term"), *(len(name) for name, _, _ in terms))
         lines += ["", f"{'term':<{width}}  columns  partial R2 (median, max)  features with p < 0.05"]
         for name, where, preserved in terms:
+            if where.start == where.stop:
+                lines.append(f"{name:<{width}}  absorbed")
+                continue
             share, p = term_shares(fit, where)
             count = where.stop - where.start
             kept = "  (preserved)" if preserved else ""
@@ -154,13 +157,19 @@ def summary_text(
         order = np.argsort(-r2, kind="stable")[:10]
         lines += [f"{features[j]:<{width}}  {r2[j]:.3f}" for j in order]
     for column, partners in fit.aliased.items():
-        what = " and ".join("the intercept" if k < 0 else columns[k] for k in partners)
+        what = " and ".join("the intercept" if k < 0 else columns[k] for k in partners) or "a factor's levels"
         lines.append(f"aliased: {columns[column]} is determined by {what}")
     return "\n".join(lines)
 
 
 def warn_of_fit(
-    fit: LinearFit, names: Sequence[str], features: NDArray[Any], correlations: NDArray[np.float64], *, penalised: bool
+    fit: LinearFit,
+    names: Sequence[str],
+    features: NDArray[Any],
+    correlations: NDArray[np.float64],
+    *,
+    penalised: bool,
+    factors: Sequence[str] = (),
 ) -> None:
     """Warn of aliased columns, of effects that can't be told apart, of features without values, of too many columns.
 
@@ -170,11 +179,13 @@ def warn_of_fit(
         Canonical correlations between removed and preserved columns.
     penalised : bool
         Whether a penalty settles what collinear columns leave open.
+    factors : sequence of str
+        Names of the absorbed factors.
     """
     if fit.aliased and not penalised:
         told = "; ".join(
             f"{names[column]!r} is determined by "
-            + " and ".join("the intercept" if k < 0 else repr(names[k]) for k in partners)
+            + (" and ".join("the intercept" if k < 0 else repr(names[k]) for k in partners) or "a factor's levels")
             for column, partners in list(fit.aliased.items())[:8]
         )
         more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
@@ -188,6 +199,13 @@ def warn_of_fit(
         warnings.warn(
             f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
             "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
+            CollinearityWarning,
+            stacklevel=6,
+        )
+    for factor, count in (getattr(fit, "nested", None) or {}).items():
+        warnings.warn(
+            f"{count} levels of {factors[factor]!r} are determined by the other factors (nested, or in parts of the "
+            "data that no row connects): residuals don't depend on it, but effects across parts don't compare",
             CollinearityWarning,
             stacklevel=6,
         )

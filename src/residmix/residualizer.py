@@ -16,7 +16,9 @@ from residmix._validation import check_choice
 from residmix.adjustment import adjusted, rescaled
 from residmix.honest import leave_one_out, refitted_by_fold
 from residmix.leakage import warn_of_leakage
-from residmix.moments.linear import Affine, LinearMoments, linear_block_rows, merge_moments
+from residmix.moments.factor import FactorFit, fit_factors, solve_factors
+from residmix.moments.levels import FactorMoments, merge_factor_moments
+from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
@@ -99,6 +101,9 @@ class Residualizer(MetadataTransformer):
         The effect on the log standard deviation, if it is removed.
     estimator_ : Nuisance
         The fitted regressor, in place of coefficients, if there is one.
+    effects_ : dict of str to ndarray (L, d)
+        Effects of the levels of each factor with more than 200 levels, which has no columns; weighted mean 0, in the
+        order of ``design_.factors[i].levels``.
     design_ : Design or None
         The fitted map from metadata to design columns.
     fit_ : LinearFit
@@ -192,7 +197,7 @@ class Residualizer(MetadataTransformer):
             return residual
         if self.residuals == "cross-fitted":
             return refitted_by_fold(self, X, metadata, sample_weight, rows.n_rows)
-        if self.residuals == "loo":
+        if self.residuals == "loo" and isinstance(self.moments_, LinearMoments):
             penalty = ridge_penalty(self.design_, self.alpha)
             return collect(rows, leave_one_out(self.fit_, self.moments_, penalty, len(self.preserved_coef_)))
         return collect(rows, self._map())
@@ -210,8 +215,8 @@ class Residualizer(MetadataTransformer):
                 self._solve(self._rows(table, sample_weight))
             else:
                 self._check_columns(X)
-                _, moments = fit_linear(self._rows(table, sample_weight))
-                self._update(merge_moments(self.moments_, moments))
+                _, moments = self._least_squares(self._rows(table, sample_weight))
+                self._update(self._merged(moments))
         return self
 
     def merge(self, other: Residualizer) -> Self:
@@ -232,7 +237,7 @@ class Residualizer(MetadataTransformer):
             raise ValueError(
                 "can't merge: the designs differ (formula, levels or knots); fit both from the same levels"
             )
-        self._update(merge_moments(self.moments_, other.moments_))
+        self._update(self._merged(other.moments_))
         return self
 
     def _refuse_moments_alone(self) -> None:
@@ -264,7 +269,14 @@ class Residualizer(MetadataTransformer):
                 "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage='eb' or "
                 "estimator= use residuals='cross-fitted'"
             )
-        self._learn(X, table, sample_weight, on_unknown=self.on_unknown, missing=self.missing)
+        # Least squares absorbs factors of many levels; a regressor wants to see their columns.
+        options = {} if self.estimator is None else {"absorb_above": 20_000}
+        self._learn(X, table, sample_weight, on_unknown=self.on_unknown, missing=self.missing, **options)
+        if self.design_ is not None and self.design_.factors and (self.alpha != 0 or self.residuals == "loo"):
+            raise ValueError(
+                f"alpha and residuals='loo' need a column per level, but {self.design_.factors[0].name!r} has "
+                f"{len(self.design_.factors[0].levels)} levels; use residuals='cross-fitted', or group its levels"
+            )
         if self.shrinkage == "eb" and self.design_ is None:
             raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
 
@@ -286,7 +298,7 @@ class Residualizer(MetadataTransformer):
             fitted = fit_nuisance(self.estimator, rows, p, k, self.cv)
             self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
             return residual
-        fit, moments = fit_linear(rows, penalty=ridge_penalty(design, self.alpha))
+        fit, moments = self._least_squares(rows)
         applied, scale = fit, None
         if design is not None and (self.scale or self.shrinkage == "eb"):
             applied, scale = adjusted(rows, fit, design, scale=self.scale, shrinkage=self.shrinkage)
@@ -294,11 +306,26 @@ class Residualizer(MetadataTransformer):
         warn_of_leakage(rows, self._map(), self.design_columns_, list(self.features_), stacklevel=5)
         return None
 
-    def _update(self, moments: LinearMoments) -> None:
-        fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha))
+    def _least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:
+        if self.design_ is not None and self.design_.factors:
+            return fit_factors(rows, tuple(len(factor.levels) for factor in self.design_.factors))
+        return fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha))
+
+    def _merged(self, moments: Any) -> LinearMoments | FactorMoments:
+        if isinstance(self.moments_, FactorMoments):
+            return merge_factor_moments(self.moments_, moments)
+        return merge_moments(self.moments_, moments)
+
+    def _update(self, moments: LinearMoments | FactorMoments) -> None:
+        if isinstance(moments, FactorMoments):
+            fit: LinearFit = solve_factors(moments)
+        else:
+            fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha))
         self._set(fit, moments, fit, None)
 
-    def _set(self, fit: LinearFit, moments: LinearMoments, applied: LinearFit, scale: Scale | None) -> None:
+    def _set(
+        self, fit: LinearFit, moments: LinearMoments | FactorMoments, applied: LinearFit, scale: Scale | None
+    ) -> None:
         design = self.design_
         names = () if design is None else design.column_names
         p = 0 if design is None else design.n_removed
@@ -310,10 +337,21 @@ class Residualizer(MetadataTransformer):
         self.design_columns_ = list(names[:p])
         self.rank_, self.condition_number_ = fit.rank, fit.condition_number
         self.r2_ = inference.explained(fit)
+        linear = moments.linear if isinstance(moments, FactorMoments) else moments
+        effects = fit.effects if isinstance(fit, FactorFit) else ()
+        names_absorbed = () if design is None else (factor.name for factor in design.factors)
+        self.effects_ = dict(zip(names_absorbed, effects, strict=True))
         self.canonical_correlations_ = (
-            inference.canonical_correlations(moments.s_aa[0], p) if 0 < p < len(names) else np.empty(0)
+            inference.canonical_correlations(linear.s_aa[0], p) if 0 < p < len(names) else np.empty(0)
         )
-        inference.warn_of_fit(fit, names, self.features_, self.canonical_correlations_, penalised=self.alpha != 0)
+        inference.warn_of_fit(
+            fit,
+            names,
+            self.features_,
+            self.canonical_correlations_,
+            penalised=self.alpha != 0,
+            factors=list(self.effects_),
+        )
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +386,7 @@ class Residualizer(MetadataTransformer):
         if self.estimator is not None:
             return replace(self.estimator_, sign=sign)
         affine = self._applied.affine(len(self.coef_))
-        affine = Affine(affine.origin_x, affine.origin_a, affine.coef, affine.constant, sign)
+        affine = replace(affine, sign=sign)
         return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_)
 
     def _new_rows(self, X: Any, metadata: Any, check: bool = True) -> Rows:

@@ -1,0 +1,243 @@
+"""Sums by level: what least squares needs of a factor with too many levels to be written out as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy import sparse
+
+from residmix.moments.linear import Affine, LinearMoments, linear_block_rows, linear_moments, merge_moments
+from residmix.sources.rows import Block
+
+__all__ = [
+    "Cells",
+    "FactorMoments",
+    "FactorStep",
+    "LevelSums",
+    "WithEffects",
+    "factor_block_rows",
+    "merge_factor_moments",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class LevelSums:
+    """Sums over the rows of each level, of values less their origin.
+
+    Attributes
+    ----------
+    present : ndarray of int (u,) or None
+        The levels that the rows below belong to; None: all of them, in order.
+    weight : ndarray (u,)
+    a, x : ndarray (u, q), (u, d)
+    """
+
+    present: NDArray[np.int64] | None
+    weight: Array
+    a: Array
+    x: Array
+
+    def spread(self, size: int) -> LevelSums:
+        """Return the sums of all `size` levels."""
+        if self.present is None:
+            return self
+        whole = LevelSums(None, np.zeros(size), np.zeros((size, self.a.shape[1])), np.zeros((size, self.x.shape[1])))
+        whole.weight[self.present] = self.weight
+        whole.a[self.present] = self.a
+        whole.x[self.present] = self.x
+        return whole
+
+    def add(self, other: LevelSums, step_a: Array, step_x: Array) -> None:
+        """Add sums about another origin, which lies `step` beyond ours."""
+        at: Any = slice(None) if other.present is None else other.present
+        self.weight[at] += other.weight
+        self.a[at] += other.a + other.weight[:, None] * step_a
+        self.x[at] += other.x + other.weight[:, None] * step_x
+
+
+@dataclass
+class Cells:
+    """Weights of the pairs of levels of two factors that occur together; a few unsorted runs, merged now and then."""
+
+    shape: tuple[int, int]
+    keys: list[NDArray[np.int64]]
+    weights: list[Array]
+
+    def add(self, other: Cells) -> None:
+        self.keys += other.keys
+        self.weights += other.weights
+        if sum(map(len, self.keys[1:])) > max(len(self.keys[0]), 1 << 16):
+            self.compact()
+
+    def compact(self) -> None:
+        keys, where = np.unique(np.concatenate(self.keys), return_inverse=True)
+        self.keys, self.weights = [keys], [_total(where, np.concatenate(self.weights), len(keys))]
+
+    def matrix(self) -> sparse.csr_array:
+        """Return the table (L1, L2)."""
+        self.compact()
+        rows, columns = np.divmod(self.keys[0], self.shape[1])
+        return sparse.csr_array((self.weights[0], (rows, columns)), shape=self.shape)
+
+
+@dataclass
+class FactorMoments:
+    """Moments of [a; x], sums by level of each factor, and which levels of two factors occur together.
+
+    Attributes
+    ----------
+    linear : LinearMoments
+        The sums below are about its origins.
+    sizes : tuple of int
+        Numbers of levels.
+    sums : list of LevelSums
+    cells : dict of str to Cells
+        For pairs of factors f < g, under ``"f:g"``.
+    """
+
+    linear: LinearMoments
+    sizes: tuple[int, ...]
+    sums: list[LevelSums]
+    cells: dict[str, Cells]
+
+
+def factor_block_rows(sizes: tuple[int, ...], d: int) -> int:
+    """Return the rows in a block: many a level, so that adding up the sums of blocks costs less than making them."""
+    wanted = 1 << int(np.ceil(np.log2(max(8 * max(sizes), 8192))))
+    return int(min(wanted, 131072, max(4096, (1 << 23) // max(d, 1))))
+
+
+@dataclass(frozen=True)
+class FactorStep:
+    """``block -> FactorMoments``."""
+
+    sizes: tuple[int, ...]
+
+    def __call__(self, block: Block) -> FactorMoments:
+        X, q = block.X, 0 if block.design is None else block.design.shape[1]
+        A = np.empty((len(X), 0)) if block.design is None else block.design
+        linear = _tiled_moments(block, linear_block_rows(X.shape[1], q))
+        weight = np.ones(len(X)) if block.weight is None else block.weight
+        sums, cells = [], {}
+        for codes, size in zip(block.codes, self.sizes, strict=True):
+            if codes.min(initial=0) < 0:
+                row = block.start + int(np.argmax(codes < 0))
+                raise ValueError(
+                    f"a factor of {size} levels is missing in row {row}; it can't take missing='mean' in fit: use "
+                    "missing='indicator', which makes missing a level"
+                )
+            present, local = _locate(codes, size)
+            total = _total(local, weight, len(present))
+            sums.append(
+                LevelSums(
+                    present,
+                    total,
+                    _sum_levels(A, linear.origin_a, local, weight, len(present)),
+                    _sum_levels(X, linear.origin_x, local, weight, len(present)),
+                )
+            )
+        for g in range(len(self.sizes)):
+            for f in range(g):
+                keys = block.codes[f].astype(np.int64) * self.sizes[g] + block.codes[g]
+                found, where = np.unique(keys, return_inverse=True)
+                cells[f"{f}:{g}"] = Cells((self.sizes[f], self.sizes[g]), [found], [_total(where, weight, len(found))])
+        return FactorMoments(linear, self.sizes, sums, cells)
+
+
+def _tiled_moments(block: Block, rows: int) -> LinearMoments:
+    """Return the moments of a long block by tiles that stay in cache."""
+    whole: LinearMoments | None = None
+    for start in range(0, block.n_rows, rows):
+        part = slice(start, start + rows)
+        tile = Block(
+            block.start + start,
+            block.X[part],
+            None if block.design is None else block.design[part],
+            (),
+            None if block.weight is None else block.weight[part],
+        )
+        moments = linear_moments(tile)
+        whole = moments if whole is None else merge_moments(whole, moments)
+    assert whole is not None
+    return whole
+
+
+def _total(where: NDArray[np.intp], weight: Array, size: int) -> Array:
+    return np.bincount(where, weight, size).astype(np.float64)
+
+
+@njit(cache=True, nogil=True)
+def _locate(codes, size):  # type: ignore[no-untyped-def]
+    """Return the levels that occur, in the order in which they first do, and where each row's level is among them."""
+    place = np.full(size, -1, dtype=np.int64)
+    present = np.empty(min(size, len(codes)), dtype=np.int64)
+    local = np.empty(len(codes), dtype=np.int64)
+    found = 0
+    for i in range(len(codes)):
+        code = codes[i]
+        if place[code] < 0:
+            place[code] = found
+            present[found] = code
+            found += 1
+        local[i] = place[code]
+    return present[:found].copy(), local
+
+
+@njit(cache=True, nogil=True)
+def _sum_levels(values, origin, local, weight, found):  # type: ignore[no-untyped-def]
+    n, d = values.shape
+    out = np.zeros((found, d))
+    for i in range(n):
+        row = out[local[i]]
+        w = weight[i]
+        for j in range(d):
+            row[j] += w * (np.float64(values[i, j]) - origin[j])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _add_effects(out, effects, codes, sign):  # type: ignore[no-untyped-def]
+    n, d = out.shape
+    for i in range(n):
+        row = effects[codes[i]]  # -1 finds the last one: the mean of the levels
+        for j in range(d):
+            out[i, j] += sign * row[j]
+
+
+def merge_factor_moments(one: FactorMoments, two: FactorMoments) -> FactorMoments:
+    """Return the moments of the rows of both; changes the first."""
+    step_a = two.linear.origin_a - one.linear.origin_a
+    step_x = two.linear.origin_x - one.linear.origin_x
+    for f, size in enumerate(one.sizes):
+        one.sums[f] = one.sums[f].spread(size)
+        one.sums[f].add(two.sums[f], step_a, step_x)
+    for pair, cells in one.cells.items():
+        cells.add(two.cells[pair])
+    one.linear = merge_moments(one.linear, two.linear)
+    return one
+
+
+@dataclass(frozen=True)
+class WithEffects(Affine):
+    """Residual of a block whose rows also have effects of absorbed factors.
+
+    Attributes
+    ----------
+    effects : tuple of ndarray (L + 1, d)
+        One row per level; the last row, which code -1 finds, is for a level that isn't known.
+    """
+
+    effects: tuple[Array, ...] = ()
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        exact = Block(block.start, np.asarray(block.X, dtype=np.float64), block.design)
+        out = super().__call__(exact)
+        for effects, codes in zip(self.effects, block.codes, strict=True):
+            _add_effects(out, effects, codes, float(self.sign))
+        return out.astype(block.X.dtype, copy=False)

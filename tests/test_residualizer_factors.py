@@ -1,0 +1,97 @@
+"""Residualizer on factors of many levels."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import residmix as rm
+from residmix import Residualizer
+from residmix.errors import CollinearityWarning
+
+
+def table(n=3000, subjects=400, days=250, seed=0):
+    rng = np.random.default_rng(seed)
+    subject = np.r_[np.arange(subjects).repeat(3), rng.integers(0, subjects, n - 3 * subjects)]
+    day = rng.permutation(np.r_[np.arange(days).repeat(3), rng.integers(0, days, n - 3 * days)])
+    age = rng.normal(size=n)
+    x = rng.normal(size=(n, 2)) + rng.normal(size=(subjects, 2))[subject] + rng.normal(size=(days, 2))[day]
+    return pd.DataFrame(
+        {
+            "subject": [f"s{k:03d}" for k in subject],
+            "day": [f"d{k:03d}" for k in day],
+            "age": age,
+            "x": x[:, 0] + age,
+            "y": x[:, 1],
+        }
+    )
+
+
+def written_out(data, names):
+    Z = np.hstack([data[["age"]], *(pd.get_dummies(data[name]) for name in names)]).astype(float)
+    X = data[["x", "y"]].to_numpy()
+    beta = np.linalg.lstsq(Z, X, rcond=None)[0]
+    return beta, X - Z @ beta
+
+
+@pytest.mark.parametrize("names", [["subject"], ["subject", "day"]])
+def test_absorbed_factors_equal_written_out_columns(names):
+    data = table()
+    model = Residualizer(" + ".join(["age", *names]), features=["x", "y"])
+    residual = model.fit_transform(data)
+    beta, expected = written_out(data, names)
+    np.testing.assert_allclose(residual, expected, atol=1e-10)
+    np.testing.assert_allclose(model.coef_, beta[:1], atol=1e-11)
+    assert list(model.effects_) == names
+    assert model.effects_["subject"].shape == (400, 2)
+    np.testing.assert_allclose(model.transform(data), residual, atol=1e-12)
+    np.testing.assert_allclose(model.inverse_transform(residual, metadata=data), data[["x", "y"]], atol=1e-11)
+    assert list(model.tidy()["term"]) == ["age", "Intercept"] * 2
+
+
+def test_a_nested_factor_is_named():
+    data = table()
+    data["site"] = data["subject"].str[:3]
+    data["family"] = [f"f{int(s[1:]) // 2}" for s in data["subject"]]  # 200 levels: columns; one more makes it absorbed
+    data.loc[data["subject"] == "s000", "family"] = "f999"
+    with pytest.warns(CollinearityWarning, match="200 levels of 'family' are determined by the other factors"):
+        residual = Residualizer("subject + family", features=["x", "y"]).fit_transform(data)
+    alone = Residualizer("subject", features=["x", "y"]).fit_transform(data)
+    np.testing.assert_allclose(residual, alone, atol=1e-11)
+
+
+def test_streams_and_merges_work_with_absorbed_factors():
+    data = table()
+    parts = [data.iloc[:1800], data.iloc[1800:]]  # the first part shows every subject
+    whole = Residualizer("subject + age", features=["x", "y"]).fit(data)
+    stream = Residualizer("subject + age", features=["x", "y"])
+    for part in parts:
+        stream.partial_fit(part)
+    np.testing.assert_allclose(stream.transform(data), whole.transform(data), atol=1e-11)
+
+
+def test_a_saved_model_residualizes_alike(tmp_path):
+    data = table()
+    model = Residualizer("subject + day", features=["x", "y"]).fit(data)
+    rm.save(model, tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(rm.load(tmp_path / "m.safetensors").transform(data), model.transform(data))
+
+
+def test_an_unseen_subject_gets_the_average_effect():
+    data = table()
+    model = Residualizer("subject", features=["x", "y"], on_unknown="mean").fit(data)
+    stranger = data.iloc[:1].assign(subject="new")
+    expected = stranger[["x", "y"]].to_numpy() - model.intercept_ - model.effects_["subject"].mean(axis=0)
+    np.testing.assert_allclose(model.transform(stranger), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", [{"alpha": 1.0}, {"residuals": "loo"}, {"scale": True}])
+def test_what_needs_columns_is_refused_by_name(change):
+    with pytest.raises(ValueError, match="subject"):
+        Residualizer("subject", features=["x", "y"], **change).fit(table())
+
+
+def test_a_missing_level_needs_a_policy_that_fits():
+    data = table()
+    data.loc[5, "subject"] = None
+    with pytest.raises(ValueError, match="missing='indicator'"):
+        Residualizer("subject", features=["x", "y"], missing="mean").fit(data)
