@@ -7,12 +7,16 @@ always known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isclose
+from math import inf, isclose
 from typing import Any, Generic, TypeVar
 
-__all__ = ["EMState", "run_em"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Acceleration", "EMState", "Memory", "run_em"]
 
 P = TypeVar("P")
 
@@ -21,6 +25,48 @@ ROUNDING = 1e-14
 
 # All iterations to come may gain this many times `tol`.
 REST = 100.0
+
+
+# How many times the two steps before an extrapolation may be stretched at first.
+REACH = 4.0
+
+# Iterations before the first extrapolation: EM is quick at first, and far from the straight lines that it takes later.
+WARM_UP = 5
+
+
+@dataclass(frozen=True)
+class Acceleration(Generic[P]):
+    """How parameters become a vector that can be extrapolated, and back.
+
+    Attributes
+    ----------
+    pack : callable
+        ``pack(params, like) -> (size,)``; `like` are the parameters that set the units.
+    unpack : callable
+        ``unpack(vector, like) -> params``; any finite vector must give valid parameters.
+    """
+
+    pack: Callable[[P, P], NDArray[np.float64]]
+    unpack: Callable[[NDArray[np.float64], P], P]
+
+
+@dataclass(frozen=True)
+class Memory(Generic[P]):
+    """What the acceleration knows between passes.
+
+    Attributes
+    ----------
+    base
+        Parameters one plain iteration ago, if there has been one since the last extrapolation.
+    fallback
+        Where plain EM would be, while an extrapolation is on trial.
+    reach : float
+        How far it may go.
+    """
+
+    base: P | None = None
+    fallback: P | None = None
+    reach: float = REACH
 
 
 @dataclass(frozen=True)
@@ -36,15 +82,15 @@ class EMState(Generic[P]):
         running (the newest parameters haven't met the data yet), ``iteration + 1`` when the loop has ended.
     iteration : int
     converged : bool
-    memory
-        What the acceleration remembers.
+    memory : Memory, optional
+        What the acceleration remembers between passes.
     """
 
     params: P
     log_likelihoods: tuple[float, ...] = ()
     iteration: int = 0
     converged: bool = False
-    memory: Any = None
+    memory: Memory[P] | None = None
 
     @property
     def log_likelihood(self) -> float:
@@ -58,6 +104,7 @@ def run_em(
     *,
     tol: float,
     max_iter: int,
+    accelerate: Acceleration[P] | None = None,
     history: tuple[float, ...] = (),
     evaluate: Callable[[P], float] | None = None,
     callback: Callable[[EMState[P]], Any] | None = None,
@@ -70,11 +117,14 @@ def run_em(
         Takes parameters; returns their log-likelihood per row and the next parameters.
     start : parameters, or EMState to resume from
     tol : float
-        Stop when an iteration gained less than `tol` per row and all further ones together are expected to gain less
-        than ``100 tol``: with the last two gains g0, g1 and their ratio a = g1 / g0, the rest of the geometric series
-        is g1 a / (1 - a) (Aitken's estimate; Boehning et al. 1994). With 0, exactly `max_iter` iterations.
+        Stop when a plain iteration gained less than `tol` per row and all further ones together are expected to gain
+        less than ``100 tol``: with the last gain g and the ratio a of two gains, the rest of the geometric series is
+        g a / (1 - a) (Aitken's estimate; Boehning et al. 1994). With 0, exactly `max_iter` iterations.
     max_iter : int
         Iterations in all, counted from the first start.
+    accelerate : Acceleration, optional
+        After five iterations every second one extrapolates the two before; it's taken back if the log-likelihood
+        fell. Without it the iterations are textbook EM.
     history : tuple of float
         Log-likelihoods of an earlier run that ended at `start`. They help to judge the first iterations, provided that
         the first pass finds the last of them again (else the data are others).
@@ -84,33 +134,76 @@ def run_em(
         Receives an `EMState` after each iteration; the loop ends early when it returns True.
     """
     state = start if isinstance(start, EMState) else EMState(start)
+    if accelerate is not None and state.memory is None:
+        state = replace(state, memory=Memory())
     while True:
-        last = state.iteration >= max_iter
-        if last and evaluate is not None:
-            value, following = evaluate(state.params), state.params
-        else:
-            value, following = step(state.params)
-        if not state.log_likelihoods and not (history and isclose(value, history[-1], rel_tol=1e-12)):
-            history = ()
+        last, memory = state.iteration >= max_iter, state.memory
+        on_trial = memory is not None and memory.fallback is not None
+        try:
+            if last and evaluate is not None and (memory is None or memory.base is None):
+                value, following = evaluate(state.params), state.params
+            else:
+                value, following = step(state.params)
+        except ValueError:
+            if not on_trial:
+                raise
+            value, following = -inf, state.params
+        if memory is not None and memory.fallback is not None and not value >= state.log_likelihood:
+            # the extrapolation went too far: back to where plain EM would be
+            state = replace(state, params=memory.fallback, memory=Memory(reach=max(REACH, memory.reach / 16)))
+            continue
         judged = (*state.log_likelihoods, value)
-        converged = state.iteration > 0 and has_converged((*history[:-1], *judged), tol)
+        if len(judged) == 1 and not (history and isclose(value, history[-1], rel_tol=1e-12)):
+            history = ()
+        if accelerate is None or memory is None or state.iteration < WARM_UP:
+            converged = state.iteration > 0 and has_converged((*history[:-1], *judged), tol)
+        else:
+            following, memory, converged = _accelerated(accelerate, state.params, memory, judged, following, tol)
         if converged or last:
             return replace(state, log_likelihoods=judged, converged=converged)
-        state = replace(state, params=following, log_likelihoods=judged, iteration=state.iteration + 1)
+        state = EMState(following, judged, state.iteration + 1, memory=memory)
         if callback is not None and callback(state):
             max_iter = state.iteration
 
 
+def _accelerated(
+    accelerate: Acceleration[P],
+    params: P,
+    memory: Memory[P],
+    values: tuple[float, ...],
+    following: P,
+    tol: float,
+) -> tuple[P, Memory[P], bool]:
+    """Return where to go next, what to remember and whether to stop (SQUAREM: Varadhan & Roland 2008, eq. 15)."""
+    if memory.base is None:
+        return following, Memory(base=params, reach=memory.reach), False
+    x0, x1, x2 = (accelerate.pack(point, memory.base) for point in (memory.base, params, following))
+    first, second = x1 - x0, x2 - x1
+    bend = second - first
+    squared, ratio = float(first @ first), float(second @ second) / max(float(first @ first), 1e-300)
+    converged = _settled(values[-1] - values[-2], ratio, values[-1], tol)
+    length = min(math.sqrt(squared / max(float(bend @ bend), 1e-300)), memory.reach)
+    trial = x0 + 2 * length * first + length**2 * bend
+    if length <= 1 or not np.isfinite(trial).all():
+        return following, Memory(reach=memory.reach), converged
+    reach = memory.reach * 4 if length == memory.reach else memory.reach
+    return accelerate.unpack(trial, memory.base), Memory(fallback=following, reach=reach), converged
+
+
 def has_converged(values: tuple[float, ...], tol: float) -> bool:
-    """Tell whether a sequence of log-likelihoods gains less than `tol`, and little more in the limit."""
-    if tol == 0 or len(values) < 2:
+    """Tell whether plain iterations gain less than `tol`, and little more in the limit."""
+    if len(values) < 2:
         return False
     gain = values[-1] - values[-2]
-    if gain <= ROUNDING * abs(values[-1]):
-        return True
-    if gain >= tol:
+    before = values[-2] - values[-3] if len(values) > 2 else 0.0
+    # with one gain only, the ratio is anyone's guess: 0.99
+    return _settled(gain, gain / before if before > 0 else 0.99 if len(values) < 3 else 1.0, values[-1], tol)
+
+
+def _settled(gain: float, ratio: float, value: float, tol: float) -> bool:
+    """Tell whether a gain, and the geometric series of gains that it begins, are small."""
+    if tol == 0:
         return False
-    if len(values) < 3:
-        return REST * gain < tol
-    before = values[-2] - values[-3]
-    return gain < before and gain * gain < REST * tol * (before - gain)
+    if gain <= ROUNDING * abs(value):
+        return True
+    return gain < tol and ratio < 1 and gain * ratio < REST * tol * (1 - ratio)

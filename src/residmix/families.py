@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 if TYPE_CHECKING:
     from residmix.moments.kernels import MixtureMoments
@@ -27,6 +27,7 @@ __all__ = [
     "n_covariance_parameters",
     "pack",
     "params_from_precisions",
+    "typical_spread",
     "unpack",
 ]
 
@@ -232,15 +233,15 @@ def factor_covariances(covariances: Floats, covariance_type: str) -> Floats:
 def _inverse_cholesky(matrix: Floats) -> Floats | None:
     """Return inv(L)' for matrix = L L', or None; scaled to unit diagonal first, so no scale can overflow."""
     diagonal = np.diagonal(matrix)
-    if not (np.isfinite(matrix).all() and (diagonal > 0).all()):
+    if not (diagonal > 0).all():
         return None
     root = np.sqrt(diagonal)
-    try:
-        lower = np.linalg.cholesky(matrix / root[:, None] / root)
-    except np.linalg.LinAlgError:
+    # upper triangle of the transpose: the same memory as the lower one, without a copy; NaN fails the factorisation
+    factor, failed = dpotrf((matrix / (root[:, None] * root)).T, lower=0, clean=1, overwrite_a=1)
+    if failed or not np.isfinite(factor[-1, -1]):
         return None
-    inverse, info = dtrtri(lower, lower=1)
-    return (np.tril(inverse) / root).T if info == 0 else None
+    inverse, failed = dtrtri(factor, lower=0, overwrite_c=1)
+    return None if failed else inverse / root[:, None]
 
 
 def make_params(weights: Floats, means: Floats, covariances: Floats, covariance_type: str) -> MixtureParams:
@@ -348,12 +349,24 @@ def _longest_axis(covariance: Floats, d: int) -> Floats:
     return np.where(np.arange(d) == np.argmax(variances), np.sqrt(variances), 0.0)
 
 
-def pack(params: MixtureParams, scale: Floats) -> Floats:
+def typical_spread(params: MixtureParams) -> Floats:
+    """Return the features' typical standard deviations within components, (d,)."""
+    K, d = params.means.shape
+    variances = params.covariances
+    if params.covariance_type in ("full", "tied"):
+        variances = _matrix_diagonal(variances)
+    elif params.covariance_type == "spherical":
+        variances = variances[:, None]
+    return np.sqrt(params.weights @ np.broadcast_to(variances, (K, d)))
+
+
+def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     """Return the parameters as one unconstrained vector, free of the features' units.
 
-    Log-weights, means over `scale`, and the factors times `scale` with the logarithm of their diagonals: every
-    vector is a valid mixture, so an extrapolated one is, too. `scale` (d,) is one typical spread per feature.
+    Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
+    diagonals: every vector is a valid mixture, so an extrapolated one is, too.
     """
+    scale = typical_spread(like)
     tiny = np.finfo(float).tiny
     parts = [np.log(np.maximum(params.weights, tiny)), (params.means / scale).ravel()]
     factors = params.factors
@@ -366,19 +379,20 @@ def pack(params: MixtureParams, scale: Floats) -> Floats:
     return np.concatenate(parts)
 
 
-def unpack(vector: Floats, like: MixtureParams, scale: Floats) -> MixtureParams:
-    """Return the mixture that `pack` made `vector` of; `like` gives shapes and family."""
+def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
+    """Return the mixture that `pack` made `vector` of."""
+    scale = typical_spread(like)
     K, d = like.means.shape
     logits, means, rest = np.split(vector, [K, K + K * d])
     weights = np.exp(logits - logits.max())
     weights /= weights.sum()
     if like.covariance_type in ("diag", "spherical"):
-        factors = np.exp(rest).reshape(like.factors.shape)
+        factors = np.exp(np.clip(rest, -300, 300)).reshape(like.factors.shape)
     else:
         n_diagonal = like.factors.size // d
         factors = np.zeros_like(like.factors)
         index, upper = np.arange(d), np.triu_indices(d, 1)
-        factors[..., index, index] = np.exp(rest[:n_diagonal]).reshape(*factors.shape[:-2], d)
+        factors[..., index, index] = np.exp(np.clip(rest[:n_diagonal], -300, 300)).reshape(*factors.shape[:-2], d)
         factors[..., upper[0], upper[1]] = rest[n_diagonal:].reshape(*factors.shape[:-2], -1)
         factors /= scale[:, None]
     return _from_factors(weights, means.reshape(K, d) * scale, factors, like.covariance_type)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
-from residmix.moments.vector import CHUNK
+from residmix.moments.vector import CHUNK, WIDTH
 from residmix.sources.rows import Block
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class MixtureStep:
 
 
 def mixture_block_rows(n_features: int, n_components: int) -> int:
-    """Return the block length for a problem: some milliseconds of work, whatever the number of threads."""
+    """Return the block length for a problem: a millisecond of work or a few, whatever the number of threads."""
     work_per_row = n_components * (n_features**2 + 16 * n_features + 64)
-    return int(2 ** np.clip(np.floor(np.log2(4e8 / work_per_row)), 10, 14))
+    return int(2 ** np.clip(np.round(np.log2(5e5 / np.sqrt(work_per_row))), 10, 15))
 
 
 def log_joint(X: NDArray[np.floating], params: MixtureParams, *, log_prior: Floats | None = None) -> Floats:
@@ -212,8 +212,8 @@ def _plain(array: NDArray[np.floating]) -> Floats:
 
 
 def tile_rows(n_columns: int) -> int:
-    """Return how many rows go through the cache at once: a whole number of chunks, about 16 KB of them."""
-    return CHUNK * int(np.clip(2048 // (n_columns * CHUNK), 1, 480 // CHUNK))
+    """Return how many rows go through the cache at once: whole chunks, about 16 KB, at most 60 vectors."""
+    return CHUNK * int(np.clip(2048 // (n_columns * CHUNK), 1, 60 * WIDTH // CHUNK))
 
 
 def _full_moments(

@@ -23,6 +23,7 @@ from residmix.moments.vector import (
     centre_column,
     centre_panel,
     exp_and_sum,
+    invert_and_multiply,
     larger,
     pair_scatter,
     scale_and_sum,
@@ -129,7 +130,7 @@ def add_scaled(x, d, means, factors, tile_rows, joint):
 
 
 @njit(nogil=True)
-def normalise(joint, K, n, tile_rows, weight, start, top, total):
+def normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top):
     """Turn log p(x, k) into weighted responsibilities; return the weighted sum of log p(x)."""
     vectors = tile_rows // WIDTH
     for i in range(tile_rows):
@@ -151,16 +152,12 @@ def normalise(joint, K, n, tile_rows, weight, start, top, total):
             else:
                 total[i] = 0.0
     else:
-        # each total is between 1 and K: the logarithm of a product of 32 is one logarithm instead of 32
-        for first in range(0, n, 32):
-            product = 1.0
-            for i in range(first, min(first + 32, n)):
-                log_likelihood += top[i]
-                # 0: a row that no component reaches has no share in any
-                if total[i] > 0.0:
-                    product *= total[i]
-                    total[i] = 1.0 / total[i]
-            log_likelihood += log(product)
+        # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
+        for i in range(n, tile_rows):
+            top[i], total[i] = 0.0, 1.0
+        invert_and_multiply(total, top, vectors, lanes, lanes_top)
+        for lane in range(WIDTH):
+            log_likelihood += lanes_top[lane] + log(lanes[lane])
     for i in range(n, tile_rows):
         total[i] = 0.0
     return log_likelihood
@@ -313,6 +310,7 @@ def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, in_
     means = np.ascontiguousarray(centres[:, m - d :])
     joint = np.empty(K * tile_rows)
     top, total, lanes = np.empty(tile_rows), np.empty(tile_rows), np.empty(WIDTH)
+    lanes_top = np.empty(WIDTH)
     panels = (m + WIDTH - 1) // WIDTH
     width = panels * WIDTH if in_panels else m
     sums_shift = np.zeros(K * panels * WIDTH if in_panels else K * m * WIDTH)
@@ -334,7 +332,7 @@ def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, in_
             load_panels(rows, start, n, tile_rows, panel_x)
         fill_prior(constant, prior, start, n, tile_rows, joint)
         add_full(x, (m - d) * tile_rows, d, means, packed, tile_rows, chunk, joint)
-        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total)
+        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top)
         for k in range(K):
             tile_mass = share_out(joint, k, tile_rows, total, lanes)
             mass[k] += tile_mass
@@ -360,6 +358,7 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, mass,
     K = constant.size
     x, joint = np.zeros(d * tile_rows), np.empty(K * tile_rows)
     top, total, lanes = np.empty(tile_rows), np.empty(tile_rows), np.empty(WIDTH)
+    lanes_top = np.empty(WIDTH)
     sums_shift, sums = np.zeros(K * d * WIDTH), np.zeros(K * d * WIDTH)
     flat, vectors = means.ravel(), tile_rows // WIDTH
     log_likelihood = 0.0
@@ -368,7 +367,7 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, mass,
         load_columns(rows, start, n, tile_rows, x)
         fill_prior(constant, prior, start, n, tile_rows, joint)
         add_scaled(x, d, means, factors, tile_rows, joint)
-        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total)
+        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top)
         for k in range(K):
             tile_mass = share_out(joint, k, tile_rows, total, lanes)
             mass[k] += tile_mass

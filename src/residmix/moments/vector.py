@@ -30,6 +30,7 @@ __all__ = [
     "centre_column",
     "centre_panel",
     "exp_and_sum",
+    "invert_and_multiply",
     "larger",
     "pair_scatter",
     "scale_and_sum",
@@ -256,6 +257,24 @@ def exp_and_sum(b: Builder, x: Value, x0: Value, n: Value, top: Value, total: Va
         return []
 
     _loop(b, n, [], body)
+
+
+@_kernel
+def invert_and_multiply(b: Builder, total: Value, top: Value, n: Value, product: Value, sum_top: Value) -> None:
+    """product *= total; sum_top += top, lane by lane; total = 1 / total. A total of 0 counts as 1 and stays 0."""
+    one = ir.Constant(_VECTOR, [1.0] * WIDTH)
+
+    def body(i: Value, carried: list[Value]) -> list[Value]:
+        row = b.mul(i, _int(WIDTH))
+        value = _load(b, total, row)
+        reached = b.fcmp_ordered(">", value, _ZERO)
+        safe = b.select(reached, value, one)
+        _store(b, b.select(reached, b.fdiv(one, safe), _ZERO), total, row)
+        return [b.fmul(carried[0], safe), b.fadd(carried[1], _load(b, top, row))]
+
+    products, sums = _loop(b, n, [one, _ZERO], body)
+    _store(b, products, product)
+    _store(b, sums, sum_top)
 
 
 @_kernel
