@@ -28,7 +28,7 @@ from residmix.moments.linear import Affine
 from residmix.residualizer import Residualizer
 from residmix.sources.output import collect
 from residmix.sources.rows import Block, Rows
-from residmix.sources.table import as_table
+from residmix.sources.table import Table, as_table
 from residmix.starts import INIT_PARAMS, check_given, find_start
 
 __all__ = ["ResidualMixture"]
@@ -333,7 +333,7 @@ random_state, warm_start
         residualizer = self.residualizer_
         if residualizer.design_ is None or not residualizer.design_.columns:
             metadata = None
-        elif residualizer._apart and metadata is None:
+        elif residualizer._apart and metadata is None and not isinstance(X, Table):
             raise ValueError("metadata is needed: this model was fitted with metadata=; pass it here too")
         table = as_table(X, metadata=metadata)
         if residualizer.design_ is None or residualizer._apart:

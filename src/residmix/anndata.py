@@ -1,0 +1,214 @@
+"""AnnData: ``obs`` as metadata, ``X``, a layer or an embedding as features; results under one name.
+
+Backed and sparse matrices are read and densified a block of rows at a time, so fitting holds one block beyond the
+object. scanpy isn't needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import did_you_mean, require_extra
+from residmix.formula import formula_columns
+from residmix.sources.table import Table, as_table
+
+if TYPE_CHECKING:
+    from residmix.conditional import ResidualMixture
+    from residmix.residualizer import Residualizer
+
+__all__ = ["from_anndata", "mixture", "residualize"]
+
+BATCH_BYTES = 1 << 26  # of a densified block
+
+
+def from_anndata(
+    adata: Any, formula: str | None = None, *, layer: str | None = None, basis: str | None = None
+) -> Table:
+    """Return a view of an AnnData object that every estimator takes: ``estimator.fit(from_anndata(adata, ...))``.
+
+    Parameters
+    ----------
+    adata : AnnData
+        In memory or backed.
+    formula : str, optional
+        Only the columns of ``obs`` that it names are read. Default: all of them.
+    layer : str, optional
+        Features are ``adata.layers[layer]``; default ``adata.X``.
+    basis : str, optional
+        Features are ``adata.obsm[basis]``, for example "X_pca".
+
+    Raises
+    ------
+    MissingExtraError
+        If anndata isn't installed.
+    TypeError, ValueError
+        If `adata` is something else, or has no such layer, embedding or column.
+    """
+    adata = _checked(adata)
+    matrix = _matrix(adata, layer, basis)
+    obs = adata.obs
+    if formula is not None:
+        columns = formula_columns(formula)
+        for name in columns:
+            if name not in obs:
+                raise ValueError(f"unknown column {name!r} in obs{did_you_mean(name, obs.columns)}")
+        obs = obs[list(columns)]
+    rows = int(max(256, BATCH_BYTES // (8 * max(matrix.shape[1], 1))))
+
+    def batches() -> Iterator[tuple[NDArray[Any], Any]]:
+        for start in range(0, adata.n_obs, rows):
+            part = slice(start, start + rows)
+            yield _dense(matrix[part]), obs.iloc[part]
+
+    return as_table(batches)
+
+
+def residualize(
+    adata: Any,
+    formula: str,
+    *,
+    preserve: str | None = None,
+    layer: str | None = None,
+    basis: str | None = None,
+    key: str = "residual",
+    **options: Any,
+) -> Residualizer:
+    """Take out of the features what `formula` explains; write the residuals into `adata`.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Changed: gets ``layers[key]`` (or, with `basis`, ``obsm[basis + "_" + key]``), and ``uns[key]`` with the
+        formula, the coefficients, R2 by feature, and the design as JSON.
+    formula, preserve : str
+        Of columns of ``obs``; see :class:`residmix.Residualizer`.
+    layer, basis : str, optional
+        See :func:`from_anndata`.
+    key : str
+    **options
+        Of :class:`residmix.Residualizer`.
+
+    Returns
+    -------
+    Residualizer
+        Fitted.
+    """
+    from residmix.residualizer import Residualizer
+
+    adata = _checked(adata)
+    table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
+    model = Residualizer(formula, preserve=preserve, **options).fit(table)
+    residual = model.transform(table)
+    if basis is None:
+        adata.layers[key] = residual
+    else:
+        adata.obsm[f"{basis}_{key}"] = residual
+    adata.uns[key] = {
+        **_described(formula, preserve, layer, basis),
+        "r2": np.asarray(model.r2_),
+        "intercept": np.asarray(model.intercept_),
+        "coef": np.asarray(model.coef_),
+        "design_columns": np.asarray(model.design_columns_, dtype=object),
+        "design": json.dumps(model.design_.to_dict()) if model.design_ is not None else "",
+    }
+    return model
+
+
+def mixture(
+    adata: Any,
+    formula: str,
+    n_components: int = 3,
+    *,
+    preserve: str | None = None,
+    layer: str | None = None,
+    basis: str | None = None,
+    key: str = "residmix",
+    **options: Any,
+) -> ResidualMixture:
+    """Fit a mixture to what `formula` leaves of the features; write the components into `adata`.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Changed: gets ``obs[key]`` (the component, categorical), ``obsm["X_" + key]`` (the probability of each
+        component) and ``uns[key]`` (formula, weights, means, log-likelihood per row).
+    formula, preserve, layer, basis
+        As in :func:`residualize`.
+    n_components : int
+    key : str
+    **options
+        Of :class:`residmix.ResidualMixture`.
+
+    Returns
+    -------
+    ResidualMixture
+        Fitted.
+    """
+    import pandas as pd
+
+    from residmix.conditional import ResidualMixture
+
+    adata = _checked(adata)
+    table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
+    model = ResidualMixture(n_components, formula=formula, preserve=preserve, **options).fit(table)
+    probabilities = model.predict_proba(table)
+    names = [str(k) for k in range(probabilities.shape[1])]
+    best = np.asarray(probabilities).argmax(axis=1)
+    adata.obs[key] = pd.Categorical.from_codes(best, categories=pd.Index(names))
+    adata.obsm[f"X_{key}"] = probabilities
+    adata.uns[key] = {
+        **_described(formula, preserve, layer, basis),
+        "weights": np.asarray(model.weights_),
+        "means": np.asarray(model.means_),
+        "log_likelihood": float(model.lower_bound_),
+    }
+    return model
+
+
+def _both(formula: str, preserve: str | None) -> str:
+    return formula if preserve is None else f"{formula} + {preserve}"
+
+
+def _described(formula: str, preserve: str | None, layer: str | None, basis: str | None) -> dict[str, str]:
+    """Return what was done, in values that h5ad files hold."""
+    from residmix import __version__
+
+    return {
+        "formula": formula,
+        "preserve": preserve or "",
+        "features": f"obsm/{basis}" if basis else f"layers/{layer}" if layer else "X",
+        "version": __version__,
+    }
+
+
+def _checked(adata: Any) -> Any:
+    try:
+        from anndata import AnnData
+    except ImportError:
+        raise require_extra("anndata", "anndata", "reading AnnData objects") from None
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData object, not {type(adata).__name__}")
+    return adata
+
+
+def _matrix(adata: Any, layer: str | None, basis: str | None) -> Any:
+    if layer is not None and basis is not None:
+        raise ValueError(f"give layer or basis, not both: layer={layer!r}, basis={basis!r}")
+    for kind, name, known in (("layer", layer, adata.layers), ("basis", basis, adata.obsm)):
+        if name is not None:
+            if name not in known:
+                there = ", ".join(map(repr, known)) or "none"
+                raise ValueError(f"there is no {kind} {name!r}{did_you_mean(name, known)}; there are: {there}")
+            return known[name]
+    if adata.X is None:
+        raise ValueError("adata.X is empty; name a layer or a basis")
+    return adata.X
+
+
+def _dense(block: Any) -> NDArray[Any]:
+    return np.asarray(block.toarray() if hasattr(block, "toarray") else block)

@@ -1,0 +1,142 @@
+"""AnnData objects: the same residuals from dense, sparse and backed matrices, written under one name."""
+
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import residmix as rm
+from residmix import anndata as ra
+from residmix.metadata import Design
+
+
+def cells(n=600, d=20, seed=0):
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        {"batch": rng.choice(["a", "b", "c"], n), "counts": rng.gamma(5, 200, n), "kind": rng.choice(["t", "b"], n)},
+        index=[f"cell{i}" for i in range(n)],
+    )
+    X = rng.normal(size=(n, d))
+    X[:, 0] += 3 * (obs.batch == "b")
+    X[:, 1] += obs.counts / 200
+    return X, obs
+
+
+def expected(X, obs, formula="batch + counts", **options):
+    return rm.Residualizer(formula, **options).fit_transform(X, metadata=obs)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csr_array, sp.csc_matrix])
+def test_residuals_of_any_matrix_are_those_of_the_array(kind):
+    X, obs = cells()
+    adata = anndata.AnnData(kind(X), obs=obs.copy())
+    model = ra.residualize(adata, "batch + counts")
+    # Blocks of another length are summed in another order: rounding only.
+    np.testing.assert_allclose(adata.layers["residual"], expected(X, obs), atol=1e-10)
+    assert isinstance(model, rm.Residualizer)
+    assert np.abs(adata.layers["residual"][obs.batch == "b"].mean(axis=0)).max() < 1e-10
+
+
+def test_blocks_give_what_one_block_gives_to_the_bit(monkeypatch):
+    X, obs = cells(2000)
+    whole = anndata.AnnData(sp.csr_matrix(X), obs=obs.copy())
+    ra.residualize(whole, "batch + counts")
+    monkeypatch.setattr(ra, "BATCH_BYTES", 8 * 20 * 300)
+    parts = anndata.AnnData(sp.csr_matrix(X), obs=obs.copy())
+    ra.residualize(parts, "batch + counts")
+    np.testing.assert_array_equal(parts.layers["residual"], whole.layers["residual"])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+def test_backed_files_are_read_and_not_changed(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(ra, "BATCH_BYTES", 8 * 20 * 300)
+    X, obs = cells()
+    path = tmp_path / "cells.h5ad"
+    anndata.AnnData(kind(X), obs=obs).write_h5ad(path)
+    before = path.read_bytes()
+    backed = anndata.read_h5ad(path, backed="r")
+    ra.residualize(backed, "batch + counts")
+    np.testing.assert_allclose(backed.layers["residual"], expected(X, obs), atol=1e-10)
+    backed.file.close()
+    assert path.read_bytes() == before
+
+
+def test_layers_and_embeddings_are_features_too():
+    X, obs = cells()
+    adata = anndata.AnnData(np.zeros_like(X), obs=obs.copy(), layers={"log": np.tanh(X)}, obsm={"X_pca": X[:, :5]})
+    ra.residualize(adata, "batch", layer="log", key="clean")
+    np.testing.assert_allclose(adata.layers["clean"], expected(np.tanh(X), obs, "batch"), atol=1e-10)
+    ra.residualize(adata, "batch", basis="X_pca")
+    np.testing.assert_allclose(adata.obsm["X_pca_residual"], expected(X[:, :5], obs, "batch"), atol=1e-10)
+    assert adata.uns["clean"]["features"] == "layers/log" and adata.uns["residual"]["features"] == "obsm/X_pca"
+    assert not adata.X.any()
+
+
+def test_preserved_effects_are_kept():
+    X, obs = cells()
+    X[:, 2] += 4 * (obs.kind == "t")
+    adata = anndata.AnnData(X.copy(), obs=obs.copy())
+    ra.residualize(adata, "batch", preserve="kind")
+    np.testing.assert_allclose(adata.layers["residual"], expected(X, obs, "batch", preserve="kind"), atol=1e-10)
+    gap = adata.layers["residual"][obs.kind == "t", 2].mean() - adata.layers["residual"][obs.kind == "b", 2].mean()
+    assert gap == pytest.approx(4, abs=0.5)
+
+
+def test_what_is_written_survives_an_h5ad_file(tmp_path):
+    import json
+
+    X, obs = cells()
+    adata = anndata.AnnData(X.copy(), obs=obs.copy())
+    model = ra.residualize(adata, "batch + counts")
+    adata.write_h5ad(tmp_path / "out.h5ad")
+    again = anndata.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_array_equal(again.layers["residual"], adata.layers["residual"])
+    np.testing.assert_array_equal(again.uns["residual"]["coef"], model.coef_)
+    design = Design.from_dict(json.loads(again.uns["residual"]["design"]))
+    rebuilt = X - again.uns["residual"]["intercept"] - design.matrix(obs).dense @ again.uns["residual"]["coef"]
+    np.testing.assert_allclose(rebuilt, adata.layers["residual"], atol=1e-9)
+
+
+def test_a_mixture_writes_components_and_probabilities():
+    rng = np.random.default_rng(0)
+    kind, batch = rng.integers(0, 2, 500), rng.integers(0, 2, 500)
+    X = rng.normal(size=(500, 3)) + 6 * kind[:, None] * [1, 0, 0] + 5 * batch[:, None] * [0, 1, 0]
+    obs = pd.DataFrame({"batch": np.array(["a", "b"])[batch]}, index=[f"c{i}" for i in range(500)])
+    adata = anndata.AnnData(X, obs=obs)
+    model = ra.mixture(adata, "batch", 2, random_state=0)
+    found = adata.obs["residmix"].cat.codes.to_numpy()
+    assert max(np.mean(found == kind), np.mean(found != kind)) > 0.99
+    np.testing.assert_allclose(adata.obsm["X_residmix"].sum(axis=1), 1)
+    np.testing.assert_array_equal(adata.uns["residmix"]["means"], model.means_)
+
+
+def test_what_cannot_be_read_is_one_clear_error():
+    X, obs = cells(60)
+    adata = anndata.AnnData(X, obs=obs, layers={"log": X})
+    with pytest.raises(ValueError, match="unknown column 'bacth' in obs - did you mean 'batch'"):
+        ra.residualize(adata, "bacth")
+    with pytest.raises(ValueError, match="there is no layer 'lgo' - did you mean 'log'"):
+        ra.residualize(adata, "batch", layer="lgo")
+    with pytest.raises(ValueError, match="no basis 'X_pca'; there are: none"):
+        ra.residualize(adata, "batch", basis="X_pca")
+    with pytest.raises(ValueError, match="layer or basis, not both"):
+        ra.residualize(adata, "batch", layer="log", basis="X_pca")
+    with pytest.raises(TypeError, match="must be an AnnData object, not ndarray"):
+        ra.residualize(X, "batch")
+    with pytest.raises(ValueError, match=r"adata.X is empty"):
+        ra.residualize(anndata.AnnData(obs=obs), "batch")
+
+
+def test_without_anndata_the_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['anndata'] = None\n"
+        "import residmix.anndata as ra\n"
+        "try: ra.residualize(None, 'batch')\n"
+        "except ImportError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "pip install 'residmix[anndata]'" in out
