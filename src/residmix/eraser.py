@@ -9,15 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
+from residmix._base import MetadataTransformer
 from residmix._validation import check_choice
 from residmix.errors import CollinearityWarning, DesignWarning
-from residmix.formula import formula_columns
-from residmix.metadata import Design, fit_design
 from residmix.moments.erase import Erasure, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
+from residmix.sources.output import collect
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
 
@@ -29,7 +28,7 @@ _ENTANGLED = 0.95
 _NEVER = 10**9
 
 
-class Eraser(TransformerMixin, BaseEstimator):
+class Eraser(MetadataTransformer):
     r"""Affine map of the features after which no linear model finds the metadata, and which needs no metadata itself.
 
     .. math:: r(x) = x - L R (x - \bar x), \qquad \operatorname{Cov}(r(x), a(m)) = 0
@@ -174,40 +173,12 @@ class Eraser(TransformerMixin, BaseEstimator):
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         check_choice("missing", self.missing, ("error", "mean", "indicator"))
-        used: tuple[str, ...] = (sample_weight,) if isinstance(sample_weight, str) else ()
-        self._apart = table.has_metadata
-        self.design_: Design | None = None
-        if table.has_metadata or self.formula is not None:
-            if not (table.named or table.has_metadata):
-                raise ValueError(
-                    f"formula {self.formula!r} needs metadata, and X is an array without column names; pass metadata=, "
-                    "or X as a table"
-                )
-            wanted = None
-            if self.formula is not None:
-                both = [text for text in (self.formula, self.preserve) if text is not None]
-                wanted = tuple(dict.fromkeys(name for text in both for name in formula_columns(text)))
-                used += wanted
-            self.design_ = fit_design(
-                (lambda: table.chunks(wanted)) if wanted != () else None,
-                formula=self.formula,
-                preserve=self.preserve,
-                missing=self.missing,
-                absorb_above=_NEVER,
-            )
-        elif self.preserve is not None:
-            raise ValueError("preserve needs something to erase: give a formula, or metadata=")
-        self.features_ = np.asarray(table.feature_names(self.features, exclude=used), dtype=object)
-        if self.design_ is None or self._apart:
-            validate_data(self, X, reset=True, skip_check_array=True)
-        else:
-            self.feature_names_in_ = self.features_
-            self.n_features_in_ = len(self.features_)
+        self._learn(X, table, sample_weight, missing=self.missing, absorb_above=_NEVER)
 
     def _rows(self, table: Table, sample_weight: Any) -> Rows:
         q = 0 if self.design_ is None else len(self.design_.column_names)
         return table.rows(
-            tuple(self.features_),
+            self._columns(table),
             design=self.design_,
             weight=sample_weight,
             preserved=True,
@@ -236,23 +207,14 @@ class Eraser(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         table = as_table(X)
         self._check_columns(X)
-        rows = table.rows(tuple(self.features_), block_rows=_block_rows(len(self.features_)))
-        return np.concatenate(list(rows.map(_Apply(self.mean_, self.left_, self.right_))))
-
-    def _check_columns(self, X: Any) -> None:
-        if self.design_ is None or self._apart:
-            validate_data(self, X, reset=False, skip_check_array=True)
+        rows = table.rows(self._columns(table), block_rows=_block_rows(len(self.features_)))
+        return collect(rows, _Apply(self.mean_, self.left_, self.right_))
 
     @property
     def projection_(self) -> NDArray[np.float64]:
         """The matrix I - L R, (d, d)."""
         check_is_fitted(self)
         return np.eye(len(self.left_)) - self.left_ @ self.right_
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Return the names of the features."""
-        check_is_fitted(self)
-        return np.asarray(self.features_, dtype=object)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
