@@ -1,0 +1,67 @@
+"""What went wrong in a fit of a mixture density network, as numbers and as warnings."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from residmix.errors import CollapsedScaleWarning, DeadComponentWarning
+from residmix.nn.distribution import MixtureOfGaussians
+from residmix.nn.training import History
+
+__all__ = ["diagnose", "warn_of"]
+
+# A component with a smaller mean weight is dead; scales within 1 % of the floor sit on it; so many are too many.
+_DEAD, _AT_FLOOR, _MANY = 0.01, 1.01, 0.05
+
+
+def diagnose(density: MixtureOfGaussians, share: Tensor, floor: Tensor, history: History) -> dict[str, Any]:
+    """Summarise the densities (M, n) of the members on the training rows, whose weights `share` sum to 1.
+
+    Returns
+    -------
+    dict
+        ``component_weights`` (M, K); ``dead``, pairs (member, component) of mean weight below 1 %; ``at_floor``, the
+        share of scales within 1 % of `floor`; ``best_epoch``; ``n_epochs``; ``validation_loss`` (epochs, M).
+    """
+    weights = torch.einsum("mnk,n->mk", density.weights, share).cpu().numpy()
+    members = len(weights)
+    return {
+        "component_weights": weights,
+        "dead": [(int(m), int(k)) for m, k in np.argwhere(weights < _DEAD)],
+        "at_floor": float((density.component_scales <= _AT_FLOOR * floor).double().mean()),
+        "best_epoch": history.best_epoch,
+        "n_epochs": history.n_epochs,
+        "validation_loss": np.asarray(history.validation, float).reshape(-1, members),
+    }
+
+
+def warn_of(diagnostics: dict[str, Any], *, max_epochs: int, stacklevel: int) -> None:
+    """Warn of dead components (in more than half of the members), collapsed scales, and training that was cut off."""
+    weights, dead = diagnostics["component_weights"], diagnostics["dead"]
+    if 2 * len({m for m, _ in dead}) > len(weights):
+        warnings.warn(
+            f"{len(dead)} of {weights.size} components have a mean weight below {_DEAD:.0%}: these data need fewer "
+            f"than n_components={weights.shape[1]}",
+            DeadComponentWarning,
+            stacklevel=stacklevel,
+        )
+    if diagnostics["at_floor"] > _MANY:
+        warnings.warn(
+            f"{diagnostics['at_floor']:.0%} of the predicted scales sit at their lower bound: the target is nearly a "
+            "function of the features, is constant, or repeats values; lower min_scale if it is the first",
+            CollapsedScaleWarning,
+            stacklevel=stacklevel,
+        )
+    last = diagnostics["n_epochs"]
+    if last and last == max_epochs == max(diagnostics["best_epoch"]):
+        warnings.warn(
+            f"a member was best at the last of max_epochs={max_epochs} epochs; more may help",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )

@@ -1,0 +1,204 @@
+"""What a table needs before a density can be fitted to it: arrays, standard units, distinct rows, checked targets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import DiscreteTargetWarning
+from residmix.metadata import Design
+from residmix.sources.rows import Block
+from residmix.sources.table import Table
+
+__all__ = [
+    "LIKELIHOODS",
+    "Scaling",
+    "choose_likelihood",
+    "distinct_rows",
+    "grid_step",
+    "point_masses",
+    "read_rows",
+    "standard_scaling",
+]
+
+LIKELIHOODS = ("auto", "density", "interval")
+
+Array = NDArray[np.float64]
+
+# A column whose spread is below this fraction of its size holds nothing but rounding.
+_CONSTANT = 1e-12
+# A grid coarser than this fraction of the target's spread makes the density meaningless.
+_COARSE = 0.05
+# Cell of a continuous target, in standard units, next to gridded ones: the likelihood is then the density.
+_POINT = 1e-9
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Columnwise ``z = (x - mean) / scale``."""
+
+    mean: Array
+    scale: Array
+
+    def forward(self, X: Array) -> Array:
+        return (X - self.mean) / self.scale
+
+
+def read_rows(
+    table: Table, features: Sequence[str], design: Design | None, *, preserved: bool
+) -> tuple[Array, Array | None]:
+    """Gather the features (n, d) and, with a `design`, its columns (n, q), in memory."""
+    blocks = list(table.rows(features, design=design, preserved=preserved).map(_copies))
+    matrix = None if design is None else np.concatenate([block[1] for block in blocks])
+    return np.concatenate([block[0] for block in blocks]), matrix
+
+
+def _copies(block: Block) -> tuple[Array, Array]:
+    # A block may be a view of a buffer that the next one uses again.
+    design = np.empty((block.n_rows, 0)) if block.design is None else np.array(block.design)
+    return np.array(block.X, dtype=np.float64), design
+
+
+def standard_scaling(X: Array, weight: Array) -> Scaling:
+    """Weighted mean and standard deviation of every column, NaN left out.
+
+    A constant column gets its own size as scale (1 if that is 0), so that a change of units stays a change of units.
+    """
+    known = ~np.isnan(X)
+    w = weight[:, None] * known
+    total = np.maximum(w.sum(0), np.finfo(float).tiny)
+    # Sum around the first known value: offsets of 1e8 cost no digits.
+    anchor = np.where(known.any(0), X[known.argmax(0), np.arange(X.shape[1])], 0.0)
+    gap = np.where(known, X - anchor, 0.0)
+    shift = (w * gap).sum(0) / total
+    spread = np.sqrt((w * np.where(known, gap - shift, 0.0) ** 2).sum(0) / total)
+    mean = anchor + shift
+    size = np.abs(mean)
+    scale = np.where(spread > _CONSTANT * size, spread, np.where(size > 0, size, 1.0))
+    return Scaling(mean, scale)
+
+
+def distinct_rows(parts: list[Array], weight: Array) -> tuple[NDArray[np.intp], Array]:
+    """First index of every distinct row of the joined `parts`, in the order of their values, and the summed weights.
+
+    A repeated row and a weight of two are then the same thing, the order of the rows doesn't matter, and copies of a
+    row can't sit on both sides of a validation split.
+    """
+    joined = np.concatenate(parts, axis=1)
+    missing = np.isnan(joined)
+    # NaN has no order; a number that the column doesn't hold does as well, with the mask beside it.
+    keys = np.where(missing, 0.0, joined)
+    if missing.any():
+        keys = np.concatenate([keys, missing.astype(float)], axis=1)
+    order = np.lexsort(keys.T[::-1])
+    changed = np.ones(len(keys), bool)
+    changed[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(changed)
+    return order[starts], np.add.reduceat(weight[order], starts)
+
+
+def grid_step(y: Array) -> float | None:
+    """Step of the grid that the values of one target lie on, or None when they share none or hardly repeat.
+
+    Values repeat when more than a tenth of them are copies; they lie on a grid when every gap between neighbouring
+    values is a whole multiple (to 1e-6 of a step) of the smallest one.
+
+    Examples
+    --------
+    >>> grid_step(np.array([3.0, 5.0, 5.0, 6.0, 8.0, 3.0]))
+    1.0
+    >>> grid_step(np.array([0.1, 0.25, 0.7])) is None
+    True
+    """
+    values = np.unique(y[~np.isnan(y)])
+    n = int((~np.isnan(y)).sum())
+    if len(values) < 2 or len(values) > 0.9 * n:
+        return None
+    gaps = np.diff(values)
+    step = float(gaps.min())
+    multiple = gaps / step
+    if np.abs(multiple - np.round(multiple)).max() > 1e-6 * max(1.0, float(np.abs(values).max()) * 1e-9 / step):
+        return None
+    return step
+
+
+def point_masses(y: Array, weight: Array, *, share: float = 0.1) -> list[float]:
+    """Values of one target that hold more than `share` of the weight.
+
+    Examples
+    --------
+    >>> point_masses(np.array([0.0, 0.0, 0.0, 1.5, 2.5]), np.ones(5), share=0.5)
+    [0.0]
+    """
+    if len(y) * share < 2:
+        return []
+    known = ~np.isnan(y)
+    values, inverse = np.unique(y[known], return_inverse=True)
+    mass = np.bincount(inverse, weights=weight[known], minlength=len(values)) / weight[known].sum()
+    return [float(v) for v in values[mass > share]]
+
+
+def choose_likelihood(
+    y: Array, scale: Array, weight: Array, *, likelihood: str, min_scale: float, boxes: bool
+) -> tuple[str, Array | None, Array]:
+    """Look for targets whose density is meaningless; return the likelihood, its cells and the floors of the scales.
+
+    Parameters
+    ----------
+    y : ndarray (n, D)
+    scale : ndarray (D,)
+        Spread of the targets.
+    likelihood : {"auto", "density", "interval"}
+    boxes : bool
+        Whether the probability of a grid cell has a closed form for the covariance asked for.
+
+    Returns
+    -------
+    likelihood : {"density", "interval"}
+    cell_width : ndarray (D,) or None
+        In the units of y.
+    floor : ndarray (D,)
+        In standard units. With a density, at least half a grid step.
+    """
+    steps = np.array([grid_step(column) or 0.0 for column in y.T])
+    coarse = steps > _COARSE * scale
+    wanted = likelihood == "interval" or (likelihood == "auto" and bool(coarse.any()) and boxes)
+    if wanted and not (steps > 0).any():
+        raise ValueError(
+            "likelihood='interval' needs a target whose values lie on a grid and repeat; these do not. "
+            "Use likelihood='density'"
+        )
+    if wanted and not boxes:
+        raise ValueError("likelihood='interval' with several targets needs a diagonal or spherical covariance")
+    for j, column in enumerate(y.T):
+        if coarse[j]:
+            _warn_of_grid(j, steps[j], scale[j], wanted)
+        elif masses := point_masses(column, weight):
+            warnings.warn(
+                f"target {j} has more than a tenth of its rows at the value {masses[0]:g}; a density can grow without "
+                "bound there, so judge this model by its CRPS",
+                DiscreteTargetWarning,
+                stacklevel=4,
+            )
+    floor = np.full(len(scale), min_scale)
+    if wanted:
+        return "interval", np.where(steps > 0, steps, _POINT * scale), floor
+    return "density", None, np.maximum(floor, np.minimum(0.5 * steps / scale, 0.5))
+
+
+def _warn_of_grid(j: int, step: float, scale: float, interval: bool) -> None:
+    remedy = (
+        "each value is taken as its grid cell (likelihood='interval'), and scores are mean densities over cells"
+        if interval
+        else "scales are kept above half a step; the CRPS is a better score than the log density"
+    )
+    warnings.warn(
+        f"target {j} has values that repeat on a grid of step {step:g}, coarse against its spread {scale:.3g}; a "
+        f"density has no upper bound there: {remedy}",
+        DiscreteTargetWarning,
+        stacklevel=5,
+    )
