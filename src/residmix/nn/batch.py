@@ -1,0 +1,115 @@
+"""One batch as the layer's arithmetic wants it: checked, detached, float64 columns, one row per sample or per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from residmix.nn import maps as mapping
+
+__all__ = ["Batch", "assemble"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a batch.
+
+    Attributes
+    ----------
+    x : Tensor
+        What is to be corrected; tokens as rows when the metadata differ between tokens.
+    maps : str
+    metadata : Tensor, shape (n, k)
+    protected : Tensor, shape (n, p)
+    weight : Tensor, shape (n,)
+        In the moments.
+    count : Tensor, shape (n,)
+        What each row adds to the age, in samples.
+    mask : Tensor or None
+        Positions that count in the mean over positions.
+    """
+
+    x: Tensor
+    maps: str
+    metadata: Tensor
+    protected: Tensor
+    weight: Tensor
+    count: Tensor
+    mask: Tensor | None
+
+    def features(self) -> Tensor:
+        """Features of each row, float64 (n, d)."""
+        return mapping.pooled(self.x, self.maps, self.mask)
+
+    def filled(self, mean: Tensor) -> Batch:
+        """NaN metadata replaced by their mean (no correction), such rows without weight."""
+        absent = self.metadata.isnan()
+        whole = ~absent.any(1)
+        return replace(
+            self,
+            metadata=torch.where(absent, mean, self.metadata),
+            weight=self.weight * whole,
+            count=self.count * whole,
+        )
+
+
+def _columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str) -> Tensor:
+    if width == 0:
+        return x.new_zeros(x.shape[0], 0, dtype=torch.float64)
+    if values is None:
+        raise ValueError(f"{name} must be passed to forward, one row of {width} column(s) per sample; got None")
+    values = values.detach().to(device=x.device, dtype=torch.float64)
+    if values.ndim == 1:
+        values = values.unsqueeze(1)
+    per_token = maps == "token" and values.ndim == x.ndim > 2 and values.shape[:-1] == x.shape[:-1]
+    if values.shape[-1] != width or not (per_token or (values.ndim == 2 and values.shape[0] == x.shape[0])):
+        expected = f"({x.shape[0]}, {width})"
+        raise ValueError(
+            f"{name} must have shape {expected} for x of shape {tuple(x.shape)}; got {tuple(values.shape)}"
+        )
+    return values
+
+
+def assemble(
+    x: Tensor,
+    metadata: Tensor | None,
+    protected: Tensor | None,
+    sample_weight: Tensor | None,
+    mask: Tensor | None,
+    *,
+    maps: str,
+    widths: tuple[int, int],
+    flatten: bool,
+) -> Batch:
+    """Check the arguments of a forward pass and put them into rows.
+
+    Parameters
+    ----------
+    widths : (int, int)
+        Columns of metadata and of protected.
+    flatten : bool
+        Take every token as a row even if its metadata are the sample's.
+    """
+    meta = _columns(metadata, widths[0], x, maps, "metadata")
+    kept = _columns(protected, widths[1], x, maps, "protected")
+    weight = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
+    if sample_weight is not None:
+        if sample_weight.shape != weight.shape:
+            raise ValueError(f"sample_weight must have shape ({x.shape[0]},); got {tuple(sample_weight.shape)}")
+        weight = sample_weight.detach().to(weight)
+    if mask is not None:
+        expected = mapping.mask_shape(x, maps)
+        if mask.shape != expected:
+            raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
+        weight = weight * mask.flatten(1).any(1)
+    if maps != "token" or x.ndim == 2 or not (flatten or meta.ndim > 2 or kept.ndim > 2):
+        return Batch(x, maps, meta, kept, weight, (weight > 0).double(), mask)
+    # A sample counts as one, however many tokens it has: its tokens share its weight and its age.
+    share = torch.ones(x.shape[:-1], dtype=torch.float64, device=x.device) if mask is None else mask.double()
+    share = share / share.flatten(1).sum(1).clamp_min(1e-300).view(-1, *[1] * (x.ndim - 2))
+    weight = mapping.flatten_tokens(weight.unsqueeze(1), x).squeeze(1) * share.flatten()
+    count = torch.where(weight > 0, share.flatten(), 0.0)
+    rows = x.reshape(-1, x.shape[-1])
+    return Batch(rows, "element", mapping.flatten_tokens(meta, x), mapping.flatten_tokens(kept, x), weight, count, None)

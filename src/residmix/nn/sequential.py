@@ -1,0 +1,203 @@
+"""Getting metadata to the layers: a `Sequential` that threads them through, and hooks for existing models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from residmix.errors import did_you_mean
+from residmix.nn.layers import Residualize
+
+__all__ = ["Attached", "MetadataSequential", "attach"]
+
+
+class MetadataSequential(nn.Sequential):
+    """`torch.nn.Sequential` whose `Residualize` layers, however deep, get the metadata passed to `forward`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from residmix.nn import Residualize
+    >>> net = MetadataSequential(torch.nn.Linear(8, 4), Residualize(4, 2, num_protected=1), torch.nn.ReLU())
+    >>> net(torch.randn(5, 8), torch.randn(5, 2), torch.randn(5, 1)).shape
+    torch.Size([5, 4])
+    """
+
+    takes_metadata = True
+
+    def forward(
+        self,
+        x: Any,
+        metadata: Tensor | None = None,
+        protected: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        update: bool | None = None,
+    ) -> Any:
+        """Output of the last module; the arguments are those of `Residualize.forward`."""
+        options = {"sample_weight": sample_weight, "mask": mask, "update": update}
+        given = {name: value for name, value in options.items() if value is not None}
+        for module in self:
+            x = module(x, metadata, protected, **given) if getattr(module, "takes_metadata", False) else module(x)
+        return x
+
+
+class _Call:
+    """What the forward pass under way was given; empty between passes, so nothing stale can be used."""
+
+    def __init__(self) -> None:
+        self.arguments: dict[str, Any] | None = None
+        self.reached: set[str] = set()
+
+
+class _Hook:
+    """Forward hook that residualizes a module's output (an object, so that copies and pickles keep working)."""
+
+    def __init__(self, name: str, layer: Residualize, under_way: _Call) -> None:
+        self.name, self.layer, self.under_way = name, layer, under_way
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.under_way.arguments is None:
+            raise RuntimeError(
+                f"{self.name!r} has a Residualize layer attached and ran outside of it: call what attach() "
+                "returned, with metadata=...; activation checkpointing needs MetadataSequential"
+            )
+        self.under_way.reached.add(self.name)
+        if isinstance(output, Tensor):
+            return self.layer(output, **self.under_way.arguments)
+        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+            return (self.layer(output[0], **self.under_way.arguments), *output[1:])
+        raise TypeError(
+            f"the output of {self.name!r} is a {type(output).__name__}; "
+            "a tensor, or a tuple that starts with one, is needed"
+        )
+
+
+class Attached(nn.Module):
+    """A model with `Residualize` layers after some of its modules; made by `attach`.
+
+    Attributes
+    ----------
+    model : Module
+        The model itself, names of its parameters unchanged.
+    layers : ModuleDict
+        The layers, by module name with dots as underscores.
+    """
+
+    takes_metadata = True
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Residualize]) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = nn.ModuleDict({name.replace(".", "_"): layer for name, layer in layers.items()})
+        self._under_way = _Call()
+        self._names = tuple(layers)
+        for name, layer in layers.items():
+            model.get_submodule(name).register_forward_hook(_Hook(name, layer, self._under_way))
+
+    def forward(
+        self,
+        *inputs: Any,
+        metadata: Tensor | None = None,
+        protected: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        update: bool | None = None,
+        **named: Any,
+    ) -> Any:
+        """``model(*inputs, **named)``; the other arguments are those of `Residualize.forward`."""
+        self._under_way.arguments = {
+            "metadata": metadata,
+            "protected": protected,
+            "sample_weight": sample_weight,
+            "mask": mask,
+            "update": update,
+        }
+        self._under_way.reached = set()
+        try:
+            output = self.model(*inputs, **named)
+        finally:
+            self._under_way.arguments = None
+        missed = [name for name in self._names if name not in self._under_way.reached]
+        if missed:
+            raise RuntimeError(
+                f"the forward pass did not run {missed[0]!r}, so nothing was residualized there "
+                "(a fused fast path may skip submodules: attach to the whole block)"
+            )
+        return output
+
+
+def _width(module: nn.Module) -> tuple[int, str] | None:
+    """Features of a module's output and where they are."""
+    for part in reversed(list(module.modules())):
+        for name, maps in (
+            ("out_channels", "channel"),
+            ("out_features", "token"),
+            ("num_features", "channel"),
+            ("num_channels", "channel"),
+            ("embed_dim", "token"),
+            ("embedding_dim", "token"),
+        ):
+            size = getattr(part, name, None)
+            if isinstance(size, int):
+                return size, maps
+        shape = getattr(part, "normalized_shape", None)
+        if shape:
+            return int(shape[-1]), "token"
+    return None
+
+
+def attach(
+    model: nn.Module,
+    after: str | Sequence[str],
+    num_metadata: int,
+    *,
+    num_features: int | None = None,
+    maps: str | None = None,
+    **options: Any,
+) -> Attached:
+    """Put a `Residualize` layer after a named module of an existing model.
+
+    Parameters
+    ----------
+    model : Module
+        Gets a forward hook; otherwise as it was.
+    after : str or sequence of str
+        Names as in ``model.named_modules()``.
+    num_metadata : int
+    num_features, maps : optional
+        Read off the last convolution, linear or normalisation layer inside the module if not given: convolutions are
+        residualized per channel, linear layers and transformer blocks on the last axis (batch first).
+    **options
+        Of `Residualize`.
+
+    Returns
+    -------
+    Attached
+        Call it like `model`, with ``metadata=`` (and in training ``protected=``) added.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cnn = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(1))
+    >>> net = attach(cnn, "0", num_metadata=2)
+    >>> net(torch.randn(6, 1, 8, 8), metadata=torch.randn(6, 2)).shape
+    torch.Size([6, 1])
+    """
+    known = dict(model.named_modules())
+    layers: dict[str, Residualize] = {}
+    for name in [after] if isinstance(after, str) else after:
+        if name not in known:
+            raise ValueError(f"the model has no module {name!r}{did_you_mean(name, known)}")
+        for part in known[name].modules():
+            if isinstance(part, nn.MultiheadAttention) and not part.batch_first:
+                raise ValueError(f"{name!r} puts the batch on axis 1; Residualize needs it first (batch_first=True)")
+        found = _width(known[name])
+        if found is None and num_features is None:
+            raise ValueError(f"cannot tell how many features {name!r} puts out; pass num_features= and maps=")
+        width, where = found or (0, "element")
+        layers[name] = Residualize(num_features or width, num_metadata, maps=maps or where, **options)
+    return Attached(model, layers)

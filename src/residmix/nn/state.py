@@ -1,0 +1,217 @@
+"""What a residualizing layer remembers: float64 moment buffers, and the coefficients solved from them."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from residmix.nn.batch import Batch
+from residmix.nn.erase import eraser_factors
+from residmix.nn.moments import Moments, Solution, ageing, batch_moments, empty_moments, merge, solve, summed
+
+__all__ = ["MomentState"]
+
+_MOMENTS = ("weight", "square", "design_mean", "feature_mean", "design_scatter", "cross", "spread")
+_SOLUTION = ("coef", "slope", "remainder", "rank", "condition")
+
+
+class MomentState(nn.Module):
+    """Buffers, forgetting, merging and solving; `Residualize` adds what a forward pass does.
+
+    Parameters
+    ----------
+    num_features, num_metadata, num_protected : int
+    full : bool
+        Keep the features' own d x d scatter, which an affine eraser needs.
+    horizon, warmup, ridge, rtol, sync, process_group
+        As in `Residualize`.
+    """
+
+    weight: Tensor
+    design_mean: Tensor
+    feature_mean: Tensor
+    design_scatter: Tensor
+    cross: Tensor
+    condition: Tensor
+    rank: Tensor
+    drift: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __init__(
+        self,
+        num_features: int | tuple[int, ...],
+        num_metadata: int,
+        num_protected: int,
+        *,
+        full: bool,
+        horizon: float | None,
+        warmup: int | None,
+        ridge: float,
+        rtol: float,
+        sync: bool,
+        process_group: dist.ProcessGroup | None,
+    ) -> None:
+        super().__init__()
+        if horizon is not None and horizon <= 1:
+            raise ValueError(f"horizon counts samples and must exceed 1; got {horizon}")
+        d = num_features if isinstance(num_features, int) else prod(num_features)
+        for name, number, least in (("num_features", d, 1), ("num_metadata", num_metadata, 1)):
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}; got {number}")
+        if num_protected < 0 or ridge < 0:
+            raise ValueError(f"num_protected and ridge cannot be negative; got {num_protected} and {ridge}")
+        self.num_features, self.num_metadata, self.num_protected = d, num_metadata, num_protected
+        self.horizon, self.ridge, self.rtol, self.sync, self.process_group = horizon, ridge, rtol, sync, process_group
+        k, p = num_metadata, num_protected
+        self.warmup = 10 * (p + k + 1) if warmup is None else warmup
+        self.full = full
+        moments = empty_moments(p + k, d, full)
+        for name in _MOMENTS:
+            self.register_buffer(name, getattr(moments, name))
+        shapes: dict[str, tuple[int, ...]] = {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "rank": ()}
+        shapes |= {"condition": (), "drift": ()}
+        if full:
+            shapes |= {"left": (d, k), "right": (d, k)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.frozen = False
+
+    @property
+    def moments(self) -> Moments:
+        """The stored moments; the design columns are the protected ones, then the metadata."""
+        return Moments(*(self.get_buffer(name) for name in _MOMENTS))
+
+    def _store(self, moments: Moments) -> None:
+        with torch.no_grad():
+            for name in _MOMENTS:
+                self.get_buffer(name).copy_(getattr(moments, name))
+
+    def _solution(self) -> Solution:
+        return Solution(*(self.get_buffer(name) for name in _SOLUTION))
+
+    def _snapshot(self) -> tuple[Moments, Solution, tuple[Tensor, Tensor] | None]:
+        solution = Solution(*(self.get_buffer(name).clone() for name in _SOLUTION))
+        return self.moments.cloned(), solution, (self.left.clone(), self.right.clone()) if self.full else None
+
+    @torch.no_grad()
+    def refresh(self, *, always: bool = True) -> None:
+        """Solve for the coefficients from the stored moments (`always`: also during the warm-up)."""
+        moments = self.moments
+        solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
+        new = {name: getattr(solution, name) for name in _SOLUTION}
+        if self.full:
+            new["left"], new["right"] = eraser_factors(moments, self.num_protected, rtol=self.rtol)
+        ready = moments.effective_rows >= (0 if always else self.warmup)
+        for name, value in new.items():
+            buffer = self.get_buffer(name)
+            buffer.copy_(torch.where(ready, value, buffer))
+
+    def reset(self) -> None:
+        """Forget everything, as after construction."""
+        with torch.no_grad():
+            for buffer in self.buffers(recurse=False):
+                buffer.zero_()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Stop (or resume) updating in training."""
+        self.frozen = frozen
+
+    def merge(self, other: MomentState) -> MomentState:
+        """Add the moments of `other` (another site, shard or process) and solve again; returns self."""
+        if (
+            other.cross.shape != self.cross.shape
+            or other.num_protected != self.num_protected
+            or other.full != self.full
+        ):
+            raise ValueError(f"cannot merge {other!r} into {self!r}: different columns, features or space")
+        self._store(merge(self.moments, other.moments.to(self.weight.device)))
+        self.refresh()
+        return self
+
+    def synchronize(self) -> None:
+        """Add up the stored moments of all processes (after `accumulate` on shards) and solve again."""
+        together, _ = summed(self.moments, self.weight, self.process_group)
+        self._store(together)
+        self.refresh()
+
+    @property
+    def distributed(self) -> bool:
+        """Whether batches are added up over processes."""
+        return (
+            self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
+        )
+
+    def _add(self, batch: Batch) -> None:
+        design = torch.cat([batch.protected, batch.metadata], 1)
+        self._store(merge(self.moments, batch_moments(design, batch.features(), batch.weight, full=self.full)))
+
+    def _observed(self, batch: Batch, old: Moments, *, differentiable: bool, level: bool) -> tuple[Moments, Moments]:
+        """Moments of the batch (of all processes), and the `old` ones after forgetting (`level`: none in the batch)."""
+        world = dist.get_world_size(self.process_group) if self.distributed else 1
+        rank = dist.get_rank(self.process_group) if self.distributed else 0
+        weight, rows, rate = batch.weight, batch.count.sum(), None
+        if self.horizon is not None:
+            factor, rate = ageing(batch.count, self.horizon, world, rank)
+            weight = weight if level else weight * factor
+        design = torch.cat([batch.protected, batch.metadata], 1)
+        features = batch.features() if differentiable else batch.features().detach()
+        new = batch_moments(design, features, weight, full=self.full)
+        if self.horizon is not None:
+            # Forgetting keeps the total below the horizon; what `finalize` or `merge` left must be no harder to forget.
+            old = old.scaled(self.horizon / old.weight.clamp_min(self.horizon))
+        if world > 1:
+            if differentiable:
+                raise ValueError("grad='through' cannot cross processes; use grad='project' or sync=False")
+            new, rows = summed(new, rows, self.process_group)
+            if rate is not None and not level:
+                new = new.scaled(torch.exp(rate * (rows - 1)))
+        return new, old if rate is None else old.scaled(torch.exp(rate * rows))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([1, int(self.frozen)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.freeze(bool(state[1]))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # .half(), .to(dtype) and the like move the buffers but may not take their digits.
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(self.get_buffer(name).device)
+        return self
+
+    def coefficients(self) -> Tensor:
+        """B_m in use, float64 (k, d), in units of x per unit of metadata."""
+        return self._solution().coef.clone()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Effective rows, rank and condition of the metadata given the protected columns, and what is removed.
+
+        Returns
+        -------
+        dict
+            ``effective_rows``, ``ready`` (warm-up over), ``rank``, ``condition_number``, ``removed`` (d,): variance
+            taken out, as a share of each feature's; ``noise``: k / effective rows, the share of a feature's
+            residual variance that errors in the coefficients put back; ``drift``: relative change of the
+            coefficients in the last `finalize`; ``frozen``.
+        """
+        coef, moments, p = self.coefficients(), self.moments, self.num_protected
+        total = moments.spread.diagonal() if self.full else moments.spread
+        taken = torch.einsum("kd,kl,ld->d", coef, moments.design_scatter[p:, p:], coef)
+        rows = float(moments.effective_rows)
+        return {
+            "effective_rows": rows,
+            "ready": bool(self.condition > 0),
+            "rank": int(self.rank),
+            "condition_number": float(self.condition),
+            "removed": torch.where(total > 0, taken / total.clamp_min(1e-300), 0.0),
+            "noise": self.num_metadata / rows if rows else float("inf"),
+            "drift": float(self.drift),
+            "frozen": self.frozen,
+        }

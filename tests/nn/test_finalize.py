@@ -1,0 +1,177 @@
+"""finalize: exact coefficients on the encoder as it is, layer by layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from residmix.nn import MetadataSequential, Residualize, finalize
+
+
+def data(n=400, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 2, (n, 1), generator=g).double()
+    m = torch.randn(n, 2, generator=g).double() + y
+    x = (
+        torch.randn(n, 6, generator=g).double()
+        + m @ torch.randn(2, 6, generator=torch.Generator().manual_seed(9)).double()
+    )
+    return x, m, y
+
+
+def batches(columns, size=80):
+    return list(zip(*(column.split(size) for column in columns), strict=True))
+
+
+def network(**options):
+    options = {"num_protected": 1, **options}
+    return MetadataSequential(
+        nn.Linear(6, 8), Residualize(8, 2, **options), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 5),
+        Residualize(5, 2, **options),
+    ).double()  # fmt: skip
+
+
+def probe(features, m, y):
+    keep = torch.cat([y, torch.ones(len(y), 1)], 1).double()
+    left, target = (v - keep @ torch.linalg.lstsq(keep, v).solution for v in (features, m))
+    rest = target - left @ torch.linalg.lstsq(left, target).solution
+    return float((1 - rest.square().sum(0) / target.square().sum(0)).max())
+
+
+def trained(net, columns, epochs=3):
+    optimiser = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(epochs):
+        for x, m, y in batches(columns):
+            optimiser.zero_grad()
+            (net(x, m, y).sum(1, keepdim=True) - y).square().mean().backward()
+            optimiser.step()
+    return net
+
+
+def features(net, x, m):
+    net.eval()
+    with torch.no_grad():
+        return net(x, m)
+
+
+@pytest.mark.parametrize("estimator", ["prior", "posterior", "batch", "learned"])
+def test_no_linear_probe_finds_metadata_after_finalize(estimator):
+    columns = data()
+    net = trained(network(estimator=estimator), columns)
+    assert probe(features(net, *columns[:2]), *columns[1:]) > 1e-4
+    finalize(net, batches(columns))
+    assert probe(features(net, *columns[:2]), *columns[1:]) < 1e-12
+
+
+def test_on_fresh_data_the_probe_is_at_chance():
+    net = trained(network(), data(4000))
+    finalize(net, batches(data(4000)))
+    fresh = data(4000, seed=5)
+    # 5 features of 4,000 rows: chance .00125, plus three standard errors of it (.0008), plus errors of the
+    # coefficients of the same size; two columns.
+    assert probe(features(net, *fresh[:2]), *fresh[1:]) < 2 * (5 / 4000 + 3 * (10**0.5) / 4000)
+
+
+def test_finalize_is_layer_by_layer_not_all_at_once():
+    columns = data()
+    net = trained(network(), columns)
+    finalize(net, batches(columns))
+    once = trained(network(), columns)
+    once.load_state_dict(net.state_dict())
+    once[1].reset()
+    once[5].reset()
+    once.eval()
+    with torch.no_grad():
+        hidden = once[0](columns[0])
+        once[1].accumulate(hidden, *columns[1:])
+        once[5].accumulate(once[4](hidden.tanh()), *columns[1:])
+    assert probe(features(net, *columns[:2]), *columns[1:]) < 1e-12
+    assert probe(features(once, *columns[:2]), *columns[1:]) > 1e-6
+
+
+def test_training_mode_without_update_equals_evaluation_after_finalize():
+    columns = data()
+    net = MetadataSequential(nn.Linear(6, 8), Residualize(8, 2, num_protected=1)).double()
+    trained(net, columns)
+    finalize(net, batches(columns))
+    x, m, _ = columns
+    assert torch.equal(net.train()(x, m, update=False), net.eval()(x, m))
+
+
+def test_modes_and_batchnorm_statistics_are_left_alone():
+    net = network().train()
+    net.insert(1, nn.BatchNorm1d(8).double())
+    net[4].eval()
+    finalize(net, batches(data()))
+    assert net.training and net[1].training and not net[4].training
+    assert net[1].num_batches_tracked == 0
+
+
+def test_drift_is_reported_and_freezing_keeps_the_coefficients():
+    columns = data()
+    net = trained(network(), columns)
+    drift = finalize(net, batches(columns), freeze=True)
+    assert set(drift) == {"1", "5"} and drift["5"] > 1e-3
+    assert net[1].diagnostics()["drift"] == drift["1"] and net[1].frozen
+    before = net[1].coefficients()
+    trained(net, columns, 1)
+    assert torch.equal(net[1].coefficients(), before)
+    with pytest.raises(ValueError, match="frozen"):
+        finalize(net, batches(columns))
+
+
+def test_training_goes_on_after_finalize_and_forgets_it_in_a_horizon():
+    columns = data()
+    net = network(horizon=100.0)
+    finalize(net, batches(columns))
+    assert net[1].weight == 400
+    trained(net, columns, 2)
+    assert net[1].weight < 101
+    assert net[1].diagnostics()["effective_rows"] < 250
+
+
+def test_batch_size_of_the_loader_does_not_matter():
+    columns = data()
+    one, two = network(), network()
+    two.load_state_dict(one.state_dict())
+    finalize(one, batches(columns, 400))
+    finalize(two, batches(columns, 7))
+    torch.testing.assert_close(one[5].coefficients(), two[5].coefficients(), atol=1e-10, rtol=0)
+
+
+def test_mappings_and_custom_calls_are_understood():
+    columns = data()
+    net = network()
+    finalize(net, [{"x": columns[0], "metadata": columns[1], "protected": columns[2]}])
+    expected = net[5].coefficients()
+    finalize(net, [(columns[2], columns)], forward=lambda model, batch: model(*batch[1]))
+    torch.testing.assert_close(net[5].coefficients(), expected)
+
+
+def test_a_shared_layer_is_fitted_on_all_its_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Residualize(6, 2)
+
+        def forward(self, x, m):
+            return self.layer(x, m) + self.layer(2 * x, m)
+
+    net = Twice()
+    x, m, _ = data()
+    finalize(net, [(x[:200], m[:200]), (x[200:], m[200:])])
+    assert net.layer.weight == 800
+
+
+def test_what_cannot_be_finalized_says_why():
+    columns = data()
+    with pytest.raises(ValueError, match="no Residualize layer"):
+        finalize(nn.Linear(6, 2), batches(columns))
+    with pytest.raises(ValueError, match="once per layer"):
+        finalize(network(), iter(batches(columns)))
+    with pytest.raises(ValueError, match="empty"):
+        finalize(network(), [])
+    with pytest.raises(ValueError, match="protected must be passed"):
+        finalize(network(), [columns[:2]])
+    net = network()
+    with pytest.raises(ValueError, match="never reaches layer '5'"):
+        finalize(net, [columns], forward=lambda model, batch: model[:4](*batch))

@@ -1,0 +1,261 @@
+"""Residualize in training: no leakage, gradients, state, precision, recomputation."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+from torch.utils.checkpoint import checkpoint
+
+from residmix.nn import MetadataSequential, Residualize
+
+
+def auc_of_norm(estimator, batch, share, center="metadata"):
+    """AUC of the residual's norm for the label, features pure noise, label and metadata associated."""
+    rng = np.random.default_rng([batch, round(100 * share)])
+    layer = Residualize(84, 1, num_protected=1, estimator=estimator, center=center)
+    layer._warned = True
+    norms, labels = [], []
+    for _ in range(max(4000 // batch, 120)):
+        y = (rng.random(batch) < share).astype(float)
+        m = rng.uniform(1, 4, batch) + 2 * y
+        r = layer(torch.tensor(rng.normal(size=(batch, 84))), torch.tensor(m), torch.tensor(y))
+        norms.append(r.square().sum(1).numpy())
+        labels.append(y)
+    norms, labels = np.concatenate(norms[20:]), np.concatenate(labels[20:]).astype(bool)
+    return mannwhitneyu(norms[labels], norms[~labels]).statistic / (labels.sum() * (~labels).sum())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+@pytest.mark.parametrize("batch", [4, 16, 64])
+def test_residuals_of_noise_say_nothing_about_the_label(batch, share):
+    # 4,000 to 7,680 rows: the standard error of an AUC of 1/2 is below .011 even at 20/80.
+    assert 0.45 < auc_of_norm("prior", batch, share) < 0.55
+
+
+@pytest.mark.parametrize(("batch", "least"), [(4, 0.9), (16, 0.9), (64, 0.7)])
+def test_the_published_convention_gives_the_label_away(batch, least):
+    rng = np.random.default_rng(batch)
+    y = rng.integers(0, 2, (200, batch)).astype(float)
+    m = rng.uniform(1, 4, (200, batch)) + 2 * y
+    x = rng.normal(size=(200, batch, 84))
+    design = np.stack([y, m, np.ones_like(y)], -1)
+    r = x - design[..., 1:] @ (np.linalg.pinv(design) @ x)[:, 1:]
+    norm, label = (r**2).sum(-1).ravel(), y.ravel().astype(bool)
+    assert mannwhitneyu(norm[label], norm[~label]).statistic / (label.sum() * (~label).sum()) > least
+
+
+def test_centring_alone_does_not_save_the_batch_fit_from_unequal_classes():
+    assert auc_of_norm("batch", 16, 0.2) > 0.65
+
+
+def primed(**options):
+    layer = Residualize(4, 1, num_protected=1, **options)
+    y = torch.randint(0, 2, (200, 1)).double()
+    m = torch.randn(200, 1).double() + y
+    layer(torch.randn(200, 4).double() + m, m, y)
+    return layer
+
+
+def test_an_output_depends_on_no_other_sample_and_on_no_label_of_its_batch():
+    layer = primed()
+    x, m, y = torch.randn(6, 4).double(), torch.randn(6, 1).double(), torch.randint(0, 2, (6, 1)).double()
+    whole = copy.deepcopy(layer)(x, m, y)
+    alone = torch.cat([copy.deepcopy(layer)(x[i : i + 1], m[i : i + 1], y[i : i + 1]) for i in range(6)])
+    assert torch.equal(whole, alone)
+    assert torch.equal(whole, copy.deepcopy(layer)(x, m, 1 - y))
+    assert torch.equal(whole, copy.deepcopy(layer).eval()(x, m))
+    posterior = primed(estimator="posterior")
+    assert not torch.equal(copy.deepcopy(posterior)(x, m, y), copy.deepcopy(posterior)(x, m, 1 - y))
+
+
+def test_training_without_update_is_evaluation_and_changes_no_state():
+    layer = primed()
+    before = copy.deepcopy(layer.state_dict())
+    x, m = torch.randn(6, 4).double(), torch.randn(6, 1).double()
+    assert torch.equal(layer(x, m, update=False), layer.eval()(x, m))
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_warmup_leaves_x_alone_until_there_are_rows_enough():
+    layer = Residualize(3, 1, warmup=20, horizon=None)
+    x, m = torch.randn(10, 3).double(), torch.randn(10, 1).double()
+    for _ in range(2):
+        assert torch.equal(layer(x, m), x)
+    assert not torch.equal(layer(x, m), x)
+
+
+@pytest.mark.parametrize("estimator", ["batch", "posterior"])
+def test_gradients_through_the_fit_are_right(estimator):
+    layer = primed(estimator=estimator, grad="through")
+    layer._warned = True
+    m, y = torch.randn(8, 1).double(), torch.tensor([[0.0], [1.0]]).double().repeat(4, 1)
+    x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
+    state = copy.deepcopy(layer.state_dict())
+
+    def output(x):
+        layer.load_state_dict(state)
+        return layer(x, m, y)
+
+    assert torch.autograd.gradcheck(output, x)
+
+
+def gradient(layer, x, m, y, g, **options):
+    x = x.clone().requires_grad_()
+    layer(x, m, y, **options).backward(g)
+    return x.grad
+
+
+def test_stopped_gradients_pass_unchanged():
+    m, y, g = torch.randn(8, 1).double(), torch.randint(0, 2, (8, 1)).double(), torch.randn(8, 4).double()
+    assert torch.equal(gradient(primed(grad="stop"), torch.randn(8, 4).double(), m, y, g), g)
+
+
+@pytest.mark.parametrize("center", ["metadata", "none"])
+@pytest.mark.parametrize("shape", [(80, 4), (80, 4, 3, 2)])
+def test_projected_gradient_of_a_batch_fit_is_the_gradient_through_it(center, shape):
+    maps = "channel" if len(shape) > 2 else "element"
+    x, y = torch.randn(shape).double(), torch.randint(0, 2, (80, 1)).double()
+    m, g, weight = torch.randn(80, 1).double() + y, torch.randn(shape).double(), torch.rand(80).double()
+    mask = torch.rand(80, 3, 2) < 0.7 if maps == "channel" else None
+    through, project = (
+        gradient(
+            Residualize(4, 1, num_protected=1, estimator="batch", center=center, maps=maps, grad=grad),
+            x, m, y, g, sample_weight=weight, mask=mask,
+        )
+        for grad in ("through", "project")
+    )  # fmt: skip
+    torch.testing.assert_close(project, through, atol=1e-12, rtol=0)
+    assert (project - g).abs().max() > 0.01
+
+
+def test_projected_gradient_moves_no_feature_along_what_the_layer_undoes():
+    layer = primed()
+    y = torch.randint(0, 2, (4000, 1)).double()
+    m = torch.randn(4000, 1).double() + y
+    g, centred = torch.randn(4000, 4).double() + m, m - m.mean()
+    left = (centred.T @ gradient(layer, torch.randn(4000, 4).double(), m, y, g)).abs().max()
+    # The mean of m and its slope on y are stored ones, from 200 earlier rows; hence not 0.
+    assert left < 0.1 * (centred.T @ g).abs().max()
+
+
+def test_one_sample_keeps_some_of_its_gradient():
+    layer, g = primed(), torch.ones(1, 4).double()
+    left = gradient(layer, torch.randn(1, 4).double(), torch.tensor([[0.7]]), torch.ones(1, 1), g)
+    assert 0 < left.norm() < 2 * g.norm()
+
+
+def test_checkpointed_recomputation_counts_nothing_twice_and_gives_the_same_gradients():
+    def build():
+        torch.manual_seed(1)
+        return MetadataSequential(torch.nn.Linear(3, 4), Residualize(4, 1, num_protected=1), torch.nn.Tanh()).double()
+
+    plain, saved = build(), build()
+    for _ in range(3):
+        x, m, y = torch.randn(50, 3).double(), torch.randn(50, 1).double(), torch.randint(0, 2, (50, 1)).double()
+        plain(x, m, y).square().sum().backward()
+        checkpoint(saved, x, m, y, use_reentrant=False).square().sum().backward()
+    assert saved[1].weight < 150 and saved[1].weight == plain[1].weight
+    torch.testing.assert_close(saved[1].coefficients(), plain[1].coefficients(), rtol=0, atol=0)
+    torch.testing.assert_close(saved[0].weight.grad, plain[0].weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_resuming_from_a_checkpoint_equals_going_on():
+    layer = primed()
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = Residualize(4, 1, num_protected=1)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    x, m, y = torch.randn(6, 4).double(), torch.randn(6, 1).double(), torch.randint(0, 2, (6, 1)).double()
+    assert torch.equal(resumed(x, m, y), layer(x, m, y))
+    assert torch.equal(resumed(x, m, y), layer(x, m, y))
+    layer.freeze()
+    resumed.load_state_dict(layer.state_dict())
+    assert resumed.frozen
+
+
+def test_changing_the_dtype_of_a_model_leaves_the_moments_their_digits():
+    layer = primed()
+    coef = layer.coefficients()
+    layer.half().float().bfloat16()
+    assert layer.cross.dtype == torch.float64 and torch.equal(layer.coefficients(), coef)
+    x = torch.randn(5, 4).bfloat16()
+    assert layer.eval()(x, torch.randn(5, 1)).dtype == torch.bfloat16
+
+
+def test_autocast_and_half_precision_features_do_not_blunt_the_statistics():
+    age = 70 + 10 * torch.randn(4096, 1)
+    x = torch.randn(4096, 8) + (age - 70) @ torch.randn(1, 8) / 10
+    exact, low, cast = (Residualize(8, 1, horizon=None) for _ in range(3))
+    exact(x, age)
+    low(x.bfloat16(), age)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = cast(x, age)
+    assert out.dtype == torch.float32 and torch.equal(cast.cross, exact.cross)
+    error = (low.coefficients() - exact.coefficients()).norm() / exact.coefficients().norm()
+    assert 0 < error < 1e-2
+
+
+@pytest.mark.parametrize("space", ["sample", "feature"])
+def test_evaluation_can_be_exported(space):
+    layer = Residualize(4, 1, space=space)
+    x, m = torch.randn(50, 4), torch.randn(50, 1)
+    layer.accumulate(x, m)
+    layer.eval()
+    arguments = (x, m) if space == "sample" else (x,)
+    exported = torch.export.export(layer, arguments).module()
+    torch.testing.assert_close(exported(*arguments), layer(*arguments))
+
+
+def test_a_frozen_layer_never_updates():
+    layer = Residualize(4, 1, estimator="frozen")
+    layer.accumulate(torch.randn(50, 4), torch.randn(50, 1))
+    layer.train()(torch.randn(50, 4), torch.randn(50, 1))
+    assert layer.weight == 50
+
+
+def test_missing_metadata_raise_or_are_not_corrected():
+    layer = primed()
+    x, m = torch.randn(3, 4).double(), torch.tensor([[1.0], [float("nan")], [2.0]]).double()
+    with pytest.raises(ValueError, match=r"NaN in 1 row"):
+        layer(x, m, torch.ones(3))
+    lenient = primed(missing="mean")
+    assert torch.equal(lenient.eval()(x, m)[1], x[1])
+    weight = lenient.weight.clone()
+    lenient.train()(x, m, torch.ones(3))
+    assert lenient.weight == pytest.approx(float(weight * (1 - 1 / 4096) ** 2 + 1 + (1 - 1 / 4096)))
+    assert not lenient.cross.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(3, 4),), "metadata must be passed"),
+        ((torch.ones(3, 4), torch.ones(3, 1)), "protected must be passed"),
+        ((torch.ones(3, 4), torch.ones(3, 2), torch.ones(3)), r"metadata must have shape \(3, 1\)"),
+        ((torch.ones(3, 4), torch.ones(2, 1), torch.ones(3)), r"got \(2, 1\)"),
+        ((torch.ones(3, 5), torch.ones(3, 1), torch.ones(3)), "5 features"),
+    ],
+)
+def test_arguments_that_cannot_be_right_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Residualize(4, 1, num_protected=1)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "piror"}, "did you mean 'prior'"),
+        ({"grad": "through"}, "depend on the batch"),
+        ({"space": "feature", "estimator": "batch"}, "space='feature' goes with"),
+        ({"horizon": 0.5}, "horizon"),
+        ({"num_protected": -1}, "num_protected"),
+    ],
+)
+def test_options_that_cannot_be_right_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Residualize(4, 1, **options)
