@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix._validation import check_choice, check_number
+from residmix.checkpoint import fingerprint, run_starts
 from residmix.em import EMState, run_em
 from residmix.errors import DeadComponentWarning
 from residmix.families import COVARIANCE_TYPES, SingularCovarianceError, n_covariance_parameters
@@ -24,7 +25,7 @@ from residmix.gating import log_priors
 from residmix.joint import ConditionalEM, ConditionalParams, ToResidual, conditional_log_joint
 from residmix.joint_starts import constant_gate, joint_starts
 from residmix.moments.kernels import mixture_block_rows, responsibilities
-from residmix.moments.linear import Affine
+from residmix.moments.levels import FactorMoments
 from residmix.residualizer import Residualizer
 from residmix.sources.output import collect
 from residmix.sources.rows import Block, Rows
@@ -142,6 +143,7 @@ random_state, warm_start
         missing: str = "error",
         random_state: Any = None,
         warm_start: bool = False,
+        checkpoint: Any = None,
     ) -> None:
         self.n_components = n_components
         self.formula = formula
@@ -162,6 +164,7 @@ random_state, warm_start
         self.missing = missing
         self.random_state = random_state
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
@@ -195,6 +198,13 @@ random_state, warm_start
             validate_data(self, X, reset=True, skip_check_array=True)
         else:
             self.feature_names_in_, self.n_features_in_ = residualizer.features_, len(residualizer.features_)
+        design = residualizer.design_
+        if design is not None and design.factors and (self.estimation, self.gating) != ("two-stage", "constant"):
+            raise ValueError(
+                f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
+                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
+                "its levels"
+            )
         self._to_residual = _to_residual(residualizer)
         raw = self._table_rows(table, sample_weight)
         counted = int(residualizer.fit_.count.max(initial=0))
@@ -227,16 +237,16 @@ random_state, warm_start
         """Run every start to the end; return the likeliest."""
         joint, gated = self.estimation == "joint", self.gating == "metadata"
         em = ConditionalEM(rows, self.reg_covar, joint=joint)
-        ended: list[EMState[ConditionalParams]] = []
-        failure: SingularCovarianceError | None = None
-        for start in self._starts(rows, joint, gated):
-            try:
-                ended.append(run_em(em, start, tol=self.tol, max_iter=self.max_iter, evaluate=em.evaluate))
-            except SingularCovarianceError as error:
-                failure = error
-        if not ended:
-            assert failure is not None
-            raise failure
+        ended = run_starts(
+            em,
+            lambda: self._starts(rows, joint, gated),
+            lambda _, start, keep: run_em(
+                em, start, tol=self.tol, max_iter=self.max_iter, evaluate=em.evaluate, callback=keep
+            ),
+            failure=SingularCovarianceError,
+            path=self.checkpoint,
+            fingerprint=fingerprint(self, rows.n_rows, rows.n_features),
+        )
         best = max(ended, key=lambda state: state.log_likelihood)
         if em.revived:
             warnings.warn(
@@ -301,7 +311,7 @@ random_state, warm_start
         affine, basis, offset = to_residual.affine, to_residual.basis, to_residual.offset
         self.coef_ = affine.coef + basis @ params.coef
         constant = affine.constant - offset @ params.coef + common
-        self._affine = Affine(affine.origin_x, affine.origin_a, self.coef_, constant)
+        self._affine = replace(affine, coef=self.coef_, constant=constant)
         self.intercept_ = affine.origin_x + (constant - affine.origin_a @ self.coef_)
         self.weights_, self.means_ = mixture.weights, mixture.means
         self.covariances_, self.precisions_cholesky_ = mixture.covariances, mixture.factors
@@ -383,12 +393,16 @@ random_state, warm_start
         """
         check_is_fitted(self)
         design = self.residualizer_.design_
-        if design is None or not design.columns:
-            a = np.empty((1 if n_samples is None else n_samples, 0))
-        elif metadata is None:
-            raise ValueError("sample needs metadata=: the model is conditional on it, one row is drawn for each")
-        else:
-            a = design.matrix(metadata).dense
+        a = np.empty((1 if n_samples is None else n_samples, 0))
+        codes: tuple[NDArray[np.integer[Any]], ...] = ()
+        if design is not None and design.columns:
+            if metadata is None:
+                raise ValueError("sample needs metadata=: the model is conditional on it, one row is drawn for each")
+            # a table makes of text in an array what fit made of it
+            parts = as_table(np.zeros((len(metadata), 1)), metadata=metadata).chunks(None)
+            matrices = [design.matrix(part) for part in parts]
+            a = np.concatenate([matrix.dense for matrix in matrices])
+            codes = tuple(np.concatenate(code) for code in zip(*(m.codes for m in matrices), strict=True))
         if len(a) < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
         random = check_random_state(self.random_state)
@@ -398,7 +412,8 @@ random_state, warm_start
         labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
         lower = np.linalg.cholesky(params.mixture.full_covariances())
         noise = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
-        return self.intercept_ + a @ self.coef_ + self.means_[labels] + noise, labels
+        drawn = Block(0, self.means_[labels] + noise, a, codes)
+        return replace(self._affine, sign=1)(drawn), labels
 
     # ---- judging -----------------------------------------------------------------------------------------------------
 
@@ -407,7 +422,9 @@ random_state, warm_start
         K, d = self.means_.shape
         r = self._to_residual.basis.shape[1]
         mixture = n_covariance_parameters(self.covariance_type, K, d) + K * d + K - 1
-        return mixture + r * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
+        design = self.residualizer_.design_
+        absorbed = sum(len(factor.levels) - 1 for factor in design.factors) if design is not None else 0
+        return mixture + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
 
     def bic(self, X: Any, *, metadata: Any = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better."""
@@ -431,8 +448,9 @@ random_state, warm_start
 def _to_residual(residualizer: Residualizer) -> ToResidual:
     """Return the map to least-squares residuals and to orthonormal, centred coordinates of the removed design."""
     p = len(residualizer.coef_)
-    moments = residualizer.moments_
-    affine = residualizer.fit_.affine(p)
+    moments, affine = residualizer.moments_, residualizer.fit_.affine(p)
+    if isinstance(moments, FactorMoments):  # effects of thousands of levels: two stages only, which need no basis
+        return ToResidual(affine, np.empty((p, 0)), np.empty(0))
     scatter = moments.s_aa[0][:p, :p] / moments.weight[0]
     scale = np.sqrt(np.diag(scatter))
     scale = np.where(scale > 0, scale, 1.0)

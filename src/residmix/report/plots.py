@@ -97,7 +97,7 @@ def scatter_before_after(
             axes.set_ylabel(names[second])
         else:
             axes.set_yticks([])
-        if place == 1 and groups is not None:
+        if place == 1 and groups is not None and len(shapes) > 1:
             axes.legend(title=groups[0], fontsize=8, title_fontsize=8, frameon=False)
         if place == 2 and second is not None:
             _ellipses(axes, means[:, [first, second]], covariances[:, [first, second]][:, :, [first, second]])

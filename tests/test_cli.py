@@ -1,0 +1,125 @@
+"""The command: the demo and the fit of one's own files work, and errors are one line."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import residmix as rm
+from residmix.cli import main
+from residmix.data import penguins
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run("demo", "--output-dir", folder)
+
+
+def test_the_demo_shows_what_it_found_and_writes_report_and_model(demo):
+    folder, result = demo
+    assert "body_mass_g" in result.stdout
+    assert "Agreement with species: adjusted Rand index 0.9" in result.stdout
+    assert "residmix-demo" not in result.stdout
+    model = rm.load(folder / "penguins.safetensors")
+    assert model.predict(penguins()).shape == (333,)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2
+    assert "Adelie" in page
+
+
+def test_the_report_is_one_offline_page_without_script(demo):
+    page = (demo[0] / "report.html").read_text(encoding="utf-8").lower()
+    assert "<script" not in page
+    for attribute in ('src="http', 'href="http', "url(http", "@import"):
+        assert attribute not in page
+    assert len(page) < 1_000_000
+
+
+def test_existing_files_are_kept_unless_forced(demo):
+    folder, _ = demo
+    before = (folder / "report.html").read_bytes()
+    result = run("demo", "--output-dir", folder, code=1)
+    assert "exists" in result.stderr
+    assert (folder / "report.html").read_bytes() == before
+    run("demo", "--output-dir", folder, "--force")
+
+
+@pytest.fixture
+def files(tmp_path):
+    table = penguins()
+    table.to_csv(tmp_path / "p.csv", index=False)
+    table.to_parquet(tmp_path / "p.parquet", index=False)
+    return tmp_path
+
+
+OPTIONS = ("--formula", "C(sex)", "--features", "bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g")
+
+
+def test_csv_and_parquet_give_the_same_summary(files):
+    first, second = (
+        json.loads(run("fit", files / name, *OPTIONS, "--compare", "species", "--json").stdout)
+        for name in ("p.csv", "p.parquet")
+    )
+    first.pop("command"), second.pop("command")
+    assert first == second
+    assert first["reference"]["ari"] > 0.9
+
+
+def test_fit_equals_the_library_call(files):
+    run("fit", files / "p.parquet", *OPTIONS, "-o", files / "m.safetensors", "--quiet")
+    model = rm.ResidualMixture(3, formula="C(sex)", features=OPTIONS[3].split(","), random_state=0).fit(penguins())
+    np.testing.assert_array_equal(
+        rm.load(files / "m.safetensors").score_samples(penguins()), model.score_samples(penguins())
+    )
+
+
+def test_joint_estimation_and_reports_work_from_the_command_line(files):
+    options = (*OPTIONS, "--estimation", "joint", "--gating", "metadata", "--covariance", "tied", "-k", 2)
+    result = run("fit", files / "p.csv", *options, "--report", files / "r.html")
+    assert "Log-likelihood per row" in result.stdout
+    assert "estimated together by maximum likelihood" in (files / "r.html").read_text(encoding="utf-8")
+
+
+def test_missing_rows_are_left_out_only_when_told(tmp_path):
+    penguins(complete=False).to_csv(tmp_path / "p.csv", index=False)
+    result = run("fit", tmp_path / "p.csv", *OPTIONS, code=1)
+    assert result.stderr.count("\n") == 1
+    summary = json.loads(run("fit", tmp_path / "p.csv", *OPTIONS, "--drop-missing", "--json").stdout)
+    assert summary["n_rows"] == 333
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "absent.csv", "--formula", "C(sex)"), "absent.csv"),
+        (("fit", "{}/p.csv", "--formula", "C(sax)"), "did you mean 'sex'"),
+        (("fit", "{}/p.csv", "--formula", "__import__('os').system('true')"), "formula"),
+        (("fit", "{}/p.csv", "--formula", "C(sex)", "--features", "bill_lenght_mm"), "did you mean 'bill_length_mm'"),
+    ],
+)
+def test_errors_are_short_and_clear(arguments, message, files):
+    result = run(*(argument.format(files) for argument in arguments), code=1)
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") <= 3  # a formula is shown with a mark below it
+
+
+def test_hostile_names_are_escaped_in_the_report(tmp_path):
+    rng = np.random.default_rng(0)
+    name = "<script>alert(1)</script>"
+    table = pd.DataFrame({name: rng.normal(size=80), "b": rng.normal(size=80), "m": rng.normal(size=80)})
+    table.to_parquet(tmp_path / "x.parquet")
+    run("fit", tmp_path / "x.parquet", "--formula", "m", "-k", 1, "--report", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page

@@ -1,0 +1,227 @@
+"""ResidualMixture: what two stages lose and joint estimation finds; invariances, scikit-learn, judging."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import residmix as rm
+from residmix.errors import DesignWarning
+
+SHIFT = np.array([3.0, -3.0, 2.0])
+
+
+def two_sites(share, seed, n=2000):
+    """Two clusters, two sites, one shift; `share` of cluster 1 at site 1, mirrored at site 0."""
+    rng = np.random.default_rng(seed)
+    site = rng.integers(0, 2, n)
+    cluster = (rng.random(n) < np.where(site == 1, share, 1 - share)).astype(int)
+    X = cluster[:, None] * np.array([3.0, 3.0, 0.0]) + site[:, None] * SHIFT + rng.standard_normal((n, 3))
+    return X, site.astype(float), cluster
+
+
+def joint(K=2, **options):
+    return rm.ResidualMixture(K, estimation="joint", gating="metadata", random_state=0, **options)
+
+
+@parametrize_with_checks(
+    [
+        rm.ResidualMixture(2, random_state=0),
+        rm.ResidualMixture(2, estimation="joint", gating="metadata", random_state=0),
+    ]
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.97])
+@pytest.mark.parametrize("seed", range(5))
+def test_joint_finds_clusters_that_two_stages_lose(share, seed):
+    X, site, cluster = two_sites(share, seed)
+    model = rm.ResidualMixture(2, estimation="joint", gating="metadata", random_state=seed).fit(X, metadata=site)
+    assert adjusted_rand_score(cluster, model.predict(X, metadata=site)) >= 0.9
+    # sd of the shift is about 0.06 when a site has 1000 rows, 0.2 with the 30 rows of a cluster at 0.97
+    assert np.abs(model.coef_[0] - SHIFT).max() < 0.5
+    if seed == 0:  # control: two stages take the difference in proportions for a shift
+        two = rm.ResidualMixture(2, random_state=seed).fit(X, metadata=site)
+        assert adjusted_rand_score(cluster, two.predict(X, metadata=site)) < 0.2
+        assert np.abs(two.coef_[0] - SHIFT).max() > 2
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("gating", ["constant", "metadata"])
+def test_joint_is_never_less_likely_than_two_stages_from_the_same_start(kind, gating):
+    for seed in range(3):
+        X, site, _ = two_sites(0.8, seed, n=300)
+        options = {
+            "covariance_type": kind,
+            "gating": gating,
+            "reg_covar": 0.0,
+            "means_init": X[:2] - X.mean(axis=0),
+            "random_state": seed,
+        }
+        two = rm.ResidualMixture(2, estimation="two-stage", **options).fit(X, metadata=site)
+        one = rm.ResidualMixture(2, estimation="joint", **options).fit(X, metadata=site)
+        assert one.lower_bound_ >= two.lower_bound_ - 1e-9
+        assert np.diff(one.lower_bounds_).min(initial=0) >= -1e-12
+
+
+def test_without_metadata_it_is_a_gaussian_mixture():
+    X, _, _ = two_sites(0.5, 0, n=400)
+    start = {"means_init": [[0, 0, 0], [3.0, 3, 0]], "tol": 0, "max_iter": 20}
+    mean = X.mean(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = rm.GaussianMixture(2, **start).fit(X)
+        start["means_init"] = np.array(start["means_init"]) - mean
+        model = rm.ResidualMixture(2, **start).fit(X)
+    assert_allclose(model.intercept_, mean, rtol=1e-12)
+    assert_allclose(model.means_ + model.intercept_, plain.means_, rtol=1e-7)
+    assert_allclose(model.covariances_, plain.covariances_, rtol=1e-6)
+    assert_allclose(model.score_samples(X), plain.score_samples(X), rtol=1e-7)
+    assert_allclose(model.bic(X), plain.bic(X), rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+def test_attributes_agree_with_the_density_and_with_each_other(estimation):
+    X, site, _ = two_sites(0.8, 1, n=500)
+    M = np.column_stack([site, np.random.default_rng(0).normal(size=500)])
+    model = rm.ResidualMixture(2, estimation=estimation, gating="metadata", random_state=0).fit(X, metadata=M)
+    residual = model.residuals(X, metadata=M)
+    assert_allclose(residual, X - model.intercept_ - M @ model.coef_, atol=1e-10)
+    logits = M @ model.gate_coef_.T + model.gate_intercept_
+    prior = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    gap = residual[:, None] - model.means_
+    squared = np.einsum("nki,kij,nkj->nk", gap, model.precisions_, gap)
+    gauss = -0.5 * (squared + 3 * np.log(2 * np.pi) - np.linalg.slogdet(model.precisions_)[1])
+    log_joint = np.log(prior) + gauss
+    density = np.logaddexp.reduce(log_joint, axis=1)
+    assert_allclose(model.score_samples(X, metadata=M), density, rtol=1e-9)
+    assert_allclose(model.score(X, metadata=M), model.lower_bound_, rtol=1e-9)
+    proba = model.predict_proba(X, metadata=M)
+    assert_allclose(proba, np.exp(log_joint - density[:, None]), atol=1e-9)
+    assert (model.predict(X, metadata=M) == proba.argmax(axis=1)).all()
+    assert_allclose(residual.mean(axis=0), 0, atol=1e-9)
+    assert_allclose(model.weights_ @ model.means_, 0, atol=1e-9)
+    # 12 covariances, 6 means (the intercept among them), 6 coefficients, 1 + 2 gate parameters
+    parameters = 12 + 6 + 6 + 3
+    assert_allclose(model.aic(X, metadata=M), -2 * density.sum() + 2 * parameters, rtol=1e-12)
+    assert_allclose(model.bic(X, metadata=M), -2 * density.sum() + parameters * np.log(500), rtol=1e-12)
+    assert model.icl(X, metadata=M) > model.bic(X, metadata=M)
+
+
+def test_units_and_origins_dont_matter():
+    X, site, _ = two_sites(0.9, 2, n=800)
+    model = joint(reg_covar=0.0).fit(X, metadata=site)
+    scale, offset = np.array([1e-3, 1.0, 1e3]), np.array([5.0, -1e4, 1e6])
+    other = joint(reg_covar=0.0).fit(X * scale + offset, metadata=1e6 + 1e4 * site)
+    assert (other.predict(X * scale + offset, metadata=1e6 + 1e4 * site) == model.predict(X, metadata=site)).mean() > 0.99
+    # two runs stop at slightly different points, within tol of the maximum
+    assert_allclose(other.coef_ * 1e4, model.coef_ * scale, rtol=2e-3)
+
+
+def test_samples_have_the_moments_of_the_model():
+    X, site, _ = two_sites(0.9, 3)
+    model = joint().fit(X, metadata=site)
+    M = np.repeat([0.0, 1.0], 20_000)
+    drawn, labels = model.sample(metadata=M)
+    assert drawn.shape == (40_000, 3)
+    for value in (0.0, 1.0):
+        at = site == value
+        # the training mean at a site has standard error 2 / sqrt(1000)
+        assert_allclose(drawn[value == M].mean(axis=0), X[at].mean(axis=0), atol=0.25)
+        prior = np.mean(labels[value == M] == 1)
+        assert_allclose(prior, model.predict_proba(X, metadata=site)[at, 1].mean(), atol=0.02)
+
+
+def test_one_table_in_every_scikit_learn_tool():
+    X, site, cluster = two_sites(0.9, 4, n=600)
+    table = pd.DataFrame(X, columns=["a", "b", "c"]).assign(site=np.where(site == 1, "north", "south"))
+    model = joint(formula="C(site)").fit(table)
+    arrays = joint().fit(X, metadata=1 - site)  # "south" is the later level
+    assert_allclose(model.lower_bound_, arrays.lower_bound_, rtol=1e-6)
+    assert adjusted_rand_score(cluster, model.predict(table)) > 0.9
+    scores = cross_val_score(joint(formula="C(site)"), table, cv=3)
+    assert np.isfinite(scores).all()
+    search = GridSearchCV(joint(formula="C(site)"), {"n_components": [1, 2]}, cv=3).fit(table)
+    assert search.best_params_ == {"n_components": 2}
+    again = pickle.loads(pickle.dumps(model))
+    assert (again.score_samples(table) == model.score_samples(table)).all()
+    assert clone(model).get_params() == model.get_params()
+
+
+def test_saved_and_loaded_it_predicts_the_same_bits(tmp_path):
+    X, site, _ = two_sites(0.9, 5, n=400)
+    model = joint().fit(X, metadata=site)
+    rm.save(model, tmp_path / "model.safetensors")
+    again = rm.load(tmp_path / "model.safetensors")
+    assert (again.score_samples(X, metadata=site) == model.score_samples(X, metadata=site)).all()
+    assert (again.residuals(X, metadata=site) == model.residuals(X, metadata=site)).all()
+
+
+def test_threads_and_repetition_give_the_same_bits(monkeypatch):
+    X, site, _ = two_sites(0.9, 6)
+    found = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("RESIDMIX_NUM_THREADS", threads)
+        found.append(joint().fit(X, metadata=site).coef_)
+    assert (found[0] == found[1]).all()
+
+
+def test_collinear_metadata_is_no_obstacle():
+    X, site, cluster = two_sites(0.9, 7, n=800)
+    with pytest.warns(rm.errors.CollinearityWarning):
+        model = joint().fit(X, metadata=np.column_stack([site, 1 - site]))
+    labels = model.predict(X, metadata=np.column_stack([site, 1 - site]))
+    assert adjusted_rand_score(cluster, labels) > 0.9
+    assert model._n_parameters() == joint().fit(X, metadata=site)._n_parameters()
+
+
+def test_weights_count_rows():
+    X, site, _ = two_sites(0.9, 8, n=300)
+    weight = np.where(np.arange(300) % 3, 1.0, 2.0)
+    index = np.repeat(np.arange(300), weight.astype(int))
+    options = {"means_init": [[-1.5, -1.5, 0], [1.5, 1.5, 0]], "reg_covar": 0.0, "tol": 1e-9}
+    one = joint(**options).fit(X, metadata=site, sample_weight=weight)
+    two = joint(**options).fit(X[index], metadata=site[index])
+    # both stop within 1e-9 of the same maximum
+    assert_allclose(one.lower_bound_, two.lower_bound_, rtol=1e-7)
+    assert_allclose(one.coef_, two.coef_, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimation": "jont"}, "did you mean 'joint'"),
+        ({"gating": "site"}, "gating must be one of"),
+        ({"n_components": 0}, "n_components must be at least 1"),
+        ({"tol": -1.0}, "tol must be at least 0"),
+        ({"means_init": np.zeros((3, 3))}, "means"),
+    ],
+)
+def test_wrong_options_are_one_clear_error(change, message):
+    X, site, _ = two_sites(0.5, 0, n=50)
+    with pytest.raises(ValueError, match=message):
+        rm.ResidualMixture(2).set_params(**change).fit(X, metadata=site)
+
+
+def test_wrong_data_is_one_clear_error():
+    X, site, _ = two_sites(0.5, 0, n=50)
+    with pytest.raises(ValueError, match="NaN"):
+        rm.ResidualMixture(2).fit(np.where(X > 3, np.nan, X), metadata=site)
+    with pytest.raises(ValueError, match="rows"):
+        rm.ResidualMixture(2).fit(X, metadata=site[:-1])
+    model = rm.ResidualMixture(2, random_state=0).fit(X, metadata=site)
+    with pytest.raises(ValueError, match="metadata is needed"):
+        model.predict(X)
+    with pytest.raises(ValueError, match="metadata"):
+        model.sample()
+    with pytest.warns(DesignWarning), pytest.raises(ValueError, match="n_components"):
+        rm.ResidualMixture(60).fit(X, metadata=np.random.default_rng(0).normal(size=(50, 30)))
