@@ -235,9 +235,10 @@ class WithEffects(Affine):
 
     effects: tuple[Array, ...] = ()
 
-    def __call__(self, block: Block) -> NDArray[Any]:
-        exact = Block(block.start, np.asarray(block.X, dtype=np.float64), block.design)
-        out = super().__call__(exact)
+    def into(self, block: Block, out: NDArray[Any]) -> None:
+        exact = out if out.dtype == np.float64 else np.empty(out.shape)
+        super().into(Block(block.start, block.X, block.design), exact)
         for effects, codes in zip(self.effects, block.codes, strict=True):
-            _add_effects(out, effects, codes, float(self.sign))
-        return out.astype(block.X.dtype, copy=False)
+            _add_effects(exact, effects, codes, float(self.sign))
+        if exact is not out:
+            out[...] = exact

@@ -7,6 +7,7 @@ and columns like a calendar time with 1e8 in front of a spread of 1 lose no digi
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +74,8 @@ class LinearMoments:
 
 
 def linear_block_rows(d: int, q: int) -> int:
-    """Return the rows in a block: about a megabyte, so that what is read once is found in cache when read again."""
-    return int(np.clip(2 ** int(np.log2(131072 / max(d + q, 1))), 256, 16384))
+    """Return the rows in a block: about two megabytes, so that what is read once is found in cache when read again."""
+    return int(np.clip(2 ** int(np.log2(262144 / max(d + q, 1))), 256, 16384))
 
 
 def linear_moments(block: Block) -> LinearMoments:
@@ -83,6 +84,18 @@ def linear_moments(block: Block) -> LinearMoments:
     A = _design(block)
     missing = np.isnan(X)
     return _moments_missing(X, A, block.weight, missing) if missing.any() else _moments(X, A, block.weight)
+
+
+_local = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> Array:
+    """Return this thread's own scratch matrix: fresh memory for every block would cost more than the arithmetic."""
+    size = int(np.prod(shape))
+    held = getattr(_local, "held", None)
+    if held is None or held.size < size:
+        held = _local.held = np.empty(size)
+    return held[:size].reshape(shape)
 
 
 def _design(block: Block) -> Array:
@@ -99,7 +112,7 @@ def _origin(values: Array, weight: Array | None) -> Array:
 def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
     n, q = A.shape
     origin_x, origin_a = _origin(X, weight), _origin(A, weight)
-    x = X - origin_x
+    x = np.subtract(X, origin_x, out=_scratch(X.shape))
     # One more column of ones: its products are the sums that correct the rounding of the origins.
     a = np.empty((n, q + 1))
     np.subtract(A, origin_a, out=a[:, :q])
@@ -200,18 +213,25 @@ class Affine:
     sign: int = -1
 
     def __call__(self, block: Block) -> NDArray[Any]:
-        X, p = block.X, len(self.coef)
-        out = np.empty(X.shape)
-        a = np.empty((len(X), p + 1))
+        out = np.empty(block.X.shape, block.X.dtype)
+        self.into(block, out)
+        return out
+
+    def into(self, block: Block, out: NDArray[Any]) -> None:
+        """Write the residual to `out`, of the shape and dtype of X and C-contiguous."""
+        exact = out if out.dtype == np.float64 else _scratch(out.shape)
+        p = len(self.coef)
+        a = np.empty((len(exact), p + 1))
         a[:, p] = 1.0
         if p:
             np.subtract(_design(block)[:, :p], self.origin_a, out=a[:, :p])
         step = np.subtract if self.sign < 0 else np.add
-        step(X, self.origin_x, out=out)
+        step(block.X, self.origin_x, out=exact)
         # BLAS adds the product onto the residual in place: no third array. It wants columns, hence the transposes.
         full = np.vstack([self.coef, self.constant])
-        dgemm(float(self.sign), full.T, a.T, beta=1.0, c=out.T, overwrite_c=True)
-        return out.astype(X.dtype, copy=False)
+        dgemm(float(self.sign), full.T, a.T, beta=1.0, c=exact.T, overwrite_c=True)
+        if exact is not out:
+            out[...] = exact
 
 
 @dataclass

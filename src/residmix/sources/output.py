@@ -60,12 +60,20 @@ class _Placed:
         self._lock, self._ready = threading.Lock(), False
 
     def __call__(self, block: Block) -> None:
+        into = getattr(self._function, "into", None)
+        if into is not None:  # it writes where it's told: nothing is held twice, not even a block
+            self._make(block.X.shape[1:], block.X.dtype)
+            into(block, self.out[block.start : block.start + block.n_rows])
+            return
         result = self._function(block)
+        self._make(result.shape[1:], result.dtype)
+        self.out[block.start : block.start + len(result)] = result
+
+    def _make(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         with self._lock:
             if not self._ready:
-                self.out = np.empty((self._n_rows, *result.shape[1:]), result.dtype)
+                self.out = np.empty((self._n_rows, *shape), dtype)
                 self._ready = True
-        self.out[block.start : block.start + len(result)] = result
 
 
 def write_parquet(
