@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from os import PathLike
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from residmix.checkpoint import fingerprint, run_starts
 from residmix.em import Acceleration, EMState, run_em
 from residmix.errors import DeadComponentWarning, ScaleWarning
 from residmix.families import (
@@ -33,7 +35,9 @@ from residmix.families import (
 )
 from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block_rows, responsibilities
+from residmix.sources.output import collect
 from residmix.sources.rows import ArrayRows, Block, Rows
+from residmix.sources.table import Table, as_table, is_source
 from residmix.starts import INIT_PARAMS, check_given, find_start
 from residmix.threads import one_blas_thread
 
@@ -89,18 +93,11 @@ def most_probable(joint: Floats) -> NDArray[np.intp]:
     return joint.argmax(axis=1)
 
 
-def overwhelmed_columns(params: MixtureParams, reg_covar: float) -> NDArray[np.intp]:
-    """Return the columns whose variance under the mixture is mostly `reg_covar`; constant ones don't count."""
-    K, d = params.means.shape
-    diagonal = params.covariances
-    if params.covariance_type in ("full", "tied"):
-        diagonal = np.diagonal(diagonal, axis1=-2, axis2=-1)
-    mean = params.weights @ params.means
-    if params.covariance_type == "spherical":
-        diagonal = diagonal[:, None]
-    within = params.weights @ np.broadcast_to(diagonal, (K, d))
-    variance = within + params.weights @ (params.means - mean) ** 2 - reg_covar
-    constant = variance <= 1e-6 * reg_covar + (1e-12 * mean) ** 2
+def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:
+    """Return the columns whose variance, on a thousand rows, is mostly `reg_covar`; constant ones don't count."""
+    x = np.asarray(rows.take(np.arange(0, rows.n_rows, max(1, rows.n_rows // 1000))).X, dtype=np.float64)
+    variance = x.var(axis=0)
+    constant = variance <= (1e-12 * x.mean(axis=0)) ** 2
     return np.flatnonzero(~constant & (variance < 10 * reg_covar))
 
 
@@ -168,6 +165,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Go on from the last fit's parameters.
     verbose : int, default=0
     verbose_interval : int, default=10
+    checkpoint : path, optional
+        A file that holds the state of the fit after each iteration. If the process dies, the same fit goes on from
+        there, to the same bits; when it's done the file is removed.
 
     Attributes
     ----------
@@ -214,6 +214,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
+        "checkpoint": [str, PathLike, None],
     }
 
     def __init__(
@@ -234,6 +235,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         warm_start: bool = False,
         verbose: int = 0,
         verbose_interval: int = 10,
+        checkpoint: str | PathLike[str] | None = None,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -250,6 +252,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.warm_start = warm_start
         self.verbose = verbose
         self.verbose_interval = verbose_interval
+        self.checkpoint = checkpoint
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
@@ -259,16 +262,23 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like (n, d)
+        X : array-like (n, d), or a table from `residmix.scan`, Dask array or data frame, or callable giving batches
+            Of a table, the numeric columns are used.
         y : ignored
         sample_weight : array-like (n,), optional
-            Non-negative. A weight of 2 counts a row twice; a weight of 0 leaves it out.
+            Non-negative. A weight of 2 counts a row twice; a weight of 0 leaves it out. A text names a table's column.
 
         Raises
         ------
         ValueError
             If there are fewer rows than components, or every start led to a singular covariance.
         """
+        if is_source(X):
+            rows = self._source_rows(as_table(X), sample_weight, reset=True)
+            self._check_enough(rows.n_rows)
+            with one_blas_thread():
+                self._fit_rows(rows)
+            return self
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         weight, counted = None, len(X)
         if sample_weight is not None:
@@ -276,14 +286,35 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             counted = int(np.count_nonzero(weight))
             if counted == 0:
                 raise ValueError(f"sample_weight is 0 for all {len(X)} rows; at least one must be positive")
-        if counted < self.n_components:
-            raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {counted}"
-            )
+        self._check_enough(counted)
         rows = ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components))
         with one_blas_thread():
             self._fit_rows(rows)
         return self
+
+    def _check_enough(self, n_rows: int) -> None:
+        if n_rows < self.n_components:
+            raise ValueError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {n_rows}"
+            )
+
+    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
+        """Return the rows of a table that is no array; `reset` learns which columns they have."""
+        if reset or not hasattr(self, "feature_names_in_"):
+            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
+        else:
+            names = tuple(self.feature_names_in_)
+        if reset:
+            self.n_features_in_ = len(names)
+            self.__dict__.pop("feature_names_in_", None)
+            if table.named:
+                self.feature_names_in_ = np.asarray(names, dtype=object)
+        elif len(names) != self.n_features_in_:
+            raise ValueError(
+                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input"
+            )
+        return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.intp]:
         """Fit, and return the most probable component of each row (n,)."""
@@ -301,23 +332,45 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         resume = self.warm_start and hasattr(self, "converged_")
         em = MixtureEM(rows, self.reg_covar)
-        ended: list[EMState[MixtureParams]] = []
-        failure: SingularCovarianceError | None = None
-        for run in range(1 if resume else self.n_init):
-            report = Progress(self.verbose, self.verbose_interval, run)
-            try:
-                start = self._params() if resume else self._start(rows, given, random_state)
-                history = self._history if resume else ()
-                ended.append(self._run(em, start, history, report))
-            except SingularCovarianceError as error:
-                failure = error
-            else:
-                report.end(ended[-1])
-        if failure is not None and not ended:
-            raise failure
+        history = self._history if resume else ()
+
+        def starts() -> Iterator[MixtureParams]:
+            failure: SingularCovarianceError | None = None
+            found = 0
+            for _ in range(1 if resume else self.n_init):
+                try:
+                    yield self._params() if resume else self._start(rows, given, random_state)
+                    found += 1
+                except SingularCovarianceError as error:
+                    failure = error
+            if failure is not None and not found:
+                raise failure
+
+        def run(
+            i: int, start: MixtureParams | EMState[MixtureParams], keep: Callable[[EMState[MixtureParams]], Any] | None
+        ) -> EMState[MixtureParams]:
+            report = Progress(self.verbose, self.verbose_interval, i)
+
+            def callback(state: EMState[MixtureParams]) -> None:
+                report(state)
+                if keep is not None:
+                    keep(state)
+
+            ended = self._run(em, start, history, callback)
+            report.end(ended)
+            return ended
+
+        ended = run_starts(
+            em,
+            starts,
+            run,
+            failure=SingularCovarianceError,
+            path=self.checkpoint,
+            fingerprint=fingerprint(self, rows.n_rows, rows.n_features, resume=resume),
+        )
         # the first of equals, so that more starts never change a result they don't improve
         self._keep(max(ended, key=lambda state: state.log_likelihood))
-        self._warn(em.revived)
+        self._warn(rows, em.revived)
 
     def _start(self, rows: Rows, given: dict[str, Floats | None], random_state: Any) -> MixtureParams:
         return find_start(
@@ -331,7 +384,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         )
 
     def _run(
-        self, em: MixtureEM, start: MixtureParams, history: tuple[float, ...], report: Progress
+        self,
+        em: MixtureEM,
+        start: MixtureParams | EMState[MixtureParams],
+        history: tuple[float, ...],
+        callback: Callable[[EMState[MixtureParams]], Any],
     ) -> EMState[MixtureParams]:
         return run_em(
             em,
@@ -341,7 +398,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             accelerate=Acceleration(pack, unpack) if self.accelerate and self.tol > 0 else None,
             history=history,
             evaluate=em.evaluate,
-            callback=report,
+            callback=callback,
         )
 
     def _keep(self, state: EMState[MixtureParams]) -> None:
@@ -354,7 +411,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.lower_bounds_ = list(state.log_likelihoods[1:])
         self._history = (*getattr(self, "_history", ())[:-1], *state.log_likelihoods)[-3:]
 
-    def _warn(self, revived: list[list[int]]) -> None:
+    def _warn(self, rows: Rows, revived: list[list[int]]) -> None:
         if revived:
             warnings.warn(
                 f"components {revived[-1]} of {self.n_components} lost all their rows and were re-seeded "
@@ -362,7 +419,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 DeadComponentWarning,
                 stacklevel=5,
             )
-        columns = overwhelmed_columns(self._params(), self.reg_covar)
+        columns = overwhelmed_columns(rows, self.reg_covar)
         if columns.size:
             warnings.warn(
                 f"reg_covar={self.reg_covar:g} is more than a tenth of the variance of columns "
@@ -389,9 +446,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _per_row(self, X: Any, finish: Callable[[Floats], NDArray[Any]]) -> NDArray[Any]:
         params = self._params()
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        rows = ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], params.n_components))
-        return np.concatenate(list(rows.map(Scored(params, finish))))
+        if is_source(X):
+            rows: Rows = self._source_rows(as_table(X))
+        else:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+            rows = ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], params.n_components))
+        return collect(rows, Scored(params, finish))
 
     def score_samples(self, X: Any) -> Floats:
         """Return ``log p(x)`` of each row, (n,)."""

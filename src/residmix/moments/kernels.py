@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
+from residmix.moments.tiles import UNREACHED, full_block, full_joint, pack_factors, scaled_block, scaled_joint
 from residmix.moments.vector import CHUNK, WIDTH
 from residmix.sources.rows import Block
 
@@ -275,8 +275,14 @@ def _tied_moments(
     joint = np.empty((len(y), K))
     scaled_joint(y, problem.means, problem.factors, problem.constant, problem.prior, tile_rows(d), joint)
     shares, log_density = _normalised(joint)
+    reached = np.isfinite(log_density)
+    if not reached.all():
+        # as in the tile loops: a row that no component reaches has no share in any
+        X = np.where(reached[:, None], X, params.means.mean(axis=0))
+        weight = reached * (1.0 if weight is None else weight)
+        log_density = np.where(reached, log_density, UNREACHED)
     if weight is not None:
-        log_density = weight * log_density
+        log_density = np.where(reached, weight, 1.0) * log_density
     weighted = shares if weight is None else shares * weight[:, None]
     origin = params.means.mean(axis=0)
     x, means = X - origin, params.means - origin
