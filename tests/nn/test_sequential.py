@@ -1,0 +1,142 @@
+"""Threading metadata through a network, and layers put into an existing one."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from residmix.nn import MetadataSequential, Residualize, attach, finalize
+from residmix.nn.compat import PublishedPMDN, PublishedRMDN
+
+
+class Block(nn.Module):
+    """A residual block as in common image networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return (self.norm(self.conv(x)) + x).relu()
+
+
+class Image(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.layer1 = nn.Sequential(Block(), Block())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.layer1(self.stem(x)).mean((2, 3)))
+
+
+def pictures(n=64):
+    m = torch.randn(n, 2)
+    return torch.randn(n, 1, 8, 8) + m[:, :1, None, None], m
+
+
+def test_nested_layers_get_metadata_and_plain_modules_do_not():
+    inner = MetadataSequential(nn.Linear(4, 3), Residualize(3, 2, num_protected=1, warmup=0))
+    net = MetadataSequential(nn.Linear(6, 4), nn.ReLU(), inner, nn.Linear(3, 1))
+    x, m, y = torch.randn(30, 6), torch.randn(30, 2), torch.randn(30, 1)
+    net(x, m, y, sample_weight=torch.ones(30))
+    assert net[2][1].diagnostics()["effective_rows"] > 29
+    expected = net.eval()[3](inner(net[1](net[0](x)), m))
+    assert torch.equal(net(x, m), expected)
+    with pytest.raises(ValueError, match="metadata must be passed"):
+        net(x)
+
+
+def test_attaching_to_an_image_network_removes_metadata_from_the_block_it_names():
+    model = Image()
+    keys = set(model.state_dict())
+    net = attach(model, ["stem", "layer1.1"], num_metadata=2)
+    assert set(model.state_dict()) == keys
+    x, m = pictures()
+    finalize(net, [((x,), {"metadata": m})], forward=lambda net, batch: net(*batch[0], **batch[1]))
+    seen = []
+    net.layers["layer1_1"].register_forward_hook(lambda _, args, out: seen.append(out))
+    net.eval()(x, metadata=m)
+    pooled, c = seen[0].mean((2, 3)), m - m.mean(0)
+    assert (c.T @ pooled).abs().max() < 1e-3 * len(x)
+    assert net.layers["stem"].maps == "channel" and net.layers["stem"].num_features == 4
+
+
+def test_attaching_to_a_transformer_block_works_on_tokens_with_and_without_the_fast_path():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    net = attach(encoder, "layers.1", num_metadata=1)
+    x, m = torch.randn(20, 5, 8), torch.randn(20, 1)
+    net(x, metadata=m)
+    assert net.layers["layers_1"].weight > 19
+    with torch.no_grad():
+        assert net.eval()(x, metadata=m).shape == x.shape
+    with pytest.raises(ValueError, match="batch_first"):
+        attach(nn.TransformerEncoderLayer(8, 2, 16), "self_attn", num_metadata=1)
+
+
+def test_nothing_stale_can_be_used():
+    net = attach(Image(), "stem", num_metadata=2)
+    x, m = pictures()
+    net(x, metadata=m)
+    with pytest.raises(RuntimeError, match="ran outside"):
+        net.model(x)
+    with pytest.raises(ValueError, match="metadata must be passed"):
+        net(x)
+
+
+def test_a_module_that_did_not_run_is_an_error():
+    class Skips(Image):
+        def forward(self, x):
+            return self.stem(x)
+
+    net = attach(Skips(), "head", num_metadata=2)
+    x, m = pictures()
+    with pytest.raises(RuntimeError, match="did not run 'head'"):
+        net(x, metadata=m)
+
+
+def test_copies_and_pickles_of_an_attached_model_have_their_own_layers():
+    net = attach(Image(), "layer1", num_metadata=2)
+    x, m = pictures()
+    net(x, metadata=m)
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(net), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other.eval()(x, metadata=m), net.eval()(x, metadata=m))
+        other.train()(x, metadata=m)
+        assert other.layers["layer1"].weight > 100 > net.layers["layer1"].weight
+
+
+def test_names_and_widths_that_cannot_be_found_say_so():
+    with pytest.raises(ValueError, match="did you mean 'stem'"):
+        attach(Image(), "stemm", num_metadata=1)
+    with pytest.raises(ValueError, match="num_features"):
+        attach(nn.Sequential(nn.ReLU()), "0", num_metadata=1)
+    net = attach(nn.Sequential(nn.LSTM(3, 4, batch_first=True)), "0", 1, num_features=4, maps="token")
+    out, _ = net(torch.randn(6, 5, 3), metadata=torch.randn(6, 1))
+    assert out.shape == (6, 5, 4)
+
+
+def test_published_recursion_is_recursive_least_squares():
+    layer = PublishedRMDN(3, 1, forgetting=1.0, noise=0.0).double()
+    x, m, y = torch.randn(90, 3).double(), torch.randn(90, 1).double(), torch.randn(90, 1).double()
+    for part in torch.arange(90).split(30):
+        layer(x[part], m[part], y[part])
+    design = torch.cat([y, m, torch.ones(90, 1)], 1)
+    ridge = torch.linalg.solve(design.T @ design + 0.01 * torch.eye(3), design.T @ x)
+    torch.testing.assert_close(layer.beta, ridge, atol=1e-9, rtol=0)
+
+
+def test_published_penalty_reaches_the_coefficients_only():
+    layer = PublishedPMDN(3, 1)
+    x = torch.randn(20, 3, requires_grad=True)
+    layer(x, torch.randn(20, 1), torch.randn(20, 1))
+    layer.penalty.backward()
+    assert x.grad is None and layer.beta.grad.abs().sum() > 0
