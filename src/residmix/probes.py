@@ -102,7 +102,8 @@ def probe(
         low=float(low),
         high=float(high),
         p_value=float((1 + np.sum(chances >= score)) / (1 + n_permutations)),
-        excess=(score - float(chances.mean())) / spread if spread > 0 else 0.0,
+        # A learner that predicts a constant scores alike for all labels, up to rounding.
+        excess=(score - float(chances.mean())) / spread if spread > 1e-9 else 0.0,
     )
 
 
@@ -144,7 +145,8 @@ class _Ranks:
 
         self.target = target
         self._classes = [(k, level) for k, level in enumerate(classes) if 0 < np.sum(target == level) < len(target)]
-        self._ranks = rankdata(probabilities, axis=0)
+        # Where nothing can be learned, predictions differ by rounding only, whose order means nothing.
+        self._ranks = rankdata(np.round(probabilities, 9), axis=0)
 
     def score(self, target: NDArray[np.intp]) -> float:
         areas = []
