@@ -122,7 +122,9 @@ def test_units_and_origins_dont_matter():
     model = joint(reg_covar=0.0).fit(X, metadata=site)
     scale, offset = np.array([1e-3, 1.0, 1e3]), np.array([5.0, -1e4, 1e6])
     other = joint(reg_covar=0.0).fit(X * scale + offset, metadata=1e6 + 1e4 * site)
-    assert (other.predict(X * scale + offset, metadata=1e6 + 1e4 * site) == model.predict(X, metadata=site)).mean() > 0.99
+    assert (
+        other.predict(X * scale + offset, metadata=1e6 + 1e4 * site) == model.predict(X, metadata=site)
+    ).mean() > 0.99
     # two runs stop at slightly different points, within tol of the maximum
     assert_allclose(other.coef_ * 1e4, model.coef_ * scale, rtol=2e-3)
 

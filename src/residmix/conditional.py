@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -76,6 +77,9 @@ class ResidualMixture(DensityMixin, BaseEstimator):
     covariance_type, tol, reg_covar, max_iter, n_init, init_params, weights_init, means_init, precisions_init, \
 random_state, warm_start
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
+    checkpoint : path, optional
+        A file that holds the state of EM after each iteration. If the process dies, the same fit goes on from there,
+        to the same bits; when it's done the file is removed.
 
     Attributes
     ----------
@@ -284,12 +288,13 @@ random_state, warm_start
                 random_state=random_state,
                 **given,
             )
+            start = ConditionalParams(mixture, coef, constant_gate(mixture.weights, r) if gated else None)
             if joint:
                 stage = ConditionalEM(rows, self.reg_covar, joint=False)
-                first = ConditionalParams(mixture, coef)
-                mixture = run_em(stage, first, tol=self.tol, max_iter=self.max_iter).params.mixture
-            gate = constant_gate(mixture.weights, r) if gated else None
-            starts.append(ConditionalParams(mixture, coef, gate))
+                # a start that collapses here is judged, and reported, where all starts are run
+                with suppress(SingularCovarianceError):
+                    start = run_em(stage, start, tol=self.tol, max_iter=self.max_iter).params
+            starts.append(start)
             if joint and all(value is None for value in given.values()):
                 starts += joint_starts(
                     rows,
