@@ -73,6 +73,11 @@ class LeaveOneOut:
         ValueError
             If a row is the only one that tells some effect, so that no fit without it has a residual for it.
         """
+        if block.codes:
+            raise ValueError(
+                "leave-one-out residuals need every factor as columns, but one has so many levels that it is absorbed; "
+                "use residuals='cross-fitted'"
+            )
         raw = np.asarray(self.affine(Block(block.start, block.X.astype(np.float64), block.design)))
         own = np.ones(len(raw)) if block.weight is None else block.weight
         out = np.empty_like(raw)

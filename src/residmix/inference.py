@@ -43,7 +43,7 @@ def canonical_correlations(scatter: Array, n_removed: int) -> Array:
     spread = np.sqrt(np.diagonal(scatter))
     scaled = scatter / np.where(spread > 0, spread, 1.0)[:, None] / np.where(spread > 0, spread, 1.0)
     one, two = slice(None, n_removed), slice(n_removed, None)
-    whitened = _inverse_root(scaled[one, one]) @ scaled[one, two] @ _inverse_root(scaled[two, two])
+    whitened = _inverse_root(scaled[one, one]) @ scaled[one, two] @ _inverse_root(scaled[two, two]).T
     return np.minimum(np.linalg.svd(whitened, compute_uv=False), 1.0)
 
 

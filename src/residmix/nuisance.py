@@ -79,13 +79,17 @@ def fit_nuisance(
     whole = rows.take(np.arange(rows.n_rows))
     design = np.empty((rows.n_rows, 0)) if whole.design is None else whole.design
     X, a, p, weight = whole.X.astype(np.float64), design[:, :n_removed], design[:, n_removed:], whole.weight
+    if whole.codes:
+        raise ValueError("estimator= needs every factor as columns, but one has so many levels that it is absorbed")
     _refuse_gaps(X)
     coef: Array = np.zeros((n_preserved, X.shape[1]))
     if n_preserved:
         both = _cross_residual(estimator, a, np.hstack([X, p]), weight, cv)
         root = np.ones((len(X), 1)) if weight is None else np.sqrt(weight)[:, None]
         coef = np.asarray(np.linalg.lstsq(root * both[:, X.shape[1] :], root * both[:, : X.shape[1]], rcond=None)[0])
-    kept = (p - np.average(p, axis=0, weights=weight)) @ coef
+        kept = (p - np.average(p, axis=0, weights=weight)) @ coef
+    else:
+        kept = np.zeros_like(X)
     target = X - kept
     own = _cross_residual(estimator, a, target, weight, cv)
     total = np.average((X - np.average(X, axis=0, weights=weight)) ** 2, axis=0, weights=weight)
