@@ -96,11 +96,12 @@ def log_priors(u: Floats, coef: Floats) -> Floats:
     u : ndarray (b, r)
     coef : ndarray (K, r + 1)
     """
-    logits = u @ coef[:, :-1].T
-    logits += coef[:, -1]
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return logits
+    # components first: reductions over a short last axis are slow
+    logits = coef[:, :-1] @ u.T
+    logits += coef[:, -1:]
+    logits -= logits.max(axis=0)
+    logits -= np.log(np.exp(logits).sum(axis=0))
+    return np.ascontiguousarray(logits.T)
 
 
 def gate_moments(u: Floats, log_prior: Floats, weight: Floats | None, *, curvature: bool) -> GateMoments:
