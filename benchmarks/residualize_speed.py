@@ -38,15 +38,18 @@ def main(n: int = 1_000_000, d: int = 64, p: int = 10) -> None:
         return out
 
     model = Residualizer()
-    print(f"{n} x {d} on {p} columns; largest difference: {np.abs(peer() - model.fit_transform(X, metadata=M)).max():.1e}")
+    difference = np.abs(peer() - model.fit_transform(X, metadata=M)).max()
+    print(f"{n} x {d} on {p} columns; largest difference: {difference:.1e}")
     theirs, read, copied = best(peer, 3), best(X.sum), best(copy)
     fit = best(lambda: model.fit(X, metadata=M))
     transform = best(lambda: model.transform(X, metadata=M))
     both = best(lambda: model.fit_transform(X, metadata=M))
     print(f"scikit-learn fit + predict + subtract {theirs:.3f} s")
     print(f"residmix fit {fit:.3f} s, transform {transform:.3f} s, fit_transform {both:.3f} s: {theirs / both:.1f} x")
-    print(f"read {read:.3f} s (fit {fit / read:.1f} of it), copy to new memory {copied:.3f} s")
-    print(f"transform is {transform / copied:.1f} of the copy, fit_transform {both / (read + copied):.1f} of read + copy")
+    print(f"read {read:.3f} s (fit is {fit / read:.1f} of it), copy to new memory {copied:.3f} s")
+    print(
+        f"transform is {transform / copied:.1f} of the copy, fit_transform {both / (read + copied):.1f} of read + copy"
+    )
 
 
 if __name__ == "__main__":
