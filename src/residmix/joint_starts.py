@@ -180,7 +180,7 @@ def _start_from(
     about = centres - np.average(centres, axis=0, weights=sizes)
     moved = np.stack(shifts) - np.average(shifts, axis=0, weights=sizes)
     root = np.sqrt(sizes)[:, None]
-    coef = np.linalg.lstsq(root * about, root * moved, rcond=1e-8)[0]
+    coef: Floats = np.asarray(np.linalg.lstsq(root * about, root * moved, rcond=1e-8)[0], dtype=np.float64)
     share = np.stack(
         [size * mixture.weights[order] for size, mixture, order in zip(sizes, mixtures, orders, strict=True)]
     )
