@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["explained_bars", "figure_svg", "scatter_before_after"]
 # Okabe and Ito (2008), distinguishable with any colour vision
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#7F7F7F")
 MOST_POINTS = 1500
+MOST_PAIRED = 12
 
 
 def figure_svg(figure: Figure) -> str:
@@ -118,14 +120,22 @@ def _markers(values: NDArray[Any] | None, n: int) -> list[tuple[str, str | None,
 
 
 def _best_pair(means: NDArray[np.float64], covariances: NDArray[np.float64]) -> tuple[int, int | None]:
-    """Return the two features along which the means lie farthest apart, in units of the spread within."""
-    d = means.shape[1]
+    """Return the two features in whose plane the two closest components lie farthest apart (Mahalanobis)."""
+    K, d = means.shape
     if d == 1:
         return 0, None
-    within = np.sqrt(np.mean([np.diag(cov) for cov in covariances], axis=0))
-    spread = means.std(axis=0) / np.where(within > 0, within, 1)
-    second, first = np.argsort(spread, kind="stable")[-2:]
-    return (int(first), int(second)) if first < second else (int(second), int(first))
+    within = np.mean(covariances, axis=0)
+    sd = np.sqrt(np.where(np.diag(within) > 0, np.diag(within), 1))
+    promising = np.sort(np.argsort(-means.std(axis=0) / sd, kind="stable")[:MOST_PAIRED])
+    apart = means[:, None] - means[None]
+    pairs = [(int(i), int(j)) for i, j in combinations(promising, 2)]
+
+    def separation(pair: tuple[int, int]) -> float:
+        plane = within[np.ix_(pair, pair)] + 1e-9 * np.diag(sd[list(pair)] ** 2)
+        squared = np.einsum("abi,ij,abj->ab", apart[..., pair], np.linalg.inv(plane), apart[..., pair])
+        return float(squared[~np.eye(K, dtype=bool)].min()) if K > 1 else 0.0
+
+    return max(pairs, key=separation)
 
 
 def _ellipses(axes: Axes, means: NDArray[np.float64], covariances: NDArray[np.float64]) -> None:
