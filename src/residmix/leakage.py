@@ -23,7 +23,7 @@ _LOOKED_AT = 256
 _FEATURES = 32
 _COLUMNS = 32
 # Share of a design column's variance that the lattice must give back on top of what smooth features would.
-_WORTH_TELLING = 0.1
+_WORTH_TELLING = 0.2
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ _FLOOR = 1e-12
 # Weight of the pull towards equal spread. It decides only what the rows leave open, such as a level with a single row.
 _PULL = 1e-10
 _MAX_PASSES = 100
+# With few rows the expected and the observed information differ, and scoring crawls: then Newton's steps take over.
+_SCORING_PASSES = 10
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,24 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
     solve = np.linalg.pinv(free_gram + _PULL * about_mean, rcond=1e-14, hermitian=True)
     coef = np.zeros((len(gram), rows.n_features))
     step, best = np.zeros_like(coef), np.full(rows.n_features, -np.inf)
-    for _ in range(_MAX_PASSES):
-        trial = coef + step
-        likelihood, score = fold(rows, _Likelihood(view, inverse, pooled, trial), _add)
+    for turn in range(_MAX_PASSES):
+        trial, newton = coef + step, turn >= _SCORING_PASSES
+        likelihood, score, observed = fold(rows, _Likelihood(view, inverse, pooled, trial, newton), _add)
         pull = _PULL * about_mean @ trial
         likelihood -= 0.5 * np.sum(trial * pull, axis=0)
         # Rounding of a sum of many terms must not look like a fall.
         better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
         coef[:, better], best[better] = trial[:, better], likelihood[better]
-        step = np.where(better, _bounded(solve @ (score - pull), gram), 0.5 * step)
+        score -= pull
+        fresh = _newton_step(observed, _PULL * about_mean, score) if newton else solve @ score
+        step = np.where(better, _bounded(fresh, gram), 0.5 * step)
         moving = _spread(step, gram)
         if moving.max(initial=0.0) < 1e-7:
             break
     else:
         warnings.warn(
             f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not settled in {_MAX_PASSES} passes "
-            f"(last change of log variance {moving.max():.1e}): look for wild outliers",
+            f"(last change of log variance {moving.max():.1e}); it is the last estimate",
             DesignWarning,
             stacklevel=2,
         )
@@ -190,6 +194,17 @@ def _spread(step: Array, gram: Array) -> Array:
     return np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0])
 
 
+def _newton_step(observed: Array, pull: Array, score: Array) -> Array:
+    """Solve the observed information (d, pairs), given by its upper triangles, for a score (q, d)."""
+    q, d = score.shape
+    left, right = np.triu_indices(q)
+    information = np.empty((d, q, q))
+    information[:, left, right] = information[:, right, left] = observed
+    return np.asarray(
+        (np.linalg.pinv(information + pull, rcond=1e-14, hermitian=True) @ score.T[:, :, None])[:, :, 0].T
+    )
+
+
 def _bounded(step: Array, gram: Array) -> Array:
     """Shorten steps that change the log variance by more than 2: far from the optimum they overshoot wildly."""
     return step * np.minimum(1.0, 2.0 / np.maximum(_spread(step, gram), 1e-300))
@@ -226,19 +241,25 @@ class _FreeGram:
 
 @dataclass(frozen=True)
 class _Likelihood:
-    """Log-likelihood (up to a constant) and its score at coefficients of the log variance."""
+    """Log-likelihood (up to a constant), score and (if asked) observed information of a log variance."""
 
     view: _View
     inverse: Array
     pooled: Array
     coef: Array
+    newton: bool
 
-    def __call__(self, block: Block) -> tuple[Array, Array]:
+    def __call__(self, block: Block) -> tuple[Array, Array, Array]:
         a, weight, squares, seen = self.view(block)
         free = _free(a, weight, self.inverse) * seen
         eta = a @ self.coef
         u = (squares / self.pooled + _FLOOR * free) * np.exp(-eta)
-        return -0.5 * (weight @ (u + free * eta)), (a * weight[:, None]).T @ (u - free)
+        likelihood, weighted = -0.5 * (weight @ (u + free * eta)), a * weight[:, None]
+        observed = np.zeros(0)
+        if self.newton:
+            left, right = np.triu_indices(a.shape[1])
+            observed = u.T @ (weighted[:, left] * a[:, right])
+        return likelihood, weighted.T @ (u - free), observed
 
 
 @dataclass(frozen=True)
