@@ -45,7 +45,8 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def documented(page: str) -> set[str]:
     text = (Path(__file__).parents[1] / "docs" / "reference" / page).read_text(encoding="utf-8")
-    return {line.strip() for line in text.splitlines() if line.strip().replace(".", "").isidentifier()}
+    names = (line.strip() for line in text.splitlines() if line.startswith("   "))
+    return {name for name in names if name.replace(".", "").isidentifier()}
 
 
 def test_the_reference_lists_exactly_the_public_names():
