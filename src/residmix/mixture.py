@@ -308,7 +308,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             self.n_features_in_ = len(names)
             self.__dict__.pop("feature_names_in_", None)
             if table.named:
-                self.feature_names_in_ = np.asarray(names, dtype=object)
+                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
         elif len(names) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "

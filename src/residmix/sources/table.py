@@ -13,7 +13,7 @@ from residmix.sources.rows import Rows
 if TYPE_CHECKING:
     from residmix.metadata import Design
 
-__all__ = ["Table", "as_table"]
+__all__ = ["Table", "as_table", "is_dask", "is_source"]
 
 DEFAULT_BLOCK_ROWS = 8192
 
@@ -182,6 +182,11 @@ def _beside(table: Table, metadata: Any) -> Table:
     if isinstance(table, StreamTable):
         return table.with_metadata(metadata)
     raise TypeError(f"metadata= can't be put beside a {type(table).__name__}; join the columns into one table")
+
+
+def is_source(data: Any) -> bool:
+    """Tell whether `data` is read by us alone: a Table, a Dask collection, a callable that hands out batches."""
+    return isinstance(data, Table) or is_dask(data) or (callable(data) and not hasattr(data, "__array__"))
 
 
 def is_dask(data: Any) -> bool:

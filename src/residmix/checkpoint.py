@@ -1,0 +1,113 @@
+"""EM fits that survive the death of their process: what there is to know, written after each iteration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from residmix.em import EMState
+from residmix.persistence import load, save
+
+__all__ = ["Journal", "fingerprint", "run_starts"]
+
+
+@dataclass
+class Journal:
+    """Several runs of EM from several starts, so far.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Which fit it belongs to.
+    starts : tuple
+        Parameters that the runs begin from.
+    ended : list of (EMState or None)
+        Of the runs that are over; None where it failed.
+    running : EMState or None
+        Of the one that is under way.
+    revived : list
+        Components re-seeded so far: how often decides whether it's done again.
+    """
+
+    fingerprint: str
+    starts: tuple[Any, ...]
+    ended: list[Any] = field(default_factory=list)
+    running: Any = None
+    revived: list[Any] = field(default_factory=list)
+
+
+def fingerprint(estimator: Any, n_rows: int, n_features: int, **more: Any) -> str:
+    """Return a text that tells fits apart: class, parameters that matter, shape of the data."""
+    quiet = ("checkpoint", "verbose", "verbose_interval")
+    parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name not in quiet}
+    return repr((type(estimator).__name__, sorted(parameters.items()), n_rows, n_features, sorted(more.items())))
+
+
+def run_starts(
+    em: Any,
+    starts: Callable[[], Iterable[Any]],
+    run: Callable[[int, Any, Callable[[EMState[Any]], Any] | None], EMState[Any]],
+    *,
+    failure: type[Exception],
+    path: str | os.PathLike[str] | None = None,
+    fingerprint: str = "",
+) -> list[EMState[Any]]:
+    """Run EM from every start; with a `path`, go on where a fit that was stopped had come to, bit for bit.
+
+    Parameters
+    ----------
+    em : object with a list `revived`
+    starts : callable
+        Finds the parameters to begin from.
+    run : callable
+        ``run(i, start or EMState, callback) -> EMState``.
+    failure : exception class
+        A run that raises it doesn't count; if all do, the last one is raised.
+    path : path, optional
+        A file written under a temporary name after each iteration and renamed; removed when the fit is done.
+    fingerprint : str
+        See :func:`fingerprint`.
+
+    Raises
+    ------
+    ValueError
+        If the file belongs to another fit.
+    """
+    journal = None if path is None or not Path(path).exists() else _read(path, fingerprint)
+    if journal is None:
+        journal = Journal(fingerprint, tuple(starts()))
+    em.revived[:] = journal.revived
+    raised: Exception | None = None
+
+    def keep(state: EMState[Any] | None) -> None:
+        journal.running, journal.revived = state, list(em.revived)
+        if path is not None:
+            save(journal, path)
+
+    for i in range(len(journal.ended), len(journal.starts)):
+        begin = journal.starts[i] if journal.running is None else journal.running
+        try:
+            journal.ended.append(run(i, begin, None if path is None else keep))
+        except failure as error:
+            journal.ended.append(None)
+            raised = error
+        keep(None)
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
+    ended = [state for state in journal.ended if state is not None]
+    if not ended:
+        raise raised or failure("every start failed before the fit was resumed; fit again without the checkpoint")
+    return ended
+
+
+def _read(path: str | os.PathLike[str], expected: str) -> Journal:
+    journal = load(path)
+    if not isinstance(journal, Journal) or journal.fingerprint != expected:
+        raise ValueError(
+            f"the checkpoint {os.fspath(path)!r} belongs to another fit (other parameters, columns or rows); delete it "
+            "or give another path"
+        )
+    return journal
