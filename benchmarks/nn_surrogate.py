@@ -2,10 +2,10 @@
 
     python benchmarks/nn_surrogate.py --batches 20 200 1000 --seeds 0 1 2
 
-64 inputs -> 128 -> layer -> ReLU -> 84 -> layer -> ReLU -> logit, Adam. Best balanced accuracy without the confounder .833,
-with it .944. Columns: training loss of the last epoch; balanced accuracy on confounded and on de-confounded test data;
-squared distance correlation within classes; R^2 of a linear probe of the confounder given the class (by chance .042);
-then the same after refitting the coefficients on the encoder (`finalize`), with the probe on the training data too.
+64 inputs -> 128 -> layer -> ReLU -> 84 -> layer -> ReLU -> logit, Adam. Best balanced accuracy without the confounder:
+.833, with it .944. Columns: training loss of the last epoch; balanced accuracy on confounded and on de-confounded test
+data; squared distance correlation within classes; R^2 of a linear probe of the confounder given the class (by chance
+.042); then the same after refitting the coefficients on the encoder (`finalize`), with the probe on the training data.
 `until` trains to a given training loss instead of a number of epochs: the matched comparison.
 """
 
@@ -133,9 +133,7 @@ def main() -> None:
         pictures, confound, y = nn_data.images(seed, deconfounded=fair)
         sets.append(tensors(nn_data.pool(pictures), confound, y))
     design = torch.stack(sets[0][2:0:-1], 1)
-    print(
-        f"{'method, batch, seed':34s} epoch  loss |   test   fair  dcor2  probe |  after finalize, probe on training data"
-    )
+    print(f"{'method, batch, seed':34s} epoch  loss |   test   fair  dcor2  probe |  after finalize, probe on train")
     for batch in options.batches:
         for method in options.methods:
             for seed in options.seeds:
