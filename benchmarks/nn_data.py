@@ -1,8 +1,8 @@
-"""Synthetic images whose brightness a confounder shares with the class, and the figures that tell what a network used.
+"""Synthetic images whose brightness a confounder shares with the class; figures that tell what a network used.
 
-Generators of Metadata Normalization (Lu et al., CVPR 2021) and its recursive form (Shah et al., ICML 2025), written
-from their published description: 32 x 32 pixels, three 16 x 16 blobs, two with brightness `main` (the effect of the class)
-and one with brightness `confound`. Random streams are this file's own, so images are not bit-identical to anybody's.
+Generators of Metadata Normalization (Lu et al., CVPR 2021) and its recursive form (Shah et al., ICML 2025), after their
+published description: 32 x 32 pixels, three 16 x 16 blobs, two with brightness `main` (the effect of the class) and
+one with brightness `confound`. Random streams are this file's own, so images are not bit-identical to anybody's.
 """
 
 from __future__ import annotations
