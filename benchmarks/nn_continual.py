@@ -1,4 +1,4 @@
-"""Five stages in which the confounder parts the classes more and more and the main effect less (Shah et al., ICML 2025).
+"""Five stages: the confounder parts the classes more and more, the main effect less (Shah et al., ICML 2025).
 
     python benchmarks/nn_continual.py --epochs 30 --seeds 0 1 2
 
