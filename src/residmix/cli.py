@@ -234,6 +234,8 @@ def _run(
     if report_path is None:
         summary = summarise(model, X, residual, labels, **described)
     else:
+        _say(quiet, "measuring how much metadata is left ...")
+        described["association"] = _measured(shown, model, labels)
         summary, page = build_report(model, X, residual, labels, **described)
         write_report(page, report_path)
     if model_path is not None:
@@ -247,6 +249,23 @@ def _run(
     for path, what in ((report_path, "report"), (model_path, "model")):
         if path is not None:
             _say(quiet, f"{what}: {path}")
+
+
+def _measured(shown: pd.DataFrame, model: Any, labels: Any) -> Any:
+    """Measure the metadata in features and residuals; the residualizer is fitted anew in each fold."""
+    import warnings
+
+    from residmix.diagnostics import association
+    from residmix.errors import ResidmixWarning
+    from residmix.residualizer import Residualizer
+
+    fresh = Residualizer(
+        model.formula, preserve=model.preserve, features=model.features, on_unknown="mean", missing=model.missing
+    )
+    options = {"formula": model.formula, "features": model.features, "missing": model.missing, "n_permutations": 49}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResidmixWarning)  # the table itself shows what they would say
+        return association(shown, after=fresh, components=labels, **options)
 
 
 def _metadata_columns(formula: str) -> list[str]:

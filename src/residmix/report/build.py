@@ -24,6 +24,7 @@ def build_report(
     feature_names: Sequence[str],
     metadata: dict[str, NDArray[Any]] | None = None,
     reference: tuple[str, NDArray[Any]] | None = None,
+    association: Any = None,
     n_rows: int | None = None,
     command: str | None = None,
 ) -> tuple[dict[str, Any], str]:
@@ -36,6 +37,7 @@ def build_report(
         feature_names=feature_names,
         metadata=metadata,
         reference=reference,
+        association=association,
         n_rows=n_rows,
         command=command,
     )

@@ -23,6 +23,7 @@ def summarise(
     feature_names: Sequence[str],
     metadata: dict[str, NDArray[Any]] | None = None,
     reference: tuple[str, NDArray[Any]] | None = None,
+    association: Any = None,
     n_rows: int | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def summarise(
         To show what the components have to do with it.
     reference : (name, ndarray (n,)), optional
         A known grouping to compare the components with, such as the species.
+    association : Association, optional
+        What :func:`residmix.association` measured before and after.
     n_rows : int, optional
         Rows the model was fitted on, if more than are given here.
     command : str, optional
@@ -77,6 +80,7 @@ def summarise(
         },
         "metadata": [_agreement(name, values, shown) for name, values in (metadata or {}).items()],
         "reference": None if reference is None else _agreement(reference[0], reference[1], shown),
+        "association": [] if association is None else _association(association),
         "versions": {
             "residmix": residmix.__version__,
             "numpy": np.__version__,
@@ -151,6 +155,36 @@ def _agreement(name: str, values: NDArray[Any], shown: NDArray[np.integer[Any]])
         "ari": float(adjusted_rand_score(codes, shown)),
         "ami": float(adjusted_mutual_info_score(codes, shown)),
     }
+
+
+SHOWN_MEASURES = {
+    "distance_correlation": "distance correlation, squared (sees dependence of any form)",
+    "linear_probe": "linear probe, held out",
+    "nonlinear_probe": "random forest, held out",
+    "component_information": "components, adjusted mutual information",
+}
+
+
+def _association(table: Any) -> list[dict[str, Any]]:
+    """Return one row per measure of all features together and metadata column: before, after, chance."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for i in range(len(table)):
+        measure = table["measure"][i]
+        if table["feature"][i] != "(all)" or measure not in SHOWN_MEASURES:
+            continue
+        column = table["metadata"][i]
+        row = rows.setdefault((measure, column), {"measure": SHOWN_MEASURES[measure], "metadata": column})
+        held_out = measure.endswith("probe")
+        stage = table["stage"][i]
+        row[stage] = _number(table["held_out" if held_out else "in_sample"][i])
+        row[f"{stage}_p"] = _number(table["held_out_p" if held_out else "in_sample_p"][i])
+        row["chance"] = _number(table["held_out_chance"][i]) if held_out else 0.0
+    return list(rows.values())
+
+
+def _number(value: Any) -> float | None:
+    """Return a float, or None for the NaN that JSON doesn't know."""
+    return None if value != value else float(value)
 
 
 def _alerts(summary: dict[str, Any]) -> list[str]:
