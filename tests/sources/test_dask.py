@@ -160,6 +160,7 @@ def test_a_killed_worker_changes_nothing(frame, folder, processes):
     expected = fold(rows_of(as_table(frame)), sums, operator.add).tobytes()
     rows = rows_of(rm.scan(folder, client=processes, batch_rows=100))
     assert fold(rows, sums, operator.add).tobytes() == expected
+    processes.wait_for_workers(2, timeout=30)
     victim = next(iter(processes.run(os.getpid).values()))
     threading.Timer(1.0, os.kill, (victim, signal.SIGKILL)).start()
     began = time.perf_counter()

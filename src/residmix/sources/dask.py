@@ -137,10 +137,10 @@ class ClusterRows(Rows):
         """Yield ranges of rows for a task each: whole units, at least `least` rows, begun where reading is cheap."""
         start = 0
         for bound in self._table.bounds():
-            stop = self.n_rows if bound == self.n_rows else -(-bound // unit) * unit
-            if stop - start >= least or (stop >= self.n_rows and stop > start):
-                yield start, min(stop, self.n_rows)
-                start = min(stop, self.n_rows)
+            stop = min(-(-bound // unit) * unit, self.n_rows)
+            if stop - start >= least or (stop == self.n_rows and stop > start):
+                yield start, stop
+                start = stop
 
     def _run(self, function: Any, merge: Any, group: int) -> Iterator[Any]:
         import cloudpickle
