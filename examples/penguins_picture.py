@@ -1,6 +1,6 @@
 """Draw the README's picture: penguins before and after their sex is taken out.
 
-    python examples/penguins_picture.py docs/_static/penguins.png
+python examples/penguins_picture.py docs/_static/penguins.png
 """
 
 import sys

@@ -227,7 +227,8 @@ def _decode_object(node: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]
     if not (isinstance(cls, type) and cls.__module__ == module and _is_ours(cls)):
         raise ValueError(f"the model file asks for {module}.{name}, which is no model class: refused")
     if "state" in node:
-        return cls._from_state(_decode(node["state"], tensors), _decode(node["arrays"], tensors))
+        rebuild: Any = getattr(cls, "_from_state")  # noqa: B009 - mypy can't see that _is_ours has checked it
+        return rebuild(_decode(node["state"], tensors), _decode(node["arrays"], tensors))
     value: Any = object.__new__(cls)
     for attribute, item in node["attributes"].items():
         object.__setattr__(value, attribute, _decode(item, tensors))  # frozen dataclasses too
