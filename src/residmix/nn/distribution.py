@@ -141,14 +141,14 @@ class MixtureOfGaussians(Distribution):
         assert self.scale_tril is not None
         tril = self.scale_tril
         if not complete:
-            # Rows and columns of missing targets become those of the identity: what is left is the marginal.
-            both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
-            eye = torch.eye(gap.shape[-1], dtype=tril.dtype, device=tril.device)
-            tril = torch.linalg.cholesky(torch.where(both, tril @ tril.mT, eye))
+            # Rows of missing targets become those of the identity. By QR: rounding may leave L L' indefinite.
+            kept = torch.where(seen.unsqueeze(-1), tril, torch.zeros_like(tril))
+            unit = torch.diag_embed((~seen).to(tril)).expand_as(kept)
+            tril = torch.linalg.qr(torch.cat([kept, unit], dim=-1).mT).R.mT
         shape = torch.broadcast_shapes(tril.shape[:-1], gap.shape)
         tril = tril.expand(*shape, shape[-1])
         z = torch.linalg.solve_triangular(tril, gap.expand(shape).unsqueeze(-1), upper=False).squeeze(-1)
-        return z.square().sum(-1), tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return z.square().sum(-1), tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def _low_rank_terms(self, gap: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Woodbury and the matrix determinant lemma on the R x R capacitance I + V'V, V = U / s."""
@@ -303,7 +303,7 @@ class MixtureOfGaussians(Distribution):
     def entropy(self) -> Tensor:
         """Differential entropy in nats, (...): Gauss-Hermite quadrature for one target, else 256 fixed Sobol points.
 
-        Quadrature is exact to about 1e-6 for one target; the Sobol points give two digits.
+        The Sobol points give two digits.
         """
         if self.event_shape[0] == 1:
             weights, means, scales = (a[..., 0, :] for a in self.marginal_arrays())
@@ -343,8 +343,9 @@ class MixtureOfGaussians(Distribution):
             return self._map(
                 lambda a: a, lambda a: a[..., targets], lambda a: a[..., targets], lambda a: a[..., targets, :]
             )
-        cov = self.component_covariances[..., targets, :][..., targets]
-        return MixtureOfGaussians(self.logits, self.means[..., targets], scale_tril=torch.linalg.cholesky(cov))
+        upper = torch.linalg.qr(self.scale_tril[..., targets, :].mT).R
+        tril = upper.mT * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        return MixtureOfGaussians(self.logits, self.means[..., targets], scale_tril=tril)
 
     def pooled(self, log_share: Tensor | None = None) -> MixtureOfGaussians:
         """Pool the first batch dimension (the members of an ensemble) into one mixture of M x K components."""

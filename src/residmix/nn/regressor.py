@@ -139,6 +139,7 @@ class MDNRegressor(PredictiveDensity, RegressorMixin, BaseEstimator):
 
     design_: Design | None
     feature_names_in_: NDArray[np.object_]
+    _features: tuple[str, ...]
 
     def __init__(
         self,
@@ -279,8 +280,8 @@ class MDNRegressor(PredictiveDensity, RegressorMixin, BaseEstimator):
 
     def _read(self, X: Any, metadata: Any, *, fitting: bool) -> tuple[Array, Array | None]:
         """Features and, where there are metadata, their design (with the preserved columns when fitting)."""
-        if self.formula is None and metadata is None:
-            if not fitting and self.design_ is not None and self.space == "sample":
+        if self.formula is None and metadata is None and (fitting or self.design_ is None or self.space == "sample"):
+            if not fitting and self.design_ is not None:
                 raise ValueError("this model was fitted with metadata and space='sample': pass metadata= to predict")
             if fitting:
                 self.design_ = None
@@ -294,10 +295,11 @@ class MDNRegressor(PredictiveDensity, RegressorMixin, BaseEstimator):
         else:
             raise ValueError("metadata was given, but this model was fitted without")
         used = (*design.columns, *design.preserved_columns)
-        names = table.feature_names(self.features, exclude=used) if fitting else tuple(self.feature_names_in_)
+        names = table.feature_names(self.features, exclude=used) if fitting else self._features
         if fitting:
-            self.feature_names_in_ = np.asarray(names, dtype=object)
-            self.n_features_in_ = len(names)
+            self._features, self.n_features_in_ = names, len(names)
+            if table.named:
+                self.feature_names_in_ = np.asarray(names, dtype=object)
         needed = fitting or self.space == "sample"
         return read_rows(table, names, design if needed else None, preserved=fitting)
 
