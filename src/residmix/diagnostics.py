@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix._validation import check_number
-from residmix.association import COLUMNS, Association
+from residmix.measurements import COLUMNS, Association
 from residmix.columns import open_metadata
 from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
 from residmix.errors import BelowChanceWarning, LeakageWarning
