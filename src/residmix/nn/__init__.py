@@ -20,6 +20,7 @@ _HOMES = {
     "Residualize": "layers",
     "attach": "sequential",
     "audit": "auditing",
+    "density_report": "report",
     "finalize": "finalization",
 }
 _ROOMS = ("compat",)
@@ -34,6 +35,7 @@ __all__ = [
     "attach",
     "audit",
     "compat",
+    "density_report",
     "finalize",
 ]
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from residmix.nn.layers import Residualize
     from residmix.nn.network import MixtureDensityNetwork
     from residmix.nn.regressor import MDNRegressor
+    from residmix.nn.report import density_report
     from residmix.nn.sequential import MetadataSequential, attach
 
 
