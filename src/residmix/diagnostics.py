@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix._validation import check_number
-from residmix.measurements import COLUMNS, Association
 from residmix.columns import open_metadata
 from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
 from residmix.errors import BelowChanceWarning, LeakageWarning
 from residmix.formula import formula_columns
+from residmix.measurements import COLUMNS, Association
 from residmix.metadata import Design, fit_design
 from residmix.probes import ProbeResult, probe
 from residmix.sources.array import MemoryTable
