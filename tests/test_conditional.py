@@ -227,3 +227,75 @@ def test_wrong_data_is_one_clear_error():
         model.sample()
     with pytest.warns(DesignWarning), pytest.raises(ValueError, match="n_components"):
         rm.ResidualMixture(60).fit(X, metadata=np.random.default_rng(0).normal(size=(50, 30)))
+
+
+def test_preserved_effects_stay_in_two_stages_and_are_refused_by_joint_estimation():
+    rng = np.random.default_rng(0)
+    age = rng.normal(size=500)
+    site = (age + rng.normal(size=500) > 0).astype(float)
+    X = np.column_stack([2 * site + 3 * age, site - age]) + 0.1 * rng.normal(size=(500, 2))
+    table = pd.DataFrame(X, columns=["a", "b"]).assign(site=site, age=age)
+    options = {"formula": "site", "preserve": "age", "features": ["a", "b"], "random_state": 0}
+    model = rm.ResidualMixture(2, **options).fit(table)
+    # standard error of an effect of site: 0.1 * 2.4 / sqrt(500) = 0.011
+    assert_allclose(model.coef_, [[2, 1]], atol=0.05)
+    assert_allclose(np.polyfit(age, model.residuals(table), 1)[0], [3, -1], atol=0.05)
+    # control: without preserve the age's share goes to the site
+    assert model.set_params(preserve=None).fit(table).coef_[0, 0] > 3
+    with pytest.raises(ValueError, match="preserve='age' needs estimation='two-stage'"):
+        rm.ResidualMixture(2, estimation="joint", **options).fit(table)
+
+
+def test_as_many_rows_are_drawn_as_there_are_metadata():
+    X, site, _ = two_sites(0.9, 3, n=100)
+    model = rm.ResidualMixture(2, random_state=0).fit(X, metadata=site)
+    assert model.sample(5, metadata=site[:5])[0].shape == (5, 3)
+    with pytest.raises(ValueError, match="n_samples=7, but one row is drawn for each of the 5 rows"):
+        model.sample(7, metadata=site[:5])
+
+
+@pytest.mark.parametrize("gating", ["constant", "metadata"])
+@pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+def test_acceleration_takes_fewer_steps_to_the_same_maximum(estimation, gating):
+    rng = np.random.default_rng(2)
+    n = 1500
+    site = rng.integers(0, 2, n)
+    cluster = (rng.random(n) < 0.3 + 0.4 * site).astype(int)
+    X = 2.0 * cluster[:, None] + site[:, None] * [1.0, -1.0] + rng.standard_normal((n, 2))  # overlapping: EM is slow
+    options = {
+        "estimation": estimation,
+        "gating": gating,
+        "means_init": [[-1.0, -1.0], [1.0, 1.0]],
+        "reg_covar": 0.0,
+        "tol": 1e-9,
+        "max_iter": 5000,
+    }
+    plain, quick = (
+        rm.ResidualMixture(2, accelerate=accelerate, **options).fit(X, metadata=site.astype(float))
+        for accelerate in (False, True)
+    )
+    # each stops where all further iterations would gain less than 100 tol
+    assert abs(plain.lower_bound_ - quick.lower_bound_) < 1e-7
+    assert np.diff(quick.lower_bounds_).min() >= 0
+    assert quick.n_iter_ < 0.6 * plain.n_iter_
+    assert_allclose(quick.means_, plain.means_, atol=0.01)
+    assert_allclose(quick.coef_, plain.coef_, atol=0.01)
+
+
+def test_zero_tolerance_stands_for_textbook_iterations():
+    X, site, _ = two_sites(0.8, 1, n=300)
+    options = {"tol": 0, "max_iter": 12, "means_init": [[-1.5, -1.5, 0], [1.5, 1.5, 0]]}
+    one, two = (joint(accelerate=value, **options).fit(X, metadata=site) for value in (True, False))
+    assert one.lower_bounds_ == two.lower_bounds_
+
+
+def test_verbose_tells_each_run(capsys):
+    X, site, _ = two_sites(0.9, 3, n=200)
+    options = {"means_init": [[-1.5, -1.5, 0], [1.5, 1.5, 0]]}
+    model = joint(verbose=2, verbose_interval=1, **options).fit(X, metadata=site)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Initialization 0" and lines[-1].startswith("Initialization converged")
+    assert f"lower bound {model.lower_bound_:.5f}" in lines[-1]
+    assert "  Iteration 1\t time lapse" in lines[1]
+    joint(**options).fit(X, metadata=site)
+    assert capsys.readouterr().out == ""

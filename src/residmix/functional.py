@@ -41,7 +41,7 @@ def mdn_residualize(
         R_i \sim \sum_k \pi_k N(\mu_k, \Sigma_k)
 
     This is the two-stage estimate. Where metadata and clusters are correlated it removes clusters with the metadata;
-    :class:`residmix.ResidualMixture` with ``estimation="joint"`` doesn't.
+    :class:`residmix.ResidualMixture` with ``estimation="joint"`` and ``gating="metadata"`` doesn't.
 
     Parameters
     ----------

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.special import logsumexp
 
+from residmix import families
 from residmix.families import MixtureParams, dead_components, m_step
 from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
 from residmix.moments.fold import fold
-from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block
-from residmix.moments.linear import Affine
+from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block, responsibilities
+from residmix.moments.levels import FactorMoments
+from residmix.moments.linear import Affine, LinearMoments
 from residmix.sources.rows import Block, Rows
 from residmix.threads import one_blas_thread
 
@@ -30,11 +34,15 @@ __all__ = [
     "ConditionalEM",
     "ConditionalMoments",
     "ConditionalParams",
+    "Scored",
     "ToResidual",
     "coefficient_step",
     "conditional_block",
     "conditional_log_joint",
     "conditional_m_step",
+    "pack",
+    "to_residual",
+    "unpack",
 ]
 
 Floats = NDArray[np.float64]
@@ -45,6 +53,8 @@ CYCLES = 2
 MAX_DENSE = 400
 # A component that died this often in one fit stays dead.
 MAX_REVIVALS = 5
+# Directions of the design whose variance is below this share of the largest are aliased.
+ALIASED = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,19 @@ class ToResidual:
         return Block(block.start, residual, u, (), block.weight)
 
 
+def to_residual(affine: Affine, moments: LinearMoments | FactorMoments, p: int) -> ToResidual:
+    """Return the map to least-squares residuals and to orthonormal, centred coordinates of the first p columns."""
+    if isinstance(moments, FactorMoments):  # effects of thousands of levels: two stages only, which need no basis
+        return ToResidual(affine, np.empty((p, 0)), np.empty(0))
+    scatter = moments.s_aa[0][:p, :p] / moments.weight[0]
+    scale = np.sqrt(np.diag(scatter))
+    scale = np.where(scale > 0, scale, 1.0)
+    values, vectors = np.linalg.eigh(scatter / scale[:, None] / scale) if p else (np.empty(0), np.empty((0, 0)))
+    kept = values > ALIASED * max(values[-1], 0.0) if p else np.zeros(0, dtype=bool)
+    basis = vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None]
+    return ToResidual(affine, basis, (moments.mean_a[0][:p] - affine.origin_a) @ basis)
+
+
 @dataclass(slots=True)
 class ConditionalMoments:
     """Moments of the rows [u, r - u'D] about [0, mean_k], and the gate's."""
@@ -127,6 +150,39 @@ def conditional_log_joint(block: Block, params: ConditionalParams) -> Floats:
     assert u is not None
     prior = None if params.gate is None else log_priors(u, params.gate.coef)
     return log_joint(block.X - u @ params.coef, params.mixture, log_prior=prior)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """log p(x, k | m) of a block, or what `finish` makes of it, as a picklable function of blocks."""
+
+    to_residual: ToResidual
+    params: ConditionalParams
+    finish: str
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        joint = conditional_log_joint(self.to_residual(block), self.params)
+        if self.finish == "density":
+            return logsumexp(joint, axis=1)
+        return joint.argmax(axis=1) if self.finish == "label" else responsibilities(joint)
+
+
+def pack(params: ConditionalParams, like: ConditionalParams) -> Floats:
+    """Return mixture, coefficients and gate as one unconstrained vector, free of the features' units."""
+    gate = np.empty(0) if params.gate is None else params.gate.coef.ravel()
+    coef = params.coef / families.typical_spread(like.mixture)
+    return np.concatenate([coef.ravel(), gate, families.pack(params.mixture, like.mixture)])
+
+
+def unpack(vector: Floats, like: ConditionalParams) -> ConditionalParams:
+    """Return the parameters that `pack` made `vector` of; the curvature of the gate of `like` still holds there."""
+    size = 0 if like.gate is None else like.gate.coef.size
+    coef, gate, mixture = np.split(vector, [like.coef.size, like.coef.size + size])
+    return ConditionalParams(
+        families.unpack(mixture, like.mixture),
+        coef.reshape(like.coef.shape) * families.typical_spread(like.mixture),
+        None if like.gate is None else replace(like.gate, coef=gate.reshape(like.gate.coef.shape)),
+    )
 
 
 @dataclass(frozen=True)

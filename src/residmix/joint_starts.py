@@ -9,6 +9,8 @@ becomes a candidate; short runs on a subsample and the likelihood decide.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice, permutations, product
 
 import numpy as np
@@ -24,7 +26,7 @@ from residmix.moments.kernels import mixture_block_rows
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.starts import find_start, subsample_rows
 
-__all__ = ["constant_gate", "joint_starts"]
+__all__ = ["conditional_starts", "constant_gate", "joint_starts"]
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +45,66 @@ def constant_gate(weights: Floats, r: int) -> Gate:
     coef = np.zeros((len(weights), r + 1))
     coef[:, -1] = np.log(np.maximum(weights, 1e-12))
     return make_gate(coef)
+
+
+def conditional_starts(
+    rows: Rows,
+    n_components: int,
+    *,
+    width: int,
+    covariance_type: str,
+    reg_covar: float,
+    joint: bool,
+    gated: bool,
+    n_init: int,
+    init_params: str,
+    given: dict[str, Floats | None],
+    finish: Callable[[ConditionalEM, ConditionalParams], EMState[ConditionalParams]],
+    random_state: np.random.RandomState,
+) -> list[ConditionalParams]:
+    """Return where to begin: joint estimation also where two stages end, so that it can't do worse.
+
+    Parameters
+    ----------
+    rows, n_components, covariance_type, reg_covar, gated, random_state
+        As in :func:`joint_starts`.
+    width : int
+        Columns of the orthonormal design.
+    joint : bool
+        Whether the coefficients are estimated with the mixture.
+    n_init, init_params, given
+        As in :class:`residmix.GaussianMixture`, the given starting values checked.
+    finish : callable
+        Runs EM to its end.
+    """
+    starts = []
+    for _ in range(n_init):
+        mixture = find_start(
+            rows,
+            n_components,
+            covariance_type=covariance_type,
+            reg_covar=reg_covar,
+            init_params=init_params,
+            random_state=random_state,
+            **given,
+        )
+        gate = constant_gate(mixture.weights, width) if gated else None
+        start = ConditionalParams(mixture, np.zeros((width, rows.n_features)), gate)
+        if joint:
+            # a start that collapses here is judged, and reported, where all starts are run
+            with suppress(SingularCovarianceError):
+                start = finish(ConditionalEM(rows, reg_covar, joint=False), start).params
+        starts.append(start)
+        if joint and all(value is None for value in given.values()):
+            starts += joint_starts(
+                rows,
+                n_components,
+                covariance_type=covariance_type,
+                reg_covar=reg_covar,
+                gated=gated,
+                random_state=random_state,
+            )
+    return starts
 
 
 def joint_starts(

@@ -1,0 +1,164 @@
+"""What a fitted mixture around a regression tells of rows and their metadata: density, components, draws, criteria."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from residmix.families import n_covariance_parameters
+from residmix.gating import log_priors
+from residmix.joint import ConditionalParams, Scored, ToResidual
+from residmix.moments.kernels import mixture_block_rows
+from residmix.moments.linear import Affine
+from residmix.residualizer import Residualizer
+from residmix.sources.output import collect
+from residmix.sources.rows import Block, Rows
+from residmix.sources.table import Table, as_table
+
+__all__ = ["ConditionalDensity"]
+
+Floats = NDArray[np.float64]
+
+
+class ConditionalDensity(DensityMixin, BaseEstimator):
+    """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
+
+    n_components: int
+    covariance_type: str
+    random_state: Any
+    residualizer_: Residualizer
+    weights_: Floats
+    means_: Floats
+    _to_residual: ToResidual
+    _affine: Affine
+    _params: ConditionalParams
+
+    def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
+        residualizer = self.residualizer_
+        return table.rows(
+            residualizer._columns(table),
+            design=residualizer.design_,
+            weight=sample_weight,
+            preserved=False,
+            block_rows=mixture_block_rows(len(residualizer.features_), self.n_components),
+        )
+
+    # ---- using -------------------------------------------------------------------------------------------------------
+
+    def _rows(self, X: Any, metadata: Any) -> Rows:
+        check_is_fitted(self)
+        residualizer = self.residualizer_
+        if residualizer.design_ is None or not residualizer.design_.columns:
+            metadata = None
+        elif residualizer._apart and metadata is None and not isinstance(X, Table):
+            raise ValueError("metadata is needed: this model was fitted with metadata=; pass it here too")
+        table = as_table(X, metadata=metadata)
+        if residualizer.design_ is None or residualizer._apart:
+            validate_data(self, X, reset=False, skip_check_array=True)
+        return self._table_rows(table)
+
+    def _collect(self, X: Any, metadata: Any, finish: str) -> NDArray[Any]:
+        rows = self._rows(X, metadata)
+        return collect(rows, Scored(self._to_residual, self._params, finish))
+
+    def score_samples(self, X: Any, *, metadata: Any = None) -> Floats:
+        """Return ``log p(x | m)`` of each row, (n,)."""
+        return self._collect(X, metadata, "density")
+
+    def score(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return the (weighted) mean of ``log p(x | m)`` over the rows."""
+        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        return float(np.average(self.score_samples(X, metadata=metadata), weights=weights))
+
+    def predict(self, X: Any, *, metadata: Any = None) -> NDArray[np.intp]:
+        """Return the most probable component of each row, (n,)."""
+        return self._collect(X, metadata, "label")
+
+    def predict_proba(self, X: Any, *, metadata: Any = None) -> Floats:
+        """Return the probability of each component given row and metadata, (n, K)."""
+        return self._collect(X, metadata, "share")
+
+    def residuals(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
+        """Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X."""
+        rows = self._rows(X, metadata)
+        return collect(rows, self._affine)
+
+    def sample(self, n_samples: int | None = None, *, metadata: Any = None) -> tuple[Floats, NDArray[np.intp]]:
+        """Draw features given metadata.
+
+        Parameters
+        ----------
+        n_samples : int, optional
+            How many rows, for a model without metadata; default 1. With metadata it's their number of rows.
+        metadata : array (n, p) or table, optional
+            One row is drawn for each; needed if the model has metadata.
+
+        Returns
+        -------
+        X : ndarray (n, d)
+        labels : ndarray (n,)
+        """
+        check_is_fitted(self)
+        design = self.residualizer_.design_
+        a = np.empty((1 if n_samples is None else n_samples, 0))
+        codes: tuple[NDArray[np.integer[Any]], ...] = ()
+        if design is not None and design.columns:
+            if metadata is None:
+                raise ValueError("sample needs metadata=: the model is conditional on it, one row is drawn for each")
+            # a table makes of text in an array what fit made of it
+            parts = as_table(np.zeros((len(metadata), 1)), metadata=metadata).chunks(None)
+            matrices = [design.matrix(part) for part in parts]
+            a = np.concatenate([matrix.dense for matrix in matrices])
+            if n_samples is not None and n_samples != len(a):
+                raise ValueError(
+                    f"n_samples={n_samples}, but one row is drawn for each of the {len(a)} rows of metadata; leave "
+                    "n_samples out, or repeat rows of metadata"
+                )
+            codes = tuple(np.concatenate(code) for code in zip(*(m.codes for m in matrices), strict=True))
+        if len(a) < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
+        random = check_random_state(self.random_state)
+        n, params = len(a), self._params
+        u = (a - self._affine.origin_a) @ self._to_residual.basis - self._to_residual.offset
+        prior = np.tile(self.weights_, (n, 1)) if params.gate is None else np.exp(log_priors(u, params.gate.coef))
+        labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
+        lower = np.linalg.cholesky(params.mixture.full_covariances())
+        noise = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
+        drawn = Block(0, self.means_[labels] + noise, a, codes)
+        return replace(self._affine, sign=1)(drawn), labels
+
+    # ---- judging -----------------------------------------------------------------------------------------------------
+
+    def _n_parameters(self) -> int:
+        """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
+        K, d = self.means_.shape
+        r = self._to_residual.basis.shape[1]
+        mixture = n_covariance_parameters(self.covariance_type, K, d) + K * d + K - 1
+        design = self.residualizer_.design_
+        absorbed = sum(len(factor.levels) - 1 for factor in design.factors) if design is not None else 0
+        return mixture + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
+
+    def bic(self, X: Any, *, metadata: Any = None) -> float:
+        """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better."""
+        log_density = self.score_samples(X, metadata=metadata)
+        return float(-2 * log_density.sum() + self._n_parameters() * math.log(len(log_density)))
+
+    def aic(self, X: Any, *, metadata: Any = None) -> float:
+        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""
+        return float(-2 * self.score_samples(X, metadata=metadata).sum() + 2 * self._n_parameters())
+
+    def icl(self, X: Any, *, metadata: Any = None) -> float:
+        """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
+
+        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
+        """
+        share = self.predict_proba(X, metadata=metadata)
+        entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)))
+        return self.bic(X, metadata=metadata) + 2 * float(entropy)
