@@ -14,6 +14,7 @@ from residmix import inference
 from residmix._base import MetadataTransformer
 from residmix._validation import check_choice
 from residmix.adjustment import adjusted, rescaled
+from residmix.blup import RandomEffects, shrunk_fit
 from residmix.honest import leave_one_out, refitted_by_fold
 from residmix.leakage import warn_of_leakage
 from residmix.moments.factor import FactorFit, fit_factors, solve_factors
@@ -60,7 +61,9 @@ class Residualizer(MetadataTransformer):
         Remove the effect on the spread as well: the log variance of each feature is linear in the design, and what the
         removed columns do to it is undone. The pooled spread stays, in the units of x. With `preserve`, transform then
         needs the preserved columns too, since only what no effect explains is rescaled.
-    shrinkage : {None, "eb"}
+    shrinkage : {None, "eb"} or dict
+        ``{"site": "blup"}``: the effects of this factor are random ones, each feature's shrunk by its own ratio of
+        variances (:func:`residmix.blup.random_effects`), so that a level with few rows stays near the mean.
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns.
     residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
@@ -97,6 +100,8 @@ class Residualizer(MetadataTransformer):
         Share of the variance of each feature that the design explains, preserved terms included.
     canonical_correlations_ : ndarray
         Between removed and preserved columns; empty if nothing is preserved.
+    random_effects_ : dict of str to RandomEffects
+        With ``shrinkage={"site": "blup"}``, by term: the effects of the levels and the variance ratios.
     scale_ : Scale or None
         The effect on the log standard deviation, if it is removed.
     estimator_ : Nuisance
@@ -150,7 +155,7 @@ class Residualizer(MetadataTransformer):
         features: Sequence[str] | None = None,
         alpha: float | dict[str, float] = 0.0,
         scale: bool = False,
-        shrinkage: str | None = None,
+        shrinkage: str | dict[str, str] | None = None,
         residuals: str = "in-sample",
         estimator: Any = None,
         cv: Any = 5,
@@ -243,7 +248,7 @@ class Residualizer(MetadataTransformer):
     def _refuse_moments_alone(self) -> None:
         for name in ("estimator", "scale", "shrinkage"):
             value = getattr(self, name)
-            if value is not None and value is not False:
+            if value is not None and value is not False and not isinstance(value, dict):
                 raise ValueError(
                     f"partial_fit and merge work from moments alone, but {name}={value!r} needs the rows again; use fit"
                 )
@@ -260,17 +265,22 @@ class Residualizer(MetadataTransformer):
         check_choice("on_unknown", self.on_unknown, ("error", "mean"))
         check_choice("missing", self.missing, ("error", "mean", "indicator"))
         check_choice("scale", self.scale, (False, True))
-        check_choice("shrinkage", self.shrinkage, (None, "eb"))
+        if not isinstance(self.shrinkage, dict):
+            check_choice("shrinkage", self.shrinkage, (None, "eb"))
+        elif self.alpha != 0:
+            raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
         check_choice("residuals", self.residuals, ("in-sample", "loo", "cross-fitted"))
         if self.estimator is not None and (self.scale or self.shrinkage is not None or self.alpha != 0):
             raise ValueError("scale, shrinkage and alpha belong to least squares; with estimator= leave them out")
-        if self.residuals == "loo" and (self.scale or self.shrinkage == "eb" or self.estimator is not None):
+        if self.residuals == "loo" and (self.scale or self.shrinkage or self.estimator is not None):
             raise ValueError(
-                "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage='eb' or "
+                "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage= or "
                 "estimator= use residuals='cross-fitted'"
             )
         # Least squares absorbs factors of many levels; a regressor wants to see their columns.
         options = {} if self.estimator is None else {"absorb_above": 20_000}
+        if isinstance(self.shrinkage, dict):
+            options = {"absorb_above": 2_000}
         self._learn(X, table, sample_weight, on_unknown=self.on_unknown, missing=self.missing, **options)
         if self.design_ is not None and self.design_.factors and (self.alpha != 0 or self.residuals == "loo"):
             raise ValueError(
@@ -299,9 +309,10 @@ class Residualizer(MetadataTransformer):
             self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
             return residual
         fit, moments = self._least_squares(rows)
-        applied, scale = fit, None
+        applied, scale = self._shrunk(fit, moments), None
         if design is not None and (self.scale or self.shrinkage == "eb"):
-            applied, scale = adjusted(rows, fit, design, scale=self.scale, shrinkage=self.shrinkage)
+            pooled = None if isinstance(self.shrinkage, dict) else self.shrinkage
+            applied, scale = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
         self._set(fit, moments, applied, scale)
         warn_of_leakage(rows, self._map(), self.design_columns_, list(self.features_), stacklevel=5)
         return None
@@ -310,6 +321,12 @@ class Residualizer(MetadataTransformer):
         if self.design_ is not None and self.design_.factors:
             return fit_factors(rows, tuple(len(factor.levels) for factor in self.design_.factors))
         return fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha))
+
+    def _shrunk(self, fit: LinearFit, moments: LinearMoments | FactorMoments) -> LinearFit:
+        self.random_effects_: dict[str, RandomEffects] = {}
+        if isinstance(self.shrinkage, dict):
+            fit, self.random_effects_ = shrunk_fit(moments, fit, self.design_, self.shrinkage)
+        return fit
 
     def _merged(self, moments: Any) -> LinearMoments | FactorMoments:
         if isinstance(self.moments_, FactorMoments):
@@ -321,7 +338,7 @@ class Residualizer(MetadataTransformer):
             fit: LinearFit = solve_factors(moments)
         else:
             fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha))
-        self._set(fit, moments, fit, None)
+        self._set(fit, moments, self._shrunk(fit, moments), None)
 
     def _set(
         self, fit: LinearFit, moments: LinearMoments | FactorMoments, applied: LinearFit, scale: Scale | None
@@ -349,7 +366,7 @@ class Residualizer(MetadataTransformer):
             names,
             self.features_,
             self.canonical_correlations_,
-            penalised=self.alpha != 0,
+            penalised=self.alpha != 0 or bool(self.random_effects_),
             factors=list(self.effects_),
         )
 
