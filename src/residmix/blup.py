@@ -79,7 +79,7 @@ def random_effects(
     References
     ----------
     Patterson and Thompson, Biometrika 58, 1971 (REML); Robinson, Statistical Science 6, 1991 (BLUP); Kang et al.,
-    Genetics 178, 2008, equations 6 to 8 (the restricted likelihood diagonalised).
+    Genetics 178, 2008 (the restricted likelihood diagonalised).
     """
     L, w = levels.shape
     if w != L - 1:
