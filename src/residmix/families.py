@@ -364,7 +364,8 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     """Return the parameters as one unconstrained vector, free of the features' units.
 
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
-    diagonals: every vector is a valid mixture, so an extrapolated one is, too.
+    diagonals (of diag and spherical, the plain logarithm: units are a constant there): every vector is a
+    valid mixture, so an extrapolated one is, too.
     """
     scale = typical_spread(like)
     tiny = np.finfo(float).tiny

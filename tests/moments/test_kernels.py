@@ -10,7 +10,7 @@ from residmix.families import make_params
 from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block, mixture_block_rows
 from residmix.moments.vector import WIDTH, exp_and_sum
-from residmix.sources.rows import ArrayRows
+from residmix.sources.rows import ArrayRows, Block
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 
@@ -184,3 +184,13 @@ def test_the_vector_exponential_of_what_is_out_of_range_is_zero():
 
 def test_block_length_depends_on_the_problem_alone():
     assert mixture_block_rows(4, 5) > mixture_block_rows(128, 8) >= 1024
+
+
+@pytest.mark.parametrize("d", [3, 32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_likelihood_alone_has_the_bits_of_the_whole_step(d, family):
+    X, params = problem(501, d, 3, family)
+    block = Block(0, X, weight=np.random.default_rng(1).uniform(0.0, 2.0, 501))
+    whole, alone = MixtureStep(params)(block), MixtureStep(params, with_moments=False)(block)
+    assert alone.log_likelihood == whole.log_likelihood
+    assert (alone.total, alone.rows) == (whole.total, whole.rows)

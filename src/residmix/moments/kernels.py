@@ -82,9 +82,10 @@ class MixtureStep:
     """`mixture_block` as a picklable function of blocks."""
 
     params: MixtureParams
+    with_moments: bool = True
 
     def __call__(self, block: Block) -> MixtureMoments:
-        return mixture_block(block.X, self.params, weight=block.weight)
+        return mixture_block(block.X, self.params, weight=block.weight, with_moments=self.with_moments)
 
 
 def mixture_block_rows(n_features: int, n_components: int) -> int:
@@ -120,6 +121,7 @@ def mixture_block(
     weight: Floats | None = None,
     extra: Floats | None = None,
     extra_centre: Floats | None = None,
+    with_moments: bool = True,
 ) -> MixtureMoments:
     """E-step and moments of one block in one pass.
 
@@ -135,6 +137,9 @@ def mixture_block(
         Columns (a design) that join the scatter but not the density.
     extra_centre : ndarray (q,), optional
         Their centre; 0 by default.
+    with_moments : bool
+        False spares the work on moments where that saves time (full covariances): only `log_likelihood`, to the same
+        bits, `total` and `rows` count.
     """
     kind = params.covariance_type
     if extra is not None:
@@ -142,9 +147,9 @@ def mixture_block(
         centre = np.zeros(q) if extra_centre is None else extra_centre
         centres = np.hstack([np.broadcast_to(centre, (params.n_components, q)), params.means])
         problem = _Problem.full(params, log_prior)
-        moments = _full_moments(np.hstack([extra, X]), centres, problem, weight)
+        moments = _full_moments(np.hstack([extra, X]), centres, problem, weight, with_moments)
     elif kind == "full":
-        moments = _full_moments(X, params.means, _Problem.full(params, log_prior), weight)
+        moments = _full_moments(X, params.means, _Problem.full(params, log_prior), weight, with_moments)
     elif kind == "tied":
         moments = _tied_moments(X, params, log_prior, weight)
     else:
@@ -217,7 +222,7 @@ def tile_rows(n_columns: int) -> int:
 
 
 def _full_moments(
-    rows: NDArray[np.floating], centres: Floats, problem: _Problem, weight: Floats | None
+    rows: NDArray[np.floating], centres: Floats, problem: _Problem, weight: Floats | None, with_moments: bool
 ) -> MixtureMoments:
     K, m = centres.shape
     moments = MixtureMoments(np.zeros(K), np.empty((K, m)), np.empty((K, m, m)), 0.0, 0.0, 0)
@@ -232,6 +237,7 @@ def _full_moments(
         _plain(_NO_WEIGHT if weight is None else weight),
         max(96 // CHUNK * CHUNK, CHUNK) if panels else tile_rows(m),
         panels,
+        with_moments,
         moments.weight,
         moments.shift,
         moments.scatter,

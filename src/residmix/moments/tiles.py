@@ -287,7 +287,9 @@ def pad_centres(centres, panels, padded):
 
 
 @njit(nogil=True, cache=True)
-def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, in_panels, mass, shift, scatter):
+def full_block(
+    rows, d, centres, packed, constant, prior, weight, tile_rows, in_panels, with_moments, mass, shift, scatter
+):
     """E-step and full scatter of one block.
 
     Parameters
@@ -296,6 +298,8 @@ def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, in_
         Rows ``[extra, x]``; the last d columns have the density.
     centres : (K, m);  packed : (K, .), see `pack_factors`;  constant : (K,);  prior : (b, K) or (0, 0)
     weight : (b,) or (0,)
+    with_moments : bool
+        False leaves the moments at 0: the log-likelihood alone, to the same bits.
     mass, shift, scatter : (K,), (K, m), (K, m, m)
         Filled.
 
@@ -328,11 +332,13 @@ def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, in_
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, tile_rows, x)
-        if in_panels:
+        if in_panels and with_moments:
             load_panels(rows, start, n, tile_rows, panel_x)
         fill_prior(constant, prior, start, n, tile_rows, joint)
         add_full(x, (m - d) * tile_rows, d, means, packed, tile_rows, chunk, joint)
         log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top)
+        if not with_moments:
+            continue
         for k in range(K):
             tile_mass = share_out(joint, k, tile_rows, total, lanes)
             mass[k] += tile_mass
