@@ -17,6 +17,7 @@ from residmix._validation import check_choice, check_number
 from residmix.metadata import Design, fit_design
 from residmix.nn.diagnosis import diagnose, warn_of
 from residmix.nn.distribution import MixtureOfGaussians
+from residmix.nn.export import OnnxExport
 from residmix.nn.fitting import CANDIDATES, Plan, Removal, fit_best, plan_network
 from residmix.nn.head import COVARIANCES
 from residmix.nn.network import MixtureDensityNetwork
@@ -33,7 +34,7 @@ Array = NDArray[np.float64]
 _PREDICT_ROWS = 4096
 
 
-class MDNRegressor(PredictiveDensity, RegressorMixin, BaseEstimator):
+class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator):
     r"""Predict the whole density of a target by an ensemble of mixture density networks.
 
     .. math:: p(y | x, m) = \frac1M \sum_j \sum_k \pi_{jk}(h) N(y | \mu_{jk}(h), \Sigma_{jk}(h)), \quad h = r_j(x, m)
