@@ -22,6 +22,7 @@ from residmix.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.joint import ConditionalEM, ConditionalParams, pack, to_residual, unpack
 from residmix.joint_starts import conditional_starts
 from residmix.mixture import Progress
+from residmix.progress import FitProgress
 from residmix.residualizer import Residualizer
 from residmix.sources.rows import Rows
 from residmix.sources.table import as_table
@@ -302,15 +303,19 @@ class ResidualMixture(ConditionalDensity):
         start: ConditionalParams | EMState[ConditionalParams],
         callback: Callable[[EMState[ConditionalParams]], Any] | None = None,
     ) -> EMState[ConditionalParams]:
-        return run_em(
-            em,
-            start,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            accelerate=Acceleration(pack, unpack) if self.accelerate and self.tol > 0 else None,
-            evaluate=em.evaluate,
-            callback=callback,
+        watched = FitProgress(
+            em.rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=bool(self.verbose)
         )
+        with watched:
+            return run_em(
+                em,
+                start,
+                tol=self.tol,
+                max_iter=self.max_iter,
+                accelerate=Acceleration(pack, unpack) if self.accelerate and self.tol > 0 else None,
+                evaluate=em.evaluate,
+                callback=watched,
+            )
 
     def _keep(self, state: EMState[ConditionalParams], n_rows: int) -> None:
         params, to_residual = state.params, self._to_residual

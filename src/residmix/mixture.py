@@ -35,6 +35,7 @@ from residmix.families import (
 )
 from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block_rows, responsibilities
+from residmix.progress import FitProgress
 from residmix.sources.output import collect
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.sources.table import Table, as_table, is_source
@@ -68,7 +69,7 @@ class MixtureEM:
 
     def evaluate(self, params: MixtureParams) -> float:
         """Return the log-likelihood per row."""
-        moments = fold(self.rows, MixtureStep(params), MixtureMoments.merge)
+        moments = fold(self.rows, MixtureStep(params, with_moments=False), MixtureMoments.merge)
         return moments.log_likelihood / moments.total
 
 
@@ -356,7 +357,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 if keep is not None:
                     keep(state)
 
-            ended = self._run(em, start, history, callback)
+            watched = FitProgress(
+                rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=bool(self.verbose)
+            )
+            with watched:
+                ended = self._run(em, start, history, watched)
             report.end(ended)
             return ended
 

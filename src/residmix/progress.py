@@ -1,0 +1,127 @@
+"""What a long EM fit tells in the terminal: iteration, log-likelihood, rows per second, time left."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from time import perf_counter
+from typing import Any, Self
+
+from residmix.em import EMState
+
+__all__ = ["FitProgress", "iterations_left"]
+
+# A fit that takes less than this says nothing.
+PATIENCE = 2.0
+
+# Gains that the trend is taken over: extrapolated iterations make single ones uneven.
+TREND = 6
+
+
+def iterations_left(values: tuple[float, ...], iteration: int, *, tol: float, max_iter: int) -> int:
+    """Return how many iterations are probably to come.
+
+    Gains are taken to shrink by the same factor each time, ``g a^n < tol``, with `a` from the last few of them; there
+    are never more than `max_iter` allows.
+
+    Parameters
+    ----------
+    values : tuple of float
+        Log-likelihoods per row so far.
+    iteration : int
+        Iterations so far.
+    """
+    at_most = max(0, max_iter - iteration)
+    gains = [b - a for a, b in pairwise(values)][-TREND:]
+    if tol == 0 or len(gains) < 2 or min(gains[0], gains[-1]) <= 0:
+        return at_most
+    rate = math.log(gains[-1] / gains[0]) / (len(gains) - 1)
+    if rate >= 0:
+        return at_most
+    return min(at_most, max(1, math.ceil(math.log(tol / gains[-1]) / rate)))
+
+
+class FitProgress:
+    """A callback of `run_em` and a context: one line on stderr, from two seconds after the fit began until it ends.
+
+    It shows where stderr is a terminal. The environment variable ``RESIDMIX_PROGRESS`` decides otherwise: 0 means
+    never, 1 also where there's no terminal (then as lines, at most one every two seconds).
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of a pass.
+    tol, max_iter
+        Of the fit, for the time left.
+    then : callable, optional
+        The callback to go on to; its answer is returned.
+    quiet : bool
+        Show nothing, since something else already does.
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        *,
+        tol: float,
+        max_iter: int,
+        then: Callable[[EMState[Any]], Any] | None = None,
+        quiet: bool = False,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._n_rows, self._tol, self._max_iter = n_rows, tol, max_iter
+        self._then, self._clock = then, clock
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        wish = os.environ.get("RESIDMIX_PROGRESS", "")
+        self._shown = not quiet and wish != "0" and (self._terminal or wish == "1")
+        self._status: Any = None
+
+    def __enter__(self) -> Self:
+        self._began = self._last = self._clock()
+        self._passes = 0
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, state: EMState[Any]) -> Any:
+        self._passes += 1
+        if self._shown:
+            self._show(state)
+        return None if self._then is None else self._then(state)
+
+    def _show(self, state: EMState[Any]) -> None:
+        now = self._clock()
+        if self._status is not None:
+            self._status.update(self._line(state, now))
+        elif now - self._last >= PATIENCE:
+            from rich.console import Console
+
+            console = Console(stderr=True, highlight=False)
+            if self._terminal:
+                self._status = console.status(self._line(state, now))
+                self._status.start()
+            else:
+                console.print(self._line(state, now), soft_wrap=True)
+                self._last = now
+
+    def _line(self, state: EMState[Any], now: float) -> str:
+        pace = (now - self._began) / self._passes
+        left = iterations_left(state.log_likelihoods, state.iteration, tol=self._tol, max_iter=self._max_iter)
+        rows = self._n_rows / pace if pace > 0 else math.inf
+        return (
+            f"iteration {state.iteration}, log-likelihood {state.log_likelihood:.6f} per row, "
+            f"{rows:,.0f} rows/s, about {_duration(left * pace)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
