@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from residmix import inference
@@ -24,7 +25,7 @@ from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
 from residmix.scale import Scale
-from residmix.sources.output import collect
+from residmix.sources.output import collect, write_parquet
 from residmix.sources.rows import Rows
 from residmix.sources.table import Table, as_table
 
@@ -144,7 +145,7 @@ class Residualizer(MetadataTransformer):
 
     __metadata_request__fit = {"metadata": True}
     __metadata_request__partial_fit = {"metadata": True}
-    __metadata_request__transform = {"metadata": True}
+    __metadata_request__transform = {"metadata": True, "out": UNUSED}  # a path is never routed
     __metadata_request__inverse_transform = {"metadata": True}
 
     def __init__(
@@ -372,8 +373,8 @@ class Residualizer(MetadataTransformer):
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
-    def transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
-        """Return the residuals (n, d), in the dtype of X.
+    def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return the residuals (n, d), in the dtype of X; or write them to a file.
 
         Parameters
         ----------
@@ -381,9 +382,15 @@ class Residualizer(MetadataTransformer):
             As in fit. Columns that aren't used may be absent.
         metadata : array or table, optional
             As in fit.
+        out : path, optional
+            A Parquet file for the residuals, written as they come, so that they needn't fit into memory. It appears
+            when it is whole; its path is returned in place of an array.
         """
         check_is_fitted(self)
-        return collect(self._new_rows(X, metadata), self._map())
+        rows, residual = self._new_rows(X, metadata), self._map()
+        if out is None:
+            return collect(rows, residual)
+        return write_parquet(rows, residual, [str(name) for name in self.features_], out)
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
         """Put the effect of the metadata back: features (n, d) from residuals.

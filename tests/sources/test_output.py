@@ -76,3 +76,17 @@ def test_what_cannot_be_written_is_refused_before_work_begins(frame, tmp_path):
         write_parquet(rows, doubled, ["a", "b"], tmp_path / "out.parquet", carry=(table, ["a"]))
     with pytest.raises(FileNotFoundError, match="doesn't exist"):
         write_parquet(rows, doubled, ["a", "b"], tmp_path / "no" / "out.parquet")
+
+
+def test_residuals_go_to_a_file_as_they_would_go_to_an_array(frame, tmp_path):
+    frame.to_parquet(tmp_path / "in.parquet", row_group_size=77)
+    model = rm.Residualizer("site").fit(frame)
+    expected = model.transform(frame)
+    path = model.transform(rm.scan(tmp_path / "in.parquet"), out=tmp_path / "out.parquet")
+    assert path == tmp_path / "out.parquet"
+    written = pd.read_parquet(path)
+    assert list(written.columns) == ["a", "b"]
+    assert np.array_equal(written.to_numpy(), expected)
+    with pytest.raises(ValueError, match="must end in"):
+        model.transform(frame, out=tmp_path / "out.csv")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
