@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
@@ -387,6 +388,8 @@ class Residualizer(MetadataTransformer):
             when it is whole; its path is returned in place of an array.
         """
         check_is_fitted(self)
+        if out is not None and _get_output_config("transform", self)["dense"] != "default":
+            raise ValueError("out= returns a path, which can't become a frame; call set_output(transform='default')")
         rows, residual = self._new_rows(X, metadata), self._map()
         if out is None:
             return collect(rows, residual)

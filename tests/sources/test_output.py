@@ -89,4 +89,6 @@ def test_residuals_go_to_a_file_as_they_would_go_to_an_array(frame, tmp_path):
     assert np.array_equal(written.to_numpy(), expected)
     with pytest.raises(ValueError, match="must end in"):
         model.transform(frame, out=tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="set_output"):
+        rm.Residualizer("site").fit(frame).set_output(transform="pandas").transform(frame, out=tmp_path / "b.parquet")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
