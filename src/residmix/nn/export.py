@@ -67,8 +67,8 @@ class OnnxExport:
 
         Everything is float64, and in the units of the data.
 
-        Inputs: ``x`` (n, d); with metadata and ``space="sample"`` also ``metadata`` (n, q), the columns of
-        ``design_`` that are removed, in its order.
+        Inputs: ``x`` (n, d); with metadata and ``space="sample"`` also ``metadata`` (n, q), the design columns
+        ``design_.matrix(metadata).dense``.
 
         Outputs: ``logits`` (n, M K), the log weights of all components of all members; ``means`` (n, M K, D);
         ``scales`` (n, M K, D), or for a full covariance ``scale_tril`` (n, M K, D, D); for a low-rank one also
