@@ -217,7 +217,7 @@ class Design:
         """
         if metadata is None:
             return self._without_metadata(preserved, n_rows)
-        if self._plain and not preserved and not isinstance(metadata, Metadata) and _is_array(metadata):
+        if self._plain and not isinstance(metadata, Metadata) and _is_array(metadata):
             return DesignMatrix(self._plain_design(metadata))
         source = self._opened(metadata)
         rows = RowReader(source, self._learned, self.on_unknown, self.missing)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
+from residmix.moments.rowwise import centre, subtract_rows
 from residmix.sources.rows import Block
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+# Up to here one loop over the rows, which reads and writes once, beats BLAS; beyond, its blocking wins.
+_NARROW_DESIGN, _NARROW_ROW = 16, 512
 
 
 @dataclass
@@ -112,7 +116,8 @@ def _origin(values: Array, weight: Array | None) -> Array:
 def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
     n, q = A.shape
     origin_x, origin_a = _origin(X, weight), _origin(A, weight)
-    x = np.subtract(X, origin_x, out=_scratch(X.shape))
+    x = _scratch(X.shape)
+    square = centre(X, origin_x, x)
     # One more column of ones: its products are the sums that correct the rounding of the origins.
     a = np.empty((n, q + 1))
     np.subtract(A, origin_a, out=a[:, :q])
@@ -120,7 +125,8 @@ def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
     weighted = a if weight is None else a * weight[:, None]
     total = float(n if weight is None else weight.sum())
     aa, ax = weighted.T @ a, weighted.T @ x
-    square = np.einsum("ij,ij->j", x, x) if weight is None else np.einsum("i,ij,ij->j", weight, x, x)
+    if weight is not None:
+        square = np.einsum("i,ij,ij->j", weight, x, x)
     offset_a, offset_x = aa[q, :q] / (total or 1.0), ax[q] / (total or 1.0)
     return LinearMoments(
         count=np.array([n if weight is None else np.count_nonzero(weight)], dtype=float),
@@ -219,8 +225,14 @@ class Affine:
 
     def into(self, block: Block, out: NDArray[Any]) -> None:
         """Write the residual to `out`, of the shape and dtype of X and C-contiguous."""
+        p, d = self.coef.shape
+        if p <= _NARROW_DESIGN and d <= _NARROW_ROW:
+            design = _design(block)
+            subtract_rows(
+                block.X, design, self.origin_x, self.origin_a, self.coef, self.constant, float(self.sign), out
+            )
+            return
         exact = out if out.dtype == np.float64 else _scratch(out.shape)
-        p = len(self.coef)
         a = np.empty((len(exact), p + 1))
         a[:, p] = 1.0
         if p:

@@ -35,11 +35,10 @@ class Finite:
         ValueError
             Naming the first offending row and column.
         """
-        if not self.allow_nan:
-            # A sum is finite only if every value is; huge finite values that overflow it are told apart below.
-            with np.errstate(over="ignore", invalid="ignore"):
-                if np.isfinite(X.sum()):
-                    return
+        # A sum is finite only if every value is; huge finite values that overflow it are told apart below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(X.sum()):
+                return
         bad = np.isinf(X) if self.allow_nan else ~np.isfinite(X)
         if not bad.any():
             return
