@@ -1,8 +1,8 @@
 """What two Dask worker processes cost or gain on one machine, against the threads of this process, over the same files.
 
 Run it with ``python benchmarks/dask_overhead.py``; it needs ``dask[distributed]``. The answers are compared first: they
-must be the same bits. Tasks carry only where the rows are, so what Dask adds is the scheduler's round trip in each
-iteration, and workers that each read and decode their own rows.
+must be the same bits. Tasks carry only where the rows are; Dask adds the scheduler's round trips and the transport of
+partial sums, and workers each read and decode their own rows on the same cores.
 """
 
 from __future__ import annotations
