@@ -7,9 +7,10 @@ one with brightness `confound`. Random streams are this file's own, so images ar
 
 from __future__ import annotations
 
-import dcor
 import numpy as np
 from scipy.stats import norm
+
+from residmix.dependence import distance_correlation
 
 __all__ = ["OPTIMUM", "balanced_accuracy", "dcor2", "images", "pool", "probe", "shifting_images"]
 
@@ -84,10 +85,5 @@ def probe(features: np.ndarray, confound: np.ndarray, y: np.ndarray, cutoff: flo
 def dcor2(features: np.ndarray, confound: np.ndarray, y: np.ndarray) -> float:
     """Mean over the classes of the u-centred squared distance correlation with the confounder."""
     return float(
-        np.mean(
-            [
-                dcor.u_distance_correlation_sqr(features[y == c].astype(np.float64), confound[y == c][:, None])
-                for c in (0, 1)
-            ]
-        )
+        np.mean([distance_correlation(features[y == c].astype(np.float64), confound[y == c][:, None]) for c in (0, 1)])
     )

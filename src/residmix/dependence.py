@@ -19,6 +19,7 @@ __all__ = [
     "Shares",
     "Variable",
     "counts_dependence",
+    "distance_correlation",
     "distance_dependence",
     "fold_moments",
     "share_interval",
@@ -266,6 +267,18 @@ def distance_dependence(
         permuted = np.array([matrix.ravel()[pairs] for matrix in distances])
         exceeding += vectors @ permuted.T >= products
     return products / scale, (1 + exceeding) / (1 + n_permutations)
+
+
+def distance_correlation(x: Array, y: Array) -> float:
+    """Return the bias-corrected squared distance correlation of rows of x (n, k) and y (n, l), Euclidean distances.
+
+    The statistic of :func:`distance_dependence`, for columns taken as they are; 0 if one of the two is constant.
+    """
+    from scipy.spatial.distance import pdist, squareform
+
+    a, b = (_u_centred(squareform(pdist(values))) for values in (x, y))
+    norm = float(np.sqrt(np.vdot(a, a) * np.vdot(b, b)))
+    return float(np.vdot(a, b)) / norm if norm > 0 else 0.0
 
 
 def _spread_one(features: Array) -> Array:

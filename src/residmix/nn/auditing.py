@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import dcor
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from residmix.dependence import distance_correlation
 from residmix.nn import maps as mapping
 from residmix.nn.finalization import call, evaluating, residualizers
 from residmix.nn.layers import Residualize
@@ -146,13 +146,9 @@ def _neighbours(features: Array, target: Array, new: Array) -> Array:
 def _distance_correlation(features: Array, metadata: Array, protected: Array) -> float:
     levels = np.unique(protected, axis=0)
     if protected.shape[1] and len(levels) > 20:
-        return float(dcor.u_distance_correlation_sqr(_less(features, protected), _less(metadata, protected)))
+        return distance_correlation(_less(features, protected), _less(metadata, protected))
     groups = [(protected == level).all(1) for level in levels] if protected.shape[1] else [np.ones(len(features), bool)]
-    return float(
-        np.mean(
-            [dcor.u_distance_correlation_sqr(features[g], metadata[g]) for g in groups if g.sum() >= 10] or [np.nan]
-        )
-    )
+    return float(np.mean([distance_correlation(features[g], metadata[g]) for g in groups if g.sum() >= 10] or [np.nan]))
 
 
 def _probes(features: Array, metadata: Array, protected: Array, part: NDArray[np.intp], cutoff: float) -> Probes:
