@@ -22,6 +22,7 @@ __all__ = [
     "SingularCovarianceError",
     "covariances_from_scatter",
     "dead_components",
+    "full_covariances",
     "m_step",
     "make_params",
     "n_covariance_parameters",
@@ -110,13 +111,7 @@ class MixtureParams:
 
     def full_covariances(self) -> Floats:
         """Return the covariances as (K, d, d), whatever the family."""
-        K, d = self.means.shape
-        if self.covariance_type == "full":
-            return self.covariances
-        if self.covariance_type == "tied":
-            return np.broadcast_to(self.covariances, (K, d, d))
-        variances = np.broadcast_to(self.covariances.reshape(K, -1), (K, d))
-        return variances[:, :, None] * np.eye(d)
+        return full_covariances(self.covariances, self.covariance_type, *self.means.shape)
 
     def full_factors(self) -> Floats:
         """Return the factors as (K, d, d), whatever the family."""
@@ -171,6 +166,17 @@ _FAMILIES = {
 
 def _family(covariance_type: str) -> _Family:
     return _FAMILIES[covariance_type]
+
+
+def full_covariances(covariances: Floats, covariance_type: str, n_components: int, n_features: int) -> Floats:
+    """Return covariances of any family as (K, d, d); of "full" and "tied" a view."""
+    K, d = n_components, n_features
+    if covariance_type == "full":
+        return covariances
+    if covariance_type == "tied":
+        return np.broadcast_to(covariances, (K, d, d))
+    variances = np.broadcast_to(covariances.reshape(K, -1), (K, d))
+    return variances[:, :, None] * np.eye(d)
 
 
 def n_covariance_parameters(covariance_type: str, n_components: int, n_features: int) -> int:

@@ -6,10 +6,11 @@ import warnings
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 
+from residmix.families import full_covariances
 from residmix.mixture import GaussianMixture
 from residmix.residualizer import Residualizer
 
@@ -112,7 +113,7 @@ def mdn_residualize(
         "residual": residual,
         "pi": mixture.weights_,
         "mu": mixture.means_,
-        "sigma": _matrices(mixture.covariances_, covariance_type, mixture.means_.shape),
+        "sigma": np.array(full_covariances(mixture.covariances_, covariance_type, *mixture.means_.shape)),
         "log_likelihood": float(mixture.lower_bound_) * len(residual),
         "n_iter": int(mixture.n_iter_),
         "converged": bool(mixture.converged_),
@@ -120,13 +121,3 @@ def mdn_residualize(
     if return_responsibilities:
         found["responsibilities"] = mixture.predict_proba(residual)
     return found
-
-
-def _matrices(covariances: NDArray[np.float64], kind: str, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the covariances of any family as full matrices (K, d, d)."""
-    K, d = shape
-    if kind == "full":
-        return covariances
-    if kind == "tied":
-        return np.repeat(covariances[None], K, axis=0)
-    return covariances.reshape(K, -1, 1) * np.eye(d)

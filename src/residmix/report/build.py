@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.families import full_covariances
 from residmix.report.html import render
 from residmix.report.plots import explained_bars, figure_svg, scatter_before_after
 from residmix.report.summarise import component_order, summarise
@@ -42,7 +43,7 @@ def build_report(
         command=command,
     )
     order = component_order(model)
-    covariances = full_covariances(model)[order]
+    covariances = full_covariances(model.covariances_, model.covariance_type, *model.means_.shape)[order]
     shown = np.argsort(order)[labels]
     few = reference or next(iter((metadata or {}).items()), None)
     scatter = scatter_before_after(X, residual, shown, np.asarray(model.means_)[order], covariances, feature_names, few)
@@ -51,15 +52,3 @@ def build_report(
         "explained": figure_svg(explained_bars(summary["features"])),
     }
     return summary, render(summary, pictures)
-
-
-def full_covariances(model: Any) -> NDArray[np.float64]:
-    """Return the components' covariances as (K, d, d), whatever the family."""
-    K, d = np.shape(model.means_)
-    kept = np.asarray(model.covariances_)
-    if model.covariance_type == "full":
-        return kept
-    if model.covariance_type == "tied":
-        return np.broadcast_to(kept, (K, d, d))
-    variances = kept if model.covariance_type == "diag" else np.repeat(kept[:, None], d, axis=1)
-    return np.stack([np.diag(row) for row in variances])
