@@ -40,7 +40,9 @@ class Journal:
 
 
 def fingerprint(estimator: Any, n_rows: int, n_features: int, **more: Any) -> str:
-    """Return a text that tells fits apart: class, parameters that matter, shape of the data."""
+    """Return a text that tells fits apart (class, parameters that matter, shape of the data), or "" without checkpoint."""
+    if estimator.checkpoint is None:
+        return ""
     quiet = ("checkpoint", "verbose", "verbose_interval")
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name not in quiet}
     return repr((type(estimator).__name__, sorted(parameters.items()), n_rows, n_features, sorted(more.items())))

@@ -30,6 +30,9 @@ REST = 100.0
 # How many times the two steps before an extrapolation may be stretched at first.
 REACH = 4.0
 
+# Ratios of gains that are remembered.
+RATIOS = 8
+
 # Iterations before the first extrapolation: EM is quick at first, and far from the straight lines that it takes later.
 WARM_UP = 5
 
@@ -62,11 +65,15 @@ class Memory(Generic[P]):
         Where plain EM would be, while an extrapolation is on trial.
     reach : float
         How far it may go.
+    ratios : tuple of float
+        How the last gains shrank from one iteration to the next: the largest counts when the rest is estimated, since
+        right after an extrapolation the quick directions hide the slow ones.
     """
 
     base: P | None = None
     fallback: P | None = None
     reach: float = REACH
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,8 @@ def run_em(
             value, following = -inf, state.params
         if memory is not None and memory.fallback is not None and not value >= state.log_likelihood:
             # the extrapolation went too far: back to where plain EM would be
-            state = replace(state, params=memory.fallback, memory=Memory(reach=max(REACH, memory.reach / 16)))
+            cautious = replace(memory, fallback=None, reach=max(REACH, memory.reach / 16))
+            state = replace(state, params=memory.fallback, memory=cautious)
             continue
         judged = (*state.log_likelihoods, value)
         if len(judged) == 1 and not (history and isclose(value, history[-1], rel_tol=1e-12)):
@@ -176,18 +184,19 @@ def _accelerated(
 ) -> tuple[P, Memory[P], bool]:
     """Return where to go next, what to remember and whether to stop (SQUAREM: Varadhan & Roland 2008, eq. 15)."""
     if memory.base is None:
-        return following, Memory(base=params, reach=memory.reach), False
+        return following, replace(memory, base=params, fallback=None), False
     x0, x1, x2 = (accelerate.pack(point, memory.base) for point in (memory.base, params, following))
     first, second = x1 - x0, x2 - x1
     bend = second - first
     squared, ratio = float(first @ first), float(second @ second) / max(float(first @ first), 1e-300)
-    converged = _settled(values[-1] - values[-2], ratio, values[-1], tol)
+    ratios = (*memory.ratios, ratio)[-RATIOS:]
+    converged = _settled(values[-1] - values[-2], max(ratios), values[-1], tol)
     length = min(math.sqrt(squared / max(float(bend @ bend), 1e-300)), memory.reach)
     trial = x0 + 2 * length * first + length**2 * bend
     if length <= 1 or not np.isfinite(trial).all():
-        return following, Memory(reach=memory.reach), converged
+        return following, Memory(reach=memory.reach, ratios=ratios), converged
     reach = memory.reach * 4 if length == memory.reach else memory.reach
-    return accelerate.unpack(trial, memory.base), Memory(fallback=following, reach=reach), converged
+    return accelerate.unpack(trial, memory.base), Memory(fallback=following, reach=reach, ratios=ratios), converged
 
 
 def has_converged(values: tuple[float, ...], tol: float) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["n_threads", "one_blas_thread", "worker_pool"]
+__all__ = ["as_worker", "n_threads", "one_blas_thread", "worker_pool"]
 
 
 def n_threads() -> int:
@@ -69,6 +69,17 @@ _WORKER = threading.local()
 
 def _mark_worker() -> None:
     _WORKER.active = True
+
+
+@contextmanager
+def as_worker() -> Iterator[None]:
+    """Count the calling thread among the workers for a while."""
+    before = getattr(_WORKER, "active", False)
+    _WORKER.active = True
+    try:
+        yield
+    finally:
+        _WORKER.active = before
 
 
 @cache

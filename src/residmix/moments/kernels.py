@@ -6,14 +6,15 @@ no cancellation to fear; `residmix.families` moves it to the new means.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.tiles import UNREACHED, full_block, full_joint, pack_factors, scaled_block, scaled_joint
-from residmix.moments.vector import CHUNK, WIDTH
+from residmix.moments.registers import CHUNK, WIDTH
+from residmix.moments.shares import UNREACHED
+from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
 from residmix.sources.rows import Block
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MixtureMoments",
     "MixtureStep",
+    "Problem",
     "log_joint",
     "mixture_block",
     "mixture_block_rows",
@@ -79,13 +81,17 @@ class MixtureMoments:
 
 @dataclass(frozen=True)
 class MixtureStep:
-    """`mixture_block` as a picklable function of blocks."""
+    """`mixture_block` as a picklable function of blocks, its parameters made ready once."""
 
     params: MixtureParams
     with_moments: bool = True
+    _problem: Problem = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_problem", Problem.of(self.params))
 
     def __call__(self, block: Block) -> MixtureMoments:
-        return mixture_block(block.X, self.params, weight=block.weight, with_moments=self.with_moments)
+        return mixture_block(block.X, self._problem, weight=block.weight, with_moments=self.with_moments)
 
 
 def mixture_block_rows(n_features: int, n_components: int) -> int:
@@ -104,18 +110,18 @@ def log_joint(X: NDArray[np.floating], params: MixtureParams, *, log_prior: Floa
     log_prior : ndarray (b, K), optional
         Replaces the log-weights, row by row.
     """
-    problem = _Problem.of(params, log_prior)
+    problem = Problem.of(params)
     rows = problem.prepared(X)
     joint = np.empty((len(rows), params.n_components))
     job = full_joint if problem.packed else scaled_joint
-    tile = tile_rows(params.n_features)
-    job(rows, problem.means, problem.factors, problem.constant, problem.prior, tile, joint)
+    tile = tile_rows(params.n_features, params.n_components)
+    job(rows, problem.means, problem.factors, *problem.prior(log_prior), tile, joint)
     return joint
 
 
 def mixture_block(
     X: NDArray[np.floating],
-    params: MixtureParams,
+    params: MixtureParams | Problem,
     *,
     log_prior: Floats | None = None,
     weight: Floats | None = None,
@@ -128,7 +134,8 @@ def mixture_block(
     Parameters
     ----------
     X : ndarray (b, d), float64 or float32
-    params : MixtureParams
+    params : MixtureParams, or Problem
+        The latter for many blocks: parameters made ready once, with ``full=True`` if there are extra columns.
     log_prior : ndarray (b, K), optional
         Log-probabilities of the components, row by row; replaces the log-weights.
     weight : ndarray (b,), optional
@@ -141,50 +148,60 @@ def mixture_block(
         False spares the work on moments where that saves time (full covariances): only `log_likelihood`, to the same
         bits, `total` and `rows` count.
     """
-    kind = params.covariance_type
+    problem = params if isinstance(params, Problem) else Problem.of(params, full=extra is not None)
     if extra is not None:
-        q = extra.shape[1]
+        q, means = extra.shape[1], problem.params.means
         centre = np.zeros(q) if extra_centre is None else extra_centre
-        centres = np.hstack([np.broadcast_to(centre, (params.n_components, q)), params.means])
-        problem = _Problem.full(params, log_prior)
-        moments = _full_moments(np.hstack([extra, X]), centres, problem, weight, with_moments)
-    elif kind == "full":
-        moments = _full_moments(X, params.means, _Problem.full(params, log_prior), weight, with_moments)
-    elif kind == "tied":
-        moments = _tied_moments(X, params, log_prior, weight)
+        centres = np.hstack([np.broadcast_to(centre, (len(means), q)), means])
+        moments = _full_moments(np.hstack([extra, X]), centres, problem, log_prior, weight, with_moments)
+    elif problem.packed:
+        moments = _full_moments(X, problem.means, problem, log_prior, weight, with_moments)
+    elif problem.rotation is not None:
+        moments = _tied_moments(X, problem, log_prior, weight)
     else:
-        moments = _scaled_moments(X, _Problem.of(params, log_prior), weight)
+        moments = _scaled_moments(X, problem, log_prior, weight)
     moments.total = float(len(X)) if weight is None else float(weight.sum())
     moments.rows = len(X) if weight is None else int(np.count_nonzero(weight))
     return moments
 
 
-@dataclass(slots=True)
-class _Problem:
-    """Parameters as the tile loops want them."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Parameters as the tile loops want them.
 
+    Attributes
+    ----------
+    params : MixtureParams
+    means : ndarray (K, d)
+    factors : ndarray
+        Packed triangles (see `pack_factors`), or scales (K, d) divided by sqrt(2).
+    constant : ndarray (K,)
+        Logarithm of a component's density at its mean.
+    packed : bool
+        Which of the two `factors` are.
+    origin, rotation : ndarray or None
+        What rows go through first.
+    """
+
+    params: MixtureParams
     means: Floats
     factors: Floats
     constant: Floats
-    prior: Floats
     packed: bool
     origin: Floats | None = None
     rotation: Floats | None = None
 
     @classmethod
-    def full(cls, params: MixtureParams, log_prior: Floats | None) -> _Problem:
-        d = params.n_features
-        # four columns at a time, down to the diagonal: `pack_factors`
-        size = sum(min(4, d - j) * min(j + 4, d) for j in range(0, d, 4))
-        packed = np.empty((params.n_components, size))
-        pack_factors(_plain(params.full_factors()), packed)
-        return cls(_plain(params.means), packed, *_constants(params, log_prior), True)
-
-    @classmethod
-    def of(cls, params: MixtureParams, log_prior: Floats | None) -> _Problem:
+    def of(cls, params: MixtureParams, *, full: bool = False) -> Problem:
+        """Make parameters ready; with `full` as full covariances, whatever their family."""
         K, d = params.means.shape
-        if params.covariance_type == "full":
-            return cls.full(params, log_prior)
+        constant = params.log_det - 0.5 * d * LOG_2PI
+        if full or params.covariance_type == "full":
+            # four columns at a time, down to the diagonal
+            size = sum(min(4, d - j) * min(j + 4, d) for j in range(0, d, 4))
+            packed = np.empty((K, size))
+            pack_factors(_plain(params.full_factors()), packed)
+            return cls(params, _plain(params.means), packed, constant, True)
         means, factors = params.means, params.factors
         origin = rotation = None
         if params.covariance_type == "tied":
@@ -192,8 +209,7 @@ class _Problem:
             origin, rotation = means.mean(axis=0), factors
             means, factors = (means - origin) @ rotation, np.ones(1)
         scaled = np.sqrt(0.5) * np.broadcast_to(factors.reshape(len(factors), -1), (K, d))
-        constants = _constants(params, log_prior)
-        return cls(_plain(means), _plain(scaled), *constants, False, origin, rotation)
+        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:
         """Return the rows that `means` and `factors` are about."""
@@ -201,12 +217,11 @@ class _Problem:
             return _plain(X)
         return (X - self.origin) @ self.rotation
 
-
-def _constants(params: MixtureParams, log_prior: Floats | None) -> tuple[Floats, Floats]:
-    constant = params.log_det - 0.5 * params.n_features * LOG_2PI
-    if log_prior is None:
-        return constant + params.log_weights, _NONE
-    return constant, _plain(log_prior)
+    def prior(self, log_prior: Floats | None) -> tuple[Floats, Floats]:
+        """Return what is added to the log-densities: a constant per component, and what each row brings."""
+        if log_prior is None:
+            return self.constant + self.params.log_weights, _NONE
+        return self.constant, _plain(log_prior)
 
 
 def _plain(array: NDArray[np.floating]) -> Floats:
@@ -216,13 +231,19 @@ def _plain(array: NDArray[np.floating]) -> Floats:
     return np.array(array, dtype=np.float64, order="C")
 
 
-def tile_rows(n_columns: int) -> int:
-    """Return how many rows go through the cache at once: whole chunks, about 16 KB, at most 60 vectors."""
-    return CHUNK * int(np.clip(2048 // (n_columns * CHUNK), 1, 60 * WIDTH // CHUNK))
+def tile_rows(n_columns: int, n_components: int) -> int:
+    """Return how many rows go through the cache at once: whole chunks, about 48 KB, at most 60 vectors."""
+    rows = 6144 // (n_columns + n_components + 4)
+    return CHUNK * int(np.clip(rows // CHUNK, 1, 60 * WIDTH // CHUNK))
 
 
 def _full_moments(
-    rows: NDArray[np.floating], centres: Floats, problem: _Problem, weight: Floats | None, with_moments: bool
+    rows: NDArray[np.floating],
+    centres: Floats,
+    problem: Problem,
+    log_prior: Floats | None,
+    weight: Floats | None,
+    with_moments: bool,
 ) -> MixtureMoments:
     K, m = centres.shape
     moments = MixtureMoments(np.zeros(K), np.empty((K, m)), np.empty((K, m, m)), 0.0, 0.0, 0)
@@ -232,10 +253,9 @@ def _full_moments(
         problem.means.shape[1],
         _plain(centres),
         problem.factors,
-        problem.constant,
-        problem.prior,
+        *problem.prior(log_prior),
         _plain(_NO_WEIGHT if weight is None else weight),
-        max(96 // CHUNK * CHUNK, CHUNK) if panels else tile_rows(m),
+        max(96 // CHUNK * CHUNK, CHUNK) if panels else tile_rows(m, K),
         panels,
         with_moments,
         moments.weight,
@@ -245,17 +265,18 @@ def _full_moments(
     return moments
 
 
-def _scaled_moments(X: NDArray[np.floating], problem: _Problem, weight: Floats | None) -> MixtureMoments:
+def _scaled_moments(
+    X: NDArray[np.floating], problem: Problem, log_prior: Floats | None, weight: Floats | None
+) -> MixtureMoments:
     K, d = problem.means.shape
     moments = MixtureMoments(np.zeros(K), np.empty((K, d)), np.empty((K, d)), 0.0, 0.0, 0)
     moments.log_likelihood = scaled_block(
         _plain(X),
         problem.means,
         problem.factors,
-        problem.constant,
-        problem.prior,
+        *problem.prior(log_prior),
         _plain(_NO_WEIGHT if weight is None else weight),
-        tile_rows(d),
+        tile_rows(d, K),
         moments.weight,
         moments.shift,
         moments.scatter,
@@ -264,7 +285,7 @@ def _scaled_moments(X: NDArray[np.floating], problem: _Problem, weight: Floats |
 
 
 def _tied_moments(
-    X: NDArray[np.floating], params: MixtureParams, log_prior: Floats | None, weight: Floats | None
+    X: NDArray[np.floating], problem: Problem, log_prior: Floats | None, weight: Floats | None
 ) -> MixtureMoments:
     r"""Pooled scatter in n d (d + 2 K) steps instead of n K d^2, without cancellation.
 
@@ -275,11 +296,10 @@ def _tied_moments(
 
     because the responsibilities of a row add up to one.
     """
-    problem = _Problem.of(params, log_prior)
-    y = problem.prepared(X)
+    params, y = problem.params, problem.prepared(X)
     K, d = params.means.shape
     joint = np.empty((len(y), K))
-    scaled_joint(y, problem.means, problem.factors, problem.constant, problem.prior, tile_rows(d), joint)
+    scaled_joint(y, problem.means, problem.factors, *problem.prior(log_prior), tile_rows(d, K), joint)
     shares, log_density = _normalised(joint)
     reached = np.isfinite(log_density)
     if not reached.all():

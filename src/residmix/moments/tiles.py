@@ -14,37 +14,38 @@ from math import log
 import numpy as np
 from numba import njit
 
-from residmix.moments.vector import (
-    CHUNK,
-    WIDTH,
+from residmix.moments.distances import (
+    begin_direct,
+    begin_whitened,
+    centre_chunk,
+    scaled_distance,
+    transpose,
+    whiten,
+    whiten_direct,
+)
+from residmix.moments.registers import CHUNK, WIDTH
+from residmix.moments.scatters import (
     add_outer,
     add_squares,
-    centre_chunk,
-    centre_column,
     centre_panel,
-    exp_and_sum,
-    invert_and_multiply,
-    larger,
+    last_scatter,
     pair_scatter,
-    scale_and_sum,
     self_scatter,
-    subtract_scaled,
-    subtract_whitened,
     weigh_panel,
 )
+from residmix.moments.shares import share_rows, sum_lanes
 
 __all__ = ["full_block", "full_joint", "pack_factors", "scaled_block", "scaled_joint"]
 
-whiten1, whiten2, whiten3, whiten4 = subtract_whitened
-self1, self2, self3, self4 = self_scatter
+whiten1, whiten2, whiten3, whiten4 = whiten
+begin1, begin2, begin3, begin4 = begin_direct
+direct1, direct2, direct3, direct4 = whiten_direct
+last1, last2, last3, last4 = last_scatter
 pair1, pair2, pair3, pair4 = pair_scatter
 outer1, outer2, outer3 = add_outer
 
 # A share this small (of one row) leaves no trace in any sum.
 NOTHING = 1e-25
-
-# The log-density that stands for "no component reaches this row".
-UNREACHED = -1e300
 
 
 @njit(nogil=True, cache=True)
@@ -68,9 +69,15 @@ def pack_factors(factors, packed):
 @njit(nogil=True)
 def load_columns(rows, start, n, tile_rows, x):
     """Turn n rows of a block into columns; rows that aren't there are zeros."""
-    for j in range(rows.shape[1]):
+    m = rows.shape[1]
+    whole = n // WIDTH * WIDTH
+    fours = m // 4 * 4
+    for i in range(0, whole, WIDTH):
+        for j in range(0, fours, 4):
+            transpose(rows, (start + i) * m + j, m, x, j * tile_rows + i, tile_rows)
+    for j in range(m):
         column = j * tile_rows
-        for i in range(n):
+        for i in range(whole if j < fours else 0, n):
             x[column + i] = rows[start + i, j]
         for i in range(n, tile_rows):
             x[column + i] = 0.0
@@ -86,126 +93,144 @@ def load_panels(rows, start, n, tile_rows, x):
 
 
 @njit(nogil=True)
-def fill_prior(constant, prior, start, n, tile_rows, joint):
-    """Begin log p(x, k) with what doesn't depend on x."""
-    for k in range(constant.size):
-        row = k * tile_rows
-        for i in range(tile_rows):
-            joint[row + i] = constant[k]
-        if prior.shape[0] > 0:
-            for i in range(n):
-                joint[row + i] += prior[start + i, k]
+def load_weights(weight, start, n, tile_rows, w):
+    """Copy the weights of a tile; rows that aren't there have none."""
+    for i in range(n):
+        w[i] = weight[start + i] if weight.size > 0 else 1.0
+    for i in range(n, tile_rows):
+        w[i] = 0.0
 
 
 @njit(nogil=True)
-def add_full(x, x0, d, means, packed, tile_rows, chunk, joint):
-    """Subtract half the squared Mahalanobis distances of a tile's columns from `joint`."""
+def join_full(x, x0, d, means, packed, constant, tile_rows, chunk, joint):
+    """Fill `joint` with the constants less half the squared Mahalanobis distances of a tile's columns."""
     K = means.shape[0]
     flat_means, flat_factors = means.ravel(), packed.ravel()
     for k in range(K):
+        mean, entry = k * d, k * packed.shape[1]
         for i in range(0, tile_rows, CHUNK):
-            centre_chunk(x, x0 + i, tile_rows, flat_means, k * d, d, chunk)
             out = k * tile_rows + i
-            entry = k * packed.shape[1]
-            j = 0
+            if d <= 8:
+                column = x0 + i
+                if d >= 4:
+                    begin4(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
+                elif d == 3:
+                    begin3(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
+                elif d == 2:
+                    begin2(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
+                else:
+                    begin1(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
+                if d == 8:
+                    direct4(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
+                elif d == 7:
+                    direct3(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
+                elif d == 6:
+                    direct2(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
+                elif d == 5:
+                    direct1(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
+                continue
+            centre_chunk(x, x0 + i, tile_rows, flat_means, mean, d, chunk)
+            begin_whitened(chunk, flat_factors, entry, constant[k], joint, out)
+            below, j = entry + 16, 4
             while j + 4 <= d:
-                whiten4(chunk, flat_factors, entry, j, joint, out)
-                entry += 4 * (j + 4)
+                whiten4(chunk, flat_factors, below, j, joint, out)
+                below += 4 * (j + 4)
                 j += 4
             if d - j == 3:
-                whiten3(chunk, flat_factors, entry, j, joint, out)
+                whiten3(chunk, flat_factors, below, j, joint, out)
             elif d - j == 2:
-                whiten2(chunk, flat_factors, entry, j, joint, out)
+                whiten2(chunk, flat_factors, below, j, joint, out)
             elif d - j == 1:
-                whiten1(chunk, flat_factors, entry, j, joint, out)
+                whiten1(chunk, flat_factors, below, j, joint, out)
 
 
 @njit(nogil=True)
-def add_scaled(x, d, means, factors, tile_rows, joint):
-    """Subtract half the squared distances of a tile's columns, in units of each column's spread, from `joint`."""
+def join_scaled(x, d, means, factors, constant, tile_rows, joint):
+    """Fill `joint` with the constants less half the squared distances, in units of each column's spread."""
     flat_means, flat_factors = means.ravel(), factors.ravel()
     for k in range(means.shape[0]):
         for i in range(0, tile_rows, CHUNK):
-            subtract_scaled(x, i, tile_rows, flat_means, flat_factors, k * d, d, joint, k * tile_rows + i)
+            out = k * tile_rows + i
+            scaled_distance(x, i, tile_rows, flat_means, flat_factors, k * d, d, constant[k], joint, out)
 
 
 @njit(nogil=True)
-def normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top):
-    """Turn log p(x, k) into weighted responsibilities; return the weighted sum of log p(x)."""
-    vectors = tile_rows // WIDTH
-    for i in range(tile_rows):
-        top[i] = UNREACHED
-        total[i] = 0.0
-    for k in range(K):
-        larger(joint, k * tile_rows, vectors, top)
-    for k in range(K):
-        exp_and_sum(joint, k * tile_rows, vectors, top, total)
-    log_likelihood = 0.0
-    if weight.size > 0:
+def add_prior(prior, start, n, tile_rows, joint):
+    """Add the rows' own log-probabilities of components, (b, K) or (0, 0)."""
+    for k in range(prior.shape[1]):
         for i in range(n):
-            w = weight[start + i]
-            if total[i] == 0.0:
-                log_likelihood += w * top[i]
-            elif w > 0.0:
-                log_likelihood += w * (top[i] + log(total[i]))
-                total[i] = w / total[i]
-            else:
-                total[i] = 0.0
+            joint[k * tile_rows + i] += prior[start + i, k]
+
+
+@njit(nogil=True)
+def normalise(joint, K, n, tile_rows, weight, weighted, top, total, lanes, lanes_top):
+    """Turn log p(x, k) into weighted responsibilities; return the weighted sum of log p(x)."""
+    share_rows(joint, K, tile_rows, tile_rows // WIDTH, weight, top, total, lanes, lanes_top)
+    log_likelihood = 0.0
+    if weighted:
+        for i in range(n):
+            log_total = log(total[i]) if total[i] > 0.0 else 0.0
+            log_likelihood += weight[i] * (top[i] + log_total)
     else:
         # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
-        for i in range(n, tile_rows):
-            top[i], total[i] = 0.0, 1.0
-        invert_and_multiply(total, top, vectors, lanes, lanes_top)
         for lane in range(WIDTH):
             log_likelihood += lanes_top[lane] + log(lanes[lane])
-    for i in range(n, tile_rows):
-        total[i] = 0.0
     return log_likelihood
 
 
 @njit(nogil=True)
-def share_out(joint, k, tile_rows, scale, lanes):
-    """Make responsibilities of component k final; return their sum."""
-    for lane in range(WIDTH):
-        lanes[lane] = 0.0
-    scale_and_sum(joint, k * tile_rows, tile_rows // WIDTH, scale, lanes, 0)
+def total_share(joint, k, tile_rows, lanes):
+    """Return the sum of component k's responsibilities."""
+    sum_lanes(joint, k * tile_rows, tile_rows // WIDTH, lanes)
     return lanes.sum()
 
 
 @njit(nogil=True)
-def scatter_columns(x, m, centres, k, joint, tile_rows, deviation, weighted, scatter, shift):
+def scatter_columns(x, m, centres, k, joint, tile_rows, weighted, scatter, shift):
     """Add one component's moments of a tile in columns, by pairs of columns."""
-    vectors = tile_rows // WIDTH
-    share = k * tile_rows
-    for j in range(m):
-        centre_column(x, j * tile_rows, vectors, centres, k * m + j, deviation, j * tile_rows)
+    vectors, mean, share, lanes = tile_rows // WIDTH, k * m, k * tile_rows, k * m * WIDTH
     entry = k * (m * (m + 1) // 2) * WIDTH
-    for j in range(0, m, 4):
-        width = min(4, m - j)
-        first, total = j * tile_rows, (k * m + j) * WIDTH
-        if width == 4:
-            self4(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
-        elif width == 3:
-            self3(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
-        elif width == 2:
-            self2(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
-        else:
-            self1(deviation, first, tile_rows, vectors, joint, share, weighted, scatter, entry, shift, total)
-        entry += width * (width + 1) // 2 * WIDTH
+    j = 0
+    while j + 4 < m:
+        first = j * tile_rows
+        self_scatter(
+            x,
+            first,
+            tile_rows,
+            vectors,
+            centres,
+            mean + j,
+            joint,
+            share,
+            weighted,
+            scatter,
+            entry,
+            shift,
+            lanes + j * WIDTH,
+        )
+        entry += 10 * WIDTH
         other = j + 4
         while other + 4 <= m:
-            pair4(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
+            pair4(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
             entry += 16 * WIDTH
             other += 4
         if m - other == 3:
-            pair3(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
-            entry += 12 * WIDTH
+            pair3(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
         elif m - other == 2:
-            pair2(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
-            entry += 8 * WIDTH
+            pair2(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
         elif m - other == 1:
-            pair1(weighted, deviation, other * tile_rows, tile_rows, vectors, scatter, entry)
-            entry += 4 * WIDTH
+            pair1(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
+        entry += 4 * (m - other) * WIDTH
+        j += 4
+    first, at, sums = j * tile_rows, mean + j, lanes + j * WIDTH
+    if m - j == 4:
+        last4(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
+    elif m - j == 3:
+        last3(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
+    elif m - j == 2:
+        last2(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
+    else:
+        last1(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
 
 
 @njit(nogil=True)
@@ -313,14 +338,14 @@ def full_block(
     x, chunk = np.zeros(m * tile_rows), np.empty(d * CHUNK)
     means = np.ascontiguousarray(centres[:, m - d :])
     joint = np.empty(K * tile_rows)
-    top, total, lanes = np.empty(tile_rows), np.empty(tile_rows), np.empty(WIDTH)
-    lanes_top = np.empty(WIDTH)
+    top, total, w = np.empty(tile_rows), np.empty(tile_rows), np.empty(tile_rows)
+    lanes, lanes_top = np.empty(WIDTH), np.empty(WIDTH)
     panels = (m + WIDTH - 1) // WIDTH
     width = panels * WIDTH if in_panels else m
     sums_shift = np.zeros(K * panels * WIDTH if in_panels else K * m * WIDTH)
     pairs = panels * (panels + 1) // 2 * WIDTH if in_panels else m * (m + 1) // 2
     sums = np.zeros(K * pairs * WIDTH)
-    deviation = np.empty(width * tile_rows)
+    deviation = np.empty(width * tile_rows if in_panels else 0)
     weighted = np.empty(max(4, WIDTH) * tile_rows)
     panel_x = np.zeros(width * tile_rows if in_panels else 0)
     padded = np.zeros(K * width)
@@ -334,13 +359,14 @@ def full_block(
         load_columns(rows, start, n, tile_rows, x)
         if in_panels and with_moments:
             load_panels(rows, start, n, tile_rows, panel_x)
-        fill_prior(constant, prior, start, n, tile_rows, joint)
-        add_full(x, (m - d) * tile_rows, d, means, packed, tile_rows, chunk, joint)
-        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top)
+        load_weights(weight, start, n, tile_rows, w)
+        join_full(x, (m - d) * tile_rows, d, means, packed, constant, tile_rows, chunk, joint)
+        add_prior(prior, start, n, tile_rows, joint)
+        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
         if not with_moments:
             continue
         for k in range(K):
-            tile_mass = share_out(joint, k, tile_rows, total, lanes)
+            tile_mass = total_share(joint, k, tile_rows, lanes)
             mass[k] += tile_mass
             if tile_mass <= NOTHING:
                 continue
@@ -349,7 +375,7 @@ def full_block(
                     panel_x, panels, padded, k, joint, n, tile_rows, index, share, deviation, weighted, sums, sums_shift
                 )
             else:
-                scatter_columns(x, m, flat, k, joint, tile_rows, deviation, weighted, sums, sums_shift)
+                scatter_columns(x, m, flat, k, joint, tile_rows, weighted, sums, sums_shift)
     if in_panels:
         collect_panels(sums, sums_shift, shift, scatter)
     else:
@@ -363,19 +389,20 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, mass,
     b, d = rows.shape
     K = constant.size
     x, joint = np.zeros(d * tile_rows), np.empty(K * tile_rows)
-    top, total, lanes = np.empty(tile_rows), np.empty(tile_rows), np.empty(WIDTH)
-    lanes_top = np.empty(WIDTH)
+    top, total, w = np.empty(tile_rows), np.empty(tile_rows), np.empty(tile_rows)
+    lanes, lanes_top = np.empty(WIDTH), np.empty(WIDTH)
     sums_shift, sums = np.zeros(K * d * WIDTH), np.zeros(K * d * WIDTH)
     flat, vectors = means.ravel(), tile_rows // WIDTH
     log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, tile_rows, x)
-        fill_prior(constant, prior, start, n, tile_rows, joint)
-        add_scaled(x, d, means, factors, tile_rows, joint)
-        log_likelihood += normalise(joint, K, n, tile_rows, weight, start, top, total, lanes, lanes_top)
+        load_weights(weight, start, n, tile_rows, w)
+        join_scaled(x, d, means, factors, constant, tile_rows, joint)
+        add_prior(prior, start, n, tile_rows, joint)
+        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
         for k in range(K):
-            tile_mass = share_out(joint, k, tile_rows, total, lanes)
+            tile_mass = total_share(joint, k, tile_rows, lanes)
             mass[k] += tile_mass
             if tile_mass <= NOTHING:
                 continue
@@ -410,8 +437,8 @@ def full_joint(rows, means, packed, constant, prior, tile_rows, out):
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, tile_rows, x)
-        fill_prior(constant, prior, start, n, tile_rows, joint)
-        add_full(x, 0, d, means, packed, tile_rows, chunk, joint)
+        join_full(x, 0, d, means, packed, constant, tile_rows, chunk, joint)
+        add_prior(prior, start, n, tile_rows, joint)
         for i in range(n):
             for k in range(K):
                 out[start + i, k] = joint[k * tile_rows + i]
@@ -426,8 +453,8 @@ def scaled_joint(rows, means, factors, constant, prior, tile_rows, out):
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, tile_rows, x)
-        fill_prior(constant, prior, start, n, tile_rows, joint)
-        add_scaled(x, d, means, factors, tile_rows, joint)
+        join_scaled(x, d, means, factors, constant, tile_rows, joint)
+        add_prior(prior, start, n, tile_rows, joint)
         for i in range(n):
             for k in range(K):
                 out[start + i, k] = joint[k * tile_rows + i]

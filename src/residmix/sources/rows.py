@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.crew import ordered_sum
 from residmix.sources.checks import Finite
 from residmix.threads import n_threads, one_blas_thread, worker_pool
 
@@ -229,6 +230,26 @@ class ArrayRows(Rows):
         return replace(part, X=np.ascontiguousarray(X))
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        starts = range(0, self.n_rows, self.block_rows)
+        yield from ordered_map(self._visit(function), iter(starts), len(starts))
+        if self._finite is not None:
+            self._finite.proven = True
+
+    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+        visit, n_blocks = self._visit(partial), -(-self.n_rows // self.block_rows)
+        size = group_blocks(n_blocks)
+
+        def group(index: int) -> T:
+            blocks = range(index * size, min((index + 1) * size, n_blocks))
+            return reduce(merge, (visit(block * self.block_rows) for block in blocks))
+
+        total = ordered_sum(group, -(-n_blocks // size), merge)
+        if self._finite is not None:
+            self._finite.proven = True
+        return total
+
+    def _visit(self, function: Callable[[Block], T]) -> Callable[[int], T]:
+        """Return ``function(block)`` as a function of where the block begins, which looks at the block on the way."""
         finite = None if self._finite is None or self._finite.proven else self._finite
 
         def visit(start: int) -> T:
@@ -237,10 +258,7 @@ class ArrayRows(Rows):
                 finite(block.X, start)
             return function(block)
 
-        starts = range(0, self.n_rows, self.block_rows)
-        yield from ordered_map(visit, iter(starts), len(starts))
-        if finite is not None:
-            finite.proven = True
+        return visit
 
 
 def ordered_map(
