@@ -40,7 +40,7 @@ class Journal:
 
 
 def fingerprint(estimator: Any, n_rows: int, n_features: int, **more: Any) -> str:
-    """Return a text that tells fits apart (class, parameters that matter, shape of the data), or "" without checkpoint."""
+    """Return a text that tells fits apart: class, parameters that matter, shape of the data. "" without checkpoint."""
     if estimator.checkpoint is None:
         return ""
     quiet = ("checkpoint", "verbose", "verbose_interval")

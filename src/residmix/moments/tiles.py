@@ -14,25 +14,18 @@ from math import log
 import numpy as np
 from numba import njit
 
+from residmix.moments.columns import collect_columns, load_columns, scatter_columns
 from residmix.moments.distances import (
     begin_direct,
     begin_whitened,
     centre_chunk,
     scaled_distance,
-    transpose,
     whiten,
     whiten_direct,
 )
+from residmix.moments.panels import NOTHING, collect_panels, load_panels, pad_centres, scatter_panels
 from residmix.moments.registers import CHUNK, WIDTH
-from residmix.moments.scatters import (
-    add_outer,
-    add_squares,
-    centre_panel,
-    last_scatter,
-    pair_scatter,
-    self_scatter,
-    weigh_panel,
-)
+from residmix.moments.scatters import add_squares
 from residmix.moments.shares import share_rows, sum_lanes
 
 __all__ = ["full_block", "full_joint", "pack_factors", "scaled_block", "scaled_joint"]
@@ -40,12 +33,6 @@ __all__ = ["full_block", "full_joint", "pack_factors", "scaled_block", "scaled_j
 whiten1, whiten2, whiten3, whiten4 = whiten
 begin1, begin2, begin3, begin4 = begin_direct
 direct1, direct2, direct3, direct4 = whiten_direct
-last1, last2, last3, last4 = last_scatter
-pair1, pair2, pair3, pair4 = pair_scatter
-outer1, outer2, outer3 = add_outer
-
-# A share this small (of one row) leaves no trace in any sum.
-NOTHING = 1e-25
 
 
 @njit(nogil=True, cache=True)
@@ -64,32 +51,6 @@ def pack_factors(factors, packed):
                 for column in range(j, j + width):
                     packed[k, entry] = root * factors[k, row, column]
                     entry += 1
-
-
-@njit(nogil=True)
-def load_columns(rows, start, n, tile_rows, x):
-    """Turn n rows of a block into columns; rows that aren't there are zeros."""
-    m = rows.shape[1]
-    whole = n // WIDTH * WIDTH
-    fours = m // 4 * 4
-    for i in range(0, whole, WIDTH):
-        for j in range(0, fours, 4):
-            transpose(rows, (start + i) * m + j, m, x, j * tile_rows + i, tile_rows)
-    for j in range(m):
-        column = j * tile_rows
-        for i in range(whole if j < fours else 0, n):
-            x[column + i] = rows[start + i, j]
-        for i in range(n, tile_rows):
-            x[column + i] = 0.0
-
-
-@njit(nogil=True)
-def load_panels(rows, start, n, tile_rows, x):
-    """Turn n rows of a block into panels; features that aren't there stay zeros."""
-    m = rows.shape[1]
-    for i in range(n):
-        for j in range(m):
-            x[(j // WIDTH) * tile_rows * WIDTH + i * WIDTH + j % WIDTH] = rows[start + i, j]
 
 
 @njit(nogil=True)
@@ -183,132 +144,6 @@ def total_share(joint, k, tile_rows, lanes):
     """Return the sum of component k's responsibilities."""
     sum_lanes(joint, k * tile_rows, tile_rows // WIDTH, lanes)
     return lanes.sum()
-
-
-@njit(nogil=True)
-def scatter_columns(x, m, centres, k, joint, tile_rows, weighted, scatter, shift):
-    """Add one component's moments of a tile in columns, by pairs of columns."""
-    vectors, mean, share, lanes = tile_rows // WIDTH, k * m, k * tile_rows, k * m * WIDTH
-    entry = k * (m * (m + 1) // 2) * WIDTH
-    j = 0
-    while j + 4 < m:
-        first = j * tile_rows
-        self_scatter(
-            x,
-            first,
-            tile_rows,
-            vectors,
-            centres,
-            mean + j,
-            joint,
-            share,
-            weighted,
-            scatter,
-            entry,
-            shift,
-            lanes + j * WIDTH,
-        )
-        entry += 10 * WIDTH
-        other = j + 4
-        while other + 4 <= m:
-            pair4(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
-            entry += 16 * WIDTH
-            other += 4
-        if m - other == 3:
-            pair3(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
-        elif m - other == 2:
-            pair2(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
-        elif m - other == 1:
-            pair1(weighted, x, other * tile_rows, tile_rows, vectors, centres, mean + other, scatter, entry)
-        entry += 4 * (m - other) * WIDTH
-        j += 4
-    first, at, sums = j * tile_rows, mean + j, lanes + j * WIDTH
-    if m - j == 4:
-        last4(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
-    elif m - j == 3:
-        last3(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
-    elif m - j == 2:
-        last2(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
-    else:
-        last1(x, first, tile_rows, vectors, centres, at, joint, share, weighted, scatter, entry, shift, sums)
-
-
-@njit(nogil=True)
-def collect_columns(lanes, lane_shift, shift, scatter):
-    """Add up the lanes of `scatter_columns` into shift (K, m) and scatter (K, m, m)."""
-    K, m = shift.shape
-    for k in range(K):
-        for j in range(m):
-            shift[k, j] = lane_shift[(k * m + j) * WIDTH : (k * m + j + 1) * WIDTH].sum()
-        entry = k * (m * (m + 1) // 2) * WIDTH
-        for j in range(0, m, 4):
-            width = min(4, m - j)
-            for a in range(j, j + width):
-                for c in range(a, j + width):
-                    scatter[k, a, c] = scatter[k, c, a] = lanes[entry : entry + WIDTH].sum()
-                    entry += WIDTH
-            for other in range(j + 4, m, 4):
-                for a in range(j, j + 4):
-                    for c in range(other, min(other + 4, m)):
-                        scatter[k, a, c] = scatter[k, c, a] = lanes[entry : entry + WIDTH].sum()
-                        entry += WIDTH
-
-
-@njit(nogil=True)
-def scatter_panels(x, panels, centres, k, joint, n, tile_rows, rows, share, deviation, weighted, scatter, shift):
-    """Add one component's moments of a tile in panels, by blocks of panels; rows without a share are passed over."""
-    used = 0
-    for i in range(n):
-        value = joint[k * tile_rows + i]
-        if value > NOTHING:
-            rows[used] = i
-            share[used] = value
-            used += 1
-    size, block = tile_rows * WIDTH, WIDTH * WIDTH
-    for p in range(panels):
-        centre_panel(x, p * size, rows, used, centres, (k * panels + p) * WIDTH, deviation, p * size)
-    entry = k * (panels * (panels + 1) // 2) * block
-    for p in range(panels):
-        weigh_panel(deviation, p * size, share, used, weighted, shift, (k * panels + p) * WIDTH)
-        other = p
-        while other + 3 <= panels:
-            outer3(weighted, deviation, other * size, size, used, scatter, entry)
-            entry += 3 * block
-            other += 3
-        if panels - other == 2:
-            outer2(weighted, deviation, other * size, size, used, scatter, entry)
-            entry += 2 * block
-        elif panels - other == 1:
-            outer1(weighted, deviation, other * size, size, used, scatter, entry)
-            entry += block
-
-
-@njit(nogil=True)
-def collect_panels(blocks, panel_shift, shift, scatter):
-    """Copy the blocks of `scatter_panels` into shift (K, m) and scatter (K, m, m)."""
-    K, m = shift.shape
-    panels = (m + WIDTH - 1) // WIDTH
-    for k in range(K):
-        for j in range(m):
-            shift[k, j] = panel_shift[k * panels * WIDTH + j]
-        entry = k * (panels * (panels + 1) // 2) * WIDTH * WIDTH
-        for p in range(panels):
-            for other in range(p, panels):
-                for a in range(WIDTH):
-                    for c in range(WIDTH):
-                        row, column = p * WIDTH + a, other * WIDTH + c
-                        if row <= column < m:
-                            scatter[k, row, column] = scatter[k, column, row] = blocks[entry]
-                        entry += 1
-
-
-@njit(nogil=True)
-def pad_centres(centres, panels, padded):
-    """Copy centres (K, m) to whole panels."""
-    K, m = centres.shape
-    for k in range(K):
-        for j in range(m):
-            padded[k * panels * WIDTH + j] = centres[k, j]
 
 
 @njit(nogil=True, cache=True)
