@@ -60,7 +60,7 @@ def reduced(scatter, family):
 
 # d on both sides of every switch: fewer than a group of 4 columns, tails of 1 to 3, columns and panels
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 7, 16, 23, 24, 33, 48])
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 23, 24, 33, 48, 65])
 def test_moments_are_those_of_the_definitions(d, family):
     X, params = problem(211, d, 3, family)
     joint, mass, shift, scatter, log_likelihood = reference(X, params)
@@ -72,6 +72,24 @@ def test_moments_are_those_of_the_definitions(d, family):
     np.testing.assert_allclose(moments.scatter, reduced(scatter, family), rtol=1e-10, atol=1e-10)
     assert moments.log_likelihood == pytest.approx(log_likelihood, rel=1e-12)
     assert (moments.total, moments.rows) == (211.0, 211)
+
+
+@pytest.mark.parametrize("separation", [0.0, 20.0])
+@pytest.mark.parametrize("d", [13, 26, 64])
+def test_columns_and_panels_give_the_same_moments(d, separation, monkeypatch):
+    X, params = problem(500, d, 6, "full")
+    far = separation * np.arange(6.0)[:, None]
+    X[::2] += far[np.arange(250) % 5]
+    params = make_params(params.weights, params.means + far, params.covariances, "full")
+    _, mass, shift, scatter, log_likelihood = reference(X, params)
+    # some of the components hold few rows of a tile, some all: both ways at work in one block, and each alone
+    for dense in (-1.0, 0.3, 1.0):
+        monkeypatch.setattr("residmix.moments.kernels.DENSE", ((np.inf, dense),))
+        moments = mixture_block(X, params)
+        np.testing.assert_allclose(moments.weight, mass, rtol=1e-11)
+        np.testing.assert_allclose(moments.shift, shift, rtol=1e-10, atol=1e-10 * mass.max())
+        np.testing.assert_allclose(moments.scatter, scatter, rtol=1e-10, atol=1e-11 * scatter.max())
+        assert moments.log_likelihood == pytest.approx(log_likelihood, rel=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,6 +6,7 @@ no cancellation to fear; `residmix.families` moves it to the new means.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,9 @@ Floats = NDArray[np.float64]
 
 LOG_2PI = float(np.log(2 * np.pi))
 
-# From here on panels of features are faster than pairs of columns (measured: equal at 24 to 32 columns).
-PANEL_COLUMNS = 24
+# Columns take all rows of a tile, panels those that belong to a component at all: by the number of columns, the share
+# of such rows above which columns are quicker (measured).
+DENSE = ((12, -1.0), (24, 0.3), (64, 0.7), (math.inf, 1.0))
 
 _NONE, _NO_WEIGHT = np.empty((0, 0)), np.empty(0)
 
@@ -246,8 +248,8 @@ def _full_moments(
     with_moments: bool,
 ) -> MixtureMoments:
     K, m = centres.shape
-    moments = MixtureMoments(np.zeros(K), np.empty((K, m)), np.empty((K, m, m)), 0.0, 0.0, 0)
-    panels = m >= PANEL_COLUMNS
+    moments = MixtureMoments(np.zeros(K), np.zeros((K, m)), np.zeros((K, m, m)), 0.0, 0.0, 0)
+    dense = next(share for columns, share in DENSE if m < columns)
     moments.log_likelihood = full_block(
         _plain(rows),
         problem.means.shape[1],
@@ -255,8 +257,8 @@ def _full_moments(
         problem.factors,
         *problem.prior(log_prior),
         _plain(_NO_WEIGHT if weight is None else weight),
-        max(96 // CHUNK * CHUNK, CHUNK) if panels else tile_rows(m, K),
-        panels,
+        max(96 // CHUNK * CHUNK, CHUNK) if dense >= 1 else tile_rows(m, K),
+        dense,
         with_moments,
         moments.weight,
         moments.shift,

@@ -9,13 +9,11 @@ from numba import njit
 
 from residmix.moments.registers import WIDTH
 from residmix.moments.scatters import add_outer, centre_panel, weigh_panel
+from residmix.moments.shares import NOTHING
 
-__all__ = ["NOTHING", "collect_panels", "load_panels", "pad_centres", "scatter_panels"]
+__all__ = ["collect_panels", "load_panels", "pad_centres", "scatter_panels"]
 
 outer1, outer2, outer3 = add_outer
-
-# A share this small (of one row) leaves no trace in any sum.
-NOTHING = 1e-25
 
 
 @njit(nogil=True)
@@ -58,12 +56,12 @@ def scatter_panels(x, panels, centres, k, joint, n, tile_rows, rows, share, devi
 
 @njit(nogil=True)
 def collect_panels(blocks, panel_shift, shift, scatter):
-    """Copy the blocks of `scatter_panels` into shift (K, m) and scatter (K, m, m)."""
+    """Add the blocks of `scatter_panels` to shift (K, m) and scatter (K, m, m)."""
     K, m = shift.shape
     panels = (m + WIDTH - 1) // WIDTH
     for k in range(K):
         for j in range(m):
-            shift[k, j] = panel_shift[k * panels * WIDTH + j]
+            shift[k, j] += panel_shift[k * panels * WIDTH + j]
         entry = k * (panels * (panels + 1) // 2) * WIDTH * WIDTH
         for p in range(panels):
             for other in range(p, panels):
@@ -71,7 +69,8 @@ def collect_panels(blocks, panel_shift, shift, scatter):
                     for c in range(WIDTH):
                         row, column = p * WIDTH + a, other * WIDTH + c
                         if row <= column < m:
-                            scatter[k, row, column] = scatter[k, column, row] = blocks[entry]
+                            scatter[k, row, column] += blocks[entry]
+                            scatter[k, column, row] = scatter[k, row, column]
                         entry += 1
 
 

@@ -16,14 +16,16 @@ from residmix.moments.registers import (
     kernel,
     load,
     loop,
-    splat,
     store,
 )
 
-__all__ = ["UNREACHED", "share_rows", "sum_lanes"]
+__all__ = ["NOTHING", "UNREACHED", "share_rows", "sum_shares"]
 
 # The log-density that stands for "no component reaches this row".
 UNREACHED = -1e300
+
+# A share this small (of one row) leaves no trace in any sum.
+NOTHING = 1e-25
 
 # Registers of rows under way at once, to hide the latency of one; divides every CHUNK.
 _ABREAST = 3
@@ -97,16 +99,21 @@ def share_rows(
 
 
 @kernel
-def sum_lanes(b: Builder, x: Value, x0: Value, n: Value, out: Value) -> None:
-    """out[:WIDTH] = the sum of n vectors, lane by lane."""
+def sum_shares(b: Builder, x: Value, x0: Value, n: Value, total: Value, used: Value) -> None:
+    """total[:WIDTH] = the sum of n vectors, lane by lane; used[:WIDTH] = how many of their entries leave a trace."""
+    nothing, one = ir.Constant(VECTOR, [NOTHING] * WIDTH), ir.Constant(VECTOR, [1.0] * WIDTH)
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
-        row = b.mul(i, integer(_ABREAST * WIDTH))
-        return [b.fadd(s, load(b, x, x0, row, r * WIDTH)) for r, s in enumerate(sums)]
+        row, new = b.mul(i, integer(_ABREAST * WIDTH)), []
+        for r in range(_ABREAST):
+            value = load(b, x, x0, row, r * WIDTH)
+            counts = b.select(b.fcmp_ordered(">", value, nothing), one, ZERO)
+            new += [b.fadd(sums[2 * r], value), b.fadd(sums[2 * r + 1], counts)]
+        return new
 
-    first, *others = loop(
-        b, b.sdiv(n, integer(_ABREAST)), [splat(b, ir.Constant(VECTOR.element, 0.0))] * _ABREAST, body
-    )
-    for other in others:
-        first = b.fadd(first, other)
-    store(b, first, out)
+    sums = loop(b, b.sdiv(n, integer(_ABREAST)), [ZERO] * (2 * _ABREAST), body)
+    for first, out in ((0, total), (1, used)):
+        value = sums[first]
+        for other in sums[first + 2 :: 2]:
+            value = b.fadd(value, other)
+        store(b, value, out)

@@ -23,10 +23,10 @@ from residmix.moments.distances import (
     whiten,
     whiten_direct,
 )
-from residmix.moments.panels import NOTHING, collect_panels, load_panels, pad_centres, scatter_panels
+from residmix.moments.panels import collect_panels, load_panels, pad_centres, scatter_panels
 from residmix.moments.registers import CHUNK, WIDTH
 from residmix.moments.scatters import add_squares
-from residmix.moments.shares import share_rows, sum_lanes
+from residmix.moments.shares import NOTHING, share_rows, sum_shares
 
 __all__ = ["full_block", "full_joint", "pack_factors", "scaled_block", "scaled_joint"]
 
@@ -139,17 +139,8 @@ def normalise(joint, K, n, tile_rows, weight, weighted, top, total, lanes, lanes
     return log_likelihood
 
 
-@njit(nogil=True)
-def total_share(joint, k, tile_rows, lanes):
-    """Return the sum of component k's responsibilities."""
-    sum_lanes(joint, k * tile_rows, tile_rows // WIDTH, lanes)
-    return lanes.sum()
-
-
 @njit(nogil=True, cache=True)
-def full_block(
-    rows, d, centres, packed, constant, prior, weight, tile_rows, in_panels, with_moments, mass, shift, scatter
-):
+def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, dense, with_moments, mass, shift, scatter):
     """E-step and full scatter of one block.
 
     Parameters
@@ -158,6 +149,9 @@ def full_block(
         Rows ``[extra, x]``; the last d columns have the density.
     centres : (K, m);  packed : (K, .), see `pack_factors`;  constant : (K,);  prior : (b, K) or (0, 0)
     weight : (b,) or (0,)
+    dense : float
+        A component's moments of a tile are taken in columns, all rows of them, if more than this share of the rows
+        belong to it at all; else in panels, of its rows alone. Below 0 never in panels, from 1 on always.
     with_moments : bool
         False leaves the moments at 0: the log-likelihood alone, to the same bits.
     mass, shift, scatter : (K,), (K, m), (K, m, m)
@@ -174,47 +168,62 @@ def full_block(
     means = np.ascontiguousarray(centres[:, m - d :])
     joint = np.empty(K * tile_rows)
     top, total, w = np.empty(tile_rows), np.empty(tile_rows), np.empty(tile_rows)
-    lanes, lanes_top = np.empty(WIDTH), np.empty(WIDTH)
-    panels = (m + WIDTH - 1) // WIDTH
-    width = panels * WIDTH if in_panels else m
-    sums_shift = np.zeros(K * panels * WIDTH if in_panels else K * m * WIDTH)
-    pairs = panels * (panels + 1) // 2 * WIDTH if in_panels else m * (m + 1) // 2
-    sums = np.zeros(K * pairs * WIDTH)
-    deviation = np.empty(width * tile_rows if in_panels else 0)
-    weighted = np.empty(max(4, WIDTH) * tile_rows)
-    panel_x = np.zeros(width * tile_rows if in_panels else 0)
+    lanes, more_lanes = np.empty(WIDTH), np.empty(WIDTH)
+    in_columns, in_panels = dense < 1.0, dense >= 0.0
+    flat = centres.ravel()
+    column_shift = np.zeros(K * m * WIDTH if in_columns else 0)
+    column_sums = np.zeros(K * (m * (m + 1) // 2) * WIDTH if in_columns else 0)
+    panels = (m + WIDTH - 1) // WIDTH if in_panels else 0
+    width = panels * WIDTH
     padded = np.zeros(K * width)
+    panel_x, deviation = np.zeros(width * tile_rows), np.empty(width * tile_rows)
+    panel_shift, panel_sums = np.zeros(K * width), np.zeros(K * (panels * (panels + 1) // 2) * WIDTH * WIDTH)
+    index, share = np.empty(tile_rows, np.int64), np.empty(tile_rows)
+    weighted = np.empty(max(4, WIDTH) * tile_rows)
     if in_panels:
         pad_centres(centres, panels, padded)
-    index, share = np.empty(tile_rows, np.int64), np.empty(tile_rows)
-    flat = centres.ravel()
     log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, tile_rows, x)
-        if in_panels and with_moments:
-            load_panels(rows, start, n, tile_rows, panel_x)
         load_weights(weight, start, n, tile_rows, w)
         join_full(x, (m - d) * tile_rows, d, means, packed, constant, tile_rows, chunk, joint)
         add_prior(prior, start, n, tile_rows, joint)
-        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
+        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, more_lanes)
         if not with_moments:
             continue
+        loaded = False
         for k in range(K):
-            tile_mass = total_share(joint, k, tile_rows, lanes)
+            sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes, more_lanes)
+            tile_mass, used = lanes.sum(), more_lanes.sum()
             mass[k] += tile_mass
             if tile_mass <= NOTHING:
                 continue
-            if in_panels:
-                scatter_panels(
-                    panel_x, panels, padded, k, joint, n, tile_rows, index, share, deviation, weighted, sums, sums_shift
-                )
-            else:
-                scatter_columns(x, m, flat, k, joint, tile_rows, weighted, sums, sums_shift)
+            if used > dense * n:
+                scatter_columns(x, m, flat, k, joint, tile_rows, weighted, column_sums, column_shift)
+                continue
+            if not loaded:
+                load_panels(rows, start, n, tile_rows, panel_x)
+                loaded = True
+            scatter_panels(
+                panel_x,
+                panels,
+                padded,
+                k,
+                joint,
+                n,
+                tile_rows,
+                index,
+                share,
+                deviation,
+                weighted,
+                panel_sums,
+                panel_shift,
+            )
+    if in_columns:
+        collect_columns(column_sums, column_shift, shift, scatter)
     if in_panels:
-        collect_panels(sums, sums_shift, shift, scatter)
-    else:
-        collect_columns(sums, sums_shift, shift, scatter)
+        collect_panels(panel_sums, panel_shift, shift, scatter)
     return log_likelihood
 
 
@@ -237,7 +246,8 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, mass,
         add_prior(prior, start, n, tile_rows, joint)
         log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
         for k in range(K):
-            tile_mass = total_share(joint, k, tile_rows, lanes)
+            sum_shares(joint, k * tile_rows, vectors, lanes, lanes_top)
+            tile_mass = lanes.sum()
             mass[k] += tile_mass
             if tile_mass <= NOTHING:
                 continue
