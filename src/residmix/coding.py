@@ -98,12 +98,20 @@ def _kind(term: tuple[Column | Call, ...], learned: Learned) -> str:
 class RowReader:
     """The factors of a design on one set of rows, each read once."""
 
-    def __init__(self, source: Metadata, learned: Learned, on_unknown: str, missing: str) -> None:
-        self._source, self._learned = source, learned
+    def __init__(
+        self,
+        source: Metadata,
+        learned: Learned,
+        on_unknown: str,
+        missing: str,
+        accepted: dict[str, tuple[Any, ...]] | None = None,
+    ) -> None:
+        self._source, self._learned, self._accepted = source, learned, accepted or {}
         self._on_unknown, self._missing = on_unknown, missing
         self._numbers: dict[str, NDArray[np.float64]] = {}
         self._gaps: dict[str, NDArray[np.bool_] | None] = {}
         self._codes: dict[str, NDArray[np.int32]] = {}
+        self._unseen: dict[str, NDArray[np.bool_] | None] = {}
         self.unknown: NDArray[np.bool_] | None = None
         self.unknown_levels: dict[str, tuple[Any, ...]] = {}
 
@@ -126,12 +134,29 @@ class RowReader:
         if atom.text not in self._codes:
             levels = self._learned.levels[atom.text]
             labels = self._source.labels(levels.column)
-            codes, unknown, strange = levels.codes(labels, on_unknown=self._on_unknown, missing=self._missing)
-            self._codes[atom.text] = codes
+            codes, unknown, strange = levels.codes(
+                labels,
+                on_unknown=self._on_unknown,
+                missing=self._missing,
+                accepted=self._accepted.get(atom.text, ()),
+            )
+            self._codes[atom.text], self._unseen[atom.text] = codes, unknown
             if unknown is not None and not preserved:
                 self.unknown = unknown if self.unknown is None else self.unknown | unknown
                 self.unknown_levels[levels.column] = strange
         return self._codes[atom.text]
+
+    def new_codes(self, atom: Column | Call, labels: tuple[Any, ...]) -> NDArray[np.int32]:
+        """Return the index in `labels` of unseen levels, their number for any other one, and -1 for known levels."""
+        self.codes(atom, False)
+        codes = np.full(self._source.n_rows, -1, dtype=np.int32)
+        unseen = self._unseen[atom.text]
+        if unseen is not None:
+            index = {label: code for code, label in enumerate(labels)}
+            found = self._source.labels(self._learned.levels[atom.text].column)
+            for row in np.flatnonzero(unseen):
+                codes[row] = index.get(found[row], len(labels))
+        return codes
 
     def product(self, plan: Plan, coding: tuple[tuple[int, bool], ...]) -> NDArray[np.float64]:
         parts = [self._coded(plan.factors[index], full, plan.preserved) for index, full in coding]

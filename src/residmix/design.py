@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -105,6 +106,8 @@ class Design:
         Absorbed factors.
     array_width : int or None
         Number of columns where the metadata was an array.
+    new_levels : dict of str to tuple
+        Terms whose unseen levels have codes of their own, behind those of absorbed factors: see :meth:`following`.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Design:
         self.on_unknown, self.missing = on_unknown, missing
         self.array_width = array_width
         self._plans, self._learned = plans, learned
+        self.new_levels: dict[str, tuple[Any, ...]] = {}
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -220,7 +224,9 @@ class Design:
         if self._plain and not isinstance(metadata, Metadata) and _is_array(metadata):
             return DesignMatrix(self._plain_design(metadata))
         source = self._opened(metadata)
-        rows = RowReader(source, self._learned, self.on_unknown, self.missing)
+        followed = {self._factor_of(name): labels for name, labels in self.new_levels.items()}
+        accepted = {atom.text: labels for atom, labels in followed.items()}
+        rows = RowReader(source, self._learned, self.on_unknown, self.missing, accepted)
         plans = [plan for plan in self._plans if preserved or not plan.preserved]
         width = len(self.column_names) if preserved else self.n_removed
         dense = np.empty((source.n_rows, width))
@@ -236,7 +242,26 @@ class Design:
                     part = rows.product(plan, coding)
                     dense[:, at : at + part.shape[1]] = part
                     at += part.shape[1]
+        codes += [rows.new_codes(atom, labels) for atom, labels in followed.items()]
         return DesignMatrix(dense, tuple(codes), rows.unknown, rows.unknown_levels)
+
+    def following(self, new_levels: dict[str, tuple[Any, ...]], on_unknown: str | None = None) -> Design:
+        """Return the same design with codes for unseen levels, by the names of the factors' terms.
+
+        A row's code is the index of its level among those given, their number for another unseen level, and -1 for a
+        level that fit saw. Dense columns are as ever: unseen levels get the average of the known ones.
+        """
+        changed = copy(self)
+        changed.new_levels = new_levels
+        changed.on_unknown = on_unknown or self.on_unknown
+        return changed
+
+    def _factor_of(self, name: str) -> Column | Call:
+        return next(p.factors[0] for p, t in zip(self._plans, self.terms, strict=True) if t.name == name)
+
+    def column_of(self, term: Term) -> str:
+        """Return the metadata column of a factor's main effect."""
+        return self._learned.levels[self._factor_of(term.name).text].column
 
     def _without_metadata(self, preserved: bool, n_rows: int | None) -> DesignMatrix:
         needed = self.columns + (self.preserved_columns if preserved else ())

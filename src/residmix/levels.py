@@ -59,9 +59,11 @@ class Levels:
         return {level: index for index, level in enumerate(self.levels)}
 
     def codes(
-        self, labels: list[Any], *, on_unknown: str, missing: str
+        self, labels: list[Any], *, on_unknown: str, missing: str, accepted: tuple[Label, ...] = ()
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None, tuple[Label, ...]]:
         """Return level indices with -1 for "the mean of the levels", a mask of unseen levels, and those levels.
+
+        Unseen levels that are `accepted` are no error.
 
         Raises
         ------
@@ -89,7 +91,9 @@ class Levels:
         if not unknown.any():
             return codes, None, ()
         if on_unknown == "error":
-            raise self._unknown_error(tuple(strange), unknown)
+            refused = np.array([label not in accepted for label in labels]) & unknown if accepted else unknown
+            if refused.any():
+                raise self._unknown_error(tuple(level for level in strange if level not in accepted), refused)
         codes[unknown] = -1
         return codes, unknown, tuple(strange)
 
@@ -105,7 +109,7 @@ class Levels:
         return ValueError(
             f"metadata column {self.column!r} has levels that fit did not see: {shown}, in "
             f"{spotted(unknown, 'row')}{hint}; known are {known}. Give on_unknown='mean' to treat a new level as the "
-            "average of the known ones"
+            "average of the known ones, or adapt to it with a few of its rows"
         )
 
     def coded(self, codes: NDArray[np.int32], *, full: bool) -> NDArray[np.float64]:

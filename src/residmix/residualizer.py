@@ -23,6 +23,14 @@ from residmix.moments.factor import FactorFit, fit_factors, solve_factors
 from residmix.moments.levels import FactorMoments, merge_factor_moments
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
+from residmix.new_levels import (
+    NewLevels,
+    adapted,
+    refuse_new_levels,
+    removed_factors,
+    term_prior,
+    with_new_levels,
+)
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
 from residmix.scale import Scale
@@ -32,6 +40,8 @@ from residmix.sources.table import Table, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from residmix.design import Design
 
 __all__ = ["Residualizer"]
 
@@ -76,8 +86,10 @@ class Residualizer(MetadataTransformer):
         are then always cross-fitted, since flexible learners remember what they saw; there are no coefficients.
     cv : int or splitter, default 5
         Folds for cross-fitting: a number of shuffled ones, or a splitter.
-    on_unknown : {"error", "mean"}, default "error"
-        What to do in transform with a level that fit didn't see: raise, or give it the known levels' average effect.
+    on_unknown : {"error", "mean", "shrink"}, default "error"
+        What to do in transform with a level that fit didn't see: raise; give it the known levels' average effect, each
+        level counting alike; or the effect to be expected of a further level, where known ones with few rows count less
+        (:func:`residmix.new_levels.level_prior`). `adapt` learns such a level from a few of its rows.
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
@@ -111,6 +123,8 @@ class Residualizer(MetadataTransformer):
     effects_ : dict of str to ndarray (L, d)
         Effects of the levels of each factor with more than 200 levels, which has no columns; weighted mean 0, in the
         order of ``design_.factors[i].levels``.
+    new_levels_ : dict of str to NewLevels
+        By term, effects of levels that fit didn't see: with ``on_unknown="shrink"``, and after `adapt`.
     design_ : Design or None
         The fitted map from metadata to design columns.
     fit_ : LinearFit
@@ -144,6 +158,10 @@ class Residualizer(MetadataTransformer):
     [-1.0, 0.0, -1.0, 0.0, 1.0, 1.0]
     """
 
+    new_levels_: dict[str, NewLevels]
+    design_columns_: list[str]
+
+    __metadata_request__adapt = {"metadata": True}
     __metadata_request__fit = {"metadata": True}
     __metadata_request__partial_fit = {"metadata": True}
     __metadata_request__transform = {"metadata": True, "out": UNUSED}  # a path is never routed
@@ -247,7 +265,52 @@ class Residualizer(MetadataTransformer):
         self._update(self._merged(other.moments_))
         return self
 
+    def adapt(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
+        """Learn levels that fit didn't see from a few of their rows; return self.
+
+        The effect of a new level is the mean of its rows, less all other effects, shrunk to what is expected of a
+        further level (:class:`residmix.new_levels.NewLevels`). Further calls add rows. Effects of everything else stay
+        as they are, rows of known levels aren't used, and an effect on the spread is the known levels' average.
+
+        Parameters
+        ----------
+        X, metadata, sample_weight
+            As in fit, preserved columns included.
+        y : ignored
+
+        Raises
+        ------
+        ValueError
+            If there is no new level, or a row has new levels of two factors.
+        """
+        check_is_fitted(self)
+        refuse_new_levels(self.estimator, self.shrinkage, "adapt")
+        self._check_columns(X)
+        table = as_table(X, metadata=metadata)
+        self.new_levels_ = adapted(
+            self.design_,
+            self._priors,
+            self.new_levels_,
+            table,
+            lambda design: self._rows(table, sample_weight, design=design),
+            self._applied.affine(),
+        )
+        return self
+
+    def _priors(self) -> dict[str, NewLevels]:
+        """Return what is expected of unseen levels of every factor that is removed."""
+        design = self.design_
+        if design is None:
+            return {}
+        random = self.random_effects_
+        return {
+            term.name: NewLevels(term_prior(design, term, self.fit_, self.moments_, random.get(term.name)))
+            for term in removed_factors(design)
+        }
+
     def _refuse_moments_alone(self) -> None:
+        if any(levels.labels for levels in getattr(self, "new_levels_", {}).values()):
+            raise ValueError("partial_fit and merge would leave the levels behind that adapt has learned; adapt last")
         for name in ("estimator", "scale", "shrinkage"):
             value = getattr(self, name)
             if value is not None and value is not False and not isinstance(value, dict):
@@ -264,7 +327,7 @@ class Residualizer(MetadataTransformer):
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         """Check parameters, learn the design, settle the features."""
-        check_choice("on_unknown", self.on_unknown, ("error", "mean"))
+        check_choice("on_unknown", self.on_unknown, ("error", "mean", "shrink"))
         check_choice("missing", self.missing, ("error", "mean", "indicator"))
         check_choice("scale", self.scale, (False, True))
         if not isinstance(self.shrinkage, dict):
@@ -283,7 +346,10 @@ class Residualizer(MetadataTransformer):
         options = {} if self.estimator is None else {"absorb_above": 20_000}
         if isinstance(self.shrinkage, dict):
             options = {"absorb_above": 2_000}
-        self._learn(X, table, sample_weight, on_unknown=self.on_unknown, missing=self.missing, **options)
+        if self.on_unknown == "shrink":
+            refuse_new_levels(self.estimator, self.shrinkage, "on_unknown='shrink'")
+        known_only = "mean" if self.on_unknown == "shrink" else self.on_unknown
+        self._learn(X, table, sample_weight, on_unknown=known_only, missing=self.missing, **options)
         if self.design_ is not None and self.design_.factors and (self.alpha != 0 or self.residuals == "loo"):
             raise ValueError(
                 f"alpha and residuals='loo' need a column per level, but {self.design_.factors[0].name!r} has "
@@ -292,11 +358,14 @@ class Residualizer(MetadataTransformer):
         if self.shrinkage == "eb" and self.design_ is None:
             raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
 
-    def _rows(self, table: Table, sample_weight: Any = None, *, preserved: bool = True) -> Rows:
-        q = 0 if self.design_ is None else len(self.design_.column_names)
+    def _rows(
+        self, table: Table, sample_weight: Any = None, *, preserved: bool = True, design: Design | None = None
+    ) -> Rows:
+        design = self.design_ if design is None else design
+        q = 0 if design is None else len(design.column_names)
         return table.rows(
             self._columns(table),
-            design=self.design_,
+            design=design,
             weight=sample_weight,
             preserved=preserved,
             block_rows=linear_block_rows(len(self.features_), q),
@@ -309,6 +378,7 @@ class Residualizer(MetadataTransformer):
             p, k = (0, 0) if design is None else (design.n_removed, design.n_preserved)
             fitted = fit_nuisance(self.estimator, rows, p, k, self.cv)
             self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
+            self.new_levels_ = {}
             return residual
         fit, moments = self._least_squares(rows)
         applied, scale = self._shrunk(fit, moments), None
@@ -350,6 +420,7 @@ class Residualizer(MetadataTransformer):
         p = 0 if design is None else design.n_removed
         self.fit_, self.moments_, self.scale_ = fit, moments, scale
         self._applied = applied
+        self.new_levels_ = self._priors() if self.on_unknown == "shrink" else {}
         affine = applied.affine(p)
         self.coef_, self.preserved_coef_ = applied.coef[:p], applied.coef[p:]
         self.intercept_ = affine.origin_x + (affine.constant - affine.origin_a @ affine.coef)
@@ -413,6 +484,9 @@ class Residualizer(MetadataTransformer):
         if self.estimator is not None:
             return replace(self.estimator_, sign=sign)
         affine = self._applied.affine(len(self.coef_))
+        if self.new_levels_:
+            shrink = self.on_unknown == "shrink"
+            affine = with_new_levels(affine, [levels.effects(shrink=shrink) for levels in self.new_levels_.values()])
         affine = replace(affine, sign=sign)
         return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_)
 
@@ -424,7 +498,10 @@ class Residualizer(MetadataTransformer):
         table = as_table(X, metadata=metadata)
         if check:
             self._check_columns(X)
-        return self._rows(table, preserved=self.estimator is None and self.scale_ is not None)
+        design = self.design_
+        if design is not None and self.new_levels_:
+            design = design.following({name: levels.labels for name, levels in self.new_levels_.items()})
+        return self._rows(table, preserved=self.estimator is None and self.scale_ is not None, design=design)
 
     # ---- telling -----------------------------------------------------------------------------------------------------
 

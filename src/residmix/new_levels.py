@@ -1,0 +1,294 @@
+"""Levels that fit didn't see: what their effects are expected to be, before and after a few of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design import Design, Term
+from residmix.moments.factor import FactorFit
+from residmix.moments.fold import fold
+from residmix.moments.levels import WithEffects
+from residmix.moments.linear import Affine, LinearMoments
+from residmix.moments.solve import LinearFit
+from residmix.sources.rows import Block, Rows
+from residmix.sources.table import Table
+
+__all__ = [
+    "LevelPrior",
+    "NewLevelSums",
+    "NewLevels",
+    "adapted",
+    "level_prior",
+    "merge_sums",
+    "refuse_new_levels",
+    "removed_factors",
+    "term_prior",
+    "with_new_levels",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LevelPrior:
+    r"""What the levels of one factor that were seen tell of one that wasn't: :math:`u \sim N(\mu, \tau^2)`.
+
+    Attributes
+    ----------
+    mean : ndarray (d,)
+        :math:`\mu`, relative to the average of the levels, each counting alike.
+    ratio : ndarray (d,)
+        :math:`\sigma^2 / \tau^2`, variance of the noise over that of the levels; infinite where levels don't differ
+        more than noise lets them.
+    """
+
+    mean: Array
+    ratio: Array
+
+
+@dataclass(frozen=True)
+class NewLevels:
+    r"""Effects of unseen levels of one factor.
+
+    A level with n rows whose mean, less everything else that was fitted, lies :math:`\bar r` from the average level has
+    the effect
+
+    .. math:: \hat u = \mu + \frac{n}{n + \sigma^2/\tau^2} (\bar r - \mu),
+
+    its expectation given the rows (Robinson, Statistical Science 6, 1991); without rows it is :math:`\mu`.
+
+    Attributes
+    ----------
+    prior : LevelPrior
+        Its mean is 0 where unseen levels without rows get the average of the known levels.
+    labels : tuple
+        Levels that rows were seen of since.
+    weight, mean : ndarray (L, d)
+        n and :math:`\bar r` of each.
+    """
+
+    prior: LevelPrior
+    labels: tuple[Any, ...] = ()
+    weight: Array = field(default_factory=lambda: np.empty((0, 0)))
+    mean: Array = field(default_factory=lambda: np.empty((0, 0)))
+
+    def effects(self, *, shrink: bool) -> Array:
+        """Return effects (L + 2, d) beyond the average level's: of each level, of any other unseen one, of known ones.
+
+        `shrink` says whether a level without rows gets the prior's mean or the average level's effect.
+        """
+        d = len(self.prior.mean)
+        weight, mean = (self.weight, self.mean) if self.labels else (np.empty((0, d)), np.empty((0, d)))
+        with np.errstate(invalid="ignore"):
+            share = np.where(np.isinf(self.prior.ratio), 0.0, weight / (weight + self.prior.ratio))
+        share = np.where(weight > 0, share, 0.0)
+        own = self.prior.mean + share * (mean - self.prior.mean)
+        return np.vstack([own, self.prior.mean if shrink else np.zeros(d), np.zeros(d)])
+
+    def seen(self, labels: tuple[Any, ...], weight: Array, total: Array) -> NewLevels:
+        """Return these levels after further rows: sums of weights and of weighted deviations, (L, d) each."""
+        known = (*self.labels, *(label for label in labels if label not in self.labels))
+        d = weight.shape[1]
+        n, sums = np.zeros((len(known), d)), np.zeros((len(known), d))
+        if self.labels:
+            n[: len(self.labels)], sums[: len(self.labels)] = self.weight, self.weight * self.mean
+        at = [known.index(label) for label in labels]
+        n[at] += weight
+        sums[at] += total
+        return NewLevels(self.prior, known, n, sums / np.where(n > 0, n, 1.0))
+
+
+def level_prior(effects: Array, weight: Array, noise: Array) -> LevelPrior:
+    r"""Estimate the distribution that the effects of levels come from.
+
+    With :math:`\hat u_l \sim N(u_l, \sigma^2 / n_l)` and :math:`w_l = 1 / (\tau^2 + \sigma^2 / n_l)`, the variance
+    solves
+
+    .. math:: \sum_l w_l (\hat u_l - \mu)^2 = L - 1, \quad \mu = \sum_l w_l \hat u_l / \sum_l w_l,
+
+    and is 0 if the sum is smaller even then.
+
+    Parameters
+    ----------
+    effects : ndarray (L, d)
+        Estimated effects of the levels.
+    weight : ndarray (L, d)
+        Rows of each.
+    noise : ndarray (d,)
+        :math:`\sigma^2`.
+
+    References
+    ----------
+    Paule and Mandel, J. Res. Natl. Bur. Stand. 87, 1982; that it is the empirical Bayes estimate: Morris, J. Am. Stat.
+    Assoc. 78, 1983. Newton's steps from 0 rise to the root, as the sum is convex: DerSimonian and Kacker, Contemp.
+    Clin. Trials 28, 2007.
+    """
+    have = weight > 0
+    degrees = have.sum(axis=0) - 1.0
+    # a noise of 0 would make weights infinite: one that can't matter stands for it
+    noise = np.maximum(noise, 1e-30 * (1.0 + effects.max(axis=0) - effects.min(axis=0)) ** 2)
+    variance = np.where(have, noise / np.where(have, weight, 1.0), np.inf)
+    tau2 = np.zeros(len(noise))
+    for _ in range(100):
+        w = 1.0 / (tau2 + variance)
+        mean = (w * effects).sum(axis=0) / np.maximum(w.sum(axis=0), 1e-300)
+        squared = (effects - mean) ** 2
+        excess = (w * squared).sum(axis=0) - degrees
+        slope = (w**2 * squared).sum(axis=0)
+        step = np.where((excess > 0) & (degrees > 0), excess / np.maximum(slope, 1e-300), 0.0)
+        if not (step > 1e-13 * tau2).any():
+            break
+        tau2 += step
+    with np.errstate(divide="ignore"):
+        return LevelPrior(mean, np.where(tau2 > 0, noise / tau2, np.inf))
+
+
+def removed_factors(design: Design) -> list[Term]:
+    """Return the main effects of factors that are removed."""
+    return [term for term in design.terms if term.kind in ("factor", "absorbed") and not term.preserved]
+
+
+def term_prior(design: Design, term: Term, fit: LinearFit, moments: Any, random: Any = None) -> LevelPrior:
+    """Return the prior of a factor's levels from a fit; `random` are its effects if they were random ones already.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two levels were seen.
+    """
+    if random is not None:
+        # predicted effects are about their own expectation, which is where the average level lies
+        return LevelPrior(np.zeros(len(random.ratio)), np.where(random.ratio > 1e300, np.inf, random.ratio))
+    effects, weight = _estimated(design, term, fit, moments)
+    if len(effects) < 2:
+        raise ValueError(f"what unseen levels of {term.name} are like can't be told from one level")
+    degrees = fit.residual_degrees
+    noise = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
+    return level_prior(effects - effects.mean(axis=0), weight, noise)
+
+
+def _estimated(design: Design, term: Term, fit: LinearFit, moments: Any) -> tuple[Array, Array]:
+    """Return estimated effects and weights (L, d) of a factor's levels, missing values not among them."""
+    if term.factor is not None:
+        assert isinstance(fit, FactorFit)
+        weight = fit.level_weight[term.factor]
+        seen = weight > 0
+        return fit.effects[term.factor][seen], np.broadcast_to(weight[seen, None], (int(seen.sum()), len(fit.rss)))
+    assert isinstance(moments, LinearMoments) or hasattr(moments, "linear")
+    linear = moments if isinstance(moments, LinearMoments) else moments.linear
+    levels = design.level_rows(term)
+    # indicators of the levels are affine in the design columns
+    inverse = np.linalg.inv(np.column_stack([np.ones(len(levels)), levels]))
+    shares = inverse[0] + linear.mean_a[:, term.columns] @ inverse[1:]
+    weight = np.broadcast_to((linear.weight[:, None] * shares).T, (len(levels), len(fit.rss)))
+    known = slice(0, len(term.counts))
+    return (levels @ fit.coef[term.columns])[known], weight[known]
+
+
+@dataclass(frozen=True)
+class NewLevelSums:
+    """``block -> (weights, weighted sums)`` of residuals by new level, (L, d) for each factor.
+
+    Attributes
+    ----------
+    residual : Affine
+        What takes everything else out.
+    sizes : tuple of int
+        Numbers of new levels of the factors, whose codes are the last ones of a block.
+    """
+
+    residual: Affine
+    sizes: tuple[int, ...]
+
+    def __call__(self, block: Block) -> list[tuple[Array, Array]]:
+        own = block.codes[len(block.codes) - len(self.sizes) :]
+        new = [(codes >= 0) & (codes < size) for codes, size in zip(own, self.sizes, strict=True)]
+        twice = np.sum(new, axis=0) > 1
+        if twice.any():
+            raise ValueError(
+                f"row {block.start + int(np.argmax(twice))} has new levels of two factors, whose effects can't be told "
+                "apart by it; adapt to one factor after the other, with rows whose other levels are known"
+            )
+        before = replace(block, codes=block.codes[: len(block.codes) - len(self.sizes)])
+        out = np.asarray(self.residual(before), dtype=np.float64)
+        w = np.ones(len(out)) if block.weight is None else block.weight
+        found = []
+        for codes, mine, size in zip(own, new, self.sizes, strict=True):
+            indicator = (codes[mine][:, None] == np.arange(size)) * w[mine][:, None]
+            have = np.isfinite(out[mine])
+            found.append((indicator.T @ have, indicator.T @ np.where(have, out[mine], 0.0)))
+        return found
+
+
+def merge_sums(one: list[tuple[Array, Array]], two: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+    """Add the sums of other rows."""
+    return [(a + c, b + d) for (a, b), (c, d) in zip(one, two, strict=True)]
+
+
+def with_new_levels(affine: Affine, effects: list[Array]) -> Affine:
+    """Return the map for rows that have codes of unseen levels behind those of absorbed factors."""
+    before = affine.effects if isinstance(affine, WithEffects) else ()
+    a = affine
+    return WithEffects(a.origin_x, a.origin_a, a.coef, a.constant, a.sign, (*before, *effects))
+
+
+def refuse_new_levels(estimator: Any, shrinkage: Any, what: str) -> None:
+    """Raise where effects of unseen levels have no meaning yet."""
+    if estimator is not None:
+        raise ValueError(
+            f"{what} belongs to least squares, which has effects of levels; with estimator= there are none"
+        )
+    if shrinkage == "eb":
+        raise ValueError(f"{what} needs effects that weren't pooled over features; leave out shrinkage='eb'")
+
+
+def adapted(
+    design: Design | None,
+    priors: Callable[[], dict[str, NewLevels]],
+    before: dict[str, NewLevels],
+    table: Table,
+    rows: Callable[[Design], Rows],
+    residual: Affine,
+) -> dict[str, NewLevels]:
+    """Return the new levels of all factors after the rows of a table.
+
+    Parameters
+    ----------
+    design : Design or None
+        As fitted.
+    priors : callable
+        What is expected of unseen levels, for factors that no rows of new levels were seen of before.
+    before : dict
+        New levels so far.
+    rows : callable
+        The rows of the table with another design.
+    residual : Affine
+        What takes out every effect, preserved ones too.
+    """
+    terms = () if design is None else tuple(removed_factors(design))
+    if design is None or not terms:
+        raise ValueError("adapt learns new levels of factors, but no factor is removed")
+    open_design = design.following({}, on_unknown="mean")
+    found: dict[str, dict[Any, None]] = {}
+    for chunk in table.chunks((*design.columns, *design.preserved_columns)):
+        for column, strange in open_design.matrix(chunk, preserved=True).unknown_levels.items():
+            found.setdefault(column, {}).update(dict.fromkeys(strange))
+    labels = {
+        term.name: tuple(sorted(found[design.column_of(term)], key=str))
+        for term in terms
+        if found.get(design.column_of(term))
+    }
+    if not labels:
+        known = ", ".join(repr(term.name) for term in terms)
+        raise ValueError(f"adapt learns levels that fit didn't see, but all levels of {known} here are known")
+    step = NewLevelSums(residual, tuple(len(new) for new in labels.values()))
+    sums = fold(rows(design.following(labels, on_unknown="mean")), step, merge_sums)
+    after = {**priors(), **before}
+    for (name, new), (weight, total) in zip(labels.items(), sums, strict=True):
+        after[name] = after[name].seen(new, weight, total)
+    return after
