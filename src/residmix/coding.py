@@ -152,10 +152,10 @@ class RowReader:
         codes = np.full(self._source.n_rows, -1, dtype=np.int32)
         unseen = self._unseen[atom.text]
         if unseen is not None:
-            index = {label: code for code, label in enumerate(labels)}
+            code = {label: place for place, label in enumerate(labels)}
             found = self._source.labels(self._learned.levels[atom.text].column)
-            for row in np.flatnonzero(unseen):
-                codes[row] = index.get(found[row], len(labels))
+            new = np.array([code.get(label, len(labels)) for label in found.distinct], dtype=np.int32)
+            codes[unseen] = new[found.index[unseen]]
         return codes
 
     def product(self, plan: Plan, coding: tuple[tuple[int, bool], ...]) -> NDArray[np.float64]:

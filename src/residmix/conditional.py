@@ -22,6 +22,7 @@ from residmix.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.joint import ConditionalEM, ConditionalParams, pack, to_residual, unpack
 from residmix.joint_starts import conditional_starts
 from residmix.mixture import Progress
+from residmix.moments.kernels import mixture_block_rows
 from residmix.progress import FitProgress
 from residmix.residualizer import Residualizer
 from residmix.sources.rows import Rows
@@ -182,7 +183,7 @@ class ResidualMixture(ConditionalDensity):
             on_unknown=self.on_unknown,
             missing=self.missing,
         )
-        residualizer.fit(table, sample_weight=sample_weight)
+        least_squares_rows, _ = residualizer._fit(table, None, sample_weight)
         self.residualizer_ = residualizer
         if residualizer.design_ is None or residualizer._apart:
             validate_data(self, X, reset=True, skip_check_array=True)
@@ -197,7 +198,7 @@ class ResidualMixture(ConditionalDensity):
             )
         p = len(residualizer.coef_)
         self._to_residual = to_residual(residualizer.fit_.affine(p), residualizer.moments_, p)
-        raw = self._table_rows(table, sample_weight)
+        raw = least_squares_rows.with_block_rows(mixture_block_rows(len(residualizer.features_), self.n_components))
         counted = int(residualizer.fit_.count.max(initial=0))
         if counted < max(self.n_components, 2):
             raise ValueError(

@@ -18,6 +18,7 @@ from residmix.expressions import Call, Column
 from residmix.formula import parse_formula
 from residmix.learning import Learned
 from residmix.levels import Levels, missing_error
+from residmix.scratch import scratch
 
 __all__ = ["Design", "DesignMatrix", "Factor", "Term"]
 
@@ -229,7 +230,7 @@ class Design:
         rows = RowReader(source, self._learned, self.on_unknown, self.missing, accepted)
         plans = [plan for plan in self._plans if preserved or not plan.preserved]
         width = len(self.column_names) if preserved else self.n_removed
-        dense = np.empty((source.n_rows, width))
+        dense = scratch((source.n_rows, width), np.float64)
         codes = []
         for plan, term in zip(plans, self.terms, strict=False):
             if plan.kind == "absorbed":

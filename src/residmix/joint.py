@@ -27,6 +27,7 @@ from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block, responsibilities
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import Affine, LinearMoments
+from residmix.scratch import scratch
 from residmix.sources.rows import Block, Rows
 from residmix.threads import one_blas_thread
 
@@ -95,8 +96,8 @@ class ToResidual:
 
     def __call__(self, block: Block) -> Block:
         X = np.asarray(block.X, dtype=np.float64)
-        residual = self.affine(replace(block, X=X))
-        u = np.empty((block.n_rows, self.basis.shape[1]))
+        residual, u = scratch(X.shape, np.float64), scratch((block.n_rows, self.basis.shape[1]), np.float64)
+        self.affine.into(replace(block, X=X), residual)
         if block.design is not None and u.shape[1]:
             np.matmul(block.design[:, : len(self.basis)] - self.affine.origin_a, self.basis, out=u)
             u -= self.offset
@@ -131,17 +132,34 @@ class ConditionalMoments:
         return self
 
 
-def conditional_block(block: Block, params: ConditionalParams) -> ConditionalMoments:
-    """E-step and moments of one block in the coordinates of :class:`ToResidual`."""
+def conditional_block(
+    block: Block, params: ConditionalParams, *, joint: bool = True, with_moments: bool = True
+) -> ConditionalMoments:
+    """E-step and moments of one block in the coordinates of :class:`ToResidual`.
+
+    Parameters
+    ----------
+    joint : bool
+        False if the coefficients are to stay: unless a gate needs them, the moments are then those of r alone.
+    with_moments : bool
+        False for the likelihood alone, to the same bits.
+    """
     u = block.design
     assert u is not None
-    r = block.X - u @ params.coef
-    if params.gate is None:
-        return ConditionalMoments(mixture_block(r, params.mixture, weight=block.weight, extra=u), None)
-    prior = log_priors(u, params.gate.coef)
-    gate = gate_moments(u, prior, block.weight, curvature=params.gate.needs_curvature())
-    moments = mixture_block(r, params.mixture, log_prior=prior, weight=block.weight, extra=u)
-    return ConditionalMoments(moments, gate)
+    r = _without_effect(block.X, u, params.coef)
+    prior = None if params.gate is None else log_priors(u, params.gate.coef)
+    extra = u if joint or params.gate is not None else None
+    moments = mixture_block(
+        r, params.mixture, log_prior=prior, weight=block.weight, extra=extra, with_moments=with_moments
+    )
+    if params.gate is None or not with_moments:
+        return ConditionalMoments(moments, None)
+    assert prior is not None
+    return ConditionalMoments(moments, gate_moments(u, prior, block.weight, curvature=params.gate.needs_curvature()))
+
+
+def _without_effect(r: Floats, u: Floats, coef: Floats) -> Floats:
+    return r - u @ coef if coef.any() else r
 
 
 def conditional_log_joint(block: Block, params: ConditionalParams) -> Floats:
@@ -149,7 +167,7 @@ def conditional_log_joint(block: Block, params: ConditionalParams) -> Floats:
     u = block.design
     assert u is not None
     prior = None if params.gate is None else log_priors(u, params.gate.coef)
-    return log_joint(block.X - u @ params.coef, params.mixture, log_prior=prior)
+    return log_joint(_without_effect(block.X, u, params.coef), params.mixture, log_prior=prior)
 
 
 @dataclass(frozen=True)
@@ -190,9 +208,11 @@ class _Step:
     """`conditional_block` as a picklable function of blocks."""
 
     params: ConditionalParams
+    joint: bool
+    with_moments: bool = True
 
     def __call__(self, block: Block) -> ConditionalMoments:
-        return conditional_block(block, self.params)
+        return conditional_block(block, self.params, joint=self.joint, with_moments=self.with_moments)
 
 
 @dataclass
@@ -216,7 +236,7 @@ class ConditionalEM:
     revived: list[list[int]] = field(default_factory=list)
 
     def __call__(self, params: ConditionalParams) -> tuple[float, ConditionalParams]:
-        moments = fold(self.rows, _Step(params), ConditionalMoments.merge)
+        moments = fold(self.rows, _Step(params, self.joint), ConditionalMoments.merge)
         revive = len(self.revived) < MAX_REVIVALS
         dead = dead_components(moments.mixture)
         if dead.any() and revive:
@@ -227,7 +247,7 @@ class ConditionalEM:
 
     def evaluate(self, params: ConditionalParams) -> float:
         """Return the log-likelihood per row."""
-        moments = fold(self.rows, _Step(params), ConditionalMoments.merge).mixture
+        moments = fold(self.rows, _Step(params, self.joint, with_moments=False), ConditionalMoments.merge).mixture
         return moments.log_likelihood / moments.total
 
 
@@ -257,14 +277,15 @@ def conditional_m_step(
     SingularCovarianceError
         If a component's rows don't span the space and `reg_covar` is 0.
     """
-    r, mixture = len(params.coef), params.mixture
+    mixture = params.mixture
+    r = moments.mixture.shift.shape[1] - mixture.n_features
     step = np.zeros_like(params.coef)
     # With a covariance in common the first coefficients don't depend on it.
     cycles = 1 if mixture.covariance_type == "tied" or not (joint and r) else CYCLES
     for _ in range(cycles):
         if joint and r:
             step = coefficient_step(moments.mixture, r, mixture)
-        about_residual = residual_moments(moments.mixture, step)
+        about_residual = residual_moments(moments.mixture, step) if r else moments.mixture
         mixture = m_step(about_residual, params.mixture, reg_covar=reg_covar, revive=revive)
     gate = params.gate
     if gate is not None and moments.gate is not None:

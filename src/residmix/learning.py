@@ -92,10 +92,8 @@ class _Tally:
         self.kind = cells.kind
         self.whole &= cells.whole
         if cells.kind == "label" or self.as_labels:
-            labels = source.labels(self.name)
-            if cells.missing is not None:
-                labels = [label for label, gap in zip(labels, cells.missing, strict=True) if not gap]
-            self.counts.update(labels)
+            for label, n in source.labels(self.name).counts():
+                self.counts[label] += n
         elif cells.values is not None and self.whole and self.few is not None:
             self.few.update(np.unique(cells.values).tolist())
             self.few = self.few if len(self.few) <= FEW else None

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import absent, spotted
+from residmix.columns import Labels, absent, spotted
 from residmix.errors import did_you_mean
 from residmix.expressions import Contrast
 
@@ -59,7 +58,7 @@ class Levels:
         return {level: index for index, level in enumerate(self.levels)}
 
     def codes(
-        self, labels: list[Any], *, on_unknown: str, missing: str, accepted: tuple[Label, ...] = ()
+        self, labels: Labels, *, on_unknown: str, missing: str, accepted: tuple[Label, ...] = ()
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None, tuple[Label, ...]]:
         """Return level indices with -1 for "the mean of the levels", a mask of unseen levels, and those levels.
 
@@ -70,18 +69,16 @@ class Levels:
         ValueError
             For levels that fit didn't see when `on_unknown` is "error", for missing values when `missing` is.
         """
-        found = map(self._index.get, labels, repeat(UNKNOWN))
-        codes = np.fromiter(found, dtype=np.int32, count=len(labels))
+        distinct, index = labels.distinct, labels.index
+        if not distinct:
+            return np.empty(len(index), np.int32), None, ()
+        codes = np.array([self._index.get(label, UNKNOWN) for label in distinct], dtype=np.int32)[index]
         unknown = codes == UNKNOWN
         if not unknown.any():
             return codes, None, ()
-        strange: dict[Label, None] = {}
-        gaps = np.zeros(len(labels), dtype=bool)
-        for row in np.flatnonzero(unknown):
-            if absent(labels[row]):
-                gaps[row] = True
-            else:
-                strange[labels[row]] = None
+        gaps = unknown & np.array([absent(label) for label in distinct])[index]
+        new, first = np.unique(index[unknown & ~gaps], return_index=True)
+        strange = tuple(distinct[i] for i in new[np.argsort(first)])
         if gaps.any():
             if missing == "error":
                 raise missing_error(self.column, gaps)
@@ -91,11 +88,11 @@ class Levels:
         if not unknown.any():
             return codes, None, ()
         if on_unknown == "error":
-            refused = np.array([label not in accepted for label in labels]) & unknown if accepted else unknown
-            if refused.any():
+            allowed = np.array([label in accepted for label in distinct])[index]
+            if (refused := unknown & ~allowed).any():
                 raise self._unknown_error(tuple(level for level in strange if level not in accepted), refused)
         codes[unknown] = -1
-        return codes, unknown, tuple(strange)
+        return codes, unknown, strange
 
     def _unknown_error(self, strange: tuple[Label, ...], unknown: NDArray[np.bool_]) -> ValueError:
         if not strange:

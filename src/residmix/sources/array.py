@@ -15,8 +15,10 @@ from residmix.sources.frames import (
     frame_of_strings,
     has_names,
     is_frame,
+    numeric_columns,
     numeric_matrix,
     numeric_names,
+    pandas_view,
     require_columns,
 )
 from residmix.sources.rows import ArrayRows
@@ -139,6 +141,15 @@ class MemoryTable(Table):
                 return self.X, None
             return self.X, np.array([self.columns.index(name) for name in names])
         return numeric_matrix(self.X, names), None
+
+    def feature_columns(self, features: Sequence[str]) -> NDArray[Any] | list[NDArray[Any]]:
+        """Return features as a matrix where X is one, else as a list of columns."""
+        if isinstance(self.X, np.ndarray):
+            X, columns = self.matrix(features)
+            return X if columns is None else X[:, columns]
+        require_columns(features, self.columns, "X")
+        view = pandas_view(self.X, features)
+        return numeric_columns(self.X, features) if view is None else view
 
     def design(self, design: Design | None, preserved: bool) -> tuple[Any, tuple[Any, ...]]:
         """Return the dense design columns (n, q) and the codes of absorbed factors."""

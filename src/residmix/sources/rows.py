@@ -151,6 +151,9 @@ class MappedRows(Rows):
     def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
         return self._rows.fold(_Composed(partial, self._change), merge)
 
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        return self._change(self._rows.take(index))
+
     def with_block_rows(self, block_rows: int) -> Rows:
         return MappedRows(self._rows.with_block_rows(block_rows), self._change)
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.scratch import scratch
 from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.checks import Finite, check_weight, check_weight_values
-from residmix.sources.frames import require_columns
+from residmix.sources.frames import fill_rows, require_columns
 from residmix.sources.rows import Block, Rows, ordered_map
 from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table, as_table
 from residmix.threads import n_threads
@@ -57,13 +58,12 @@ class Recipe:
 
         Every value is made from its own row only, so how the rows were cut into pieces leaves no trace.
         """
-        X = [self._matrix(piece) for piece in pieces]
         made = [piece.design(self.design, self.preserved) for piece in pieces]
         if self.weight is not None:
             weight = _joined([piece.weight_column(self.weight) for piece in pieces])
         block = Block(
             start,
-            _joined(X),
+            self._matrix(pieces),
             None if self.design is None else _joined([dense for dense, _ in made]),
             tuple(_joined(list(codes)) for codes in zip(*(codes for _, codes in made), strict=True)),
             weight,
@@ -72,11 +72,28 @@ class Recipe:
             self.finite(block.X, start)
         return block
 
-    def _matrix(self, piece: MemoryTable) -> NDArray[Any]:
-        X, columns = piece.matrix(self.features)
-        if not np.can_cast(X.dtype, self.dtype):
-            raise ValueError(f"the first rows are {self.dtype}, later ones {X.dtype}; use one type throughout")
-        return np.ascontiguousarray(X if columns is None else X[:, columns], self.dtype)
+    def _matrix(self, pieces: Sequence[MemoryTable]) -> NDArray[Any]:
+        """Return the features of all pieces as one matrix; a view, if it is there already."""
+        parts = [piece.feature_columns(self.features) for piece in pieces]
+        for part in parts:
+            for column in [part] if isinstance(part, np.ndarray) else part:
+                if not np.can_cast(column.dtype, self.dtype):
+                    raise ValueError(
+                        f"the first rows are {self.dtype}, later ones {column.dtype}; use one type throughout"
+                    )
+        first = parts[0]
+        if len(parts) == 1 and isinstance(first, np.ndarray):
+            return np.ascontiguousarray(first, self.dtype)
+        whole = scratch((sum(piece.n_rows for piece in pieces), len(self.features)), self.dtype)
+        low = 0
+        for piece, part in zip(pieces, parts, strict=True):
+            rows = whole[low : low + piece.n_rows]
+            if isinstance(part, np.ndarray):
+                rows[...] = part
+            else:
+                fill_rows(rows, part)
+            low += piece.n_rows
+        return whole
 
     def apply(
         self,
@@ -227,7 +244,7 @@ class StreamRows(Rows):
         # Whole blocks, so that a batch can be worked on without its neighbours.
         batch_rows = max(1, wanted // self.block_rows) * self.block_rows
         start = 0
-        for pieces in recut(self._table.pieces(recipe.columns, wanted), batch_rows):
+        for pieces in recut(self._table.pieces(recipe.columns, batch_rows), batch_rows):
             stop = start + sum(piece.n_rows for piece in pieces)
             yield start, pieces, None if self._weight is None else self._weight[start:stop]
             start = stop
