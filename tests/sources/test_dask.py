@@ -156,6 +156,32 @@ def weight_of(block):
     return block.weight
 
 
+def own_process(block):
+    time.sleep(0.01)
+    return {os.getpid()}
+
+
+@pytest.mark.parametrize("inline", [1 << 18, 0])
+def test_every_worker_takes_part(inline, folder, processes, monkeypatch):
+    monkeypatch.setattr("residmix.sources.dask.INLINE_BYTES", inline)
+    processes.wait_for_workers(2, timeout=30)
+    rows = rm.scan(folder, client=processes, batch_rows=100, columns=["a", "b"]).rows(block_rows=10)
+    assert fold(rows, own_process, operator.or_) == set(processes.run(os.getpid).values())
+
+
+def test_a_task_carries_only_the_files_that_it_reads(folder, threads):
+    files = rm.scan(folder, client=threads).files
+    offsets = np.concatenate([[0], np.cumsum([part.n_rows for part in files.parts])])
+    for start in range(0, 3000, 271):
+        for stop in (start + 1, min(start + 900, 3000)):
+            part, before = files.covering(start, stop)
+            assert before == offsets[offsets <= start].max()
+            assert before + part.n_rows == offsets[offsets >= stop].min()
+            values = np.concatenate([piece.matrix(("a",))[0] for piece in files.pieces(("a",), 77, start, stop)])
+            again = [p.matrix(("a",))[0] for p in part.pieces(("a",), 50, start - before, stop - before)]
+            assert np.array_equal(np.concatenate(again), values)
+
+
 def test_a_killed_worker_changes_nothing(frame, folder, processes):
     expected = fold(rows_of(as_table(frame)), sums, operator.add).tobytes()
     rows = rows_of(rm.scan(folder, client=processes, batch_rows=100))

@@ -11,7 +11,7 @@ import narwhals.stable.v2 as nw
 import numpy as np
 
 from residmix.sources.array import MemoryTable, clean_metadata
-from residmix.sources.dask import ClusterTable, Work, beside, default_client
+from residmix.sources.dask import ClusterTable, beside, default_client, unpacked
 from residmix.sources.table import is_dask
 
 __all__ = ["CollectionTable", "collection_table"]
@@ -180,7 +180,7 @@ class CollectionTable(ClusterTable):
 
 
 def _run_on_partitions(
-    work: Work,
+    packed: bytes,
     start: int,
     weight: Any,
     parts: list[Any],
@@ -191,7 +191,7 @@ def _run_on_partitions(
     pieces = (MemoryTable.make(part)[cut] for part, cut in zip(parts, cuts, strict=True))
     if metadata_cuts is not None:
         metadata = join_metadata(metadata, metadata_cuts)
-    return work.run(start, weight, beside(pieces, metadata))
+    return unpacked(packed).run(start, weight, beside(pieces, metadata))
 
 
 def join_metadata(parts: list[Any], cuts: list[slice]) -> Any:

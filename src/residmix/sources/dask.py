@@ -12,10 +12,10 @@ import sys
 import uuid
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import accumulate
+from itertools import accumulate, cycle, repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -37,16 +37,22 @@ __all__ = ["ClusterFiles", "ClusterRows", "ClusterTable"]
 T = TypeVar("T")
 
 
+# What a pass does is put into each of its tasks up to this size, and sent once to each worker above.
+INLINE_BYTES = 1 << 18
+
+# Of a pass over files: enough that workers finish together, few enough that the scheduler isn't what takes time.
+TASKS_A_THREAD = 4
+
+
 @dataclass(frozen=True)
 class Work:
-    """What one pass does with every range of rows: sent to the cluster once, as a task of its own."""
+    """What one pass does with every range of rows."""
 
     recipe: Recipe
     function: Callable[[Block], Any]
     merge: Callable[[Any, Any], Any] | None
     group: int
     batch_rows: int
-    files: FileTable | None = None
 
     def run(self, start: int, weight: NDArray[np.float64] | None, pieces: Iterator[MemoryTable]) -> list[Any]:
         """Return the results of the blocks, or the sums of groups of blocks, in a range that begins at row `start`."""
@@ -66,8 +72,6 @@ class Work:
 class ClusterTable(StreamTable):
     """A table whose rows the workers of a cluster reach by themselves."""
 
-    files: FileTable | None = None
-
     @abstractmethod
     def client(self) -> Any:
         """Return the cluster's client, or None to compute in this process."""
@@ -78,11 +82,15 @@ class ClusterTable(StreamTable):
 
     @abstractmethod
     def tasks(self, columns: tuple[str, ...]) -> Callable[[Any, Any, int, int, Any], Any]:
-        """Return ``submit(client, work, start, stop, weight) -> Future``."""
+        """Return ``submit(client, work, start, stop, weight) -> Future``; `work` is for :func:`unpacked`."""
 
     @abstractmethod
     def where(self, start: int, stop: int) -> str:
         """Say where rows ``start:stop`` live, for messages."""
+
+    def task_rows(self, batch_rows: int, threads: int) -> int:
+        """Return how many rows a task has at least: a batch, since all that a task is given is in memory at once."""
+        return batch_rows
 
     def unreadable(self, client: Any, start: int, stop: int) -> str | None:
         """Say which of several places in rows ``start:stop`` can't be read, if one can't and that must be tried out."""
@@ -148,21 +156,21 @@ class ClusterRows(Rows):
         table, recipe, client = self._table, self._recipe, self._client
         wanted = table.piece_rows(len(recipe.columns))
         batch_rows = max(1, wanted // self.block_rows) * self.block_rows
-        work = Work(recipe, function, merge, group, batch_rows, table.files)
-        # As a task, not scattered data: the scheduler can make it again if the worker that held it is lost.
-        name = f"residmix-{uuid.uuid4().hex}"
-        carried = client.submit(_unpacked, cloudpickle.dumps(work), key=name, pure=False)
+        work = Work(recipe, function, merge, group, batch_rows)
+        threads = client.nthreads()
+        carried = _carried(client, cloudpickle.dumps(work), threads)
         submit = table.tasks(recipe.columns)
-        ranges = deque(self._ranges(group * self.block_rows, wanted))
+        n_threads = max(1, sum(threads.values()))
+        ranges = deque(self._ranges(group * self.block_rows, table.task_rows(wanted, n_threads)))
         pending: deque[tuple[Any, tuple[int, int]]] = deque()
         # A window: results that nobody has taken yet don't pile up on the workers.
-        window = 3 * max(1, sum(client.nthreads().values()))
+        window = 3 * n_threads
         try:
             while ranges or pending:
                 while ranges and len(pending) < window:
                     start, stop = ranges.popleft()
                     weight = None if self._weight is None else self._weight[start:stop]
-                    pending.append((submit(client, carried, start, stop, weight), (start, stop)))
+                    pending.append((submit(client, next(carried), start, stop, weight), (start, stop)))
                 future, (start, stop) = pending[0]
                 results = self._result(future, start, stop, alone=window == 1)
                 if results is None:
@@ -174,7 +182,7 @@ class ClusterRows(Rows):
                 pending.popleft()
                 yield from results
         finally:
-            client.cancel([carried, *(future for future, _ in pending)])
+            client.cancel([future for future, _ in pending])
         recipe.finite.proven = True
 
     def _result(self, future: Any, start: int, stop: int, alone: bool) -> list[Any] | None:
@@ -201,7 +209,23 @@ class ClusterRows(Rows):
             raise
 
 
-def _unpacked(packed: bytes) -> Work:
+def _carried(client: Any, packed: bytes, workers: Iterable[str]) -> Iterator[Any]:
+    """Yield, for one task after the other, what its argument `work` is: the bytes, or a future of them.
+
+    Dask sends a task where the data are that it needs, so one future for all would bring all work to one worker. There
+    is one for each worker. They are tasks, not scattered data: the scheduler can make them again when workers are lost.
+    """
+    if len(packed) <= INLINE_BYTES or not workers:
+        yield from repeat(packed)
+    name = f"residmix-{uuid.uuid4().hex}"
+    copies = [
+        client.submit(bytes, packed, key=f"{name}-{i}", workers=[worker], allow_other_workers=True, pure=False)
+        for i, worker in enumerate(workers)
+    ]
+    yield from cycle(copies)
+
+
+def unpacked(packed: bytes) -> Work:
     """Unpickle inside a task, where what can't be imported is an error; in a message it would stop the worker."""
     return pickle.loads(packed)
 
@@ -240,12 +264,17 @@ class ClusterFiles(ClusterTable):
         read = None if columns is None else [name for name in columns if name in self.columns]
         return beside(self.files.pieces(read, piece_rows), self._metadata)
 
+    def task_rows(self, batch_rows: int, threads: int) -> int:
+        # a task reads batch by batch, however long it is, and each costs a few milliseconds
+        return max(batch_rows, self.n_rows // (TASKS_A_THREAD * threads))
+
     def tasks(self, columns: tuple[str, ...]) -> Callable[[Any, Any, int, int, Any], Any]:
         def submit(client: Any, work: Any, start: int, stop: int, weight: Any) -> Any:
             metadata = None if self._metadata is None else self._metadata[start:stop]
+            files, before = self.files.covering(start, stop)
             # A name of its own each time: Dask remembers under it how often workers died.
-            key = f"{work.key}-{start}-{uuid.uuid4().hex}"
-            return client.submit(_run_on_files, work, start, stop, weight, metadata, key=key, pure=False)
+            key = f"residmix-rows-{start}-{uuid.uuid4().hex}"
+            return client.submit(_run_on_files, work, files, before, start, stop, weight, metadata, key=key, pure=False)
 
         return submit
 
@@ -259,10 +288,13 @@ class ClusterFiles(ClusterTable):
         return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
-def _run_on_files(work: Work, start: int, stop: int, weight: Any, metadata: Any) -> list[Any]:
-    assert work.files is not None
-    columns = [name for name in work.recipe.columns if name in work.files.columns]
-    return work.run(start, weight, beside(work.files.pieces(columns, work.batch_rows, start, stop), metadata))
+def _run_on_files(
+    packed: bytes, files: FileTable, before: int, start: int, stop: int, weight: Any, metadata: Any
+) -> list[Any]:
+    work = unpacked(packed)
+    columns = [name for name in work.recipe.columns if name in files.columns]
+    pieces = files.pieces(columns, work.batch_rows, start - before, stop - before)
+    return work.run(start, weight, beside(pieces, metadata))
 
 
 def beside(pieces: Iterator[MemoryTable], metadata: Any) -> Iterator[MemoryTable]:

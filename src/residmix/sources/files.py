@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,13 @@ class FileTable(StreamTable):
             raise ValueError(f"{parts[0].path}{' and the others' if len(parts) > 1 else ''} have no rows")
         super().__init__(head, n_rows, batch_rows)
         self.parts = parts
+
+    def covering(self, start: int, stop: int) -> tuple[FileTable, int]:
+        """Return the table of just the files that hold rows ``start:stop``, and how many rows are before them."""
+        offsets = [0, *accumulate(part.n_rows for part in self.parts)]
+        first = bisect_right(offsets, start) - 1
+        last = bisect_left(offsets, stop)
+        return FileTable(self.parts[first:last], self.head, self.batch_rows), offsets[first]
 
     def pieces(
         self, columns: Sequence[str] | None, piece_rows: int, start: int = 0, stop: int | None = None
