@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from residmix._validation import check_choice, check_number
+from residmix.callbacks import FRAMES, CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.checkpoint import fingerprint, run_starts
 from residmix.conditional_density import ConditionalDensity
 from residmix.em import Acceleration, EMState, run_em
@@ -34,7 +35,7 @@ __all__ = ["ResidualMixture"]
 Floats = NDArray[np.float64]
 
 
-class ResidualMixture(ConditionalDensity):
+class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
     r"""Mixture of Gaussians around what the metadata explain.
 
     .. math:: p(x \mid m) = \sum_k \pi_k(m)\, N(x \mid b_0 + B' a(m) + \mu_k, \Sigma_k)
@@ -159,6 +160,7 @@ class ResidualMixture(ConditionalDensity):
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
+    @with_callbacks
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Estimate coefficients, mixture and gate.
 
@@ -207,7 +209,17 @@ class ResidualMixture(ConditionalDensity):
                 else f"Found array with {counted} sample(s) of positive weight while a minimum of 2 is required"
             )
         rows = raw.mapped(self._to_residual)
-        self._keep(self._best(rows), rows.n_rows)
+        tasks = FitTasks(
+            self,
+            lambda model, state: ResidualMixture._keep(model, state, rows.n_rows),
+            n_starts=self.n_init if self.estimation == "two-stage" else None,
+            X=X,
+            y=y,
+            metadata=metadata,
+            sample_weight=sample_weight,
+        )
+        self._keep(self._best(rows, tasks), rows.n_rows)
+        tasks.end()
         return self
 
     def fit_predict(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
@@ -232,19 +244,21 @@ class ResidualMixture(ConditionalDensity):
                 "columns with what the preserved ones explain, as its mixture doesn't see them"
             )
 
-    def _best(self, rows: Rows) -> EMState[ConditionalParams]:
+    def _best(self, rows: Rows, tasks: FitTasks) -> EMState[ConditionalParams]:
         """Run every start to the end; return the likeliest."""
         em = ConditionalEM(rows, self.reg_covar, joint=self.estimation == "joint")
 
         def run(i: int, start: Any, keep: Callable[[Any], Any] | None) -> EMState[ConditionalParams]:
             report = Progress(self.verbose, self.verbose_interval, i)
 
-            def callback(state: EMState[Any]) -> None:
+            def callback(state: EMState[Any]) -> bool:
                 report(state)
                 if keep is not None:
                     keep(state)
+                return iterated(state)
 
-            state: EMState[Any] = self._run(em, start, callback)
+            with tasks.start(self.max_iter) as iterated:
+                state: EMState[Any] = self._run(em, start, callback)
             report.end(state)
             return state
 
@@ -262,13 +276,13 @@ class ResidualMixture(ConditionalDensity):
                 f"components {em.revived[-1]} of {self.n_components} lost all their rows and were re-seeded; fewer "
                 "components may fit as well",
                 DeadComponentWarning,
-                stacklevel=3,
+                stacklevel=3 + FRAMES,
             )
         if not best.converged and self.max_iter > 0 and self.tol > 0:
             warnings.warn(
                 f"EM did not converge in {self.max_iter} iterations; raise max_iter or tol",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=3 + FRAMES,
             )
         return best
 
@@ -305,7 +319,11 @@ class ResidualMixture(ConditionalDensity):
         callback: Callable[[EMState[ConditionalParams]], Any] | None = None,
     ) -> EMState[ConditionalParams]:
         watched = FitProgress(
-            em.rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=bool(self.verbose)
+            em.rows.n_rows,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            then=callback,
+            quiet=bool(self.verbose) or bool(getattr(self, "_skl_callbacks", None)),
         )
         with watched:
             return run_em(

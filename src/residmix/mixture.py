@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from residmix.callbacks import FRAMES, CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.checkpoint import fingerprint, run_starts
 from residmix.em import Acceleration, EMState, run_em
 from residmix.errors import DeadComponentWarning, ScaleWarning
@@ -132,7 +133,7 @@ class Progress:
         print(line)
 
 
-class GaussianMixture(DensityMixin, BaseEstimator):
+class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
     r"""Mixture of Gaussians, :math:`p(x) = \sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same parameters, methods and attributes.
@@ -257,6 +258,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:
         """Estimate the parameters by EM.
@@ -278,7 +280,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             rows = self._source_rows(as_table(X), sample_weight, reset=True)
             self._check_enough(rows.n_rows)
             with one_blas_thread():
-                self._fit_rows(rows)
+                self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
             return self
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         weight, counted = None, len(X)
@@ -290,7 +292,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self._check_enough(counted)
         rows = ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components))
         with one_blas_thread():
-            self._fit_rows(rows)
+            self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
         return self
 
     def _check_enough(self, n_rows: int) -> None:
@@ -321,7 +323,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """Fit, and return the most probable component of each row (n,)."""
         return self.fit(X, y, sample_weight).predict(X)
 
-    def _fit_rows(self, rows: Rows) -> None:
+    def _fit_rows(self, rows: Rows, **data: Any) -> None:
         given = check_given(
             self.weights_init,
             self.means_init,
@@ -334,6 +336,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         resume = self.warm_start and hasattr(self, "converged_")
         em = MixtureEM(rows, self.reg_covar)
         history = self._history if resume else ()
+        tasks = FitTasks(self, GaussianMixture._keep, n_starts=1 if resume else self.n_init, **data)
 
         def starts() -> Iterator[MixtureParams]:
             failure: SingularCovarianceError | None = None
@@ -351,16 +354,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             i: int, start: MixtureParams | EMState[MixtureParams], keep: Callable[[EMState[MixtureParams]], Any] | None
         ) -> EMState[MixtureParams]:
             report = Progress(self.verbose, self.verbose_interval, i)
+            quiet = bool(self.verbose) or tasks.heard
 
-            def callback(state: EMState[MixtureParams]) -> None:
+            def callback(state: EMState[MixtureParams]) -> bool:
                 report(state)
                 if keep is not None:
                     keep(state)
+                return iterated(state)
 
-            watched = FitProgress(
-                rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=bool(self.verbose)
-            )
-            with watched:
+            watched = FitProgress(rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=quiet)
+            with tasks.start(self.max_iter) as iterated, watched:
                 ended = self._run(em, start, history, watched)
             report.end(ended)
             return ended
@@ -376,6 +379,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         # the first of equals, so that more starts never change a result they don't improve
         self._keep(max(ended, key=lambda state: state.log_likelihood))
         self._warn(rows, em.revived)
+        tasks.end()
 
     def _start(self, rows: Rows, given: dict[str, Floats | None], random_state: Any) -> MixtureParams:
         return find_start(
@@ -422,7 +426,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 f"components {revived[-1]} of {self.n_components} lost all their rows and were re-seeded "
                 f"({len(revived)} times in this fit); fewer components may fit as well",
                 DeadComponentWarning,
-                stacklevel=5,
+                stacklevel=5 + FRAMES,
             )
         columns = overwhelmed_columns(rows, self.reg_covar)
         if columns.size:
@@ -431,14 +435,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 f"{columns[:10].tolist()}: the covariances say more about reg_covar than about the data. Scale the "
                 "columns or lower reg_covar.",
                 ScaleWarning,
-                stacklevel=5,
+                stacklevel=5 + FRAMES,
             )
         if not self.converged_ and self.max_iter > 0:
             warnings.warn(
                 "Best performing initialization did not converge. Try different init parameters, or increase "
                 "max_iter, tol, or check for degenerate data.",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=5 + FRAMES,
             )
 
     def _params(self) -> MixtureParams:

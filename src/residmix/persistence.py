@@ -129,7 +129,8 @@ def _attributes(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return fields | getattr(value, "__dict__", {})
-    return dict(vars(value))
+    # scikit-learn's callbacks watch this process; they aren't what was learned
+    return {name: item for name, item in vars(value).items() if name != "_skl_callbacks"}
 
 
 def _encode(value: Any, tensors: dict[str, np.ndarray[Any, Any]], where: str) -> Any:
