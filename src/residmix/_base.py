@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.formula import formula_columns
 from residmix.metadata import Design, fit_design
 from residmix.sources.table import Table
 
-__all__ = ["MetadataTransformer"]
+__all__ = ["MetadataTransformer", "refuse_frames"]
+
+
+def refuse_frames(estimator: BaseEstimator) -> None:
+    """Raise if `estimator` is to return frames while a path was asked for."""
+    if _get_output_config("transform", estimator)["dense"] != "default":
+        raise ValueError("out= returns a path, which can't become a frame; call set_output(transform='default')")
 
 
 class MetadataTransformer(TransformerMixin, BaseEstimator):

@@ -18,7 +18,7 @@ from residmix.joint import ConditionalParams, Scored, ToResidual
 from residmix.moments.kernels import mixture_block_rows
 from residmix.moments.linear import Affine
 from residmix.residualizer import Residualizer
-from residmix.sources.output import collect
+from residmix.sources.output import collect, delivered
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
 
@@ -84,10 +84,17 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
         """Return the probability of each component given row and metadata, (n, K)."""
         return self._collect(X, metadata, "share")
 
-    def residuals(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
-        """Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X."""
-        rows = self._rows(X, metadata)
-        return collect(rows, self._affine)
+    def residuals(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X.
+
+        Parameters
+        ----------
+        X, metadata
+            As in fit.
+        out : path, optional
+            A Parquet file for the residuals, written as they come; its path is returned in place of an array.
+        """
+        return delivered(self._rows(X, metadata), self._affine, self.residualizer_.features_, out)
 
     def sample(self, n_samples: int | None = None, *, metadata: Any = None) -> tuple[Floats, NDArray[np.intp]]:
         """Draw features given metadata.

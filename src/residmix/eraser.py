@@ -9,14 +9,15 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix._base import MetadataTransformer
+from residmix._base import MetadataTransformer, refuse_frames
 from residmix._validation import check_choice
 from residmix.errors import CollinearityWarning, DesignWarning
 from residmix.moments.erase import Erasure, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
-from residmix.sources.output import collect
+from residmix.sources.output import delivered
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
 
@@ -102,6 +103,7 @@ class Eraser(MetadataTransformer):
 
     __metadata_request__fit = {"metadata": True}
     __metadata_request__partial_fit = {"metadata": True}
+    __metadata_request__transform = {"out": UNUSED}  # a path is never routed
 
     def __init__(
         self,
@@ -196,19 +198,24 @@ class Eraser(MetadataTransformer):
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
-    def transform(self, X: Any) -> NDArray[Any]:
+    def transform(self, X: Any, *, out: Any = None) -> Any:
         """Return the features (n, d) without what a linear model could tell of the metadata, in the dtype of X.
 
         Parameters
         ----------
         X : array (n, d) or table
             The features; no metadata are needed, and columns that aren't features may be there or not.
+        out : path, optional
+            A Parquet file for them, written as they come, so that they needn't fit into memory. It appears when it is
+            whole; its path is returned in place of an array.
         """
         check_is_fitted(self)
+        if out is not None:
+            refuse_frames(self)
         table = as_table(X)
         self._check_columns(X)
         rows = table.rows(self._columns(table), block_rows=_block_rows(len(self.features_)))
-        return collect(rows, _Apply(self.mean_, self.left_, self.right_))
+        return delivered(rows, _Apply(self.mean_, self.left_, self.right_), self.features_, out)
 
     @property
     def projection_(self) -> NDArray[np.float64]:

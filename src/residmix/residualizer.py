@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from residmix import inference
-from residmix._base import MetadataTransformer
+from residmix._base import MetadataTransformer, refuse_frames
 from residmix._validation import check_choice
 from residmix.adjustment import adjusted, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
@@ -34,7 +33,7 @@ from residmix.new_levels import (
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
 from residmix.scale import Scale
-from residmix.sources.output import collect, write_parquet
+from residmix.sources.output import collect, delivered
 from residmix.sources.rows import Rows
 from residmix.sources.table import Table, as_table
 
@@ -459,12 +458,9 @@ class Residualizer(MetadataTransformer):
             when it is whole; its path is returned in place of an array.
         """
         check_is_fitted(self)
-        if out is not None and _get_output_config("transform", self)["dense"] != "default":
-            raise ValueError("out= returns a path, which can't become a frame; call set_output(transform='default')")
-        rows, residual = self._new_rows(X, metadata), self._map()
-        if out is None:
-            return collect(rows, residual)
-        return write_parquet(rows, residual, [str(name) for name in self.features_], out)
+        if out is not None:
+            refuse_frames(self)
+        return delivered(self._new_rows(X, metadata), self._map(), self.features_, out)
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
         """Put the effect of the metadata back: features (n, d) from residuals.

@@ -78,6 +78,30 @@ def test_what_cannot_be_written_is_refused_before_work_begins(frame, tmp_path):
         write_parquet(rows, doubled, ["a", "b"], tmp_path / "no" / "out.parquet")
 
 
+@pytest.mark.parametrize("kind", ["eraser", "mixture"])
+def test_whatever_gives_features_back_writes_them_to_a_file(kind, frame, tmp_path):
+    frame.to_parquet(tmp_path / "in.parquet", row_group_size=77)
+    table = rm.scan(tmp_path / "in.parquet", batch_rows=50)
+    if kind == "eraser":
+        method = rm.Eraser("site").fit(table).transform
+    else:
+        method = rm.ResidualMixture(1, formula="site", random_state=0).fit(table).residuals
+    path = method(table, out=tmp_path / "out.parquet")
+    assert path == tmp_path / "out.parquet"
+    written = pd.read_parquet(path)
+    assert list(written.columns) == ["a", "b"]
+    assert np.array_equal(written.to_numpy(), method(frame))
+    with pytest.raises(ValueError, match="must end in"):
+        method(frame, out=tmp_path / "out.csv")
+
+
+def test_a_path_cannot_become_a_frame(frame, tmp_path):
+    for model in (rm.Eraser("site"), rm.Residualizer("site")):
+        model.fit(frame).set_output(transform="pandas")
+        with pytest.raises(ValueError, match="set_output"):
+            model.transform(frame, out=tmp_path / "out.parquet")
+
+
 def test_residuals_go_to_a_file_as_they_would_go_to_an_array(frame, tmp_path):
     frame.to_parquet(tmp_path / "in.parquet", row_group_size=77)
     model = rm.Residualizer("site").fit(frame)
@@ -89,6 +113,4 @@ def test_residuals_go_to_a_file_as_they_would_go_to_an_array(frame, tmp_path):
     assert np.array_equal(written.to_numpy(), expected)
     with pytest.raises(ValueError, match="must end in"):
         model.transform(frame, out=tmp_path / "out.csv")
-    with pytest.raises(ValueError, match="set_output"):
-        rm.Residualizer("site").fit(frame).set_output(transform="pandas").transform(frame, out=tmp_path / "b.parquet")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]

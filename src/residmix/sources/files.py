@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from residmix.sources.array import MemoryTable
-from residmix.sources.formats import FORMATS, Npy, Part, open_part, readable
+from residmix.sources.formats import FORMATS, Npy, Part, one_schema, open_part, readable
 from residmix.sources.frames import require_columns
 from residmix.sources.stream import StreamTable
 from residmix.sources.table import Table
@@ -68,7 +68,7 @@ def scan(
     >>> table.n_rows, table.columns
     (4, ('x0', 'x1', 'x2', 'x3'))
     """
-    parts = [open_part(path) for path in find_files(path_or_glob)]
+    parts = one_schema([open_part(path) for path in find_files(path_or_glob)])
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
         names = ", ".join(sorted({part.path.suffix for part in parts}))

@@ -6,7 +6,7 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from residmix.sources.array import MemoryTable
 from residmix.threads import n_threads
 
-__all__ = ["FORMATS", "Part", "open_part", "readable"]
+__all__ = ["FORMATS", "Part", "one_schema", "open_part", "readable"]
 
 # pandas keeps its row labels in such columns; they are no measurement.
 _INDEX = re.compile(r"__index_level_\d+__")
@@ -81,6 +81,33 @@ def open_part(path: Path) -> Part:
         return kind.open(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise OSError(f"can't read {str(path)!r}: {error}") from error
+
+
+def one_schema(parts: Sequence[Part]) -> list[Part]:
+    """Return CSV files with types in common, as if they were one file: a part may be empty or hold whole numbers only.
+
+    Types that don't go together (text and numbers) stay, for the caller to name file and column.
+    """
+    files = [part for part in parts if isinstance(part, Csv)]
+    if len(files) < len(parts):
+        return list(parts)
+    found: dict[str, dict[pa.DataType, None]] = {}
+    for part in files:
+        for column in part.schema:
+            found.setdefault(column.name, {})[column.type] = None
+    common = {name: _common_type(list(types)) for name, types in found.items()}
+    return [
+        replace(part, schema=pa.schema([(c.name, common[c.name].get(c.type, c.type)) for c in part.schema]))
+        for part in files
+    ]
+
+
+def _common_type(types: list[pa.DataType]) -> dict[pa.DataType, pa.DataType]:
+    """Return what each of the types becomes: numbers one kind of number, nothing but missing values what there is."""
+    numbers = [kind for kind in types if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    becomes = dict.fromkeys(numbers, pa.int64() if all(map(pa.types.is_integer, numbers)) else pa.float64())
+    first = next((kind for kind in types if not pa.types.is_null(kind)), pa.null())
+    return {**becomes, pa.null(): becomes.get(first, first)}
 
 
 def readable(path: Path) -> bool:

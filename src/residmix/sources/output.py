@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from residmix.atomic import atomic_path
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table
 
-__all__ = ["collect", "write_parquet"]
+__all__ = ["collect", "delivered", "write_parquet"]
 
 _GROUP_BYTES = 1 << 25  # of a row group that we write
 
@@ -48,6 +48,16 @@ def collect(rows: Rows, function: Callable[[Block], NDArray[Any]]) -> NDArray[An
         start += len(result)
     assert out is not None
     return out
+
+
+def delivered(
+    rows: Rows,
+    function: Callable[[Block], NDArray[Any]],
+    names: Iterable[Any],
+    out: str | os.PathLike[str] | None = None,
+) -> NDArray[Any] | Path:
+    """Return ``function(block)`` of all blocks as one array, or the path of the Parquet file `out` that holds them."""
+    return collect(rows, function) if out is None else write_parquet(rows, function, [*map(str, names)], out)
 
 
 class _Placed:
@@ -130,7 +140,8 @@ def write_parquet(
                 if beside is not None:
                     for name, column in beside.take(len(result)).items():
                         table = table.append_column(name, column)
-                writer = writer or ParquetWriter(temporary, table.schema)
+                # a dictionary of numbers that are all different is work for nothing
+                writer = writer or ParquetWriter(temporary, table.schema, use_dictionary=list(kept))
                 writer.write_table(table.cast(writer.schema))
         finally:
             if writer is not None:
