@@ -40,11 +40,12 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
     _affine: Affine
     _params: ConditionalParams
 
-    def _table_rows(self, table: Any) -> Rows:
+    def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
         return table.rows(
             residualizer._columns(table),
             design=residualizer.design_,
+            weight=sample_weight,
             preserved=False,
             block_rows=mixture_block_rows(len(residualizer.features_), self.n_components),
         )

@@ -145,3 +145,38 @@ def test_csv_parts_of_whole_numbers_and_of_none_take_the_type_of_the_others(tmp_
     (tmp_path / "4.csv").write_text("a,b\nx,y\n")
     with pytest.raises(ValueError, match=r"column 'a' holds String in .*4\.csv' but .* in .*1\.csv'"):
         rm.scan(tmp_path)
+
+
+def test_a_missing_metadata_column_is_named_beside_all_there_are(frame, tmp_path):
+    model = rm.Residualizer("site + age", features=["x0"]).fit(frame)
+    frame.rename(columns={"age": "agee"}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="unknown column 'age' in the table - did you mean 'agee'"):
+        model.transform(rm.scan(tmp_path / "x.parquet"))
+
+
+def test_metadata_may_be_a_file_beside_features_in_files(frame, tmp_path):
+    features, metadata = frame[["x0", "x1"]], frame[["site", "age"]]
+    features.to_parquet(tmp_path / "x.parquet", row_group_size=70)
+    metadata.to_parquet(tmp_path / "m.parquet", row_group_size=111)
+    np.save(tmp_path / "m.npy", metadata[["age"]].to_numpy())
+    X = rm.scan(tmp_path / "x.parquet", batch_rows=50)
+    expected = rm.Residualizer("site + age").fit_transform(features, metadata=metadata)
+    assert np.array_equal(
+        expected, rm.Residualizer("site + age").fit_transform(X, metadata=rm.scan(tmp_path / "m.parquet"))
+    )
+    expected = rm.Residualizer().fit_transform(features, metadata=metadata[["age"]].to_numpy())
+    assert np.array_equal(expected, rm.Residualizer().fit_transform(X, metadata=rm.scan(tmp_path / "m.npy")))
+    for path in (tmp_path / "m.npy", str(tmp_path / "m.npy")):
+        with pytest.raises(TypeError, match=r"metadata is a path; read it with residmix\.scan"):
+            rm.Residualizer().fit(X, metadata=path)
+        with pytest.raises(TypeError, match=r"X is a path; read it with residmix\.scan"):
+            rm.GaussianMixture().fit(path)
+
+
+def test_nan_in_a_mixture_of_residuals_is_named_by_its_row(frame, tmp_path):
+    holed = frame.astype({"count": float})
+    holed.loc[612, "x1"] = np.nan
+    table = parts(pa.Table.from_pandas(holed), tmp_path / "h", "parquet")
+    for weight in (None, np.ones(N), "count"):
+        with pytest.raises(ValueError, match="NaN: row 612, column 'x1'"):
+            rm.ResidualMixture(2, formula="site", features=["x0", "x1"]).fit(table, sample_weight=weight)

@@ -151,7 +151,8 @@ class FileTable(StreamTable):
     def __init__(self, parts: tuple[Part, ...], head: MemoryTable, batch_rows: int | None = None) -> None:
         n_rows = sum(part.n_rows for part in parts)
         if n_rows == 0:
-            raise ValueError(f"{parts[0].path}{' and the others' if len(parts) > 1 else ''} have no rows")
+            more = f" and the {len(parts) - 1} other files have" if len(parts) > 1 else " has"
+            raise ValueError(f"{str(parts[0].path)!r}{more} no rows")
         super().__init__(head, n_rows, batch_rows)
         self.parts = parts
 

@@ -188,6 +188,9 @@ class StreamTable(Table):
         """Return what `rows` was asked for as a recipe, and weights that came as an array."""
         names = self.columns if features is None else tuple(features)
         require_columns(names, self.columns, "X")
+        if design is not None and design.array_width is None:
+            wanted = (*design.columns, *(design.preserved_columns if preserved else ()))
+            require_columns(wanted, self.metadata_columns, "metadata" if self.has_metadata else "the table")
         column, array = None, None
         if isinstance(weight, str):
             require_columns((weight,), self.metadata_columns, "sample_weight")

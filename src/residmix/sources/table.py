@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from residmix.sources.frames import is_frame, require_columns
-from residmix.sources.rows import Rows
+from residmix.sources.rows import Block, Rows
 
 if TYPE_CHECKING:
     from residmix.metadata import Design
@@ -142,8 +143,8 @@ def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
     X : array (n, d), pandas/polars/pyarrow table, Table, Dask array or data frame, or batches
         Batches are a callable that returns an iterator, or an iterable: of arrays, of frames, or of pairs
         (features, metadata). An iterator that can be read once only serves `partial_fit`.
-    metadata : array (n,) or (n, p), frame or series, optional
-        Numbers stay an array; other arrays become a frame with columns m0, m1, ...
+    metadata : array (n,) or (n, p), frame or series, or Table, optional
+        Numbers stay an array; other arrays become a frame with columns m0, m1, ... A Table is read into memory.
     name : str
         What messages call `X`.
 
@@ -154,6 +155,11 @@ def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
     """
     from residmix.sources.array import MemoryTable
 
+    for data, called in ((X, name), (metadata, "metadata")):
+        if _is_path(data):
+            raise TypeError(f"{called} is a path; read it with residmix.scan({os.fspath(data)!r})")
+    if isinstance(metadata, Table):
+        metadata = _gathered(metadata)
     if isinstance(X, Table):
         return X if metadata is None else _beside(X, metadata)
     if is_dask(X) or is_dask(metadata):
@@ -166,8 +172,6 @@ def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
         if metadata is not None:
             raise TypeError("with batches, metadata comes in each batch: yield pairs (features, metadata)")
         return batch_table(X)
-    if isinstance(X, (str, bytes)) or hasattr(X, "__fspath__"):
-        raise TypeError(f"{name} is a path; read it with residmix.scan({X!r})")
     return MemoryTable.make(X, metadata, name)
 
 
@@ -185,8 +189,29 @@ def _beside(table: Table, metadata: Any) -> Table:
 
 
 def is_source(data: Any) -> bool:
-    """Tell whether `data` is read by us alone: a Table, a Dask collection, a callable that hands out batches."""
-    return isinstance(data, Table) or is_dask(data) or (callable(data) and not hasattr(data, "__array__"))
+    """Tell whether `data` is read, or refused, by us alone: a Table, a Dask collection, a callable, a path."""
+    known = isinstance(data, Table) or is_dask(data) or _is_path(data)
+    return known or (callable(data) and not hasattr(data, "__array__"))
+
+
+def _is_path(data: Any) -> bool:
+    return isinstance(data, (str, bytes, os.PathLike))
+
+
+def _gathered(table: Table) -> Any:
+    """Return a table of metadata as one array or frame in memory."""
+    import narwhals.stable.v2 as nw
+    import numpy as np
+
+    if table.has_metadata:
+        raise ValueError("metadata= is a table that has metadata beside it; give a table of the metadata alone")
+    if not table.named:
+        return np.concatenate(list(table.rows(allow_nan=True).map(_features)))
+    return nw.concat([nw.from_native(chunk, eager_only=True) for chunk in table.chunks(table.columns)]).to_native()
+
+
+def _features(block: Block) -> Any:
+    return block.X.copy()
 
 
 def is_dask(data: Any) -> bool:
