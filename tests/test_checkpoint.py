@@ -5,13 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+from distributed import Client
+from sklearn.base import clone
 
 import residmix as rm
-from residmix.persistence import load
+from residmix.persistence import load, save
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 SCRIPT = """
 import os, signal, sys, warnings
@@ -32,7 +36,8 @@ checkpoint.save = save_then_die
 if sys.argv[1] == "mixture":
     model = rm.GaussianMixture(3, n_init=2, max_iter=30, checkpoint=sys.argv[2], random_state=1).fit(X)
 else:
-    options = dict(estimation="joint", gating="metadata", max_iter=20, random_state=1)
+    options = dict(estimation="joint", gating="metadata") if sys.argv[1] == "joint" else dict(n_init=2)
+    options |= dict(max_iter=20, random_state=np.random.RandomState(1))
     model = rm.ResidualMixture(3, checkpoint=sys.argv[2], **options).fit(X, metadata=M)
 for array in (model.weights_, model.means_, model.covariances_):
     sys.stdout.buffer.write(np.ascontiguousarray(array).tobytes())
@@ -43,7 +48,7 @@ def fit_in_a_process(kind, path, die_after):
     return subprocess.run([sys.executable, "-c", SCRIPT, kind, str(path), str(die_after)], capture_output=True)
 
 
-@pytest.mark.parametrize("kind", ["mixture", "joint"])
+@pytest.mark.parametrize("kind", ["mixture", "two-stage", "joint"])
 def test_a_killed_fit_resumed_has_the_bits_of_one_that_was_not(kind, tmp_path):
     whole = fit_in_a_process(kind, tmp_path / "whole.ckpt", 0)
     assert whole.returncode == 0, whole.stderr
@@ -59,19 +64,74 @@ def test_a_killed_fit_resumed_has_the_bits_of_one_that_was_not(kind, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_of_another_fit_is_refused(rng_X, tmp_path):
-    path = tmp_path / "fit.ckpt"
-    stopped = pytest.MonkeyPatch()
-    with stopped.context() as patch:
-        patch.setattr("residmix.checkpoint.Path.unlink", lambda *_, **__: None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rm.GaussianMixture(2, max_iter=2, checkpoint=path, random_state=0).fit(rng_X)
+class Killed(BaseException):
+    """The end of a process, as far as a test in it can have one."""
+
+
+def left_behind(fit, path, monkeypatch, after=2):
+    """Run `fit`, which dies when its checkpoint has been written for the third time."""
+    written = []
+
+    def save_then_die(journal, where):
+        save(journal, where)
+        written.append(where)
+        if len(written) > after:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("residmix.checkpoint.save", save_then_die)
+        with pytest.raises(Killed):
+            fit()
     assert path.exists()
-    with pytest.raises(ValueError, match="belongs to another fit"):
-        rm.GaussianMixture(3, max_iter=2, checkpoint=path, random_state=0).fit(rng_X)
-    with pytest.raises(ValueError, match="belongs to another fit"):
-        rm.GaussianMixture(2, max_iter=2, checkpoint=path, random_state=0).fit(rng_X[:-1])
+
+
+def test_a_checkpoint_of_another_fit_is_refused(rng_X, tmp_path, monkeypatch):
+    path = tmp_path / "fit.ckpt"
+    model = rm.GaussianMixture(2, max_iter=9, tol=0, checkpoint=path, random_state=0)
+    left_behind(lambda: model.fit(rng_X), path, monkeypatch)
+    others = [
+        (clone(model).set_params(n_components=3), rng_X, None),
+        (clone(model).set_params(means_init=rng_X[:2]), rng_X, None),
+        (clone(model), rng_X[:-1], None),
+        (clone(model), rng_X + 1e-9, None),
+        (clone(model), rng_X.astype(np.float32), None),
+        (clone(model), rng_X, np.arange(len(rng_X)) % 2),
+        (rm.ResidualMixture(2, max_iter=9, tol=0, checkpoint=path, random_state=0), rng_X, None),
+    ]
+    for other, X, weight in others:
+        with pytest.raises(ValueError, match="belongs to another fit"):
+            other.fit(X, sample_weight=weight)
+    (tmp_path / "damaged.ckpt").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"damaged\.ckpt.* is damaged"):
+        clone(model).set_params(checkpoint=tmp_path / "damaged.ckpt").fit(rng_X)
+    with pytest.raises(FileNotFoundError, match="doesn't exist"):
+        clone(model).set_params(checkpoint=tmp_path / "no" / "fit.ckpt").fit(rng_X)
+    model.fit(rng_X)  # the one it belongs to goes on
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+def test_a_fit_on_a_cluster_goes_on_with_another_client(estimation, tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    site = rng.choice(["a", "b"], 3000)
+    frame = pd.DataFrame(rng.normal(size=(3000, 2)), columns=["x", "y"]).assign(site=site)
+    frame["x"] += 3 * rng.integers(0, 2, 3000) + (site == "b")
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=400)
+    path = tmp_path / "fit.ckpt"
+
+    def fit(**where):
+        options = {"formula": "site", "estimation": estimation, "tol": 0, "max_iter": 6, "random_state": 0}
+        model = rm.ResidualMixture(2, checkpoint=path, **options).fit(rm.scan(tmp_path / "x.parquet", **where))
+        return b"".join(a.tobytes() for a in (model.coef_, model.weights_, model.means_, model.covariances_))
+
+    expected = fit()
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+        left_behind(lambda: fit(client=client), path, monkeypatch)
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
+        assert fit(client=client) == expected
+    left_behind(fit, path, monkeypatch)  # begun here, ended there
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
+        assert fit(client=client) == expected
 
 
 @pytest.fixture

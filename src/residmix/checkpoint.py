@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from residmix.em import EMState
 from residmix.persistence import load, save
+from residmix.sources.rows import Block, Rows
 
 __all__ = ["Journal", "fingerprint", "run_starts"]
 
@@ -39,13 +44,34 @@ class Journal:
     revived: list[Any] = field(default_factory=list)
 
 
-def fingerprint(estimator: Any, n_rows: int, n_features: int, **more: Any) -> str:
-    """Return a text that tells fits apart: class, parameters that matter, shape of the data. "" without checkpoint."""
+def fingerprint(estimator: Any, rows: Rows, **more: Any) -> str:
+    """Return a text that tells fits apart: class, parameters that matter, shape of the data and its first block.
+
+    Empty if the estimator has no `checkpoint`.
+    """
     if estimator.checkpoint is None:
         return ""
     quiet = ("checkpoint", "verbose", "verbose_interval")
-    parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name not in quiet}
-    return repr((type(estimator).__name__, sorted(parameters.items()), n_rows, n_features, sorted(more.items())))
+    parameters = {name: _text(value) for name, value in estimator.get_params(deep=False).items() if name not in quiet}
+    with closing(cast(Generator[str, None, None], rows.map(_digest))) as digests:
+        first = next(digests)
+    shape = (rows.n_rows, rows.n_features, str(rows.dtype), rows.block_rows)
+    return repr((type(estimator).__name__, sorted(parameters.items()), shape, first, sorted(more.items())))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.random.RandomState):  # its repr is its place in memory
+        value = value.get_state(legacy=False)
+        value["state"]["key"] = value["state"]["key"].tolist()
+    # numpy shortens long arrays in their repr
+    return repr(value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def _digest(block: Block) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for array in (block.X, block.design, *block.codes, block.weight):
+        found.update(b"-" if array is None else array.tobytes())
+    return found.hexdigest()
 
 
 def run_starts(
@@ -109,7 +135,7 @@ def _read(path: str | os.PathLike[str], expected: str) -> Journal:
     journal = load(path)
     if not isinstance(journal, Journal) or journal.fingerprint != expected:
         raise ValueError(
-            f"the checkpoint {os.fspath(path)!r} belongs to another fit (other parameters, columns or rows); delete it "
-            "or give another path"
+            f"the checkpoint {os.fspath(path)!r} belongs to another fit (other parameters or other data); delete it or "
+            "give another path"
         )
     return journal

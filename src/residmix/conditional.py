@@ -271,7 +271,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             run,
             failure=SingularCovarianceError,
             path=self.checkpoint,
-            fingerprint=fingerprint(self, rows.n_rows, rows.n_features),
+            fingerprint=fingerprint(self, rows),
         )
         best = max(ended, key=lambda state: state.log_likelihood)
         if em.revived:

@@ -374,7 +374,7 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
             run,
             failure=SingularCovarianceError,
             path=self.checkpoint,
-            fingerprint=fingerprint(self, rows.n_rows, rows.n_features, resume=resume),
+            fingerprint=fingerprint(self, rows, resume=resume),
         )
         # the first of equals, so that more starts never change a result they don't improve
         self._keep(max(ended, key=lambda state: state.log_likelihood))
