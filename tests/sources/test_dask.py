@@ -226,7 +226,7 @@ def test_rows_that_kill_every_worker_are_named(folder, processes):
     rows = rm.scan(folder, client=processes, batch_rows=500, columns=["a", "b"]).rows(block_rows=100)
     with pytest.raises(RuntimeError, match=r"died again and again on rows 1\d00 to \d+ \(.*2\.parquet"):
         fold(rows, deadly, operator.add)
-    processes.wait_for_workers(2, timeout=30)
+    processes.wait_for_workers(2, timeout=120)
 
 
 def test_a_file_that_cannot_be_read_is_named(frame, tmp_path, threads):
