@@ -164,7 +164,7 @@ def own_process(block):
 @pytest.mark.parametrize("inline", [1 << 18, 0])
 def test_every_worker_takes_part(inline, folder, processes, monkeypatch):
     monkeypatch.setattr("residmix.sources.dask.INLINE_BYTES", inline)
-    processes.wait_for_workers(2, timeout=30)
+    processes.wait_for_workers(2, timeout=120)
     rows = rm.scan(folder, client=processes, batch_rows=100, columns=["a", "b"]).rows(block_rows=10)
     assert fold(rows, own_process, operator.or_) == set(processes.run(os.getpid).values())
 
@@ -186,13 +186,13 @@ def test_a_killed_worker_changes_nothing(frame, folder, processes):
     expected = fold(rows_of(as_table(frame)), sums, operator.add).tobytes()
     rows = rows_of(rm.scan(folder, client=processes, batch_rows=100))
     assert fold(rows, sums, operator.add).tobytes() == expected
-    processes.wait_for_workers(2, timeout=30)
+    processes.wait_for_workers(2, timeout=120)
     victim = next(iter(processes.run(os.getpid).values()))
     threading.Timer(1.0, os.kill, (victim, signal.SIGKILL)).start()
     began = time.perf_counter()
     assert fold(rows, slow_sums, operator.add).tobytes() == expected
     assert time.perf_counter() - began > 1.5, "the worker was to die in the middle"
-    processes.wait_for_workers(2, timeout=30)
+    processes.wait_for_workers(2, timeout=120)
     assert victim not in processes.run(os.getpid).values()
 
 

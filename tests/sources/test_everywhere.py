@@ -119,12 +119,12 @@ def test_a_cluster_that_loses_a_worker_gives_the_bits_of_one_process(frame, fold
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=120)
         victims = list(client.run(os.getpid).values())
         table = rm.scan(folder / "*.parquet", batch_rows=3000, client=client)
         killer = threading.Timer(1.0, os.kill, (victims[0], signal.SIGKILL))
         killer.start()
         assert fitted(residual_mixture(), table) == expected
         killer.join()
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=120)
         assert victims[0] not in client.run(os.getpid).values()
