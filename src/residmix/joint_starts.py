@@ -24,7 +24,7 @@ from residmix.gating import Gate, make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.moments.kernels import mixture_block_rows
 from residmix.sources.rows import ArrayRows, Block, Rows
-from residmix.starts import find_start, subsample_rows
+from residmix.starts import find_start, subsample_index, subsample_rows
 
 __all__ = ["conditional_starts", "constant_gate", "joint_starts"]
 
@@ -156,10 +156,7 @@ def joint_starts(
 
 
 def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Block:
-    size = subsample_rows(n_components, rows.n_features)
-    index = np.arange(rows.n_rows)
-    if rows.n_rows > size:
-        index = np.sort(random_state.choice(rows.n_rows, size, replace=False))
+    index = subsample_index(rows.n_rows, subsample_rows(n_components, rows.n_features), random_state)
     return rows.take(index)
 
 

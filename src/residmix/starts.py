@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import kmeans_plusplus
 from sklearn.utils import check_array
+from sklearn.utils.random import sample_without_replacement
 
 from residmix.em import run_em
 from residmix.families import (
@@ -44,6 +45,13 @@ SHORT_RIDGE = 1e-3
 def subsample_rows(n_components: int, n_features: int) -> int:
     """Return how many rows starts are found on: enough to see every component's covariance."""
     return max(20_000, 20 * n_components * n_features)
+
+
+def subsample_index(n_rows: int, size: int, random_state: np.random.RandomState) -> NDArray[np.integer[Any]]:
+    """Return `size` different row numbers in order, or all; unlike numpy's choice without shuffling all there are."""
+    if n_rows <= size:
+        return np.arange(n_rows)
+    return np.sort(sample_without_replacement(n_rows, size, random_state=random_state))
 
 
 def find_start(
@@ -90,11 +98,7 @@ def find_start(
 
 
 def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> tuple[Floats, Floats]:
-    size = subsample_rows(n_components, rows.n_features)
-    if rows.n_rows > size:
-        index = np.sort(random_state.choice(rows.n_rows, size, replace=False))
-    else:
-        index = np.arange(rows.n_rows)
+    index = subsample_index(rows.n_rows, subsample_rows(n_components, rows.n_features), random_state)
     block = rows.take(index)
     w = np.ones(len(block.X)) if block.weight is None else block.weight
     kept = w > 0

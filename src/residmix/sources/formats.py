@@ -167,6 +167,8 @@ class Parquet(Part):
                     min(piece_rows, self.runs[run]), [run], list(columns), use_threads=n_threads() > 1
                 )
                 yield from _cut(batches, first, last)
+                # what decoding used stays in the allocator's hands otherwise, in those of each of its threads
+                pa.default_memory_pool().release_unused()
 
 
 @dataclass(frozen=True)
