@@ -98,6 +98,11 @@ class _Tally:
             self.few.update(np.unique(cells.values).tolist())
             self.few = self.few if len(self.few) <= FEW else None
 
+    def add_numbers(self, n_rows: int) -> None:
+        """Count rows of an array of finite numbers."""
+        self.rows += n_rows
+        self.kind, self.whole = "number", False
+
     def refuse_missing(self) -> ValueError:
         mask = np.zeros(self.first_missing + self.missing, dtype=bool)
         mask[self.first_missing :] = True
@@ -152,6 +157,11 @@ def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, mis
     tallies = {name: _Tally(name, as_labels=name in labelled) for name in names}
     for chunk in chunks():
         source = open_metadata(chunk)
+        if source.is_array and not labelled and np.isfinite(source.native.sum(axis=0)).all():
+            # nothing but finite numbers, which say no more: there's no need to look at each column by itself
+            for tally in tallies.values():
+                tally.add_numbers(source.n_rows)
+            continue
         for tally in tallies.values():
             tally.add(source)
     gaps = frozenset(name for name, tally in tallies.items() if tally.missing)
@@ -184,7 +194,7 @@ def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, mis
                 state = learn(call, partial(numbers.values, call.argument, states))
                 if state is not None:
                     states[call.text] = state
-        sample = next(numbers.values(atom, states), np.empty(0))
+        sample = np.empty(0) if isinstance(atom, Column) else next(numbers.values(atom, states), np.empty(0))
         widths[atom.text] = None if sample.ndim == 1 else sample.shape[1]
     return Survey(Learned(levels, fills, states, widths), gaps, tallies)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
-from residmix.moments.rowwise import centre, subtract_rows
+from residmix.moments.rowwise import centre, column_sums, subtract_rows
 from residmix.sources.rows import Block
 
 __all__ = [
@@ -86,8 +86,11 @@ def linear_moments(block: Block) -> LinearMoments:
     """Return the moments of one block; NaN in X means that this feature lacks this row."""
     X = np.asarray(block.X, dtype=np.float64)
     A = _design(block)
-    missing = np.isnan(X)
-    return _moments_missing(X, A, block.weight, missing) if missing.any() else _moments(X, A, block.weight)
+    sums = column_sums(X)
+    # a sum is a number only if every term is; infinite ones, of huge numbers, are looked at again
+    if not np.isfinite(sums).all() and (missing := np.isnan(X)).any():
+        return _moments_missing(X, A, block.weight, missing)
+    return _moments(X, A, block.weight, sums)
 
 
 _local = threading.local()
@@ -113,9 +116,9 @@ def _origin(values: Array, weight: Array | None) -> Array:
     return weight @ values / weight.sum()
 
 
-def _moments(X: Array, A: Array, weight: Array | None) -> LinearMoments:
+def _moments(X: Array, A: Array, weight: Array | None, sums: Array) -> LinearMoments:
     n, q = A.shape
-    origin_x, origin_a = _origin(X, weight), _origin(A, weight)
+    origin_x, origin_a = sums / n if weight is None else _origin(X, weight), _origin(A, weight)
     x = _scratch(X.shape)
     square = centre(X, origin_x, x)
     # One more column of ones: its products are the sums that correct the rounding of the origins.

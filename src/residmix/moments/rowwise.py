@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["centre", "subtract_rows"]
+__all__ = ["centre", "column_sums", "subtract_rows"]
+
+
+@njit(cache=True, nogil=True)
+def column_sums(X):  # type: ignore[no-untyped-def]
+    """Return the sums of the columns (d,), four rows at a time."""
+    n, d = X.shape
+    sums = np.zeros(d)
+    whole = n - n % 4
+    for i in range(0, whole, 4):
+        for j in range(d):
+            sums[j] += (X[i, j] + X[i + 1, j]) + (X[i + 2, j] + X[i + 3, j])
+    for i in range(whole, n):
+        for j in range(d):
+            sums[j] += X[i, j]
+    return sums
 
 
 @njit(cache=True, nogil=True)
