@@ -22,9 +22,8 @@ from residmix.errors import DeadComponentWarning
 from residmix.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.joint import ConditionalEM, ConditionalParams, pack, to_residual, unpack
 from residmix.joint_starts import conditional_starts
-from residmix.mixture import Progress
 from residmix.moments.kernels import mixture_block_rows
-from residmix.progress import FitProgress
+from residmix.progress import FitProgress, Progress
 from residmix.residualizer import Residualizer
 from residmix.sources.rows import Rows
 from residmix.sources.table import as_table

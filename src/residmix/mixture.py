@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from numbers import Integral, Real
 from os import PathLike
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from residmix.callbacks import FRAMES, CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.checkpoint import fingerprint, run_starts
@@ -28,112 +24,26 @@ from residmix.families import (
     COVARIANCE_TYPES,
     MixtureParams,
     SingularCovarianceError,
-    dead_components,
-    m_step,
-    n_covariance_parameters,
     pack,
     unpack,
 )
+from residmix.mixture_density import MixtureDensity
+from residmix.mixture_em import MixtureEM, overwhelmed_columns
 from residmix.moments.fold import fold
-from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block_rows, responsibilities
-from residmix.progress import FitProgress
-from residmix.sources.output import collect
-from residmix.sources.rows import ArrayRows, Block, Rows
-from residmix.sources.table import Table, as_table, is_source
+from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.progress import FitProgress, Progress
+from residmix.sources.rows import ArrayRows, Rows
+from residmix.sources.table import as_table, is_source
 from residmix.starts import INIT_PARAMS, check_given, find_start
+from residmix.stepwise import stepwise
 from residmix.threads import one_blas_thread
 
 __all__ = ["GaussianMixture"]
 
 Floats = NDArray[np.float64]
 
-# A component that died this often in one fit stays dead: there's no room for it.
-MAX_REVIVALS = 5
 
-
-@dataclass
-class MixtureEM:
-    """One EM iteration over rows: the `step` that `residmix.em.run_em` asks for."""
-
-    rows: Rows
-    reg_covar: float
-    revived: list[list[int]] = field(default_factory=list)
-
-    def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
-        moments = fold(self.rows, MixtureStep(params), MixtureMoments.merge)
-        dead = dead_components(moments)
-        revive = len(self.revived) < MAX_REVIVALS
-        if dead.any() and revive:
-            self.revived.append(np.flatnonzero(dead).tolist())
-        following = m_step(moments, params, reg_covar=self.reg_covar, revive=revive)
-        return moments.log_likelihood / moments.total, following
-
-    def evaluate(self, params: MixtureParams) -> float:
-        """Return the log-likelihood per row."""
-        moments = fold(self.rows, MixtureStep(params, with_moments=False), MixtureMoments.merge)
-        return moments.log_likelihood / moments.total
-
-
-@dataclass(frozen=True)
-class Scored:
-    """`finish` of the block's log-joint (b, K), as a picklable function of blocks."""
-
-    params: MixtureParams
-    finish: Callable[[Floats], NDArray[Any]]
-
-    def __call__(self, block: Block) -> NDArray[Any]:
-        return self.finish(log_joint(block.X, self.params))
-
-
-def log_density(joint: Floats) -> Floats:
-    """Return log p(x) of log p(x, k), with -inf where no component reaches."""
-    return logsumexp(joint, axis=1)
-
-
-def most_probable(joint: Floats) -> NDArray[np.intp]:
-    """Return the component of the largest log p(x, k)."""
-    return joint.argmax(axis=1)
-
-
-def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:
-    """Return the columns whose variance, on a thousand rows, is mostly `reg_covar`; constant ones don't count."""
-    x = np.asarray(rows.take(np.arange(0, rows.n_rows, max(1, rows.n_rows // 1000))).X, dtype=np.float64)
-    variance = x.var(axis=0)
-    constant = variance <= (1e-12 * x.mean(axis=0)) ** 2
-    return np.flatnonzero(~constant & (variance < 10 * reg_covar))
-
-
-class Progress:
-    """What `verbose` prints: scikit-learn's lines."""
-
-    def __init__(self, verbose: int, interval: int, run: int) -> None:
-        self._verbose, self._interval = verbose, interval
-        self._began = self._last = perf_counter()
-        if verbose:
-            print(f"Initialization {run}")
-
-    def __call__(self, state: EMState[MixtureParams]) -> None:
-        if not self._verbose or state.iteration % self._interval:
-            return
-        line = f"  Iteration {state.iteration}"
-        if self._verbose > 1:
-            now, values = perf_counter(), state.log_likelihoods
-            change = values[-1] - values[-2] if len(values) > 1 else math.inf
-            line += f"\t time lapse {now - self._last:.5f}s\t ll change {change:.5f}"
-            self._last = now
-        print(line)
-
-    def end(self, state: EMState[MixtureParams]) -> None:
-        """Print how a run ended."""
-        if not self._verbose:
-            return
-        line = f"Initialization {'converged' if state.converged else 'did not converge'}."
-        if self._verbose > 1:
-            line += f" time lapse {perf_counter() - self._began:.5f}s\t lower bound {state.log_likelihood:.5f}."
-        print(line)
-
-
-class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
+class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEstimator):
     r"""Mixture of Gaussians, :math:`p(x) = \sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same parameters, methods and attributes.
@@ -159,6 +69,9 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
     means_init : array-like (K, d), optional
     precisions_init : array-like, optional
         Inverse covariances, shaped as `covariances_`.
+    learning_decay : float, default=0.7
+        Of `partial_fit`: batch t counts for :math:`t^{-decay}` of the estimate, which forgets slowly. Between 0.5 (not
+        included) and 1, where all batches count alike.
     accelerate : bool, default=True
         Extrapolate every second iteration (SQUAREM), and take it back where the log-likelihood fell: a third of the
         iterations or fewer where clusters overlap. Never with ``tol=0``, which stands for textbook iterations.
@@ -183,6 +96,8 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
         Log-likelihood per row of the training data under the attributes above (scikit-learn's is one iteration old).
     lower_bounds_ : list of float
         The same after each iteration.
+    n_batches_, n_samples_seen_ : int
+        Batches and rows so far; `fit` counts as one batch.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -212,6 +127,7 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
         "means_init": ["array-like", None],
         "precisions_init": ["array-like", None],
         "accelerate": ["boolean"],
+        "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
@@ -233,6 +149,7 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
         means_init: ArrayLike | None = None,
         precisions_init: ArrayLike | None = None,
         accelerate: bool = True,
+        learning_decay: float = 0.7,
         random_state: Any = None,
         warm_start: bool = False,
         verbose: int = 0,
@@ -250,6 +167,7 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
         self.means_init = means_init
         self.precisions_init = precisions_init
         self.accelerate = accelerate
+        self.learning_decay = learning_decay
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
@@ -276,48 +194,72 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
         ValueError
             If there are fewer rows than components, or every start led to a singular covariance.
         """
-        if is_source(X):
-            rows = self._source_rows(as_table(X), sample_weight, reset=True)
-            self._check_enough(rows.n_rows)
+        rows = self._training_rows(X, sample_weight, reset=True)
+        with one_blas_thread():
+            self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:
+        """Follow a stream: take in one batch of rows, which isn't needed again.
+
+        The first batch is fitted as by `fit`; so it should be of some hundred rows a component. Each further one is a
+        step of stepwise EM (:func:`residmix.stepwise.stepwise`), with a share of :math:`t^{-decay}`, less if it has
+        fewer rows than batches had on average. Goes on from a fitted model; `fit` begins anew. Of a source that hands
+        out batches, or a table larger than memory, each batch is a step.
+
+        Parameters
+        ----------
+        X, sample_weight
+            As in `fit`.
+        y : ignored
+        """
+        tables = as_table(X).batches() if is_source(X) or isinstance(X, Iterator) else [X]
+        for batch in tables:
+            if not hasattr(self, "n_batches_"):
+                rows = self._training_rows(batch, sample_weight, reset=True)
+                with one_blas_thread():
+                    self._fit_rows(rows, X=batch, y=None, sample_weight=sample_weight)
+                continue
+            rows = self._training_rows(batch, sample_weight, reset=False)
             with one_blas_thread():
-                self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
-            return self
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+                self._step(rows)
+        return self
+
+    def _step(self, rows: Rows) -> None:
+        params = self._params()
+        moments = fold(rows, MixtureStep(params), MixtureMoments.merge)
+        self.n_batches_ += 1
+        self.n_samples_seen_ += moments.rows
+        typical = self.n_samples_seen_ / self.n_batches_
+        share = self.n_batches_**-self.learning_decay * min(1.0, moments.rows / typical)
+        following = stepwise(params, moments, share, reg_covar=self.reg_covar, n_rows=self.n_samples_seen_)
+        value = moments.log_likelihood / moments.total
+        self._keep(EMState(following, (value, value), self.n_iter_ + 1))
+
+    def _training_rows(self, X: Any, sample_weight: Any, *, reset: bool) -> Rows:
+        """Return the checked rows of anything that can be fitted."""
+        if is_source(X):
+            rows = self._source_rows(as_table(X), sample_weight, reset=reset)
+            if reset:
+                self._check_enough(rows.n_rows)
+            return rows
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, reset=reset)
         weight, counted = None, len(X)
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
             counted = int(np.count_nonzero(weight))
             if counted == 0:
                 raise ValueError(f"sample_weight is 0 for all {len(X)} rows; at least one must be positive")
-        self._check_enough(counted)
-        rows = ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components))
-        with one_blas_thread():
-            self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
-        return self
+        if reset:
+            self._check_enough(counted)
+        return ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components))
 
     def _check_enough(self, n_rows: int) -> None:
         if n_rows < self.n_components:
             raise ValueError(
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {n_rows}"
             )
-
-    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
-        """Return the rows of a table that is no array; `reset` learns which columns they have."""
-        if reset or not hasattr(self, "feature_names_in_"):
-            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
-        else:
-            names = tuple(self.feature_names_in_)
-        if reset:
-            self.n_features_in_ = len(names)
-            self.__dict__.pop("feature_names_in_", None)
-            if table.named:
-                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
-        elif len(names) != self.n_features_in_:
-            raise ValueError(
-                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
-                "as input"
-            )
-        return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.intp]:
         """Fit, and return the most probable component of each row (n,)."""
@@ -378,6 +320,7 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
         )
         # the first of equals, so that more starts never change a result they don't improve
         self._keep(max(ended, key=lambda state: state.log_likelihood))
+        self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(rows, em.revived)
         tasks.end()
 
@@ -444,73 +387,3 @@ class GaussianMixture(CallbackSupportMixin, DensityMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=5 + FRAMES,
             )
-
-    def _params(self) -> MixtureParams:
-        check_is_fitted(self)
-        return MixtureParams(
-            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self.covariance_type
-        )
-
-    # -- using --------------------------------------------------------------------------------------------------
-
-    def _per_row(self, X: Any, finish: Callable[[Floats], NDArray[Any]]) -> NDArray[Any]:
-        params = self._params()
-        if is_source(X):
-            rows: Rows = self._source_rows(as_table(X))
-        else:
-            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-            rows = ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], params.n_components))
-        return collect(rows, Scored(params, finish))
-
-    def score_samples(self, X: Any) -> Floats:
-        """Return ``log p(x)`` of each row, (n,)."""
-        return self._per_row(X, log_density)
-
-    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Return the (weighted) mean of ``log p(x)`` over the rows."""
-        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        return float(np.average(self.score_samples(X), weights=weights))
-
-    def predict(self, X: Any) -> NDArray[np.intp]:
-        """Return the most probable component of each row, (n,)."""
-        return self._per_row(X, most_probable)
-
-    def predict_proba(self, X: Any) -> Floats:
-        """Return the probability of each component given the row, (n, K)."""
-        return self._per_row(X, responsibilities)
-
-    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
-        """Draw rows from the mixture.
-
-        Returns
-        -------
-        X : ndarray (n_samples, d)
-            Ordered by component.
-        labels : ndarray (n_samples,)
-        """
-        params = self._params()
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
-        random = check_random_state(self.random_state)
-        counts = random.multinomial(n_samples, params.weights)
-        d = params.n_features
-        lower = np.linalg.cholesky(params.full_covariances())
-        drawn = [
-            mean + random.standard_normal((count, d)) @ root.T
-            for mean, root, count in zip(params.means, lower, counts, strict=True)
-        ]
-        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
-
-    def _n_parameters(self) -> int:
-        """Return the number of free parameters."""
-        K, d = self.means_.shape
-        return n_covariance_parameters(self.covariance_type, K, d) + K * d + K - 1
-
-    def bic(self, X: Any) -> float:
-        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better."""
-        log_density = self.score_samples(X)
-        return float(-2 * log_density.sum() + self._n_parameters() * math.log(len(log_density)))
-
-    def aic(self, X: Any) -> float:
-        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""
-        return float(-2 * self.score_samples(X).sum() + 2 * self._n_parameters())

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from residmix.em import EMState
 
-__all__ = ["FitProgress", "iterations_left"]
+__all__ = ["FitProgress", "Progress", "iterations_left"]
 
 # A fit that takes less than this says nothing.
 PATIENCE = 2.0
@@ -125,3 +125,33 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """What `verbose` prints: scikit-learn's lines."""
+
+    def __init__(self, verbose: int, interval: int, run: int) -> None:
+        self._verbose, self._interval = verbose, interval
+        self._began = self._last = perf_counter()
+        if verbose:
+            print(f"Initialization {run}")
+
+    def __call__(self, state: EMState[Any]) -> None:
+        if not self._verbose or state.iteration % self._interval:
+            return
+        line = f"  Iteration {state.iteration}"
+        if self._verbose > 1:
+            now, values = perf_counter(), state.log_likelihoods
+            change = values[-1] - values[-2] if len(values) > 1 else math.inf
+            line += f"\t time lapse {now - self._last:.5f}s\t ll change {change:.5f}"
+            self._last = now
+        print(line)
+
+    def end(self, state: EMState[Any]) -> None:
+        """Print how a run ended."""
+        if not self._verbose:
+            return
+        line = f"Initialization {'converged' if state.converged else 'did not converge'}."
+        if self._verbose > 1:
+            line += f" time lapse {perf_counter() - self._began:.5f}s\t lower bound {state.log_likelihood:.5f}."
+        print(line)

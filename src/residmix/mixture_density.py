@@ -1,0 +1,144 @@
+"""What a fitted Gaussian mixture is used for: densities, components, samples, criteria."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from residmix.families import MixtureParams, n_covariance_parameters
+from residmix.moments.kernels import log_joint, mixture_block_rows, responsibilities
+from residmix.sources.output import collect
+from residmix.sources.rows import ArrayRows, Block, Rows
+from residmix.sources.table import Table, as_table, is_source
+
+__all__ = ["MixtureDensity"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`finish` of the block's log-joint (b, K), as a picklable function of blocks."""
+
+    params: MixtureParams
+    finish: Callable[[Floats], NDArray[Any]]
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        return self.finish(log_joint(block.X, self.params))
+
+
+def log_density(joint: Floats) -> Floats:
+    """Return log p(x) of log p(x, k), with -inf where no component reaches."""
+    return logsumexp(joint, axis=1)
+
+
+def most_probable(joint: Floats) -> NDArray[np.intp]:
+    """Return the component of the largest log p(x, k)."""
+    return joint.argmax(axis=1)
+
+
+class MixtureDensity:
+    """The methods of a mixture that has been fitted."""
+
+    n_components: int
+    covariance_type: str
+    random_state: Any
+    weights_: Floats
+    means_: Floats
+    covariances_: Floats
+    precisions_cholesky_: Floats
+    n_features_in_: int
+
+    def _params(self) -> MixtureParams:
+        check_is_fitted(self)
+        return MixtureParams(
+            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self.covariance_type
+        )
+
+    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
+        """Return the rows of a table that is no array; `reset` learns which columns they have."""
+        if reset or not hasattr(self, "feature_names_in_"):
+            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
+        else:
+            names = tuple(self.feature_names_in_)
+        if reset:
+            self.n_features_in_ = len(names)
+            self.__dict__.pop("feature_names_in_", None)
+            if table.named:
+                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
+        elif len(names) != self.n_features_in_:
+            raise ValueError(
+                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input"
+            )
+        return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
+
+    def _per_row(self, X: Any, finish: Callable[[Floats], NDArray[Any]]) -> NDArray[Any]:
+        params = self._params()
+        if is_source(X):
+            rows: Rows = self._source_rows(as_table(X))
+        else:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+            rows = ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], params.n_components))
+        return collect(rows, Scored(params, finish))
+
+    def score_samples(self, X: Any) -> Floats:
+        """Return ``log p(x)`` of each row, (n,)."""
+        return self._per_row(X, log_density)
+
+    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return the (weighted) mean of ``log p(x)`` over the rows."""
+        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        return float(np.average(self.score_samples(X), weights=weights))
+
+    def predict(self, X: Any) -> NDArray[np.intp]:
+        """Return the most probable component of each row, (n,)."""
+        return self._per_row(X, most_probable)
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Return the probability of each component given the row, (n, K)."""
+        return self._per_row(X, responsibilities)
+
+    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
+        """Draw rows from the mixture.
+
+        Returns
+        -------
+        X : ndarray (n_samples, d)
+            Ordered by component.
+        labels : ndarray (n_samples,)
+        """
+        params = self._params()
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
+        random = check_random_state(self.random_state)
+        counts = random.multinomial(n_samples, params.weights)
+        d = params.n_features
+        lower = np.linalg.cholesky(params.full_covariances())
+        drawn = [
+            mean + random.standard_normal((count, d)) @ root.T
+            for mean, root, count in zip(params.means, lower, counts, strict=True)
+        ]
+        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
+
+    def _n_parameters(self) -> int:
+        """Return the number of free parameters."""
+        K, d = self.means_.shape
+        return n_covariance_parameters(self.covariance_type, K, d) + K * d + K - 1
+
+    def bic(self, X: Any) -> float:
+        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better."""
+        log_density = self.score_samples(X)
+        return float(-2 * log_density.sum() + self._n_parameters() * math.log(len(log_density)))
+
+    def aic(self, X: Any) -> float:
+        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""
+        return float(-2 * self.score_samples(X).sum() + 2 * self._n_parameters())
