@@ -144,6 +144,26 @@ METHODS: dict[str, Callable[..., Mixture]] = {
 }
 
 
+def summarise(found: dict[tuple[str, str], list[tuple[float, ...]]]) -> None:
+    """Print on how many tables the mean score is no worse than that of a peer, and the mean differences.
+
+    Differences of the CRPS are relative to the peer's, because tables have different units.
+    """
+    tables = list(dict.fromkeys(name for name, _ in found))
+    mean = {key: np.mean(rows, axis=0) for key, rows in found.items()}
+    for peers in (("NGBoost",), ("NGBoost-es",), ("zuko",), ("NGBoost", "NGBoost-es", "zuko"), ("linear",)):
+        own = np.array([mean[name, "residmix"][:2] for name in tables])
+        best = np.array([np.min([mean[name, peer][:2] for peer in peers], axis=0) for name in tables])
+        fewer = (own <= best).sum(0)
+        gap = own - best
+        name = f"{'the best of ' * (len(peers) > 1)}{', '.join(peers)}"
+        print(
+            f"no worse than {name}: nll on {fewer[0]}, crps on {fewer[1]}, both on {(own <= best).all(1).sum()} "
+            f"of {len(tables)} tables; mean difference nll {gap[:, 0].mean():+.3f} "
+            f"(largest {gap[:, 0].max():+.3f}), crps {100 * (gap[:, 1] / best[:, 1]).mean():+.1f} %"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splits", type=int, default=5)
@@ -180,6 +200,7 @@ def main() -> None:
                 f"{error[1]:.4f}  cover90 {rows[:, 2].mean():.3f}  {rows[:, 3].mean():6.1f} s",
                 flush=True,
             )
+    summarise(found)
 
 
 if __name__ == "__main__":
