@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from residmix.scratch import KEPT, MOST_BYTES, scratch
@@ -12,11 +14,17 @@ def address(array):
 
 
 def test_memory_that_nobody_sees_is_used_again():
-    first = scratch((101, 7), np.float64)
-    where = address(first)
-    del first
-    assert address(scratch((101, 7), np.float64)) == where
-    assert address(scratch((100, 13), np.float32)) == where
+    def addresses():
+        first = scratch((101, 7), np.float64)
+        where = [address(first)]
+        del first
+        where.append(address(scratch((101, 7), np.float64)))
+        where.append(address(scratch((100, 13), np.float32)))
+        return where
+
+    # a thread of its own, which has kept nothing yet
+    with ThreadPoolExecutor(1) as pool:
+        assert len(set(pool.submit(addresses).result())) == 1
 
 
 def test_memory_that_someone_sees_is_left_alone():
