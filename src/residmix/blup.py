@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.crossed_blup import RandomEffects, crossed_effects, generalised_inverse
 from residmix.design import Design
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import LinearMoments
@@ -22,26 +23,6 @@ Array = NDArray[np.float64]
 _NULL = 1e-10
 # Variance ratios looked at, relative to the rows of a typical level: from none of the noise to all of the signal.
 _SPAN = np.linspace(-18.0, 23.0, 83)
-
-
-@dataclass(frozen=True)
-class RandomEffects:
-    r"""Best linear unbiased predictions of the effects of one factor's levels.
-
-    Attributes
-    ----------
-    effects : ndarray (L, d)
-        Of each level, in the units of x; their mean over the levels is 0.
-    ratio : ndarray (d,)
-        :math:`\lambda = \sigma^2 / \tau^2`, variance of the noise over that of the levels; above 1e300 where levels
-        don't differ more than noise lets them. A level with n rows keeps about :math:`n / (n + \lambda)` of its mean.
-    rows : ndarray (L, d)
-        Weight of the rows of each level.
-    """
-
-    effects: Array
-    ratio: Array
-    rows: Array
 
 
 def random_effects(
@@ -95,7 +76,7 @@ def random_effects(
         for g in range(len(moments.weight)):
             mine = np.arange(d) if len(moments.weight) == 1 else np.array([g])
             scatter, cross = moments.s_aa[g], moments.s_ax[:, mine]
-            free = _inverse(scatter[np.ix_(others, others)])
+            free = generalised_inverse(scatter[np.ix_(others, others)])
             beside = turn.T @ scatter[columns][:, others]
             own = turn.T @ scatter[columns, columns] @ turn
             values, vectors = np.linalg.eigh(own - beside @ free @ beside.T)
@@ -120,38 +101,37 @@ def random_effects(
 def shrunk_fit(
     moments: LinearMoments | FactorMoments, fit: LinearFit, design: Design | None, shrinkage: dict[str, str]
 ) -> tuple[LinearFit, dict[str, RandomEffects]]:
-    """Return the fit with the effects of the factor that `shrinkage` names shrunk, and these effects by its name.
+    """Return the fit with the effects of the factors that `shrinkage` names shrunk, and these effects by name.
 
     Raises
     ------
     ValueError
-        Unless it names one factor that has columns of its own, and asks for "blup".
+        Unless it names factors that have columns of their own, and asks for "blup".
     """
     for name, kind in shrinkage.items():
         if kind != "blup":
             raise ValueError(f"shrinkage[{name!r}] must be 'blup', not {kind!r}")
-    if len(shrinkage) != 1:
-        raise ValueError(f"shrinkage takes one factor, as {{'site': 'blup'}}, not {len(shrinkage)}: {shrinkage!r}")
-    (name,) = shrinkage
-    if design is None:
-        raise ValueError(f"shrinkage names the factor {name!r}, but there is no metadata and so no term")
-    term = find_term(design, name, "shrinkage")
-    if term.kind == "absorbed" or isinstance(moments, FactorMoments):
-        raise ValueError(
-            f"shrinkage='blup' needs a column per level, and {design.factors[0].name!r} has too many levels"
-        )
-    if term.kind != "factor":
-        raise ValueError(f"shrinkage: {name!r} is no factor but {term.kind}; 'blup' shrinks effects of levels")
-    applied, found = random_effects(moments, fit, term.columns, design.level_rows(term))
-    return applied, {term.name: found}
-
-
-def _inverse(scatter: Array) -> Array:
-    """Return the generalised inverse of a scatter matrix whose columns may have any units."""
-    scale = np.sqrt(np.maximum(np.diagonal(scatter), 0.0))
-    scale = np.where(scale > 0, scale, 1.0)
-    inverse = np.linalg.pinv(scatter / scale[:, None] / scale, rcond=1e-12, hermitian=True)
-    return np.asarray(inverse / scale[:, None] / scale, dtype=np.float64)
+    if not shrinkage:
+        raise ValueError("shrinkage={} names no factor; give one as {'site': 'blup'}, or leave shrinkage out")
+    terms = {}
+    for name in shrinkage:
+        if design is None:
+            raise ValueError(f"shrinkage names the factor {name!r}, but there is no metadata and so no term")
+        term = find_term(design, name, "shrinkage")
+        if term.kind == "absorbed" or isinstance(moments, FactorMoments):
+            raise ValueError(
+                f"shrinkage='blup' needs a column per level, and {design.factors[0].name!r} has too many levels"
+            )
+        if term.kind != "factor":
+            raise ValueError(f"shrinkage: {name!r} is no factor but {term.kind}; 'blup' shrinks effects of levels")
+        terms[term.name] = (term.columns, design.level_rows(term))
+    assert isinstance(moments, LinearMoments)
+    if len(terms) == 1:
+        ((columns, levels),) = terms.values()
+        applied, one = random_effects(moments, fit, columns, levels)
+        return applied, dict.fromkeys(terms, one)
+    applied, found = crossed_effects(moments, fit, list(terms.values()))
+    return applied, dict(zip(terms, found, strict=True))
 
 
 def _variance_ratio(values: Array, size: Array, rss: Array, degrees: Array) -> Array:

@@ -74,7 +74,8 @@ class Residualizer(MetadataTransformer):
         needs the preserved columns too, since only what no effect explains is rescaled.
     shrinkage : {None, "eb"} or dict
         ``{"site": "blup"}``: the effects of this factor are random ones, each feature's shrunk by its own ratio of
-        variances (:func:`residmix.blup.random_effects`), so that a level with few rows stays near the mean.
+        variances (:func:`residmix.blup.random_effects`), so that a level with few rows stays near the mean. Several
+        factors have a variance each (:func:`residmix.crossed_blup.crossed_effects`).
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns.
     residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
