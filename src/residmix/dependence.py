@@ -28,6 +28,9 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+# Permutations whose distances are held together, for one matrix product.
+_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -253,19 +256,20 @@ def distance_dependence(
     n = len(groups[0])
     upper = np.triu_indices(n, 1)
     vectors = np.array([_u_centred(squareform(pdist(_spread_one(group))))[upper] for group in groups])
-    distances = [_distances(variable) for variable in variables]
-    others = np.array([_u_centred(matrix)[upper] for matrix in distances])
+    others = np.array([_u_centred(squareform(_distances(variable, np.arange(n))))[upper] for variable in variables])
     # Twice the sum over pairs is the sum over the matrix; the factor drops out of the ratio.
     norms = np.sqrt(np.einsum("gp,gp->g", vectors, vectors)[:, None] * np.einsum("vp,vp->v", others, others))
     # A constant leaves rounding only: no distances, no dependence.
     scale = np.where(norms > 1e-12 * n * n, norms, np.inf)
     products = vectors @ others.T
+    # Sums of the same terms in another order must count as equal.
+    reached = products - 1e-12 * norms
     exceeding = np.zeros(products.shape)
-    for _ in range(n_permutations):
-        order = rng.permutation(n)
-        pairs = order[upper[0]] * n + order[upper[1]]
-        permuted = np.array([matrix.ravel()[pairs] for matrix in distances])
-        exceeding += vectors @ permuted.T >= products
+    for begin in range(0, n_permutations, _AT_ONCE):
+        orders = [rng.permutation(n) for _ in range(min(_AT_ONCE, n_permutations - begin))]
+        for v, variable in enumerate(variables):
+            permuted = np.array([_distances(variable, order) for order in orders])
+            exceeding[:, v] += np.sum(vectors @ permuted.T >= reached[:, v, None], axis=1)
     return products / scale, (1 + exceeding) / (1 + n_permutations)
 
 
@@ -286,11 +290,14 @@ def _spread_one(features: Array) -> Array:
     return (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
 
-def _distances(variable: Variable) -> Array:
-    values = variable.values
+def _distances(variable: Variable, order: NDArray[np.integer]) -> Array:
+    """Return the distances of all pairs of the variable's rows in some order, as `pdist` lists them."""
+    from scipy.spatial.distance import pdist
+
+    values = variable.values[order, None]
     if variable.levels:
-        return (values[:, None] != values).astype(float)
-    return np.abs(values[:, None] - values) / (np.ptp(values) or 1.0)
+        return np.asarray(pdist(values, "hamming"))
+    return np.asarray(pdist(values, "cityblock")) / (np.ptp(values) or 1.0)
 
 
 def _u_centred(distances: Array) -> Array:
