@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from residmix import inference
-from residmix._base import MetadataTransformer, refuse_frames
-from residmix._validation import check_choice
-from residmix.adjustment import adjusted, rescaled
-from residmix.blup import RandomEffects, shrunk_fit
+from residmix._base import refuse_frames
 from residmix.honest import leave_one_out, refitted_by_fold
-from residmix.leakage import warn_of_leakage
-from residmix.moments.factor import FactorFit, fit_factors, solve_factors
-from residmix.moments.levels import FactorMoments, merge_factor_moments
-from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
-from residmix.moments.solve import LinearFit, fit_linear, solve_moments
+from residmix.moments.linear import LinearMoments
 from residmix.new_levels import (
-    NewLevels,
     adapted,
     refuse_new_levels,
-    removed_factors,
-    term_prior,
-    with_new_levels,
 )
-from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
-from residmix.scale import Scale
+from residmix.residual_fit import ResidualFit
 from residmix.sources.output import collect, delivered
-from residmix.sources.rows import Rows
-from residmix.sources.table import Table, as_table
+from residmix.sources.table import as_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from residmix.design import Design
 
 __all__ = ["Residualizer"]
 
 
-class Residualizer(MetadataTransformer):
+class Residualizer(ResidualFit):
     r"""Residuals of features on metadata, fitted by least squares.
 
     .. math:: r = x - \bar x - (a(m) - \bar a)' B
@@ -157,9 +141,6 @@ class Residualizer(MetadataTransformer):
     >>> rm.Residualizer("site").fit_transform(table).ravel().tolist()
     [-1.0, 0.0, -1.0, 0.0, 1.0, 1.0]
     """
-
-    new_levels_: dict[str, NewLevels]
-    design_columns_: list[str]
 
     __metadata_request__adapt = {"metadata": True}
     __metadata_request__fit = {"metadata": True}
@@ -297,152 +278,6 @@ class Residualizer(MetadataTransformer):
         )
         return self
 
-    def _priors(self) -> dict[str, NewLevels]:
-        """Return what is expected of unseen levels of every factor that is removed."""
-        design = self.design_
-        if design is None:
-            return {}
-        random = self.random_effects_
-        return {
-            term.name: NewLevels(term_prior(design, term, self.fit_, self.moments_, random.get(term.name)))
-            for term in removed_factors(design)
-        }
-
-    def _refuse_moments_alone(self) -> None:
-        if any(levels.labels for levels in getattr(self, "new_levels_", {}).values()):
-            raise ValueError("partial_fit and merge would leave the levels behind that adapt has learned; adapt last")
-        for name in ("estimator", "scale", "shrinkage"):
-            value = getattr(self, name)
-            if value is not None and value is not False and not isinstance(value, dict):
-                raise ValueError(
-                    f"partial_fit and merge work from moments alone, but {name}={value!r} needs the rows again; use fit"
-                )
-
-    def _fit(self, X: Any, metadata: Any, sample_weight: Any) -> tuple[Rows, NDArray[Any] | None]:
-        """Fit; return the training rows, and their residuals where they come with the fit."""
-        table = as_table(X, metadata=metadata)
-        self._start(X, table, sample_weight)
-        rows = self._rows(table, sample_weight)
-        return rows, self._solve(rows)
-
-    def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
-        """Check parameters, learn the design, settle the features."""
-        check_choice("on_unknown", self.on_unknown, ("error", "mean", "shrink"))
-        check_choice("missing", self.missing, ("error", "mean", "indicator"))
-        check_choice("scale", self.scale, (False, True))
-        if not isinstance(self.shrinkage, dict):
-            check_choice("shrinkage", self.shrinkage, (None, "eb"))
-        elif self.alpha != 0:
-            raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
-        check_choice("residuals", self.residuals, ("in-sample", "loo", "cross-fitted"))
-        if self.estimator is not None and (self.scale or self.shrinkage is not None or self.alpha != 0):
-            raise ValueError("scale, shrinkage and alpha belong to least squares; with estimator= leave them out")
-        if self.residuals == "loo" and (self.scale or self.shrinkage or self.estimator is not None):
-            raise ValueError(
-                "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage= or "
-                "estimator= use residuals='cross-fitted'"
-            )
-        # Least squares absorbs factors of many levels; a regressor wants to see their columns.
-        options = {} if self.estimator is None else {"absorb_above": 20_000}
-        if isinstance(self.shrinkage, dict):
-            options = {"absorb_above": 2_000}
-        if self.on_unknown == "shrink":
-            refuse_new_levels(self.estimator, self.shrinkage, "on_unknown='shrink'")
-        known_only = "mean" if self.on_unknown == "shrink" else self.on_unknown
-        self._learn(X, table, sample_weight, on_unknown=known_only, missing=self.missing, **options)
-        if self.design_ is not None and self.design_.factors and (self.alpha != 0 or self.residuals == "loo"):
-            raise ValueError(
-                f"alpha and residuals='loo' need a column per level, but {self.design_.factors[0].name!r} has "
-                f"{len(self.design_.factors[0].levels)} levels; use residuals='cross-fitted', or group its levels"
-            )
-        if self.shrinkage == "eb" and self.design_ is None:
-            raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
-
-    def _rows(
-        self, table: Table, sample_weight: Any = None, *, preserved: bool = True, design: Design | None = None
-    ) -> Rows:
-        design = self.design_ if design is None else design
-        q = 0 if design is None else len(design.column_names)
-        return table.rows(
-            self._columns(table),
-            design=design,
-            weight=sample_weight,
-            preserved=preserved,
-            block_rows=linear_block_rows(len(self.features_), q),
-            allow_nan=True,
-        )
-
-    def _solve(self, rows: Rows) -> NDArray[Any] | None:
-        design = self.design_
-        if self.estimator is not None:
-            p, k = (0, 0) if design is None else (design.n_removed, design.n_preserved)
-            fitted = fit_nuisance(self.estimator, rows, p, k, self.cv)
-            self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
-            self.new_levels_ = {}
-            return residual
-        fit, moments = self._least_squares(rows)
-        applied, scale = self._shrunk(fit, moments), None
-        if design is not None and (self.scale or self.shrinkage == "eb"):
-            pooled = None if isinstance(self.shrinkage, dict) else self.shrinkage
-            applied, scale = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
-        self._set(fit, moments, applied, scale)
-        warn_of_leakage(rows, self._map(), self.design_columns_, list(self.features_), stacklevel=5)
-        return None
-
-    def _least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:
-        if self.design_ is not None and self.design_.factors:
-            return fit_factors(rows, tuple(len(factor.levels) for factor in self.design_.factors))
-        return fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha))
-
-    def _shrunk(self, fit: LinearFit, moments: LinearMoments | FactorMoments) -> LinearFit:
-        self.random_effects_: dict[str, RandomEffects] = {}
-        if isinstance(self.shrinkage, dict):
-            fit, self.random_effects_ = shrunk_fit(moments, fit, self.design_, self.shrinkage)
-        return fit
-
-    def _merged(self, moments: Any) -> LinearMoments | FactorMoments:
-        if isinstance(self.moments_, FactorMoments):
-            return merge_factor_moments(self.moments_, moments)
-        return merge_moments(self.moments_, moments)
-
-    def _update(self, moments: LinearMoments | FactorMoments) -> None:
-        if isinstance(moments, FactorMoments):
-            fit: LinearFit = solve_factors(moments)
-        else:
-            fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha))
-        self._set(fit, moments, self._shrunk(fit, moments), None)
-
-    def _set(
-        self, fit: LinearFit, moments: LinearMoments | FactorMoments, applied: LinearFit, scale: Scale | None
-    ) -> None:
-        design = self.design_
-        names = () if design is None else design.column_names
-        p = 0 if design is None else design.n_removed
-        self.fit_, self.moments_, self.scale_ = fit, moments, scale
-        self._applied = applied
-        self.new_levels_ = self._priors() if self.on_unknown == "shrink" else {}
-        affine = applied.affine(p)
-        self.coef_, self.preserved_coef_ = applied.coef[:p], applied.coef[p:]
-        self.intercept_ = affine.origin_x + (affine.constant - affine.origin_a @ affine.coef)
-        self.design_columns_ = list(names[:p])
-        self.rank_, self.condition_number_ = fit.rank, fit.condition_number
-        self.r2_ = inference.explained(fit)
-        linear = moments.linear if isinstance(moments, FactorMoments) else moments
-        effects = fit.effects if isinstance(fit, FactorFit) else ()
-        names_absorbed = () if design is None else (factor.name for factor in design.factors)
-        self.effects_ = dict(zip(names_absorbed, effects, strict=True))
-        self.canonical_correlations_ = (
-            inference.canonical_correlations(linear.s_aa[0], p) if 0 < p < len(names) else np.empty(0)
-        )
-        inference.warn_of_fit(
-            fit,
-            names,
-            self.features_,
-            self.canonical_correlations_,
-            penalised=self.alpha != 0 or bool(self.random_effects_),
-            factors=list(self.effects_),
-        )
-
     # ---- applying ----------------------------------------------------------------------------------------------------
 
     def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
@@ -475,30 +310,6 @@ class Residualizer(MetadataTransformer):
         """
         check_is_fitted(self)
         return collect(self._new_rows(X, metadata, check=False), self._map(sign=1))
-
-    def _map(self, sign: int = -1) -> Any:
-        """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back."""
-        if self.estimator is not None:
-            return replace(self.estimator_, sign=sign)
-        affine = self._applied.affine(len(self.coef_))
-        if self.new_levels_:
-            shrink = self.on_unknown == "shrink"
-            affine = with_new_levels(affine, [levels.effects(shrink=shrink) for levels in self.new_levels_.values()])
-        affine = replace(affine, sign=sign)
-        return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_)
-
-    def _new_rows(self, X: Any, metadata: Any, check: bool = True) -> Rows:
-        if self.design_ is None or not self.design_.columns:
-            metadata = None
-        elif self._apart and metadata is None and not isinstance(X, Table):
-            raise ValueError("metadata is needed: this Residualizer was fitted with metadata=; pass it here too")
-        table = as_table(X, metadata=metadata)
-        if check:
-            self._check_columns(X)
-        design = self.design_
-        if design is not None and self.new_levels_:
-            design = design.following({name: levels.labels for name, levels in self.new_levels_.items()})
-        return self._rows(table, preserved=self.estimator is None and self.scale_ is not None, design=design)
 
     # ---- telling -----------------------------------------------------------------------------------------------------
 
