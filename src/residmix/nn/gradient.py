@@ -24,33 +24,27 @@ from residmix.nn import maps as mapping
 __all__ = ["remove"]
 
 
-class _Shift(torch.autograd.Function):
-    """Minus what is removed, (n, d) with an axis of length 1 for every position, as a function of x.
-
-    Adding it to x makes the gradient of x the sum of two: that of the output, passed on as it is, and the projection's,
-    a view of (n, d) numbers. Autograd adds the second to the first in place, so no other map is written.
-    """
-
+class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, removed: Tensor, change: Tensor, remainder: Tensor, inverse: Tensor, weight: Tensor,
         mask: Tensor | None, maps: str, centre: bool,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(change, remainder, inverse, weight, mask)
-        ctx.maps, ctx.centre, ctx.shape, ctx.dtype = maps, centre, x.shape, x.dtype
-        return -removed
+        ctx.maps, ctx.centre = maps, centre
+        return (x - removed).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
         change, remainder, inverse, weight, mask = ctx.saved_tensors
-        # The sum over the positions came with the broadcast of the addition.
-        rows = grads[0].reshape(len(change), -1).double()
+        rows = mapping.position_sums(grad, ctx.maps)
         lost = (weight[:, None] * remainder) @ (inverse @ (change.T @ rows))
         if ctx.centre:
             lost = lost + weight[:, None] * (rows.sum(0) / weight.sum().clamp_min(1e-300))
-        share = mapping.shares(ctx.shape, grads[0].dtype, ctx.maps, mask)
-        shift = -lost.to(grads[0].dtype).view(grads[0].shape) * share
-        return (shift.to(ctx.dtype).expand(ctx.shape), *[None] * 8)
+        share = mapping.shares(grad, ctx.maps, mask)
+        lost = mapping.broadcast(lost.to(torch.promote_types(grad.dtype, torch.float32)), grad, ctx.maps) * share
+        return ((grad - lost).to(grad.dtype), *[None] * 8)
 
 
 def remove(
@@ -80,5 +74,5 @@ def remove(
     values, vectors = torch.linalg.eigh(scale[:, None] * inner * scale)
     inverse = torch.where(values > 1e-10 * weight.sum(), 1.0 / values.clamp_min(1e-300), 0.0)
     inverse = scale[:, None] * ((vectors * inverse) @ vectors.T) * scale
-    shift = _Shift.apply(x, removed, change, remainder, inverse, weight, mask, maps, centre)
-    return (x + shift).to(x.dtype)
+    out: Tensor = _Projected.apply(x, removed, change, remainder, inverse, weight, mask, maps, centre)
+    return out

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["MAPS", "broadcast", "features_last", "features_of", "flatten_tokens", "pooled", "shares"]
+__all__ = ["MAPS", "broadcast", "features_last", "features_of", "flatten_tokens", "pooled", "position_sums", "shares"]
 
 MAPS = ("element", "channel", "token")
 
@@ -78,11 +78,20 @@ def flatten_tokens(values: Tensor, x: Tensor) -> Tensor:
     return values.flatten(0, -2)
 
 
-def shares(shape: torch.Size, dtype: torch.dtype, maps: str, mask: Tensor | None) -> Tensor | float:
-    """What each position of a tensor of `shape` contributes to the mean of its row, broadcastable to it."""
-    axes = () if maps == "element" else tuple(range(2, len(shape)) if maps == "channel" else range(1, len(shape) - 1))
+def position_sums(x: Tensor, maps: str) -> Tensor:
+    """Sum over the positions, float64 (n, d)."""
+    if maps == "element":
+        return x.flatten(1).double()
+    axes = _positions(x, maps)
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return (wide.sum(axes) if axes else wide).double()
+
+
+def shares(x: Tensor, maps: str, mask: Tensor | None) -> Tensor | float:
+    """What each position contributes to the mean of its row, broadcastable to `x`."""
+    axes = () if maps == "element" else _positions(x, maps)
     if not axes or mask is None:
-        return 1.0 / prod(shape[axis] for axis in axes)
-    share = mask.to(torch.promote_types(dtype, torch.float32))
+        return 1.0 / prod(x.shape[axis] for axis in axes)
+    share = mask.to(torch.promote_types(x.dtype, torch.float32))
     share = share / share.flatten(1).sum(1).clamp_min(1e-30).view(-1, *[1] * (share.ndim - 1))
     return share.unsqueeze(1 if maps == "channel" else -1)
