@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import LeakageWarning
-from residmix.sources.rows import Block, Rows
+from residmix.sources.rows import Block
 
-__all__ = ["Leakage", "few_valued", "leakage", "warn_of_leakage"]
+__all__ = ["Leakage", "few_valued", "leakage", "looked_at", "warn_of_leakage"]
 
 Array = NDArray[np.float64]
 
@@ -131,8 +131,13 @@ def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
     return np.clip(cosine, 0.0, 1.0) ** 2
 
 
+def looked_at(n_rows: int) -> NDArray[np.intp]:
+    """Return the rows that the check is made of, spread evenly."""
+    return np.unique(np.linspace(0, n_rows - 1, _ROWS).astype(np.intp))
+
+
 def warn_of_leakage(
-    rows: Rows,
+    sample: Block,
     remove: Callable[[Block], NDArray[Any]],
     columns: Sequence[str],
     features: Sequence[str],
@@ -141,12 +146,10 @@ def warn_of_leakage(
 ) -> Leakage | None:
     """Warn if a tree reads the metadata from the residuals of a sample of rows because features are few-valued.
 
-    Rows outside memory aren't looked at: that would cost a further pass.
-
     Parameters
     ----------
-    rows : Rows
-        With the design that was fitted.
+    sample : Block
+        The rows `looked_at`, with the design that was fitted.
     remove : callable
         ``remove(block)`` are the residuals.
     columns : sequence of str
@@ -159,18 +162,17 @@ def warn_of_leakage(
     LeakageWarning
         With the column that is read best, how well, and how well it would be from features that aren't few-valued.
     """
-    if not columns or not rows.local:
+    if not columns:
         return None
-    sample = rows.take(np.unique(np.linspace(0, rows.n_rows - 1, _ROWS).astype(int)))
     assert sample.design is not None
-    looked_at = np.unique(np.linspace(0, sample.X.shape[1] - 1, _LOOKED_AT).astype(int))
+    some = np.unique(np.linspace(0, sample.X.shape[1] - 1, _LOOKED_AT).astype(int))
     complete = np.isfinite(sample.X).all(axis=1)
-    X = sample.X[complete][:, looked_at]
+    X = sample.X[complete][:, some]
     if len(few_valued(X)) == 0:
         return None
-    found = leakage(X, remove(sample)[complete][:, looked_at], sample.design[complete][:, : len(columns)])
+    found = leakage(X, remove(sample)[complete][:, some], sample.design[complete][:, : len(columns)])
     if found is not None and found.found - found.smooth > _WORTH_TELLING:
-        names = ", ".join(repr(str(features[looked_at[j]])) for j in found.features[:5])
+        names = ", ".join(repr(str(features[some[j]])) for j in found.features[:5])
         more = "" if len(found.features) <= 5 else ", ..."
         warnings.warn(
             f"residuals of few-valued features ({names}{more}) let a decision tree read {columns[found.column]!r} "

@@ -14,7 +14,7 @@ from residmix._validation import check_choice
 from residmix.adjustment import adjusted, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design import Design
-from residmix.leakage import warn_of_leakage
+from residmix.leakage import looked_at, warn_of_leakage
 from residmix.moments.factor import FactorFit, fit_factors, solve_factors
 from residmix.moments.levels import FactorMoments, merge_factor_moments
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
@@ -24,6 +24,7 @@ from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
 from residmix.scale import Scale
 from residmix.sources.rows import Rows
+from residmix.sources.sampled import SampledRows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["ResidualFit"]
@@ -126,13 +127,16 @@ class ResidualFit(MetadataTransformer):
             self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
             self.new_levels_ = {}
             return residual
-        fit, moments = self._least_squares(rows)
+        # set aside while the moments are taken: a source that is read from files needn't be read again for it
+        sampled = SampledRows(rows, looked_at(rows.n_rows))
+        fit, moments = self._least_squares(sampled)
         applied, scale = self._shrunk(fit, moments), None
         if design is not None and (self.scale or self.shrinkage == "eb"):
             pooled = None if isinstance(self.shrinkage, dict) else self.shrinkage
             applied, scale = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
         self._set(fit, moments, applied, scale)
-        warn_of_leakage(rows, self._map(), self.design_columns_, list(self.features_), stacklevel=5)
+        if self.design_columns_:
+            warn_of_leakage(sampled.sample(), self._map(), self.design_columns_, list(self.features_), stacklevel=5)
         return None
 
     def _least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:

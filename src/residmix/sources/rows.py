@@ -23,7 +23,7 @@ from residmix.crew import ordered_sum
 from residmix.sources.checks import Finite
 from residmix.threads import n_threads, one_blas_thread, worker_pool
 
-__all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "group_blocks"]
+__all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "concatenate", "gather", "group_blocks"]
 
 T = TypeVar("T")
 
@@ -102,15 +102,20 @@ class Rows(ABC):
         return concatenate([part for part in self.map(_Gather(np.asarray(index))) if part is not None])
 
 
+def gather(block: Block, index: NDArray[np.integer[Any]]) -> Block | None:
+    """Return copies of the rows of a block that are in a sorted index, or None."""
+    low, high = np.searchsorted(index, (block.start, block.start + block.n_rows))
+    return block.select(index[low:high] - block.start) if low < high else None
+
+
 @dataclass(frozen=True)
 class _Gather:
-    """The rows of a block that are in a sorted index, or None."""
+    """`gather` as a picklable function of blocks."""
 
     index: NDArray[np.integer[Any]]
 
     def __call__(self, block: Block) -> Block | None:
-        low, high = np.searchsorted(self.index, (block.start, block.start + block.n_rows))
-        return block.select(self.index[low:high] - block.start) if low < high else None
+        return gather(block, self.index)
 
 
 def group_blocks(n_blocks: int) -> int:
