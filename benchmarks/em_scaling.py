@@ -52,6 +52,8 @@ def draw(path, by_rows, by_components, fixed):
         axis.loglog(x, milliseconds, "o-", label="measured")
         axis.loglog(x, milliseconds[-1] * np.array(x) / x[-1], ":", color="gray", label="linear")
         axis.set(xlabel=label, ylabel="ms per iteration", title=title)
+        axis.set_xticks(x, [f"{value:,}" for value in x])
+        axis.minorticks_off()
         axis.legend(frameon=False)
     figure.savefig(path)
 
