@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from sklearn.exceptions import ConvergenceWarning
 
 import residmix as rm
 from residmix.families import m_step, make_params
@@ -115,3 +116,9 @@ def test_a_stream_goes_on_after_saving_and_fit_begins_anew(tmp_path):
     assert np.array_equal(model.fit(X).means_, fresh.means_)
     with pytest.raises(ValueError, match="features"):
         model.partial_fit(X[:, :1])
+
+
+def test_the_first_batch_warns_where_partial_fit_is_called():
+    with pytest.warns(ConvergenceWarning) as caught:
+        rm.GaussianMixture(3, max_iter=1, random_state=0).partial_fit(overlapping(500))
+    assert caught[0].filename == __file__

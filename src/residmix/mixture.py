@@ -199,6 +199,7 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
             self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
         return self
 
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:
         """Follow a stream: take in one batch of rows, which isn't needed again.
@@ -216,14 +217,13 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
         """
         tables = as_table(X).batches() if is_source(X) or isinstance(X, Iterator) else [X]
         for batch in tables:
-            if not hasattr(self, "n_batches_"):
-                rows = self._training_rows(batch, sample_weight, reset=True)
-                with one_blas_thread():
-                    self._fit_rows(rows, X=batch, y=None, sample_weight=sample_weight)
-                continue
-            rows = self._training_rows(batch, sample_weight, reset=False)
+            first = not hasattr(self, "n_batches_")
+            rows = self._training_rows(batch, sample_weight, reset=first)
             with one_blas_thread():
-                self._step(rows)
+                if first:
+                    self._fit_rows(rows, X=batch, sample_weight=sample_weight)
+                else:
+                    self._step(rows)
         return self
 
     def _step(self, rows: Rows) -> None:
