@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.crossed_blup import RandomEffects, crossed_effects, generalised_inverse
+from residmix.crossed_blup import RandomEffects, crossed_effects, generalised_inverse, level_indicators
 from residmix.design import Design
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import LinearMoments
@@ -62,13 +62,9 @@ def random_effects(
     Patterson and Thompson, Biometrika 58, 1971 (REML); Robinson, Statistical Science 6, 1991 (BLUP); Kang et al.,
     Genetics 178, 2008 (the restricted likelihood diagonalised).
     """
-    L, w = levels.shape
-    if w != L - 1:
-        raise ValueError(f"a factor of {L} levels needs {L - 1} columns of its own to be shrunk, but has {w}")
+    L = len(levels)
+    start, turn = level_indicators(levels)
     q, d = moments.s_ax.shape
-    # Indicators of the levels are affine in the design columns: z = start + a @ turn.
-    inverse = np.linalg.inv(np.column_stack([np.ones(L), levels]))
-    start, turn = inverse[0], inverse[1:]
     others = np.setdiff1d(np.arange(q), np.arange(columns.start, columns.stop))
     coef, found = np.empty((q, d)), np.empty(d)
     effects, rows = np.empty((L, d)), np.empty((L, d))

@@ -14,7 +14,7 @@ from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit
 from residmix.threads import one_blas_thread
 
-__all__ = ["RandomEffects", "crossed_effects", "generalised_inverse"]
+__all__ = ["RandomEffects", "crossed_effects", "generalised_inverse", "level_indicators"]
 
 Array = NDArray[np.float64]
 
@@ -81,12 +81,8 @@ def crossed_effects(
     parts = [slice(low, high) for low, high in pairwise(bounds)]
     shrunken = np.zeros(q, dtype=bool)
     for (columns, levels), part in zip(factors, parts, strict=True):
-        L, w = levels.shape
-        if w != L - 1:
-            raise ValueError(f"a factor of {L} levels needs {L - 1} columns of its own to be shrunk, but has {w}")
-        inverse = np.linalg.inv(np.column_stack([np.ones(L), levels]))
-        starts.append(inverse[0])
-        turn[columns, part] = inverse[1:]
+        start, turn[columns, part] = level_indicators(levels)
+        starts.append(start)
         shrunken[columns] = True
     others = np.flatnonzero(~shrunken)
     coef, effects = np.empty((q, d)), np.empty((bounds[-1], d))
@@ -160,6 +156,26 @@ def _ratios(own: Array, turned: Array, total: float, degrees: float, parts: list
         key=lambda found: float(found.fun),
     )
     return np.where(best.x > _LOWEST + 1e-6, np.exp(best.x) / typical, none)
+
+
+def level_indicators(levels: Array) -> tuple[Array, Array]:
+    """Return `start` (L,) and `turn` (L - 1, L): a row of indicators is ``start + a @ turn``, `a` the factor's columns.
+
+    Parameters
+    ----------
+    levels : ndarray (L, L - 1)
+        The design columns of each level.
+
+    Raises
+    ------
+    ValueError
+        If the columns do not tell all levels apart.
+    """
+    L, w = levels.shape
+    if w != L - 1:
+        raise ValueError(f"a factor of {L} levels needs {L - 1} columns of its own to be shrunk, but has {w}")
+    inverse = np.linalg.inv(np.column_stack([np.ones(L), levels]))
+    return inverse[0], inverse[1:]
 
 
 def generalised_inverse(scatter: Array) -> Array:

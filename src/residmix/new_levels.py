@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.crossed_blup import RandomEffects, level_indicators
 from residmix.design import Design, Term
 from residmix.moments.factor import FactorFit
 from residmix.moments.fold import fold
-from residmix.moments.levels import WithEffects
+from residmix.moments.levels import FactorMoments, WithEffects
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
 from residmix.sources.rows import Block, Rows
@@ -65,7 +66,6 @@ class NewLevels:
     Attributes
     ----------
     prior : LevelPrior
-        Its mean is 0 where unseen levels without rows get the average of the known levels.
     labels : tuple
         Levels that rows were seen of since.
     weight, mean : ndarray (L, d)
@@ -73,30 +73,32 @@ class NewLevels:
     """
 
     prior: LevelPrior
-    labels: tuple[Any, ...] = ()
-    weight: Array = field(default_factory=lambda: np.empty((0, 0)))
-    mean: Array = field(default_factory=lambda: np.empty((0, 0)))
+    labels: tuple[Any, ...]
+    weight: Array
+    mean: Array
+
+    @classmethod
+    def none(cls, prior: LevelPrior) -> NewLevels:
+        """Return what is known before any rows."""
+        nothing = np.empty((0, len(prior.mean)))
+        return cls(prior, (), nothing, nothing)
 
     def effects(self, *, shrink: bool) -> Array:
         """Return effects (L + 2, d) beyond the average level's: of each level, of any other unseen one, of known ones.
 
         `shrink` says whether a level without rows gets the prior's mean or the average level's effect.
         """
-        d = len(self.prior.mean)
-        weight, mean = (self.weight, self.mean) if self.labels else (np.empty((0, d)), np.empty((0, d)))
-        with np.errstate(invalid="ignore"):
-            share = np.where(np.isinf(self.prior.ratio), 0.0, weight / (weight + self.prior.ratio))
-        share = np.where(weight > 0, share, 0.0)
-        own = self.prior.mean + share * (mean - self.prior.mean)
-        return np.vstack([own, self.prior.mean if shrink else np.zeros(d), np.zeros(d)])
+        # an infinite ratio gives a share of 0, as does a weight of 0 beside a ratio of 0
+        share = self.weight / np.where(self.weight > 0, self.weight + self.prior.ratio, 1.0)
+        own = self.prior.mean + share * (self.mean - self.prior.mean)
+        average = np.zeros_like(self.prior.mean)
+        return np.vstack([own, self.prior.mean if shrink else average, average])
 
     def seen(self, labels: tuple[Any, ...], weight: Array, total: Array) -> NewLevels:
         """Return these levels after further rows: sums of weights and of weighted deviations, (L, d) each."""
         known = (*self.labels, *(label for label in labels if label not in self.labels))
-        d = weight.shape[1]
-        n, sums = np.zeros((len(known), d)), np.zeros((len(known), d))
-        if self.labels:
-            n[: len(self.labels)], sums[: len(self.labels)] = self.weight, self.weight * self.mean
+        more = np.zeros((len(known) - len(self.labels), weight.shape[1]))
+        n, sums = np.vstack([self.weight, more]), np.vstack([self.weight * self.mean, more])
         at = [known.index(label) for label in labels]
         n[at] += weight
         sums[at] += total
@@ -153,7 +155,13 @@ def removed_factors(design: Design) -> list[Term]:
     return [term for term in design.terms if term.kind in ("factor", "absorbed") and not term.preserved]
 
 
-def term_prior(design: Design, term: Term, fit: LinearFit, moments: Any, random: Any = None) -> LevelPrior:
+def term_prior(
+    design: Design,
+    term: Term,
+    fit: LinearFit,
+    moments: LinearMoments | FactorMoments,
+    random: RandomEffects | None = None,
+) -> LevelPrior:
     """Return the prior of a factor's levels from a fit; `random` are its effects if they were random ones already.
 
     Raises
@@ -172,19 +180,19 @@ def term_prior(design: Design, term: Term, fit: LinearFit, moments: Any, random:
     return level_prior(effects - effects.mean(axis=0), weight, noise)
 
 
-def _estimated(design: Design, term: Term, fit: LinearFit, moments: Any) -> tuple[Array, Array]:
+def _estimated(
+    design: Design, term: Term, fit: LinearFit, moments: LinearMoments | FactorMoments
+) -> tuple[Array, Array]:
     """Return estimated effects and weights (L, d) of a factor's levels, missing values not among them."""
     if term.factor is not None:
         assert isinstance(fit, FactorFit)
         weight = fit.level_weight[term.factor]
         seen = weight > 0
         return fit.effects[term.factor][seen], np.broadcast_to(weight[seen, None], (int(seen.sum()), len(fit.rss)))
-    assert isinstance(moments, LinearMoments) or hasattr(moments, "linear")
-    linear = moments if isinstance(moments, LinearMoments) else moments.linear
+    linear = moments.linear if isinstance(moments, FactorMoments) else moments
     levels = design.level_rows(term)
-    # indicators of the levels are affine in the design columns
-    inverse = np.linalg.inv(np.column_stack([np.ones(len(levels)), levels]))
-    shares = inverse[0] + linear.mean_a[:, term.columns] @ inverse[1:]
+    start, turn = level_indicators(levels)
+    shares = start + linear.mean_a[:, term.columns] @ turn
     weight = np.broadcast_to((linear.weight[:, None] * shares).T, (len(levels), len(fit.rss)))
     known = slice(0, len(term.counts))
     return (levels @ fit.coef[term.columns])[known], weight[known]
@@ -233,8 +241,7 @@ def merge_sums(one: list[tuple[Array, Array]], two: list[tuple[Array, Array]]) -
 def with_new_levels(affine: Affine, effects: list[Array]) -> Affine:
     """Return the map for rows that have codes of unseen levels behind those of absorbed factors."""
     before = affine.effects if isinstance(affine, WithEffects) else ()
-    a = affine
-    return WithEffects(a.origin_x, a.origin_a, a.coef, a.constant, a.sign, (*before, *effects))
+    return WithEffects(affine.origin_x, affine.origin_a, affine.coef, affine.constant, affine.sign, (*before, *effects))
 
 
 def refuse_new_levels(estimator: Any, shrinkage: Any, what: str) -> None:

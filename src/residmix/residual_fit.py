@@ -51,7 +51,7 @@ class ResidualFit(MetadataTransformer):
             return {}
         random = self.random_effects_
         return {
-            term.name: NewLevels(term_prior(design, term, self.fit_, self.moments_, random.get(term.name)))
+            term.name: NewLevels.none(term_prior(design, term, self.fit_, self.moments_, random.get(term.name)))
             for term in removed_factors(design)
         }
 

@@ -132,6 +132,26 @@ def _direct(b: Builder, x: Value, x0: Value, stride: Value, mean: Value, m0: Val
     return [b.fsub(load(b, x, column, r * WIDTH), mean_j) for r in range(REGISTERS)]
 
 
+def _whiten_columns(
+    b: Builder,
+    x: Value,
+    x0: Value,
+    stride: Value,
+    mean: Value,
+    m0: Value,
+    factor: Value,
+    f0: Value,
+    width: int,
+    above: int,
+) -> list[Value]:
+    """Return the products of columns that aren't centred with a group of columns of the factor, `above` rows down."""
+    sums = [ZERO] * (width * REGISTERS)
+    for j in range(above + width):
+        rows = _direct(b, x, x0, stride, mean, m0, j)
+        _multiply(b, rows, factor, at(b, f0, width * j), range(max(0, j - above), width), sums)
+    return sums
+
+
 def _begin_direct(width: int) -> Any:
     def emit(
         b: Builder,
@@ -146,10 +166,7 @@ def _begin_direct(width: int) -> Any:
         out: Value,
         o0: Value,
     ) -> None:
-        sums = [ZERO] * (width * REGISTERS)
-        for j in range(width):
-            rows = _direct(b, x, x0, stride, mean, m0, j)
-            _multiply(b, rows, factor, at(b, f0, width * j), range(j, width), sums)
+        sums = _whiten_columns(b, x, x0, stride, mean, m0, factor, f0, width, 0)
         _finish(b, sums, width, splat(b, begin), out, o0)
 
     return kernel(emit, f"begin_direct_{width}")
@@ -168,10 +185,7 @@ def _whiten_direct(width: int) -> Any:
         out: Value,
         o0: Value,
     ) -> None:
-        sums = [ZERO] * (width * REGISTERS)
-        for j in range(4 + width):
-            rows = _direct(b, x, x0, stride, mean, m0, j)
-            _multiply(b, rows, factor, at(b, f0, width * j), range(max(0, j - 4), width), sums)
+        sums = _whiten_columns(b, x, x0, stride, mean, m0, factor, f0, width, 4)
         _finish(b, sums, width, None, out, o0)
 
     return kernel(emit, f"whiten_direct_{width}")

@@ -58,6 +58,11 @@ def add_squares(
     store(b, second, scatter, s0)
 
 
+def _deviations(b: Builder, x: Value, x0: Value, stride: Value, row: Value, means: list[Value]) -> list[Value]:
+    """Return a vector of rows of each column, less the columns' means."""
+    return [b.fsub(load(b, x, x0, row, b.mul(stride, integer(j))), mean) for j, mean in enumerate(means)]
+
+
 def _self_scattered(width: int, keep: bool) -> Any:
     n_pairs = width * (width + 1) // 2
 
@@ -82,7 +87,7 @@ def _self_scattered(width: int, keep: bool) -> Any:
         def body(i: Value, sums: list[Value]) -> list[Value]:
             row = b.mul(i, integer(WIDTH))
             share_i = load(b, share, r0, row)
-            columns = [b.fsub(load(b, x, x0, row, b.mul(stride, integer(j))), means[j]) for j in range(width)]
+            columns = _deviations(b, x, x0, stride, row, means)
             sums, pair = list(sums), 0
             for j in range(width):
                 value = b.fmul(share_i, columns[j])
@@ -128,7 +133,7 @@ def _pair_scattered(width: int) -> Any:
 
         def body(i: Value, sums: list[Value]) -> list[Value]:
             row = b.mul(i, integer(WIDTH))
-            columns = [b.fsub(load(b, x, x0, row, b.mul(stride, integer(j))), means[j]) for j in range(width)]
+            columns = _deviations(b, x, x0, stride, row, means)
             new = []
             for j in range(4):
                 value = load(b, weighted, row, b.mul(stride, integer(j)))
