@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.coding import Plan, RowReader
-from residmix.columns import Metadata, open_metadata, plain_matrix, spotted
+from residmix.columns import Metadata, all_finite, open_metadata, plain_matrix, spotted
 from residmix.expressions import Call, Column
 from residmix.formula import parse_formula
 from residmix.learning import Learned
@@ -278,8 +278,9 @@ class Design:
         return self.array_width is not None and self.column_names == tuple(f"m{j}" for j in range(self.array_width))
 
     def _plain_design(self, metadata: Any) -> NDArray[np.float64]:
-        matrix = self._of_width(plain_matrix(metadata)).astype(np.float64, order="C")
-        if not np.isfinite(matrix).all():
+        matrix = self._of_width(plain_matrix(metadata)).astype(np.float64, order="C", copy=False)
+        if not all_finite(matrix):
+            matrix = matrix.copy()  # the caller's own, maybe
             for name, column in zip(self.column_names, matrix.T, strict=True):
                 if np.isinf(column).any():
                     raise ValueError(f"metadata column {name!r} holds {spotted(np.isinf(column), 'infinite value')}")

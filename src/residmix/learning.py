@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import Metadata, open_metadata
+from residmix.columns import Metadata, all_finite, open_metadata
 from residmix.errors import DesignWarning, RareLevelWarning
 from residmix.expressions import Call, Column, Contrast, Terms
 from residmix.formula import FormulaError
@@ -155,9 +155,11 @@ def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, mis
     names = dict.fromkeys(name for atom in atoms for name in atom.columns())
     labelled = {name for atom in factors for name in atom.columns()}
     tallies = {name: _Tally(name, as_labels=name in labelled) for name in names}
+    # of columns that enter as they are there's nothing to learn; gaps are refused where the design is made
+    as_it_is = missing == "error" and all(isinstance(atom, Column) for atom in atoms)
     for chunk in chunks():
         source = open_metadata(chunk)
-        if source.is_array and not labelled and np.isfinite(source.native.sum(axis=0)).all():
+        if source.is_array and not labelled and (as_it_is or all_finite(source.native)):
             # nothing but finite numbers, which say no more: there's no need to look at each column by itself
             for tally in tallies.values():
                 tally.add_numbers(source.n_rows)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.moments.compiled import readable
 from residmix.moments.registers import CHUNK, WIDTH
 from residmix.moments.shares import UNREACHED
 from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
@@ -227,10 +228,8 @@ class Problem:
 
 
 def _plain(array: NDArray[np.floating]) -> Floats:
-    """Return `array` as the tile loops are compiled for it: float64, C order, writeable. A copy only if it isn't."""
-    if array.dtype == np.float64 and array.flags.c_contiguous and array.flags.writeable:
-        return np.asarray(array)
-    return np.array(array, dtype=np.float64, order="C")
+    """Return `array` as the tile loops are compiled for it: float64, C order. A copy only if it isn't."""
+    return readable(np.asarray(array, dtype=np.float64))
 
 
 def tile_rows(n_columns: int, n_components: int) -> int:

@@ -7,7 +7,6 @@ and columns like a calendar time with 1e8 in front of a spread of 1 lose no digi
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
-from residmix.moments.rowwise import centre, column_sums, subtract_rows
+from residmix.moments.products import centred_products
+from residmix.moments.rowwise import subtract_rows
+from residmix.scratch import scratch
 from residmix.sources.rows import Block
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ResidualMoments",
     "linear_block_rows",
     "linear_moments",
+    "made_of_numbers",
     "merge_moments",
     "merge_residual_moments",
 ]
@@ -33,6 +35,7 @@ Array = NDArray[np.float64]
 
 # Up to here one loop over the rows, which reads and writes once, beats BLAS; beyond, its blocking wins.
 _NARROW_DESIGN, _NARROW_ROW = 16, 512
+_FEW = 16
 
 
 @dataclass
@@ -78,59 +81,44 @@ class LinearMoments:
 
 
 def linear_block_rows(d: int, q: int) -> int:
-    """Return the rows in a block: about two megabytes, so that what is read once is found in cache when read again."""
-    return int(np.clip(2 ** int(np.log2(262144 / max(d + q, 1))), 256, 16384))
+    """Return the rows in a block: at most eight megabytes, which take much longer than to hand them to a thread."""
+    return int(np.clip(2 ** int(np.log2(1048576 / max(d + q, 1))), 256, 16384))
 
 
 def linear_moments(block: Block) -> LinearMoments:
     """Return the moments of one block; NaN in X means that this feature lacks this row."""
-    X = np.asarray(block.X, dtype=np.float64)
-    A = _design(block)
-    sums = column_sums(X)
+    with np.errstate(invalid="ignore", over="ignore"):
+        moments = _moments(block.X, _design(block), block.weight)
     # a sum is a number only if every term is; infinite ones, of huge numbers, are looked at again
-    if not np.isfinite(sums).all() and (missing := np.isnan(X)).any():
-        return _moments_missing(X, A, block.weight, missing)
-    return _moments(X, A, block.weight, sums)
+    if not made_of_numbers(moments) and (missing := np.isnan(block.X)).any():
+        return _moments_missing(np.asarray(block.X, dtype=np.float64), _design(block), block.weight, missing)
+    return moments
 
 
-_local = threading.local()
-
-
-def _scratch(shape: tuple[int, ...]) -> Array:
-    """Return this thread's own scratch matrix: fresh memory for every block would cost more than the arithmetic."""
-    size = int(np.prod(shape))
-    held = getattr(_local, "held", None)
-    if held is None or held.size < size:
-        held = _local.held = np.empty(size)
-    return held[:size].reshape(shape)
+def made_of_numbers(moments: LinearMoments) -> bool:
+    """Return True only if no feature held an infinity, nor a NaN where there are moments for all features together."""
+    return bool(np.isfinite(moments.s_xx).all())
 
 
 def _design(block: Block) -> Array:
     return np.empty((block.n_rows, 0)) if block.design is None else block.design
 
 
-def _origin(values: Array, weight: Array | None) -> Array:
-    # Rows of weight 0 must not move the origin, unless there are no others.
-    if weight is None or not weight.any():
-        return values.mean(axis=0)
-    return weight @ values / weight.sum()
+def _origins(X: NDArray[Any], A: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Return points amid the rows: means of a few of them, spread over the block lest it be sorted."""
+    rows: Any = slice(0, len(X), max(1, len(X) // _FEW))
+    # rows of weight 0 must not move the origin, unless there are no others
+    if weight is not None and len(weighty := np.flatnonzero(weight)):
+        rows = weighty[:: max(1, len(weighty) // _FEW)]
+    return X[rows].mean(axis=0, dtype=np.float64), A[rows].mean(axis=0)
 
 
-def _moments(X: Array, A: Array, weight: Array | None, sums: Array) -> LinearMoments:
-    n, q = A.shape
-    origin_x, origin_a = sums / n if weight is None else _origin(X, weight), _origin(A, weight)
-    x = _scratch(X.shape)
-    square = centre(X, origin_x, x)
-    # One more column of ones: its products are the sums that correct the rounding of the origins.
-    a = np.empty((n, q + 1))
-    np.subtract(A, origin_a, out=a[:, :q])
-    a[:, q] = 1.0
-    weighted = a if weight is None else a * weight[:, None]
+def _moments(X: NDArray[Any], A: Array, weight: Array | None) -> LinearMoments:
+    n = len(X)
+    origin_x, origin_a = _origins(X, A, weight)
+    sum_x, sum_a, aa, ax, square = centred_products(X, A, origin_x, origin_a, weight)
     total = float(n if weight is None else weight.sum())
-    aa, ax = weighted.T @ a, weighted.T @ x
-    if weight is not None:
-        square = np.einsum("i,ij,ij->j", weight, x, x)
-    offset_a, offset_x = aa[q, :q] / (total or 1.0), ax[q] / (total or 1.0)
+    offset_a, offset_x = sum_a / (total or 1.0), sum_x / (total or 1.0)
     return LinearMoments(
         count=np.array([n if weight is None else np.count_nonzero(weight)], dtype=float),
         weight=np.array([total]),
@@ -138,8 +126,8 @@ def _moments(X: Array, A: Array, weight: Array | None, sums: Array) -> LinearMom
         offset_a=offset_a[None],
         origin_x=origin_x,
         offset_x=offset_x,
-        s_aa=(aa[:q, :q] - total * np.outer(offset_a, offset_a))[None],
-        s_ax=ax[:q] - total * np.outer(offset_a, offset_x),
+        s_aa=(aa - total * np.outer(offset_a, offset_a))[None],
+        s_ax=ax - total * np.outer(offset_a, offset_x),
         s_xx=np.maximum(square - total * offset_x**2, 0.0),
     )
 
@@ -153,7 +141,7 @@ def _moments_missing(X: Array, A: Array, weight: Array | None, missing: NDArray[
     safe = np.where(total > 0, total, 1.0)
     filled = np.where(missing, 0.0, X)
     origin_x = np.einsum("ij,ij->j", have, filled) / safe
-    origin_a = _origin(A, weight)
+    _, origin_a = _origins(X, A, weight)
     x = np.where(missing, 0.0, filled - origin_x)
     a = A - origin_a
     left, right = np.triu_indices(q)
@@ -235,7 +223,7 @@ class Affine:
                 block.X, design, self.origin_x, self.origin_a, self.coef, self.constant, float(self.sign), out
             )
             return
-        exact = out if out.dtype == np.float64 else _scratch(out.shape)
+        exact = out if out.dtype == np.float64 else scratch(out.shape, np.float64)
         a = np.empty((len(exact), p + 1))
         a[:, p] = 1.0
         if p:

@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "loop",
     "multiply_add",
+    "prefetch",
     "splat",
     "store",
     "subtract_square",
@@ -67,10 +68,22 @@ def at(builder: Builder, *terms: Value | int) -> Value:
 
 
 def load(builder: Builder, base: Value, *offset: Value | int) -> Value:
+    """Load doubles, or floats as doubles."""
     pointer = builder.gep(base, [at(builder, *offset)])
-    value = builder.load(builder.bitcast(pointer, VECTOR.as_pointer()))
-    value.align = 8
-    return value
+    single = base.type.pointee == ir.FloatType()
+    held = ir.VectorType(ir.FloatType(), WIDTH) if single else VECTOR
+    value = builder.load(builder.bitcast(pointer, held.as_pointer()))
+    value.align = 4 if single else 8
+    return builder.fpext(value, VECTOR) if single else value
+
+
+def prefetch(builder: Builder, base: Value, *offset: Value | int) -> None:
+    """Ask for a line of memory to be in the second cache when it is needed. Any address will do, even a wrong one."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    pointer = builder.bitcast(builder.gep(base, [at(builder, *offset)]), byte)
+    read, second, data = (ir.Constant(number, value) for value in (0, 2, 1))
+    builder.call(builder.module.declare_intrinsic("llvm.prefetch", [byte], kind), [pointer, read, second, data])
 
 
 def store(builder: Builder, value: Value, base: Value, *offset: Value | int) -> None:

@@ -5,35 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["centre", "column_sums", "subtract_rows"]
-
-
-@njit(cache=True, nogil=True)
-def column_sums(X):  # type: ignore[no-untyped-def]
-    """Return the sums of the columns (d,), four rows at a time."""
-    n, d = X.shape
-    sums = np.zeros(d)
-    whole = n - n % 4
-    for i in range(0, whole, 4):
-        for j in range(d):
-            sums[j] += (X[i, j] + X[i + 1, j]) + (X[i + 2, j] + X[i + 3, j])
-    for i in range(whole, n):
-        for j in range(d):
-            sums[j] += X[i, j]
-    return sums
+__all__ = ["centre", "subtract_rows"]
 
 
 @njit(cache=True, nogil=True)
 def centre(X, origin, out):  # type: ignore[no-untyped-def]
-    """Write ``X - origin`` to `out` (n, d), and return the sums of its squares (d,)."""
+    """Write ``y = X - origin`` to `out` (n, d), and return the sums of y and of its squares, (d,) each."""
     n, d = X.shape
-    squares = np.zeros(d)
+    sums, squares = np.zeros(d), np.zeros(d)
     for i in range(n):
         for j in range(d):
             value = np.float64(X[i, j]) - origin[j]
             out[i, j] = value
+            sums[j] += value
             squares[j] += value * value
-    return squares
+    return sums, squares
 
 
 @njit(cache=True, nogil=True)

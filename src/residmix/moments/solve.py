@@ -18,6 +18,7 @@ from residmix.moments.linear import (
     LeftOver,
     LinearMoments,
     linear_moments,
+    made_of_numbers,
     merge_moments,
     merge_residual_moments,
 )
@@ -152,7 +153,7 @@ def fit_linear(rows: Rows, *, penalty: Array | None = None) -> tuple[LinearFit, 
     moments : LinearMoments
         Of the first pass; they merge with those of other rows.
     """
-    moments = fold(rows, linear_moments, merge_moments)
+    moments = fold(rows, linear_moments, merge_moments, made_of_numbers)
     spectra = _spectra(moments, penalty)
     accurate = all(s.condition <= _GRAM_LIMIT and (s.null.shape[1] == 0 or s.spread.count == 0) for s in spectra)
     if accurate:

@@ -137,7 +137,9 @@ class ClusterRows(Rows):
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._run(function, None, 1)
 
-    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+    def fold(
+        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
         group = group_blocks(-(-self.n_rows // self.block_rows))
         return reduce(merge, self._run(partial, merge, group))
 

@@ -84,8 +84,13 @@ class Rows(ABC):
     def with_block_rows(self, block_rows: int) -> Rows:
         """Return the same rows cut into blocks of another length."""
 
-    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+    def fold(
+        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
         """Return the sum of ``partial(block)``: in block order inside groups of blocks, then over the groups.
+
+        `sound` may tell from the statistic of a block that all of its features were allowed numbers: then `partial`
+        may be given blocks that nobody has looked at, and they are looked at only where it is False.
 
         The groups (see :func:`group_blocks`) let a cluster send back a few hundred sums instead of one for every
         block; they are the same wherever the rows live, so the result is, too.
@@ -153,7 +158,10 @@ class MappedRows(Rows):
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._rows.map(_Composed(function, self._change))
 
-    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+    def fold(
+        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
+        # what the change makes of a block doesn't tell what the block held
         return self._rows.fold(_Composed(partial, self._change), merge)
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
@@ -243,8 +251,10 @@ class ArrayRows(Rows):
         if self._finite is not None:
             self._finite.proven = True
 
-    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
-        visit, n_blocks = self._visit(partial), -(-self.n_rows // self.block_rows)
+    def fold(
+        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
+        visit, n_blocks = self._visit(partial, sound), -(-self.n_rows // self.block_rows)
         size = group_blocks(n_blocks)
 
         def group(index: int) -> T:
@@ -256,15 +266,18 @@ class ArrayRows(Rows):
             self._finite.proven = True
         return total
 
-    def _visit(self, function: Callable[[Block], T]) -> Callable[[int], T]:
+    def _visit(self, function: Callable[[Block], T], sound: Callable[[T], bool] | None = None) -> Callable[[int], T]:
         """Return ``function(block)`` as a function of where the block begins, which looks at the block on the way."""
         finite = None if self._finite is None or self._finite.proven else self._finite
 
         def visit(start: int) -> T:
             block = self.block(start)
-            if finite is not None:
+            if finite is not None and sound is None:
                 finite(block.X, start)
-            return function(block)
+            result = function(block)
+            if finite is not None and sound is not None and not sound(result):
+                finite(block.X, start)
+            return result
 
         return visit
 

@@ -38,10 +38,13 @@ class SampledRows(Rows):
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._rows.map(function)
 
-    def fold(self, partial: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+    def fold(
+        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
         if self._kept:
-            return self._rows.fold(partial, merge)
-        total, parts = self._rows.fold(_WithRows(partial, self._index), _MergeBoth(merge))
+            return self._rows.fold(partial, merge, sound)
+        first = None if sound is None else lambda both: sound(both[0])
+        total, parts = self._rows.fold(_WithRows(partial, self._index), _MergeBoth(merge), first)
         self._kept += parts
         return total
 
