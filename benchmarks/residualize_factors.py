@@ -14,7 +14,7 @@ from residmix.sources.output import collect
 from residmix.sources.rows import ArrayRows
 
 
-def best(function: Callable[[], Any], runs: int = 3) -> float:
+def best(function: Callable[[], Any], runs: int = 7) -> float:
     """Return the shortest of some wall times, in seconds."""
     times = []
     for _ in range(runs):

@@ -30,6 +30,7 @@ from residmix.moments.levels import (
     factor_block_rows,
     merge_factor_moments,
 )
+from residmix.moments.linear import made_of_numbers
 from residmix.moments.solve import LinearFit
 from residmix.sources.rows import Block, Rows
 from residmix.threads import one_blas_thread
@@ -106,7 +107,7 @@ def fit_factors(rows: Rows, sizes: tuple[int, ...]) -> tuple[FactorFit, FactorMo
         Numbers of levels of the factors.
     """
     rows = rows.with_block_rows(factor_block_rows(sizes, rows.n_features))
-    moments = fold(rows, FactorStep(sizes), merge_factor_moments)
+    moments = fold(rows, FactorStep(sizes), merge_factor_moments, lambda found: made_of_numbers(found.linear))
     if len(moments.linear.weight) > 1:
         return _by_feature(rows, sizes), moments
     fit, system = _solved(moments)

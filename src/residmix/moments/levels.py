@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,19 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
-from residmix.moments.linear import Affine, LinearMoments, linear_block_rows, linear_moments, merge_moments
+from residmix.moments.compiled import readable
+from residmix.moments.linear import (
+    NO_CODES,
+    NO_EFFECTS,
+    Affine,
+    LinearMoments,
+    block_origins,
+    linear_moments,
+    made_of_numbers,
+    merge_moments,
+    moments_about,
+)
+from residmix.moments.rowwise import add_effects
 from residmix.sources.rows import Block
 
 __all__ = [
@@ -24,6 +37,10 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+# Numbers in a tile of a block, which is visited several times: half a megabyte.
+_TILE = 65536
+_NO_WEIGHT = np.empty(0)
 
 
 @dataclass
@@ -120,11 +137,6 @@ class FactorStep:
     sizes: tuple[int, ...]
 
     def __call__(self, block: Block) -> FactorMoments:
-        X, q = block.X, 0 if block.design is None else block.design.shape[1]
-        A = np.empty((len(X), 0)) if block.design is None else block.design
-        linear = _tiled_moments(block, linear_block_rows(X.shape[1], q))
-        weight = np.ones(len(X)) if block.weight is None else block.weight
-        sums, cells = [], {}
         for codes, size in zip(block.codes, self.sizes, strict=True):
             if codes.min(initial=0) < 0:
                 row = block.start + int(np.argmax(codes < 0))
@@ -132,16 +144,10 @@ class FactorStep:
                     f"a factor of {size} levels is missing in row {row}; it can't take missing='mean' in fit: use "
                     "missing='indicator', which makes missing a level"
                 )
-            present, local = _locate(codes, size)
-            total = _total(local, weight, len(present))
-            sums.append(
-                LevelSums(
-                    present,
-                    total,
-                    _sum_levels(A, linear.origin_a, local, weight, len(present)),
-                    _sum_levels(X, linear.origin_x, local, weight, len(present)),
-                )
-            )
+        with np.errstate(invalid="ignore", over="ignore"):
+            linear, sums = self._summed(block)
+        weight = np.ones(block.n_rows) if block.weight is None else block.weight
+        cells = {}
         for g in range(len(self.sizes)):
             for f in range(g):
                 keys = block.codes[f].astype(np.int64) * self.sizes[g] + block.codes[g]
@@ -149,26 +155,40 @@ class FactorStep:
                 cells[f"{f}:{g}"] = Cells((self.sizes[f], self.sizes[g]), [found], [_total(where, weight, len(found))])
         return FactorMoments(linear, self.sizes, sums, cells)
 
+    def _summed(self, block: Block) -> tuple[LinearMoments, list[LevelSums]]:
+        """Return the block's moments and its sums by level, about the same origins, by tiles that stay in cache."""
+        n, d, q = block.n_rows, block.X.shape[1], 0 if block.design is None else block.design.shape[1]
+        A = np.empty((n, 0)) if block.design is None else block.design
+        origin_x, origin_a = block_origins(block.X, A, block.weight)
+        weight = _NO_WEIGHT if block.weight is None else readable(block.weight)
+        sums, places = [], []
+        for codes, size in zip(block.codes, self.sizes, strict=True):
+            # few levels among many: only those that occur
+            present, local = (None, codes) if size <= n // 2 else _locate(codes, size)
+            total = _total(local, None if block.weight is None else weight, size if present is None else len(present))
+            sums.append(LevelSums(present, total, np.zeros((len(total), q)), np.zeros((len(total), d))))
+            places.append(readable(local))
+        squares, unused = np.zeros(d), np.zeros(max(d, q))
+        parts = []
+        for start in range(0, n, max(256, _TILE // max(d + q, 1))):
+            tile = slice(start, start + max(256, _TILE // max(d + q, 1)))
+            X, own = readable(block.X[tile]), weight[tile]
+            for f, (by_level, codes) in enumerate(zip(sums, places, strict=True)):
+                _sum_levels(X, origin_x, codes[tile], own, by_level.x, unused if f or q else squares)
+                if q:
+                    _sum_levels(readable(A[tile]), origin_a, codes[tile], own, by_level.a, unused)
+            if q:
+                parts.append(linear_moments(replace(block.select(tile), codes=()), (origin_x, origin_a)))
+        if parts:
+            return reduce(merge_moments, parts), sums
+        whole = sums[0].x.sum(axis=0), np.zeros(0), np.zeros((0, 0)), np.zeros((0, d)), squares
+        linear = moments_about(origin_x, origin_a, *whole, n, block.weight)
+        if not made_of_numbers(linear) and np.isnan(block.X).any():
+            linear = linear_moments(block)
+        return linear, sums
 
-def _tiled_moments(block: Block, rows: int) -> LinearMoments:
-    """Return the moments of a long block by tiles that stay in cache."""
-    whole: LinearMoments | None = None
-    for start in range(0, block.n_rows, rows):
-        part = slice(start, start + rows)
-        tile = Block(
-            block.start + start,
-            block.X[part],
-            None if block.design is None else block.design[part],
-            (),
-            None if block.weight is None else block.weight[part],
-        )
-        moments = linear_moments(tile)
-        whole = moments if whole is None else merge_moments(whole, moments)
-    assert whole is not None
-    return whole
 
-
-def _total(where: NDArray[np.intp], weight: Array, size: int) -> Array:
+def _total(where: NDArray[np.integer[Any]], weight: Array | None, size: int) -> Array:
     return np.bincount(where, weight, size).astype(np.float64)
 
 
@@ -190,24 +210,15 @@ def _locate(codes, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _sum_levels(values, origin, local, weight, found):  # type: ignore[no-untyped-def]
+def _sum_levels(values, origin, codes, weight, sums, squares):  # type: ignore[no-untyped-def]
+    """Add each row less the origin to the sums of its level, and its squares to `squares`, all weighted."""
     n, d = values.shape
-    out = np.zeros((found, d))
     for i in range(n):
-        row = out[local[i]]
-        w = weight[i]
+        row, w = sums[codes[i]], weight[i] if weight.size > 0 else 1.0
         for j in range(d):
-            row[j] += w * (np.float64(values[i, j]) - origin[j])
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _add_effects(out, effects, codes, sign):  # type: ignore[no-untyped-def]
-    n, d = out.shape
-    for i in range(n):
-        row = effects[codes[i]]  # -1 finds the last one: the mean of the levels
-        for j in range(d):
-            out[i, j] += sign * row[j]
+            value = np.float64(values[i, j]) - origin[j]
+            row[j] += w * value
+            squares[j] += w * value * value
 
 
 def merge_factor_moments(one: FactorMoments, two: FactorMoments) -> FactorMoments:
@@ -236,9 +247,10 @@ class WithEffects(Affine):
     effects: tuple[Array, ...] = ()
 
     def into(self, block: Block, out: NDArray[Any]) -> None:
-        exact = out if out.dtype == np.float64 else np.empty(out.shape)
-        super().into(Block(block.start, block.X, block.design), exact)
-        for effects, codes in zip(self.effects, block.codes, strict=True):
-            _add_effects(exact, effects, codes, float(self.sign))
+        exact = out if out.dtype == np.float64 or len(self.effects) < 2 else np.empty(out.shape)
+        first, codes = (self.effects[0], block.codes[0]) if self.effects else (NO_EFFECTS, NO_CODES)
+        self._subtract(block, exact, first, codes)
+        for effects, codes in zip(self.effects[1:], block.codes[1:], strict=True):
+            add_effects(exact, effects, codes, float(self.sign))
         if exact is not out:
             out[...] = exact

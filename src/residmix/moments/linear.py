@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
+from residmix.moments.compiled import readable
 from residmix.moments.products import centred_products
-from residmix.moments.rowwise import subtract_rows
+from residmix.moments.rowwise import add_effects, subtract_rows
 from residmix.scratch import scratch
 from residmix.sources.rows import Block
 
@@ -24,18 +25,21 @@ __all__ = [
     "LeftOver",
     "LinearMoments",
     "ResidualMoments",
+    "block_origins",
     "linear_block_rows",
     "linear_moments",
     "made_of_numbers",
     "merge_moments",
     "merge_residual_moments",
+    "moments_about",
 ]
 
 Array = NDArray[np.float64]
 
 # Up to here one loop over the rows, which reads and writes once, beats BLAS; beyond, its blocking wins.
-_NARROW_DESIGN, _NARROW_ROW = 16, 512
+_NARROW_DESIGN = 16
 _FEW = 16
+NO_CODES, NO_EFFECTS = np.empty(0, np.int32), np.empty((0, 0))
 
 
 @dataclass
@@ -85,13 +89,19 @@ def linear_block_rows(d: int, q: int) -> int:
     return int(np.clip(2 ** int(np.log2(1048576 / max(d + q, 1))), 256, 16384))
 
 
-def linear_moments(block: Block) -> LinearMoments:
-    """Return the moments of one block; NaN in X means that this feature lacks this row."""
+def linear_moments(block: Block, origins: tuple[Array, Array] | None = None) -> LinearMoments:
+    """Return the moments of one block; NaN in X means that this feature lacks this row.
+
+    The origins, of features and of the design, are points near the rows; by default of the block's own.
+    """
+    A = _design(block)
     with np.errstate(invalid="ignore", over="ignore"):
-        moments = _moments(block.X, _design(block), block.weight)
+        origins = origins or block_origins(block.X, A, block.weight)
+        sums = centred_products(block.X, A, *origins, block.weight)
+        moments = moments_about(*origins, *sums, block.n_rows, block.weight)
     # a sum is a number only if every term is; infinite ones, of huge numbers, are looked at again
     if not made_of_numbers(moments) and (missing := np.isnan(block.X)).any():
-        return _moments_missing(np.asarray(block.X, dtype=np.float64), _design(block), block.weight, missing)
+        return _moments_missing(np.asarray(block.X, dtype=np.float64), A, block.weight, missing)
     return moments
 
 
@@ -104,7 +114,7 @@ def _design(block: Block) -> Array:
     return np.empty((block.n_rows, 0)) if block.design is None else block.design
 
 
-def _origins(X: NDArray[Any], A: Array, weight: Array | None) -> tuple[Array, Array]:
+def block_origins(X: NDArray[Any], A: Array, weight: Array | None) -> tuple[Array, Array]:
     """Return points amid the rows: means of a few of them, spread over the block lest it be sorted."""
     rows: Any = slice(0, len(X), max(1, len(X) // _FEW))
     # rows of weight 0 must not move the origin, unless there are no others
@@ -113,10 +123,18 @@ def _origins(X: NDArray[Any], A: Array, weight: Array | None) -> tuple[Array, Ar
     return X[rows].mean(axis=0, dtype=np.float64), A[rows].mean(axis=0)
 
 
-def _moments(X: NDArray[Any], A: Array, weight: Array | None) -> LinearMoments:
-    n = len(X)
-    origin_x, origin_a = _origins(X, A, weight)
-    sum_x, sum_a, aa, ax, square = centred_products(X, A, origin_x, origin_a, weight)
+def moments_about(
+    origin_x: Array,
+    origin_a: Array,
+    sum_x: Array,
+    sum_a: Array,
+    aa: Array,
+    ax: Array,
+    square: Array,
+    n: int,
+    weight: Array | None,
+) -> LinearMoments:
+    """Return moments from (weighted) sums of n rows about the origins; see `centred_products`."""
     total = float(n if weight is None else weight.sum())
     offset_a, offset_x = sum_a / (total or 1.0), sum_x / (total or 1.0)
     return LinearMoments(
@@ -141,7 +159,7 @@ def _moments_missing(X: Array, A: Array, weight: Array | None, missing: NDArray[
     safe = np.where(total > 0, total, 1.0)
     filled = np.where(missing, 0.0, X)
     origin_x = np.einsum("ij,ij->j", have, filled) / safe
-    _, origin_a = _origins(X, A, weight)
+    _, origin_a = block_origins(X, A, weight)
     x = np.where(missing, 0.0, filled - origin_x)
     a = A - origin_a
     left, right = np.triu_indices(q)
@@ -216,11 +234,14 @@ class Affine:
 
     def into(self, block: Block, out: NDArray[Any]) -> None:
         """Write the residual to `out`, of the shape and dtype of X and C-contiguous."""
-        p, d = self.coef.shape
-        if p <= _NARROW_DESIGN and d <= _NARROW_ROW:
-            design = _design(block)
+        self._subtract(block, out, NO_EFFECTS, NO_CODES)
+
+    def _subtract(self, block: Block, out: NDArray[Any], effects: Array, codes: NDArray[np.integer[Any]]) -> None:
+        p = len(self.coef)
+        if p <= _NARROW_DESIGN:
+            X, design, sign = readable(block.X), readable(_design(block)), float(self.sign)
             subtract_rows(
-                block.X, design, self.origin_x, self.origin_a, self.coef, self.constant, float(self.sign), out
+                X, design, self.origin_x, self.origin_a, self.coef, self.constant, sign, effects, readable(codes), out
             )
             return
         exact = out if out.dtype == np.float64 else scratch(out.shape, np.float64)
@@ -233,6 +254,8 @@ class Affine:
         # BLAS adds the product onto the residual in place: no third array. It wants columns, hence the transposes.
         full = np.vstack([self.coef, self.constant])
         dgemm(float(self.sign), full.T, a.T, beta=1.0, c=exact.T, overwrite_c=True)
+        if len(codes):
+            add_effects(exact, effects, codes, float(self.sign))
         if exact is not out:
             out[...] = exact
 

@@ -37,8 +37,7 @@ def collect(rows: Rows, function: Callable[[Block], NDArray[Any]]) -> NDArray[An
     """
     if rows.local:
         placed = _Placed(rows.n_rows, function)
-        for _ in rows.map(placed):
-            pass
+        rows.fold(placed, lambda one, two: None)
         return placed.out
     out, start = None, 0
     for result in rows.map(function):
