@@ -1,4 +1,9 @@
-"""Residualize 50k x 2k on numeric keys and on one category: against scanpy's regress_out (pip install scanpy)."""
+"""Residualize 50k x 2k on numeric keys and on one category: against scanpy's regress_out (pip install scanpy).
+
+scanpy overwrites its data, so ours is timed in place too (``out=``), and into a new array. Prints ratios of one run:
+
+    python benchmarks/residualize_scanpy.py
+"""
 
 from __future__ import annotations
 
@@ -34,9 +39,21 @@ def compare(X: np.ndarray, table: pd.DataFrame, keys: list[str], runs: int) -> N
         data = AnnData(X.copy(), obs=table)
         took, _ = timed(lambda held=data: regress_out(held, keys), 1)
         theirs, answer = min(theirs, took), data.X
-    mine, _ = timed(lambda: model.fit_transform(X, metadata=table[keys]), runs)
     print(f"{X.shape[0]} x {X.shape[1]} on {keys}: largest difference {np.abs(answer - residual).max():.1e}")
-    print(f"scanpy {theirs:.3f} s, residmix {mine:.3f} s: {theirs / mine:.1f} x")
+    del residual, answer
+    placed, data = np.inf, X.copy()
+    for _ in range(max(runs, 3)):
+        data[...] = X
+        took, _ = timed(
+            lambda held=data: model.fit(held, metadata=table[keys]).transform(held, metadata=table[keys], out=held), 1
+        )
+        placed = min(placed, took)
+    del data
+    mine, _ = timed(lambda: model.fit_transform(X, metadata=table[keys]), max(runs, 3))
+    print(
+        f"scanpy {theirs:.3f} s; residmix in place {placed:.3f} s: {theirs / placed:.1f} x; "
+        f"to a new array {mine:.3f} s: {theirs / mine:.1f} x"
+    )
 
 
 def main(n: int = 50_000, d: int = 2000, runs: int = 2) -> None:
@@ -47,7 +64,9 @@ def main(n: int = 50_000, d: int = 2000, runs: int = 2) -> None:
     X = rng.normal(size=(n, d)) + numbers @ rng.normal(size=(2, d)) + rng.normal(size=(8, d))[codes]
     table = pd.DataFrame(numbers, columns=["counts", "share"], index=[str(i) for i in range(n)])
     table["batch"] = pd.Categorical([f"b{code}" for code in codes])
-    compare(X, table, ["counts", "share"], runs)
+    read, copied = timed(X.sum, 5)[0], timed(X.copy, 5)[0]
+    print(f"reading the data takes {read:.3f} s, copying them to new memory {copied:.3f} s")
+    compare(X, table, ["counts", "share"], max(runs, 5))
     compare(X, table, ["batch"], 1)
 
 

@@ -92,8 +92,9 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
         ----------
         X, metadata
             As in fit.
-        out : path, optional
-            A Parquet file for the residuals, written as they come; its path is returned in place of an array.
+        out : path or ndarray, optional
+            A Parquet file for the residuals, written as they come; its path is returned in place of an array. Or an
+            array to put them in, which may be X itself.
         """
         return delivered(self._rows(X, metadata), self._affine, self.residualizer_.features_, out)
 

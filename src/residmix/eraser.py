@@ -205,9 +205,9 @@ class Eraser(MetadataTransformer):
         ----------
         X : array (n, d) or table
             The features; no metadata are needed, and columns that aren't features may be there or not.
-        out : path, optional
+        out : path or ndarray, optional
             A Parquet file for them, written as they come, so that they needn't fit into memory. It appears when it is
-            whole; its path is returned in place of an array.
+            whole; its path is returned in place of an array. Or an array to put them in, which may be X itself.
         """
         check_is_fitted(self)
         if out is not None:

@@ -281,7 +281,7 @@ class Residualizer(ResidualFit):
     # ---- applying ----------------------------------------------------------------------------------------------------
 
     def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        """Return the residuals (n, d), in the dtype of X; or write them to a file.
+        """Return the residuals (n, d), in the dtype of X; or write them to a file, or into an array.
 
         Parameters
         ----------
@@ -289,9 +289,16 @@ class Residualizer(ResidualFit):
             As in fit. Columns that aren't used may be absent.
         metadata : array or table, optional
             As in fit.
-        out : path, optional
+        out : path or ndarray, optional
             A Parquet file for the residuals, written as they come, so that they needn't fit into memory. It appears
-            when it is whole; its path is returned in place of an array.
+            when it is whole; its path is returned in place of an array. Or an array to put them in, C-contiguous and
+            of the dtype of X: no memory is asked for then. It may be X itself, which is overwritten; if that fails
+            halfway, for metadata that can't be used, part of it is.
+
+        Raises
+        ------
+        ValueError
+            For input that can't be used, with what to do about it.
         """
         check_is_fitted(self)
         if out is not None:

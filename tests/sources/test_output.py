@@ -114,3 +114,37 @@ def test_residuals_go_to_a_file_as_they_would_go_to_an_array(frame, tmp_path):
     with pytest.raises(ValueError, match="must end in"):
         model.transform(frame, out=tmp_path / "out.csv")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", ["Residualizer", "scale", "many columns", "factor", "Eraser", "ResidualMixture"])
+def test_results_go_into_the_array_that_is_given_also_in_place(kind, dtype, rng):
+    n = 1500
+    X = rng.normal(size=(n, 4)).astype(dtype)
+    M = rng.normal(size=(n, 20 if kind == "many columns" else 2))
+    if kind == "factor":
+        M = pd.DataFrame({"subject": pd.Categorical(np.repeat([f"s{i}" for i in range(300)], 5))})
+        model = rm.Residualizer().fit(X, metadata=M)
+        assert model.effects_
+    elif kind == "Eraser":
+        model = rm.Eraser().fit(X, metadata=M)
+    elif kind == "ResidualMixture":
+        model = rm.ResidualMixture(2, random_state=0).fit(X, metadata=M)
+    else:
+        model = rm.Residualizer(scale=kind == "scale").fit(X, metadata=M)
+    apply = model.residuals if kind == "ResidualMixture" else model.transform
+    given = {} if kind == "Eraser" else {"metadata": M}
+    expected = apply(X, **given)
+    into = np.full_like(X, np.nan)
+    assert apply(X, **given, out=into) is into
+    assert np.array_equal(into, expected)
+    apply(X, **given, out=X)
+    assert np.array_equal(X, expected)
+
+
+def test_an_array_that_cannot_take_the_results_is_refused(rng):
+    X = rng.normal(size=(50, 3))
+    model = rm.Residualizer().fit(X, metadata=X[:, :1])
+    for out in (np.empty((50, 2)), np.empty((50, 3), np.float32), np.empty((50, 3), order="F"), np.empty((49, 3))):
+        with pytest.raises(ValueError, match=r"out must be .*shape \(50, 3\) and dtype float64; got"):
+            model.transform(X, metadata=X[:, :1], out=out)

@@ -92,8 +92,8 @@ class MemoryTable(Table):
         if tuple(columns) == self.columns:
             return self
         if isinstance(self.X, np.ndarray):
-            positions = [self.columns.index(name) for name in columns]
-            return MemoryTable(self.X[:, positions], self.M, columns)
+            place = {name: j for j, name in enumerate(self.columns)}
+            return MemoryTable(self.X[:, [place[name] for name in columns]], self.M, columns)
         return MemoryTable(self.X.select(list(columns)), self.M)
 
     @property
@@ -139,7 +139,8 @@ class MemoryTable(Table):
         if isinstance(self.X, np.ndarray):
             if names == self.columns:
                 return self.X, None
-            return self.X, np.array([self.columns.index(name) for name in names])
+            place = {name: j for j, name in enumerate(self.columns)}
+            return self.X, np.array([place[name] for name in names])
         return numeric_matrix(self.X, names), None
 
     def feature_columns(self, features: Sequence[str]) -> NDArray[Any] | list[NDArray[Any]]:

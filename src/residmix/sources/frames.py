@@ -108,8 +108,9 @@ def require_columns(names: Sequence[str], known: Sequence[str], where: str) -> N
     ValueError
         With the closest known name.
     """
+    among = set(known)
     for name in names:
-        if name not in known:
+        if name not in among:
             hint = did_you_mean(name, known) or f"; there are: {', '.join(map(str, list(known)[:12]))}"
             raise ValueError(f"unknown column {name!r} in {where}{hint}")
 

@@ -21,7 +21,7 @@ __all__ = ["collect", "delivered", "write_parquet"]
 _GROUP_BYTES = 1 << 25  # of a row group that we write
 
 
-def collect(rows: Rows, function: Callable[[Block], NDArray[Any]]) -> NDArray[Any]:
+def collect(rows: Rows, function: Callable[[Block], NDArray[Any]], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return ``function(block)`` of all blocks as one array.
 
     Parameters
@@ -29,6 +29,8 @@ def collect(rows: Rows, function: Callable[[Block], NDArray[Any]]) -> NDArray[An
     rows : Rows
     function : callable
         Returns an array (b,) or (b, m) for a block of b rows.
+    out : ndarray, optional
+        Where to put them, also in place of the very rows; it must be C-contiguous. Default: a new array.
 
     Returns
     -------
@@ -36,10 +38,10 @@ def collect(rows: Rows, function: Callable[[Block], NDArray[Any]]) -> NDArray[An
         Filled block by block, so that nothing is held twice.
     """
     if rows.local:
-        placed = _Placed(rows.n_rows, function)
+        placed = _Placed(rows.n_rows, function, out)
         rows.fold(placed, lambda one, two: None)
         return placed.out
-    out, start = None, 0
+    start = 0
     for result in rows.map(function):
         if out is None:
             out = np.empty((rows.n_rows, *result.shape[1:]), result.dtype)
@@ -53,10 +55,30 @@ def delivered(
     rows: Rows,
     function: Callable[[Block], NDArray[Any]],
     names: Iterable[Any],
-    out: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | NDArray[Any] | None = None,
 ) -> NDArray[Any] | Path:
-    """Return ``function(block)`` of all blocks as one array, or the path of the Parquet file `out` that holds them."""
-    return collect(rows, function) if out is None else write_parquet(rows, function, [*map(str, names)], out)
+    """Return ``function(block)`` of all blocks as one array (`out`, if it is one), or the path of the file `out`.
+
+    Raises
+    ------
+    ValueError
+        If `out` is an array of another shape, dtype or memory order than the results.
+    """
+    if out is None or isinstance(out, np.ndarray):
+        names = [*names]
+        if out is not None and not (
+            out.shape == (rows.n_rows, len(names))
+            and out.dtype == rows.dtype
+            and out.flags.c_contiguous
+            and out.flags.writeable
+        ):
+            order = "" if out.flags.c_contiguous and out.flags.writeable else ", in another memory order or read-only"
+            raise ValueError(
+                f"out must be a writeable, C-contiguous array of shape {(rows.n_rows, len(names))} and dtype "
+                f"{rows.dtype}; got shape {out.shape} and dtype {out.dtype}{order}"
+            )
+        return collect(rows, function, out)
+    return write_parquet(rows, function, [*map(str, names)], out)
 
 
 class _Placed:
@@ -64,9 +86,11 @@ class _Placed:
 
     out: NDArray[Any]
 
-    def __init__(self, n_rows: int, function: Callable[[Block], NDArray[Any]]) -> None:
+    def __init__(self, n_rows: int, function: Callable[[Block], NDArray[Any]], out: NDArray[Any] | None) -> None:
         self._n_rows, self._function = n_rows, function
-        self._lock, self._ready = threading.Lock(), False
+        self._lock, self._ready = threading.Lock(), out is not None
+        if out is not None:
+            self.out = out
 
     def __call__(self, block: Block) -> None:
         into = getattr(self._function, "into", None)
