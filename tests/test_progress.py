@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import residmix.progress
-from residmix import GaussianMixture, ResidualMixture
+from residmix import Eraser, GaussianMixture, Residualizer, ResidualMixture
 from residmix.em import EMState, run_em
-from residmix.progress import FitProgress, iterations_left
+from residmix.progress import FitProgress, RowProgress, iterations_left
 
 
 class Clock:
@@ -59,9 +59,9 @@ def test_line_leaves_the_terminal_when_the_fit_raises(monkeypatch):
     before = FitProgress(1, tol=0, max_iter=9, clock=Clock(3.0))
     with pytest.raises(ZeroDivisionError), before as progress:
         progress(EMState(0, (-1.0,), 1))
-        assert progress._status._live.is_started
+        assert progress._line._status._live.is_started
         raise ZeroDivisionError
-    assert not progress._status._live.is_started
+    assert not progress._line._status._live.is_started
 
 
 def test_short_fit_says_nothing(monkeypatch):
@@ -119,4 +119,41 @@ def test_estimators_tell(model, monkeypatch):
     assert stderr.getvalue() == ""
     monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
     model(2, tol=0, max_iter=3, random_state=0).fit(X)
-    assert [line.split(",")[0] for line in stderr.getvalue().splitlines()] == [f"iteration {i}" for i in (1, 2, 3)]
+    told = [line.split(",")[0] for line in stderr.getvalue().splitlines()]
+    # a residual mixture residualizes first
+    assert [text for text in told if "rows" not in text] == [f"iteration {i}" for i in (1, 2, 3)]
+
+
+def test_visits_to_rows_tell_how_far_they_have_come(monkeypatch):
+    stderr = screen(monkeypatch, io.StringIO())
+    monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
+    with RowProgress(100, clock=Clock(3.0)) as progress:
+        for _ in range(6):
+            progress(25)
+    lines = stderr.getvalue().splitlines()
+    # made at 3 s, begun at 6 s; each call takes 3 s; a second visit begins after 100 rows
+    assert lines[0] == "25 of 100 rows, 8 rows/s, about 9 s left"
+    assert lines[3].startswith("100 of 100 rows") and lines[3].endswith("about 0 s left")
+    assert lines[4] == lines[0] and len(lines) == 6
+
+
+@pytest.mark.parametrize("model", [Residualizer(), Residualizer(scale=True), Eraser()])
+def test_fit_and_transform_show_their_visits_and_their_results_are_the_same(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(residmix.progress, "PATIENCE", 0.0)
+    X, M = rng.normal(size=(40_000, 4)), rng.normal(size=(40_000, 2))
+    metadata = {} if isinstance(model, Eraser) else {"metadata": M}
+    expected = model.fit(X, metadata=M).transform(X, **metadata)
+    stderr = screen(monkeypatch, io.StringIO())
+    monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
+    assert np.array_equal(model.fit(X, metadata=M).transform(X, **metadata), expected)
+    lines = stderr.getvalue().splitlines()
+    assert sum(line.startswith("40,000 of 40,000 rows") for line in lines) >= 2
+
+
+def test_a_visit_without_a_terminal_says_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(residmix.progress, "PATIENCE", 0.0)
+    stderr = screen(monkeypatch, io.StringIO())
+    Residualizer().fit(rng.normal(size=(50, 2)), metadata=rng.normal(size=50))
+    assert stderr.getvalue() == ""

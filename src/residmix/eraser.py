@@ -17,6 +17,7 @@ from residmix._validation import check_choice
 from residmix.errors import CollinearityWarning, DesignWarning
 from residmix.moments.erase import Erasure, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
+from residmix.progress import watched
 from residmix.sources.output import delivered
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
@@ -138,7 +139,8 @@ class Eraser(MetadataTransformer):
         """
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
-        self._set(joint_scatter(self._rows(table, sample_weight)))
+        with watched(self._rows(table, sample_weight)) as rows:
+            self._set(joint_scatter(rows))
         return self
 
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
@@ -215,7 +217,8 @@ class Eraser(MetadataTransformer):
         table = as_table(X)
         self._check_columns(X)
         rows = table.rows(self._columns(table), block_rows=_block_rows(len(self.features_)))
-        return delivered(rows, _Apply(self.mean_, self.left_, self.right_), self.features_, out)
+        with watched(rows) as seen:
+            return delivered(seen, _Apply(self.mean_, self.left_, self.right_), self.features_, out)
 
     @property
     def projection_(self) -> NDArray[np.float64]:

@@ -1,20 +1,24 @@
-"""What a long EM fit tells in the terminal: iteration, log-likelihood, rows per second, time left."""
+"""What long work tells in the terminal: iteration and log-likelihood, or rows so far; rows per second, time left."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from threading import Lock
 from time import perf_counter
 from typing import Any, Self
 
 from residmix.em import EMState
+from residmix.sources.rows import Rows
+from residmix.sources.watched import WatchedRows
 
-__all__ = ["FitProgress", "Progress", "iterations_left"]
+__all__ = ["FitProgress", "Progress", "RowProgress", "iterations_left", "watched"]
 
-# A fit that takes less than this says nothing.
+# What takes less than this says nothing.
 PATIENCE = 2.0
 
 # Gains that the trend is taken over: extrapolated iterations make single ones uneven.
@@ -44,11 +48,50 @@ def iterations_left(values: tuple[float, ...], iteration: int, *, tol: float, ma
     return min(at_most, max(1, math.ceil(math.log(tol / gains[-1]) / rate)))
 
 
-class FitProgress:
-    """A callback of `run_em` and a context: one line on stderr, from two seconds after the fit began until it ends.
+class Line:
+    """One line on stderr, from two seconds after it was made until `stop`.
 
     It shows where stderr is a terminal. The environment variable ``RESIDMIX_PROGRESS`` decides otherwise: 0 means
     never, 1 also where there's no terminal (then as lines, at most one every two seconds).
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing, since something else already does.
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = perf_counter) -> None:
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        wish = os.environ.get("RESIDMIX_PROGRESS", "")
+        self.shown = not quiet and wish != "0" and (self._terminal or wish == "1")
+        self._last = clock()
+        self._status: Any = None
+
+    def show(self, text: Callable[[], str], now: float) -> None:
+        """Show ``text()``, if it's time to."""
+        if self._status is not None:
+            self._status.update(text())
+        elif now - self._last >= PATIENCE:
+            from rich.console import Console
+
+            console = Console(stderr=True, highlight=False)
+            if self._terminal:
+                self._status = console.status(text())
+                self._status.start()
+            else:
+                console.print(text(), soft_wrap=True)
+                self._last = now
+
+    def stop(self) -> None:
+        """Clear the line."""
+        if self._status is not None:
+            self._status.stop()
+
+
+class FitProgress:
+    """A callback of `run_em` and a context: shows iteration, log-likelihood, pace and time left in a `Line`.
 
     Parameters
     ----------
@@ -58,10 +101,8 @@ class FitProgress:
         Of the fit, for the time left.
     then : callable, optional
         The callback to go on to; its answer is returned.
-    quiet : bool
-        Show nothing, since something else already does.
-    clock : callable
-        Seconds.
+    quiet, clock
+        As in `Line`.
     """
 
     def __init__(
@@ -75,43 +116,25 @@ class FitProgress:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._n_rows, self._tol, self._max_iter = n_rows, tol, max_iter
-        self._then, self._clock = then, clock
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
-        wish = os.environ.get("RESIDMIX_PROGRESS", "")
-        self._shown = not quiet and wish != "0" and (self._terminal or wish == "1")
-        self._status: Any = None
+        self._then, self._quiet, self._clock = then, quiet, clock
 
     def __enter__(self) -> Self:
-        self._began = self._last = self._clock()
+        self._line = Line(quiet=self._quiet, clock=self._clock)
+        self._began = self._clock()
         self._passes = 0
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        self._line.stop()
 
     def __call__(self, state: EMState[Any]) -> Any:
         self._passes += 1
-        if self._shown:
-            self._show(state)
+        if self._line.shown:
+            now = self._clock()
+            self._line.show(lambda: self._text(state, now), now)
         return None if self._then is None else self._then(state)
 
-    def _show(self, state: EMState[Any]) -> None:
-        now = self._clock()
-        if self._status is not None:
-            self._status.update(self._line(state, now))
-        elif now - self._last >= PATIENCE:
-            from rich.console import Console
-
-            console = Console(stderr=True, highlight=False)
-            if self._terminal:
-                self._status = console.status(self._line(state, now))
-                self._status.start()
-            else:
-                console.print(self._line(state, now), soft_wrap=True)
-                self._last = now
-
-    def _line(self, state: EMState[Any], now: float) -> str:
+    def _text(self, state: EMState[Any], now: float) -> str:
         pace = (now - self._began) / self._passes
         left = iterations_left(state.log_likelihoods, state.iteration, tol=self._tol, max_iter=self._max_iter)
         rows = self._n_rows / pace if pace > 0 else math.inf
@@ -119,6 +142,56 @@ class FitProgress:
             f"iteration {state.iteration}, log-likelihood {state.log_likelihood:.6f} per row, "
             f"{rows:,.0f} rows/s, about {_duration(left * pace)} left"
         )
+
+
+class RowProgress:
+    """A context for one visit to all rows, or several: shows in a `Line` how many have been seen, pace and time left.
+
+    Call it with a number of rows whenever so many more have been seen, from any thread.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of a visit.
+    clock
+        As in `Line`.
+    """
+
+    def __init__(self, n_rows: int, *, clock: Callable[[], float] = perf_counter) -> None:
+        self._n_rows, self._clock = n_rows, clock
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        self._line = Line(clock=self._clock)
+        self._began, self._seen = self._clock(), 0
+        self.shown = self._line.shown
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._line.stop()
+
+    def __call__(self, n_rows: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._seen += n_rows
+            self._line.show(lambda: self._text(now), now)
+            if self._seen >= self._n_rows:  # the next visit begins
+                self._began, self._seen = now, 0
+
+    def _text(self, now: float) -> str:
+        pace = self._seen / max(now - self._began, 1e-9)
+        return (
+            f"{self._seen:,} of {self._n_rows:,} rows, {pace:,.0f} rows/s, "
+            f"about {_duration((self._n_rows - self._seen) / pace)} left"
+        )
+
+
+@contextmanager
+def watched(rows: Rows) -> Iterator[Rows]:
+    """Show how far visits to `rows` have come, where that can be shown; the rows to visit are those it gives."""
+    with RowProgress(rows.n_rows) as progress:
+        # from a cluster nothing is heard before the end
+        yield WatchedRows(rows, progress) if progress.shown and rows.local else rows
 
 
 def _duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.new_levels import NewLevels, refuse_new_levels, removed_factors, term_prior, with_new_levels
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
+from residmix.progress import watched
 from residmix.scale import Scale
 from residmix.sources.rows import Rows
 from residmix.sources.sampled import SampledRows
@@ -70,7 +71,8 @@ class ResidualFit(MetadataTransformer):
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
         rows = self._rows(table, sample_weight)
-        return rows, self._solve(rows)
+        with watched(rows) as seen:
+            return rows, self._solve(seen)
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         """Check parameters, learn the design, settle the features."""

@@ -18,6 +18,7 @@ from residmix.new_levels import (
     refuse_new_levels,
 )
 from residmix.penalty import ridge_penalty
+from residmix.progress import watched
 from residmix.residual_fit import ResidualFit
 from residmix.sources.output import collect, delivered
 from residmix.sources.table import as_table
@@ -303,7 +304,8 @@ class Residualizer(ResidualFit):
         check_is_fitted(self)
         if out is not None:
             refuse_frames(self)
-        return delivered(self._new_rows(X, metadata), self._map(), self.features_, out)
+        with watched(self._new_rows(X, metadata)) as rows:
+            return delivered(rows, self._map(), self.features_, out)
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
         """Put the effect of the metadata back: features (n, d) from residuals.
