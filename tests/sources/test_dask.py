@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import cloudpickle
 import dask.array as da
@@ -64,8 +65,8 @@ def threads():
         yield client
 
 
-@pytest.fixture(scope="module")
-def processes():
+@contextmanager
+def two_workers():
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import tests
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
@@ -73,6 +74,12 @@ def processes():
     ):
         yield client
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with two_workers() as client:
+        yield client
 
 
 def sums(block):
@@ -222,11 +229,12 @@ def deadly(block):
     return block.X.sum()
 
 
-def test_rows_that_kill_every_worker_are_named(folder, processes):
-    rows = rm.scan(folder, client=processes, batch_rows=500, columns=["a", "b"]).rows(block_rows=100)
-    with pytest.raises(RuntimeError, match=r"died again and again on rows 1\d00 to \d+ \(.*2\.parquet"):
-        fold(rows, deadly, operator.add)
-    processes.wait_for_workers(2, timeout=120)
+def test_rows_that_kill_every_worker_are_named(folder):
+    # a worker that dies while it starts takes its nanny with it, so that no other test may need this cluster
+    with two_workers() as client:
+        rows = rm.scan(folder, client=client, batch_rows=500, columns=["a", "b"]).rows(block_rows=100)
+        with pytest.raises(RuntimeError, match=r"died again and again on rows 1\d00 to \d+ \(.*2\.parquet"):
+            fold(rows, deadly, operator.add)
 
 
 def test_a_file_that_cannot_be_read_is_named(frame, tmp_path, threads):
