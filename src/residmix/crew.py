@@ -36,7 +36,10 @@ def ordered_sum(part: Callable[[int], T], n_parts: int, merge: Callable[[T, T], 
     Exception
         Of the first part, in order, that failed.
     """
-    pool = None if n_parts == 1 else worker_pool()
+    if n_parts == 1:
+        with one_blas_thread():
+            return part(0)
+    pool = worker_pool()
     with one_blas_thread():
         crew = _Crew(part, n_parts, merge, 1 if pool is None else n_threads())
         if pool is None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dtrtri
+
+from residmix.factors import SMALL, inverse_cholesky, inverse_triangles
+from residmix.full_step import full_step
 
 if TYPE_CHECKING:
     from residmix.moments.kernels import MixtureMoments
@@ -91,6 +94,8 @@ class MixtureParams:
     @property
     def log_weights(self) -> Floats:
         """``log(weights)``, with -inf for a weight of 0."""
+        if self.weights.min() > 0:
+            return np.log(self.weights)
         with np.errstate(divide="ignore"):
             return np.log(self.weights)
 
@@ -101,7 +106,8 @@ class MixtureParams:
         logs = np.log(diagonal)
         if self.covariance_type == "spherical":
             return self.n_features * logs
-        return np.broadcast_to(logs.sum(axis=-1), (self.n_components,))
+        sums = logs.sum(axis=-1)
+        return np.full(self.n_components, sums) if self.covariance_type == "tied" else sums
 
     def precisions(self) -> Floats:
         """Return the inverse covariances, in the family's shape."""
@@ -222,32 +228,10 @@ def factor_covariances(covariances: Floats, covariance_type: str) -> Floats:
         if bad.size:
             raise SingularCovarianceError(bad)
         return 1.0 / np.sqrt(covariances)
-    matrices = covariances if covariance_type == "full" else covariances[None]
-    factors = np.empty_like(matrices)
-    bad_list = []
-    for k, matrix in enumerate(matrices):
-        factor = _inverse_cholesky(matrix)
-        if factor is None:
-            bad_list.append(k)
-        else:
-            factors[k] = factor
-    if bad_list:
-        raise SingularCovarianceError(np.array(bad_list))
+    factors, failed = inverse_cholesky(covariances if covariance_type == "full" else covariances[None])
+    if failed.any():
+        raise SingularCovarianceError(np.flatnonzero(failed))
     return factors if covariance_type == "full" else factors[0]
-
-
-def _inverse_cholesky(matrix: Floats) -> Floats | None:
-    """Return inv(L)' for matrix = L L', or None; scaled to unit diagonal first, so no scale can overflow."""
-    diagonal = np.diagonal(matrix)
-    if not (diagonal > 0).all():
-        return None
-    root = np.sqrt(diagonal)
-    # upper triangle of the transpose: the same memory as the lower one, without a copy; NaN fails the factorisation
-    factor, failed = dpotrf((matrix / (root[:, None] * root)).T, lower=0, clean=1, overwrite_a=1)
-    if failed or not np.isfinite(factor[-1, -1]):
-        return None
-    inverse, failed = dtrtri(factor, lower=0, overwrite_c=1)
-    return None if failed else inverse / root[:, None]
 
 
 def make_params(weights: Floats, means: Floats, covariances: Floats, covariance_type: str) -> MixtureParams:
@@ -274,8 +258,7 @@ def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, c
 def _from_factors(weights: Floats, means: Floats, factors: Floats, covariance_type: str) -> MixtureParams:
     if covariance_type in ("diag", "spherical"):
         return MixtureParams(weights, means, 1.0 / factors**2, factors, covariance_type)
-    matrices = factors if covariance_type == "full" else factors[None]
-    inverses = np.stack([np.triu(dtrtri(matrix)[0]) for matrix in matrices])
+    inverses = inverse_triangles(factors if covariance_type == "full" else factors[None])
     covariances = np.swapaxes(inverses, 1, 2) @ inverses
     shaped = covariances if covariance_type == "full" else covariances[0]
     return MixtureParams(weights, means, shaped, factors, covariance_type)
@@ -293,8 +276,14 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
     SingularCovarianceError
         If a component's rows don't span the space and `reg_covar` is 0.
     """
-    dead = dead_components(moments)
     floor = DEAD_ROWS * moments.total / moments.rows
+    if params.covariance_type == "full" and params.n_features <= SMALL:
+        K, d = params.means.shape
+        weights, means, covariances, factors = np.empty(K), np.empty((K, d)), np.empty((K, d, d)), np.empty((K, d, d))
+        given = np.ascontiguousarray(moments.shift), np.ascontiguousarray(moments.scatter), params.means
+        if full_step(moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, factors):
+            return MixtureParams(weights, means, covariances, factors, "full")
+    dead = dead_components(moments)
     weight = np.maximum(moments.weight, floor)
     e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
     means = params.means + e
@@ -363,7 +352,14 @@ def typical_spread(params: MixtureParams) -> Floats:
         variances = _matrix_diagonal(variances)
     elif params.covariance_type == "spherical":
         variances = variances[:, None]
-    return np.sqrt(params.weights @ np.broadcast_to(variances, (K, d)))
+    if variances.shape != (K, d):
+        variances = np.broadcast_to(variances, (K, d))
+    return np.sqrt(params.weights @ variances)
+
+
+@lru_cache(maxsize=8)
+def _upper(d: int) -> tuple[Any, ...]:
+    return np.triu_indices(d, 1)
 
 
 def pack(params: MixtureParams, like: MixtureParams) -> Floats:
@@ -380,9 +376,9 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     if params.covariance_type in ("diag", "spherical"):
         parts.append(np.log(factors).ravel())
     else:
-        upper = np.triu_indices(params.n_features, 1)
         scaled = factors * scale[:, None]
-        parts += [np.log(_matrix_diagonal(scaled)).ravel(), scaled[..., upper[0], upper[1]].ravel()]
+        rest = scaled[(..., *_upper(params.n_features))]
+        parts += [np.log(_matrix_diagonal(scaled)).ravel(), rest.ravel()]
     return np.concatenate(parts)
 
 
@@ -398,8 +394,8 @@ def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
     else:
         n_diagonal = like.factors.size // d
         factors = np.zeros_like(like.factors)
-        index, upper = np.arange(d), np.triu_indices(d, 1)
+        index = np.arange(d)
         factors[..., index, index] = np.exp(np.clip(rest[:n_diagonal], -300, 300)).reshape(*factors.shape[:-2], d)
-        factors[..., upper[0], upper[1]] = rest[n_diagonal:].reshape(*factors.shape[:-2], -1)
+        factors[(..., *_upper(d))] = rest[n_diagonal:].reshape(*factors.shape[:-2], -1)
         factors /= scale[:, None]
     return _from_factors(weights, means.reshape(K, d) * scale, factors, like.covariance_type)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
 from sklearn.utils import check_array
 from sklearn.utils.random import sample_without_replacement
 
+from residmix.clusters import cluster_moments, lloyd, seed
 from residmix.em import run_em
 from residmix.families import (
     MixtureParams,
@@ -44,7 +44,7 @@ SHORT_RIDGE = 1e-3
 
 def subsample_rows(n_components: int, n_features: int) -> int:
     """Return how many rows starts are found on: enough to see every component's covariance."""
-    return max(20_000, 20 * n_components * n_features)
+    return max(5_000, 20 * n_components * n_features)
 
 
 def subsample_index(n_rows: int, size: int, random_state: np.random.RandomState) -> NDArray[np.integer[Any]]:
@@ -84,8 +84,8 @@ def find_start(
     with one_blas_thread():
         if means is not None:
             spread = _spread(x, w, covariance_type)
-            shares = _nearest(x / spread, means / spread) * w[:, None]
-            start = _from_shares(x, shares, covariance_type, reg_covar)
+            labels = lloyd(np.ascontiguousarray((x / spread).T), w, means / spread, max_iter=0)
+            start = _from_labels(np.ascontiguousarray(x.T), w, labels, n_components, covariance_type, reg_covar)
         elif init_params == "short-em" and n_components > 1:
             start = _short_em(x, w, n_components, covariance_type, random_state)
         else:
@@ -101,8 +101,11 @@ def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomStat
     index = subsample_index(rows.n_rows, subsample_rows(n_components, rows.n_features), random_state)
     block = rows.take(index)
     w = np.ones(len(block.X)) if block.weight is None else block.weight
-    kept = w > 0
-    return np.asarray(block.X, dtype=np.float64)[kept], w[kept]
+    x = np.asarray(block.X, dtype=np.float64)
+    # sorted, so that draws are the same for the same rows in any order, repeated or weighted
+    order = np.argsort(x[:, 0], kind="stable")
+    order = order[w[order] > 0]
+    return x[order], w[order]
 
 
 def _spread(x: Floats, w: Floats, covariance_type: str) -> Floats:
@@ -119,12 +122,13 @@ def _short_em(x: Floats, w: Floats, K: int, covariance_type: str, random_state: 
     """Return the best of several short runs, half of them from k-means clusters, half from k-means++ seeds."""
     spread, centre = _spread(x, w, covariance_type), np.average(x, axis=0, weights=w)
     z = (x - centre) / spread
+    columns = np.ascontiguousarray(z.T)
     rows = ArrayRows(z, weight=w, block_rows=mixture_block_rows(x.shape[1], K))
     step = partial(_em_step, rows, SHORT_RIDGE)
     runs = []
     for run in range(SHORT_RUNS):
-        kind = "short-kmeans" if run % 2 else "k-means++"
-        start = _one_start(z, w, K, covariance_type, SHORT_RIDGE, random_state, kind)
+        labels = lloyd(columns, w, seed(columns, w, K, random_state), SHORT_ITERATIONS if run % 2 else 0)
+        start = _from_labels(columns, w, labels, K, covariance_type, SHORT_RIDGE)
         runs.append(run_em(step, start, tol=SHORT_TOL, max_iter=SHORT_ITERATIONS))
     best = max(runs, key=lambda state: state.log_likelihood)
     return _rescaled(best.params, centre, spread)
@@ -157,55 +161,30 @@ def _one_start(
     if kind == "random":
         shares = random_state.uniform(size=(len(x), K))
         return _from_shares(x, shares / shares.sum(axis=1, keepdims=True) * w[:, None], covariance_type, reg_covar)
-    z = x / _spread(x, w, covariance_type)
+    columns = np.ascontiguousarray((x / _spread(x, w, covariance_type)).T)
     if kind == "random_from_data":
-        centres = z[random_state.choice(len(z), K, replace=False)]
+        centres = columns.T[random_state.choice(len(x), K, replace=False)]
     else:
-        centres, _ = kmeans_plusplus(z, K, sample_weight=w, random_state=random_state)
-    if kind in ("kmeans", "short-kmeans"):
-        centres = _lloyd(z, w, centres, max_iter=100 if kind == "kmeans" else 10)
-    return _from_shares(x, _nearest(z, centres) * w[:, None], covariance_type, reg_covar)
+        centres = seed(columns, w, K, random_state)
+    labels = lloyd(columns, w, centres, max_iter=100 if kind == "kmeans" else 0)
+    return _from_labels(np.ascontiguousarray(x.T), w, labels, K, covariance_type, reg_covar)
 
 
-def _nearest(x: Floats, centres: Floats) -> Floats:
-    """Return 1 where a centre is the nearest one, else 0: shape (n, K)."""
-    middle = centres.mean(axis=0)
-    offsets = centres - middle
-    squared = np.einsum("kj,kj->k", offsets, offsets) - 2 * (x - middle) @ offsets.T
-    shares = np.zeros(squared.shape)
-    shares[np.arange(len(x)), np.argmin(squared, axis=1)] = 1.0
-    return shares
-
-
-def _lloyd(x: Floats, w: Floats, centres: Floats, max_iter: int) -> Floats:
-    """Run k-means from `centres`; a cluster without rows stays where it is."""
-    for _ in range(max_iter):
-        shares = _nearest(x, centres) * w[:, None]
-        counts = shares.sum(axis=0)[:, None]
-        moved = np.where(counts > 0, (shares.T @ x) / np.maximum(counts, np.finfo(float).tiny), centres)
-        if np.array_equal(moved, centres):
-            break
-        centres = moved
-    return centres
+def _from_labels(
+    columns: Floats, w: Floats, labels: NDArray[np.int64], K: int, covariance_type: str, reg_covar: float
+) -> MixtureParams:
+    """Return the M-step's answer to clusters."""
+    diagonal = covariance_type not in ("full", "tied")
+    weight, means, scatter = cluster_moments(columns, w, labels, K, diagonal=diagonal)
+    return _steadied(weight, means, scatter, len(w), covariance_type, reg_covar)
 
 
 def _from_shares(x: Floats, shares: Floats, covariance_type: str, reg_covar: float) -> MixtureParams:
-    """Return the M-step's answer to given responsibilities, steadied for components of few rows.
-
-    Covariances are drawn to the pooled one as if d + 1 more rows had been seen that have it. A component without
-    rows gets the weight of one row and the mean of all.
-    """
-    d, empty = x.shape[1], shares.sum(axis=0) <= 0
-    shares = np.where(empty, shares.sum() / len(x) ** 2, shares)
+    """Return the M-step's answer to given responsibilities."""
     weight = shares.sum(axis=0)
     means = (shares.T @ x) / weight[:, None]
     parts = [_scatter(x - mean, share, covariance_type) for mean, share in zip(means, shares.T, strict=True)]
-    scatter, strength = np.stack(parts), d + 1.0
-    pooled = scatter.sum(axis=0) / weight.sum()
-    scatter += strength * pooled
-    zero = np.zeros_like(means)
-    covariances = covariances_from_scatter(scatter, zero, weight + strength, covariance_type, reg_covar)
-    return make_params(weight / weight.sum(), means, covariances, covariance_type)
+    return _steadied(weight, means, np.stack(parts), len(x), covariance_type, reg_covar)
 
 
 def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
@@ -213,6 +192,25 @@ def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
     if covariance_type in ("full", "tied"):
         return weighted.T @ deviation
     return np.einsum("ij,ij->j", weighted, deviation)
+
+
+def _steadied(
+    weight: Floats, means: Floats, scatter: Floats, n_rows: int, covariance_type: str, reg_covar: float
+) -> MixtureParams:
+    """Return the M-step's answer to moments about `means`, steadied for components of few rows.
+
+    Covariances are drawn to the pooled one as if d + 1 more rows had been seen that have it. A component without
+    rows gets the weight of one row and the mean of all.
+    """
+    strength, total = means.shape[1] + 1.0, weight.sum()
+    scatter = scatter + strength * scatter.sum(axis=0) / total
+    empty = weight <= 0
+    if empty.any():
+        means = np.where(empty[:, None], weight @ means / total, means)
+        weight = np.where(empty, total / n_rows, weight)
+    zero = np.zeros_like(means)
+    covariances = covariances_from_scatter(scatter, zero, weight + strength, covariance_type, reg_covar)
+    return make_params(weight / weight.sum(), means, covariances, covariance_type)
 
 
 def check_given(

@@ -235,7 +235,7 @@ def _plain(array: NDArray[np.floating]) -> Floats:
 def tile_rows(n_columns: int, n_components: int) -> int:
     """Return how many rows go through the cache at once: whole chunks, about 48 KB, at most 60 vectors."""
     rows = 6144 // (n_columns + n_components + 4)
-    return CHUNK * int(np.clip(rows // CHUNK, 1, 60 * WIDTH // CHUNK))
+    return CHUNK * min(max(rows // CHUNK, 1), 60 * WIDTH // CHUNK)
 
 
 def _full_moments(
