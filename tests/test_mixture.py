@@ -7,7 +7,8 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from residmix import GaussianMixture
 from residmix.errors import ScaleWarning
-from residmix.families import make_params, pack, unpack
+from residmix.families import make_params
+from residmix.mixture_vector import pack, unpack
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 IRIS = load_iris().data

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 
+from residmix import GaussianMixture
 from residmix.starts import subsample_index
 
 
@@ -24,3 +25,15 @@ def test_a_subsample_of_many_rows_needs_no_memory_for_all_of_them():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5_000_000  # numpy's choice takes eight bytes a row
+
+
+def test_a_start_does_not_depend_on_the_order_of_rows_nor_on_how_often_each_is_written():
+    rng = np.random.default_rng(0)
+    X, weight = rng.normal(size=(80, 3)), rng.integers(0, 4, 80)
+    order = rng.permutation(80)
+    found = [
+        GaussianMixture(4, random_state=0, max_iter=0, tol=0.0).fit(x, sample_weight=w).means_
+        for x, w in ((X, weight), (X[order], weight[order]), (X.repeat(weight, axis=0), None))
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-7)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-7)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +28,8 @@ __all__ = [
     "m_step",
     "make_params",
     "n_covariance_parameters",
-    "pack",
+    "params_from_factors",
     "params_from_precisions",
-    "typical_spread",
-    "unpack",
 ]
 
 Floats = NDArray[np.float64]
@@ -252,10 +249,11 @@ def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, c
         return MixtureParams(weights, means, 1.0 / precisions, np.sqrt(precisions), covariance_type)
     # precision = U U' with U upper triangular: reverse rows and columns, and it's an ordinary Cholesky factor
     factors = np.array(np.linalg.cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1], dtype=np.float64)
-    return _from_factors(weights, means, factors, covariance_type)
+    return params_from_factors(weights, means, factors, covariance_type)
 
 
-def _from_factors(weights: Floats, means: Floats, factors: Floats, covariance_type: str) -> MixtureParams:
+def params_from_factors(weights: Floats, means: Floats, factors: Floats, covariance_type: str) -> MixtureParams:
+    """Return parameters from triangular factors of the inverse covariances."""
     if covariance_type in ("diag", "spherical"):
         return MixtureParams(weights, means, 1.0 / factors**2, factors, covariance_type)
     inverses = inverse_triangles(factors if covariance_type == "full" else factors[None])
@@ -342,60 +340,3 @@ def _longest_axis(covariance: Floats, d: int) -> Floats:
         return vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
     variances = np.broadcast_to(covariance, (d,))
     return np.where(np.arange(d) == np.argmax(variances), np.sqrt(variances), 0.0)
-
-
-def typical_spread(params: MixtureParams) -> Floats:
-    """Return the features' typical standard deviations within components, (d,)."""
-    K, d = params.means.shape
-    variances = params.covariances
-    if params.covariance_type in ("full", "tied"):
-        variances = _matrix_diagonal(variances)
-    elif params.covariance_type == "spherical":
-        variances = variances[:, None]
-    if variances.shape != (K, d):
-        variances = np.broadcast_to(variances, (K, d))
-    return np.sqrt(params.weights @ variances)
-
-
-@lru_cache(maxsize=8)
-def _upper(d: int) -> tuple[Any, ...]:
-    return np.triu_indices(d, 1)
-
-
-def pack(params: MixtureParams, like: MixtureParams) -> Floats:
-    """Return the parameters as one unconstrained vector, free of the features' units.
-
-    Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
-    diagonals (of diag and spherical, the plain logarithm: units are a constant there): every vector is a
-    valid mixture, so an extrapolated one is, too.
-    """
-    scale = typical_spread(like)
-    tiny = np.finfo(float).tiny
-    parts = [np.log(np.maximum(params.weights, tiny)), (params.means / scale).ravel()]
-    factors = params.factors
-    if params.covariance_type in ("diag", "spherical"):
-        parts.append(np.log(factors).ravel())
-    else:
-        scaled = factors * scale[:, None]
-        rest = scaled[(..., *_upper(params.n_features))]
-        parts += [np.log(_matrix_diagonal(scaled)).ravel(), rest.ravel()]
-    return np.concatenate(parts)
-
-
-def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
-    """Return the mixture that `pack` made `vector` of."""
-    scale = typical_spread(like)
-    K, d = like.means.shape
-    logits, means, rest = np.split(vector, [K, K + K * d])
-    weights = np.exp(logits - logits.max())
-    weights /= weights.sum()
-    if like.covariance_type in ("diag", "spherical"):
-        factors = np.exp(np.clip(rest, -300, 300)).reshape(like.factors.shape)
-    else:
-        n_diagonal = like.factors.size // d
-        factors = np.zeros_like(like.factors)
-        index = np.arange(d)
-        factors[..., index, index] = np.exp(np.clip(rest[:n_diagonal], -300, 300)).reshape(*factors.shape[:-2], d)
-        factors[(..., *_upper(d))] = rest[n_diagonal:].reshape(*factors.shape[:-2], -1)
-        factors /= scale[:, None]
-    return _from_factors(weights, means.reshape(K, d) * scale, factors, like.covariance_type)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import logsumexp
 
-from residmix import families
+from residmix import mixture_vector
 from residmix.families import MixtureParams, dead_components, m_step
 from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
 from residmix.moments.fold import fold
@@ -188,8 +188,8 @@ class Scored:
 def pack(params: ConditionalParams, like: ConditionalParams) -> Floats:
     """Return mixture, coefficients and gate as one unconstrained vector, free of the features' units."""
     gate = np.empty(0) if params.gate is None else params.gate.coef.ravel()
-    coef = params.coef / families.typical_spread(like.mixture)
-    return np.concatenate([coef.ravel(), gate, families.pack(params.mixture, like.mixture)])
+    coef = params.coef / mixture_vector.typical_spread(like.mixture)
+    return np.concatenate([coef.ravel(), gate, mixture_vector.pack(params.mixture, like.mixture)])
 
 
 def unpack(vector: Floats, like: ConditionalParams) -> ConditionalParams:
@@ -197,8 +197,8 @@ def unpack(vector: Floats, like: ConditionalParams) -> ConditionalParams:
     size = 0 if like.gate is None else like.gate.coef.size
     coef, gate, mixture = np.split(vector, [like.coef.size, like.coef.size + size])
     return ConditionalParams(
-        families.unpack(mixture, like.mixture),
-        coef.reshape(like.coef.shape) * families.typical_spread(like.mixture),
+        mixture_vector.unpack(mixture, like.mixture),
+        coef.reshape(like.coef.shape) * mixture_vector.typical_spread(like.mixture),
         None if like.gate is None else replace(like.gate, coef=gate.reshape(like.gate.coef.shape)),
     )
 

@@ -24,11 +24,10 @@ from residmix.families import (
     COVARIANCE_TYPES,
     MixtureParams,
     SingularCovarianceError,
-    pack,
-    unpack,
 )
 from residmix.mixture_density import MixtureDensity
 from residmix.mixture_em import MixtureEM, overwhelmed_columns
+from residmix.mixture_vector import pack, unpack
 from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
 from residmix.progress import FitProgress, Progress

@@ -36,7 +36,7 @@ INIT_PARAMS = ("short-em", "kmeans", "k-means++", "random", "random_from_data")
 
 SHORT_RUNS = 8
 SHORT_ITERATIONS = 10
-SHORT_TOL = 1e-4
+SHORT_TOL = 1e-3
 
 # Share of the data's variance added to every covariance in short runs: a run must not win by a spike on a few rows.
 SHORT_RIDGE = 1e-3
@@ -44,7 +44,7 @@ SHORT_RIDGE = 1e-3
 
 def subsample_rows(n_components: int, n_features: int) -> int:
     """Return how many rows starts are found on: enough to see every component's covariance."""
-    return max(5_000, 20 * n_components * n_features)
+    return max(10_000, 20 * n_components * n_features)
 
 
 def subsample_index(n_rows: int, size: int, random_state: np.random.RandomState) -> NDArray[np.integer[Any]]:
@@ -123,7 +123,7 @@ def _short_em(x: Floats, w: Floats, K: int, covariance_type: str, random_state: 
     spread, centre = _spread(x, w, covariance_type), np.average(x, axis=0, weights=w)
     z = (x - centre) / spread
     columns = np.ascontiguousarray(z.T)
-    rows = ArrayRows(z, weight=w, block_rows=mixture_block_rows(x.shape[1], K))
+    rows = ArrayRows(z, weight=None if (w == 1).all() else w, block_rows=mixture_block_rows(x.shape[1], K))
     step = partial(_em_step, rows, SHORT_RIDGE)
     runs = []
     for run in range(SHORT_RUNS):

@@ -243,7 +243,8 @@ class ArrayRows(Rows):
     def _select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
         part = self._whole.select(rows)
         X = part.X if self._columns is None else part.X[:, self._columns]
-        return replace(part, X=np.ascontiguousarray(X))
+        contiguous = np.ascontiguousarray(X)
+        return part if contiguous is part.X else replace(part, X=contiguous)
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         starts = range(0, self.n_rows, self.block_rows)

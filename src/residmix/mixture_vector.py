@@ -1,0 +1,96 @@
+"""A mixture as one unconstrained vector, which can be extrapolated, and back."""
+
+# numba infers the types of what follows from the call
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from residmix.families import MixtureParams, params_from_factors
+
+__all__ = ["pack", "typical_spread", "unpack"]
+
+Floats = NDArray[np.float64]
+
+# Logarithms beyond this would overflow, or make what can't be told from 0.
+LARGEST_LOG = 300.0
+
+
+def typical_spread(params: MixtureParams) -> Floats:
+    """Return the features' typical standard deviations within components, (d,)."""
+    K, d = params.means.shape
+    variances = params.covariances
+    if params.covariance_type in ("full", "tied"):
+        variances = variances.diagonal(0, -2, -1)
+    elif params.covariance_type == "spherical":
+        variances = variances[:, None]
+    if variances.shape != (K, d):
+        variances = np.broadcast_to(variances, (K, d))
+    return np.sqrt(params.weights @ variances)
+
+
+def pack(params: MixtureParams, like: MixtureParams) -> Floats:
+    """Return the parameters as one unconstrained vector, free of the features' units.
+
+    Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
+    diagonals (of diag and spherical, the plain logarithm: units are a constant there): every vector is a
+    valid mixture, so an extrapolated one is, too.
+    """
+    scale = typical_spread(like)
+    factors, (K, d) = params.factors, params.means.shape
+    spherical = params.covariance_type in ("diag", "spherical")
+    n_matrices = factors.size // d**2
+    vector = np.empty(K + K * d + (factors.size if spherical else n_matrices * d * (d + 1) // 2))
+    np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
+    np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
+    if spherical:
+        np.log(factors.ravel(), out=vector[K + K * d :])
+    else:
+        _pack_triangles(np.ascontiguousarray(factors).reshape(-1, d, d), scale, vector[K + K * d :])
+    return vector
+
+
+def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
+    """Return the mixture that `pack` made `vector` of."""
+    scale = typical_spread(like)
+    K, d = like.means.shape
+    weights = np.exp(vector[:K] - vector[:K].max())
+    weights /= weights.sum()
+    means, rest = vector[K : K + K * d].reshape(K, d) * scale, vector[K + K * d :]
+    if like.covariance_type in ("diag", "spherical"):
+        factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
+    else:
+        factors = np.empty(like.factors.shape)
+        _unpack_triangles(rest, scale, factors.reshape(-1, d, d))
+    return params_from_factors(weights, means, factors, like.covariance_type)
+
+
+@njit(nogil=True, cache=True)
+def _pack_triangles(factors, scale, vector):
+    """Fill `vector` with upper triangles, row by row, their rows times `scale` and logarithms on the diagonals."""
+    d, entry = len(scale), 0
+    for k in range(len(factors)):
+        for i in range(d):
+            vector[entry] = np.log(factors[k, i, i] * scale[i])
+            entry += 1
+            for j in range(i + 1, d):
+                vector[entry] = factors[k, i, j] * scale[i]
+                entry += 1
+
+
+@njit(nogil=True, cache=True)
+def _unpack_triangles(vector, scale, factors):
+    """Undo `_pack_triangles`, with zeros below the diagonals."""
+    d, entry = len(scale), 0
+    for k in range(len(factors)):
+        for i in range(d):
+            for j in range(i):
+                factors[k, i, j] = 0.0
+            factors[k, i, i] = np.exp(min(max(vector[entry], -LARGEST_LOG), LARGEST_LOG)) / scale[i]
+            entry += 1
+            for j in range(i + 1, d):
+                factors[k, i, j] = vector[entry] / scale[i]
+                entry += 1
