@@ -8,17 +8,16 @@ from numpy.testing import assert_allclose
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from residmix import joint
+from residmix import coefficients
+from residmix.coefficients import coefficient_step, conjugate_gradients
 from residmix.em import run_em
 from residmix.families import m_step, make_params
 from residmix.gating import Gate, log_priors, make_gate
 from residmix.joint import (
     ConditionalEM,
     ConditionalParams,
-    coefficient_step,
     conditional_block,
     conditional_log_joint,
-    conjugate_gradients,
     residual_moments,
 )
 from residmix.moments.kernels import mixture_block
@@ -149,7 +148,7 @@ def test_conjugate_gradients_find_what_the_dense_solver_finds(monkeypatch):
     params = start("full", x, 2, mu, False)
     moments = conditional_block(Block(0, x, u), params).mixture
     dense = coefficient_step(moments, 2, params.mixture)
-    monkeypatch.setattr(joint, "MAX_DENSE", 0)
+    monkeypatch.setattr(coefficients, "MAX_DENSE", 0)
     assert_allclose(coefficient_step(moments, 2, params.mixture), dense, rtol=1e-7, atol=1e-9)
     zero = conjugate_gradients(lambda v: v, np.zeros((2, 3)), np.eye(2), np.eye(3))
     assert_allclose(zero, 0.0, atol=0)

@@ -11,16 +11,15 @@ repeating them costs no pass over the data. The gate (`residmix.gating`) has par
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import logsumexp
 
 from residmix import mixture_vector
+from residmix.coefficients import coefficient_step
 from residmix.families import MixtureParams, dead_components, m_step
 from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
 from residmix.moments.fold import fold
@@ -37,7 +36,6 @@ __all__ = [
     "ConditionalParams",
     "Scored",
     "ToResidual",
-    "coefficient_step",
     "conditional_block",
     "conditional_log_joint",
     "conditional_m_step",
@@ -50,8 +48,6 @@ Floats = NDArray[np.float64]
 
 # Rounds of (coefficients, covariances) per pass over the data.
 CYCLES = 2
-# Unknowns up to which the least-squares system is solved densely; above, by conjugate gradients.
-MAX_DENSE = 400
 # A component that died this often in one fit stays dead.
 MAX_REVIVALS = 5
 # Directions of the design whose variance is below this share of the largest are aliased.
@@ -320,94 +316,3 @@ def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
         moments.total,
         moments.rows,
     )
-
-
-def coefficient_step(moments: MixtureMoments, q: int, mixture: MixtureParams) -> Floats:
-    r"""Return the change of the coefficients (q, d) that is best together with the means it implies.
-
-    It solves :math:`\sum_k A_k D P_k = \sum_k C_k P_k` with the responsibility-weighted scatter A_k of u and C_k of u
-    with r, both within component k, and the precision P_k: generalised least squares, the means profiled out.
-
-    Parameters
-    ----------
-    moments : MixtureMoments
-        Of the rows [u, r].
-    q : int
-        Columns of u.
-    mixture : MixtureParams
-        Whose covariances weigh the features.
-    """
-    weight = np.where(moments.weight > 0, moments.weight, 1.0)
-    mean = moments.shift / weight[:, None]
-    within = moments.scatter - weight[:, None, None] * mean[:, :, None] * mean[:, None, :]
-    a, c = within[:, :q, :q] / moments.total, within[:, :q, q:] / moments.total
-    precisions = mixture.precisions()
-    if mixture.covariance_type == "tied":
-        return _solve_damped(a.sum(axis=0), c.sum(axis=0))
-    if mixture.covariance_type == "spherical":
-        return _solve_damped(np.tensordot(precisions, a, 1), np.tensordot(precisions, c, 1))
-    if mixture.covariance_type == "diag":
-        left = np.einsum("kab,kj->jab", a, precisions)
-        right = np.einsum("kaj,kj->ja", c, precisions)
-        return np.stack([_solve_damped(lhs, rhs) for lhs, rhs in zip(left, right, strict=True)], axis=1)
-    return _solve_full(a, c, precisions)
-
-
-def _solve_full(a: Floats, c: Floats, precisions: Floats) -> Floats:
-    q, d = c.shape[1:]
-    # Features in units of their pooled noise, so that one damping serves all of them
-    unit = 1.0 / np.sqrt(np.einsum("k,kjj->j", np.ones(len(a)) / len(a), precisions))
-    p, c = precisions * unit[:, None] * unit, c / unit
-    right = np.einsum("kaj,kji->ai", c, p)
-    if q * d <= MAX_DENSE:
-        left = np.einsum("kab,kij->aibj", a, p).reshape(q * d, q * d)
-        return _solve_damped(left, right.ravel()).reshape(q, d) * unit
-
-    def product(x: Floats) -> Floats:
-        return np.einsum("kaj,kji->ai", a @ x, p)
-
-    pooled = np.einsum("kab->ab", a), np.einsum("k,kij->ij", np.einsum("kaa->k", a), p) / np.einsum("kaa->", a)
-    return conjugate_gradients(product, right, *pooled) * unit
-
-
-def _solve_damped(left: Floats, right: Floats) -> Floats:
-    """Solve a positive semi-definite system; directions that it can't see (up to rounding) stay at 0."""
-    size = float(np.trace(left)) / len(left)
-    if not size > 0:
-        return np.zeros_like(right)
-    damped = left + 1e-10 * size * np.eye(len(left))
-    try:
-        return cho_solve(cho_factor(damped), right)
-    except LinAlgError:
-        values, vectors = np.linalg.eigh(left)
-        kept = values > 1e-10 * values[-1]
-        return vectors[:, kept] @ ((vectors[:, kept].T @ right).T / values[kept]).T
-
-
-def conjugate_gradients(
-    product: Callable[[Floats], Floats], right: Floats, rows: Floats, columns: Floats, *, tol: float = 1e-10
-) -> Floats:
-    """Solve ``product(x) = right`` for x (q, d), preconditioned by ``rows x columns = right``.
-
-    Started from 0 every iterate improves the quadratic that the solution minimises, so it may be cut short.
-    """
-    q, d = right.shape
-    x, residual = np.zeros_like(right), right.copy()
-    size = np.linalg.norm(right)
-
-    def precondition(y: Floats) -> Floats:
-        return _solve_damped(columns, _solve_damped(rows, y).T).T
-
-    z = precondition(residual)
-    direction, rho = z.copy(), float(np.vdot(residual, z))
-    for _ in range(4 * q * d):
-        if np.linalg.norm(residual) <= tol * size:
-            break
-        applied = product(direction)
-        length = rho / float(np.vdot(direction, applied))
-        x += length * direction
-        residual -= length * applied
-        z = precondition(residual)
-        rho, before = float(np.vdot(residual, z)), rho
-        direction = z + (rho / before) * direction
-    return x
