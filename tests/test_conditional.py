@@ -55,6 +55,19 @@ def test_joint_finds_clusters_that_two_stages_lose(share, seed):
         assert np.abs(two.coef_[0] - SHIFT).max() > 2
 
 
+@pytest.mark.parametrize(("clusters", "sites", "seed"), [(2, 5, 0), (3, 2, 1), (3, 5, 2)])
+def test_nearly_pure_sites_are_told_apart_from_shifts(clusters, sites, seed):
+    # each site has 99% of one cluster: a few rows of the others tell where it lies
+    rng = np.random.default_rng(seed)
+    site = rng.integers(0, sites, 2500)
+    cluster = np.where(rng.random(2500) < 0.99, site % clusters, rng.integers(0, clusters, 2500))
+    shift = 3 * rng.normal(size=(sites, 3))
+    X = 4.24 * np.eye(clusters, 3)[cluster] + shift[site] + rng.normal(size=(2500, 3))
+    metadata = np.array([f"site {s}" for s in site])
+    model = joint(clusters).fit(X, metadata=metadata)
+    assert adjusted_rand_score(cluster, model.predict(X, metadata=metadata)) > 0.95
+
+
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 @pytest.mark.parametrize("gating", ["constant", "metadata"])
 def test_joint_is_never_less_likely_than_two_stages_from_the_same_start(kind, gating):

@@ -1,4 +1,4 @@
-"""Coefficients given responsibilities and covariances: generalised least squares, the components' means profiled out."""
+"""Coefficients given responsibilities and covariances: generalised least squares, the means profiled out."""
 
 from __future__ import annotations
 

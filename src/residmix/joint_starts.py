@@ -1,28 +1,33 @@
 r"""Where joint estimation begins: mixtures of groups of rows with like metadata, matched by a common shift.
 
 In a group of rows with (nearly) the same metadata the effect of the metadata is a constant, so a mixture fitted to the
-group alone sees the clusters as they are, whatever their proportions. If the metadata shift every cluster alike, the
-components of two groups differ by one vector only. Matching components so that they do gives the shift of each
-group; regressing the shifts on the metadata gives the coefficients. Where several matchings are plausible, each
-becomes a candidate; short runs on a subsample and the likelihood decide.
+group alone sees the clusters as they are, whatever their proportions. If the metadata shift every cluster alike, one
+vector moves the whole group onto another one, and the heaviest cluster of the one onto some cluster of the other. So
+one group leads, and the others join it one by one: of the shifts that move a group's heaviest component onto one of
+the components found so far, the one that makes its rows likeliest counts. Regressing the shifts on the metadata gives
+the coefficients. All components have one covariance here, since clusters that are rare in every group have too few
+rows for their own, and a component with its own would rather split a frequent cluster. Each group leads once; short
+runs on a subsample and the likelihood decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import islice, permutations, product
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
+from scipy.special import logsumexp
 from sklearn.cluster import kmeans_plusplus
 
+from residmix.clusters import seed
 from residmix.em import EMState, run_em
-from residmix.families import MixtureParams, SingularCovarianceError, make_params
+from residmix.families import MixtureParams, SingularCovarianceError, full_covariances, make_params
 from residmix.gating import Gate, make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
-from residmix.moments.kernels import mixture_block_rows
+from residmix.mixture_em import MixtureEM
+from residmix.moments.kernels import log_joint, mixture_block_rows
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.starts import find_start, subsample_index, subsample_rows
 
@@ -33,11 +38,14 @@ Floats = NDArray[np.float64]
 MAX_GROUPS = 6
 # Rows per parameter of a group's mixture, below which the group says nothing.
 MIN_ROWS = 4
-GROUP_RUNS = 3
-MAX_PERMUTED = 4
-CANDIDATES = 12
-SHORT_ITERATIONS = 40
-KEPT = 2
+# Starts of a group's mixture with rare components, and the share of rows that they are looked for among.
+GROUP_RUNS = 6
+FAR = 0.04
+# Iterations of a group's mixture, of a group's shift, and of the joint model: all candidates, then the best few.
+GROUP_ITERATIONS = 20
+SHIFT_ITERATIONS = 5
+SHORT_ITERATIONS = (10, 40)
+KEPT = (3, 2)
 
 
 def constant_gate(weights: Floats, r: int) -> Gate:
@@ -137,22 +145,22 @@ def joint_starts(
     groups = _groups(u, n_components, block.X.shape[1], random_state)
     if len(groups) < 2:
         return []
+    parts = [_Group.of(block, index, n_components, reg_covar, random_state) for index in groups]
+    found = []
+    for lead in range(len(parts)):
+        # a candidate whose covariance collapses is none
+        with suppress(SingularCovarianceError):
+            found.append(_join(parts, lead, covariance_type, reg_covar, gated))
     few = ArrayRows(block.X, u, (), block.weight, mixture_block_rows(block.X.shape[1], n_components))
     em = ConditionalEM(few, reg_covar)
-    ended: list[EMState[ConditionalParams]] = []
-    for _ in range(GROUP_RUNS):
-        mixtures = [
-            _group_mixture(block, rows_, n_components, covariance_type, reg_covar, random_state) for rows_ in groups
-        ]
-        centres = np.stack([u[index].mean(axis=0) for index in groups])
-        sizes = np.array([len(index) for index in groups], dtype=float)
-        for start in _candidates(mixtures, centres, sizes, gated):
-            try:
-                ended.append(run_em(em, start, tol=1e-5, max_iter=SHORT_ITERATIONS))
-            except SingularCovarianceError:
-                continue
-    ended.sort(key=lambda state: -state.log_likelihood)
-    return [state.params for state in ended[:KEPT]]
+    for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
+        ended: list[EMState[ConditionalParams]] = []
+        for start in found:
+            with suppress(SingularCovarianceError):
+                ended.append(run_em(em, start, tol=1e-5, max_iter=iterations))
+        ended.sort(key=lambda state: -state.log_likelihood)
+        found = [state.params for state in ended[:kept]]
+    return found
 
 
 def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Block:
@@ -177,89 +185,115 @@ def _groups(u: Floats, n_components: int, d: int, random_state: np.random.Random
     return sorted(enough, key=lambda index: -len(index))[:MAX_GROUPS]
 
 
-def _group_mixture(
-    block: Block,
-    index: NDArray[np.intp],
-    n_components: int,
-    covariance_type: str,
-    reg_covar: float,
-    random_state: np.random.RandomState,
+@dataclass(frozen=True)
+class _Group:
+    """Rows of like metadata, where they are, and a mixture of them alone, with one covariance."""
+
+    x: Floats
+    weight: Floats | None
+    centre: Floats
+    mixture: MixtureParams
+
+    @classmethod
+    def of(
+        cls, block: Block, index: NDArray[np.intp], K: int, reg_covar: float, random_state: np.random.RandomState
+    ) -> _Group:
+        x, weight = np.ascontiguousarray(block.X[index]), None if block.weight is None else block.weight[index]
+        assert block.design is not None
+        rows = ArrayRows(x, weight=weight)
+        starts = [find_start(rows, K, covariance_type="tied", reg_covar=reg_covar, random_state=random_state)]
+        starts += [_one_and_the_rest(x, weight, K, reg_covar, random_state) for _ in range(GROUP_RUNS)]
+        ended = [run_em(MixtureEM(rows, reg_covar), start, tol=1e-5, max_iter=GROUP_ITERATIONS) for start in starts]
+        best = max(ended, key=lambda state: state.log_likelihood)
+        return cls(x, weight, block.design[index].mean(axis=0), best.params)
+
+    def joined(self, mixture: MixtureParams) -> tuple[Floats, Floats]:
+        """Return the shift (d,) and the weights (K,) that make this group's rows likeliest under a mixture."""
+        heaviest = self.mixture.means[int(np.argmax(self.mixture.weights))]
+        tried = [self._shifted(mixture, heaviest - mean) for mean in mixture.means]
+        _, shift, weights = max(tried, key=lambda result: result[0])
+        return shift, weights
+
+    def _shifted(self, mixture: MixtureParams, shift: Floats) -> tuple[float, Floats, Floats]:
+        """Return the log-likelihood, shift and weights after some iterations of EM for the latter two."""
+        weights = np.full(mixture.n_components, 1.0 / mixture.n_components)
+        for _ in range(SHIFT_ITERATIONS):
+            joint = log_joint(self.x - shift, replace(mixture, weights=weights))
+            density = logsumexp(joint, axis=1)
+            shares = np.exp(joint - density[:, None])
+            # with one covariance, generalised least squares is the mean
+            shift = np.average(self.x - shares @ mixture.means, axis=0, weights=self.weight)
+            weights = np.average(shares, axis=0, weights=self.weight)
+        return float(np.average(density, weights=self.weight)), shift, weights
+
+
+def _one_and_the_rest(
+    x: Floats, weight: Floats | None, K: int, reg_covar: float, random_state: np.random.RandomState
 ) -> MixtureParams:
-    weight = None if block.weight is None else block.weight[index]
-    rows = ArrayRows(np.ascontiguousarray(block.X[index]), weight=weight)
-    return find_start(
-        rows, n_components, covariance_type=covariance_type, reg_covar=reg_covar, random_state=random_state
-    )
+    """Return a start of one frequent component amid the rows, the others among the rows far from it."""
+    d = x.shape[1]
+    w = np.ones(len(x)) if weight is None else weight
+    mean = np.average(x, axis=0, weights=w)
+    covariance = np.cov(x.T, aweights=w, ddof=0).reshape(d, d) + reg_covar * np.eye(d)
+    mixture = make_params(np.ones(1), mean[None], covariance, "tied")
+    z = (x - mean) @ mixture.factors
+    distance = np.einsum("ij,ij->i", z, z)
+    far = distance >= np.quantile(distance, 1 - FAR)
+    centres = seed(np.ascontiguousarray(z[far].T), w[far], K - 1, random_state)
+    means = np.vstack([mean, mean + np.linalg.solve(mixture.factors.T, centres.T).T])
+    weights = np.array([1 - FAR] + [FAR / (K - 1)] * (K - 1))
+    return make_params(weights, means, covariance, "tied")
 
 
-def _candidates(mixtures: list[MixtureParams], centres: Floats, sizes: Floats, gated: bool) -> list[ConditionalParams]:
-    """Return starts from the plausible matchings of the groups' components with those of the first group."""
-    first = mixtures[0]
-    pooled = np.average(first.full_covariances(), axis=0, weights=first.weights)
-    root = np.linalg.cholesky(pooled + 1e-9 * np.trace(pooled) / len(pooled) * np.eye(len(pooled)))
-    options = [[(np.zeros(first.n_features), np.arange(first.n_components))]]
-    options += [_matchings(first, mixture, root) for mixture in mixtures[1:]]
-    return [
-        _start_from(mixtures, [shift for shift, _ in chosen], [order for _, order in chosen], centres, sizes, gated)
-        for chosen in islice(product(*options), CANDIDATES)
-    ]
-
-
-def _matchings(first: MixtureParams, other: MixtureParams, root: Floats) -> list[tuple[Floats, NDArray[np.intp]]]:
-    """Return (shift, order): component order[k] of `other` is component k of `first`, moved by shift."""
-    K = first.n_components
-    if K <= MAX_PERMUTED:
-        orders = [np.array(order) for order in permutations(range(K))]
-    else:
-        orders = []
-        for k in range(K):  # pair the heaviest component with each other one, the rest follows
-            shift = other.means[k] - first.means[int(np.argmax(first.weights))]
-            gap = np.linalg.solve(root, (first.means[:, None] + shift - other.means[None]).reshape(-1, len(root)).T)
-            orders.append(linear_sum_assignment((gap**2).sum(axis=0).reshape(K, K))[1])
-    found = []
-    for order in orders:
-        moves = other.means[order] - first.means
-        share = np.sqrt(first.weights * other.weights[order])
-        shift = share @ moves / share.sum()
-        misfit = float((np.linalg.solve(root, (moves - shift).T) ** 2).sum(axis=0) @ share / share.sum())
-        found.append((misfit, shift, order))
-    found.sort(key=lambda item: item[0])
-    return [(shift, order) for _, shift, order in found[: 2 if K > 2 else K]]
+def _join(groups: list[_Group], lead: int, covariance_type: str, reg_covar: float, gated: bool) -> ConditionalParams:
+    """Return the start that comes of the groups' joining a leading one, the largest first."""
+    first = groups[lead]
+    mixture = first.mixture
+    shifts, weights = [np.zeros(mixture.n_features)], [mixture.weights]
+    order = [first] + [group for group in groups if group is not first]
+    x, weight = first.x, first.weight
+    for group in order[1:]:
+        shift, share = group.joined(mixture)
+        shifts.append(shift)
+        weights.append(share)
+        x = np.concatenate([x, group.x - shift])
+        weight = None if weight is None or group.weight is None else np.concatenate([weight, group.weight])
+        em = MixtureEM(ArrayRows(x, weight=weight), reg_covar)
+        mixture = run_em(em, mixture, tol=1e-5, max_iter=GROUP_ITERATIONS).params
+    centres = np.stack([group.centre for group in order])
+    sizes = np.array([len(group.x) for group in order], dtype=float)
+    return _start_from(mixture, np.stack(shifts), np.stack(weights), centres, sizes, covariance_type, gated)
 
 
 def _start_from(
-    mixtures: list[MixtureParams],
-    shifts: list[Floats],
-    orders: list[NDArray[np.intp]],
+    mixture: MixtureParams,
+    shifts: Floats,
+    weights: Floats,
     centres: Floats,
     sizes: Floats,
+    covariance_type: str,
     gated: bool,
 ) -> ConditionalParams:
-    first, r = mixtures[0], centres.shape[1]
+    """Regress the groups' shifts and the logarithms of their weights on where they are."""
+    K, d = mixture.means.shape
     about = centres - np.average(centres, axis=0, weights=sizes)
-    moved = np.stack(shifts) - np.average(shifts, axis=0, weights=sizes)
+    common = np.average(shifts, axis=0, weights=sizes)
     root = np.sqrt(sizes)[:, None]
-    coef: Floats = np.asarray(np.linalg.lstsq(root * about, root * moved, rcond=1e-8)[0], dtype=np.float64)
-    share = np.stack(
-        [size * mixture.weights[order] for size, mixture, order in zip(sizes, mixtures, orders, strict=True)]
-    )
-    inside = [
-        mixture.means[order] - centre @ coef for mixture, order, centre in zip(mixtures, orders, centres, strict=True)
-    ]
-    total = np.maximum(share.sum(axis=0), 1e-12)
-    means = np.einsum("gk,gkd->kd", share, np.stack(inside)) / total[:, None]
-    covariances = first.covariances
-    if first.covariance_type == "tied":
-        covariances = np.average([m.covariances for m in mixtures], axis=0, weights=sizes)
-    else:
-        kept = np.stack([m.covariances[order] for m, order in zip(mixtures, orders, strict=True)])
-        covariances = np.einsum("gk,gk...->k...", share, kept) / total.reshape(-1, *[1] * (kept.ndim - 2))
-    weights = total / total.sum()
-    mixture = make_params(weights, means, covariances, first.covariance_type)
+    coef: Floats = np.asarray(np.linalg.lstsq(root * about, root * (shifts - common), rcond=1e-8)[0], dtype=np.float64)
+    # shifts are about the leading group, coefficients about the mean of all rows
+    means = mixture.means + common - np.average(centres, axis=0, weights=sizes) @ coef
+    covariances = full_covariances(mixture.covariances, "tied", K, d)
+    if covariance_type == "tied":
+        covariances = mixture.covariances
+    elif covariance_type != "full":
+        covariances = covariances.diagonal(0, 1, 2)
+        covariances = covariances.mean(axis=1) if covariance_type == "spherical" else covariances
+    total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
+    start = make_params(total / total.sum(), means, np.array(covariances), covariance_type)
     if not gated:
-        return ConditionalParams(mixture, coef)
-    within = np.log(np.maximum(share / sizes[:, None], 0.02))
+        return ConditionalParams(start, coef)
+    within = np.log(np.maximum(weights, 0.02))
     slopes = np.linalg.lstsq(root * about, root * (within - within.mean(axis=1, keepdims=True)), rcond=1e-8)[0]
-    gate = constant_gate(weights, r).coef.copy()
+    gate = constant_gate(start.weights, centres.shape[1]).coef.copy()
     gate[:, :-1] = slopes.T
-    return ConditionalParams(mixture, coef, make_gate(gate))
+    return ConditionalParams(start, coef, make_gate(gate))
