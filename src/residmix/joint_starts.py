@@ -5,9 +5,9 @@ group alone sees the clusters as they are, whatever their proportions. If the me
 vector moves the whole group onto another one, and the heaviest cluster of the one onto some cluster of the other. So
 one group leads, and the others join it one by one: of the shifts that move a group's heaviest component onto one of
 the components found so far, the one that makes its rows likeliest counts. Regressing the shifts on the metadata gives
-the coefficients. All components have one covariance here, since clusters that are rare in every group have too few
-rows for their own, and a component with its own would rather split a frequent cluster. Each group leads once; short
-runs on a subsample and the likelihood decide.
+the coefficients. Components have their own covariances, and in other candidates one in common: clusters that are rare
+in every group have too few rows for their own, and such a component would rather split a frequent cluster. Each group
+leads once; short runs on a subsample and the likelihood decide.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sklearn.cluster import kmeans_plusplus
 
 from residmix.clusters import seed
 from residmix.em import EMState, run_em
-from residmix.families import MixtureParams, SingularCovarianceError, full_covariances, make_params
+from residmix.families import MixtureParams, SingularCovarianceError, make_params
 from residmix.gating import Gate, make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.mixture_em import MixtureEM
@@ -35,7 +35,9 @@ __all__ = ["conditional_starts", "constant_gate", "joint_starts"]
 
 Floats = NDArray[np.float64]
 
-MAX_GROUPS = 6
+MAX_GROUPS = 12
+# Groups that lead, the largest.
+LEADS = 6
 # Rows per parameter of a group's mixture, below which the group says nothing.
 MIN_ROWS = 4
 # Starts of a group's mixture with rare components, and the share of rows that they are looked for among.
@@ -45,7 +47,7 @@ FAR = 0.04
 GROUP_ITERATIONS = 20
 SHIFT_ITERATIONS = 5
 SHORT_ITERATIONS = (10, 40)
-KEPT = (3, 2)
+KEPT = (4, 2)
 
 
 def constant_gate(weights: Floats, r: int) -> Gate:
@@ -145,12 +147,13 @@ def joint_starts(
     groups = _groups(u, n_components, block.X.shape[1], random_state)
     if len(groups) < 2:
         return []
-    parts = [_Group.of(block, index, n_components, reg_covar, random_state) for index in groups]
     found = []
-    for lead in range(len(parts)):
+    for kind in dict.fromkeys(("tied", covariance_type)):
         # a candidate whose covariance collapses is none
         with suppress(SingularCovarianceError):
-            found.append(_join(parts, lead, covariance_type, reg_covar, gated))
+            parts = [_Group.of(block, index, n_components, kind, reg_covar, random_state) for index in groups]
+            for lead in range(min(len(parts), LEADS)):
+                found += _join(parts, lead, covariance_type, reg_covar, gated, random_state)
     few = ArrayRows(block.X, u, (), block.weight, mixture_block_rows(block.X.shape[1], n_components))
     em = ConditionalEM(few, reg_covar)
     for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
@@ -187,7 +190,7 @@ def _groups(u: Floats, n_components: int, d: int, random_state: np.random.Random
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows of like metadata, where they are, and a mixture of them alone, with one covariance."""
+    """Rows of like metadata, where they are, and a mixture of them alone."""
 
     x: Floats
     weight: Floats | None
@@ -196,13 +199,20 @@ class _Group:
 
     @classmethod
     def of(
-        cls, block: Block, index: NDArray[np.intp], K: int, reg_covar: float, random_state: np.random.RandomState
+        cls,
+        block: Block,
+        index: NDArray[np.intp],
+        K: int,
+        covariance_type: str,
+        reg_covar: float,
+        random_state: np.random.RandomState,
     ) -> _Group:
         x, weight = np.ascontiguousarray(block.X[index]), None if block.weight is None else block.weight[index]
         assert block.design is not None
         rows = ArrayRows(x, weight=weight)
-        starts = [find_start(rows, K, covariance_type="tied", reg_covar=reg_covar, random_state=random_state)]
-        starts += [_one_and_the_rest(x, weight, K, reg_covar, random_state) for _ in range(GROUP_RUNS)]
+        starts = [find_start(rows, K, covariance_type=covariance_type, reg_covar=reg_covar, random_state=random_state)]
+        if covariance_type == "tied":
+            starts += [_one_and_the_rest(x, weight, K, reg_covar, random_state) for _ in range(GROUP_RUNS)]
         ended = [run_em(MixtureEM(rows, reg_covar), start, tol=1e-5, max_iter=GROUP_ITERATIONS) for start in starts]
         best = max(ended, key=lambda state: state.log_likelihood)
         return cls(x, weight, block.design[index].mean(axis=0), best.params)
@@ -210,20 +220,25 @@ class _Group:
     def joined(self, mixture: MixtureParams) -> tuple[Floats, Floats]:
         """Return the shift (d,) and the weights (K,) that make this group's rows likeliest under a mixture."""
         heaviest = self.mixture.means[int(np.argmax(self.mixture.weights))]
-        tried = [self._shifted(mixture, heaviest - mean) for mean in mixture.means]
+        tried = [self.shifted(mixture, heaviest - mean) for mean in mixture.means]
         _, shift, weights = max(tried, key=lambda result: result[0])
         return shift, weights
 
-    def _shifted(self, mixture: MixtureParams, shift: Floats) -> tuple[float, Floats, Floats]:
+    def shifted(self, mixture: MixtureParams, shift: Floats) -> tuple[float, Floats, Floats]:
         """Return the log-likelihood, shift and weights after some iterations of EM for the latter two."""
         weights = np.full(mixture.n_components, 1.0 / mixture.n_components)
+        factors = mixture.full_factors()
+        precisions = factors @ factors.swapaxes(1, 2)
         for _ in range(SHIFT_ITERATIONS):
             joint = log_joint(self.x - shift, replace(mixture, weights=weights))
             density = logsumexp(joint, axis=1)
             shares = np.exp(joint - density[:, None])
-            # with one covariance, generalised least squares is the mean
-            shift = np.average(self.x - shares @ mixture.means, axis=0, weights=self.weight)
-            weights = np.average(shares, axis=0, weights=self.weight)
+            if self.weight is not None:
+                shares *= self.weight[:, None]
+            mass = shares.sum(axis=0)
+            pull = np.einsum("kij,kj->i", precisions, shares.T @ self.x - mass[:, None] * mixture.means)
+            shift = np.linalg.solve(np.tensordot(mass, precisions, 1), pull)
+            weights = mass / mass.sum()
         return float(np.average(density, weights=self.weight)), shift, weights
 
 
@@ -245,12 +260,24 @@ def _one_and_the_rest(
     return make_params(weights, means, covariance, "tied")
 
 
-def _join(groups: list[_Group], lead: int, covariance_type: str, reg_covar: float, gated: bool) -> ConditionalParams:
-    """Return the start that comes of the groups' joining a leading one, the largest first."""
+def _join(
+    groups: list[_Group],
+    lead: int,
+    covariance_type: str,
+    reg_covar: float,
+    gated: bool,
+    random_state: np.random.RandomState,
+) -> list[ConditionalParams]:
+    """Return the starts that come of the groups' joining a leading one, the largest first.
+
+    The second one has a mixture found anew among all rows, once they are where their shifts put them: clusters that
+    the leading group lacks may have found no component.
+    """
     first = groups[lead]
-    mixture = first.mixture
-    shifts, weights = [np.zeros(mixture.n_features)], [mixture.weights]
     order = [first] + [group for group in groups if group is not first]
+    mixture = first.mixture
+    K, d = mixture.means.shape
+    shifts, weights = [np.zeros(d)], [mixture.weights]
     x, weight = first.x, first.weight
     for group in order[1:]:
         shift, share = group.joined(mixture)
@@ -260,9 +287,32 @@ def _join(groups: list[_Group], lead: int, covariance_type: str, reg_covar: floa
         weight = None if weight is None or group.weight is None else np.concatenate([weight, group.weight])
         em = MixtureEM(ArrayRows(x, weight=weight), reg_covar)
         mixture = run_em(em, mixture, tol=1e-5, max_iter=GROUP_ITERATIONS).params
+    anew = find_start(
+        ArrayRows(x, weight=weight), K, covariance_type=covariance_type, reg_covar=reg_covar, random_state=random_state
+    )
+    again = [group.shifted(anew, shift)[1:] for group, shift in zip(order, shifts, strict=True)]
     centres = np.stack([group.centre for group in order])
     sizes = np.array([len(group.x) for group in order], dtype=float)
-    return _start_from(mixture, np.stack(shifts), np.stack(weights), centres, sizes, covariance_type, gated)
+    return [
+        _start_from(mixture, np.stack(shifts), np.stack(weights), centres, sizes, covariance_type, gated),
+        _start_from(
+            anew,
+            np.stack([shift for shift, _ in again]),
+            np.stack([share for _, share in again]),
+            centres,
+            sizes,
+            covariance_type,
+            gated,
+        ),
+    ]
+
+
+def _as_family(covariance: Floats, covariance_type: str, K: int) -> Floats:
+    """Return one covariance (d, d) as those of K components of a family other than tied."""
+    if covariance_type == "full":
+        return np.repeat(covariance[None], K, axis=0)
+    variances = np.diagonal(covariance)
+    return np.tile(variances, (K, 1)) if covariance_type == "diag" else np.full(K, variances.mean())
 
 
 def _start_from(
@@ -275,21 +325,17 @@ def _start_from(
     gated: bool,
 ) -> ConditionalParams:
     """Regress the groups' shifts and the logarithms of their weights on where they are."""
-    K, d = mixture.means.shape
     about = centres - np.average(centres, axis=0, weights=sizes)
     common = np.average(shifts, axis=0, weights=sizes)
     root = np.sqrt(sizes)[:, None]
     coef: Floats = np.asarray(np.linalg.lstsq(root * about, root * (shifts - common), rcond=1e-8)[0], dtype=np.float64)
     # shifts are about the leading group, coefficients about the mean of all rows
     means = mixture.means + common - np.average(centres, axis=0, weights=sizes) @ coef
-    covariances = full_covariances(mixture.covariances, "tied", K, d)
-    if covariance_type == "tied":
-        covariances = mixture.covariances
-    elif covariance_type != "full":
-        covariances = covariances.diagonal(0, 1, 2)
-        covariances = covariances.mean(axis=1) if covariance_type == "spherical" else covariances
+    covariances = mixture.covariances
+    if covariance_type != mixture.covariance_type:
+        covariances = _as_family(covariances, covariance_type, len(mixture.means))
     total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
-    start = make_params(total / total.sum(), means, np.array(covariances), covariance_type)
+    start = make_params(total / total.sum(), means, covariances, covariance_type)
     if not gated:
         return ConditionalParams(start, coef)
     within = np.log(np.maximum(weights, 0.02))
