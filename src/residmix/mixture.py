@@ -62,7 +62,7 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
     n_init : int, default=1
         Number of starts that are run to the end; the best one is kept.
     init_params : {"short-em", "kmeans", "k-means++", "random", "random_from_data"}, default="short-em"
-        How a start is found. ``"short-em"`` takes the best of eight short EM runs. The others are scikit-learn's.
+        How a start is found. ``"short-em"`` takes the best of ten short EM runs. The others are scikit-learn's.
         All are found on a subsample if there are many rows.
     weights_init : array-like (K,), optional
     means_init : array-like (K, d), optional

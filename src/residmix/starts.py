@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 INIT_PARAMS = ("short-em", "kmeans", "k-means++", "random", "random_from_data")
 
-SHORT_RUNS = 8
+SHORT_RUNS = 10
 SHORT_ITERATIONS = 10
 SHORT_TOL = 1e-3
 
