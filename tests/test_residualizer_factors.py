@@ -48,15 +48,67 @@ def test_absorbed_factors_equal_written_out_columns(names):
     assert list(model.tidy()["term"]) == ["age", "Intercept"] * 2
 
 
-def test_a_nested_factor_is_named():
+def test_a_nested_factor_is_named_with_its_levels_and_the_factor_that_determines_it():
     data = table()
-    data["site"] = data["subject"].str[:3]
-    data["family"] = [f"f{int(s[1:]) // 2}" for s in data["subject"]]  # 200 levels: columns; one more makes it absorbed
+    data["family"] = [f"f{int(s[1:]) // 2:03d}" for s in data["subject"]]  # 200 levels: columns; one more: absorbed
     data.loc[data["subject"] == "s000", "family"] = "f999"
-    with pytest.warns(CollinearityWarning, match="200 levels of 'family' are determined by the other factors"):
+    told = (
+        r"^200 levels of 'family' \('f\d+', 'f\d+', 'f\d+', 'f\d+' and 196 more\) are determined by 'subject', each "
+        r"level of which occurs with one level of 'family' only \(nested\): residuals don't depend on it, but effects "
+        r"of 'family' can't be told from those of 'subject'$"
+    )
+    with pytest.warns(CollinearityWarning, match=told):
         residual = Residualizer("subject + family", features=["x", "y"]).fit_transform(data)
     alone = Residualizer("subject", features=["x", "y"]).fit_transform(data)
     np.testing.assert_allclose(residual, alone, atol=1e-11)
+    # each feature by itself, too
+    data.loc[data.index[::50], "x"] = np.nan
+    with pytest.warns(CollinearityWarning, match=told):
+        Residualizer("subject + family", features=["x", "y"]).fit(data)
+
+
+def test_columns_that_an_absorbed_factor_determines_are_told_with_its_name(capsys):
+    data = table()
+    data["site"] = data["subject"].str[:2]
+    told = "'site\\[T.s1\\]' is determined by the levels of 'subject'"
+    with pytest.warns(CollinearityWarning, match=f"3 of 4 design columns are aliased: {told}; "):
+        model = Residualizer("subject + site + age", features=["x", "y"]).fit(data)
+    model.summary()
+    assert "aliased: 'site[T.s1]' is determined by the levels of 'subject'\n" in capsys.readouterr().out
+    # through another column: neither the levels nor it alone
+    data["copy"] = 2.0 * data["age"] + data["site"].map({"s0": 0.0, "s1": 1.0, "s2": 5.0, "s3": 7.0})
+    with pytest.warns(CollinearityWarning, match="is determined by the levels of 'subject' and other columns"):
+        Residualizer("subject + age + copy", features=["x", "y"]).fit(data)
+
+
+def test_blocks_that_no_row_connects_are_told_by_their_levels():
+    data = table()
+    first = data["subject"] < "s005"
+    data.loc[first, "day"] = np.resize(["e1", "e2"], first.sum())  # at most 249 days are left, of more than 200
+    with pytest.warns(
+        CollinearityWarning,
+        match=r"^'day' and 'subject' fall into 2 parts that no row connects: 'e1', 'e2' of 'day' only occur with "
+        r"'s000', 's001', 's002', 's003' and 1 more of 'subject'\. Residuals don't depend on it, but effects of "
+        r"different parts don't compare$",
+    ):
+        residual = Residualizer("subject + day", features=["x", "y"]).fit_transform(data)
+    _, expected = written_out(data.assign(age=0.0), ["subject", "day"])
+    np.testing.assert_allclose(residual, expected, atol=1e-10)
+
+
+def test_of_three_factors_the_two_are_named_that_belong_together():
+    data = table(n=6000)
+    rng = np.random.default_rng(3)
+    data["room"] = [f"r{k:03d}" for k in rng.integers(0, 230, len(data))]
+    data["desk"] = data["room"] + np.array([".a", ".b"])[rng.integers(0, 2, len(data))]
+    with pytest.warns(CollinearityWarning, match=r"229 levels of 'room' .*determined by 'desk', each level of which"):
+        Residualizer("subject + room + desk", features=["x", "y"]).fit(data)
+    # no pair is aliased, but all three are: desks of the third kind are those of odd subjects on odd days
+    kind = data["subject"].str[1:].astype(int) % 2 + data["day"].str[1:].astype(int) % 2
+    data["desk"] = [f"k{k}.{i:03d}" for k, i in zip(kind, rng.integers(0, 70, len(data)), strict=True)]
+    told = r"1 level of '\w+' \('\S+'\) is determined by '\w+' and '\w+' together"
+    with pytest.warns(CollinearityWarning, match=told):
+        Residualizer("subject + day + desk", features=["x", "y"]).fit(data)
 
 
 def test_streams_and_merges_work_with_absorbed_factors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,9 +127,16 @@ def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array]:
 
 
 def summary_text(
-    fit: LinearFit, terms: Sequence[tuple[str, slice, bool]], columns: Sequence[str], features: Sequence[str]
+    fit: LinearFit,
+    terms: Sequence[tuple[str, slice, bool]],
+    columns: Sequence[str],
+    features: Sequence[str],
+    owners: Mapping[int, str] | None = None,
 ) -> str:
-    """Return a page of text: the size of the problem, what each term explains, the features most affected."""
+    """Return a page of text: the size of the problem, what each term explains, the features most affected.
+
+    `owners` are those of :func:`aliases`.
+    """
     r2 = explained(fit)
     rows = int(fit.count.max(initial=0))
     lines = [
@@ -156,10 +163,26 @@ def summary_text(
         lines += ["", f"{'feature':<{width}}     R2"]
         order = np.argsort(-r2, kind="stable")[:10]
         lines += [f"{features[j]:<{width}}  {r2[j]:.3f}" for j in order]
-    for column, partners in fit.aliased.items():
-        what = " and ".join("the intercept" if k < 0 else columns[k] for k in partners) or "a factor's levels"
-        lines.append(f"aliased: {columns[column]} is determined by {what}")
+    lines += [f"aliased: {told}" for told in aliases(fit, columns, owners or {})]
     return "\n".join(lines)
+
+
+def aliases(fit: LinearFit, columns: Sequence[str], owners: Mapping[int, str]) -> list[str]:
+    """Return "'scanner[T.s2]' is determined by 'site[T.b]'" for each aliased column.
+
+    Parameters
+    ----------
+    owners : mapping of int to str
+        What determines a column for which the fit names no other columns: :func:`residmix.nesting.owners`.
+    """
+
+    def named(partners: tuple[int, ...]) -> str:
+        return " and ".join("the intercept" if k < 0 else repr(columns[k]) for k in partners)
+
+    return [
+        f"{columns[column]!r} is determined by {named(partners) if partners else owners[column]}"
+        for column, partners in fit.aliased.items()
+    ]
 
 
 def warn_of_fit(
@@ -169,7 +192,8 @@ def warn_of_fit(
     correlations: NDArray[np.float64],
     *,
     penalised: bool,
-    factors: Sequence[str] = (),
+    owners: Mapping[int, str] | None = None,
+    nested: Sequence[str] = (),
 ) -> None:
     """Warn of aliased columns, of effects that can't be told apart, of features without values, of too many columns.
 
@@ -179,15 +203,13 @@ def warn_of_fit(
         Canonical correlations between removed and preserved columns.
     penalised : bool
         Whether a penalty settles what collinear columns leave open.
-    factors : sequence of str
-        Names of the absorbed factors.
+    owners : mapping of int to str
+        As in :func:`aliases`.
+    nested : sequence of str
+        What :func:`residmix.nesting.nested_factors` says of absorbed factors.
     """
     if fit.aliased and not penalised:
-        told = "; ".join(
-            f"{names[column]!r} is determined by "
-            + (" and ".join("the intercept" if k < 0 else repr(names[k]) for k in partners) or "a factor's levels")
-            for column, partners in list(fit.aliased.items())[:8]
-        )
+        told = "; ".join(aliases(fit, names, owners or {})[:8])
         more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
         warnings.warn(
             f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Residuals don't depend on "
@@ -202,13 +224,8 @@ def warn_of_fit(
             CollinearityWarning,
             stacklevel=6,
         )
-    for factor, count in (getattr(fit, "nested", None) or {}).items():
-        warnings.warn(
-            f"{count} levels of {factors[factor]!r} are determined by the other factors (nested, or in parts of the "
-            "data that no row connects): residuals don't depend on it, but effects across parts don't compare",
-            CollinearityWarning,
-            stacklevel=6,
-        )
+    for told in nested:
+        warnings.warn(told, CollinearityWarning, stacklevel=6)
     known = fit.count > 0
     if not known.all():
         absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])

@@ -19,6 +19,7 @@ from residmix.moments.factor import FactorFit, fit_factors, solve_factors
 from residmix.moments.levels import FactorMoments, merge_factor_moments
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
+from residmix.nesting import nested_factors, owners
 from residmix.new_levels import NewLevels, refuse_new_levels, removed_factors, term_prior, with_new_levels
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
@@ -192,8 +193,21 @@ class ResidualFit(MetadataTransformer):
             self.features_,
             self.canonical_correlations_,
             penalised=self.alpha != 0 or bool(self.random_effects_),
-            factors=list(self.effects_),
+            owners=self._owners(),
+            nested=self._nested(),
         )
+
+    def _owners(self) -> dict[int, str]:
+        """Return what determines the aliased columns that absorbed factors determine."""
+        if self.design_ is None or not (isinstance(self.fit_, FactorFit) and isinstance(self.moments_, FactorMoments)):
+            return {}
+        return owners(self.fit_, self.moments_, self.design_.factors)
+
+    def _nested(self) -> list[str]:
+        """Return what is to be said of absorbed factors that determine levels of each other."""
+        if self.design_ is None or not (isinstance(self.fit_, FactorFit) and isinstance(self.moments_, FactorMoments)):
+            return []
+        return nested_factors(self.fit_, self.moments_, self.design_.factors)
 
     def _map(self, sign: int = -1) -> Any:
         """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back."""

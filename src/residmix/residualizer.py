@@ -342,6 +342,7 @@ class Residualizer(ResidualFit):
                 [(term.name, term.columns, term.preserved) for term in terms],
                 names,
                 [str(name) for name in self.features_],
+                self._owners(),
             )
         )
 

@@ -91,7 +91,9 @@ def test_a_factor_nested_in_another_is_told_and_does_no_harm():
     site = (subject // 10).astype(np.int32)
     X = RNG.normal(size=(N, D)) + RNG.normal(size=(100, D))[subject]
     fit, residual, _ = fitted(X, np.empty((N, 0)), (site, subject), None, (10, 100))
-    assert fit.nested == {0: 9}
+    assert fit.nested is not None
+    assert list(fit.nested) == [0]
+    assert len(set(fit.nested[0])) == 9
     assert fit.rank == 99
     _, alone, _ = fitted(X, np.empty((N, 0)), (subject,), None, (100,))
     np.testing.assert_allclose(residual, alone, atol=1e-12)

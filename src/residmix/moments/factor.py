@@ -58,13 +58,13 @@ class FactorFit(LinearFit):
         Effects of the levels of each absorbed factor, with weighted mean 0: deviations from the average row.
     level_weight : tuple of ndarray (L,)
         Sum of the weights of each level.
-    nested : dict of int to int
-        Factor to the number of its levels that the other factors determine, beyond the one that always is.
+    nested : dict of int to tuple of int
+        Factor to those of its levels that the other factors determine, beyond the one that always is.
     """
 
     effects: tuple[Array, ...] = ()
     level_weight: tuple[Array, ...] = ()
-    nested: dict[int, int] | None = None
+    nested: dict[int, tuple[int, ...]] | None = None
 
     def affine(self, n_removed: int | None = None) -> WithEffects:
         """Return the map to the residual, which takes out all factors, the first `n_removed` columns and the mean."""
@@ -271,9 +271,9 @@ def _assembled(system: _System, first: Array, unknowns: Array, rss: Array) -> Fa
     rank = int(np.count_nonzero(moments.sums[system.first].weight > 0)) - 1 + int(np.count_nonzero(system.kept))
     nested = {}
     for f, start, stop in zip(system.others, system.starts, system.starts[1:], strict=False):
-        lost = int(np.count_nonzero(~system.kept[start:stop] & (moments.sums[f].weight > 0)))
-        if lost > 1:
-            nested[f] = lost - 1
+        lost = np.flatnonzero(~system.kept[start:stop] & (moments.sums[f].weight > 0))
+        if len(lost) > 1:
+            nested[f] = tuple(lost[1:].tolist())
     aliased: dict[int, tuple[int, ...]] = {k: () for k in range(q) if not system.kept[columns[k]]}
     return FactorFit(
         coef=coef,
@@ -357,5 +357,5 @@ def _by_feature(rows: Rows, sizes: tuple[int, ...]) -> FactorFit:
         weight=np.concatenate([fit.weight for fit in fits]),
         effects=tuple(np.hstack(own) for own in zip(*(fit.effects for fit in fits), strict=True)),
         level_weight=tuple(np.max(own, axis=0) for own in zip(*(fit.level_weight for fit in fits), strict=True)),
-        nested=dict(item for fit in seen for item in (fit.nested or {}).items()),
+        nested={f: lost for fit in seen for f, lost in (fit.nested or {}).items()},
     )
