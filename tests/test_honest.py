@@ -71,9 +71,42 @@ def test_the_only_row_of_a_level_has_no_leave_one_out_residual():
     data.loc[4, "site"] = "lonely"
     with pytest.warns(RareLevelWarning), pytest.raises(ValueError, match=r"1 rows \(row 4\) do not exist"):
         Residualizer("site", features=FEATURES, residuals="loo").fit_transform(data)
-    with pytest.warns(RareLevelWarning):
+    with (
+        pytest.warns(RareLevelWarning, match="fewer than 3 rows"),
+        pytest.warns(RareLevelWarning, match=r"1 level of 'site' \('lonely'\) is in one fold only"),
+    ):
         crossed = Residualizer("site", features=FEATURES, residuals="cross-fitted").fit_transform(data)
     assert np.isfinite(crossed).all()
+
+
+@pytest.mark.parametrize("policy", ["mean", "shrink"])
+def test_cross_fitting_keeps_what_is_to_be_done_with_unknown_levels(policy):
+    rng = np.random.default_rng(3)
+    site = np.repeat(np.arange(6), [4, 5, 6, 40, 50, 60])
+    u = 3.0 * rng.normal(size=165) + 2.0 * rng.normal(size=6)[site]
+    data = pd.DataFrame({"site": [f"s{k}" for k in site], "u": u})
+    model = Residualizer("site", on_unknown=policy, residuals="cross-fitted", cv=OneFoldPerGroup(site))
+    out = model.fit_transform(data)  # without a warning: what happens was asked for
+    for k in range(6):
+        expected = Residualizer("site", on_unknown=policy).fit(data[site != k]).transform(data[site == k])
+        assert_allclose(out[site == k], expected, atol=1e-12)
+    other = clone(model).set_params(on_unknown={"mean": "shrink", "shrink": "mean"}[policy])
+    assert np.abs(other.fit_transform(data) - out).max() > 0.05
+    with pytest.warns(RareLevelWarning, match=r"6 levels of 'site' \('s0', 's1', 's2', 's3', 's4' and 1 more\) are in"):
+        unasked = clone(model).set_params(on_unknown="error").fit_transform(data)
+    if policy == "mean":
+        assert_array_equal(unasked, out)
+
+
+class OneFoldPerGroup:
+    """Folds of one group each."""
+
+    def __init__(self, groups):
+        self.groups = groups
+
+    def split(self, X):
+        for group in np.unique(self.groups):
+            yield np.flatnonzero(self.groups != group), np.flatnonzero(self.groups == group)
 
 
 def test_training_residuals_have_the_variance_of_new_ones_only_if_honest():

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from residmix.errors import ResidmixWarning
+from residmix.errors import RareLevelWarning, ResidmixWarning
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
 from residmix.sources.rows import Block
+from residmix.sources.table import as_table
 
 __all__ = ["LeaveOneOut", "cross_fitted", "leave_one_out", "refitted_by_fold", "splits"]
 
@@ -196,13 +197,40 @@ def cross_fitted(
 
 
 def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_rows: int) -> NDArray[Any]:
-    """Return residuals (n, d) of every row by a clone of `residualizer` that was fitted on the other folds."""
-    # A level that only one fold holds is unknown to the fit of the others.
-    one = clone(residualizer).set_params(residuals="in-sample", on_unknown="mean")
+    """Return residuals (n, d) of every row by a clone of `residualizer` that was fitted on the other folds.
+
+    A level that the other folds lack is unknown to their fit. Its rows get the effect that ``on_unknown`` says, and the
+    average one where that is "error": this isn't what was asked for, so it is told.
+
+    Warns
+    -----
+    RareLevelWarning
+        With ``on_unknown="error"``, of the levels that are missing from a training fold.
+    """
+    one = clone(residualizer).set_params(residuals="in-sample")
+    if residualizer.on_unknown == "error":
+        one.set_params(on_unknown="mean")
+    lacking: dict[str, dict[Any, None]] = {}
 
     def fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> NDArray[Any]:
         own = weight if weight is None or isinstance(weight, str) else np.asarray(weight)[train]
         fitted = one.fit(take_rows(X, train), metadata=take_rows(metadata, train), sample_weight=own)
-        return np.asarray(fitted.transform(take_rows(X, test), metadata=take_rows(metadata, test)))
+        X_test, metadata_test = take_rows(X, test), take_rows(metadata, test)
+        if residualizer.on_unknown == "error" and fitted.design_ is not None and fitted.design_.columns:
+            for chunk in as_table(X_test, metadata=metadata_test).chunks(fitted.design_.columns):
+                for column, levels in fitted.design_.matrix(chunk).unknown_levels.items():
+                    lacking.setdefault(column, {}).update(dict.fromkeys(levels))
+        return np.asarray(fitted.transform(X_test, metadata=metadata_test))
 
-    return cross_fitted(fold, residualizer.cv, n_rows)
+    out = cross_fitted(fold, residualizer.cv, n_rows)
+    for column, levels in lacking.items():
+        some = ", ".join(map(repr, list(levels)[:5])) + (f" and {len(levels) - 5} more" if len(levels) > 5 else "")
+        many = f"{len(levels)} levels" if len(levels) > 1 else "1 level"
+        warnings.warn(
+            f"{many} of {column!r} ({some}) {'are' if len(levels) > 1 else 'is'} in one fold only, so the fit of the "
+            "others doesn't know the effect: the average one was taken from these rows; merge rare levels, use folds "
+            "that share their levels, or say on_unknown='mean' or 'shrink' if this is meant",
+            RareLevelWarning,
+            stacklevel=3,
+        )
+    return out

@@ -66,6 +66,7 @@ class Residualizer(ResidualFit):
     residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
         What `fit_transform` returns for the training rows. In-sample residuals are smaller than those of new rows.
         "loo": by the fit of all other rows, exactly. "cross-fitted": by fits of the other folds; whatever is estimated.
+        A level that those lack is treated as `on_unknown` says, or with a warning as by "mean" where that is "error".
     estimator : regressor, optional
         Predict the features from the design by this scikit-learn regressor instead of least squares. Training residuals
         are then always cross-fitted, since flexible learners remember what they saw; there are no coefficients.
@@ -125,7 +126,7 @@ class Residualizer(ResidualFit):
     DesignWarning
         If there are so many design columns that residuals lose most of their variance.
     RareLevelWarning
-        If a level has fewer than three rows.
+        If a level has fewer than three rows, or is missing from the folds that it would have to be learned from.
     LeakageWarning
         If features have so few values that a decision tree reads metadata back from the residuals, and how well.
 
