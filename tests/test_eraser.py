@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from residmix import Eraser
-from residmix.errors import CollinearityWarning, DesignWarning
+from residmix.errors import DesignWarning, EntangledEffectsWarning
 from residmix.moments.erase import TangledError, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
 from residmix.sources.rows import ArrayRows
@@ -273,7 +273,7 @@ def test_what_cannot_be_told_apart_is_an_error_and_what_hardly_can_a_warning():
     metadata = pd.DataFrame({"site": z, "twin": -2 * z, "near": z + 0.2 * own})
     with pytest.raises(TangledError, match=r"canonical correlation 1\.000000 in 4 dimensions"):
         Eraser("site", preserve="twin").fit(X, metadata=metadata)
-    with pytest.warns(CollinearityWarning, match=r"canonical correlation 0\.\d{4}"):
+    with pytest.warns(EntangledEffectsWarning, match=r"canonical correlation 0\.\d{4}"):
         Eraser("site", preserve="near").fit(X, metadata=metadata)
 
 

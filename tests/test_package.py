@@ -69,3 +69,10 @@ def test_the_reference_lists_exactly_the_public_names_of_nn():
     from residmix import nn
 
     assert {name for name in documented("nn.md") if "." not in name} == set(nn.__all__)
+
+
+def test_the_reference_lists_every_warning():
+    from residmix import errors
+
+    listed = {name.removeprefix("errors.") for name in documented("index.md") if name.startswith("errors.")}
+    assert listed == {name for name in errors.__all__ if name.endswith("Warning")} - {"ResidmixWarning"}

@@ -17,7 +17,14 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from residmix import Residualizer
-from residmix.errors import CollinearityWarning, DesignWarning, RareLevelWarning
+from residmix.errors import (
+    CollinearityWarning,
+    DesignWarning,
+    EntangledEffectsWarning,
+    ManyColumnsWarning,
+    RareLevelWarning,
+    ResidmixWarning,
+)
 
 RNG = np.random.default_rng(0)
 N, P, D = 300, 3, 4
@@ -186,7 +193,7 @@ def test_a_near_duplicate_column_is_removed_too():
 
 def test_more_metadata_columns_than_rows_leave_nothing():
     wide = RNG.normal(size=(20, 50))
-    with pytest.warns(DesignWarning, match="in-sample residuals keep only 0%"), pytest.warns(CollinearityWarning):
+    with pytest.warns(ManyColumnsWarning, match="in-sample residuals keep only 0%"), pytest.warns(CollinearityWarning):
         model = Residualizer().fit(X[:20], metadata=wide)
     np.testing.assert_allclose(model.transform(X[:20], metadata=wide), 0.0, atol=1e-12)
     beta = textbook(wide, X[:20])
@@ -194,7 +201,7 @@ def test_more_metadata_columns_than_rows_leave_nothing():
 
 
 def test_columns_close_in_number_to_rows_are_warned_about_with_what_is_left():
-    with pytest.warns(DesignWarning, match="30 design columns for 40 rows.* keep only 22%"):
+    with pytest.warns(ManyColumnsWarning, match="30 design columns for 40 rows.* keep only 22%"):
         Residualizer().fit(RNG.normal(size=(40, 2)), metadata=RNG.normal(size=(40, 30)))
 
 
@@ -375,11 +382,36 @@ def test_preserved_effects_are_estimated_beside_and_kept():
 def test_nearly_collinear_removed_and_preserved_effects_are_warned_about_with_the_number():
     data = table()
     data["scanner"] = (data["site"] == "B") * 1.0 + 0.05 * RNG.normal(size=N)
-    with pytest.warns(CollinearityWarning, match=r"canonical correlation 0\.99\d\d"):
+    with pytest.warns(EntangledEffectsWarning, match=r"canonical correlation 0\.99\d\d"):
         model = Residualizer("site", preserve="scanner", features=["thickness", "volume"]).fit(data)
     site = np.column_stack([data["site"] == "B", data["site"] == "C"]).astype(float)
     r2 = LinearRegression().fit(site, data["scanner"]).score(site, data["scanner"])
     np.testing.assert_allclose(model.canonical_correlations_, [np.sqrt(r2)], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("category", "parent"),
+    [
+        (EntangledEffectsWarning, CollinearityWarning),
+        (ManyColumnsWarning, DesignWarning),
+        (RareLevelWarning, ResidmixWarning),
+    ],
+)
+def test_each_warning_can_be_filtered_alone(category, parent):
+    assert issubclass(category, parent)
+    data = table(40)
+    data["scanner"] = (data["site"] == "B") * 1.0 + 0.01 * RNG.normal(size=40)
+    data.loc[[0, 1], "site"] = "rare"
+    for j in range(25):
+        data[f"m{j}"] = RNG.normal(size=40)
+    formula = "site + " + " + ".join(f"m{j}" for j in range(25))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", category=category)
+        Residualizer(formula, preserve="scanner", features=["thickness", "volume"]).fit(data)
+    everything = {EntangledEffectsWarning, ManyColumnsWarning, RareLevelWarning}
+    assert {warning.category for warning in told} == everything - {category}
+    assert all(any(figure.isdigit() for figure in str(warning.message)) for warning in told)
 
 
 def test_ridge_equals_scikit_learns():

@@ -6,7 +6,7 @@ import pytest
 
 import residmix as rm
 from residmix import Residualizer
-from residmix.errors import CollinearityWarning
+from residmix.errors import CollinearityWarning, EntangledEffectsWarning
 
 
 def table(n=3000, subjects=400, days=250, seed=0):
@@ -109,6 +109,32 @@ def test_of_three_factors_the_two_are_named_that_belong_together():
     told = r"1 level of '\w+' \('\S+'\) is determined by '\w+' and '\w+' together"
     with pytest.warns(CollinearityWarning, match=told):
         Residualizer("subject + day + desk", features=["x", "y"]).fit(data)
+
+
+def test_preserved_effects_that_subjects_nearly_hold_are_warned_of_with_the_canonical_correlation():
+    data = table()
+    rng = np.random.default_rng(4)
+    data["sick"] = data["subject"].isin([f"s{k:03d}" for k in range(100)]) * 1.0
+    data["drug"] = rng.normal(size=len(data))
+    moved = rng.permutation(len(data))[:40]
+    data.loc[moved, "sick"] = 1.0 - data.loc[moved, "sick"]
+    model = Residualizer("subject + age", preserve="sick + drug", features=["x", "y"])
+    with pytest.warns(EntangledEffectsWarning, match=r"nearly collinear: canonical correlation 0\.9686"):
+        model.fit(data)
+    spaces = []
+    for columns in ([data[["age"]], pd.get_dummies(data["subject"])], [data[["sick", "drug"]]]):
+        centred = np.hstack(columns).astype(float)
+        spaces.append(np.linalg.svd(centred - centred.mean(axis=0), full_matrices=False))
+    bases = [u[:, s > 1e-9 * s[0]] for u, s, _ in spaces]
+    expected = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    np.testing.assert_allclose(model.canonical_correlations_, expected, atol=1e-10)
+    # a group that no subject leaves can't be told from the subjects at all
+    data["sick"] = data["subject"].isin([f"s{k:03d}" for k in range(100)]) * 1.0
+    with (
+        pytest.warns(CollinearityWarning, match="'sick' is determined by the levels of 'subject'"),
+        pytest.warns(EntangledEffectsWarning, match=r"canonical correlation 1\.0000"),
+    ):
+        model.fit(data)
 
 
 def test_streams_and_merges_work_with_absorbed_factors():

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from residmix._base import MetadataTransformer, refuse_frames
 from residmix._validation import check_choice
-from residmix.errors import CollinearityWarning, DesignWarning
+from residmix.errors import DesignWarning, EntangledEffectsWarning
 from residmix.moments.erase import Erasure, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
 from residmix.progress import watched
@@ -76,7 +76,7 @@ class Eraser(MetadataTransformer):
     -----
     DesignWarning
         If there is nothing to erase, or if erasing leaves nothing of the features.
-    CollinearityWarning
+    EntangledEffectsWarning
         If erased and preserved directions are nearly the same, so that the map blows the features up.
 
     Notes
@@ -265,6 +265,6 @@ def _warn(found: Erasure, n_erased: int) -> None:
         warnings.warn(
             "what is erased and what is preserved lie in nearly the same direction of feature space: canonical "
             f"correlation {found.entangled:.4f}; keeping the one blows up the other directions",
-            CollinearityWarning,
+            EntangledEffectsWarning,
             stacklevel=4,
         )

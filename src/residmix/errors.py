@@ -12,7 +12,9 @@ __all__ = [
     "DeadComponentWarning",
     "DesignWarning",
     "DiscreteTargetWarning",
+    "EntangledEffectsWarning",
     "LeakageWarning",
+    "ManyColumnsWarning",
     "MissingExtraError",
     "RareLevelWarning",
     "ResidmixWarning",
@@ -34,8 +36,16 @@ class CollinearityWarning(ResidmixWarning):
     """Columns of the design are aliased, or what is removed and what is preserved can't be told apart."""
 
 
+class EntangledEffectsWarning(CollinearityWarning):
+    """What is removed and what is preserved are nearly collinear: the canonical correlation is above 0.95."""
+
+
 class DesignWarning(ResidmixWarning):
-    """The design asks much of the data, for example nearly as many columns as rows."""
+    """The design asks much of the data, or is perhaps not what was meant."""
+
+
+class ManyColumnsWarning(DesignWarning):
+    """The design has more than half as many columns as there are rows."""
 
 
 class RareLevelWarning(ResidmixWarning):

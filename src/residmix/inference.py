@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import CollinearityWarning, DesignWarning
+from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning
 from residmix.moments.solve import LinearFit
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["canonical_correlations", "coefficient_table", "explained", "summary_text", "warn_of_fit"]
+__all__ = [
+    "canonical_correlations",
+    "coefficient_table",
+    "correlations_beside_factors",
+    "explained",
+    "summary_text",
+    "warn_of_fit",
+]
 
 Array = NDArray[np.float64]
 
@@ -45,6 +52,26 @@ def canonical_correlations(scatter: Array, n_removed: int) -> Array:
     one, two = slice(None, n_removed), slice(n_removed, None)
     whitened = _inverse_root(scaled[one, one]) @ scaled[one, two] @ _inverse_root(scaled[two, two]).T
     return np.minimum(np.linalg.svd(whitened, compute_uv=False), 1.0)
+
+
+def correlations_beside_factors(scatter: Array, covariance: Array) -> Array:
+    r"""Return the canonical correlations of preserved columns with everything else of a fit with absorbed factors.
+
+    What the others leave of the scatter S of the preserved columns is the inverse of their block C of the coefficients'
+    covariance, so :math:`S^{1/2} C S^{1/2}` has the eigenvalues :math:`1 / (1 - \rho^2)`.
+
+    Parameters
+    ----------
+    scatter, covariance : ndarray (k, k)
+        S and C; a column that others determine has zeros in C.
+    """
+    spread = np.sqrt(np.diagonal(scatter))
+    spread = np.where(spread > 0, spread, 1.0)
+    values, vectors = np.linalg.eigh(scatter / spread[:, None] / spread)
+    keep = values > values[-1] * 1e-12
+    root = vectors[:, keep] * np.sqrt(values[keep])
+    inflation = np.linalg.eigvalsh(root.T @ (covariance * spread[:, None] * spread) @ root)
+    return np.sort(np.sqrt(1.0 - np.minimum(1.0 / np.where(inflation > 0.5, inflation, np.inf), 1.0)))[::-1]
 
 
 def _inverse_root(scaled: Array) -> Array:
@@ -221,7 +248,7 @@ def warn_of_fit(
         warnings.warn(
             f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
             "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
-            CollinearityWarning,
+            EntangledEffectsWarning,
             stacklevel=6,
         )
     for told in nested:
@@ -237,6 +264,6 @@ def warn_of_fit(
         warnings.warn(
             f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
             "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
-            DesignWarning,
+            ManyColumnsWarning,
             stacklevel=6,
         )

@@ -184,9 +184,13 @@ class ResidualFit(MetadataTransformer):
         effects = fit.effects if isinstance(fit, FactorFit) else ()
         names_absorbed = () if design is None else (factor.name for factor in design.factors)
         self.effects_ = dict(zip(names_absorbed, effects, strict=True))
-        self.canonical_correlations_ = (
-            inference.canonical_correlations(linear.s_aa[0], p) if 0 < p < len(names) else np.empty(0)
-        )
+        self.canonical_correlations_ = np.empty(0)
+        if p < len(names) and isinstance(fit, FactorFit):
+            self.canonical_correlations_ = inference.correlations_beside_factors(
+                linear.s_aa[0][p:, p:], fit.covariance[0][p:, p:]
+            )
+        elif 0 < p < len(names):
+            self.canonical_correlations_ = inference.canonical_correlations(linear.s_aa[0], p)
         inference.warn_of_fit(
             fit,
             names,

@@ -122,9 +122,13 @@ class Residualizer(ResidualFit):
     Warns
     -----
     CollinearityWarning
-        If columns of the design are aliased, by name; or if removed and preserved effects are nearly collinear.
+        If columns of the design, or levels of large factors, are aliased, by name.
+    EntangledEffectsWarning
+        If removed and preserved effects are nearly collinear, with their canonical correlation.
     DesignWarning
-        If there are so many design columns that residuals lose most of their variance.
+        If a column of few distinct integers enters as a number, or a feature has no values.
+    ManyColumnsWarning
+        If there are so many design columns that residuals lose most of their variance, with the share that is left.
     RareLevelWarning
         If a level has fewer than three rows, or is missing from the folds that it would have to be learned from.
     LeakageWarning
