@@ -15,12 +15,14 @@ from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from residmix import Residualizer
 from residmix.errors import (
     CollinearityWarning,
     DesignWarning,
     EntangledEffectsWarning,
+    LeakageWarning,
     ManyColumnsWarning,
     RareLevelWarning,
     ResidmixWarning,
@@ -619,10 +621,32 @@ def test_an_unseen_level_can_get_the_average_effect_of_the_known_ones():
 
 
 @pytest.mark.parametrize("far", [1e9, 1e150])
-def test_far_outliers_give_finite_residuals(far):
+def test_far_outliers_give_finite_residuals_and_are_told_to_give_metadata_back(far):
     features = X.copy()
     features[3, 1] = far
-    assert np.isfinite(Residualizer().fit_transform(features, metadata=M)).all()
+    with pytest.warns(LeakageWarning, match=r"features \('x1'.*heavy-tailed"):
+        assert np.isfinite(Residualizer().fit_transform(features, metadata=M)).all()
+
+
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 1e6 + 0.1, -7.7e-9])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": True}, {"alpha": 1.0}, {"residuals": "loo"}, {"shrinkage": {"site": "blup"}}], ids=str
+)
+def test_a_constant_feature_has_no_effects_of_rounding(constant, options):
+    # A scaler divides by the spread: residuals of 1e-59 that differ by site would become the site itself.
+    data = table()
+    data["thickness"] = constant
+    formula = "site" if "shrinkage" in options else "site + age"
+    model = Residualizer(formula, features=["thickness", "volume"], **options)
+    residual = model.fit_transform(data)
+    assert len(np.unique(residual[:, 0])) == 1
+    assert np.all(model.coef_[:, 0] == 0.0)
+    assert np.ptp(StandardScaler().fit_transform(residual)[:, 0]) == 0.0
+    if not options:
+        model.partial_fit(data)
+        assert len(np.unique(model.transform(data)[:, 0])) == 1
+        data.loc[::7, "thickness"] = np.nan
+        assert len(np.unique(model.fit_transform(data)[:, 0])) == 2  # and NaN
 
 
 def test_integers_and_single_rows_are_fine():

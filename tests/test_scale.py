@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from residmix import Residualizer
-from residmix.errors import DesignWarning
+from residmix.errors import DesignWarning, LeakageWarning
 
 SITE_SD = np.array([1.0, 2.0, 0.1, 5.0])
 
@@ -121,7 +121,10 @@ def test_a_feature_without_spread_somewhere_keeps_its_own_and_is_named():
     X, dummies, site = sites(n=500)
     X[site == 2, 1] = 0.3
     X[:, 3] = 7.0
-    with pytest.warns(DesignWarning, match=r"1 of 5 features \(number 1\)"):
+    with (
+        pytest.warns(DesignWarning, match=r"1 of 5 features \(number 1\)"),
+        pytest.warns(LeakageWarning, match=r"few-valued features \('x1'\)"),
+    ):
         model = Residualizer(scale=True).fit(X, metadata=dummies)
     factor = model.scale_.factor(dummies)
     assert_array_equal(factor[:, [1, 3]], 1.0)

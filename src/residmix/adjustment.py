@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from residmix.design import Design, Term
 from residmix.empirical_bayes import shrink_levels
+from residmix.moments.levels import WithEffects
 from residmix.moments.linear import Affine
 from residmix.moments.solve import LinearFit
 from residmix.scale import Scale, fit_scale
 from residmix.sources.rows import Block, Rows
 
-__all__ = ["Rescaled", "adjusted", "rescaled"]
+__all__ = ["Rescaled", "adjusted", "of_features", "rescaled"]
 
 Array = NDArray[np.float64]
 
@@ -54,6 +55,24 @@ class Rescaled:
         else:
             out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor))
         return out.astype(block.X.dtype, copy=False)
+
+
+def of_features(remove: Affine | Rescaled, features: NDArray[np.integer[Any]]) -> Affine | Rescaled:
+    """Return the map for some of the features only."""
+    if isinstance(remove, Rescaled):
+        scale = replace(remove.scale, intercept=remove.scale.intercept[features], coef=remove.scale.coef[:, features])
+        affine = of_features(remove.affine, features)
+        assert isinstance(affine, Affine)
+        return Rescaled(affine, remove.preserved[:, features], remove.origin, remove.offset[features], scale)
+    some = replace(
+        remove,
+        origin_x=remove.origin_x[features],
+        coef=np.ascontiguousarray(remove.coef[:, features]),
+        constant=remove.constant[features],
+    )
+    if isinstance(some, WithEffects):
+        return replace(some, effects=tuple(np.ascontiguousarray(effects[:, features]) for effects in some.effects))
+    return some
 
 
 def rescaled(affine: Affine, fit: LinearFit, scale: Scale) -> Rescaled:

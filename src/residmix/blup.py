@@ -11,7 +11,7 @@ from residmix.crossed_blup import RandomEffects, crossed_effects, generalised_in
 from residmix.design import Design
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit
+from residmix.moments.solve import LinearFit, constant_features
 from residmix.penalty import find_term
 from residmix.threads import one_blas_thread
 
@@ -65,13 +65,14 @@ def random_effects(
     L = len(levels)
     start, turn = level_indicators(levels)
     q, d = moments.s_ax.shape
+    products = np.where(constant_features(moments), 0.0, moments.s_ax)
     others = np.setdiff1d(np.arange(q), np.arange(columns.start, columns.stop))
     coef, found = np.empty((q, d)), np.empty(d)
     effects, rows = np.empty((L, d)), np.empty((L, d))
     with one_blas_thread():
         for g in range(len(moments.weight)):
             mine = np.arange(d) if len(moments.weight) == 1 else np.array([g])
-            scatter, cross = moments.s_aa[g], moments.s_ax[:, mine]
+            scatter, cross = moments.s_aa[g], products[:, mine]
             free = generalised_inverse(scatter[np.ix_(others, others)])
             beside = turn.T @ scatter[columns][:, others]
             own = turn.T @ scatter[columns, columns] @ turn

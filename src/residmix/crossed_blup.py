@@ -11,7 +11,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit
+from residmix.moments.solve import LinearFit, constant_features
 from residmix.threads import one_blas_thread
 
 __all__ = ["RandomEffects", "crossed_effects", "generalised_inverse", "level_indicators"]
@@ -76,6 +76,7 @@ def crossed_effects(
     Patterson and Thompson, Biometrika 58, 1971 (REML); Robinson, Statistical Science 6, 1991 (BLUP).
     """
     q, d = moments.s_ax.shape
+    products = np.where(constant_features(moments), 0.0, moments.s_ax)
     starts, turn = [], np.zeros((q, sum(len(levels) for _, levels in factors)))
     bounds = np.cumsum([0, *(len(levels) for _, levels in factors)])
     parts = [slice(low, high) for low, high in pairwise(bounds)]
@@ -90,7 +91,7 @@ def crossed_effects(
     with one_blas_thread():
         for g in range(len(moments.weight)):
             mine = np.arange(d) if len(moments.weight) == 1 else np.array([g])
-            scatter, cross = moments.s_aa[g], moments.s_ax[:, mine]
+            scatter, cross = moments.s_aa[g], products[:, mine]
             free = generalised_inverse(scatter[np.ix_(others, others)])
             beside = turn.T @ scatter[:, others]
             own = turn.T @ scatter @ turn - beside @ free @ beside.T

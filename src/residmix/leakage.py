@@ -1,9 +1,9 @@
-"""Metadata that residuals give back: the check of residuals of few-valued features."""
+"""Metadata that residuals give back: the check of features whose values repeat or whose distribution is skewed."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import LeakageWarning
-from residmix.sources.rows import Block
 
-__all__ = ["Leakage", "few_valued", "leakage", "looked_at", "warn_of_leakage"]
+__all__ = [
+    "LOOKED_AT_ROWS",
+    "Leakage",
+    "few_valued",
+    "leakage",
+    "looked_at",
+    "looked_at_features",
+    "warn_of_leakage",
+]
 
 Array = NDArray[np.float64]
 
-# The check costs three small trees, twice: enough rows to see a lattice, few enough not to be felt.
-_ROWS = 1000
+# The check costs three small trees, up to three times: enough rows to see a lattice, few enough not to be felt.
+LOOKED_AT_ROWS = 1000
 _LOOKED_AT = 256
+_SCREENED = 64
 _FEATURES = 32
 _COLUMNS = 32
-# Share of a design column's variance that the lattice must give back on top of what smooth features would.
+# Share of a design column's variance that residuals must give back beyond what the features told or smooth ones would.
 _WORTH_TELLING = 0.2
+# Bins of a residual that are looked at before any tree is grown, and how much they must tell beyond chance: n times the
+# share of variance between them has about _BINS - 1 +- 5 by chance, so 50 is out of its reach in 8000 tries.
+_BINS = 16
+_BEYOND_CHANCE = 50.0
 
 
 @dataclass(frozen=True)
@@ -33,25 +45,32 @@ class Leakage:
     Attributes
     ----------
     column : int
-        The design column that is read best.
+        The design column of which the residuals give back most that the features didn't tell.
     found : float
         Squared correlation of the column with what the tree predicts from the residuals.
     smooth : float
-        The same, had the features not been few-valued.
+        The same had few-valued features more values, if it is due to these; else from the features before.
     features : ndarray of int
-        Which features are.
+        The features that the tree looked at, those that tell most first.
+    few : ndarray of int
+        Those of them that are few-valued.
+    from_values : bool
+        Whether it is due to the values of the few-valued ones; else to the shape of the distributions.
     """
 
     column: int
     found: float
     smooth: float
     features: NDArray[np.intp]
+    few: NDArray[np.intp]
+    from_values: bool
 
 
 def few_valued(X: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the features, fewest values first, in which more than a tenth of the rows repeat a value.
+    """Return the features, fewest values first, in which more than a tenth of the rows repeat a value, or some pile up.
 
-    Rows that are repeated as a whole (weights written out, a bootstrap) count once, unless hardly any is not.
+    Rows that are repeated as a whole (weights written out, a bootstrap) count once, unless hardly any is not. Rows pile
+    up at a value (zero, a detection limit) that is far more frequent than those around it. Missing values don't count.
 
     Examples
     --------
@@ -60,32 +79,48 @@ def few_valued(X: NDArray[Any]) -> NDArray[np.intp]:
     [1]
     """
     ordered = np.sort(X, axis=0)
-    values = 1 + np.sum(ordered[1:] > ordered[:-1], axis=0)
-    few = np.flatnonzero((values < 0.9 * len(X)) & (values > 1))
-    if len(few) and (distinct := len(np.unique(X, axis=0))) > len(X) / 4:
-        few = few[values[few] < 0.9 * distinct]
+    rows = np.sum(~np.isnan(X), axis=0)
+    values = np.minimum(rows, 1) + np.sum(ordered[1:] > ordered[:-1], axis=0)
+    repeated = np.flatnonzero((values < 0.9 * rows) & (values > 1))
+    piled = [j for j in np.flatnonzero((values < 0.99 * rows) & (values > 1)) if len(_piles(ordered[: rows[j], j]))]
+    if len(repeated) and (distinct := len(np.unique(np.nan_to_num(X), axis=0))) > len(X) / 4:
+        repeated = repeated[values[repeated] < 0.9 * np.minimum(distinct, rows[repeated])]
+    few = np.union1d(repeated, np.array(piled, dtype=np.intp))
     return few[np.argsort(values[few], kind="stable")]
 
 
+def _piles(column: Array) -> Array:
+    """Return the values at which rows pile up: in 1 % of them, and five times as many as at the values around."""
+    values, counts = np.unique(column, return_counts=True)
+    frequent = np.flatnonzero(counts >= max(5, 0.01 * len(column)))
+    if len(values) < 10 or len(frequent) == 0 or len(frequent) > 10:
+        return np.empty(0)
+    around = [np.median(np.r_[counts[max(i - 5, 0) : i], counts[i + 1 : i + 6]]) for i in frequent]
+    return np.asarray(values[frequent[counts[frequent] >= 5 * np.array(around)]], dtype=np.float64)
+
+
 def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array) -> Leakage | None:
-    """Find out whether a tree reads the design from the residuals of few-valued features.
+    """Find out whether a tree reads from the residuals more of the design than the features told.
 
     A feature on a lattice (counts, rounded values, codes) that is shifted by an amount which depends on the metadata
-    lies on another lattice for each profile: thresholds between them tell the profiles apart, although means agree
-    (Hamdan et al. 2023). The check compares a tree on the residuals with one on the residuals that these features would
-    have if each value were spread evenly over the gap to its neighbours: what is found in the first only is due to
-    the lattice.
+    lies on another lattice for each profile: thresholds between them tell the profiles apart, although means agree. The
+    same goes for values at which many rows pile up (zeros, a detection limit), and for a skewed distribution, whose
+    mean is far from where its rows are many, so that small differences of means move these a lot (Hamdan et al. 2023).
+
+    The check compares a tree on the residuals with one on the features as they were; and, since these may have told
+    the design by their means, with one on the residuals that few-valued features would have if each value were spread
+    evenly over the gap to its neighbours, and piles over the whole distribution.
 
     Parameters
     ----------
     X, residual : ndarray (n, d)
-        A sample of rows, and their residuals.
+        A sample of rows, and their residuals; NaN where a value is missing.
     design : ndarray (n, p)
         Columns that were removed.
 
     Returns
     -------
-    Leakage, or None if no feature is few-valued.
+    Leakage, or None if there is none worth telling.
 
     References
     ----------
@@ -93,33 +128,93 @@ def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array) -> Leakage |
     """
     from sklearn.tree import DecisionTreeRegressor
 
-    features = few_valued(X)[:_FEATURES]
-    spread = design[:, :_COLUMNS].std(axis=0)
-    columns = np.flatnonzero(spread > 1e-12 * np.abs(design[:, :_COLUMNS]).max(axis=0, initial=1e-300))
-    if len(features) == 0 or len(columns) == 0 or len(X) < 30:
+    spread = design.std(axis=0)
+    columns = np.flatnonzero(spread > 1e-12 * np.abs(design).max(axis=0, initial=1e-300))
+    if len(columns) == 0 or len(X) < 30:
         return None
     target = (design[:, columns] - design[:, columns].mean(axis=0)) / spread[columns]
+    few = few_valued(X)
+    features = np.union1d(few[:_FEATURES], np.linspace(0, X.shape[1] - 1, _SCREENED).astype(np.intp))
+    shares = _binned_shares(_without_rounding(X[:, features], residual[:, features]), target)
+    most = shares.max(axis=1)
+    wanted = np.isin(features, few) | (most * len(X) > _BEYOND_CHANCE)
+    # half of the places are for few-valued ones, those of fewest values, whatever they tell
+    first = np.isin(features, few[: _FEATURES // 2])
+    wanted = np.flatnonzero(wanted)[np.lexsort((-most[wanted], ~first[wanted]))][:_FEATURES]
+    if len(wanted) == 0:
+        return None
+    features, shares = features[wanted], shares[wanted]
+    X, residual = np.asarray(X[:, features], dtype=np.float64), _without_rounding(X[:, features], residual[:, features])
+    best = np.sort(np.argsort(-shares.sum(axis=0), kind="stable")[:_COLUMNS])
+    columns, target = columns[best], target[:, best]
     tree = DecisionTreeRegressor(min_samples_leaf=max(2, len(X) // 200), random_state=0)
-    on_lattice = np.asarray(residual[:, features], dtype=np.float64)
-    found = _predicted_share(tree, on_lattice, target)
-    smooth = _predicted_share(tree, on_lattice + _jitter(np.asarray(X[:, features], dtype=np.float64)), target)
-    best = int(np.argmax(found - smooth))
-    return Leakage(int(columns[best]), float(found[best]), float(smooth[best]), features)
+    found = _predicted_share(tree, residual, target)
+    if found.max() <= _WORTH_TELLING:
+        return None
+    before = smooth = _predicted_share(tree, X, target)
+    where = np.isin(features, few)
+    if where.any():
+        spread_out = residual.copy()
+        spread_out[:, where] = _spread_out(X[:, where], residual[:, where])
+        smooth = _predicted_share(tree, spread_out, target)
+    gain = found - np.minimum(before, smooth)
+    k = int(np.argmax(gain))
+    if gain[k] <= _WORTH_TELLING:
+        return None
+    from_values = bool(where.any()) and bool(smooth[k] <= before[k] + 0.05)
+    features = features[np.argsort(-shares[:, best[k]], kind="stable")]
+    mine = features[np.isin(features, few)]
+    otherwise = smooth[k] if from_values else before[k]
+    return Leakage(int(columns[k]), float(found[k]), float(otherwise), features, mine, from_values)
 
 
-def _jitter(X: Array) -> Array:
-    """Draw, for each value, an amount that spreads it evenly between the midpoints to its neighbours."""
-    uniform = np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
+def _without_rounding(X: NDArray[Any], residual: NDArray[Any]) -> Array:
+    """Return residuals as multiples of the rounding errors that subtracting left in them."""
+    eps = float(np.finfo(residual.dtype).eps)
+    largest = np.nanmax(np.abs(X), axis=0, initial=0.0).astype(np.float64)
+    grid = 64 * eps * np.where(largest > 0, largest, 1.0)
+    return np.round(np.asarray(residual, dtype=np.float64) / grid) * grid
+
+
+def _binned_shares(residual: Array, target: Array) -> Array:
+    """Share of each target's variance (d, p) that lies between bins of equally many rows of each residual."""
+    n = len(residual)
+    edges = np.linspace(0, n, _BINS + 1).astype(np.intp)[:-1]
+    size = np.diff(np.append(edges, n))
+    order = np.argsort(residual, axis=0)
+    shares = np.empty((residual.shape[1], target.shape[1]))
+    for j in range(residual.shape[1]):
+        sums = np.add.reduceat(target[order[:, j]], edges, axis=0)
+        shares[j] = (sums**2 / size[:, None]).sum(axis=0) / n
+    return shares
+
+
+def _spread_out(X: Array, residual: Array) -> Array:
+    """Return the residuals that there would be if values didn't repeat.
+
+    A value lies anywhere between the midpoints to its neighbours; rows at a value where they pile up have the residual
+    of any other row.
+    """
+    rng = np.random.default_rng(0)
+    uniform = rng.uniform(-0.5, 0.5, X.shape)
+    out = residual.copy()
     for j, column in enumerate(X.T):
-        values, where = np.unique(column, return_inverse=True)
+        have = np.flatnonzero(~np.isnan(column))
+        values, where = np.unique(column[have], return_inverse=True)
         gap = np.diff(values)
         below, above = np.r_[gap[0], gap][where], np.r_[gap, gap[-1]][where]
-        uniform[:, j] *= np.where(uniform[:, j] < 0, below, above)
-    return uniform
+        out[have, j] += uniform[have, j] * np.where(uniform[have, j] < 0, below, above)
+        piled = np.isin(column, _piles(column[have]))
+        others = np.flatnonzero(~piled & ~np.isnan(column))
+        if len(others):
+            out[piled, j] = out[rng.choice(others, piled.sum()), j]
+    return out
 
 
 def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
     """Squared correlation of each target with its cross-validated prediction, (p,); 0 if that points the wrong way."""
+    # Trees see nothing but the order of values, and scikit-learn's see it in single precision; missing ones come last.
+    features = np.column_stack([np.unique(column, return_inverse=True)[1] for column in features.T])
     order = np.random.default_rng(0).permutation(len(features))
     predicted = np.empty(target.shape)
     for test in np.array_split(order, 3):
@@ -133,53 +228,63 @@ def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
 
 def looked_at(n_rows: int) -> NDArray[np.intp]:
     """Return the rows that the check is made of, spread evenly."""
-    return np.unique(np.linspace(0, n_rows - 1, _ROWS).astype(np.intp))
+    return np.unique(np.linspace(0, n_rows - 1, LOOKED_AT_ROWS).astype(np.intp))
+
+
+def looked_at_features(n_features: int) -> NDArray[np.intp]:
+    """Return the features that the check is made of, spread evenly."""
+    return np.unique(np.linspace(0, n_features - 1, _LOOKED_AT).astype(np.intp))
 
 
 def warn_of_leakage(
-    sample: Block,
-    remove: Callable[[Block], NDArray[Any]],
+    X: NDArray[Any],
+    residual: NDArray[Any],
+    design: Array,
     columns: Sequence[str],
-    features: Sequence[str],
+    features: Sequence[Any],
     *,
+    least_squares: bool = True,
     stacklevel: int = 2,
-) -> Leakage | None:
-    """Warn if a tree reads the metadata from the residuals of a sample of rows because features are few-valued.
+) -> bool:
+    """Warn if a tree reads more of the metadata from residuals than the features told; return whether it does.
 
     Parameters
     ----------
-    sample : Block
-        The rows `looked_at`, with the design that was fitted.
-    remove : callable
-        ``remove(block)`` are the residuals.
+    X, residual, design
+        As in :func:`leakage`; further columns of the design are ignored.
     columns : sequence of str
         Names of the design columns that are removed.
-    features : sequence of str
+    features : sequence
         Names of the features.
+    least_squares : bool
+        Whether the residuals are those of least squares, so that means are gone for certain.
 
     Warns
     -----
     LeakageWarning
-        With the column that is read best, how well, and how well it would be from features that aren't few-valued.
+        With the column that is read best, how well, how well it was or would be otherwise, and what to do.
     """
-    if not columns:
-        return None
-    assert sample.design is not None
-    some = np.unique(np.linspace(0, sample.X.shape[1] - 1, _LOOKED_AT).astype(int))
-    complete = np.isfinite(sample.X).all(axis=1)
-    X = sample.X[complete][:, some]
-    if len(few_valued(X)) == 0:
-        return None
-    found = leakage(X, remove(sample)[complete][:, some], sample.design[complete][:, : len(columns)])
-    if found is not None and found.found - found.smooth > _WORTH_TELLING:
-        names = ", ".join(repr(str(features[some[j]])) for j in found.features[:5])
-        more = "" if len(found.features) <= 5 else ", ..."
-        warnings.warn(
-            f"residuals of few-valued features ({names}{more}) let a decision tree read {columns[found.column]!r} "
-            f"back: squared correlation {found.found:.2f} in cross-validation, and {found.smooth:.2f} had they more "
-            "values. Linear learners are safe; for trees, forests and neighbours add noise of the size of a step to "
-            "these features first, or use an Eraser",
-            LeakageWarning,
-            stacklevel=stacklevel,
+    found = leakage(X, residual, design[:, : len(columns)])
+    if found is None:
+        return False
+    which = found.few if found.from_values else found.features
+    names = ", ".join(repr(str(features[j])) for j in which[:5]) + (", ..." if len(which) > 5 else "")
+    safe = "Linear learners are safe; for trees, forests and neighbours" if least_squares else "Before other learners,"
+    if found.from_values:
+        kind, otherwise = "few-valued features", "had they more values"
+        remedy = "add noise of the size of a step to these features first, or use an Eraser"
+    else:
+        kind, otherwise = "features", "from the features before"
+        remedy = (
+            "transform skewed, heavy-tailed or clustered features, whose means lie apart from most rows (logarithms "
+            "or ranks), or use an Eraser"
         )
-    return found
+        if not least_squares:
+            remedy = f"see whether the estimator fits the metadata's effects at all; {remedy}"
+    warnings.warn(
+        f"residuals of {kind} ({names}) let a decision tree read {columns[found.column]!r} back: squared correlation "
+        f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
+        LeakageWarning,
+        stacklevel=stacklevel,
+    )
+    return True

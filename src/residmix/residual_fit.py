@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from residmix import inference
 from residmix._base import MetadataTransformer
 from residmix._validation import check_choice
-from residmix.adjustment import adjusted, rescaled
+from residmix.adjustment import adjusted, of_features, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design import Design
-from residmix.leakage import looked_at, warn_of_leakage
+from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
 from residmix.moments.factor import FactorFit, fit_factors, solve_factors
 from residmix.moments.levels import FactorMoments, merge_factor_moments
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
@@ -26,10 +26,13 @@ from residmix.penalty import ridge_penalty
 from residmix.progress import watched
 from residmix.scale import Scale
 from residmix.sources.rows import Rows
-from residmix.sources.sampled import SampledRows
+from residmix.sources.sampled import Sample, SampledRows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["ResidualFit"]
+
+# As a number of rows: a model that leaks is told of once.
+_NEVER_AGAIN = 1 << 62
 
 
 class ResidualFit(MetadataTransformer):
@@ -45,6 +48,8 @@ class ResidualFit(MetadataTransformer):
     missing: str
     new_levels_: dict[str, NewLevels]
     design_columns_: list[str]
+    _sample: Sample
+    _last_look: int
 
     def _priors(self) -> dict[str, NewLevels]:
         """Return what is expected of unseen levels of every factor that is removed."""
@@ -129,18 +134,51 @@ class ResidualFit(MetadataTransformer):
             fitted = fit_nuisance(self.estimator, rows, p, k, self.cv)
             self.estimator_, self.preserved_coef_, residual, self.r2_ = fitted
             self.new_levels_ = {}
+            if p:
+                index, some = looked_at(rows.n_rows), looked_at_features(rows.n_features)
+                sample, names = rows.take(index), self.features_[some].tolist()
+                assert sample.design is not None
+                assert design is not None
+                X, left = sample.X[:, some], residual[index][:, some]
+                columns = design.column_names[:p]
+                warn_of_leakage(X, left, sample.design, columns, names, least_squares=False, stacklevel=5)
             return residual
-        # set aside while the moments are taken: a source that is read from files needn't be read again for it
-        sampled = SampledRows(rows, looked_at(rows.n_rows))
-        fit, moments = self._least_squares(sampled)
+        self._sample, self._last_look = Sample(), 0
+        fit, moments = self._sampled_least_squares(rows)
         applied, scale = self._shrunk(fit, moments), None
         if design is not None and (self.scale or self.shrinkage == "eb"):
             pooled = None if isinstance(self.shrinkage, dict) else self.shrinkage
             applied, scale = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
         self._set(fit, moments, applied, scale)
-        if self.design_columns_:
-            warn_of_leakage(sampled.sample(), self._map(), self.design_columns_, list(self.features_), stacklevel=5)
+        self._look_for_leakage(stacklevel=6)
         return None
+
+    def _sampled_least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:
+        """Fit, and keep a sample of the rows: one set aside on the way, since files needn't be read again for it."""
+        sampled = SampledRows(rows, looked_at(rows.n_rows), looked_at_features(rows.n_features))
+        found = self._least_squares(sampled)
+        if self.design_ is not None and self.design_.n_removed:
+            own = Sample.of(sampled.sample(), rows.n_rows, seed=self._sample.n_rows)
+            self._sample = self._sample.merged(own, LOOKED_AT_ROWS)
+        return found
+
+    def _look_for_leakage(self, stacklevel: int) -> None:
+        """Warn if residuals of the sample give metadata back; look again only when the rows have doubled."""
+        sample = self._sample.block
+        if sample is None or self._sample.n_rows < 2 * self._last_look:
+            return
+        some = looked_at_features(len(self.features_))
+        residual = of_features(self._map(seen_in_fit=True), some)(sample)
+        assert sample.design is not None
+        told = warn_of_leakage(
+            sample.X,
+            residual,
+            sample.design,
+            self.design_columns_,
+            self.features_[some].tolist(),
+            stacklevel=stacklevel,
+        )
+        self._last_look = _NEVER_AGAIN if told else self._sample.n_rows
 
     def _least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:
         if self.design_ is not None and self.design_.factors:
@@ -213,12 +251,15 @@ class ResidualFit(MetadataTransformer):
             return []
         return nested_factors(self.fit_, self.moments_, self.design_.factors)
 
-    def _map(self, sign: int = -1) -> Any:
-        """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back."""
+    def _map(self, sign: int = -1, *, seen_in_fit: bool = False) -> Any:
+        """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back.
+
+        Blocks of rows `seen_in_fit` have no codes of levels that fit didn't see.
+        """
         if self.estimator is not None:
             return replace(self.estimator_, sign=sign)
         affine = self._applied.affine(len(self.coef_))
-        if self.new_levels_:
+        if self.new_levels_ and not seen_in_fit:
             shrink = self.on_unknown == "shrink"
             affine = with_new_levels(affine, [levels.effects(shrink=shrink) for levels in self.new_levels_.values()])
         affine = replace(affine, sign=sign)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from residmix import inference
 from residmix._base import refuse_frames
 from residmix.honest import leave_one_out, refitted_by_fold
+from residmix.leakage import LOOKED_AT_ROWS
 from residmix.moments.linear import LinearMoments
 from residmix.new_levels import (
     adapted,
@@ -132,7 +133,9 @@ class Residualizer(ResidualFit):
     RareLevelWarning
         If a level has fewer than three rows, or is missing from the folds that it would have to be learned from.
     LeakageWarning
-        If features have so few values that a decision tree reads metadata back from the residuals, and how well.
+        If a decision tree reads more of the metadata from the residuals than the features told, because their values
+        repeat or their distributions are skewed, and how well. It is looked for in 1000 rows of 256 features, which
+        the model keeps for `partial_fit` and `merge`, but which aren't pickled or saved.
 
     Notes
     -----
@@ -227,8 +230,9 @@ class Residualizer(ResidualFit):
                 self._solve(self._rows(table, sample_weight))
             else:
                 self._check_columns(X)
-                _, moments = self._least_squares(self._rows(table, sample_weight))
+                _, moments = self._sampled_least_squares(self._rows(table, sample_weight))
                 self._update(self._merged(moments))
+                self._look_for_leakage(stacklevel=4)
         return self
 
     def merge(self, other: Residualizer) -> Self:
@@ -250,6 +254,8 @@ class Residualizer(ResidualFit):
                 "can't merge: the designs differ (formula, levels or knots); fit both from the same levels"
             )
         self._update(self._merged(other.moments_))
+        self._sample = self._sample.merged(other._sample, LOOKED_AT_ROWS)
+        self._look_for_leakage(stacklevel=4)
         return self
 
     def adapt(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:

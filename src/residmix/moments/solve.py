@@ -26,7 +26,7 @@ from residmix.moments.triangle import Triangle, Triangularize, merge_triangles
 from residmix.sources.rows import Rows
 from residmix.threads import one_blas_thread
 
-__all__ = ["LinearFit", "fit_linear", "solve_moments"]
+__all__ = ["LinearFit", "constant_features", "fit_linear", "solve_moments"]
 
 Array = NDArray[np.float64]
 
@@ -165,7 +165,7 @@ def fit_linear(rows: Rows, *, penalty: Array | None = None) -> tuple[LinearFit, 
         fit = _solution(moments, spectra, coefficients)
     if not accurate or _effects_dwarf_residual(fit, spectra):
         for _ in range(2):
-            fit, change = _refined(rows, fit, spectra)
+            fit, change = _refined(rows, fit, spectra, constant_features(moments))
             if change <= 4 * _EPS:
                 break
     return fit, moments
@@ -179,6 +179,16 @@ def solve_moments(moments: LinearMoments, *, penalty: Array | None = None) -> Li
     """
     spectra = _spectra(moments, penalty)
     return _solution(moments, spectra, _gram_coefficients(moments, spectra))
+
+
+def constant_features(moments: LinearMoments) -> NDArray[np.bool_]:
+    """Tell which features don't vary, up to the rounding of their mean, (d,).
+
+    The rounding in their moments must not become effects: tiny as these are, a scaler makes pure metadata of them.
+    """
+    mean = np.abs(moments.origin_x + moments.offset_x)
+    weight = np.broadcast_to(moments.weight, mean.shape)
+    return np.asarray(np.sqrt(np.maximum(moments.s_xx, 0.0)) <= 8 * _EPS * mean * np.sqrt(weight))
 
 
 def _groups(moments: LinearMoments, penalty: Array | None) -> list[tuple[int, NDArray[np.int64]]]:
@@ -276,6 +286,7 @@ def _triangular(spectra: list[_Spectrum], triangle: Triangle) -> tuple[list[_Spe
 
 def _solution(moments: LinearMoments, spectra: list[_Spectrum], coefficients: list[Array]) -> LinearFit:
     q, d = moments.s_ax.shape
+    constant = constant_features(moments)
     seen = [s for s in spectra if s.spread.count > 0]  # a feature without a value says nothing of the design
     fit = LinearFit(
         coef=np.empty((q, d)),
@@ -297,7 +308,7 @@ def _solution(moments: LinearMoments, spectra: list[_Spectrum], coefficients: li
     with one_blas_thread():
         for g, (s, coef) in enumerate(zip(spectra, coefficients, strict=True)):
             columns, scale = s.spread.columns, s.spread.scale
-            coef = _of_least_norm(coef, moments, s)
+            coef = _of_least_norm(np.where(constant[columns], 0.0, coef), moments, s)
             fit.coef[:, columns] = coef
             fit.constant[columns] = moments.offset_x[columns] - s.spread.offset @ coef
             fit.group[columns] = g
@@ -362,10 +373,12 @@ def _effects_dwarf_residual(fit: LinearFit, spectra: list[_Spectrum]) -> bool:
     return bool(np.any(effect > _EFFECT_LIMIT * spread))
 
 
-def _refined(rows: Rows, fit: LinearFit, spectra: list[_Spectrum]) -> tuple[LinearFit, float]:
+def _refined(
+    rows: Rows, fit: LinearFit, spectra: list[_Spectrum], constant: NDArray[np.bool_]
+) -> tuple[LinearFit, float]:
     """Solve once more for what the residuals still hold of the design; return the largest relative change too."""
     left = fold(rows, LeftOver(fit.affine()), merge_residual_moments)
-    coef, constant = fit.coef.copy(), fit.constant.copy()
+    coef, offset = fit.coef.copy(), fit.constant.copy()
     change = 0.0
     with one_blas_thread():
         for s in spectra:
@@ -374,10 +387,10 @@ def _refined(rows: Rows, fit: LinearFit, spectra: list[_Spectrum]) -> tuple[Line
             products = left.z_r[:-1, columns] - s.spread.offset[:, None] * total
             if s.spread.penalty is not None:
                 products -= s.spread.weight * scale * (s.spread.penalty @ (scale * fit.coef[:, columns]))
-            step = s.solve(products)
+            step = np.where(constant[columns], 0.0, s.solve(products))
             coef[:, columns] += step
-            constant[columns] += total / s.spread.weight - s.spread.offset @ step
+            offset[columns] += total / s.spread.weight - s.spread.offset @ step
             size = np.max(np.abs(fit.coef[:, columns] * scale), axis=0, initial=0.0)
             moved = np.max(np.abs(step * scale), axis=0, initial=0.0)
             change = max(change, float(np.max(moved / np.where(size > 0, size, 1.0), initial=0.0)))
-    return replace(fit, coef=coef, constant=constant, rss=left.rss), change
+    return replace(fit, coef=coef, constant=offset, rss=left.rss), change

@@ -1,9 +1,9 @@
-"""Rows that keep a few of themselves aside while they are read for something else."""
+"""Rows that keep a few of themselves aside while they are read for something else, and what was kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.sources.rows import Block, Rows, concatenate, gather
 
-__all__ = ["SampledRows"]
+__all__ = ["Sample", "SampledRows"]
 
 T = TypeVar("T")
 
@@ -25,15 +25,23 @@ class SampledRows(Rows):
         In memory, in files or on a cluster.
     index : ndarray of int
         Sorted, without repeats.
+    features : ndarray of int, optional
+        Which columns of X are kept. Default: all.
     """
 
-    def __init__(self, rows: Rows, index: NDArray[np.integer[Any]], kept: list[Block] | None = None) -> None:
-        self._rows, self._index, self._kept = rows, index, [] if kept is None else kept
+    def __init__(
+        self,
+        rows: Rows,
+        index: NDArray[np.integer[Any]],
+        features: NDArray[np.integer[Any]] | None = None,
+        kept: list[Block] | None = None,
+    ) -> None:
+        self._rows, self._own, self._kept = rows, _Few(index, features), [] if kept is None else kept
         self.n_rows, self.block_rows = rows.n_rows, rows.block_rows
         self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
 
     def with_block_rows(self, block_rows: int) -> SampledRows:
-        return SampledRows(self._rows.with_block_rows(block_rows), self._index, self._kept)
+        return SampledRows(self._rows.with_block_rows(block_rows), self._own.index, self._own.features, self._kept)
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._rows.map(function)
@@ -44,23 +52,90 @@ class SampledRows(Rows):
         if self._kept:
             return self._rows.fold(partial, merge, sound)
         first = None if sound is None else lambda both: sound(both[0])
-        total, parts = self._rows.fold(_WithRows(partial, self._index), _MergeBoth(merge), first)
+        total, parts = self._rows.fold(_WithRows(partial, self._own), _MergeBoth(merge), first)
         self._kept += parts
         return total
 
     def sample(self) -> Block:
         """Return the rows `index`."""
-        return concatenate(self._kept) if self._kept else self._rows.take(self._index)
+        return concatenate(self._kept) if self._kept else self._own.narrowed(self._rows.take(self._own.index))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows kept of all that were seen: those of the lowest random priority, so that samples of parts merge.
+
+    Rows of people's data have no place in a model file: pickled or saved, a sample is empty.
+
+    Attributes
+    ----------
+    block : Block or None
+        None if there are no rows.
+    priority : ndarray (b,)
+    n_rows : int
+        How many rows were seen.
+    """
+
+    block: Block | None = None
+    priority: NDArray[np.float64] | None = None
+    n_rows: int = 0
+
+    @classmethod
+    def of(cls, block: Block, n_rows: int, seed: int) -> Sample:
+        """Return a sample that `block`, any choice out of `n_rows` rows, stands for.
+
+        Its priorities are the lowest ones of as many draws from the uniform distribution.
+        """
+        rng = np.random.default_rng((seed, n_rows))
+        lowest = np.cumsum(rng.exponential(size=block.n_rows)) / max(n_rows, 1)
+        return cls(block, rng.permutation(lowest), n_rows)
+
+    def merged(self, other: Sample, most: int) -> Sample:
+        """Return a sample of at most `most` of the rows of both."""
+        if self.block is None or other.block is None:
+            one = other if self.block is None else self
+            return Sample(one.block, one.priority, self.n_rows + other.n_rows)
+        assert self.priority is not None
+        assert other.priority is not None
+        priority = np.concatenate([self.priority, other.priority])
+        lowest = np.sort(np.argsort(priority, kind="stable")[:most])
+        both = concatenate([self.block, other.block]).select(lowest)
+        return Sample(both, priority[lowest], self.n_rows + other.n_rows)
+
+    def __deepcopy__(self, memo: Any) -> Sample:
+        return self
+
+    def __reduce__(self) -> tuple[type[Sample], tuple[()]]:
+        return Sample, ()
+
+    def _to_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {}, {}
+
+    @classmethod
+    def _from_state(cls, plain: dict[str, Any], arrays: dict[str, Any]) -> Sample:
+        return cls()
+
+
+@dataclass(frozen=True)
+class _Few:
+    index: NDArray[np.integer[Any]]
+    features: NDArray[np.integer[Any]] | None
+
+    def __call__(self, block: Block) -> list[Block]:
+        own = gather(block, self.index)
+        return [] if own is None else [self.narrowed(own)]
+
+    def narrowed(self, block: Block) -> Block:
+        return block if self.features is None else replace(block, X=block.X[:, self.features])
 
 
 @dataclass(frozen=True)
 class _WithRows:
     partial: Callable[[Block], Any]
-    index: NDArray[np.integer[Any]]
+    own: _Few
 
     def __call__(self, block: Block) -> tuple[Any, list[Block]]:
-        own = gather(block, self.index)
-        return self.partial(block), [] if own is None else [own]
+        return self.partial(block), self.own(block)
 
 
 @dataclass(frozen=True)
