@@ -4,6 +4,8 @@ The packages aren't needed here: every test makes the situation, shows with a fe
 leaves behind (the control), and holds ours to the exact answer. Figures in comments were measured on the peer.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from residmix import Eraser, GaussianMixture, Residualizer
 from residmix.data import penguins
+from residmix.empirical_bayes import posterior
 from residmix.errors import CollinearityWarning, DesignWarning
 
 N = 2000
@@ -175,6 +178,30 @@ def test_the_mean_of_the_metadata_does_not_matter():
 def test_many_rows_need_no_square_matrix():
     m, X = noise(60_000, 2), noise(60_000, 3, seed=9)
     assert correlation(Residualizer().fit_transform(X, metadata=m), m) < 1e-10
+
+
+# 19: ports of ComBat disagree with sva on bladderbatch, by 0.80 (combatlearn) or 0.17 (inmoose, whose variances within
+# batches have the divisor n). test_combat.py has the other variants.
+def test_combat_is_svas_and_not_nearly():
+    data = pd.read_csv(Path(__file__).parent / "fixtures" / "bladderbatch.csv.gz")
+    X, reference = (data.filter(regex=rf"^{name}\.\d+$").to_numpy() for name in ("x", "combat"))
+    ours = Residualizer("C(batch)", scale=True, shrinkage="eb").fit_transform(X, metadata=data[["batch"]])
+    # sva stops when no estimate moves by more than 1e-4 of itself
+    assert_allclose(ours + X.mean(axis=0), reference, atol=1e-4)
+
+    batch = data["batch"].to_numpy()
+    levels, n = np.unique(batch, return_counts=True)
+    means, of = np.array([X[batch == k].mean(axis=0) for k in levels]), np.searchsorted(levels, batch)
+    pooled = np.sqrt(np.mean((X - means[of]) ** 2, axis=0))
+    gamma = (means - X.mean(axis=0)) / pooled
+
+    def combat(ddof):
+        delta = np.array([X[batch == k].var(axis=0, ddof=ddof) for k in levels]) / pooled**2
+        shift, ratio = posterior(gamma, delta, np.repeat(n[:, None], X.shape[1], axis=1).astype(float))
+        return ((X - X.mean(axis=0)) / pooled - shift[of]) / np.sqrt(ratio)[of] * pooled + X.mean(axis=0)
+
+    assert_allclose(combat(ddof=1), reference, atol=1e-4)
+    assert np.abs(combat(ddof=0) - reference).max() > 0.05
 
 
 # 20, limma: coefficients that can't be estimated become 0 with hardly a note.
