@@ -6,6 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import residmix as rm
+from residmix.empirical_bayes import posterior, posterior_shift
 from residmix.new_levels import level_prior
 
 
@@ -173,13 +174,182 @@ def test_what_cannot_be_adapted_is_said():
         model.adapt(table)
     with pytest.raises(ValueError, match="no factor is removed"):
         rm.Residualizer("age", features=names).fit(table).adapt(table)
-    with pytest.raises(ValueError, match="pooled over features"):
-        rm.Residualizer("site", features=names, scale=True, shrinkage="eb").fit(table).adapt(table)
+    with pytest.raises(ValueError, match=r"pooled over features.*adapt to a new level"):
+        rm.Residualizer("site", features=names, shrinkage="eb", on_unknown="shrink").fit(table)
     table["scanner"] = np.resize(["a", "b", "c"], len(table))
     two = rm.Residualizer("site + scanner", features=names).fit(table)
     strange = table[:3].assign(site="new", scanner=["a", "z", "b"])
     with pytest.raises(ValueError, match="row 1 has new levels of two factors"):
         two.adapt(strange)
+
+
+def spread_sites(n_sites, rows, *, seed=0, first=0, d=3, tau=0.4):
+    """Return a table of sites whose log standard deviations are normal, and these, for an age that widens them too."""
+    rng = np.random.default_rng(seed)
+    log_sd = tau * rng.normal(size=(n_sites, d))
+    site = np.repeat(np.arange(n_sites), rows)
+    age = rng.normal(50, 10, len(site))
+    noise = rng.normal(size=(len(site), d)) * np.exp(log_sd[site] + 0.02 * (age - 50)[:, None])
+    table = pd.DataFrame(rng.normal(size=(n_sites, d))[site] + noise, columns=[f"x{j}" for j in range(d)])
+    table["site"], table["age"] = [f"s{s + first}" for s in site], age
+    return table, log_sd
+
+
+def test_adapting_learns_the_spread_as_a_fit_with_all_rows_does():
+    names = ["x0", "x1", "x2"]
+    table, _ = spread_sites(20, 400)
+    new, _ = spread_sites(1, 1000, seed=1, first=90, tau=1.0)
+    early, late = new[:500], new[500:]
+    model = rm.Residualizer("site + age", features=names, scale=True)
+    before = rm.Residualizer("site + age", features=names, scale=True, on_unknown="mean").fit(table)
+    adapted = rm.Residualizer("site + age", features=names, scale=True).fit(table).adapt(early)
+    whole = model.fit(pd.concat([table, early]))
+    unit, expected = [np.sqrt(fit.fit_.rss / fit.fit_.residual_degrees) for fit in (before, whole)]
+    # each in its own unit, which is the pooled spread
+    difference = adapted.transform(late) / unit - whole.transform(late) / expected
+    assert np.sqrt(np.mean(difference**2)) < 0.02
+    assert_allclose(adapted.transform(late).std(axis=0), unit, rtol=0.1)
+    assert np.sqrt(np.mean((before.transform(late) / unit - whole.transform(late) / expected) ** 2)) > 0.5
+    back = rm.Residualizer("site + age", features=names, scale=True).fit(table).adapt(new)
+    frame = pd.DataFrame(back.transform(new), columns=names).assign(site="s90", age=new["age"])
+    assert_allclose(back.inverse_transform(frame), new[names], atol=1e-10)
+
+
+def test_an_adapted_spread_is_closer_to_the_truth_than_the_rows_or_the_average():
+    names = ["x0", "x1", "x2"]
+    table, known = spread_sites(40, 60)
+    model = rm.Residualizer("site + age", features=names, scale=True, on_unknown="shrink").fit(table)
+    unseen = model.new_levels_
+    prior = unseen["site"].spread.prior
+    assert_allclose(1 / np.sqrt(prior.ratio), 0.4, rtol=0.35)  # of 40 draws
+    loss = {"adapted": [], "rows alone": [], "average": []}
+    for seed in range(150):
+        new, log_sd = spread_sites(1, 8, seed=500 + seed, first=90)
+        model.new_levels_ = unseen
+        levels = model.adapt(new).new_levels_["site"]
+        truth = log_sd[0] - known.mean(axis=0)
+        alone = 0.5 * np.log(levels.totals.within[0] / 7 / levels.spread.variance)
+        loss["adapted"].append((levels.spreads(shrink=True)[0] - truth) ** 2)
+        loss["rows alone"].append((alone - truth) ** 2)
+        loss["average"].append(truth**2)
+    loss = {name: np.mean(values) for name, values in loss.items()}
+    assert loss["adapted"] < 0.75 * min(loss["rows alone"], loss["average"])
+
+
+def test_a_spread_is_not_told_from_one_row_and_never_from_a_constant():
+    names = ["x0", "x1", "x2"]
+    table, _ = spread_sites(20, 100)
+    model = rm.Residualizer("site + age", features=names, scale=True).fit(table)
+    new, _ = spread_sites(1, 6, seed=1, first=90)
+    assert_allclose(model.adapt(new[:1]).new_levels_["site"].spreads(shrink=False)[1:], 0.0)
+    one = model.new_levels_["site"]
+    assert_allclose(one.spreads(shrink=False)[0], one.spread.prior.mean)
+    new["x1"] = model.inverse_transform(np.zeros((6, 3)), metadata=new.assign(site="s0"))[:, 1]
+    model = rm.Residualizer("site + age", features=names, scale=True).fit(table).adapt(new)
+    spread = model.new_levels_["site"].spreads(shrink=False)[0]
+    assert_allclose(spread[1], model.new_levels_["site"].spread.prior.mean[1])
+    assert np.isfinite(model.transform(new)).all()
+
+
+def batches(sizes, *, seed=0, d=60, first=0):
+    """Return features of batches that ComBat's model makes, and their shifts and standard deviations."""
+    rng = np.random.default_rng(seed)
+    shift = rng.normal(size=(len(sizes), 1)) + 0.3 * rng.normal(size=(len(sizes), d))
+    sd = np.sqrt(np.exp(0.3 * rng.normal(size=(len(sizes), 1))) * 9 / rng.gamma(10, size=(len(sizes), d)))
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    age = rng.normal(size=len(batch))
+    X = shift[batch] + 0.3 * age[:, None] + sd[batch] * rng.normal(size=(len(batch), d))
+    return X, pd.DataFrame({"batch": [f"b{k + first}" for k in batch], "age": age}), shift, sd
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_a_later_batch_gets_what_combat_gives_it_with_everything_else_frozen(scale):
+    X, metadata, _, _ = batches([30, 40, 50])
+    new, later, _, _ = batches([12], seed=1, first=7)
+    model = rm.Residualizer("batch", preserve="age", scale=scale, shrinkage="eb").fit(X, metadata=metadata)
+    model.adapt(new, metadata=later)
+    # by hand: least squares, pooled standard deviation, posterior of the standardised rows
+    onehot = pd.get_dummies(metadata["batch"]).to_numpy(float)
+    beta, rss, _, _ = np.linalg.lstsq(np.column_stack([onehot, metadata["age"]]), X, rcond=None)
+    grand, pooled = onehot.mean(axis=0) @ beta[:3], np.sqrt(rss / len(X))
+    age = later["age"].to_numpy()[:, None] * beta[3]
+    z = (new - grand - age) / pooled
+    n = np.full((1, X.shape[1]), 12.0)
+    if scale:
+        gamma, delta = posterior(z.mean(axis=0)[None], z.var(axis=0, ddof=1)[None], n)
+    else:
+        gamma, delta = posterior_shift(z.mean(axis=0)[None], np.ones_like(n), n), np.ones_like(n)
+    expected = (z - gamma) / np.sqrt(delta) * pooled + age - metadata["age"].mean() * beta[3]
+    residual = model.transform(new, metadata=later)
+    assert_allclose(residual, expected, atol=1e-10)
+    assert_allclose(model.inverse_transform(residual, metadata=later), new, atol=1e-10)
+
+
+def test_a_later_batch_is_adjusted_as_by_a_combat_of_all_batches(tmp_path):
+    X, metadata, _, _ = batches([200, 200, 200, 200])
+    new, later, _, _ = batches([20], seed=1, first=7)
+    options = {"formula": "batch", "preserve": "age", "scale": True, "shrinkage": "eb"}
+    adapted = rm.Residualizer(**options).fit(X, metadata=metadata).adapt(new, metadata=later)
+    everything = (np.vstack([X, new]), pd.concat([metadata, later]))
+    whole = rm.Residualizer(**options).fit(everything[0], metadata=everything[1])
+    mean = rm.Residualizer(**options, on_unknown="mean").fit(X, metadata=metadata)
+    expected = whole.transform(new, metadata=later) + everything[0].mean(axis=0)
+    got = adapted.transform(new, metadata=later) + X.mean(axis=0)
+    # the fit of all moves the mean by 20 of 820 rows of a batch that is a standard deviation away
+    assert np.sqrt(np.mean((got - expected) ** 2)) < 0.05
+    unadapted = mean.transform(new, metadata=later) + X.mean(axis=0)
+    assert np.sqrt(np.mean((unadapted - expected) ** 2)) > 0.3
+    assert_allclose(adapted.transform(X, metadata=metadata), mean.transform(X, metadata=metadata), atol=1e-12)
+    # in two calls, and from a file
+    twice = rm.Residualizer(**options).fit(X, metadata=metadata)
+    twice.adapt(new[:5], metadata=later[:5]).adapt(new[5:], metadata=later[5:])
+    assert_allclose(twice.transform(new, metadata=later) + X.mean(axis=0), got, atol=1e-10)
+    rm.save(twice, tmp_path / "m.safetensors")
+    again = rm.load(tmp_path / "m.safetensors").transform(new, metadata=later)
+    assert np.array_equal(again, twice.transform(new, metadata=later))
+
+
+def test_a_later_batch_pooled_over_features_is_closer_to_the_truth_than_its_rows():
+    X, metadata, shift, sd = batches([300, 300, 300, 300])
+    model = rm.Residualizer("batch", preserve="age", scale=True, shrinkage="eb").fit(X, metadata=metadata)
+    loss = {"adapted": [], "rows alone": []}
+    for seed in range(30):
+        new, later, own, own_sd = batches([6], seed=100 + seed, first=7)
+        model.new_levels_ = {}
+        found = model.adapt(new, metadata=later).new_levels_["batch"]
+        centre, log_sd = shift.mean(axis=0), np.log(sd).mean(axis=0)
+        alone = 0.5 * np.log(found.totals.within[0] / 5) - np.log(found.frozen.pooled) - found.frozen.log_sd
+        for name, effect, spread in (
+            ("adapted", found.effects()[0], found.spreads()[0]),
+            ("rows alone", found.totals.mean[0], alone),
+        ):
+            errors = (effect - own[0] + centre) ** 2, (spread - np.log(own_sd[0]) + log_sd) ** 2
+            loss[name].append([np.mean(error) for error in errors])
+    adapted, rows = (np.mean(loss[name], axis=0) for name in ("adapted", "rows alone"))
+    assert np.all(adapted < 0.6 * rows)
+
+
+def test_later_batches_without_variance_lose_their_mean_only():
+    X, metadata, _, _ = batches([30, 40, 50])
+    new, later, _, _ = batches([12], seed=1, first=7)
+    new[:, 4] = 2.0
+    model = rm.Residualizer("batch", preserve="age", scale=True, shrinkage="eb").fit(X, metadata=metadata)
+    later["age"] = metadata["age"].mean()
+    residual = model.adapt(new, metadata=later).transform(new, metadata=later)
+    assert_allclose(residual[:, 4], 0.0, atol=1e-12)
+    assert np.isfinite(residual).all()
+
+
+def test_missing_values_as_a_level_are_no_known_level():
+    names = ["x0", "x1", "x2"]
+    table, _ = sites(6, 50)
+    table.loc[:20, "site"] = None
+    model = rm.Residualizer("site", features=names, missing="indicator", on_unknown="shrink").fit(table)
+    effects = table.dropna().groupby("site")[names].mean()
+    noise = model.fit_.rss / model.fit_.residual_degrees
+    rows = table.dropna().groupby("site")[names].count().to_numpy(float)
+    expected = level_prior((effects - effects.mean()).to_numpy(), rows, noise).mean
+    assert_allclose(model.new_levels_["site"].prior.mean, expected, atol=1e-10)
 
 
 def test_files_adapt_and_are_transformed_as_tables_are(tmp_path):

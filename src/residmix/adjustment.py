@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from residmix.design import Design, Term
 from residmix.empirical_bayes import shrink_levels
+from residmix.later_batches import Frozen
 from residmix.moments.levels import WithEffects
 from residmix.moments.linear import Affine
 from residmix.moments.solve import LinearFit
+from residmix.new_levels import known_level_rows
 from residmix.scale import Scale, fit_scale
 from residmix.sources.rows import Block, Rows
 
@@ -37,6 +39,8 @@ class Rescaled:
     offset : ndarray (d,)
         Preserved effects are ``(a - origin) @ preserved - offset``.
     scale : Scale
+    spreads : tuple of ndarray (L + 2, d)
+        Changes of the log standard deviation by level that fit didn't see, whose codes are a block's last ones.
     """
 
     affine: Affine
@@ -44,10 +48,13 @@ class Rescaled:
     origin: Array
     offset: Array
     scale: Scale
+    spreads: tuple[Array, ...] = ()
 
     def __call__(self, block: Block) -> NDArray[Any]:
         assert block.design is not None
         factor = self.scale.factor(block.design)
+        for spread, codes in zip(self.spreads, block.codes[len(block.codes) - len(self.spreads) :], strict=True):
+            factor *= np.exp(spread[codes])
         kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
         exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
         if self.affine.sign < 0:
@@ -63,7 +70,8 @@ def of_features(remove: Affine | Rescaled, features: NDArray[np.integer[Any]]) -
         scale = replace(remove.scale, intercept=remove.scale.intercept[features], coef=remove.scale.coef[:, features])
         affine = of_features(remove.affine, features)
         assert isinstance(affine, Affine)
-        return Rescaled(affine, remove.preserved[:, features], remove.origin, remove.offset[features], scale)
+        spreads = tuple(spread[:, features] for spread in remove.spreads)
+        return Rescaled(affine, remove.preserved[:, features], remove.origin, remove.offset[features], scale, spreads)
     some = replace(
         remove,
         origin_x=remove.origin_x[features],
@@ -75,17 +83,17 @@ def of_features(remove: Affine | Rescaled, features: NDArray[np.integer[Any]]) -
     return some
 
 
-def rescaled(affine: Affine, fit: LinearFit, scale: Scale) -> Rescaled:
+def rescaled(affine: Affine, fit: LinearFit, scale: Scale, spreads: tuple[Array, ...] = ()) -> Rescaled:
     """Return the map for `affine`, which takes out (or puts back) the first columns of `fit`."""
     kept = slice(len(affine.coef), None)
     offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], fit.coef[kept])
-    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale)
+    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale, spreads)
 
 
 def adjusted(
     rows: Rows, fit: LinearFit, design: Design, *, scale: bool, shrinkage: str | None
-) -> tuple[LinearFit, Scale | None]:
-    """Return the fit with shrunk effects, and the effects on the spread if those are to be removed.
+) -> tuple[LinearFit, Scale | None, Frozen | None]:
+    """Return the fit with shrunk effects, the effects on the spread if those are to be removed, and what is frozen.
 
     Raises
     ------
@@ -98,13 +106,19 @@ def adjusted(
             f"{len(design.factors[0].levels)} of them; remove such a factor's mean effect only"
         )
     if shrinkage is None:
-        return fit, fit_scale(rows, fit.affine(), design.n_removed) if scale else None
+        return fit, fit_scale(rows, fit.affine(), design.n_removed) if scale else None, None
     factor = _only_factor(design)
     shrunk = shrink_levels(
         rows, fit.affine(), fit.coef, factor.columns, design.level_rows(factor), design.n_removed, spread=scale
     )
     constant = fit.constant + shrunk.intercept + fit.origin_a @ shrunk.coef
-    return replace(fit, coef=fit.coef + shrunk.coef, constant=constant), shrunk.scale
+    applied = replace(fit, coef=fit.coef + shrunk.coef, constant=constant)
+    average = known_level_rows(design, factor).mean(axis=0)
+    shift = average @ applied.coef[factor.columns] + shrunk.intercept - shrunk.grand
+    log_sd = None
+    if shrunk.scale is not None:
+        log_sd = shrunk.scale.intercept + average @ shrunk.scale.coef[factor.columns]
+    return applied, shrunk.scale, Frozen(shrunk.pooled, shift, log_sd)
 
 
 def _only_factor(design: Design) -> Term:

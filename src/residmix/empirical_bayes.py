@@ -30,11 +30,17 @@ class Shrunk:
         To be added to the prediction where every design column is 0.
     scale : Scale or None
         The factor's effect on the spread, where it was asked for.
+    grand : ndarray (d,)
+        Mean effect of the levels before shrinkage, each counting with its rows: what shifts are relative to.
+    pooled : ndarray (d,)
+        Pooled standard deviation; 0 for features that were not shrunk.
     """
 
     coef: Array
     intercept: Array
     scale: Scale | None
+    grand: Array
+    pooled: Array
 
 
 def shrink_levels(
@@ -80,7 +86,8 @@ def shrink_levels(
     n, means, squares, levels = n[present], means[present], squares[present], levels[present]
     squares = np.maximum(squares - n * means**2, 0.0)
     effect = levels @ coef[columns] + means
-    shift = effect - np.sum(n * effect, axis=0) / n.sum(axis=0)
+    grand = np.sum(n * effect, axis=0) / n.sum(axis=0)
+    shift = effect - grand
     pooled = np.sqrt(np.sum(squares, axis=0) / n.sum(axis=0))
 
     several = n >= 2
@@ -115,7 +122,8 @@ def shrink_levels(
         of_level = to_columns @ log_sd
         scale = Scale(np.zeros(n_removed), of_level[-1], _padded(of_level[:-1], columns, n_removed))
     of_level = to_columns @ change
-    return Shrunk(_padded(of_level[:-1], columns, len(coef)), of_level[-1], scale)
+    added = _padded(of_level[:-1], columns, len(coef))
+    return Shrunk(added, of_level[-1], scale, grand, np.where(usable, pooled, 0.0))
 
 
 def posterior_shift(gamma: Array, delta: Array, n: Array) -> Array:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from residmix.crossed_blup import RandomEffects, level_indicators
 from residmix.design import Design, Term
+from residmix.later_batches import LaterBatches
+from residmix.level_totals import LevelTotals, with_known_and_unseen
 from residmix.moments.factor import FactorFit
 from residmix.moments.fold import fold
 from residmix.moments.levels import FactorMoments, WithEffects
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
+from residmix.scale import Scale
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table
 
@@ -23,11 +26,14 @@ __all__ = [
     "LevelPrior",
     "NewLevelSums",
     "NewLevels",
+    "SpreadPrior",
     "adapted",
+    "known_level_rows",
     "level_prior",
     "merge_sums",
     "refuse_new_levels",
     "removed_factors",
+    "spread_prior",
     "term_prior",
     "with_new_levels",
 ]
@@ -53,6 +59,22 @@ class LevelPrior:
 
 
 @dataclass(frozen=True)
+class SpreadPrior:
+    r"""What the known levels tell of the spread of a further one: :math:`\log f \sim N(\mu, \tau^2)`.
+
+    Attributes
+    ----------
+    prior : LevelPrior
+        Of the log standard deviation, relative to the average level; the ratio is :math:`1 / \tau^2`.
+    variance : ndarray (d,)
+        Variance at the average level; 0 for features whose spread is left alone.
+    """
+
+    prior: LevelPrior
+    variance: Array
+
+
+@dataclass(frozen=True)
 class NewLevels:
     r"""Effects of unseen levels of one factor.
 
@@ -63,46 +85,79 @@ class NewLevels:
 
     its expectation given the rows (Robinson, Statistical Science 6, 1991); without rows it is :math:`\mu`.
 
+    Of the spread, :math:`v = \log f` has the estimate
+
+    .. math:: \hat v = \tfrac12 \left(\log \frac{s^2}{\sigma^2} - \psi(\nu/2) + \log(\nu/2)\right), \quad
+        \operatorname{Var} \hat v = \tfrac14 \psi'(\nu/2),
+
+    with the variance :math:`s^2` of the rows about their mean, on :math:`\nu = n - 1` degrees of freedom, after the
+    other effects on the spread; these are the mean and the variance of the logarithm of a :math:`\chi^2_\nu` (Smyth,
+    Stat. Appl. Genet. Mol. Biol. 3, 2004, section 6.2). It is shrunk in the same way, by the variance :math:`\tau^2`
+    of v over the known levels.
+
     Attributes
     ----------
     prior : LevelPrior
-    labels : tuple
-        Levels that rows were seen of since.
-    weight, mean : ndarray (L, d)
-        n and :math:`\bar r` of each.
+    totals : LevelTotals
+        Of levels that rows were seen of since.
+    spread : SpreadPrior or None
     """
 
     prior: LevelPrior
-    labels: tuple[Any, ...]
-    weight: Array
-    mean: Array
+    totals: LevelTotals
+    spread: SpreadPrior | None = None
 
     @classmethod
-    def none(cls, prior: LevelPrior) -> NewLevels:
+    def none(cls, prior: LevelPrior, spread: SpreadPrior | None = None) -> NewLevels:
         """Return what is known before any rows."""
-        nothing = np.empty((0, len(prior.mean)))
-        return cls(prior, (), nothing, nothing)
+        return cls(prior, LevelTotals.none(len(prior.mean)), spread)
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        return self.totals.labels
+
+    @property
+    def weight(self) -> Array:
+        return self.totals.weight
+
+    @property
+    def mean(self) -> Array:
+        return self.totals.mean
 
     def effects(self, *, shrink: bool) -> Array:
         """Return effects (L + 2, d) beyond the average level's: of each level, of any other unseen one, of known ones.
 
         `shrink` says whether a level without rows gets the prior's mean or the average level's effect.
         """
-        # an infinite ratio gives a share of 0, as does a weight of 0 beside a ratio of 0
-        share = self.weight / np.where(self.weight > 0, self.weight + self.prior.ratio, 1.0)
-        own = self.prior.mean + share * (self.mean - self.prior.mean)
-        average = np.zeros_like(self.prior.mean)
-        return np.vstack([own, self.prior.mean if shrink else average, average])
+        return _expected(self.prior, self.weight, self.mean, shrink)
 
-    def seen(self, labels: tuple[Any, ...], weight: Array, total: Array) -> NewLevels:
-        """Return these levels after further rows: sums of weights and of weighted deviations, (L, d) each."""
-        known = (*self.labels, *(label for label in labels if label not in self.labels))
-        more = np.zeros((len(known) - len(self.labels), weight.shape[1]))
-        n, sums = np.vstack([self.weight, more]), np.vstack([self.weight * self.mean, more])
-        at = [known.index(label) for label in labels]
-        n[at] += weight
-        sums[at] += total
-        return NewLevels(self.prior, known, n, sums / np.where(n > 0, n, 1.0))
+    def spreads(self, *, shrink: bool) -> Array | None:
+        """Return changes (L + 2, d) of the log standard deviation, as `effects`; None if no spread is removed."""
+        if self.spread is None:
+            return None
+        degrees, within, variance = self.weight - 1.0, self.totals.within, self.spread.variance
+        known = (degrees > 0) & (within > 0) & (variance > 0)
+        ratio = np.where(known, within, 1.0) / np.where(known, degrees * variance, 1.0)
+        bias, weight = _log_variance(np.where(known, degrees, 1.0))
+        return _expected(self.spread.prior, np.where(known, weight, 0.0), 0.5 * np.log(ratio) - bias, shrink)
+
+    def seen(self, labels: tuple[Any, ...], sums: Array) -> NewLevels:
+        """Return these levels after further rows."""
+        return replace(self, totals=self.totals.seen(labels, sums))
+
+
+def _expected(prior: LevelPrior, weight: Array, estimate: Array, shrink: bool) -> Array:
+    # an infinite ratio gives a share of 0, as does a weight of 0 beside a ratio of 0
+    share = weight / np.where(weight > 0, weight + prior.ratio, 1.0)
+    own = prior.mean + share * (estimate - prior.mean)
+    return with_known_and_unseen(own, prior.mean if shrink else np.zeros_like(prior.mean))
+
+
+def _log_variance(degrees: Array) -> tuple[Array, Array]:
+    """Return by how much half the log of a variance estimate is too large, and 1 over its variance."""
+    from scipy.special import digamma, polygamma
+
+    return 0.5 * (digamma(degrees / 2) - np.log(degrees / 2)), 4.0 / polygamma(1, degrees / 2)
 
 
 def level_prior(effects: Array, weight: Array, noise: Array) -> LevelPrior:
@@ -180,27 +235,56 @@ def term_prior(
     return level_prior(effects - effects.mean(axis=0), weight, noise)
 
 
+def spread_prior(
+    design: Design, term: Term, fit: LinearFit, moments: LinearMoments | FactorMoments, scale: Scale
+) -> SpreadPrior:
+    """Return what the known levels tell of the spread of a further one."""
+    degrees = fit.residual_degrees
+    variance = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
+    # features that don't vary somewhere keep their spread, and so do those of new levels
+    variance = np.where((scale.intercept == 0) & (scale.coef == 0).all(axis=0), 0.0, variance)
+    effects = known_level_rows(design, term) @ scale.coef[term.columns]
+    rows = _estimated(design, term, fit, moments)[1]
+    bias, weight = _log_variance(np.maximum(rows - 1.0, 1e-3))
+    deviations = effects - effects.mean(axis=0) - bias
+    prior = level_prior(deviations, np.where(rows > 1, weight, 0.0), np.ones_like(variance))
+    nothing = (variance == 0) | ((rows > 1).sum(axis=0) < 2)
+    return SpreadPrior(LevelPrior(np.where(nothing, 0.0, prior.mean), np.where(nothing, np.inf, prior.ratio)), variance)
+
+
+def known_level_rows(design: Design, term: Term) -> Array:
+    """Return the design columns (L, columns) of each level of a factor that isn't a missing value."""
+    return design.level_rows(term)[: _n_known(design, term)]
+
+
+def _n_known(design: Design, term: Term) -> int:
+    levels = design.levels_of(design.column_of(term))
+    assert levels is not None
+    return len(levels.levels)
+
+
 def _estimated(
     design: Design, term: Term, fit: LinearFit, moments: LinearMoments | FactorMoments
 ) -> tuple[Array, Array]:
     """Return estimated effects and weights (L, d) of a factor's levels, missing values not among them."""
+    known = slice(0, _n_known(design, term))
     if term.factor is not None:
         assert isinstance(fit, FactorFit)
-        weight = fit.level_weight[term.factor]
+        weight = fit.level_weight[term.factor][known]
         seen = weight > 0
-        return fit.effects[term.factor][seen], np.broadcast_to(weight[seen, None], (int(seen.sum()), len(fit.rss)))
+        effects = fit.effects[term.factor][known][seen]
+        return effects, np.broadcast_to(weight[seen, None], (int(seen.sum()), len(fit.rss)))
     linear = moments.linear if isinstance(moments, FactorMoments) else moments
     levels = design.level_rows(term)
     start, turn = level_indicators(levels)
     shares = start + linear.mean_a[:, term.columns] @ turn
     weight = np.broadcast_to((linear.weight[:, None] * shares).T, (len(levels), len(fit.rss)))
-    known = slice(0, len(term.counts))
     return (levels @ fit.coef[term.columns])[known], weight[known]
 
 
 @dataclass(frozen=True)
 class NewLevelSums:
-    """``block -> (weights, weighted sums)`` of residuals by new level, (L, d) for each factor.
+    """``block -> sums of residuals by new level``, (5, L, d) for each factor; see :class:`LevelTotals`.
 
     Attributes
     ----------
@@ -208,12 +292,15 @@ class NewLevelSums:
         What takes everything else out.
     sizes : tuple of int
         Numbers of new levels of the factors, whose codes are the last ones of a block.
+    scale : Scale or None
+        The known effects on the spread.
     """
 
     residual: Affine
     sizes: tuple[int, ...]
+    scale: Scale | None = None
 
-    def __call__(self, block: Block) -> list[tuple[Array, Array]]:
+    def __call__(self, block: Block) -> list[Array]:
         own = block.codes[len(block.codes) - len(self.sizes) :]
         new = [(codes >= 0) & (codes < size) for codes, size in zip(own, self.sizes, strict=True)]
         twice = np.sum(new, axis=0) > 1
@@ -225,17 +312,23 @@ class NewLevelSums:
         before = replace(block, codes=block.codes[: len(block.codes) - len(self.sizes)])
         out = np.asarray(self.residual(before), dtype=np.float64)
         w = np.ones(len(out)) if block.weight is None else block.weight
+        precision = np.ones((1, 1))
+        if self.scale is not None and block.design is not None:
+            precision = self.scale.factor(block.design) ** -2.0
+        precision = np.broadcast_to(precision, out.shape)
         found = []
         for codes, mine, size in zip(own, new, self.sizes, strict=True):
             indicator = (codes[mine][:, None] == np.arange(size)) * w[mine][:, None]
-            have = np.isfinite(out[mine])
-            found.append((indicator.T @ have, indicator.T @ np.where(have, out[mine], 0.0)))
+            have, sharp = np.isfinite(out[mine]), precision[mine]
+            r = np.where(have, out[mine], 0.0)
+            values = (have.astype(np.float64), r, have * sharp, r * sharp, r**2 * sharp)
+            found.append(np.stack([indicator.T @ value for value in values]))
         return found
 
 
-def merge_sums(one: list[tuple[Array, Array]], two: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+def merge_sums(one: list[Array], two: list[Array]) -> list[Array]:
     """Add the sums of other rows."""
-    return [(a + c, b + d) for (a, b), (c, d) in zip(one, two, strict=True)]
+    return [a + b for a, b in zip(one, two, strict=True)]
 
 
 def with_new_levels(affine: Affine, effects: list[Array]) -> Affine:
@@ -244,24 +337,23 @@ def with_new_levels(affine: Affine, effects: list[Array]) -> Affine:
     return WithEffects(affine.origin_x, affine.origin_a, affine.coef, affine.constant, affine.sign, (*before, *effects))
 
 
-def refuse_new_levels(estimator: Any, shrinkage: Any, what: str) -> None:
-    """Raise where effects of unseen levels have no meaning yet."""
+def refuse_new_levels(estimator: Any, what: str) -> None:
+    """Raise where levels have no effects."""
     if estimator is not None:
         raise ValueError(
             f"{what} belongs to least squares, which has effects of levels; with estimator= there are none"
         )
-    if shrinkage == "eb":
-        raise ValueError(f"{what} needs effects that weren't pooled over features; leave out shrinkage='eb'")
 
 
 def adapted(
     design: Design | None,
-    priors: Callable[[], dict[str, NewLevels]],
-    before: dict[str, NewLevels],
+    priors: Callable[[], dict[str, NewLevels | LaterBatches]],
+    before: dict[str, NewLevels | LaterBatches],
     table: Table,
     rows: Callable[[Design], Rows],
     residual: Affine,
-) -> dict[str, NewLevels]:
+    scale: Scale | None,
+) -> dict[str, NewLevels | LaterBatches]:
     """Return the new levels of all factors after the rows of a table.
 
     Parameters
@@ -276,6 +368,8 @@ def adapted(
         The rows of the table with another design.
     residual : Affine
         What takes out every effect, preserved ones too.
+    scale : Scale or None
+        Known effects on the spread.
     """
     terms = () if design is None else tuple(removed_factors(design))
     if design is None or not terms:
@@ -293,9 +387,9 @@ def adapted(
     if not labels:
         known = ", ".join(repr(term.name) for term in terms)
         raise ValueError(f"adapt learns levels that fit didn't see, but all levels of {known} here are known")
-    step = NewLevelSums(residual, tuple(len(new) for new in labels.values()))
+    step = NewLevelSums(residual, tuple(len(new) for new in labels.values()), scale)
     sums = fold(rows(design.following(labels, on_unknown="mean")), step, merge_sums)
     after = {**priors(), **before}
-    for (name, new), (weight, total) in zip(labels.items(), sums, strict=True):
-        after[name] = after[name].seen(new, weight, total)
+    for (name, new), total in zip(labels.items(), sums, strict=True):
+        after[name] = after[name].seen(new, total)
     return after

@@ -14,13 +14,22 @@ from residmix._validation import check_choice
 from residmix.adjustment import adjusted, of_features, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design import Design
+from residmix.later_batches import Frozen, LaterBatches
 from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
+from residmix.level_totals import LevelTotals
 from residmix.moments.factor import FactorFit, fit_factors, solve_factors
 from residmix.moments.levels import FactorMoments, merge_factor_moments
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.nesting import nested_factors, owners
-from residmix.new_levels import NewLevels, refuse_new_levels, removed_factors, term_prior, with_new_levels
+from residmix.new_levels import (
+    NewLevels,
+    refuse_new_levels,
+    removed_factors,
+    spread_prior,
+    term_prior,
+    with_new_levels,
+)
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
 from residmix.progress import watched
@@ -30,6 +39,8 @@ from residmix.sources.sampled import Sample, SampledRows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["ResidualFit"]
+
+Array = NDArray[np.float64]
 
 # As a number of rows: a model that leaks is told of once.
 _NEVER_AGAIN = 1 << 62
@@ -46,21 +57,28 @@ class ResidualFit(MetadataTransformer):
     cv: Any
     on_unknown: str
     missing: str
-    new_levels_: dict[str, NewLevels]
+    new_levels_: dict[str, NewLevels | LaterBatches]
     design_columns_: list[str]
+    _frozen: Frozen | None
     _sample: Sample
     _last_look: int
 
-    def _priors(self) -> dict[str, NewLevels]:
+    def _priors(self) -> dict[str, NewLevels | LaterBatches]:
         """Return what is expected of unseen levels of every factor that is removed."""
         design = self.design_
         if design is None:
             return {}
-        random = self.random_effects_
-        return {
-            term.name: NewLevels.none(term_prior(design, term, self.fit_, self.moments_, random.get(term.name)))
-            for term in removed_factors(design)
-        }
+        if self._frozen is not None:
+            totals = LevelTotals.none(len(self.features_))
+            return {term.name: LaterBatches(self._frozen, totals) for term in removed_factors(design)}
+        found: dict[str, NewLevels | LaterBatches] = {}
+        for term in removed_factors(design):
+            prior = term_prior(design, term, self.fit_, self.moments_, self.random_effects_.get(term.name))
+            spread = None
+            if self.scale_ is not None:
+                spread = spread_prior(design, term, self.fit_, self.moments_, self.scale_)
+            found[term.name] = NewLevels.none(prior, spread)
+        return found
 
     def _refuse_moments_alone(self) -> None:
         if any(levels.labels for levels in getattr(self, "new_levels_", {}).values()):
@@ -102,7 +120,12 @@ class ResidualFit(MetadataTransformer):
         if isinstance(self.shrinkage, dict):
             options = {"absorb_above": 2_000}
         if self.on_unknown == "shrink":
-            refuse_new_levels(self.estimator, self.shrinkage, "on_unknown='shrink'")
+            refuse_new_levels(self.estimator, "on_unknown='shrink'")
+            if self.shrinkage == "eb":
+                raise ValueError(
+                    "on_unknown='shrink' needs effects that weren't pooled over features; with shrinkage='eb' use "
+                    "on_unknown='mean', and adapt to a new level with some of its rows"
+                )
         known_only = "mean" if self.on_unknown == "shrink" else self.on_unknown
         self._learn(X, table, sample_weight, on_unknown=known_only, missing=self.missing, **options)
         if self.design_ is not None and self.design_.factors and (self.alpha != 0 or self.residuals == "loo"):
@@ -145,10 +168,10 @@ class ResidualFit(MetadataTransformer):
             return residual
         self._sample, self._last_look = Sample(), 0
         fit, moments = self._sampled_least_squares(rows)
-        applied, scale = self._shrunk(fit, moments), None
+        applied, scale, self._frozen = self._shrunk(fit, moments), None, None
         if design is not None and (self.scale or self.shrinkage == "eb"):
             pooled = None if isinstance(self.shrinkage, dict) else self.shrinkage
-            applied, scale = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
+            applied, scale, self._frozen = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
         self._set(fit, moments, applied, scale)
         self._look_for_leakage(stacklevel=6)
         return None
@@ -259,11 +282,15 @@ class ResidualFit(MetadataTransformer):
         if self.estimator is not None:
             return replace(self.estimator_, sign=sign)
         affine = self._applied.affine(len(self.coef_))
+        spreads: tuple[Array, ...] = ()
         if self.new_levels_ and not seen_in_fit:
             shrink = self.on_unknown == "shrink"
-            affine = with_new_levels(affine, [levels.effects(shrink=shrink) for levels in self.new_levels_.values()])
+            new = self.new_levels_.values()
+            affine = with_new_levels(affine, [levels.effects(shrink=shrink) for levels in new])
+            changes = (levels.spreads(shrink=shrink) for levels in new)
+            spreads = tuple(change for change in changes if change is not None)
         affine = replace(affine, sign=sign)
-        return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_)
+        return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_, spreads)
 
     def _new_rows(self, X: Any, metadata: Any, check: bool = True) -> Rows:
         if self.design_ is None or not self.design_.columns:

@@ -110,7 +110,7 @@ class Residualizer(ResidualFit):
     effects_ : dict of str to ndarray (L, d)
         Effects of the levels of each factor with more than 200 levels, which has no columns; weighted mean 0, in the
         order of ``design_.factors[i].levels``.
-    new_levels_ : dict of str to NewLevels
+    new_levels_ : dict of str to NewLevels or LaterBatches
         By term, effects of levels that fit didn't see: with ``on_unknown="shrink"``, and after `adapt`.
     design_ : Design or None
         The fitted map from metadata to design columns.
@@ -262,8 +262,10 @@ class Residualizer(ResidualFit):
         """Learn levels that fit didn't see from a few of their rows; return self.
 
         The effect of a new level is the mean of its rows, less all other effects, shrunk to what is expected of a
-        further level (:class:`residmix.new_levels.NewLevels`). Further calls add rows. Effects of everything else stay
-        as they are, rows of known levels aren't used, and an effect on the spread is the known levels' average.
+        further level; with ``scale=True`` its effect on the spread is learned and shrunk alike
+        (:class:`residmix.new_levels.NewLevels`). With ``shrinkage="eb"`` it is what ComBat gives to a further batch,
+        with the mean and the pooled variance of the fit (:class:`residmix.later_batches.LaterBatches`). Further calls
+        add rows. Effects of everything else stay as they are, and rows of known levels aren't used.
 
         Parameters
         ----------
@@ -277,7 +279,7 @@ class Residualizer(ResidualFit):
             If there is no new level, or a row has new levels of two factors.
         """
         check_is_fitted(self)
-        refuse_new_levels(self.estimator, self.shrinkage, "adapt")
+        refuse_new_levels(self.estimator, "adapt")
         self._check_columns(X)
         table = as_table(X, metadata=metadata)
         self.new_levels_ = adapted(
@@ -287,6 +289,7 @@ class Residualizer(ResidualFit):
             table,
             lambda design: self._rows(table, sample_weight, design=design),
             self._applied.affine(),
+            self.scale_ if self._frozen is None else None,
         )
         return self
 

@@ -1,0 +1,108 @@
+"""Batches that fit didn't see, where effects are pooled over features: ComBat with everything of the fit frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.empirical_bayes import posterior, posterior_shift
+from residmix.level_totals import LevelTotals, with_known_and_unseen
+
+__all__ = ["Frozen", "LaterBatches"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What batches that come later are compared with.
+
+    Attributes
+    ----------
+    pooled : ndarray (d,)
+        Standard deviation within the fitted batches; 0 for features that were not pooled.
+    shift : ndarray (d,)
+        What is removed from a row of the average batch, beyond the mean of all rows.
+    log_sd : ndarray (d,) or None
+        The same of the log standard deviation, where effects on the spread are removed.
+    """
+
+    pooled: Array
+    shift: Array
+    log_sd: Array | None
+
+
+@dataclass(frozen=True)
+class LaterBatches:
+    r"""Effects of later batches: the posterior means that ComBat has for a batch, with the fit as it is.
+
+    For a batch of n rows with mean :math:`\bar r_j` and variance :math:`s_{nj}^2` of what the other effects leave, and
+    the frozen pooled variance :math:`s_j^2`, :math:`\hat\gamma_j = \bar r_j / s_j` and
+    :math:`\hat\delta_j^2 = s_{nj}^2 / s_j^2`. The priors N and InverseGamma of this batch have their parameters from
+    the moments of these over its own features, and shift and spread solve
+
+    .. math::
+        \gamma_j^* = \frac{n \bar\tau^2 \hat\gamma_j + \delta_j^{*2} \bar\gamma}{n \bar\tau^2 + \delta_j^{*2}},
+        \quad
+        \delta_j^{*2} = \frac{\bar\theta + \frac12 \sum_i (z_{ij} - \gamma_j^*)^2}{\frac n2 + \bar\lambda - 1},
+
+    as in the fit (:func:`residmix.empirical_bayes.posterior`). So a later batch gets what a fit of all batches together
+    would give it, but that this one can't move the mean and the pooled variance.
+
+    Attributes
+    ----------
+    frozen : Frozen
+    totals : LevelTotals
+
+    References
+    ----------
+    Johnson, Li and Rabinovic, Biostatistics 8 (2007), eq. 3.1. That a reference stays as it is while further batches
+    are adjusted to it: Zhang, Jenkins, Johnson and Parmigiani, "Alternative empirical Bayes models for adjusting for
+    batch effects in genomic studies", BMC Bioinformatics 19 (2018).
+    """
+
+    frozen: Frozen
+    totals: LevelTotals
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        return self.totals.labels
+
+    def seen(self, labels: tuple[Any, ...], sums: Array) -> LaterBatches:
+        """Return the batches after further rows."""
+        return LaterBatches(self.frozen, self.totals.seen(labels, sums))
+
+    def effects(self, *, shrink: bool = False) -> Array:
+        """Return effects (L + 2, d) beyond the average batch's: of each batch, of an unseen one, of known ones."""
+        own = [self._posterior(k)[0] for k in range(len(self.labels))]
+        nothing = np.zeros_like(self.frozen.shift)
+        return with_known_and_unseen(np.reshape(own, (-1, len(nothing))), nothing)
+
+    def spreads(self, *, shrink: bool = False) -> Array | None:
+        """Return changes (L + 2, d) of the log standard deviation, as `effects`; None if no spread is removed."""
+        if self.frozen.log_sd is None:
+            return None
+        own = [self._posterior(k)[1] for k in range(len(self.labels))]
+        nothing = np.zeros_like(self.frozen.shift)
+        return with_known_and_unseen(np.reshape(own, (-1, len(nothing))), nothing)
+
+    def _posterior(self, k: int) -> tuple[Array, Array]:
+        """Return effect and change of the log standard deviation (d,) of one batch."""
+        frozen, n, mean, within = self.frozen, self.totals.weight[k], self.totals.mean[k], self.totals.within[k]
+        # as in the fit, features that don't vary lose their plain mean
+        usable = (frozen.pooled > 0) & (n > 0) & ((n < 2) | (within > 1e-20 * frozen.pooled**2))
+        effect, log_sd = mean.copy(), np.zeros_like(mean)
+        if usable.sum() >= 2:
+            pooled, rows = frozen.pooled[usable], n[None, usable]
+            gamma = ((mean + frozen.shift)[usable] / pooled)[None]
+            if frozen.log_sd is None:
+                gamma = posterior_shift(gamma, np.ones_like(gamma), rows)
+            else:
+                delta = within[None, usable] / np.maximum(rows - 1, 1) / pooled**2
+                gamma, delta = posterior(gamma, delta, rows)
+                log_sd[usable] = 0.5 * np.log(delta[0])
+            effect[usable] = gamma[0] * pooled - frozen.shift[usable]
+        return effect, log_sd if frozen.log_sd is None else log_sd - frozen.log_sd
