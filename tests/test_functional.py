@@ -143,3 +143,11 @@ def test_bad_input_gets_one_clear_error(change, message):
     good = {"X": np.random.default_rng(0).normal(size=(10, 2)), "metadata": np.arange(10.0), "n_components": 3}
     with pytest.raises((ValueError, TypeError), match=message):
         rm.mdn_residualize(**(good | change))
+
+
+def test_metadata_of_the_same_rows_in_another_order_are_refused():
+    X = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["x", "y"])
+    metadata = pd.DataFrame({"age": np.arange(30.0)})
+    with pytest.raises(ValueError, match="row 0 is 0 in X and 29 in metadata"):
+        rm.mdn_residualize(X, metadata[::-1], 1)
+    assert rm.mdn_residualize(X, metadata, 1)["beta"].shape == (2, 2)

@@ -13,6 +13,7 @@ from sklearn.utils import check_array
 from residmix.families import full_covariances
 from residmix.mixture import GaussianMixture
 from residmix.residualizer import Residualizer
+from residmix.sources.frames import refuse_other_order
 
 __all__ = ["mdn_residualize"]
 
@@ -88,6 +89,7 @@ def mdn_residualize(
     >>> bool(np.abs(found["pi"] - 0.5).max() < 0.05)
     True
     """
+    refuse_other_order(X, metadata, "metadata")
     X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
     residualizer = Residualizer()
     residual = np.asarray(residualizer.fit_transform(X, metadata=metadata))

@@ -148,3 +148,18 @@ def test_an_array_that_cannot_take_the_results_is_refused(rng):
     for out in (np.empty((50, 2)), np.empty((50, 3), np.float32), np.empty((50, 3), order="F"), np.empty((49, 3))):
         with pytest.raises(ValueError, match=r"out must be .*shape \(50, 3\) and dtype float64; got"):
             model.transform(X, metadata=X[:, :1], out=out)
+
+
+@pytest.mark.parametrize("model", [rm.Residualizer("site"), rm.Eraser("site"), rm.ResidualMixture(1, formula="site")])
+def test_an_output_never_overwrites_what_is_read(frame, model, tmp_path):
+    paths = [tmp_path / f"{k}.parquet" for k in range(2)]
+    for k, path in enumerate(paths):
+        frame[500 * k : 500 * k + 500].to_parquet(path)
+    before = paths[1].read_bytes()
+    source = rm.scan(tmp_path)
+    model.fit(source)
+    write = model.residuals if isinstance(model, rm.ResidualMixture) else model.transform
+    with pytest.raises(ValueError, match=r"1\.parquet' is one of the files that are read; give it another name"):
+        write(source, out=tmp_path / ".." / tmp_path.name / "1.parquet")
+    assert paths[1].read_bytes() == before
+    write(source, out=tmp_path / "other.parquet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -9,8 +11,10 @@ import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 
+from residmix.errors import DesignWarning
 from residmix.sources import as_table
 from residmix.sources.array import MemoryTable
+from residmix.sources.frames import require_columns
 
 KINDS = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": lambda columns: pa.table(dict(columns))}
 
@@ -208,3 +212,72 @@ def test_an_input_is_never_changed(rng):
     for block in as_table(frame).rows().map(lambda block: block):
         assert np.array_equal(block.X, X)
     pd.testing.assert_frame_equal(frame, before)
+
+
+def pair(n=6):
+    frame = pd.DataFrame({"x": np.arange(n) ** 2.0, "y": np.arange(n) % 3}, index=[f"s{i}" for i in range(n)])
+    return frame, pd.DataFrame({"age": np.arange(n) + 40.0}, index=frame.index)
+
+
+@pytest.mark.parametrize("change", [lambda m: m[::-1], lambda m: m["age"].sort_index(ascending=False)])
+def test_the_same_rows_in_another_order_are_refused(change):
+    X, metadata = pair()
+    with pytest.raises(ValueError, match=r"row 0 is 's0' in X and 's5' in metadata.*\(metadata\.loc\[X\.index\]\)"):
+        as_table(X, metadata=change(metadata))
+    with pytest.raises(ValueError, match="row 0 is 's0' in X and 's5' in metadata"):
+        as_table(as_table(X), metadata=change(metadata))
+    with pytest.raises(ValueError, match="row 0 is 's0' in X and 's5' in sample_weight"):
+        as_table(X).rows(weight=metadata["age"][::-1])
+    right = as_table(X, metadata=change(metadata).loc[X.index])
+    assert right.n_rows == 6
+
+
+def test_rows_that_are_only_partly_the_same_are_refused():
+    X, metadata = pair()
+    with pytest.raises(ValueError, match="row 2 is 's2' in X and 's3' in metadata"):
+        as_table(X[:5], metadata=metadata.drop(index="s2"))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [range(6), [f"subject {i}" for i in range(6)], [f"s{i}" for i in range(6)]],
+    ids=["never set", "labels of another kind", "the same"],
+)
+def test_an_index_that_says_nothing_of_the_order_is_ignored(index):
+    X, metadata = pair()
+    table = as_table(X, metadata=metadata.set_axis(index))
+    assert next(table.chunks())["age"].tolist() == metadata["age"].tolist()
+    assert as_table(X.reset_index(drop=True)[1:], metadata=metadata[1:].reset_index(drop=True)).n_rows == 5
+
+
+def test_masked_values_are_missing_and_never_what_is_behind_the_mask():
+    X = np.ma.array([[1.0, 2.0], [3.0, 999.0]], mask=[[0, 0], [0, 1]])
+    assert np.array_equal(matrix(as_table(X), allow_nan=True), [[1, 2], [3, np.nan]], equal_nan=True)
+    with pytest.raises(ValueError, match="X contains NaN: row 1, column 'x1'"):
+        matrix(as_table(X))
+    age = np.ma.array([40, 999], mask=[0, 1])
+    assert np.array_equal(next(as_table(X, metadata=age).chunks())[:, 0], [40, np.nan], equal_nan=True)
+    assert next(as_table(X, metadata=np.ma.array([40, 50])).chunks()).tolist() == [[40], [50]]
+    site = np.ma.array(["a", "b"], mask=[0, 1])
+    assert next(as_table(X, metadata=site).chunks())["m0"].to_pylist() == ["a", None]
+    with pytest.raises(ValueError, match="sample_weight has masked values"):
+        as_table(X).rows(weight=age)
+
+
+def test_numbers_held_as_objects_are_not_left_out_without_a_word():
+    frame = pd.DataFrame({"a": [1.5, 2.5, None], "b": [1, 2, 3], "name": ["u", "v", "w"]}).astype({"a": object})
+    with pytest.warns(DesignWarning, match=r"numbers as Python objects are left out of the features: 'a'; turn them"):
+        assert as_table(frame).feature_names() == ("b",)
+    assert as_table(frame).feature_names(["b"]) == ("b",)
+    with pytest.raises(ValueError, match=r"'a' of X doesn't hold numbers \(Object\).*astype\(float\)"):
+        matrix(as_table(frame), ["a"])
+    assert as_table(frame.astype({"a": float})).feature_names() == ("a", "b")
+
+
+def test_many_columns_are_looked_up_in_no_time_of_their_square():
+    names = [f"gene{j}" for j in range(40_000)]
+    frame = pd.DataFrame(np.zeros((2, 40_000)), columns=names)
+    start = time.perf_counter()
+    as_table(frame)
+    require_columns(names, tuple(names), "X")
+    assert time.perf_counter() - start < 5  # it was more than ten times as much

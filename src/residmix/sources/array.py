@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.errors import DesignWarning
 from residmix.sources.checks import Finite, check_weight
 from residmix.sources.frames import (
     as_frame,
@@ -18,8 +20,11 @@ from residmix.sources.frames import (
     numeric_columns,
     numeric_matrix,
     numeric_names,
+    objects_that_are_numbers,
     pandas_view,
+    refuse_other_order,
     require_columns,
+    unmasked,
 )
 from residmix.sources.rows import ArrayRows
 from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table
@@ -74,6 +79,7 @@ class MemoryTable(Table):
         TypeError, ValueError
             As scikit-learn's ``check_array`` does for arrays: sparse, complex, not 2-d, no rows, no columns, texts.
         """
+        refuse_other_order(X, metadata, "metadata")
         return cls(_features(X, name), None if metadata is None else clean_metadata(metadata))
 
     @classmethod
@@ -85,6 +91,7 @@ class MemoryTable(Table):
 
     def with_metadata(self, metadata: Any) -> MemoryTable:
         """Return the same features with metadata that came apart."""
+        refuse_other_order(self._native, metadata, "metadata")
         return MemoryTable(self.X, clean_metadata(metadata), self.columns)
 
     def select(self, columns: Sequence[str]) -> MemoryTable:
@@ -99,6 +106,27 @@ class MemoryTable(Table):
     @property
     def n_rows(self) -> int:
         return len(self.X)
+
+    @property
+    def _native(self) -> Any:
+        return self.X if isinstance(self.X, np.ndarray) else self.X.to_native()
+
+    def feature_names(
+        self, features: Sequence[str] | Sequence[int] | None = None, *, exclude: Iterable[str] = ()
+    ) -> tuple[str, ...]:
+        names = super().feature_names(features, exclude=exclude)
+        if features is None and not self.has_metadata and not isinstance(self.X, np.ndarray):
+            others = set(self.columns) - set(names) - set(exclude)
+            lost = objects_that_are_numbers(self.X, [name for name in self.columns if name in others])
+            if lost:
+                warnings.warn(
+                    f"columns that hold numbers as Python objects are left out of the features: "
+                    f"{', '.join(map(repr, lost[:8]))}; turn them into numbers (pandas: .astype(float)), or name the "
+                    "features",
+                    DesignWarning,
+                    stacklevel=2,
+                )
+        return names
 
     def __getitem__(self, rows: slice) -> MemoryTable:
         """Return consecutive rows, as views."""
@@ -175,6 +203,7 @@ class MemoryTable(Table):
 
     def weight(self, weight: Any) -> NDArray[np.float64] | None:
         """Return sample weights, checked; a text names the column that holds them."""
+        refuse_other_order(self._native, weight, "sample_weight")
         return check_weight(self.weight_column(weight) if isinstance(weight, str) else weight, self.n_rows)
 
     def rows(
@@ -201,7 +230,9 @@ def _features(X: Any, name: str) -> NDArray[Any] | Frame:
         return frame
     from sklearn.utils import check_array
 
-    X = check_array(X, dtype=[np.float64, np.float32], ensure_all_finite=False, input_name=name, accept_sparse=False)
+    X = check_array(
+        unmasked(X), dtype=[np.float64, np.float32], ensure_all_finite=False, input_name=name, accept_sparse=False
+    )
     return np.asarray(X)
 
 
@@ -226,7 +257,7 @@ def clean_metadata(metadata: Any) -> NDArray[Any] | Frame:
         return as_frame(metadata, "metadata")
     if hasattr(metadata, "tocsr"):
         raise TypeError("metadata is a sparse matrix; pass a dense array or a data frame (metadata.toarray())")
-    values = np.asarray(metadata)
+    values = np.asarray(unmasked(metadata))
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2:

@@ -60,6 +60,8 @@ def check_weight(weight: Any, n_rows: int) -> NDArray[np.float64] | None:
     """
     if weight is None:
         return None
+    if np.ma.is_masked(weight):
+        raise ValueError("sample_weight has masked values; give every row a weight, 0 to leave it out")
     weight = np.asarray(weight)
     if weight.ndim == 0 and weight == 1:
         return None

@@ -128,7 +128,7 @@ class ClusterRows(Rows):
     def __init__(self, table: ClusterTable, recipe: Recipe, weight: NDArray[np.float64] | None, client: Any) -> None:
         self._table, self._recipe, self._weight, self._client = table, recipe, weight, client
         self.n_rows, self.n_features = table.n_rows, len(recipe.features)
-        self.dtype, self.block_rows = recipe.dtype, recipe.block_rows
+        self.dtype, self.block_rows, self.paths = recipe.dtype, recipe.block_rows, table.paths
 
     def with_block_rows(self, block_rows: int) -> ClusterRows:
         recipe = replace(self._recipe, block_rows=block_rows)
@@ -248,7 +248,7 @@ class ClusterFiles(ClusterTable):
     def __init__(self, files: FileTable, given: Any, metadata: Any = None) -> None:
         head = MemoryTable(files.head.X, None if metadata is None else metadata[:0], files.columns)
         super().__init__(head, files.n_rows, files.batch_rows)
-        self.files, self._client, self._metadata = files, given, metadata
+        self.files, self._client, self._metadata, self.paths = files, given, metadata, files.paths
 
     def with_metadata(self, metadata: Any) -> ClusterFiles:
         metadata = clean_metadata(metadata)

@@ -154,7 +154,7 @@ class FileTable(StreamTable):
             more = f" and the {len(parts) - 1} other files have" if len(parts) > 1 else " has"
             raise ValueError(f"{str(parts[0].path)!r}{more} no rows")
         super().__init__(head, n_rows, batch_rows)
-        self.parts = parts
+        self.parts, self.paths = parts, tuple(part.path for part in parts)
 
     def covering(self, start: int, stop: int) -> tuple[FileTable, int]:
         """Return the table of just the files that hold rows ``start:stop``, and how many rows are before them."""

@@ -21,8 +21,11 @@ __all__ = [
     "numeric_columns",
     "numeric_matrix",
     "numeric_names",
+    "objects_that_are_numbers",
     "pandas_view",
+    "refuse_other_order",
     "require_columns",
+    "unmasked",
 ]
 
 _FILL_ROWS = 4096  # rows filled at a time across all columns: the target stays in cache
@@ -71,6 +74,48 @@ def as_frame(data: Any, name: str) -> nw.DataFrame[Any]:
     return nw.from_native(data, eager_only=True)
 
 
+def refuse_other_order(X: Any, other: Any, name: str) -> None:
+    """Raise if two pandas objects have rows of the same labels in another order, or share only some of their labels.
+
+    Rows are matched by position. An index that was never set, or labels of which none are shared, say nothing.
+
+    Raises
+    ------
+    ValueError
+        With a row that differs, and how to bring them in order.
+    """
+    pandas = sys.modules.get("pandas")
+    if pandas is None:
+        return
+    kinds = (pandas.DataFrame, pandas.Series)
+    if not (isinstance(X, kinds) and isinstance(other, kinds) and len(X) == len(other)):
+        return
+    one, two = X.index, other.index
+    if one is two or one.equals(two):
+        return
+    shared = one.isin(two)
+    unset = [
+        isinstance(index, pandas.RangeIndex) and index.equals(pandas.RangeIndex(len(index))) for index in (one, two)
+    ]
+    if (shared.all() and two.isin(one).all()) or (shared.any() and not any(unset)):
+        row = next((i for i, (a, b) in enumerate(zip(one, two, strict=True)) if a is not b and a != b), 0)
+        raise ValueError(
+            f"X and {name} have another index: row {row} is {one[row]!r} in X and {two[row]!r} in {name}. Rows are "
+            f"matched by position, so bring them in the same order ({name}.loc[X.index]), or drop an index that means "
+            "nothing (.reset_index(drop=True))"
+        )
+
+
+def unmasked(values: Any) -> Any:
+    """Return a masked array as one with NaN (or None) where it is masked, and anything else as it is."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    if not np.ma.is_masked(values):
+        return values.data
+    gap: Any = np.nan if values.dtype.kind in "fiub" else None
+    return np.where(np.ma.getmaskarray(values), gap, values.data)
+
+
 def _is_arrow(data: Any) -> bool:
     arrow = sys.modules.get("pyarrow")
     return arrow is not None and isinstance(data, arrow.Table)
@@ -100,6 +145,18 @@ def numeric_names(frame: nw.DataFrame[Any]) -> tuple[str, ...]:
     return tuple(name for name, dtype in frame.schema.items() if dtype.is_numeric())
 
 
+def objects_that_are_numbers(frame: nw.DataFrame[Any], names: Sequence[str]) -> list[str]:
+    """Return which pandas columns hold numbers as Python objects, so that they don't count as numeric."""
+    objects = [name for name in names if frame.schema[name] == nw.Object]
+    native = frame.to_native()
+    if not objects or not nw.dependencies.is_pandas_dataframe(native):
+        return []
+    from pandas.api.types import infer_dtype
+
+    numbers = ("integer", "floating", "mixed-integer-float", "decimal", "integer-na")
+    return [name for name in objects if infer_dtype(native[name], skipna=True) in numbers]
+
+
 def require_columns(names: Sequence[str], known: Sequence[str], where: str) -> None:
     """Raise if a name isn't among the known ones.
 
@@ -108,9 +165,9 @@ def require_columns(names: Sequence[str], known: Sequence[str], where: str) -> N
     ValueError
         With the closest known name.
     """
-    among = set(known)
+    there = set(known)  # looking through a sequence would take the square of the number of columns
     for name in names:
-        if name not in among:
+        if name not in there:
             hint = did_you_mean(name, known) or f"; there are: {', '.join(map(str, list(known)[:12]))}"
             raise ValueError(f"unknown column {name!r} in {where}{hint}")
 
@@ -177,16 +234,18 @@ def pandas_view(frame: nw.DataFrame[Any], names: Sequence[str]) -> NDArray[Any] 
     if len(kinds) != 1 or next(iter(kinds)) not in (np.dtype(np.float32), np.dtype(np.float64)):
         return None
     matrix = native.to_numpy()
-    return matrix if np.shares_memory(matrix, native.iloc[:, 0].to_numpy()) else None
+    return matrix if len(matrix) == 0 or np.shares_memory(matrix, native.iloc[:, 0].to_numpy()) else None
 
 
 def _values(series: nw.Series[Any], where: str) -> NDArray[Any]:
     dtype = series.dtype
     if dtype not in (nw.Float32, nw.Float64):
         if not (dtype.is_numeric() or dtype == nw.Boolean):
+            kind = getattr(series.to_native(), "dtype", dtype) if dtype == nw.Unknown else dtype
+            objects = ", turn it into numbers (pandas: .astype(float))" if dtype == nw.Object else ""
             raise ValueError(
-                f"column {series.name!r} of {where} doesn't hold numbers ({dtype}); "
-                "leave it out of the features, or name it in the formula"
+                f"column {series.name!r} of {where} doesn't hold numbers ({kind}); "
+                f"leave it out of the features{objects}, or name it in the formula"
             )
         series = series.cast(nw.Float64)
     values = np.asarray(series.to_numpy())

@@ -140,7 +140,7 @@ def write_parquet(
     Raises
     ------
     ValueError
-        If a carried column has the name of a result, or `path` doesn't end in ``.parquet``.
+        If a carried column has the name of a result, `path` doesn't end in ``.parquet``, or it is a file that is read.
     FileNotFoundError
         If the folder doesn't exist.
     """
@@ -149,6 +149,8 @@ def write_parquet(
 
     if not os.fspath(path).endswith((".parquet", ".pq")):
         raise ValueError(f"the output {os.fspath(path)!r} must end in .parquet")
+    if os.path.exists(path) and any(os.path.samefile(path, source) for source in rows.paths):
+        raise ValueError(f"the output {os.fspath(path)!r} is one of the files that are read; give it another name")
     kept = tuple(carry[1]) if carry is not None else ()
     for name in kept:
         if name in names:

@@ -8,6 +8,7 @@ results in that order is therefore the same, bit for bit, wherever the rows live
 from __future__ import annotations
 
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -75,6 +76,7 @@ class Rows(ABC):
     dtype: np.dtype[Any]
     block_rows: int
     local: bool = True  # whether `map` computes in this process, so that a function may keep what it sees
+    paths: tuple[str | os.PathLike[str], ...] = ()  # files that are read on each visit
 
     @abstractmethod
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
@@ -152,7 +154,7 @@ class MappedRows(Rows):
 
     def __init__(self, rows: Rows, change: Callable[[Block], Block]) -> None:
         self._rows, self._change = rows, change
-        self.n_rows, self.block_rows = rows.n_rows, rows.block_rows
+        self.n_rows, self.block_rows, self.paths = rows.n_rows, rows.block_rows, rows.paths
         self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:

@@ -236,7 +236,7 @@ class StreamRows(Rows):
     def __init__(self, table: StreamTable, recipe: Recipe, weight: NDArray[np.float64] | None = None) -> None:
         self._table, self._recipe, self._weight = table, recipe, weight
         self.n_rows, self.n_features = table.n_rows, len(recipe.features)
-        self.dtype, self.block_rows = recipe.dtype, recipe.block_rows
+        self.dtype, self.block_rows, self.paths = recipe.dtype, recipe.block_rows, table.paths
 
     def with_block_rows(self, block_rows: int) -> StreamRows:
         return StreamRows(self._table, replace(self._recipe, block_rows=block_rows), self._weight)
@@ -315,7 +315,7 @@ class _Beside(StreamTable):
         if len(metadata) != stream.n_rows:
             raise ValueError(f"X has {stream.n_rows} rows but metadata has {len(metadata)}")
         super().__init__(MemoryTable(stream.head.X, metadata[:0], stream.columns), stream.n_rows, stream.batch_rows)
-        self._stream, self._metadata = stream, metadata
+        self._stream, self._metadata, self.paths = stream, metadata, stream.paths
 
     def pieces(self, columns: Sequence[str] | None, piece_rows: int) -> Iterator[MemoryTable]:
         read = None if columns is None else [name for name in columns if name in self.columns]

@@ -36,6 +36,8 @@ class Table(ABC):
         The names that a formula may use: of the metadata given apart (m0, m1, ... for an array), else those of X.
     one_pass : bool
         True for a one-shot iterator, which only `batches` can read.
+    paths : tuple of path
+        The files that are read again on each pass, which no output may overwrite.
     """
 
     named: bool
@@ -44,6 +46,7 @@ class Table(ABC):
     has_metadata: bool
     metadata_columns: tuple[str, ...]
     one_pass: bool = False
+    paths: tuple[str | os.PathLike[str], ...] = ()
 
     @property
     @abstractmethod
