@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from sklearn.linear_model import LinearRegression
 
 import residmix as rm
 from residmix import anndata as ra
+from residmix.errors import LeakageWarning
 from residmix.metadata import Design
 
 
@@ -140,3 +142,59 @@ def test_without_anndata_the_error_says_what_to_install():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install 'residmix[anndata]'" in out
+
+
+def test_honest_residuals_are_what_is_written():
+    X, obs = cells(200)
+    for residuals in ("loo", "cross-fitted"):
+        adata = anndata.AnnData(sp.csr_matrix(X), obs=obs.copy())
+        ra.residualize(adata, "batch + counts", residuals=residuals)
+        np.testing.assert_allclose(adata.layers["residual"], expected(X, obs, residuals=residuals), atol=1e-10)
+        assert np.abs(adata.layers["residual"] - expected(X, obs)).max() > 0.01
+
+
+def test_genes_are_found_by_their_names(tmp_path):
+    X, obs = cells()
+    names = [f"gene{j}" for j in range(20)]
+    adata = anndata.AnnData(X.copy(), obs=obs.copy(), var=pd.DataFrame(index=names))
+    model = ra.residualize(adata, "batch")
+    assert list(model.features_) == names
+    shuffled = adata[:, ::-1].copy()
+    again = model.transform(ra.from_anndata(shuffled, "batch"))
+    np.testing.assert_allclose(again, adata.layers["residual"], atol=1e-12)
+    with pytest.raises(ValueError, match="gene0"):
+        model.transform(ra.from_anndata(adata[:, 1:].copy(), "batch"))
+    np.testing.assert_allclose(model.transform(X, metadata=obs), adata.layers["residual"], atol=1e-12)
+    counts = anndata.AnnData(np.round(X * 3).astype(int), obs=obs.copy(), var=pd.DataFrame(index=names))
+    with pytest.warns(LeakageWarning, match=r"few-valued features \('gene"):
+        ra.residualize(counts, "batch")
+    twice = adata.copy()
+    twice.var_names = ["gene"] * 20  # names that tell nothing apart
+    assert list(ra.residualize(twice, "batch").features_[:2]) == ["x0", "x1"]
+    frame = pd.DataFrame(X[:, :3], index=adata.obs_names, columns=["u", "v", "w"])
+    adata.obsm["moments"] = frame
+    assert list(ra.residualize(adata, "batch", basis="moments").features_) == ["u", "v", "w"]
+
+
+def test_unused_categories_and_gaps_in_obs_have_the_right_answer():
+    X, obs = cells()
+    obs["batch"] = pd.Categorical(obs["batch"], categories=["z", "c", "b", "a"])
+    adata = anndata.AnnData(X.copy(), obs=obs.copy())
+    assert ra.residualize(adata, "batch").design_columns_ == ["batch[T.b]", "batch[T.c]"]
+    adata.obs.loc["cell3", "counts"] = np.nan
+    adata.obs.loc["cell4", "batch"] = np.nan
+    with pytest.raises(ValueError, match=r"'(batch|counts)' has 1 missing value \(the first in row [34]\)"):
+        ra.residualize(adata, "batch + counts")
+    model = ra.residualize(adata, "batch + counts", missing="mean")
+    np.testing.assert_allclose(adata.layers["residual"], expected(X, adata.obs, missing="mean"), atol=1e-10)
+    assert np.isfinite(model.transform(ra.from_anndata(adata, "batch + counts"))).all()
+
+
+def test_a_regressor_may_take_the_place_of_least_squares(tmp_path):
+    X, obs = cells()
+    adata = anndata.AnnData(X.copy(), obs=obs.copy())
+    model = ra.residualize(adata, "batch + counts", estimator=LinearRegression())
+    np.testing.assert_allclose(adata.layers["residual"], expected(X, obs, estimator=LinearRegression()), atol=1e-10)
+    adata.write_h5ad(tmp_path / "out.h5ad")
+    assert "coef" not in adata.uns["residual"]
+    np.testing.assert_array_equal(adata.uns["residual"]["r2"], model.r2_)

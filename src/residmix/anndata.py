@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from residmix.errors import did_you_mean, require_extra
 from residmix.formula import formula_columns
@@ -42,6 +41,12 @@ def from_anndata(
     basis : str, optional
         Features are ``adata.obsm[basis]``, for example "X_pca".
 
+    Returns
+    -------
+    Table
+        Features are called as ``adata.var_names`` are, where these are unique, so that a model finds them in another
+        object by their names.
+
     Raises
     ------
     MissingExtraError
@@ -59,11 +64,12 @@ def from_anndata(
                 raise ValueError(f"unknown column {name!r} in obs{did_you_mean(name, obs.columns)}")
         obs = obs[list(columns)]
     rows = int(max(256, BATCH_BYTES // (8 * max(matrix.shape[1], 1))))
+    names = _names(adata, matrix, basis)
 
-    def batches() -> Iterator[tuple[NDArray[Any], Any]]:
+    def batches() -> Iterator[tuple[Any, Any]]:
         for start in range(0, adata.n_obs, rows):
             part = slice(start, start + rows)
-            yield _dense(matrix[part]), obs.iloc[part]
+            yield _named(matrix[part], names), obs.iloc[part]
 
     return as_table(batches)
 
@@ -84,7 +90,8 @@ def residualize(
     ----------
     adata : AnnData
         Changed: gets ``layers[key]`` (or, with `basis`, ``obsm[basis + "_" + key]``), and ``uns[key]`` with the
-        formula, the coefficients, R2 by feature, and the design as JSON.
+        formula, R2 by feature, the design as JSON, and the coefficients if there are some. With
+        ``residuals="cross-fitted"`` the features are held in memory as a whole, else a block at a time.
     formula, preserve : str
         Of columns of ``obs``; see :class:`residmix.Residualizer`.
     layer, basis : str, optional
@@ -102,8 +109,15 @@ def residualize(
 
     adata = _checked(adata)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
-    model = Residualizer(formula, preserve=preserve, **options).fit(table)
-    residual = model.transform(table)
+    model = Residualizer(formula, preserve=preserve, **options)
+    if model.residuals == "cross-fitted" and model.estimator is None:
+        # folds take rows out of order, and so want them in memory
+        matrix = _matrix(adata, layer, basis)
+        names = _names(adata, matrix, basis)
+        columns = list(formula_columns(_both(formula, preserve)))
+        residual = model.fit_transform(_named(matrix[:], names), metadata=adata.obs[columns])
+    else:
+        residual = model.fit_transform(table)
     if basis is None:
         adata.layers[key] = residual
     else:
@@ -111,11 +125,14 @@ def residualize(
     adata.uns[key] = {
         **_described(formula, preserve, layer, basis),
         "r2": np.asarray(model.r2_),
-        "intercept": np.asarray(model.intercept_),
-        "coef": np.asarray(model.coef_),
-        "design_columns": np.asarray(model.design_columns_, dtype=object),
         "design": json.dumps(model.design_.to_dict()) if model.design_ is not None else "",
     }
+    if model.estimator is None:
+        adata.uns[key] |= {
+            "intercept": np.asarray(model.intercept_),
+            "coef": np.asarray(model.coef_),
+            "design_columns": np.asarray(model.design_columns_, dtype=object),
+        }
     return model
 
 
@@ -210,5 +227,19 @@ def _matrix(adata: Any, layer: str | None, basis: str | None) -> Any:
     return adata.X
 
 
-def _dense(block: Any) -> NDArray[Any]:
-    return np.asarray(block.toarray() if hasattr(block, "toarray") else block)
+def _names(adata: Any, matrix: Any, basis: str | None) -> Any:
+    """Return what the features are called: genes by their names, if these tell them apart, embeddings by none."""
+    if basis is not None:
+        return getattr(matrix, "columns", None)
+    return adata.var_names if adata.var_names.is_unique else None
+
+
+def _named(block: Any, names: Any) -> Any:
+    """Return some rows as a dense matrix, or as a frame if its columns have names."""
+    dense = np.asarray(block.toarray() if hasattr(block, "toarray") else block)
+    if names is None:
+        return dense
+    import pandas as pd
+
+    dense = dense if dense.dtype in (np.float32, np.float64) else dense.astype(np.float64)
+    return pd.DataFrame(dense, columns=names.astype(str), copy=False)
