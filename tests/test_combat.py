@@ -142,3 +142,18 @@ def test_what_cannot_be_shrunk_is_told(bladder):
         pooled.fit(matrix(bladder, "x")[:, :1], metadata=bladder[["batch"]])
     with pytest.raises(ValueError, match="needs a factor"):
         Residualizer(shrinkage="eb").fit(matrix(bladder, "x"))
+
+
+def test_a_feature_without_values_does_no_harm(bladder):
+    X = matrix(bladder, "x").copy()
+    X[:, 3] = np.nan
+    others = np.delete(np.arange(GENES), 3)
+    model = Residualizer("C(batch)", scale=True, shrinkage="eb")
+    with (
+        pytest.warns(DesignWarning, match="1 of 80 features"),
+        pytest.warns(DesignWarning, match="left as they are: x3"),
+    ):
+        residual = model.fit_transform(X, metadata=bladder[["batch"]])
+    alone = model.fit_transform(X[:, others], metadata=bladder[["batch"]])
+    assert_allclose(residual[:, others], alone, atol=1e-11)
+    assert np.isnan(residual[:, 3]).all()

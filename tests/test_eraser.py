@@ -342,3 +342,11 @@ def test_scikit_learn_estimator_checks(estimator, check):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="there is no metadata")
         check(estimator)
+
+
+@pytest.mark.parametrize("metadata", [pd.DataFrame({"site": ["a"] * 50}), np.ones(50)], ids=["one level", "constant"])
+def test_metadata_that_do_not_vary_are_told(metadata):
+    X = np.random.default_rng(20).normal(size=(50, 3))
+    with pytest.warns(DesignWarning, match=r"nothing is erased, because the metadata don't vary: '(site|m0)'"):
+        eraser = Eraser().fit(X, metadata=metadata)
+    assert_array_equal(eraser.transform(X), X)

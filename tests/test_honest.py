@@ -267,3 +267,18 @@ def test_many_columns_for_few_rows_and_rare_levels_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Residualizer("site", features=FEATURES).fit(table())
+
+
+@pytest.mark.parametrize("alpha", [3.0, {"site": 3.0}])
+def test_leave_one_out_with_a_penalty_and_gaps_equals_refitting(alpha):
+    data = table()
+    data.loc[[3, 9], "u"] = np.nan
+    data["empty"] = np.nan
+    model = Residualizer("site + age", preserve="group", alpha=alpha, features=[*FEATURES, "empty", "w"])
+    with pytest.warns(DesignWarning, match="without a single value, left as they are: empty"):
+        loo = clone(model).set_params(residuals="loo").fit_transform(data)
+    for i in (0, 3, 31):
+        with pytest.warns(DesignWarning, match="empty"):
+            refitted = clone(model).fit(data.drop(index=i)).transform(data.iloc[[i]])[0]
+        assert_allclose(loo[i], refitted, atol=1e-11)
+    assert np.isnan(loo[3, 0]) and np.isnan(loo[:, 2]).all()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from formulaic import model_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import residmix as rm
 from residmix import quantiles
 from residmix.formula import FormulaError
 from residmix.metadata import Design, fit_design
@@ -339,3 +341,35 @@ def test_a_design_can_be_pickled():
     design = fit(frame, RICH)
     design.matrix(frame)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(design)).matrix(frame).dense, design.matrix(frame).dense)
+
+
+@pytest.mark.parametrize("missing", ["mean", "indicator"])
+@pytest.mark.parametrize("dtype", ["float64", "object"])
+def test_a_column_without_any_value_is_refused(missing, dtype):
+    table = pd.DataFrame({"m": pd.Series([None] * 20, dtype=dtype), "x": np.arange(20.0)})
+    with pytest.raises(ValueError, match="metadata column 'm' has no values; leave it out"):
+        rm.Residualizer("m", missing=missing).fit(table)
+
+
+def test_levels_that_are_numbers_here_and_text_there_are_told_so():
+    table = pd.DataFrame({"k": np.tile([1, 2], 20), "x": np.arange(40.0)})
+    model = rm.Residualizer("C(k)").fit(table)
+    with pytest.raises(ValueError, match=r"'1', '2', in 40 rows .* - fit saw int there, and this is str"):
+        model.transform(table.assign(k=table["k"].astype(str)))
+    assert np.array_equal(model.transform(table.assign(k=table["k"].astype(float))), model.transform(table))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([Decimal(k) for k in range(20)], "holds values of type Decimal; make them all numbers or text"),
+        ([1, "a"] * 10, "mixes values of types int, str"),
+        (pd.period_range("2020", periods=20, freq="M"), r"holds period\[M\], which is neither numbers nor labels"),
+        (np.arange(20) * 1j, "holds complex128, which is neither"),
+    ],
+    ids=["decimal", "mixed", "period", "complex"],
+)
+def test_columns_of_other_kinds_are_refused_with_their_kind(values, message):
+    table = pd.DataFrame({"m": values, "x": np.arange(20.0)})
+    with pytest.raises(TypeError, match=f"metadata column 'm' {message}"):
+        rm.Residualizer("m").fit(table)

@@ -242,8 +242,9 @@ def _series_cells(name: str, series: Any) -> Cells:
     if dtype in (nw.String, nw.Categorical, nw.Enum, nw.Boolean):
         return Cells("label", None, gaps)
     if dtype != nw.Object:
+        kind = getattr(series.to_native(), "dtype", dtype) if dtype == nw.Unknown else dtype
         raise TypeError(
-            f"metadata column {name!r} holds {dtype}, which is neither numbers nor labels; turn it into a number "
+            f"metadata column {name!r} holds {kind}, which is neither numbers nor labels; turn it into a number "
             "(for example days since a date) or into text"
         )
     values = series.to_list()
@@ -254,4 +255,5 @@ def _series_cells(name: str, series: Any) -> Cells:
         filled = np.array([np.nan if gap else float(v) for v, gap in zip(values, missing, strict=True)])
         return _number_cells(name, filled, all(isinstance(value, numbers.Integral) for value in present))
     kinds = sorted({type(value).__name__ for value in present})
-    raise TypeError(f"metadata column {name!r} mixes values of types {_few(kinds)}; make them all numbers or text")
+    what = f"holds values of type {kinds[0]}" if len(kinds) == 1 else f"mixes values of types {_few(kinds)}"
+    raise TypeError(f"metadata column {name!r} {what}; make them all numbers or text")

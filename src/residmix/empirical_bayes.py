@@ -86,9 +86,10 @@ def shrink_levels(
     n, means, squares, levels = n[present], means[present], squares[present], levels[present]
     squares = np.maximum(squares - n * means**2, 0.0)
     effect = levels @ coef[columns] + means
-    grand = np.sum(n * effect, axis=0) / n.sum(axis=0)
+    total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
+    grand = np.sum(n * effect, axis=0) / total
     shift = effect - grand
-    pooled = np.sqrt(np.sum(squares, axis=0) / n.sum(axis=0))
+    pooled = np.sqrt(np.sum(squares, axis=0) / total)
 
     several = n >= 2
     usable = (pooled > 0) & np.all(~several | (squares > 1e-20 * pooled**2), axis=0)

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from residmix._base import MetadataTransformer, refuse_frames
 from residmix._validation import check_choice
 from residmix.errors import DesignWarning, EntangledEffectsWarning
-from residmix.moments.erase import Erasure, erasure
+from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
 from residmix.progress import watched
 from residmix.sources.output import delivered
@@ -196,7 +196,9 @@ class Eraser(MetadataTransformer):
         self.mean_, self.left_, self.right_ = map_.mean, map_.left, map_.right
         self.correlations_, self.entangled_ = map_.correlations, map_.entangled
         self.rank_ = len(map_.right)
-        _warn(map_, n_erased)
+        metadata = () if self.design_ is None else self.design_.columns
+        varies = column_scale(moments.mean[:n_erased], moments.covariance[:n_erased, :n_erased]).any()
+        _warn(map_, n_erased, metadata, bool(varies))
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -248,9 +250,15 @@ def _block_rows(width: int) -> int:
     return int(np.clip(2**21 // max(width, 1), 256, 8192))
 
 
-def _warn(found: Erasure, n_erased: int) -> None:
+def _warn(found: Erasure, n_erased: int, metadata: Sequence[str], varies: bool) -> None:
     d, k = found.left.shape
-    if n_erased == 0:
+    if metadata and not varies:
+        warnings.warn(
+            f"nothing is erased, because the metadata don't vary: {', '.join(map(repr, metadata[:8]))}",
+            DesignWarning,
+            stacklevel=4,
+        )
+    elif n_erased == 0:
         warnings.warn(
             "there is no metadata, so nothing is erased; give metadata= or a formula", DesignWarning, stacklevel=4
         )

@@ -85,6 +85,9 @@ class LeaveOneOut:
         for g in range(len(self.inverse)):
             features = np.flatnonzero(self.group == g)
             total = float(self.weight[features[0]])
+            if total == 0.0:  # features without a single value
+                out[:, features] = raw[:, features]
+                continue
             out[:, features] = self._of_group(g, block, own, total, raw[:, features], self.preserved[:, features])
         return out.astype(block.X.dtype, copy=False)
 
@@ -127,7 +130,9 @@ def leave_one_out(
     inverse = fit.covariance
     if penalty is not None:
         # The covariance of penalised coefficients is another matrix than the one that leverages need.
-        inverse = np.array([np.linalg.pinv(scatter + penalty, rcond=1e-13, hermitian=True) for scatter in moments.s_aa])
+        several = len(moments.s_aa) > 1
+        scatters = [moments.s_aa[np.argmax(fit.group == g) if several else 0] for g in range(len(fit.covariance))]
+        inverse = np.array([np.linalg.pinv(scatter + penalty, rcond=1e-13, hermitian=True) for scatter in scatters])
     preserved = fit.coef[len(fit.coef) - n_preserved :]
     return LeaveOneOut(fit.affine(), preserved, inverse, fit.offset_a, fit.group, fit.weight)
 

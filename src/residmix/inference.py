@@ -169,7 +169,7 @@ def summary_text(
     lines = [
         f"{len(features)} features on {len(columns)} design columns, {rows} rows",
         f"rank {fit.rank} of {len(columns)}, condition number {fit.condition_number:.3g}, "
-        f"residual degrees of freedom {fit.residual_degrees.min(initial=np.inf):g}",
+        f"residual degrees of freedom {fit.residual_degrees[fit.count > 0].min(initial=np.inf):g}",
         f"R2: median {np.median(r2):.3f}, from {r2.min():.3f} to {r2.max():.3f}",
     ]
     if terms:

@@ -219,8 +219,8 @@ def _levels(atom: Column | Call, tally: _Tally, missing: str) -> Levels:
             raise ValueError(f"metadata column {tally.name!r} holds {strange[0]!r}, which {atom.label} doesn't list")
         found = given  # type: ignore[assignment]
     with_missing = missing == "indicator" and tally.missing > 0
-    if not found and not with_missing:
-        raise ValueError(f"metadata column {tally.name!r} has no values")
+    if not found:
+        raise ValueError(f"metadata column {tally.name!r} has no values; leave it out")
     rows = tuple(counts.get(level, 0) for level in found) + ((tally.missing,) if with_missing else ())
     return Levels(tally.name, found, rows, contrast, with_missing)
 

@@ -101,6 +101,9 @@ class Levels:
                 "is no level for them; give on_unknown='mean' for the average of the known levels"
             )
         hint = did_you_mean(str(strange[0]), self.labels)
+        if str(strange[0]) in self.labels:
+            known_kind, kind = type(self.levels[0]).__name__, type(strange[0]).__name__
+            hint = f" - fit saw {known_kind} there, and this is {kind}: turn the column into what it was"
         shown = ", ".join(repr(level) for level in strange[:5]) + (", ..." if len(strange) > 5 else "")
         known = ", ".join(repr(level) for level in self.levels[:12]) + (", ..." if self.n_levels > 12 else "")
         return ValueError(
