@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from residmix import Residualizer
+from residmix import Eraser, Residualizer
 from residmix.errors import (
     CollinearityWarning,
     DesignWarning,
@@ -654,3 +654,12 @@ def test_integers_and_single_rows_are_fine():
         Residualizer().fit_transform(np.arange(12).reshape(6, 2), metadata=np.arange(6)), 0.0, atol=1e-13
     )
     np.testing.assert_array_equal(Residualizer().fit_transform([[1.0, 2.0]]), [[0.0, 0.0]])
+
+
+def test_only_another_residualizer_is_merged():
+    data = table()
+    model = Residualizer("site", features=["thickness"]).fit(data)
+    with pytest.raises(TypeError, match="merge takes another Residualizer, not Eraser"):
+        model.merge(Eraser("age", features=["thickness", "volume"]).fit(data))
+    with pytest.raises(TypeError, match="merge takes another Eraser, not Residualizer"):
+        Eraser("age", features=["thickness", "volume"]).fit(data).merge(model)

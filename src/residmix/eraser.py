@@ -162,9 +162,11 @@ class Eraser(MetadataTransformer):
 
         Raises
         ------
-        ValueError
-            If designs or features differ.
+        TypeError, ValueError
+            If `other` is something else, or designs or features differ.
         """
+        if not isinstance(other, Eraser):
+            raise TypeError(f"merge takes another Eraser, not {type(other).__name__}")
         check_is_fitted(self)
         check_is_fitted(other)
         if list(self.features_) != list(other.features_):

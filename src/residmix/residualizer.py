@@ -240,9 +240,11 @@ class Residualizer(ResidualFit):
 
         Raises
         ------
-        ValueError
-            If designs or features differ.
+        TypeError, ValueError
+            If `other` is something else, or designs or features differ.
         """
+        if not isinstance(other, Residualizer):
+            raise TypeError(f"merge takes another Residualizer, not {type(other).__name__}")
         check_is_fitted(self)
         check_is_fitted(other)
         self._refuse_moments_alone()

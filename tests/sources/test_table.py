@@ -266,12 +266,15 @@ def test_masked_values_are_missing_and_never_what_is_behind_the_mask():
 
 def test_numbers_held_as_objects_are_not_left_out_without_a_word():
     frame = pd.DataFrame({"a": [1.5, 2.5, None], "b": [1, 2, 3], "name": ["u", "v", "w"]}).astype({"a": object})
-    with pytest.warns(DesignWarning, match=r"numbers as Python objects are left out of the features: 'a'; turn them"):
+    frame["s"] = pd.arrays.SparseArray([0.0, 0.0, 1.0])
+    with pytest.warns(
+        DesignWarning, match=r"numbers as Python objects or sparsely are left out of the features: 'a', 's'; t"
+    ):
         assert as_table(frame).feature_names() == ("b",)
     assert as_table(frame).feature_names(["b"]) == ("b",)
     with pytest.raises(ValueError, match=r"'a' of X doesn't hold numbers \(Object\).*astype\(float\)"):
         matrix(as_table(frame), ["a"])
-    assert as_table(frame.astype({"a": float})).feature_names() == ("a", "b")
+    assert as_table(frame.astype({"a": float, "s": float})).feature_names() == ("a", "b", "s")
 
 
 def test_many_columns_are_looked_up_in_no_time_of_their_square():

@@ -120,7 +120,7 @@ class MemoryTable(Table):
             lost = objects_that_are_numbers(self.X, [name for name in self.columns if name in others])
             if lost:
                 warnings.warn(
-                    f"columns that hold numbers as Python objects are left out of the features: "
+                    f"columns that hold numbers as Python objects or sparsely are left out of the features: "
                     f"{', '.join(map(repr, lost[:8]))}; turn them into numbers (pandas: .astype(float)), or name the "
                     "features",
                     DesignWarning,

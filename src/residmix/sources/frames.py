@@ -146,15 +146,20 @@ def numeric_names(frame: nw.DataFrame[Any]) -> tuple[str, ...]:
 
 
 def objects_that_are_numbers(frame: nw.DataFrame[Any], names: Sequence[str]) -> list[str]:
-    """Return which pandas columns hold numbers as Python objects, so that they don't count as numeric."""
-    objects = [name for name in names if frame.schema[name] == nw.Object]
+    """Return which pandas columns hold numbers as Python objects or sparsely, so that they don't count as numeric."""
+    odd = [name for name in names if frame.schema[name] in (nw.Object, nw.Unknown)]
     native = frame.to_native()
-    if not objects or not nw.dependencies.is_pandas_dataframe(native):
+    if not odd or not nw.dependencies.is_pandas_dataframe(native):
         return []
+    import pandas as pd
     from pandas.api.types import infer_dtype
 
     numbers = ("integer", "floating", "mixed-integer-float", "decimal", "integer-na")
-    return [name for name in objects if infer_dtype(native[name], skipna=True) in numbers]
+    return [
+        name
+        for name in odd
+        if isinstance(native[name].dtype, pd.SparseDtype) or infer_dtype(native[name], skipna=True) in numbers
+    ]
 
 
 def require_columns(names: Sequence[str], known: Sequence[str], where: str) -> None:
@@ -242,7 +247,7 @@ def _values(series: nw.Series[Any], where: str) -> NDArray[Any]:
     if dtype not in (nw.Float32, nw.Float64):
         if not (dtype.is_numeric() or dtype == nw.Boolean):
             kind = getattr(series.to_native(), "dtype", dtype) if dtype == nw.Unknown else dtype
-            objects = ", turn it into numbers (pandas: .astype(float))" if dtype == nw.Object else ""
+            objects = ", turn it into numbers (pandas: .astype(float))" if dtype in (nw.Object, nw.Unknown) else ""
             raise ValueError(
                 f"column {series.name!r} of {where} doesn't hold numbers ({kind}); "
                 f"leave it out of the features{objects}, or name it in the formula"
