@@ -1,11 +1,13 @@
 """Digits on the linear data sets of NIST's Statistical Reference Datasets, against exact rational arithmetic."""
 
+from contextlib import nullcontext
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from residmix import Residualizer
+from residmix.errors import DesignWarning
 
 # https://www.itl.nist.gov/div898/strd/lls/lls.shtml; works of the United States government, in the public domain.
 LONGLEY = """
@@ -111,7 +113,9 @@ def scaled_lstsq(design, y):
 def test_as_many_digits_as_a_scaled_svd(name):
     design, y = SETS[name]()
     truth = exact(design, y)
-    model = Residualizer().fit(y[:, None], metadata=design)
+    exactly = name in ("Wampler1", "Wampler2")  # polynomials without noise
+    with pytest.warns(DesignWarning, match="determined by the design") if exactly else nullcontext():
+        model = Residualizer().fit(y[:, None], metadata=design)
     found = digits([*model.coef_[:, 0], model.intercept_[0]], truth)
     reference = digits(scaled_lstsq(design, y), truth)
     # half a digit, since which of two backward stable methods is luckier on one data set is chance

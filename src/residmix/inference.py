@@ -28,6 +28,8 @@ Array = NDArray[np.float64]
 
 # Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
 _ENTANGLED = 0.95
+# Residuals of this size relative to the feature's spread are what subtracting leaves of nothing.
+_ROUNDING = 1e-10
 
 
 def explained(fit: LinearFit) -> Array:
@@ -257,6 +259,15 @@ def warn_of_fit(
     if not known.all():
         absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])
         warnings.warn(f"features without a single value, left as they are: {absent}", DesignWarning, stacklevel=6)
+    exact = known & (fit.tss > 0) & (fit.rss <= _ROUNDING**2 * fit.tss) & (fit.residual_degrees > 0)
+    if exact.any():
+        some = ", ".join(repr(str(name)) for name in np.asarray(features)[exact][:8])
+        warnings.warn(
+            f"{exact.sum()} of {len(exact)} features are determined by the design ({some}): what is left of them is "
+            "rounding, of which a scaler makes pure metadata; leave them out",
+            DesignWarning,
+            stacklevel=6,
+        )
     count = float(fit.count[known].min(initial=np.inf))
     columns = float(fit.degrees.max(initial=0.0))
     if columns > 0 and columns + 1 > count / 2:
