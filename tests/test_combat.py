@@ -48,6 +48,33 @@ def test_combat_equals_sva(bladder, preserve, reference, tolerance):
     assert np.abs(plain + X.mean(axis=0) - expected).max() > 0.1
 
 
+@pytest.mark.parametrize(("preserve", "reference"), [(None, "combat_location"), ("cancer", "combat_cancer_location")])
+def test_one_row_a_batch_is_svas_mean_only(bladder, preserve, reference):
+    _, residual, X, _ = fitted(bladder, preserve=preserve, shrinkage="eb-one-row")
+    assert_allclose(residual + X.mean(axis=0), matrix(bladder, reference), atol=1e-11)
+    _, counted, _, _ = fitted(bladder, preserve=preserve, shrinkage="eb")
+    assert np.abs(counted - residual).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "reference"),
+    [
+        ({"scale": True, "shrinkage": "eb"}, "combat_reference"),
+        ({"scale": True, "shrinkage": "eb", "preserve": "cancer"}, "combat_cancer_reference"),
+        ({"shrinkage": "eb-one-row"}, "combat_location_reference"),
+    ],
+)
+def test_a_reference_batch_stays_as_it_is_and_the_others_become_svas(bladder, options, reference):
+    model, residual, X, metadata = fitted(bladder, reference=3, **options)
+    at_reference = model.inverse_transform(residual, metadata=metadata.assign(batch=3))
+    assert_allclose(at_reference, matrix(bladder, reference), atol=1e-11)
+    own = bladder["batch"] == 3
+    assert_allclose(at_reference[own], X[own], atol=1e-11)
+    assert np.abs(at_reference - X).max() > 0.5
+    with pytest.raises(ValueError, match=r"reference=9 is no level of C\(batch\).*there are: 1, 2, 3, 4, 5"):
+        fitted(bladder, reference=9, **options)
+
+
 @pytest.mark.parametrize("coding", ["C(batch, contr.sum)", "C(batch, contr.treatment(base=3))"])
 def test_combat_does_not_depend_on_the_coding(bladder, coding):
     _, residual, _, _ = fitted(bladder, scale=True, shrinkage="eb")
@@ -140,6 +167,10 @@ def test_what_cannot_be_shrunk_is_told(bladder):
     with pytest.raises(ValueError, match="1 of 1 vary"):
         pooled = Residualizer("C(batch)", shrinkage="eb")
         pooled.fit(matrix(bladder, "x")[:, :1], metadata=bladder[["batch"]])
+    with pytest.raises(ValueError, match="reference= is the batch"):
+        fitted(bladder, reference=3)
+    with pytest.raises(ValueError, match="one row has no spread"):
+        fitted(bladder, shrinkage="eb-one-row", scale=True)
     with pytest.raises(ValueError, match="needs a factor"):
         Residualizer(shrinkage="eb").fit(matrix(bladder, "x"))
 

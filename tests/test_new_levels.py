@@ -262,20 +262,33 @@ def batches(sizes, *, seed=0, d=60, first=0):
     return X, pd.DataFrame({"batch": [f"b{k + first}" for k in batch], "age": age}), shift, sd
 
 
-@pytest.mark.parametrize("scale", [False, True])
-def test_a_later_batch_gets_what_combat_gives_it_with_everything_else_frozen(scale):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shrinkage": "eb"},
+        {"shrinkage": "eb", "scale": True},
+        {"shrinkage": "eb-one-row"},
+        {"shrinkage": "eb", "scale": True, "reference": "b1"},
+    ],
+    ids=str,
+)
+def test_a_later_batch_gets_what_combat_gives_it_with_everything_else_frozen(options):
     X, metadata, _, _ = batches([30, 40, 50])
     new, later, _, _ = batches([12], seed=1, first=7)
-    model = rm.Residualizer("batch", preserve="age", scale=scale, shrinkage="eb").fit(X, metadata=metadata)
+    model = rm.Residualizer("batch", preserve="age", **options).fit(X, metadata=metadata)
     model.adapt(new, metadata=later)
     # by hand: least squares, pooled standard deviation, posterior of the standardised rows
     onehot = pd.get_dummies(metadata["batch"]).to_numpy(float)
     beta, rss, _, _ = np.linalg.lstsq(np.column_stack([onehot, metadata["age"]]), X, rcond=None)
     grand, pooled = onehot.mean(axis=0) @ beta[:3], np.sqrt(rss / len(X))
+    if "reference" in options:
+        own = onehot[:, 1] == 1
+        left = X - np.column_stack([onehot, metadata["age"]]) @ beta
+        grand, pooled = beta[1], np.sqrt(np.mean(left[own] ** 2, axis=0))
     age = later["age"].to_numpy()[:, None] * beta[3]
     z = (new - grand - age) / pooled
-    n = np.full((1, X.shape[1]), 12.0)
-    if scale:
+    n = np.full((1, X.shape[1]), 1.0 if options["shrinkage"] == "eb-one-row" else 12.0)
+    if "scale" in options:
         gamma, delta = posterior(z.mean(axis=0)[None], z.var(axis=0, ddof=1)[None], n)
     else:
         gamma, delta = posterior_shift(z.mean(axis=0)[None], np.ones_like(n), n), np.ones_like(n)

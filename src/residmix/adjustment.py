@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from residmix.design import Design, Term
 from residmix.empirical_bayes import shrink_levels
+from residmix.errors import did_you_mean
 from residmix.later_batches import Frozen
 from residmix.moments.levels import WithEffects
 from residmix.moments.linear import Affine
@@ -91,7 +92,7 @@ def rescaled(affine: Affine, fit: LinearFit, scale: Scale, spreads: tuple[Array,
 
 
 def adjusted(
-    rows: Rows, fit: LinearFit, design: Design, *, scale: bool, shrinkage: str | None
+    rows: Rows, fit: LinearFit, design: Design, *, scale: bool, shrinkage: str | None, reference: Any = None
 ) -> tuple[LinearFit, Scale | None, Frozen | None]:
     """Return the fit with shrunk effects, the effects on the spread if those are to be removed, and what is frozen.
 
@@ -109,7 +110,15 @@ def adjusted(
         return fit, fit_scale(rows, fit.affine(), design.n_removed) if scale else None, None
     factor = _only_factor(design)
     shrunk = shrink_levels(
-        rows, fit.affine(), fit.coef, factor.columns, design.level_rows(factor), design.n_removed, spread=scale
+        rows,
+        fit.affine(),
+        fit.coef,
+        factor.columns,
+        design.level_rows(factor),
+        design.n_removed,
+        spread=scale,
+        reference=None if reference is None else _place(design, factor, reference),
+        one_row=shrinkage == "eb-one-row",
     )
     constant = fit.constant + shrunk.intercept + fit.origin_a @ shrunk.coef
     applied = replace(fit, coef=fit.coef + shrunk.coef, constant=constant)
@@ -118,7 +127,19 @@ def adjusted(
     log_sd = None
     if shrunk.scale is not None:
         log_sd = shrunk.scale.intercept + average @ shrunk.scale.coef[factor.columns]
-    return applied, shrunk.scale, Frozen(shrunk.pooled, shift, log_sd)
+    return applied, shrunk.scale, Frozen(shrunk.pooled, shift, log_sd, shrinkage == "eb-one-row")
+
+
+def _place(design: Design, factor: Term, level: Any) -> int:
+    """Return which of a factor's levels `level` is."""
+    known = design.levels_of(design.column_of(factor))
+    assert known is not None
+    if level not in known.levels:
+        raise ValueError(
+            f"reference={level!r} is no level of {factor.name}{did_you_mean(str(level), known.labels)}; there are: "
+            f"{', '.join(map(repr, known.levels[:12]))}"
+        )
+    return known.levels.index(level)
 
 
 def _only_factor(design: Design) -> Term:

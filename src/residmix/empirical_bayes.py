@@ -44,7 +44,16 @@ class Shrunk:
 
 
 def shrink_levels(
-    rows: Rows, location: Location, coef: Array, columns: slice, levels: Array, n_removed: int, *, spread: bool
+    rows: Rows,
+    location: Location,
+    coef: Array,
+    columns: slice,
+    levels: Array,
+    n_removed: int,
+    *,
+    spread: bool,
+    reference: int | None = None,
+    one_row: bool = False,
 ) -> Shrunk:
     r"""Shrink the effects of one factor's levels towards what they have in common over the features.
 
@@ -69,12 +78,16 @@ def shrink_levels(
         Design columns to remove, this factor's among them.
     spread : bool
         Whether to shrink and remove the levels' effect on the variance too. If not, all variance ratios are 1.
+    reference : int, optional
+        A level whose rows stay as they are: shifts are relative to it, and s_j is the standard deviation within it.
+    one_row : bool
+        Take every level for one of a single row, as sva's ``mean.only`` does.
 
     Notes
     -----
     With ``spread=True`` this is the parametric ComBat. ``sva::ComBat`` stops when no estimate moves by more than 1e-4
     of itself; here the fixed point is iterated to rounding. With ``spread=False``, a level of :math:`n_k` rows gets
-    the posterior mean for :math:`n_k` rows; sva's ``mean.only`` takes every level for one of a single row.
+    the posterior mean for :math:`n_k` rows, unless `one_row`.
 
     References
     ----------
@@ -88,8 +101,12 @@ def shrink_levels(
     effect = levels @ coef[columns] + means
     total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
     grand = np.sum(n * effect, axis=0) / total
-    shift = effect - grand
     pooled = np.sqrt(np.sum(squares, axis=0) / total)
+    if reference is not None:
+        reference = int(np.count_nonzero(present[:reference]))
+        grand = effect[reference]
+        pooled = np.sqrt(squares[reference] / np.where(n[reference] > 0, n[reference], 1.0))
+    shift = effect - grand
 
     several = n >= 2
     usable = (pooled > 0) & np.all(~several | (squares > 1e-20 * pooled**2), axis=0)
@@ -112,7 +129,9 @@ def shrink_levels(
         gamma, delta = posterior(gamma, delta, n[:, usable])
     else:
         delta = np.ones_like(gamma)
-        gamma = posterior_shift(gamma, delta, n[:, usable])
+        gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if one_row else n[:, usable])
+    if reference is not None:
+        gamma[reference], delta[reference] = 0.0, 1.0
 
     change, log_sd = np.zeros_like(shift), np.zeros_like(shift)
     change[:, usable] = gamma * pooled[usable] - shift[:, usable]

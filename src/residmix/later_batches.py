@@ -28,11 +28,14 @@ class Frozen:
         What is removed from a row of the average batch, beyond the mean of all rows.
     log_sd : ndarray (d,) or None
         The same of the log standard deviation, where effects on the spread are removed.
+    one_row : bool
+        Whether each batch counts as a single row.
     """
 
     pooled: Array
     shift: Array
     log_sd: Array | None
+    one_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class LaterBatches:
             pooled, rows = frozen.pooled[usable], n[None, usable]
             gamma = ((mean + frozen.shift)[usable] / pooled)[None]
             if frozen.log_sd is None:
-                gamma = posterior_shift(gamma, np.ones_like(gamma), rows)
+                gamma = posterior_shift(gamma, np.ones_like(gamma), np.ones_like(rows) if frozen.one_row else rows)
             else:
                 delta = within[None, usable] / np.maximum(rows - 1, 1) / pooled**2
                 gamma, delta = posterior(gamma, delta, rows)

@@ -52,6 +52,7 @@ class ResidualFit(MetadataTransformer):
     alpha: float | dict[str, float]
     scale: bool
     shrinkage: str | dict[str, str] | None
+    reference: Any
     residuals: str
     estimator: Any
     cv: Any
@@ -62,6 +63,11 @@ class ResidualFit(MetadataTransformer):
     _frozen: Frozen | None
     _sample: Sample
     _last_look: int
+
+    @property
+    def _pools(self) -> bool:
+        """Whether effects are pooled over features."""
+        return isinstance(self.shrinkage, str) and self.shrinkage in ("eb", "eb-one-row")
 
     def _priors(self) -> dict[str, NewLevels | LaterBatches]:
         """Return what is expected of unseen levels of every factor that is removed."""
@@ -104,9 +110,13 @@ class ResidualFit(MetadataTransformer):
         check_choice("missing", self.missing, ("error", "mean", "indicator"))
         check_choice("scale", self.scale, (False, True))
         if not isinstance(self.shrinkage, dict):
-            check_choice("shrinkage", self.shrinkage, (None, "eb"))
+            check_choice("shrinkage", self.shrinkage, (None, "eb", "eb-one-row"))
         elif self.alpha != 0:
             raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
+        if self.reference is not None and not self._pools:
+            raise ValueError("reference= is the batch that shrinkage='eb' adjusts the others to; give shrinkage='eb'")
+        if self.shrinkage == "eb-one-row" and self.scale:
+            raise ValueError("shrinkage='eb-one-row' is for means only, since one row has no spread; leave out scale=")
         check_choice("residuals", self.residuals, ("in-sample", "loo", "cross-fitted"))
         if self.estimator is not None and (self.scale or self.shrinkage is not None or self.alpha != 0):
             raise ValueError("scale, shrinkage and alpha belong to least squares; with estimator= leave them out")
@@ -121,7 +131,7 @@ class ResidualFit(MetadataTransformer):
             options = {"absorb_above": 2_000}
         if self.on_unknown == "shrink":
             refuse_new_levels(self.estimator, "on_unknown='shrink'")
-            if self.shrinkage == "eb":
+            if self._pools:
                 raise ValueError(
                     "on_unknown='shrink' needs effects that weren't pooled over features; with shrinkage='eb' use "
                     "on_unknown='mean', and adapt to a new level with some of its rows"
@@ -133,7 +143,7 @@ class ResidualFit(MetadataTransformer):
                 f"alpha and residuals='loo' need a column per level, but {self.design_.factors[0].name!r} has "
                 f"{len(self.design_.factors[0].levels)} levels; use residuals='cross-fitted', or group its levels"
             )
-        if self.shrinkage == "eb" and self.design_ is None:
+        if self._pools and self.design_ is None:
             raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
 
     def _rows(
@@ -169,9 +179,11 @@ class ResidualFit(MetadataTransformer):
         self._sample, self._last_look = Sample(), 0
         fit, moments = self._sampled_least_squares(rows)
         applied, scale, self._frozen = self._shrunk(fit, moments), None, None
-        if design is not None and (self.scale or self.shrinkage == "eb"):
+        if design is not None and (self.scale or self._pools):
             pooled = None if isinstance(self.shrinkage, dict) else self.shrinkage
-            applied, scale, self._frozen = adjusted(rows, applied, design, scale=self.scale, shrinkage=pooled)
+            applied, scale, self._frozen = adjusted(
+                rows, applied, design, scale=self.scale, shrinkage=pooled, reference=self.reference
+            )
         self._set(fit, moments, applied, scale)
         self._look_for_leakage(stacklevel=6)
         return None

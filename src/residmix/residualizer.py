@@ -58,12 +58,16 @@ class Residualizer(ResidualFit):
         Remove the effect on the spread as well: the log variance of each feature is linear in the design, and what the
         removed columns do to it is undone. The pooled spread stays, in the units of x. With `preserve`, transform then
         needs the preserved columns too, since only what no effect explains is rescaled.
-    shrinkage : {None, "eb"} or dict
+    shrinkage : {None, "eb", "eb-one-row"} or dict
         ``{"site": "blup"}``: the effects of this factor are random ones, each feature's shrunk by its own ratio of
         variances (:func:`residmix.blup.random_effects`), so that a level with few rows stays near the mean. Several
         factors have a variance each (:func:`residmix.crossed_blup.crossed_effects`).
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
-        ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns.
+        ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
+        takes each batch for a single row, as ``sva::ComBat(mean.only=TRUE)`` does, whatever its number of rows.
+    reference : level, optional
+        With "eb", a batch whose rows stay as they are, and which the others are adjusted to: residuals are about its
+        mean, and ``inverse_transform`` with all rows at this batch gives what ``sva::ComBat(ref.batch=)`` returns.
     residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
         What `fit_transform` returns for the training rows. In-sample residuals are smaller than those of new rows.
         "loo": by the fit of all other rows, exactly. "cross-fitted": by fits of the other folds; whatever is estimated.
@@ -166,6 +170,7 @@ class Residualizer(ResidualFit):
         alpha: float | dict[str, float] = 0.0,
         scale: bool = False,
         shrinkage: str | dict[str, str] | None = None,
+        reference: Any = None,
         residuals: str = "in-sample",
         estimator: Any = None,
         cv: Any = 5,
@@ -178,6 +183,7 @@ class Residualizer(ResidualFit):
         self.alpha = alpha
         self.scale = scale
         self.shrinkage = shrinkage
+        self.reference = reference
         self.residuals = residuals
         self.estimator = estimator
         self.cv = cv
