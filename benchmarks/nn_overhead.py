@@ -1,9 +1,11 @@
 """What a residualizing layer adds to a training step of the convolutional network of Lu et al. (CVPR 2021).
 
-    python benchmarks/nn_overhead.py --batch 200 --repeats 15
+    python benchmarks/nn_overhead.py --batch 200 --repeats 60
 
 Conv(1, 16, 5) - ReLU - Conv(16, 32, 5) - ReLU - 84 - ReLU - logit on 32 x 32 images; layers before each ReLU. Variants
-take turns within every repeat, so that a busy machine slows all alike; the ratio of medians is printed.
+take turns step by step, in an order that is drawn anew each time, so that a busy machine slows all alike. Printed are
+the fastest and the median step, and the ratio to the plain network's step of the same turn: its median, and in brackets
+the quartiles of the median over ten parts of the run.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import nn
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--variants", nargs="+", help="all unless given")
     options = parser.parse_args()
     pictures, confound, y = nn_data.images(0, n=(options.batch + 1) // 2)
@@ -29,27 +31,40 @@ def main() -> None:
     design = torch.stack([label, m], 1)
     known = {
         "none": ("baseline", "channel"),
+        "none, again": ("baseline", "channel"),
         "batch norm": ("batch norm", "channel"),
         "residualize, channel": ("prior (default)", "channel"),
+        "residualize, channel, stop": ("prior, stop", "channel"),
         "residualize, element": ("prior (default)", "element"),
         "MDN (published), element": ("MDN (published)", "element"),
         "R-MDN (published), element": ("R-MDN (published)", "element"),
     }
-    wanted = options.variants or list(known)
+    wanted = options.variants or [name for name in known if name != "none"]
     nets = {name: conv_net(known[name][0], design, known[name][1]) for name in ["none", *wanted]}
     optimisers = {name: torch.optim.Adam(net.parameters(), 1e-4) for name, net in nets.items()}
-    times: dict[str, list[float]] = {name: [] for name in nets}
-    for repeat in range(options.repeats + 2):
-        for name, net in nets.items():
+    generator = np.random.default_rng(0)
+    turns = []
+    for _ in range(options.repeats + 3):
+        seconds = np.empty(len(nets))
+        for i in generator.permutation(len(nets)):
+            name, net = list(nets.items())[i]
             start = time.perf_counter()
             optimisers[name].zero_grad()
             nn.functional.binary_cross_entropy_with_logits(net(x, m, label).squeeze(1), label).backward()
             optimisers[name].step()
-            if repeat > 1:
-                times[name].append(time.perf_counter() - start)
-    plain = np.median(times["none"])
-    for name, seconds in times.items():
-        print(f"{name:28s} {1e3 * np.median(seconds):8.1f} ms/step  {np.median(seconds) / plain:6.3f} x")
+            seconds[i] = time.perf_counter() - start
+        turns.append(seconds)
+    times = np.array(turns[3:])
+    ratio = times / times[:, :1]
+    parts = np.array([np.median(part, axis=0) for part in np.array_split(ratio, min(10, len(ratio)))])
+    low, high = np.percentile(parts, [25, 75], axis=0)
+    print(f"{'':28s} {'fastest':>8s} {'median':>8s}  ms   ratio of the same turn; of the fastest steps")
+    for i, name in enumerate(nets):
+        print(
+            f"{name:28s} {1e3 * times[:, i].min():8.1f} {1e3 * np.median(times[:, i]):8.1f}      "
+            f"{np.median(ratio[:, i]):5.3f} ({low[i]:5.3f} to {high[i]:5.3f});  "
+            f"{times[:, i].min() / times[:, 0].min():5.3f}"
+        )
 
 
 if __name__ == "__main__":

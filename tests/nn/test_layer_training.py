@@ -9,7 +9,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch.utils.checkpoint import checkpoint
 
-from residmix.nn import MetadataSequential, Residualize
+from residmix.nn import MetadataSequential, Residualize, layers
 
 
 def auc_of_norm(estimator, batch, share, center="metadata"):
@@ -182,7 +182,7 @@ def test_changing_the_dtype_of_a_model_leaves_the_moments_their_digits():
     layer = primed()
     coef = layer.coefficients()
     layer.half().float().bfloat16()
-    assert layer.cross.dtype == torch.float64 and torch.equal(layer.coefficients(), coef)
+    assert layer.scatter.dtype == torch.float64 and torch.equal(layer.coefficients(), coef)
     x = torch.randn(5, 4).bfloat16()
     assert layer.eval()(x, torch.randn(5, 1)).dtype == torch.bfloat16
 
@@ -195,7 +195,7 @@ def test_autocast_and_half_precision_features_do_not_blunt_the_statistics():
     low(x.bfloat16(), age)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = cast(x, age)
-    assert out.dtype == torch.float32 and torch.equal(cast.cross, exact.cross)
+    assert out.dtype == torch.float32 and torch.equal(cast.scatter, exact.scatter)
     error = (low.coefficients() - exact.coefficients()).norm() / exact.coefficients().norm()
     assert 0 < error < 1e-2
 
@@ -228,7 +228,7 @@ def test_missing_metadata_raise_or_are_not_corrected():
     weight = lenient.weight.clone()
     lenient.train()(x, m, torch.ones(3))
     assert lenient.weight == pytest.approx(float(weight * (1 - 1 / 4096) ** 2 + 1 + (1 - 1 / 4096)))
-    assert not lenient.cross.isnan().any()
+    assert not lenient.scatter.isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -259,3 +259,32 @@ def test_arguments_that_cannot_be_right_are_refused(arguments, message):
 def test_options_that_cannot_be_right_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Residualize(4, 1, **options)
+
+
+@pytest.mark.parametrize("estimator", ["prior", "posterior", "batch"])
+@pytest.mark.parametrize("center", ["metadata", "features", "none"])
+def test_small_batches_in_numpy_are_large_ones_in_torch(estimator, center, monkeypatch):
+    def run(most):
+        monkeypatch.setattr(layers, "_LIGHT", most)
+        torch.manual_seed(0)
+        layer = Residualize(3, 2, num_protected=1, estimator=estimator, center=center, maps="channel", warmup=0)
+        layer._warned = True
+        seen = []
+        for _ in range(4):
+            x = torch.randn(30, 3, 2, 2, requires_grad=True)
+            y, weight = torch.randint(0, 2, (30, 1)), torch.rand(30)
+            m = torch.cat([torch.randn(30, 1) + y, torch.ones(30, 1)], 1)  # the second column is constant
+            out = layer(x, m, y, sample_weight=weight)
+            out.square().sum().backward()
+            seen += [out.detach(), x.grad]
+        return seen + list(layer.buffers())
+
+    assert Residualize(3, 2)._light(Residualize(3, 2).read(torch.randn(30, 3), torch.randn(30, 2)))
+    for light, heavy in zip(run(layers._LIGHT), run(0), strict=True):
+        torch.testing.assert_close(light, heavy, rtol=1e-6 if light.dtype == torch.float32 else 1e-11, atol=1e-6)
+
+
+def test_an_activation_that_overflows_warns_of_nothing_and_stays_infinite():
+    layer = primed()
+    x = torch.full((3, 4), float("inf"), dtype=torch.float64)
+    assert not layer(x, torch.randn(3, 1), torch.ones(3)).isfinite().any()

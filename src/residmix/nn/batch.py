@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from residmix.nn import maps as mapping
+from residmix.nn.moments import Array
 
 __all__ = ["Batch", "assemble"]
 
@@ -21,11 +22,12 @@ class Batch:
     x : Tensor
         What is to be corrected; tokens as rows when the metadata differ between tokens.
     maps : str
-    metadata : Tensor, shape (n, k)
-    protected : Tensor, shape (n, p)
-    weight : Tensor, shape (n,)
+    design : array, shape (n, p + k)
+        Protected columns (none where nothing is fitted), then metadata.
+    num_protected : int
+    weight : array, shape (n,)
         In the moments.
-    count : Tensor, shape (n,)
+    count : array, shape (n,)
         What each row adds to the age, in samples.
     mask : Tensor or None
         Positions that count in the mean over positions.
@@ -33,23 +35,37 @@ class Batch:
 
     x: Tensor
     maps: str
-    metadata: Tensor
-    protected: Tensor
-    weight: Tensor
-    count: Tensor
+    design: Array
+    num_protected: int
+    weight: Array
+    count: Array
     mask: Tensor | None
+
+    @property
+    def metadata(self) -> Array:
+        """(n, k)."""
+        return self.design[:, self.num_protected :]
+
+    @property
+    def protected(self) -> Array:
+        """(n, p)."""
+        return self.design[:, : self.num_protected]
+
+    def light(self) -> Batch:
+        """The columns as ndarrays; `x` stays a tensor."""
+        return replace(self, design=self.design.numpy(), weight=self.weight.numpy(), count=self.count.numpy())
 
     def features(self) -> Tensor:
         """Features of each row, float64 (n, d)."""
         return mapping.pooled(self.x, self.maps, self.mask)
 
     def filled(self, mean: Tensor) -> Batch:
-        """NaN metadata replaced by their mean (no correction), such rows without weight."""
+        """NaN metadata replaced by their `mean` (k,) (no correction), such rows without weight."""
         absent = self.metadata.isnan()
         whole = ~absent.any(1)
         return replace(
             self,
-            metadata=torch.where(absent, mean, self.metadata),
+            design=torch.cat([self.protected, torch.where(absent, mean, self.metadata)], 1),
             weight=self.weight * whole,
             count=self.count * whole,
         )
@@ -105,11 +121,14 @@ def assemble(
             raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
         weight = weight * mask.flatten(1).any(1)
     if maps != "token" or x.ndim == 2 or not (flatten or meta.ndim > 2 or kept.ndim > 2):
-        return Batch(x, maps, meta, kept, weight, (weight > 0).double(), mask)
+        design = torch.cat([kept, meta], 1)
+        count = weight if sample_weight is None and mask is None else (weight > 0).double()
+        return Batch(x, maps, design, widths[1], weight, count, mask)
     # A sample counts as one, however many tokens it has: its tokens share its weight and its age.
     share = torch.ones(x.shape[:-1], dtype=torch.float64, device=x.device) if mask is None else mask.double()
     share = share / share.flatten(1).sum(1).clamp_min(1e-300).view(-1, *[1] * (x.ndim - 2))
     weight = mapping.flatten_tokens(weight.unsqueeze(1), x).squeeze(1) * share.flatten()
     count = torch.where(weight > 0, share.flatten(), 0.0)
     rows = x.reshape(-1, x.shape[-1])
-    return Batch(rows, "element", mapping.flatten_tokens(meta, x), mapping.flatten_tokens(kept, x), weight, count, None)
+    design = torch.cat([mapping.flatten_tokens(kept, x), mapping.flatten_tokens(meta, x)], 1)
+    return Batch(rows, "element", design, widths[1], weight, count, None)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from residmix.nn import maps as mapping
+from residmix.nn.moments import Array, inverse_root, namespace, symmetric_eigen
 
 __all__ = ["remove"]
 
@@ -27,52 +28,56 @@ __all__ = ["remove"]
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, removed: Tensor, change: Tensor, remainder: Tensor, inverse: Tensor, weight: Tensor,
-        mask: Tensor | None, maps: str, centre: bool,
+        ctx: Any, x: Tensor, removed: Tensor, left: Tensor, change: Tensor, share: Tensor | None, mask: Tensor | None,
+        maps: str,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(change, remainder, inverse, weight, mask)
-        ctx.maps, ctx.centre = maps, centre
+        ctx.save_for_backward(left, change, share, mask)
+        ctx.maps = maps
         return (x - removed).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
-        change, remainder, inverse, weight, mask = ctx.saved_tensors
+        left, change, share, mask = ctx.saved_tensors
         rows = mapping.position_sums(grad, ctx.maps)
-        lost = (weight[:, None] * remainder) @ (inverse @ (change.T @ rows))
-        if ctx.centre:
-            lost = lost + weight[:, None] * (rows.sum(0) / weight.sum().clamp_min(1e-300))
-        share = mapping.shares(grad, ctx.maps, mask)
-        lost = mapping.broadcast(lost.to(torch.promote_types(grad.dtype, torch.float32)), grad, ctx.maps) * share
-        return ((grad - lost).to(grad.dtype), *[None] * 8)
+        lost = left @ (change.T @ rows)
+        if share is not None:
+            lost = lost + share[:, None] * rows.sum(0)
+        lost = mapping.broadcast(lost.to(torch.promote_types(grad.dtype, torch.float32)), grad, ctx.maps)
+        return ((grad - lost * mapping.shares(grad, ctx.maps, mask)).to(grad.dtype), *[None] * 6)
 
 
 def remove(
-    x: Tensor, removed: Tensor, change: Tensor, remainder: Tensor, scatter: Tensor, variance: Tensor, weight: Tensor,
-    mask: Tensor | None, maps: str, *, centre: bool,
+    x: Tensor, removed: Tensor, change: Array, remainder: Array, scatter: Array, variance: Array, weight: Array,
+    ready: Array, mask: Tensor | None, maps: str, *, centre: bool,
 ) -> Tensor:  # fmt: skip
     """Return ``x - removed`` with the projected gradient.
 
     Parameters
     ----------
     removed : Tensor, broadcastable to x
-    change : Tensor, shape (n, k)
+    change : array, shape (n, k)
         What multiplies the coefficients in the forward pass: m - mean.
-    remainder : Tensor, shape (n, k)
+    remainder : array, shape (n, k)
         m~.
-    scatter : Tensor, shape (k, k)
+    scatter : array, shape (k, k)
         tau S, added to the scatter of the batch's own m~.
-    variance : Tensor, shape (k,)
+    variance : array, shape (k,)
         Of the columns of m, the scale against which m~ counts as zero.
-    weight : Tensor, shape (n,)
+    weight : array, shape (n,)
         Weights of the rows in the moments.
+    ready : array, shape ()
+        0 where no coefficients are in use yet: nothing along the metadata is lost.
     centre : bool
         Whether the features' mean was subtracted too.
     """
-    inner = remainder.T @ (weight[:, None] * remainder) + scatter
-    scale = torch.where(variance > 0, variance.clamp_min(1e-300).rsqrt(), 0.0)
-    values, vectors = torch.linalg.eigh(scale[:, None] * inner * scale)
-    inverse = torch.where(values > 1e-10 * weight.sum(), 1.0 / values.clamp_min(1e-300), 0.0)
-    inverse = scale[:, None] * ((vectors * inverse) @ vectors.T) * scale
-    out: Tensor = _Projected.apply(x, removed, change, remainder, inverse, weight, mask, maps, centre)
+    weighted, total = weight[:, None] * remainder, weight.sum()
+    scale = inverse_root(variance, variance > 0)
+    values, vectors = symmetric_eigen(scale[:, None] * (scatter + remainder.T @ weighted) * scale)
+    kept = values > 1e-10 * total
+    inverse = ready * kept / namespace(values).where(kept, values, 1.0)
+    vectors = scale[:, None] * vectors
+    left = torch.as_tensor(weighted @ ((vectors * inverse) @ vectors.T))
+    share = torch.as_tensor(weight / (total + (total == 0))) if centre else None
+    out: Tensor = _Projected.apply(x, removed, left, torch.as_tensor(change), share, mask, maps)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,9 +16,13 @@ from residmix.nn.batch import Batch, assemble
 from residmix.nn.erase import eraser_factors
 from residmix.nn.gradient import remove
 from residmix.nn.moments import Moments, Solution, merge, solve
-from residmix.nn.state import MomentState
+from residmix.nn.state import Fit, MomentState
 
 __all__ = ["Residualize"]
+
+
+# Multiplications in the largest product up to which the cost of a step is that of its calls.
+_LIGHT = 2**18
 
 
 def _inside_backward() -> bool:
@@ -150,13 +155,13 @@ class Residualize(MomentState):
             self.standard_coef = nn.Parameter(torch.zeros(num_protected + num_metadata, self.num_features))
         self.frozen = estimator == "frozen"
         self._warned = False
-        self._before: tuple[Moments, Solution, tuple[Tensor, Tensor] | None] | None = None
+        self._before: Fit | None = None
 
     # -- state of the learned estimator --------------------------------------------------------------------------
 
-    def refresh(self, *, always: bool = True) -> None:
-        super().refresh(always=always)
-        if self.estimator == "learned" and always:
+    def refresh(self) -> None:
+        super().refresh()
+        if self.estimator == "learned":
             joint = solve(self.moments, 0, ridge=self.ridge, rtol=self.rtol).coef
             joint[self.num_protected :] = self._solution().coef
             with torch.no_grad():
@@ -182,7 +187,7 @@ class Residualize(MomentState):
         scale = self._scale(moments)
         scale = torch.where(scale > 0, 1.0 / scale.clamp_min(1e-300), 0.0)
         if batch is not None:
-            design = (torch.cat([batch.protected, batch.metadata], 1) - moments.design_mean) * scale
+            design = (batch.design - moments.design_mean) * scale
             weight = batch.weight / batch.weight.sum().clamp_min(1e-300)
             error = batch.features().detach() - moments.feature_mean - design @ self.standard_coef.double()
             self.penalty = torch.einsum("nd,nd,n->", error, error, weight) / 2
@@ -217,7 +222,7 @@ class Residualize(MomentState):
             widths=(self.num_metadata, self.num_protected if fit else 0), flatten=self.space == "feature",
         )  # fmt: skip
         if self.missing == "mean":
-            return batch.filled(self.design_mean[self.num_protected :])
+            return batch.filled(self.moments.design_mean[self.num_protected :])
         if not torch.compiler.is_compiling() and bool(batch.metadata.isnan().any()):
             rows = int(batch.metadata.isnan().any(1).sum())
             raise ValueError(
@@ -225,33 +230,55 @@ class Residualize(MomentState):
             )
         return batch
 
+    @np.errstate(all="ignore")  # an activation that overflows is for the caller's loss scaling to notice
     def _training_step(self, batch: Batch) -> Tensor:
         # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
-        again = _inside_backward() and self._before is not None
-        if again and self._before is not None:
-            moments, solution, erasure = self._before
-        else:
-            moments, solution, erasure = self._before = self._snapshot()
+        before, again = self._before, _inside_backward()
+        light = self._light(batch)
+        if light:
+            batch = batch.light()
+        if before is None or not again:
+            again, before = False, self._snapshot(light)
+            self._before = before
         local = self.estimator in ("posterior", "batch")
         if local or not again:
             new, old = self._observed(
-                batch, moments, differentiable=self.grad == "through", level=self.estimator == "batch"
+                batch, before.moments, differentiable=self.grad == "through", level=self.estimator == "batch"
             )
             merged = merge(old, new)
         if not again:
-            self._store(merged.detached())
-            self.refresh(always=False)
+            kept = merged.detached() if self.grad == "through" else merged
+            self._store(kept)
+            self._solve_from(kept, kept.effective_rows >= self.warmup)
+        fit = before
         if local:
-            moments = new if self.estimator == "batch" else merged
-            solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
-            self._warn_of_leakage(moments)
-        if erasure is not None:
-            if local:
-                erasure = eraser_factors(moments, self.num_protected, rtol=self.rtol)
-            return self._erased(batch.x, batch.maps, *erasure, moments.feature_mean)
+            fit = self._local_fit(new if self.estimator == "batch" else merged)
+        if fit.erasure is not None:
+            left, right = fit.erasure
+            return self._erased(batch.x, batch.maps, left, right, fit.moments.feature_mean)
         if self.estimator == "learned":
-            solution = self._learned(solution, moments, batch)
-        return self._removed(batch, solution, moments, train=True)
+            fit = replace(fit, solution=self._learned(fit.solution, fit.moments, batch))
+        return self._removed(batch, fit, train=True)
+
+    def _local_fit(self, moments: Moments) -> Fit:
+        """What the posterior and the batch's own estimator correct with."""
+        self._warn_of_leakage(moments)
+        solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
+        erasure = eraser_factors(moments, self.num_protected, rtol=self.rtol) if self.full else None
+        return Fit(moments, solution, 1.0, erasure)
+
+    def _light(self, batch: Batch) -> bool:
+        """Whether numpy does the arithmetic of this training step, see `residmix.nn.moments`."""
+        rows, columns = batch.design.shape
+        return (
+            rows * columns * (columns + self.num_features) <= _LIGHT
+            and self.weight.device.type == "cpu"
+            and not self.full
+            and self.estimator != "learned"
+            and self.grad != "through"
+            and not self.distributed
+            and not torch.compiler.is_compiling()
+        )
 
     @torch.no_grad()
     def observe(
@@ -302,36 +329,35 @@ class Residualize(MomentState):
         """
         update = (self.training if update is None else update) and not self.frozen
         if self.space == "feature" and not update:
-            return self._erased(x, self.maps, self.left, self.right, self.feature_mean)
+            return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean)
         batch = self.read(x, metadata, protected, sample_weight, mask, fit=update)
         if not update:
             solution = self._solution()
             if self.estimator == "learned":
                 solution = self._learned(solution, self.moments, None)
-            return self._removed(batch, solution, self.moments, train=False).view(x.shape)
+            return self._removed(batch, Fit(self.moments, solution, self.ready, None), train=False).view(x.shape)
         return self._training_step(batch).view(x.shape)
 
-    def _removed(self, batch: Batch, solution: Solution, moments: Moments, *, train: bool) -> Tensor:
-        p, x = self.num_protected, batch.x
-        change = batch.metadata if self.center == "none" else batch.metadata - moments.design_mean[p:]
+    def _removed(self, batch: Batch, fit: Fit, *, train: bool) -> Tensor:
+        p, x, moments, solution = self.num_protected, batch.x, fit.moments, fit.solution
+        centred = batch.metadata - moments.design_mean[p:]
+        change = batch.metadata if self.center == "none" else centred
         rows = change @ solution.coef
-        ready = solution.condition > 0
         if self.center == "features":
-            rows = rows + moments.feature_mean * ready
+            rows = rows + moments.feature_mean * fit.ready
         # Float32 for half-precision x: the subtraction is then rounded once.
-        rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+        rows = torch.as_tensor(rows).to(torch.promote_types(x.dtype, torch.float32))
         removed = mapping.broadcast(rows, x, batch.maps)
         if not train or self.grad != "project":
             return (x - removed).to(x.dtype)
-        remainder = (
-            batch.metadata - moments.design_mean[p:] - (batch.protected - moments.design_mean[:p]) @ solution.slope
-        )
-        per_row = 1.0 / moments.weight.clamp_min(1e-300)
-        stored = 0.0 if self.estimator == "batch" else self.num_metadata * per_row
+        remainder = centred
+        if p:
+            remainder = centred - (batch.protected - moments.design_mean[:p]) @ solution.slope
+        per_row = 1.0 / (moments.weight + (moments.weight == 0))
+        scatter = solution.remainder * (0.0 if self.estimator == "batch" else self.num_metadata * per_row)
         return remove(
-            x, removed, change, remainder * ready, solution.remainder * stored,
-            moments.design_scatter.diagonal()[p:] * per_row, batch.weight, batch.mask, batch.maps,
-            centre=self.center == "features",
+            x, removed, change, remainder, scatter, moments.scatter.diagonal()[p:] * per_row, batch.weight,
+            fit.ready, batch.mask, batch.maps, centre=self.center == "features",
         )  # fmt: skip
 
     def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor) -> Tensor:

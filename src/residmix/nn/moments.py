@@ -1,24 +1,51 @@
-"""Weighted second moments of (design, features) in torch, and the small solves that turn them into coefficients.
+"""Weighted second moments of (design, features), and the small solves that turn them into coefficients.
 
 Moments are centred and float64; two of them merge by Chan's formula, so batches, epochs, processes and sites add up to
 the moments of their union. Nothing here is larger than q x d (q design columns, d features), or d x d when the
 features' own covariance is asked for; no matrix ever has the size of the batch.
+
+Arrays are tensors, or ndarrays: everything but `summed` is written in what torch and numpy have in common. On the CPU a
+layer takes numpy where it needs no gradients, because what these few numbers cost is the call. Torch's takes four times
+as long, and its smallest matrix product waits for every thread.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Moments", "Solution", "ageing", "batch_moments", "empty_moments", "merge", "solve", "summed"]
+__all__ = [
+    "Moments",
+    "Solution",
+    "ageing",
+    "batch_moments",
+    "empty_moments",
+    "inverse_root",
+    "merge",
+    "namespace",
+    "solve",
+    "summed",
+    "symmetric_eigen",
+]
 
 # A column whose spread is below this fraction of its mean is constant up to rounding.
 _CONSTANT = 64 * torch.finfo(torch.float64).eps
 # exp(300) and its square are far from the float64 limit; older rows weigh nothing.
 _LARGEST_EXPONENT = 300.0
+
+
+Array = Any  # a Tensor or an ndarray
+
+
+def namespace(array: Array) -> Any:
+    """Module with the functions for `array`: torch or numpy."""
+    return torch if isinstance(array, Tensor) else np
 
 
 @dataclass(frozen=True)
@@ -27,51 +54,61 @@ class Moments:
 
     Attributes
     ----------
-    weight, square : Tensor, shape ()
+    weight, square : Array, shape ()
         Sum of the weights and of their squares; ``weight**2 / square`` is the effective number of rows.
-    design_mean : Tensor, shape (q,)
-    feature_mean : Tensor, shape (d,)
-    design_scatter : Tensor, shape (q, q)
-        sum w (a - mean)(a - mean)'.
-    cross : Tensor, shape (q, d)
-        sum w (a - mean)(f - mean)'.
-    spread : Tensor, shape (d,) or (d, d)
+    mean : Array, shape (q + d,)
+        Of the design columns, then of the features.
+    scatter : Array, shape (q, q + d)
+        sum w (a - mean)(z - mean)', z = (a, f). Design and features share tensors because every operation on so small
+        ones costs the same few microseconds, whatever its size.
+    spread : Array, shape (d,) or (d, d)
         Diagonal or whole of sum w (f - mean)(f - mean)'.
     """
 
-    weight: Tensor
-    square: Tensor
-    design_mean: Tensor
-    feature_mean: Tensor
-    design_scatter: Tensor
-    cross: Tensor
-    spread: Tensor
+    weight: Array
+    square: Array
+    mean: Array
+    scatter: Array
+    spread: Array
 
-    def scaled(self, factor: Tensor | float) -> Moments:
+    @property
+    def design_mean(self) -> Array:
+        return self.mean[: len(self.scatter)]
+
+    @property
+    def feature_mean(self) -> Array:
+        return self.mean[len(self.scatter) :]
+
+    @property
+    def design_scatter(self) -> Array:
+        """(q, q): sum w (a - mean)(a - mean)'."""
+        return self.scatter[:, : len(self.scatter)]
+
+    @property
+    def cross(self) -> Array:
+        """(q, d): sum w (a - mean)(f - mean)'."""
+        return self.scatter[:, len(self.scatter) :]
+
+    def scaled(self, factor: Array) -> Moments:
         """Multiply every weight by `factor`."""
         return Moments(
             self.weight * factor,
-            self.square * factor * factor,
-            self.design_mean,
-            self.feature_mean,
-            self.design_scatter * factor,
-            self.cross * factor,
+            self.square * (factor * factor),
+            self.mean,
+            self.scatter * factor,
             self.spread * factor,
         )
 
     def detached(self) -> Moments:
         return Moments(*(getattr(self, item.name).detach() for item in fields(self)))
 
-    def cloned(self) -> Moments:
-        return Moments(*(getattr(self, item.name).clone() for item in fields(self)))
-
     def to(self, device: torch.device) -> Moments:
         return Moments(*(getattr(self, item.name).to(device) for item in fields(self)))
 
     @property
-    def effective_rows(self) -> Tensor:
+    def effective_rows(self) -> Array:
         """(sum w)^2 / sum w^2, shape (); 0 without rows."""
-        return torch.where(self.square > 0, self.weight**2 / self.square.clamp_min(1e-300), 0.0)
+        return self.weight**2 / (self.square + (self.square == 0))
 
 
 @dataclass(frozen=True)
@@ -80,74 +117,71 @@ class Solution:
 
     Attributes
     ----------
-    coef : Tensor, shape (k, d)
+    coef : Array, shape (k, d)
         B_m of  f ~ Y B_Y + m B_m + b0, in units of f per unit of m.
-    slope : Tensor, shape (p, k)
+    slope : Array, shape (p, k)
         Regression of m on the protected columns, so that m - mean - (Y - mean) slope is what is left of m.
-    remainder : Tensor, shape (k, k)
+    remainder : Array, shape (k, k)
         Scatter of what is left of m.
-    rank : Tensor, shape ()
-        Directions of m that can be told apart from each other and from the protected columns.
-    condition : Tensor, shape ()
-        Largest over smallest kept eigenvalue of the remainder's scatter, columns standardised.
+    spectrum : Array, shape (k,)
+        Eigenvalues of the remainder's scatter, columns of m standardised to a scatter of 1, in rising order; 0 for
+        directions of m that cannot be told apart from others or from the protected columns.
     """
 
-    coef: Tensor
-    slope: Tensor
-    remainder: Tensor
-    rank: Tensor
-    condition: Tensor
+    coef: Array
+    slope: Array
+    remainder: Array
+    spectrum: Array
 
 
 def empty_moments(q: int, d: int, full: bool) -> Moments:
     """Moments of no rows; `full` asks for the d x d spread."""
-    shapes: tuple[tuple[int, ...], ...] = ((), (), (q,), (d,), (q, q), (q, d), (d, d) if full else (d,))
+    shapes: tuple[tuple[int, ...], ...] = ((), (), (q + d,), (q, q + d), (d, d) if full else (d,))
     return Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 
-def batch_moments(design: Tensor, features: Tensor, weight: Tensor, *, full: bool) -> Moments:
+def batch_moments(design: Array, features: Array, weight: Array, *, full: bool) -> Moments:
     """Moments of one batch: `design` (n, q), `features` (n, d), `weight` (n,), all float64."""
     total = weight.sum()
-    share = (weight / torch.where(total > 0, total, 1.0)).unsqueeze(1)
-    design_mean = (share * design).sum(0)
-    # The second line makes up for the rounding of the first: a column 1e10 spreads away from zero keeps its digits.
-    design_mean = design_mean + (share * (design - design_mean)).sum(0)
-    feature_mean = (share * features).sum(0)
+    share = weight / (total + (total == 0))
+    design_mean = share @ design
     centred = design - design_mean
+    # Makes up for the rounding of the mean: a column 1e10 spreads away from zero keeps its digits.
+    rounding = share @ centred
+    centred = centred - rounding
+    feature_mean = share @ features
     deviation = features - feature_mean
-    weighted = centred * weight.unsqueeze(1)
-    if full:
-        spread = (deviation * weight.unsqueeze(1)).T @ deviation
-    else:
-        spread = torch.einsum("nd,nd,n->d", deviation, deviation, weight)
+    weighted = (centred * weight[:, None]).T
+    spread = (deviation * weight[:, None]).T @ deviation if full else weight @ deviation**2
+    concatenate = namespace(design).concatenate
     return Moments(
-        total, (weight**2).sum(), design_mean, feature_mean, weighted.T @ centred, weighted.T @ deviation, spread
+        total,
+        weight @ weight,
+        concatenate([design_mean + rounding, feature_mean]),
+        concatenate([weighted @ centred, weighted @ deviation], 1),
+        spread,
     )
-
-
-def _outer(delta: Tensor, spread: Tensor) -> Tensor:
-    return torch.outer(delta, delta) if spread.ndim == 2 else delta**2
 
 
 def merge(first: Moments, second: Moments) -> Moments:
     """Moments of the union (Chan, Golub & LeVeque 1983); nothing is squared before it is centred."""
+    q = len(first.scatter)
     total = first.weight + second.weight
-    share = second.weight / torch.where(total > 0, total, 1.0)
+    share = second.weight / (total + (total == 0))
     between = first.weight * share
-    design = second.design_mean - first.design_mean
-    feature = second.feature_mean - first.feature_mean
+    delta = second.mean - first.mean
+    feature = delta[q:]
+    outer = feature[:, None] * feature if second.spread.ndim == 2 else feature**2
     return Moments(
         total,
         first.square + second.square,
-        first.design_mean + design * share,
-        first.feature_mean + feature * share,
-        first.design_scatter + second.design_scatter + between * torch.outer(design, design),
-        first.cross + second.cross + between * torch.outer(design, feature),
-        first.spread + second.spread + between * _outer(feature, second.spread),
+        first.mean + delta * share,
+        first.scatter + second.scatter + (delta[:q] * between)[:, None] * delta,
+        first.spread + second.spread + between * outer,
     )
 
 
-def ageing(count: Tensor, horizon: float, world: int, rank: int) -> tuple[Tensor, Tensor]:
+def ageing(count: Array, rows: Array, horizon: float, world: int, rank: int) -> tuple[Array, float]:
     """Forgetting inside one batch, so that the same rows weigh the same whatever the batch size.
 
     Row i of process r has position  world * (rows before i on r) + r,  the order in which a distributed sampler deals
@@ -155,20 +189,24 @@ def ageing(count: Tensor, horizon: float, world: int, rank: int) -> tuple[Tensor
 
     Parameters
     ----------
-    count : Tensor, shape (n,)
+    count : Array, shape (n,)
         What each row adds to the age, in samples: 1, or 0 for a row without weight, or 1/T for one of T tokens.
+    rows : Array, shape ()
+        Their sum.
 
     Returns
     -------
-    factor : Tensor, shape (n,)
+    factor : Array, shape (n,)
         Weights of the rows; with several processes up to the common factor lam ** (R - 1), which the caller supplies.
-    rate : Tensor, shape ()
+    rate : float
         log(lam).
     """
-    rate = torch.log1p(torch.tensor(-1.0 / horizon, dtype=torch.float64, device=count.device))
-    position = (count.cumsum(0) - count) * world + rank
-    exponent = rate * (count.sum() - 1 - position) if world == 1 else -rate * position
-    return torch.exp(exponent.clamp_max(_LARGEST_EXPONENT)), rate
+    rate = math.log1p(-1.0 / horizon)
+    xp, before = namespace(count), count.cumsum(0) - count
+    if world == 1:
+        return xp.exp(rate * (rows - 1 - before)), rate
+    exponent = -rate * (before * world + rank)
+    return xp.exp(xp.where(exponent < _LARGEST_EXPONENT, exponent, _LARGEST_EXPONENT)), rate
 
 
 def summed(moments: Moments, rows: Tensor, group: dist.ProcessGroup | None) -> tuple[Moments, Tensor]:
@@ -180,29 +218,41 @@ def summed(moments: Moments, rows: Tensor, group: dist.ProcessGroup | None) -> t
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     q, d = moments.cross.shape
     slots = torch.zeros(world, 2 + q + d, dtype=torch.float64, device=moments.weight.device)
-    slots[rank] = torch.cat([moments.weight[None], rows[None], moments.design_mean, moments.feature_mean])
-    parts = [moments.square, moments.design_scatter, moments.cross, moments.spread, slots]
+    slots[rank] = torch.cat([moments.weight[None], rows[None], moments.mean])
+    parts = [moments.square, moments.scatter, moments.spread, slots]
     flat = torch.cat([part.reshape(-1) for part in parts])
     dist.all_reduce(flat, group=group)
-    square, design_scatter, cross, spread, slots = (
+    square, scatter, spread, slots = (
         piece.view(part.shape) for piece, part in zip(flat.split([part.numel() for part in parts]), parts, strict=True)
     )
     nothing = empty_moments(q, d, spread.ndim == 2).to(flat.device)
-    total = replace(nothing, square=square, design_scatter=design_scatter, cross=cross, spread=spread)
+    total = replace(nothing, square=square, scatter=scatter, spread=spread)
     for slot in slots:
-        one = replace(nothing, weight=slot[0], design_mean=slot[2 : 2 + q], feature_mean=slot[2 + q :])
-        total = merge(total, one)
+        total = merge(total, replace(nothing, weight=slot[0], mean=slot[2:]))
     return total, slots[:, 1].sum()
 
 
-def _pseudo_inverse(matrix: Tensor, rtol: float, ridge: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Pseudo-inverse of a scatter with unit-scale columns, its rank and condition."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+def inverse_root(values: Array, where: Array) -> Array:
+    """1 / sqrt(values) `where` that is true, 0 elsewhere."""
+    xp = namespace(values)
+    return where / xp.sqrt(xp.where(where, values, 1.0))
+
+
+def symmetric_eigen(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and vectors of a symmetric matrix; of one column, the usual case, without LAPACK."""
+    xp = namespace(matrix)
+    if len(matrix) == 1:
+        return matrix[0], xp.ones_like(matrix)
+    values, vectors = xp.linalg.eigh(matrix)
+    return values, vectors
+
+
+def _pseudo_inverse(matrix: Array, rtol: float, ridge: float = 0.0) -> tuple[Array, Array]:
+    """Pseudo-inverse of a scatter with unit-scale columns, and its eigenvalues, those below `rtol` put to 0."""
+    values, vectors = symmetric_eigen(matrix)
     kept = values > rtol
-    inverse = torch.where(kept, 1.0 / torch.where(kept, values + ridge, 1.0), 0.0)
-    smallest = torch.where(kept, values, torch.inf).min()
-    condition = torch.where(kept.any(), values[-1] / smallest, 1.0)
-    return (vectors * inverse) @ vectors.T, kept.sum(), condition
+    inverse = kept / namespace(matrix).where(kept, values + ridge, 1.0)
+    return (vectors * inverse) @ vectors.T, values * kept
 
 
 def solve(moments: Moments, num_protected: int, *, ridge: float = 0.0, rtol: float = 1e-10) -> Solution:
@@ -218,25 +268,22 @@ def solve(moments: Moments, num_protected: int, *, ridge: float = 0.0, rtol: flo
     rtol : float
         Directions of m whose remaining variance is below this fraction of a column's variance are left alone.
     """
-    p = num_protected
-    diagonal = moments.design_scatter.diagonal()
+    p, q = num_protected, len(moments.scatter)
+    diagonal = moments.scatter.diagonal()
     varies = diagonal > moments.weight * (_CONSTANT * moments.design_mean) ** 2
-    scale = torch.where(varies, diagonal.clamp_min(1e-300).rsqrt(), 0.0)
-    scatter = scale[:, None] * moments.design_scatter * scale
-    cross = scale[:, None] * moments.cross
-    remainder, target = scatter[p:, p:], cross[p:]
-    slope = scatter[:p, p:]
+    scale = inverse_root(diagonal, varies)
+    units = scale * diagonal
+    rows = scale[:, None] * moments.scatter
+    gram, cross = rows[:, :q] * scale, rows[:, q:]
+    remainder, target, slope = gram[p:, p:], cross[p:], gram[:p, p:]
     if p:
-        slope = _pseudo_inverse(scatter[:p, :p], rtol)[0] @ slope
-        remainder = remainder - scatter[p:, :p] @ slope
+        slope = _pseudo_inverse(gram[:p, :p], rtol)[0] @ slope
+        remainder = remainder - slope.T @ gram[:p, p:]
         target = target - slope.T @ cross[:p]
-    inverse, rank, condition = _pseudo_inverse(remainder, rtol, ridge)
-    inner = scale[p:]
-    units = torch.where(inner > 0, 1.0 / torch.where(inner > 0, inner, 1.0), 0.0)
+    inverse, spectrum = _pseudo_inverse(remainder, rtol, ridge)
     return Solution(
-        inner[:, None] * (inverse @ target),
-        scale[:p, None] * slope * units,
-        units[:, None] * remainder * units,
-        rank,
-        condition,
+        scale[p:, None] * (inverse @ target),
+        scale[:p, None] * slope * units[p:],
+        units[p:, None] * remainder * units[p:],
+        spectrum,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -11,12 +13,50 @@ from torch import Tensor, nn
 
 from residmix.nn.batch import Batch
 from residmix.nn.erase import eraser_factors
-from residmix.nn.moments import Moments, Solution, ageing, batch_moments, empty_moments, merge, solve, summed
+from residmix.nn.moments import (
+    Array,
+    Moments,
+    Solution,
+    ageing,
+    batch_moments,
+    empty_moments,
+    merge,
+    namespace,
+    solve,
+    summed,
+)
 
-__all__ = ["MomentState"]
+__all__ = ["Fit", "MomentState"]
 
-_MOMENTS = ("weight", "square", "design_mean", "feature_mean", "design_scatter", "cross", "spread")
-_SOLUTION = ("coef", "slope", "remainder", "rank", "condition")
+_MOMENTS = ("weight", "square", "mean", "scatter", "spread")
+_SOLUTION = ("coef", "slope", "remainder", "spectrum")
+
+
+def _put(buffer: Tensor, value: Any) -> None:
+    if isinstance(value, Tensor):
+        buffer.copy_(value)
+    else:
+        buffer.numpy()[...] = value
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a batch is corrected with.
+
+    Attributes
+    ----------
+    moments : Moments
+    solution : Solution
+    ready : array, shape ()
+        1 once there were rows enough, 0 before.
+    erasure : tuple of Tensor, or None
+        `left` and `right`, where features are erased.
+    """
+
+    moments: Moments
+    solution: Solution
+    ready: Array
+    erasure: tuple[Tensor, Tensor] | None
 
 
 class MomentState(nn.Module):
@@ -32,12 +72,9 @@ class MomentState(nn.Module):
     """
 
     weight: Tensor
-    design_mean: Tensor
-    feature_mean: Tensor
-    design_scatter: Tensor
-    cross: Tensor
-    condition: Tensor
-    rank: Tensor
+    scatter: Tensor
+    spectrum: Tensor
+    ready: Tensor
     drift: Tensor
     left: Tensor
     right: Tensor
@@ -73,8 +110,9 @@ class MomentState(nn.Module):
         moments = empty_moments(p + k, d, full)
         for name in _MOMENTS:
             self.register_buffer(name, getattr(moments, name))
-        shapes: dict[str, tuple[int, ...]] = {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "rank": ()}
-        shapes |= {"condition": (), "drift": ()}
+        shapes: dict[str, tuple[int, ...]] = {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "spectrum": (k,)}
+        # `ready` is 1 once the coefficients are those of enough rows.
+        shapes |= {"ready": (), "drift": ()}
         if full:
             shapes |= {"left": (d, k), "right": (d, k)}
         for name, shape in shapes.items():
@@ -84,32 +122,44 @@ class MomentState(nn.Module):
     @property
     def moments(self) -> Moments:
         """The stored moments; the design columns are the protected ones, then the metadata."""
-        return Moments(*(self.get_buffer(name) for name in _MOMENTS))
+        return Moments(*(getattr(self, name) for name in _MOMENTS))
 
     def _store(self, moments: Moments) -> None:
-        with torch.no_grad():
-            for name in _MOMENTS:
-                self.get_buffer(name).copy_(getattr(moments, name))
+        for name in _MOMENTS:
+            _put(getattr(self, name), getattr(moments, name))
 
     def _solution(self) -> Solution:
-        return Solution(*(self.get_buffer(name) for name in _SOLUTION))
+        return Solution(*(getattr(self, name) for name in _SOLUTION))
 
-    def _snapshot(self) -> tuple[Moments, Solution, tuple[Tensor, Tensor] | None]:
-        solution = Solution(*(self.get_buffer(name).clone() for name in _SOLUTION))
-        return self.moments.cloned(), solution, (self.left.clone(), self.right.clone()) if self.full else None
+    def _snapshot(self, light: bool) -> Fit:
+        """Copies of the moments and of what was solved from them (`light`: ndarrays); a step overwrites the buffers."""
+
+        def copied(*names: str) -> list[Any]:
+            buffers = [getattr(self, name) for name in names]
+            return [buffer.numpy().copy() if light else buffer.clone() for buffer in buffers]
+
+        (ready,) = copied("ready")
+        erasure = (self.left.clone(), self.right.clone()) if self.full else None
+        return Fit(Moments(*copied(*_MOMENTS)), Solution(*copied(*_SOLUTION)), ready, erasure)
+
+    def refresh(self) -> None:
+        """Solve for the coefficients from the stored moments, however few the rows."""
+        self._solve_from(self.moments, True)
 
     @torch.no_grad()
-    def refresh(self, *, always: bool = True) -> None:
-        """Solve for the coefficients from the stored moments (`always`: also during the warm-up)."""
-        moments = self.moments
+    def _solve_from(self, moments: Moments, enough: Any) -> None:
+        """Put the solution into the buffers if there were rows `enough`."""
+        if not isinstance(enough, Tensor) and not enough:
+            return
         solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
         new = {name: getattr(solution, name) for name in _SOLUTION}
         if self.full:
             new["left"], new["right"] = eraser_factors(moments, self.num_protected, rtol=self.rtol)
-        ready = moments.effective_rows >= (0 if always else self.warmup)
         for name, value in new.items():
-            buffer = self.get_buffer(name)
-            buffer.copy_(torch.where(ready, value, buffer))
+            buffer = getattr(self, name)
+            # No question to the device: it would have to finish first.
+            _put(buffer, torch.where(enough, value, buffer) if isinstance(enough, Tensor) else value)
+        _put(self.ready, self.ready.logical_or(enough) if isinstance(enough, Tensor) else 1.0)
 
     def reset(self) -> None:
         """Forget everything, as after construction."""
@@ -124,7 +174,7 @@ class MomentState(nn.Module):
     def merge(self, other: MomentState) -> MomentState:
         """Add the moments of `other` (another site, shard or process) and solve again; returns self."""
         if (
-            other.cross.shape != self.cross.shape
+            other.scatter.shape != self.scatter.shape
             or other.num_protected != self.num_protected
             or other.full != self.full
         ):
@@ -147,8 +197,7 @@ class MomentState(nn.Module):
         )
 
     def _add(self, batch: Batch) -> None:
-        design = torch.cat([batch.protected, batch.metadata], 1)
-        self._store(merge(self.moments, batch_moments(design, batch.features(), batch.weight, full=self.full)))
+        self._store(merge(self.moments, batch_moments(batch.design, batch.features(), batch.weight, full=self.full)))
 
     def _observed(self, batch: Batch, old: Moments, *, differentiable: bool, level: bool) -> tuple[Moments, Moments]:
         """Moments of the batch (of all processes), and the `old` ones after forgetting (`level`: none in the batch)."""
@@ -156,21 +205,25 @@ class MomentState(nn.Module):
         rank = dist.get_rank(self.process_group) if self.distributed else 0
         weight, rows, rate = batch.weight, batch.count.sum(), None
         if self.horizon is not None:
-            factor, rate = ageing(batch.count, self.horizon, world, rank)
+            factor, rate = ageing(batch.count, rows, self.horizon, world, rank)
             weight = weight if level else weight * factor
-        design = torch.cat([batch.protected, batch.metadata], 1)
-        features = batch.features() if differentiable else batch.features().detach()
-        new = batch_moments(design, features, weight, full=self.full)
-        if self.horizon is not None:
-            # Forgetting keeps the total below the horizon; what `finalize` or `merge` left must be no harder to forget.
-            old = old.scaled(self.horizon / old.weight.clamp_min(self.horizon))
+        with nullcontext() if differentiable else torch.no_grad():
+            features: Any = batch.features()
+            if not isinstance(weight, Tensor):
+                features = features.numpy()
+            new = batch_moments(batch.design, features, weight, full=self.full)
         if world > 1:
             if differentiable:
                 raise ValueError("grad='through' cannot cross processes; use grad='project' or sync=False")
             new, rows = summed(new, rows, self.process_group)
             if rate is not None and not level:
                 new = new.scaled(torch.exp(rate * (rows - 1)))
-        return new, old if rate is None else old.scaled(torch.exp(rate * rows))
+        if self.horizon is None or rate is None:
+            return new, old
+        # Forgetting keeps the total below the horizon; what `finalize` or `merge` left must be no harder to forget.
+        xp = namespace(rows)
+        most = xp.where(old.weight > self.horizon, old.weight, self.horizon)
+        return new, old.scaled(self.horizon / most * xp.exp(rate * rows))
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([1, int(self.frozen)])
@@ -205,11 +258,12 @@ class MomentState(nn.Module):
         total = moments.spread.diagonal() if self.full else moments.spread
         taken = torch.einsum("kd,kl,ld->d", coef, moments.design_scatter[p:, p:], coef)
         rows = float(moments.effective_rows)
+        kept = self.spectrum[self.spectrum > 0]
         return {
             "effective_rows": rows,
-            "ready": bool(self.condition > 0),
-            "rank": int(self.rank),
-            "condition_number": float(self.condition),
+            "ready": bool(self.ready),
+            "rank": len(kept),
+            "condition_number": float(kept[-1] / kept[0]) if len(kept) else 1.0,
             "removed": torch.where(total > 0, taken / total.clamp_min(1e-300), 0.0),
             "noise": self.num_metadata / rows if rows else float("inf"),
             "drift": float(self.drift),
