@@ -208,3 +208,20 @@ def test_on_diabetes_it_beats_the_linear_gaussian_model_and_covers() -> None:
     inside = (y[test, None] - model.predict_interval(X[test])).prod(1) <= 0
     # 110 rows: the standard error of a coverage of 0.9 is 0.03.
     assert 0.82 <= inside.mean() <= 0.98
+
+
+@QUIET
+def test_diagnostics_tell_the_stages_of_a_fit_with_metadata_apart() -> None:
+    X, y = table()
+    age = np.random.default_rng(3).normal(size=(len(X), 1))
+    model = MDNRegressor(**TINY).fit(X, 100 * y, metadata=age)
+    for stage in (model.diagnostics_, model.diagnostics_["head"]):
+        losses = stage["validation_loss"]
+        assert losses.shape == (stage["n_epochs"], 2)
+        for m, (epoch, loss) in enumerate(zip(stage["best_epoch"], stage["best_loss"], strict=True)):
+            assert epoch == 0 or loss == losses[epoch - 1, m] == losses[:, m].min()
+    assert model.diagnostics_["best_loss"] != model.diagnostics_["head"]["best_loss"]
+    # In the units of y, and what the candidates of n_components are compared by: the loss of the second stage.
+    head = np.mean(model.diagnostics_["head"]["best_loss"])
+    assert head - np.log(np.std(100 * y)) == pytest.approx(model.components_loss_[3])
+    assert "head" not in MDNRegressor(**TINY).fit(X, y).diagnostics_

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,25 +21,39 @@ __all__ = ["diagnose", "warn_of"]
 _DEAD, _AT_FLOOR, _MANY = 0.01, 1.01, 0.05
 
 
-def diagnose(density: MixtureOfGaussians, share: Tensor, floor: Tensor, history: History) -> dict[str, Any]:
+def diagnose(
+    density: MixtureOfGaussians, share: Tensor, floor: Tensor, stages: Sequence[History], shift: float
+) -> dict[str, Any]:
     """Summarise the densities (M, n) of the members on the training rows, whose weights `share` sum to 1.
+
+    `shift` is what turns a loss in standard units into one in the units of y.
 
     Returns
     -------
     dict
         ``component_weights`` (M, K); ``dead``, pairs (member, component) of mean weight below 1 %; ``at_floor``, the
-        share of scales within 1 % of `floor`; ``best_epoch``; ``n_epochs``; ``validation_loss`` (epochs, M).
+        share of scales within 1 % of `floor`; ``best_epoch``, ``best_loss``, ``n_epochs`` and ``validation_loss``
+        (epochs, M) of the first stage, and under ``head`` the same four of the second, if there was one.
     """
     weights = torch.einsum("mnk,n->mk", density.weights, share).cpu().numpy()
-    members = len(weights)
-    return {
+    described = [
+        {
+            "best_epoch": stage.best_epoch,
+            "best_loss": [loss + shift for loss in stage.best_loss],
+            "n_epochs": stage.n_epochs,
+            "validation_loss": np.asarray(stage.validation, float).reshape(-1, len(weights)) + shift,
+        }
+        for stage in stages
+    ]
+    out = {
         "component_weights": weights,
         "dead": [(int(m), int(k)) for m, k in np.argwhere(weights < _DEAD)],
         "at_floor": float((density.component_scales <= _AT_FLOOR * floor).double().mean()),
-        "best_epoch": history.best_epoch,
-        "n_epochs": history.n_epochs,
-        "validation_loss": np.asarray(history.validation, float).reshape(-1, members),
+        **described[0],
     }
+    if len(described) > 1:
+        out["head"] = described[1]
+    return out
 
 
 def warn_of(diagnostics: dict[str, Any], *, max_epochs: int, stacklevel: int) -> None:
@@ -58,10 +73,10 @@ def warn_of(diagnostics: dict[str, Any], *, max_epochs: int, stacklevel: int) ->
             CollapsedScaleWarning,
             stacklevel=stacklevel,
         )
-    last = diagnostics["n_epochs"]
-    if last and last == max_epochs == max(diagnostics["best_epoch"]):
-        warnings.warn(
-            f"a member was best at the last of max_epochs={max_epochs} epochs; more may help",
-            ConvergenceWarning,
-            stacklevel=stacklevel,
-        )
+    for what, stage in (("a member", diagnostics), ("the head of a member", diagnostics.get("head"))):
+        if stage and 0 < stage["n_epochs"] == max_epochs == max(stage["best_epoch"]):
+            warnings.warn(
+                f"{what} was best at the last of max_epochs={max_epochs} epochs; more may help",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )

@@ -122,11 +122,14 @@ class MixtureOfGaussians(Distribution):
     def component_log_prob(self, value: Tensor) -> Tensor:
         r""":math:`\log N(y | \mu_k, \Sigma_k)`, shape (..., K)."""
         observed = ~torch.isnan(value)
-        seen = observed.unsqueeze(-2)
-        # The second `where` keeps NaN out of the gradient as well.
-        clean = torch.where(observed, value, torch.zeros_like(value)).unsqueeze(-2)
-        gap = torch.where(seen, clean - self.means, torch.zeros_like(self.means))
         complete = bool(observed.all())
+        seen = observed.unsqueeze(-2)
+        if complete:
+            gap = value.unsqueeze(-2) - self.means
+        else:
+            # The second `where` keeps NaN out of the gradient as well.
+            clean = torch.where(observed, value, torch.zeros_like(value)).unsqueeze(-2)
+            gap = torch.where(seen, clean - self.means, torch.zeros_like(self.means))
         if self.scale_tril is not None:
             distance, log_det = self._full_terms(gap, seen, complete)
         elif self.factor is not None:
@@ -134,8 +137,10 @@ class MixtureOfGaussians(Distribution):
         else:
             assert self.scale is not None
             distance = (gap / self.scale).square().sum(-1)
-            log_det = torch.where(seen, self.scale.log(), torch.zeros_like(self.scale)).sum(-1)
-        return -0.5 * distance - log_det - 0.5 * _LOG_2PI * seen.sum(-1).to(distance)
+            log_scale = self.scale.log()
+            log_det = (log_scale if complete else torch.where(seen, log_scale, torch.zeros_like(log_scale))).sum(-1)
+        constant = 0.5 * _LOG_2PI * (value.shape[-1] if complete else seen.sum(-1).to(distance))
+        return -0.5 * distance - log_det - constant
 
     def _full_terms(self, gap: Tensor, seen: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
         assert self.scale_tril is not None

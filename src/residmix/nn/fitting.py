@@ -130,25 +130,26 @@ def _settle(network: MixtureDensityNetwork, sample: Sample) -> Tensor:
 
 def fit_ensemble(
     plan: Plan, sample: Sample, schedule: Schedule, *, validation_fraction: float, seed: int
-) -> tuple[MixtureDensityNetwork, History]:
+) -> tuple[MixtureDensityNetwork, list[History]]:
     """Train an ensemble; with metadata, then refit its residuals exactly and its head on them.
 
-    Call inside `rng_scope`.
+    Call inside `rng_scope`. Returns the history of each of these one or two stages.
     """
     rng = np.random.default_rng(seed)
     held_out = hold_out(len(sample.X), plan.members, validation_fraction, rng)
     network = plan_network(plan).to(sample.X.device)
     _start(network, sample, held_out, seed)
-    history = train(network, sample, held_out, schedule)
+    seeds = np.random.SeedSequence(seed).generate_state(2 * plan.members).tolist()
+    stages = [train(network, sample, held_out, schedule, seeds[: plan.members])]
     if plan.removal is not None:
         # The trunk moved while the coefficients were learned, so they lag behind it. With the trunk frozen they are
         # exact, and the head learns what they leave.
         h = _settle(network, sample)
         tail = MixtureDensityNetwork(nn.Identity(), network.head)
-        last = train(tail, replace(sample, X=h, metadata=None, protected=None), held_out, schedule)
-        history.best_loss = last.best_loss
+        rest = replace(sample, X=h, metadata=None, protected=None)
+        stages.append(train(tail, rest, held_out, schedule, seeds[plan.members :]))
         network.eval()
-    return network, history
+    return network, stages
 
 
 def fit_best(
@@ -159,7 +160,7 @@ def fit_best(
     *,
     validation_fraction: float,
     seed: int,
-) -> tuple[MixtureDensityNetwork, History, dict[int, float]]:
+) -> tuple[MixtureDensityNetwork, list[History], dict[int, float]]:
     """Fit an ensemble for every number of components; keep the one with the lowest held-out loss, mean over members.
 
     Every candidate gets the same seed, so the same held-out rows. Returns the losses of all as well.
@@ -170,7 +171,7 @@ def fit_best(
             fitted[k] = fit_ensemble(
                 replace(plan, n_components=k), sample, schedule, validation_fraction=validation_fraction, seed=seed
             )
-        loss[k] = float(np.mean(fitted[k][1].best_loss))
+        loss[k] = float(np.mean(fitted[k][1][-1].best_loss))
     return (*fitted[min(loss, key=lambda k: loss[k])], loss)
 
 

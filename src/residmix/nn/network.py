@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,36 @@ from torch.nn import functional as F
 from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.head import EnsembleLinear, MixtureDensityHead
 
-__all__ = ["DenseTrunk", "MemberWise", "MixtureDensityNetwork"]
+__all__ = ["DenseTrunk", "Masks", "MemberWise", "MixtureDensityNetwork"]
+
+
+class Masks:
+    """Dropout masks of networks side by side, each from its own generator: the same whoever else is there.
+
+    A block of them is drawn at once, 16 random bits for each, because torch draws one at a time.
+    """
+
+    def __init__(self, generators: Sequence[np.random.Generator], rate: float, device: torch.device) -> None:
+        self.generators, self.rate, self.device = list(generators), rate, device
+        self.block = torch.empty(len(self.generators), 0, device=device)
+        self.used = 0
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        """0 with probability `rate` and 1 / (1 - rate) else; `shape` begins with the number of networks."""
+        size = shape[1:].numel()
+        if self.used + size > self.block.shape[1]:
+            length = max(size, 2**18)
+            bits = np.stack([g.integers(0, 2**16, length, dtype=np.uint16) for g in self.generators])
+            kept = np.multiply(bits >= round(self.rate * 2**16), np.float32(1 / (1 - self.rate)), dtype=np.float32)
+            self.block, self.used = torch.as_tensor(kept, device=self.device), 0
+        out = self.block[:, self.used : self.used + size].view(shape)
+        self.used += size
+        return out
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with these networks."""
+        self.generators = [self.generators[i] for i in index.tolist()]
+        self.block = self.block[index]
 
 
 class DenseTrunk(nn.Module):
@@ -56,6 +86,7 @@ class DenseTrunk(nn.Module):
         self.dropout = dropout
         self.members = members
         self.clip = clip
+        self.masks: Masks | None = None
         self.out_features = widths[-1] + in_features if hidden else in_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +96,11 @@ class DenseTrunk(nn.Module):
             return x
         h = x * torch.rsqrt(1 + (x / self.clip).square())
         for layer in self.layers:
-            h = F.dropout(F.silu(layer(h)), self.dropout, self.training)
+            h = F.silu(layer(h))
+            if self.training and self.masks is not None:
+                h = h * self.masks(h.shape)
+            else:
+                h = F.dropout(h, self.dropout, self.training)
         return torch.cat([h, x], dim=-1)
 
 

@@ -77,7 +77,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         "sample" needs metadata to predict; "feature" erases with what is in the representation and needs none.
     learning_rate, weight_decay, max_epochs, patience, validation_fraction : float
         AdamW with warm-up and cosine decay over `max_epochs`; a member is kept at the epoch where the loss of its
-        held-out rows was lowest; training ends when no member has improved for `patience` epochs.
+        held-out rows was lowest, and ends when it has not improved for `patience` epochs.
     batch_size : int or "auto"
         "auto" makes about 24 batches an epoch, of 16 to 256 rows.
     min_scale : float, default=1e-3
@@ -102,8 +102,11 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         The fitted metadata design.
     diagnostics_ : dict
         ``component_weights`` (M, K) mean weight on the training rows; ``dead`` pairs (member, component) below 1 %;
-        ``at_floor`` share of predicted scales within 1 % of their lower bound; ``best_epoch`` per member;
-        ``n_epochs``; ``validation_loss`` (epochs, M) in the units of the score, negated.
+        ``at_floor`` share of predicted scales within 1 % of their lower bound; of the training ``best_epoch`` and
+        ``best_loss`` per member, ``n_epochs``, ``validation_loss`` (epochs, M; NaN once a member has ended), losses
+        being the score, negated, on held-out rows. With metadata that is the training of the whole network, on
+        residuals whose coefficients trail behind; then these are made exact and the head alone is trained on them,
+        and ``head`` holds the same four for that second stage. The fitted model is the one after it.
     n_features_in_, feature_names_in_, n_targets_
 
     Warns
@@ -259,8 +262,8 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
             removal=removal,
         )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        network, history = self._train(plan, sample, seed)
-        self._finish(network.double(), history, sample)
+        network, stages = self._train(plan, sample, seed)
+        self._finish(network.double(), stages, sample)
         return self
 
     def _check_options(self) -> None:
@@ -319,7 +322,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         protected = np.concatenate(kept, axis=1)
         return Removal(removed, protected.shape[1], space=self.space), columns[:, :removed], protected
 
-    def _train(self, plan: Plan, sample: Sample, seed: int) -> tuple[MixtureDensityNetwork, History]:
+    def _train(self, plan: Plan, sample: Sample, seed: int) -> tuple[MixtureDensityNetwork, list[History]]:
         n_train = len(sample.X) * (1 - self.validation_fraction)
         batch = int(np.clip(n_train / 24, 16, 256)) if self.batch_size == "auto" else int(self.batch_size)
 
@@ -333,21 +336,21 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         )
 
         candidates = CANDIDATES if self.n_components == "auto" else (plan.n_components,)
-        network, history, loss = fit_best(
+        network, stages, loss = fit_best(
             plan, candidates, sample, schedule, validation_fraction=float(self.validation_fraction), seed=seed
         )
         self.n_components_, self.components_loss_ = network.head.n_components, loss
         self._plan = replace(plan, n_components=self.n_components_)
-        return network, history
+        return network, stages
 
     @torch.no_grad()
-    def _finish(self, network: MixtureDensityNetwork, history: History, sample: Sample) -> None:
+    def _finish(self, network: MixtureDensityNetwork, stages: list[History], sample: Sample) -> None:
         """Keep the network, and say what is wrong with it."""
         self.network_ = network.cpu()
         rows = [t.double().cpu() for t in (sample.X, sample.metadata) if t is not None]
         share = sample.weight.double().cpu() / float(sample.weight.sum())
-        self.diagnostics_ = diagnose(network(*rows), share, network.head.min_scale, history)
-        self.diagnostics_["validation_loss"] += float(np.log(self._y_scaling.scale).sum())
+        shift = float(np.log(self._y_scaling.scale).sum())
+        self.diagnostics_ = diagnose(network(*rows), share, network.head.min_scale, stages, shift)
         warn_of(self.diagnostics_, max_epochs=int(self.max_epochs), stacklevel=4)
 
     @torch.no_grad()

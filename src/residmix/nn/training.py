@@ -7,18 +7,21 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from residmix.nn.distribution import MixtureOfGaussians
-from residmix.nn.network import MixtureDensityNetwork
+from residmix.nn.network import DenseTrunk, Masks, MemberWise, MixtureDensityNetwork
 from residmix.threads import n_threads
 
 __all__ = ["History", "Sample", "Schedule", "hold_out", "rng_scope", "train"]
+
+# Batches whose rows are gathered at once.
+_GATHERED = 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Schedule:
 
 @dataclass
 class History:
-    """What happened: held-out loss per epoch and member, and where each member was best."""
+    """What happened: held-out loss per epoch and member (NaN once it has ended), and where each member was best."""
 
     validation: list[list[float]] = field(default_factory=list)
     best_epoch: list[int] = field(default_factory=list)
@@ -115,30 +118,17 @@ def rng_scope(seed: int, device: torch.device, threads: int | None = None) -> It
             torch.set_num_threads(before)
 
 
-def _decay_groups(network: MixtureDensityNetwork, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices only: biases hold the mixture that training starts from."""
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for name, p in named if not name.endswith("bias")], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
-    ]
-
-
-def _clip_by_member(parameters: Sequence[Tensor], limit: float) -> None:
-    """Scale each member's gradient to norm <= `limit`; a member with a non-finite gradient sits the step out."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-    factor = (limit / (square.sqrt() + 1e-12)).clamp(max=1.0)
-    sound = torch.isfinite(square)
-    for g in gradients:
-        g.mul_(factor.reshape(-1, *(1,) * (g.dim() - 1)))
-    if not bool(sound.all()):
-        for g in gradients:
-            g[~sound] = 0.0
-
-
-def train(network: MixtureDensityNetwork, sample: Sample, held_out: NDArray[np.bool_], schedule: Schedule) -> History:
+def train(
+    network: MixtureDensityNetwork,
+    sample: Sample,
+    held_out: NDArray[np.bool_],
+    schedule: Schedule,
+    seeds: Sequence[int],
+) -> History:
     """Minimise the negative log-likelihood of every member on its own rows; leave each at its best held-out epoch.
+
+    A member draws from its own generator and ends when it has not improved for `patience` epochs, so it becomes what
+    it would have become alone. The others go on without it.
 
     Parameters
     ----------
@@ -146,78 +136,163 @@ def train(network: MixtureDensityNetwork, sample: Sample, held_out: NDArray[np.b
         Stacked: every parameter has the members as its first dimension.
     held_out : ndarray (members, n) of bool
         Rows that a member is judged on and never trained on.
+    seeds : sequence of int
+        One per member.
     """
-    members, n = held_out.shape
-    device = sample.X.device
-    mask = torch.as_tensor(held_out, device=device)
-    n_train = int((~mask).sum(1).min())
+    members = len(held_out)
+    rows = [np.flatnonzero(~own) for own in held_out]
+    n_train = min(map(len, rows))
     n_batches = max(1, round(n_train / schedule.batch_size))
     edges = [round(i * n_train / n_batches) for i in range(n_batches + 1)]
-    weight = sample.weight / sample.weight.mean()
-    judge = _Judge(sample, mask, weight)
-    parameters = list(network.parameters())
-    optimiser = torch.optim.AdamW(
-        _decay_groups(network, schedule.weight_decay), lr=schedule.learning_rate, fused=device.type != "mps"
-    )
     total = schedule.max_epochs * n_batches
     warm = max(1, total // 20)
-    best = [p.detach().clone() for p in parameters]
+    weight = sample.weight / sample.weight.mean()
+    generators = [np.random.default_rng(seed) for seed in seeds]
     history = History(best_epoch=[0] * members)
-    lowest = judge(network)
-    step = 0
-    for epoch in range(1, schedule.max_epochs + 1):
-        network.train()
-        keys = torch.rand(members, n, device=device).masked_fill_(mask, 2.0)
-        order = keys.argsort(dim=1)[:, :n_train]
-        for start, stop in itertools.pairwise(edges):
-            rows = order[:, start:stop]
-            rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / total)))
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.learning_rate * rate
-            density = network(*sample.inputs(rows))
-            w = weight[rows]
-            loss = (w * sample.loss(density, sample.y[rows])).sum(1) / w.sum(1).clamp_min(1e-12)
-            optimiser.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            _clip_by_member(parameters, schedule.clip_norm)
-            optimiser.step()
-            step += 1
-        loss_now = judge(network)
-        better = loss_now < lowest
-        lowest = torch.where(better, loss_now, lowest)
-        with torch.no_grad():
-            for kept, now in zip(best, parameters, strict=True):
-                kept[better] = now[better]
-        for m in better.nonzero().flatten().tolist():
-            history.best_epoch[m] = epoch
-        history.validation.append(loss_now.tolist())
-        history.n_epochs = epoch
-        if schedule.report_every and epoch % schedule.report_every == 0:
-            print(f"epoch {epoch:4d}  held-out loss {float(loss_now.mean()):.4f}", file=sys.stderr)
-        if epoch - max(history.best_epoch) >= schedule.patience:
-            break
-    with torch.no_grad():
-        for p, kept in zip(parameters, best, strict=True):
-            p.copy_(kept)
+    with _Running(network, sample, held_out, schedule, generators) as running:
+        best = running.values()
+        lowest = running.judge()
+        step = 0
+        for epoch in range(1, schedule.max_epochs + 1):
+            network.train()
+            order = np.stack([generators[m].permutation(rows[m])[:n_train] for m in running.members])
+            for first in range(0, n_batches, _GATHERED):
+                cuts = edges[first : first + _GATHERED + 1]
+                chosen = torch.as_tensor(order[:, cuts[0] : cuts[-1]], device=sample.X.device)
+                gathered = (*running.sample.inputs(chosen), sample.y[chosen], weight[chosen])
+                for start, stop in itertools.pairwise(cut - cuts[0] for cut in cuts):
+                    rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / total)))
+                    running.descend([part[:, start:stop] for part in gathered], schedule.learning_rate * rate)
+                    step += 1
+            loss_now, values = running.judge(), running.values()
+            record = [math.nan] * members
+            for i, m in enumerate(running.members):
+                record[m] = loss_now[i]
+                if loss_now[i] < lowest[m]:
+                    lowest[m], history.best_epoch[m] = loss_now[i], epoch
+                    best[m] = values[i]
+            history.validation.append(record)
+            history.n_epochs = epoch
+            if schedule.report_every and epoch % schedule.report_every == 0:
+                print(f"epoch {epoch:4d}  held-out loss {np.mean(loss_now):.4f}", file=sys.stderr)
+            going = [epoch - history.best_epoch[m] < schedule.patience for m in running.members]
+            if not any(going):
+                break
+            if not all(going):
+                running.keep(np.flatnonzero(going))
+    running.restore(best)
     network.eval()
-    history.best_loss = lowest.tolist()
+    history.best_loss = lowest
     return history
 
 
-class _Judge:
-    """Held-out loss of every member."""
+class _Running:
+    """The members that are still in training, their parameters side by side in one matrix with a row for each.
 
-    def __init__(self, sample: Sample, mask: Tensor, weight: Tensor) -> None:
-        self.sample = sample
+    The network's parameters are views of it: norms of gradients and the optimiser's steps then take one operation for
+    all layers. Matrices decay, biases don't: they hold the mixture that training starts from.
+    """
+
+    def __init__(
+        self,
+        network: MixtureDensityNetwork,
+        sample: Sample,
+        held_out: NDArray[np.bool_],
+        schedule: Schedule,
+        generators: Sequence[np.random.Generator],
+    ) -> None:
+        self.network, self.sample, self.schedule = network, sample, schedule
+        self.members = list(range(len(held_out)))
+        named = sorted(network.named_parameters(), key=lambda item: item[0].endswith("bias"))
+        self.parameters = [p for _, p in named]
+        self.shapes = [p.shape[1:] for p in self.parameters]
+        self.n_decaying = sum(math.prod(p.shape[1:]) for name, p in named if not name.endswith("bias"))
+        self.matrix = nn.Parameter(torch.cat([p.detach().flatten(1) for p in self.parameters], 1))
+        self.optimiser = torch.optim.AdamW([self.matrix], lr=0.0, weight_decay=0.0, fused=sample.X.device.type != "mps")
+        self._point()
+        self.layers = network.residualize.layers if isinstance(network.residualize, MemberWise) else None
+        self.masks = None
+        if isinstance(network.backbone, DenseTrunk) and network.backbone.dropout:
+            self.masks = Masks(generators, network.backbone.dropout, sample.X.device)
+        mask = torch.as_tensor(held_out, device=sample.X.device)
         count = int(mask.sum(1).max())
         # Members may hold out different numbers of rows: pad with rows of weight zero.
         rows = (~mask).float().argsort(dim=1, stable=True)[:, :count]
-        self.inputs, self.y = sample.inputs(rows), sample.y[rows]
-        self.weight = weight[rows] * mask.gather(1, rows)
+        self.judged = (*sample.inputs(rows), sample.y[rows], sample.weight[rows] * mask.gather(1, rows))
+
+    def __enter__(self) -> _Running:
+        if isinstance(self.network.backbone, DenseTrunk):
+            self.network.backbone.masks = self.masks
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.network.backbone, DenseTrunk):
+            self.network.backbone.masks = None
+        if self.layers is not None:
+            assert isinstance(self.network.residualize, MemberWise)
+            self.network.residualize.layers = self.layers
+
+    def _pieces(self, matrix: Tensor) -> list[Tensor]:
+        """Views of a matrix with a row for each member, one in the shape of each parameter."""
+        parts = matrix.split([math.prod(shape) for shape in self.shapes], 1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _point(self) -> None:
+        """Make the parameters views of the matrix."""
+        for p, value in zip(self.parameters, self._pieces(self.matrix.detach()), strict=True):
+            p.data = value
+
+    def values(self) -> Tensor:
+        """A copy of all parameters, (members, P)."""
+        return self.matrix.detach().clone()
+
+    def restore(self, values: Tensor) -> None:
+        """Give the network `values` of all members, in memory of its own."""
+        for p, value in zip(self.parameters, self._pieces(values), strict=True):
+            p.data = value.clone(memory_format=torch.contiguous_format)
+
+    def losses(self, batch: Sequence[Tensor]) -> Tensor:
+        """Mean negative log-likelihood of every member; `batch` is what the network takes, the targets, the weights."""
+        *inputs, y, weight = batch
+        loss = self.sample.loss(self.network(*inputs), y)
+        return (weight * loss).sum(1) / weight.sum(1).clamp_min(1e-12)
+
+    def descend(self, batch: Sequence[Tensor], rate: float) -> None:
+        """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out."""
+        gradients = torch.autograd.grad(self.losses(batch).sum(), self.parameters)
+        gradient = torch.cat([part.flatten(1) for part in gradients], 1)
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        gradient.mul_((self.schedule.clip_norm / (norm + 1e-12)).clamp(max=1.0))
+        sound = torch.isfinite(norm).squeeze(1)
+        if not bool(sound.all()):
+            gradient[~sound] = 0.0
+        with torch.no_grad():
+            self.matrix[:, : self.n_decaying].mul_(1 - rate * self.schedule.weight_decay)
+        self.matrix.grad = gradient
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.optimiser.step()
 
     @torch.no_grad()
-    def __call__(self, network: MixtureDensityNetwork) -> Tensor:
-        network.eval()
-        loss = self.sample.loss(network(*self.inputs), self.y)
-        out = (self.weight * loss).sum(1) / self.weight.sum(1).clamp_min(1e-12)
-        return torch.nan_to_num(out, nan=math.inf)
+    def judge(self) -> list[float]:
+        """Held-out loss of every member in training."""
+        self.network.eval()
+        return [float(value) for value in torch.nan_to_num(self.losses(self.judged), nan=math.inf).tolist()]
+
+    def keep(self, going: NDArray[np.intp]) -> None:
+        """Go on with these of the members in training."""
+        index = torch.as_tensor(going, device=self.sample.X.device)
+        self.members = [self.members[i] for i in going]
+        self.judged = tuple(part[index] for part in self.judged)
+        if self.sample.X.dim() == 3:
+            self.sample = replace(self.sample, X=self.sample.X[index])
+        if self.masks is not None:
+            self.masks.keep(index)
+        if isinstance(self.network.residualize, MemberWise):
+            self.network.residualize.layers = nn.ModuleList(self.network.residualize.layers[i] for i in going)
+        state = self.optimiser.state.pop(self.matrix)
+        self.matrix = nn.Parameter(self.matrix.detach()[index])
+        self.optimiser.param_groups[0]["params"] = [self.matrix]
+        self.optimiser.state[self.matrix] = {
+            name: value[index] if value.dim() else value for name, value in state.items()
+        }
+        self._point()
