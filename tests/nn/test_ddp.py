@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -47,6 +47,14 @@ def counted():
         dist.all_reduce = reduce
 
 
+def accumulate(call, net, parts, no_sync):
+    """Gradients of the first parts added up without averaging over processes, the last with it."""
+    for i, part in enumerate(parts):
+        with nullcontext() if i == len(parts) - 1 else no_sync():
+            call(*part).square().sum().backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
 def work(rank, store, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -62,6 +70,11 @@ def work(rank, store, out):
                     for part in torch.arange(85).split(20):
                         wrapped(*(column[part[rank::2]] for column in columns)).sum().backward()
                 results[horizon, broadcast] = state(net), len(calls)
+        net = network(40.0, grad="stop")
+        wrapped = DistributedDataParallel(net)
+        parts = [tuple(column[part[rank::2]] for column in columns) for part in torch.arange(85).split(20)]
+        gradients = accumulate(wrapped, net, parts, wrapped.no_sync)
+        results["no_sync"] = state(net), gradients
         net = network(None)
         finalize(net, [tuple(column[rank::2] for column in columns)])
         results["finalize"] = state(net), 0
@@ -98,6 +111,21 @@ def test_two_processes_equal_one(results, horizon, broadcast):
 
 def test_one_all_reduce_a_step(results):
     assert results[0][None, True][1] == 5
+
+
+def test_gradients_accumulate_without_sync_while_moments_are_added_up_every_step(results):
+    net, columns = network(40.0, grad="stop"), data()
+    parts = [tuple(column[part] for column in columns) for part in torch.arange(85).split(20)]
+    expected = accumulate(net, net, parts, nullcontext)
+    for name, value in state(net).items():
+        mine, theirs = (result["no_sync"][0][name] for result in results)
+        assert torch.equal(mine, theirs), name
+        torch.testing.assert_close(mine, value, rtol=1e-9, atol=1e-9, msg=name)
+    for name, value in expected.items():
+        mine, theirs = (result["no_sync"][1][name] for result in results)
+        assert torch.equal(mine, theirs) and value.abs().max() > 1
+        # DDP averages over the two processes where one process has the sum.
+        torch.testing.assert_close(2 * mine, value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_finalize_adds_up_the_shards(results):

@@ -79,6 +79,31 @@ def test_what_remains_of_metadata_goes_through_the_label():
     assert r2(age, x.numpy()) > r2(age, r) + 0.2
 
 
+def test_with_several_protected_columns_what_remains_is_at_most_what_they_say_times_what_of_them_can_be_read():
+    rng = np.random.default_rng(2)
+    y = rng.normal(size=(400, 3))
+    m = y @ rng.normal(size=(3, 1)) + rng.normal(size=(400, 1))
+    # Two features, three protected columns: not all of their directions can be read from the features.
+    x = y @ rng.normal(size=(3, 2)) + m @ rng.normal(size=(1, 2)) + rng.normal(size=(400, 2))
+    r = fitted(*(torch.tensor(a) for a in (x, m, y)))(torch.tensor(x), torch.tensor(m)).numpy()
+
+    def fit(target, columns):
+        return sm.OLS(target, sm.add_constant(columns)).fit()
+
+    def most(columns, features):
+        """Largest R2 of a linear combination of `columns` on `features`: the first canonical correlation."""
+        left, right = (np.linalg.qr(a - a.mean(0))[0] for a in (columns, features))
+        return np.linalg.svd(left.T @ right)[1][0] ** 2
+
+    score = fit(m[:, 0], y)
+    remains = fit(m[:, 0], r).rsquared
+    # The identity of one column holds for the combination of them that predicts m, and no combination reads better
+    # than the best one.
+    assert remains == pytest.approx(score.rsquared * fit(score.fittedvalues, r).rsquared, abs=1e-10)
+    assert 0.01 < remains < score.rsquared * most(y, r) - 0.01
+    assert fit(m[:, 0], x).rsquared > score.rsquared * most(y, x)
+
+
 def test_protected_effect_and_feature_means_stay_as_they_were():
     x, m, y = sample()
     r = fitted(x, m, y)(x, m)

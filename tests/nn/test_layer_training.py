@@ -211,6 +211,21 @@ def test_evaluation_can_be_exported(space):
     torch.testing.assert_close(exported(*arguments), layer(*arguments))
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("space", ["sample", "feature"])
+def test_evaluation_can_be_compiled_without_a_break(space, backend):
+    layer = Residualize(4, 1, space=space)
+    layer.accumulate(torch.randn(50, 4), torch.randn(50, 1))
+    layer.eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    for rows in (50, 7):
+        x, m = torch.randn(rows, 4), torch.randn(rows, 1)
+        arguments = (x, m) if space == "sample" else (x,)
+        assert torch.equal(compiled(*arguments), layer(*arguments))
+    assert not torch.equal(compiled(*arguments), x)
+
+
 def test_a_frozen_layer_never_updates():
     layer = Residualize(4, 1, estimator="frozen")
     layer.accumulate(torch.randn(50, 4), torch.randn(50, 1))
