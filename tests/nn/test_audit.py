@@ -80,6 +80,17 @@ def test_batches_masks_and_continuous_protected_columns_are_handled():
     assert np.isfinite(layer.before.distance_correlation)
 
 
+def test_rows_without_weight_are_left_out():
+    x, m, y = data()
+    weight = (torch.arange(600) % 3 > 0).double()
+    loader = [{"x": x, "metadata": m, "protected": y, "sample_weight": weight}]
+    net = MetadataSequential(Residualize(4, 1, num_protected=1))
+    finalize(net, loader)
+    layer = audit(net, loader).layers[0]
+    assert layer.rows == 400 and abs(layer.after.linear) < 1e-12
+    assert audit(net, [(x, m, y)]).layers[0].after.linear > 1e-6
+
+
 def test_auditing_changes_nothing():
     columns = data()
     net = finalized(columns).train()

@@ -80,6 +80,22 @@ def test_attaching_to_a_transformer_block_works_on_tokens_with_and_without_the_f
         attach(nn.TransformerEncoderLayer(8, 2, 16), "self_attn", num_metadata=1)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_inside_an_encoder_are_refused_with_a_way_out():
+    x, m, padding = torch.randn(20, 6, 8), torch.randn(20, 1), torch.arange(6) >= torch.randint(2, 5, (20, 1))
+
+    def padded(after, nested):
+        block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        net = attach(nn.TransformerEncoder(block, 2, enable_nested_tensor=nested), after, num_metadata=1)
+        net(x, src_key_padding_mask=padding, metadata=m, mask=~padding)
+        with torch.no_grad():
+            return net.eval()(x, src_key_padding_mask=padding, metadata=m, mask=~padding)
+
+    with pytest.raises(RuntimeError, match="enable_nested_tensor=False"):
+        padded("layers.1", True)
+    assert padded("layers.1", False).shape == x.shape
+
+
 def test_nothing_stale_can_be_used():
     net = attach(Image(), "stem", num_metadata=2)
     x, m = pictures()

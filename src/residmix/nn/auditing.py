@@ -174,12 +174,13 @@ class _Tap:
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         names = dict(zip(("x", "metadata", "protected"), args, strict=False)) | kwargs
-        batch = self.layer.read(names["x"], names.get("metadata"), names.get("protected"), mask=names.get("mask"))
+        columns = (names.get(name) for name in ("metadata", "protected", "sample_weight", "mask"))
+        batch = self.layer.read(names["x"], *columns)
         rows = mapping.pooled(output.view(batch.x.shape), batch.maps, batch.mask)
         kept = (batch.weight > 0).cpu()
         self.eps = torch.finfo(output.dtype).eps
-        columns = (batch.features(), rows, batch.metadata, batch.protected)
-        self.parts.append(tuple(column.cpu()[kept] for column in columns))
+        parts = (batch.features(), rows, batch.metadata, batch.protected)
+        self.parts.append(tuple(part.cpu()[kept] for part in parts))
 
     def columns(self) -> tuple[Array, ...]:
         return tuple(torch.cat(part).numpy() for part in zip(*self.parts, strict=True))
@@ -217,6 +218,9 @@ def audit(
 
     Notes
     -----
+    Rows of ``sample_weight`` 0 are left out; among the others weights don't count, so after a weighted `finalize` the
+    linear probe is near 0 rather than 0.
+
     With a single protected column Y and in sample, R^2(m ~ R) = R^2(m ~ Y) R^2(Y ~ R): protecting what the metadata
     cause keeps what goes through it.
 

@@ -66,6 +66,12 @@ class _Hook:
                 "returned, with metadata=...; activation checkpointing needs MetadataSequential"
             )
         self.under_way.reached.add(self.name)
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor) and first.is_nested:
+            raise RuntimeError(
+                f"the output of {self.name!r} is a nested tensor, which has no positions to average over: build the "
+                "nn.TransformerEncoder with enable_nested_tensor=False, or attach to the encoder as a whole"
+            )
         if isinstance(output, Tensor):
             return self.layer(output, **self.under_way.arguments)
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
