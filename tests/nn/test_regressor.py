@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import residmix
 from residmix.errors import CollapsedScaleWarning, DeadComponentWarning, DiscreteTargetWarning
-from residmix.nn import MDNRegressor
+from residmix.nn import MDNRegressor, regressor
 
 TINY = {"n_members": 2, "max_epochs": 8, "hidden": (8,), "random_state": 0}
 QUIET = pytest.mark.filterwarnings(
@@ -225,3 +225,18 @@ def test_diagnostics_tell_the_stages_of_a_fit_with_metadata_apart() -> None:
     head = np.mean(model.diagnostics_["head"]["best_loss"])
     assert head - np.log(np.std(100 * y)) == pytest.approx(model.components_loss_[3])
     assert "head" not in MDNRegressor(**TINY).fit(X, y).diagnostics_
+
+
+def test_patience_is_longer_where_small_tables_have_few_batches(monkeypatch) -> None:
+    seen = []
+
+    def look(plan, candidates, sample, schedule, **options):
+        seen.append((schedule.batch_size, schedule.patience))
+        raise InterruptedError
+
+    monkeypatch.setattr(regressor, "fit_best", look)
+    for n, options in ((120, {}), (1000, {}), (120, {"batch_size": 16})):
+        with pytest.raises(InterruptedError):
+            MDNRegressor(**options).fit(*table(n))
+    # 120 rows: 102 to train on, 6.4 batches of 16 an epoch instead of 24.
+    assert seen == [(16, round(40 * (24 * 16 / 102) ** 0.5)), (35, 40), (16, 40)]

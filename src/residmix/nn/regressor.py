@@ -23,7 +23,7 @@ from residmix.nn.head import COVARIANCES
 from residmix.nn.network import MixtureDensityNetwork
 from residmix.nn.predictive import PredictiveDensity, check_targets
 from residmix.nn.targets import LIKELIHOODS, choose_likelihood, distinct_rows, read_rows, standard_scaling
-from residmix.nn.training import History, Sample, Schedule
+from residmix.nn.training import History, Sample, Schedule, automatic_batches
 from residmix.sources.checks import check_weight
 from residmix.sources.table import as_table
 
@@ -79,7 +79,8 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         AdamW with warm-up and cosine decay over `max_epochs`; a member is kept at the epoch where the loss of its
         held-out rows was lowest, and ends when it has not improved for `patience` epochs.
     batch_size : int or "auto"
-        "auto" makes about 24 batches an epoch, of 16 to 256 rows.
+        "auto" makes about 24 batches an epoch, of 16 to 256 rows, and `patience` longer where there are fewer: by the
+        square root of 24 over their number.
     min_scale : float, default=1e-3
         Lower bound of the predicted standard deviations, as a fraction of the target's spread.
     device : str, default="auto"
@@ -324,11 +325,10 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
 
     def _train(self, plan: Plan, sample: Sample, seed: int) -> tuple[MixtureDensityNetwork, list[History]]:
         n_train = len(sample.X) * (1 - self.validation_fraction)
-        batch = int(np.clip(n_train / 24, 16, 256)) if self.batch_size == "auto" else int(self.batch_size)
-
+        batch, stretch = automatic_batches(n_train) if self.batch_size == "auto" else (int(self.batch_size), 1.0)
         schedule = Schedule(
             max_epochs=int(self.max_epochs),
-            patience=int(self.patience),
+            patience=round(self.patience * stretch),
             batch_size=batch,
             learning_rate=float(self.learning_rate),
             weight_decay=float(self.weight_decay),

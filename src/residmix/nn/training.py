@@ -18,8 +18,10 @@ from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.network import DenseTrunk, Masks, MemberWise, MixtureDensityNetwork
 from residmix.threads import n_threads
 
-__all__ = ["History", "Sample", "Schedule", "hold_out", "rng_scope", "train"]
+__all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "train"]
 
+# In an epoch, where the table is large enough.
+_BATCHES = 24
 # Batches whose rows are gathered at once.
 _GATHERED = 16
 
@@ -102,6 +104,21 @@ def hold_out(n: int, members: int, fraction: float, rng: np.random.Generator) ->
         own[queue[:held]] = True
         queue = queue[held:]
     return out
+
+
+def automatic_batches(n_train: float) -> tuple[int, float]:
+    """Batch size for about 24 batches an epoch, and a factor for the patience where so many would be too small.
+
+    Held-out losses jump about as much between the short epochs of a small table, but less is learned in one: a member
+    then needs more of them to show that it gets better.
+
+    Examples
+    --------
+    >>> automatic_batches(2400), automatic_batches(96)
+    ((100, 1.0), (16, 2.0))
+    """
+    batch = int(min(max(n_train / _BATCHES, 16), 256))
+    return batch, max(1.0, math.sqrt(_BATCHES * batch / n_train))
 
 
 @contextmanager
