@@ -99,6 +99,8 @@ def test_dropout_masks_have_the_rate_and_do_not_depend_on_who_else_is_there() ->
     drawn = [masks(torch.Size([3, 7, 50])) for _ in range(800)]  # more than one block
     own = [alone(torch.Size([1, 7, 50])) for _ in range(800)]
     assert all(torch.equal(one[0], many[1]) for one, many in zip(own, drawn, strict=True))
+    masks.keep(torch.tensor([1]))
+    assert all(torch.equal(masks(torch.Size([1, 7, 50])), alone(torch.Size([1, 7, 50]))) for _ in range(800))
     values = torch.stack(drawn)
     assert set(values.unique().tolist()) == {0.0, np.float32(1 / 0.7)}
     # 840,000 draws: the standard error of the share is .0005.
