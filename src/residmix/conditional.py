@@ -184,7 +184,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             on_unknown=self.on_unknown,
             missing=self.missing,
         )
-        least_squares_rows, _ = residualizer._fit(table, None, sample_weight)
+        least_squares_rows, _ = residualizer._fit(table, None, sample_weight, quiet=self._quiet)
         self.residualizer_ = residualizer
         if residualizer.design_ is None or residualizer._apart:
             validate_data(self, X, reset=True, skip_check_array=True)
@@ -314,6 +314,10 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             random_state=check_random_state(self.random_state),
         )
 
+    @property
+    def _quiet(self) -> bool:
+        return bool(self.verbose) or bool(getattr(self, "_skl_callbacks", None))
+
     def _run(
         self,
         em: ConditionalEM,
@@ -325,7 +329,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             tol=self.tol,
             max_iter=self.max_iter,
             then=callback,
-            quiet=bool(self.verbose) or bool(getattr(self, "_skl_callbacks", None)),
+            quiet=self._quiet,
         )
         with watched:
             return run_em(

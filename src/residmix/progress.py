@@ -153,16 +153,16 @@ class RowProgress:
     ----------
     n_rows : int
         Rows of a visit.
-    clock
+    quiet, clock
         As in `Line`.
     """
 
-    def __init__(self, n_rows: int, *, clock: Callable[[], float] = perf_counter) -> None:
-        self._n_rows, self._clock = n_rows, clock
+    def __init__(self, n_rows: int, *, quiet: bool = False, clock: Callable[[], float] = perf_counter) -> None:
+        self._n_rows, self._quiet, self._clock = n_rows, quiet, clock
         self._lock = Lock()
 
     def __enter__(self) -> Self:
-        self._line = Line(clock=self._clock)
+        self._line = Line(quiet=self._quiet, clock=self._clock)
         self._began, self._seen = self._clock(), 0
         self.shown = self._line.shown
         return self
@@ -187,9 +187,9 @@ class RowProgress:
 
 
 @contextmanager
-def watched(rows: Rows) -> Iterator[Rows]:
+def watched(rows: Rows, *, quiet: bool = False) -> Iterator[Rows]:
     """Show how far visits to `rows` have come, where that can be shown; the rows to visit are those it gives."""
-    with RowProgress(rows.n_rows) as progress:
+    with RowProgress(rows.n_rows, quiet=quiet) as progress:
         # from a cluster nothing is heard before the end
         yield WatchedRows(rows, progress) if progress.shown and rows.local else rows
 

@@ -96,12 +96,14 @@ class ResidualFit(MetadataTransformer):
                     f"partial_fit and merge work from moments alone, but {name}={value!r} needs the rows again; use fit"
                 )
 
-    def _fit(self, X: Any, metadata: Any, sample_weight: Any) -> tuple[Rows, NDArray[Any] | None]:
+    def _fit(
+        self, X: Any, metadata: Any, sample_weight: Any, *, quiet: bool = False
+    ) -> tuple[Rows, NDArray[Any] | None]:
         """Fit; return the training rows, and their residuals where they come with the fit."""
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
         rows = self._rows(table, sample_weight)
-        with watched(rows) as seen:
+        with watched(rows, quiet=quiet) as seen:
             return rows, self._solve(seen)
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:

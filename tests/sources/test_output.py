@@ -143,11 +143,11 @@ def test_results_go_into_the_array_that_is_given_also_in_place(kind, dtype, rng)
 
 
 def test_an_array_that_cannot_take_the_results_is_refused(rng):
-    X = rng.normal(size=(50, 3))
-    model = rm.Residualizer().fit(X, metadata=X[:, :1])
+    X, M = rng.normal(size=(50, 3)), rng.normal(size=50)
+    model = rm.Residualizer().fit(X, metadata=M)
     for out in (np.empty((50, 2)), np.empty((50, 3), np.float32), np.empty((50, 3), order="F"), np.empty((49, 3))):
         with pytest.raises(ValueError, match=r"out must be .*shape \(50, 3\) and dtype float64; got"):
-            model.transform(X, metadata=X[:, :1], out=out)
+            model.transform(X, metadata=M, out=out)
 
 
 @pytest.mark.parametrize("model", [rm.Residualizer("site"), rm.Eraser("site"), rm.ResidualMixture(1, formula="site")])
