@@ -239,4 +239,4 @@ def test_patience_is_longer_where_small_tables_have_few_batches(monkeypatch) -> 
         with pytest.raises(InterruptedError):
             MDNRegressor(**options).fit(*table(n))
     # 120 rows: 102 to train on, 6.4 batches of 16 an epoch instead of 24.
-    assert seen == [(16, round(40 * (24 * 16 / 102) ** 0.5)), (35, 40), (16, 40)]
+    assert seen == [(16, round(60 * (24 * 16 / 102) ** 0.5)), (35, 60), (16, 60)]

@@ -165,7 +165,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         weight_decay: float = 0.1,
         batch_size: int | str = "auto",
         max_epochs: int = 400,
-        patience: int = 40,
+        patience: int = 60,
         validation_fraction: float = 0.15,
         min_scale: float = 1e-3,
         device: str = "auto",

@@ -69,7 +69,7 @@ class Schedule:
     """How long and how fast to train; every quantity is per member. `report_every` counts epochs, 0 is silence."""
 
     max_epochs: int = 400
-    patience: int = 40
+    patience: int = 60
     batch_size: int = 128
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
