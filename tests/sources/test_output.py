@@ -151,7 +151,9 @@ def test_an_array_that_cannot_take_the_results_is_refused(rng):
 
 
 @pytest.mark.parametrize("model", [rm.Residualizer("site"), rm.Eraser("site"), rm.ResidualMixture(1, formula="site")])
-def test_an_output_never_overwrites_what_is_read(frame, model, tmp_path):
+@pytest.mark.parametrize("progress", ["0", "1"])
+def test_an_output_never_overwrites_what_is_read(frame, model, progress, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESIDMIX_PROGRESS", progress)
     paths = [tmp_path / f"{k}.parquet" for k in range(2)]
     for k, path in enumerate(paths):
         frame[500 * k : 500 * k + 500].to_parquet(path)

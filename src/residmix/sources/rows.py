@@ -24,7 +24,7 @@ from residmix.crew import ordered_sum
 from residmix.sources.checks import Finite
 from residmix.threads import n_threads, one_blas_thread, worker_pool
 
-__all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "concatenate", "gather", "group_blocks"]
+__all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "RowsAround", "concatenate", "gather", "group_blocks"]
 
 T = TypeVar("T")
 
@@ -149,13 +149,21 @@ def concatenate(blocks: list[Block]) -> Block:
     )
 
 
-class MappedRows(Rows):
+class RowsAround(Rows):
+    """Rows that stand for others, of which they are as many, of the same shape and from the same files."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.n_rows, self.block_rows, self.paths = rows.n_rows, rows.block_rows, rows.paths
+        self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
+
+
+class MappedRows(RowsAround):
     """Rows seen through a function of blocks."""
 
     def __init__(self, rows: Rows, change: Callable[[Block], Block]) -> None:
-        self._rows, self._change = rows, change
-        self.n_rows, self.block_rows, self.paths = rows.n_rows, rows.block_rows, rows.paths
-        self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
+        super().__init__(rows)
+        self._change = change
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._rows.map(_Composed(function, self._change))

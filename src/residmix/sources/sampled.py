@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.sources.rows import Block, Rows, concatenate, gather
+from residmix.sources.rows import Block, Rows, RowsAround, concatenate, gather
 
 __all__ = ["Sample", "SampledRows"]
 
 T = TypeVar("T")
 
 
-class SampledRows(Rows):
+class SampledRows(RowsAround):
     """The same rows; the first fold over them also gathers the rows `index`, so that they cost no pass of their own.
 
     Parameters
@@ -36,9 +36,8 @@ class SampledRows(Rows):
         features: NDArray[np.integer[Any]] | None = None,
         kept: list[Block] | None = None,
     ) -> None:
-        self._rows, self._own, self._kept = rows, _Few(index, features), [] if kept is None else kept
-        self.n_rows, self.block_rows = rows.n_rows, rows.block_rows
-        self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
+        super().__init__(rows)
+        self._own, self._kept = _Few(index, features), [] if kept is None else kept
 
     def with_block_rows(self, block_rows: int) -> SampledRows:
         return SampledRows(self._rows.with_block_rows(block_rows), self._own.index, self._own.features, self._kept)

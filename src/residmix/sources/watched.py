@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.sources.rows import Block, Rows
+from residmix.sources.rows import Block, Rows, RowsAround
 
 __all__ = ["WatchedRows"]
 
 T = TypeVar("T")
 
 
-class WatchedRows(Rows):
+class WatchedRows(RowsAround):
     """The same rows; whenever a block is done, `tell` gets its number of rows, in the thread that did it.
 
     Parameters
@@ -26,9 +26,8 @@ class WatchedRows(Rows):
     """
 
     def __init__(self, rows: Rows, tell: Callable[[int], None]) -> None:
-        self._rows, self._tell = rows, tell
-        self.n_rows, self.block_rows = rows.n_rows, rows.block_rows
-        self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
+        super().__init__(rows)
+        self._tell = tell
 
     def with_block_rows(self, block_rows: int) -> WatchedRows:
         return WatchedRows(self._rows.with_block_rows(block_rows), self._tell)
