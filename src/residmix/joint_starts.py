@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from sklearn.cluster import kmeans_plusplus
 
-from residmix.clusters import seed
+from residmix.clusters import lloyd, seed
 from residmix.em import EMState, run_em
 from residmix.families import MixtureParams, SingularCovarianceError, make_params
 from residmix.gating import Gate, make_gate
@@ -29,7 +29,7 @@ from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.mixture_em import MixtureEM
 from residmix.moments.kernels import log_joint, mixture_block_rows
 from residmix.sources.rows import ArrayRows, Block, Rows
-from residmix.starts import find_start, subsample_index, subsample_rows
+from residmix.starts import find_start, subsample
 
 __all__ = ["conditional_starts", "constant_gate", "joint_starts"]
 
@@ -139,7 +139,7 @@ def joint_starts(
         Whether mixing weights depend on the metadata.
     random_state : RandomState
     """
-    block = _subsample(rows, n_components, random_state)
+    block = subsample(rows, n_components, random_state)
     u = block.design
     assert u is not None
     if n_components == 1 or u.shape[1] == 0:
@@ -166,11 +166,6 @@ def joint_starts(
     return found
 
 
-def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Block:
-    index = subsample_index(rows.n_rows, subsample_rows(n_components, rows.n_features), random_state)
-    return rows.take(index)
-
-
 def _groups(u: Floats, n_components: int, d: int, random_state: np.random.RandomState) -> list[NDArray[np.intp]]:
     """Return the rows of the largest groups with like metadata: equal design rows, or neighbours."""
     scale = np.abs(u).max(axis=0)
@@ -178,11 +173,7 @@ def _groups(u: Floats, n_components: int, d: int, random_state: np.random.Random
     levels, label = np.unique(coarse, axis=0, return_inverse=True)
     if len(levels) > MAX_GROUPS:
         centres, _ = kmeans_plusplus(u, MAX_GROUPS, random_state=random_state)
-        for _ in range(20):
-            label = ((u[:, None, :] - centres[None]) ** 2).sum(axis=2).argmin(axis=1)
-            centres = np.stack(
-                [u[label == g].mean(axis=0) if (label == g).any() else centres[g] for g in range(MAX_GROUPS)]
-            )
+        label = lloyd(np.ascontiguousarray(u.T), np.ones(len(u)), centres, max_iter=19)
     groups = [np.flatnonzero(label == g) for g in range(int(label.max()) + 1)]
     enough = [index for index in groups if len(index) >= MIN_ROWS * n_components * (d + 1)]
     return sorted(enough, key=lambda index: -len(index))[:MAX_GROUPS]

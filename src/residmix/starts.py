@@ -25,10 +25,10 @@ from residmix.families import (
 )
 from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
-from residmix.sources.rows import ArrayRows, Rows
+from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.threads import one_blas_thread
 
-__all__ = ["INIT_PARAMS", "check_given", "find_start"]
+__all__ = ["INIT_PARAMS", "check_given", "find_start", "subsample"]
 
 Floats = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ def find_start(
     """
     if weights is not None and means is not None and precisions is not None:
         return params_from_precisions(weights, means, precisions, covariance_type)
-    x, w = _subsample(rows, n_components, random_state)
+    x, w = _sorted_subsample(rows, n_components, random_state)
     # one BLAS thread: the number of threads must not change where a start lies
     with one_blas_thread():
         if means is not None:
@@ -97,9 +97,14 @@ def find_start(
     return make_params(weights, means, start.covariances, covariance_type)
 
 
-def _subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> tuple[Floats, Floats]:
-    index = subsample_index(rows.n_rows, subsample_rows(n_components, rows.n_features), random_state)
-    block = rows.take(index)
+def subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Block:
+    """Return the rows that starts are found on."""
+    size = subsample_rows(n_components, rows.n_features)
+    return rows.take(subsample_index(rows.n_rows, size, random_state))
+
+
+def _sorted_subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> tuple[Floats, Floats]:
+    block = subsample(rows, n_components, random_state)
     w = np.ones(len(block.X)) if block.weight is None else block.weight
     x = np.asarray(block.X, dtype=np.float64)
     # sorted, so that draws are the same for the same rows in any order, repeated or weighted

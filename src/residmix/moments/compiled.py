@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["readable"]
+__all__ = ["readable", "readable_weight"]
 
 
 def readable(array: NDArray[Any]) -> NDArray[Any]:
@@ -23,3 +23,8 @@ def readable(array: NDArray[Any]) -> NDArray[Any]:
         return array
     unlocked = {**array.__array_interface__, "data": (array.ctypes.data, False)}
     return np.asarray(SimpleNamespace(__array_interface__=unlocked, array=array))
+
+
+def readable_weight(weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return the weights of rows for such a loop: an empty array where there are none."""
+    return np.empty(0) if weight is None else readable(weight)

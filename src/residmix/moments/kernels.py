@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.compiled import readable
+from residmix.moments.compiled import readable, readable_weight
 from residmix.moments.registers import CHUNK, WIDTH
 from residmix.moments.shares import UNREACHED
 from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
@@ -40,7 +40,7 @@ LOG_2PI = float(np.log(2 * np.pi))
 # of such rows above which columns are quicker (measured).
 DENSE = ((12, -1.0), (24, 0.3), (64, 0.7), (math.inf, 1.0))
 
-_NONE, _NO_WEIGHT = np.empty((0, 0)), np.empty(0)
+_NONE = np.empty((0, 0))
 
 
 @dataclass(slots=True)
@@ -255,7 +255,7 @@ def _full_moments(
         _plain(centres),
         problem.factors,
         *problem.prior(log_prior),
-        _plain(_NO_WEIGHT if weight is None else weight),
+        readable_weight(weight),
         max(96 // CHUNK * CHUNK, CHUNK) if dense >= 1 else tile_rows(m, K),
         dense,
         with_moments,
@@ -276,7 +276,7 @@ def _scaled_moments(
         problem.means,
         problem.factors,
         *problem.prior(log_prior),
-        _plain(_NO_WEIGHT if weight is None else weight),
+        readable_weight(weight),
         tile_rows(d, K),
         moments.weight,
         moments.shift,

@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
-from residmix.moments.compiled import readable
+from residmix.moments.compiled import readable, readable_weight
 from residmix.moments.linear import (
     NO_CODES,
     NO_EFFECTS,
@@ -40,7 +40,6 @@ Array = NDArray[np.float64]
 
 # Numbers in a tile of a block, which is visited several times: half a megabyte.
 _TILE = 65536
-_NO_WEIGHT = np.empty(0)
 
 
 @dataclass
@@ -146,13 +145,13 @@ class FactorStep:
                 )
         with np.errstate(invalid="ignore", over="ignore"):
             linear, sums = self._summed(block)
-        weight = np.ones(block.n_rows) if block.weight is None else block.weight
         cells = {}
         for g in range(len(self.sizes)):
             for f in range(g):
                 keys = block.codes[f].astype(np.int64) * self.sizes[g] + block.codes[g]
                 found, where = np.unique(keys, return_inverse=True)
-                cells[f"{f}:{g}"] = Cells((self.sizes[f], self.sizes[g]), [found], [_total(where, weight, len(found))])
+                total = _total(where, block.weight, len(found))
+                cells[f"{f}:{g}"] = Cells((self.sizes[f], self.sizes[g]), [found], [total])
         return FactorMoments(linear, self.sizes, sums, cells)
 
     def _summed(self, block: Block) -> tuple[LinearMoments, list[LevelSums]]:
@@ -160,18 +159,19 @@ class FactorStep:
         n, d, q = block.n_rows, block.X.shape[1], 0 if block.design is None else block.design.shape[1]
         A = np.empty((n, 0)) if block.design is None else block.design
         origin_x, origin_a = block_origins(block.X, A, block.weight)
-        weight = _NO_WEIGHT if block.weight is None else readable(block.weight)
+        weight = readable_weight(block.weight)
         sums, places = [], []
         for codes, size in zip(block.codes, self.sizes, strict=True):
             # few levels among many: only those that occur
             present, local = (None, codes) if size <= n // 2 else _locate(codes, size)
-            total = _total(local, None if block.weight is None else weight, size if present is None else len(present))
+            total = _total(local, block.weight, size if present is None else len(present))
             sums.append(LevelSums(present, total, np.zeros((len(total), q)), np.zeros((len(total), d))))
             places.append(readable(local))
         squares, unused = np.zeros(d), np.zeros(max(d, q))
         parts = []
-        for start in range(0, n, max(256, _TILE // max(d + q, 1))):
-            tile = slice(start, start + max(256, _TILE // max(d + q, 1)))
+        rows = max(256, _TILE // max(d + q, 1))
+        for start in range(0, n, rows):
+            tile = slice(start, start + rows)
             X, own = readable(block.X[tile]), weight[tile]
             for f, (by_level, codes) in enumerate(zip(sums, places, strict=True)):
                 _sum_levels(X, origin_x, codes[tile], own, by_level.x, unused if f or q else squares)

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from residmix.moments.compiled import readable
+from residmix.moments.compiled import readable, readable_weight
 from residmix.moments.registers import (
     WIDTH,
     Builder,
@@ -43,8 +43,6 @@ TILE_ROWS = 64
 # The sum over so many rows is added to the sums before it: fewer roundings in a row.
 RUN_ROWS = 1024
 
-_NO_WEIGHT = np.empty(0)
-
 
 def centred_products(
     X: NDArray[np.floating], A: Array, origin_x: Array, origin_a: Array, weight: Array | None
@@ -71,8 +69,7 @@ def centred_products(
     weighted = a if weight is None else scratch((n, q), np.float64)
     # BLAS wins where columns don't fill the registers, and where both sides are so wide that it blocks better
     if d >= COLUMNS and min(q, d) <= 256:
-        weight = _NO_WEIGHT if weight is None else readable(weight)
-        return _by_tiles(X, A, origin_x, origin_a, weight, a, weighted)
+        return _by_tiles(X, A, origin_x, origin_a, readable_weight(weight), a, weighted)
     x = scratch(X.shape, np.float64)
     sum_x, squares = centre(X, origin_x, x)
     sum_a, _ = centre(A, origin_a, a)

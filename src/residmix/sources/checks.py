@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.columns import all_finite
+
 __all__ = ["Finite", "check_weight"]
 
 
@@ -35,10 +37,9 @@ class Finite:
         ValueError
             Naming the first offending row and column.
         """
-        # A sum is finite only if every value is; huge finite values that overflow it are told apart below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(X.sum()):
-                return
+        # huge finite values that overflow the sum are told apart below
+        if all_finite(X):
+            return
         bad = np.isinf(X) if self.allow_nan else ~np.isfinite(X)
         if not bad.any():
             return
