@@ -9,7 +9,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch.utils.checkpoint import checkpoint
 
-from residmix.nn import MetadataSequential, Residualize, layers
+from residmix.nn import MetadataSequential, Residualize, light
 
 
 def auc_of_norm(estimator, batch, share, center="metadata"):
@@ -276,27 +276,85 @@ def test_options_that_cannot_be_right_are_refused(options, message):
         Residualize(4, 1, **options)
 
 
-@pytest.mark.parametrize("estimator", ["prior", "posterior", "batch"])
 @pytest.mark.parametrize("center", ["metadata", "features", "none"])
-def test_small_batches_in_numpy_are_large_ones_in_torch(estimator, center, monkeypatch):
-    def run(most):
-        monkeypatch.setattr(layers, "_LIGHT", most)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_metadata": 2, "num_protected": 1},
+        {"num_metadata": 1, "num_protected": 2, "horizon": 50, "ridge": 0.1},
+        {"num_metadata": 3, "horizon": None, "warmup": 40},
+        {"num_metadata": 1, "grad": "stop"},
+    ],
+)
+def test_compiled_steps_are_those_of_torch(center, options, monkeypatch):
+    def run(most, dtype, masked):
+        monkeypatch.setattr(light, "_LIGHT", most)
         torch.manual_seed(0)
-        layer = Residualize(3, 2, num_protected=1, estimator=estimator, center=center, maps="channel", warmup=0)
-        layer._warned = True
+        layer = Residualize(3, center=center, maps="channel", **({"warmup": 0} | options))
+        k, p = layer.num_metadata, layer.num_protected
         seen = []
         for _ in range(4):
-            x = torch.randn(30, 3, 2, 2, requires_grad=True)
-            y, weight = torch.randint(0, 2, (30, 1)), torch.rand(30)
-            m = torch.cat([torch.randn(30, 1) + y, torch.ones(30, 1)], 1)  # the second column is constant
-            out = layer(x, m, y, sample_weight=weight)
-            out.square().sum().backward()
+            x = torch.randn(30, 3, 2, 2, dtype=dtype, requires_grad=True)
+            y, weight, mask = torch.randint(0, 2, (30, p)), torch.rand(30), torch.rand(30, 2, 2) > 0.3
+            m = torch.cat([torch.randn(30, k) + 1e3, torch.ones(30, 1)], 1)[:, -k:]  # constant, if it is the last
+            given = {"sample_weight": weight, "mask": mask} if masked else {}
+            assert layer._light(x, m, y) == bool(most)
+            out = layer(x, m, y if p else None, **given)
+            (out + out.square()).sum().backward()
             seen += [out.detach(), x.grad]
         return seen + list(layer.buffers())
 
-    assert Residualize(3, 2)._light(Residualize(3, 2).read(torch.randn(30, 3), torch.randn(30, 2)))
-    for light, heavy in zip(run(layers._LIGHT), run(0), strict=True):
-        torch.testing.assert_close(light, heavy, rtol=1e-6 if light.dtype == torch.float32 else 1e-11, atol=1e-6)
+    for dtype, masked in (
+        (torch.float64, False),
+        (torch.float64, True),
+        (torch.float32, False),
+        (torch.bfloat16, False),
+    ):
+        digits = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        for small, large in zip(run(light._LIGHT, dtype, masked), run(0, dtype, masked), strict=True):
+            torch.testing.assert_close(small, large, rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"grad": "stop"}, {"space": "feature"}, {"maps": "token"}, {"estimator": "batch"}]
+)
+def test_in_place_gives_the_same_and_takes_no_memory(options):
+    def run(inplace):
+        torch.manual_seed(0)
+        layer = Residualize(4, 1, inplace=inplace, **options)
+        layer._warned = True
+        seen = []
+        for train in (True, True, False):
+            start = torch.randn(30, 5, 4) if layer.maps == "token" else torch.randn(30, 4)
+            m = torch.randn(30, 5, 1) if layer.maps == "token" else torch.randn(30, 1)
+            start.requires_grad_()
+            x = start * 2
+            out = layer.train(train)(x, m)
+            assert (out.data_ptr() == x.data_ptr()) == inplace
+            out.square().sum().backward()
+            seen += [out.detach(), start.grad]
+        return seen + list(layer.buffers())
+
+    for new, old in zip(run(True), run(False), strict=True):
+        assert torch.equal(new, old)
+
+
+def test_in_place_on_what_a_gradient_needs_is_torchs_error():
+    x = torch.randn(30, 4, requires_grad=True).exp()
+    out = Residualize(4, 1, inplace=True)(x, torch.randn(30, 1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_gradients_of_gradients_lose_the_same():
+    layer, weight = primed(), torch.linspace(0.5, 2, 4, dtype=torch.float64)
+    x, m = torch.randn(20, 4, dtype=torch.float64, requires_grad=True), torch.randn(20, 1)
+    given = (layer(x, m, torch.randint(0, 2, (20, 1))) * weight).pow(3).sum()
+    (once,) = torch.autograd.grad(given, x, retain_graph=True)
+    (again,) = torch.autograd.grad(given, x, create_graph=True)
+    torch.testing.assert_close(once, again.detach(), rtol=1e-12, atol=1e-12)
+    (second,) = torch.autograd.grad(again[0].sum(), x)
+    assert second.abs().max() > 0
 
 
 def test_an_activation_that_overflows_warns_of_nothing_and_stays_infinite():

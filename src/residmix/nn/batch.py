@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from residmix.nn import maps as mapping
-from residmix.nn.moments import Array
 
-__all__ = ["Batch", "assemble"]
+__all__ = ["Batch", "assemble", "columns", "row_weights"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,12 @@ class Batch:
     x : Tensor
         What is to be corrected; tokens as rows when the metadata differ between tokens.
     maps : str
-    design : array, shape (n, p + k)
+    design : Tensor, shape (n, p + k)
         Protected columns (none where nothing is fitted), then metadata.
     num_protected : int
-    weight : array, shape (n,)
+    weight : Tensor, shape (n,)
         In the moments.
-    count : array, shape (n,)
+    count : Tensor, shape (n,)
         What each row adds to the age, in samples.
     mask : Tensor or None
         Positions that count in the mean over positions.
@@ -35,29 +34,25 @@ class Batch:
 
     x: Tensor
     maps: str
-    design: Array
+    design: Tensor
     num_protected: int
-    weight: Array
-    count: Array
+    weight: Tensor
+    count: Tensor
     mask: Tensor | None
 
     @property
-    def metadata(self) -> Array:
+    def metadata(self) -> Tensor:
         """(n, k)."""
         return self.design[:, self.num_protected :]
 
     @property
-    def protected(self) -> Array:
+    def protected(self) -> Tensor:
         """(n, p)."""
         return self.design[:, : self.num_protected]
 
-    def light(self) -> Batch:
-        """The columns as ndarrays; `x` stays a tensor."""
-        return replace(self, design=self.design.numpy(), weight=self.weight.numpy(), count=self.count.numpy())
-
     def features(self) -> Tensor:
         """Features of each row, float64 (n, d)."""
-        return mapping.pooled(self.x, self.maps, self.mask)
+        return mapping.pooled(self.x, self.maps, self.mask).double()
 
     def filled(self, mean: Tensor) -> Batch:
         """NaN metadata replaced by their `mean` (k,) (no correction), such rows without weight."""
@@ -71,7 +66,8 @@ class Batch:
         )
 
 
-def _columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str) -> Tensor:
+def columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str) -> Tensor:
+    """`values` as float64 columns (n, width), or (n, ..., width) of tokens; checked."""
     if width == 0:
         return x.new_zeros(x.shape[0], 0, dtype=torch.float64)
     if values is None:
@@ -86,6 +82,21 @@ def _columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str)
             f"{name} must have shape {expected} for x of shape {tuple(x.shape)}; got {tuple(values.shape)}"
         )
     return values
+
+
+def row_weights(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None, maps: str) -> Tensor:
+    """Weights of the samples, float64 (n,); 0 for one of which no position counts."""
+    weight = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
+    if sample_weight is not None:
+        if sample_weight.shape != weight.shape:
+            raise ValueError(f"sample_weight must have shape ({x.shape[0]},); got {tuple(sample_weight.shape)}")
+        weight = sample_weight.detach().to(weight)
+    if mask is not None:
+        expected = mapping.mask_shape(x, maps)
+        if mask.shape != expected:
+            raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
+        weight = weight * mask.flatten(1).any(1)
+    return weight
 
 
 def assemble(
@@ -108,18 +119,9 @@ def assemble(
     flatten : bool
         Take every token as a row even if its metadata are the sample's.
     """
-    meta = _columns(metadata, widths[0], x, maps, "metadata")
-    kept = _columns(protected, widths[1], x, maps, "protected")
-    weight = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
-    if sample_weight is not None:
-        if sample_weight.shape != weight.shape:
-            raise ValueError(f"sample_weight must have shape ({x.shape[0]},); got {tuple(sample_weight.shape)}")
-        weight = sample_weight.detach().to(weight)
-    if mask is not None:
-        expected = mapping.mask_shape(x, maps)
-        if mask.shape != expected:
-            raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
-        weight = weight * mask.flatten(1).any(1)
+    meta = columns(metadata, widths[0], x, maps, "metadata")
+    kept = columns(protected, widths[1], x, maps, "protected")
+    weight = row_weights(x, sample_weight, mask, maps)
     if maps != "token" or x.ndim == 2 or not (flatten or meta.ndim > 2 or kept.ndim > 2):
         design = torch.cat([kept, meta], 1)
         count = weight if sample_weight is None and mask is None else (weight > 0).double()

@@ -16,57 +16,77 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from residmix.nn import maps as mapping
-from residmix.nn.moments import Array, inverse_root, namespace, symmetric_eigen
+from residmix.nn.moments import inverse_root, symmetric_eigen
+from residmix.nn.step import Loss, lost
 
-__all__ = ["remove"]
+__all__ = ["minus", "projection", "subtract"]
 
 
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, removed: Tensor, left: Tensor, change: Tensor, share: Tensor | None, mask: Tensor | None,
-        maps: str,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(left, change, share, mask)
-        ctx.maps = maps
-        return (x - removed).to(x.dtype)
+        ctx: Any, x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, inplace: bool
+    ) -> Tensor:
+        ctx.loss, ctx.mask, ctx.maps = loss, mask, maps
+        if inplace:
+            ctx.mark_dirty(x)
+        return minus(x, removed, inplace)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
-        left, change, share, mask = ctx.saved_tensors
-        rows = mapping.position_sums(grad, ctx.maps)
-        lost = left @ (change.T @ rows)
-        if share is not None:
-            lost = lost + share[:, None] * rows.sum(0)
-        lost = mapping.broadcast(lost.to(torch.promote_types(grad.dtype, torch.float32)), grad, ctx.maps)
-        return ((grad - lost * mapping.shares(grad, ctx.maps, mask)).to(grad.dtype), *[None] * 6)
+        grad, loss = grads[0], ctx.loss
+        rows: Any = mapping.position_sums(grad, ctx.maps)
+        share = mapping.shares(grad, ctx.maps, ctx.mask)
+        if isinstance(loss.left, np.ndarray) and not torch.is_grad_enabled():
+            factor = share if isinstance(share, float) else 1.0
+            rows = np.ascontiguousarray(rows.numpy())
+            gone = torch.from_numpy(lost(loss.left, loss.change, loss.share, rows, factor))
+        else:
+            factor, (left, change, level) = 1.0, map(torch.as_tensor, loss)
+            gone = left @ (change.T @ rows.double())
+            if len(level):
+                gone = gone + level[:, None] * rows.double().sum(0)
+            gone = gone.to(rows.dtype)
+        gone = mapping.broadcast(gone, grad, ctx.maps)
+        if factor is not share:
+            gone = gone * share
+        return ((grad - gone).to(grad.dtype), None, None, None, None, None)
 
 
-def remove(
-    x: Tensor, removed: Tensor, change: Array, remainder: Array, scatter: Array, variance: Array, weight: Array,
-    ready: Array, mask: Tensor | None, maps: str, *, centre: bool,
-) -> Tensor:  # fmt: skip
-    """Return ``x - removed`` with the projected gradient.
+def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
+    """``x - removed`` in the precision of `x`, rounded once."""
+    return x.sub_(removed) if inplace else (x - removed).to(x.dtype)
+
+
+def subtract(x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, *, inplace: bool) -> Tensor:
+    """`minus`, whose gradient loses `loss`."""
+    out: Tensor = _Projected.apply(x, removed, loss, mask, maps, inplace)
+    return out
+
+
+def projection(
+    change: Tensor, remainder: Tensor, scatter: Tensor, variance: Tensor, weight: Tensor, ready: Tensor, *, centre: bool
+) -> Loss:
+    """What the projected gradient of a batch has lost.
 
     Parameters
     ----------
-    removed : Tensor, broadcastable to x
-    change : array, shape (n, k)
+    change : Tensor, shape (n, k)
         What multiplies the coefficients in the forward pass: m - mean.
-    remainder : array, shape (n, k)
+    remainder : Tensor, shape (n, k)
         m~.
-    scatter : array, shape (k, k)
+    scatter : Tensor, shape (k, k)
         tau S, added to the scatter of the batch's own m~.
-    variance : array, shape (k,)
+    variance : Tensor, shape (k,)
         Of the columns of m, the scale against which m~ counts as zero.
-    weight : array, shape (n,)
+    weight : Tensor, shape (n,)
         Weights of the rows in the moments.
-    ready : array, shape ()
+    ready : Tensor, shape ()
         0 where no coefficients are in use yet: nothing along the metadata is lost.
     centre : bool
         Whether the features' mean was subtracted too.
@@ -75,9 +95,7 @@ def remove(
     scale = inverse_root(variance, variance > 0)
     values, vectors = symmetric_eigen(scale[:, None] * (scatter + remainder.T @ weighted) * scale)
     kept = values > 1e-10 * total
-    inverse = ready * kept / namespace(values).where(kept, values, 1.0)
+    inverse = ready * kept / torch.where(kept, values, 1.0)
     vectors = scale[:, None] * vectors
-    left = torch.as_tensor(weighted @ ((vectors * inverse) @ vectors.T))
-    share = torch.as_tensor(weight / (total + (total == 0))) if centre else None
-    out: Tensor = _Projected.apply(x, removed, left, torch.as_tensor(change), share, mask, maps)
-    return out
+    left = weighted @ ((vectors * inverse) @ vectors.T)
+    return Loss(left, change, weight / (total + (total == 0)) if centre else weight[:0])

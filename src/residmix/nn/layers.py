@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,23 +13,15 @@ from residmix.errors import LeakageWarning, did_you_mean
 from residmix.nn import maps as mapping
 from residmix.nn.batch import Batch, assemble
 from residmix.nn.erase import eraser_factors
-from residmix.nn.gradient import remove
+from residmix.nn.gradient import minus, projection, subtract
+from residmix.nn.light import LightState, inside_backward, not_a_number
 from residmix.nn.moments import Moments, Solution, merge, solve
-from residmix.nn.state import Fit, MomentState
+from residmix.nn.state import Fit
 
 __all__ = ["Residualize"]
 
 
-# Multiplications in the largest product up to which the cost of a step is that of its calls.
-_LIGHT = 2**18
-
-
-def _inside_backward() -> bool:
-    # What torch.utils.checkpoint itself asks: true while an activation is recomputed for the backward pass.
-    return torch._C._current_graph_task_id() != -1
-
-
-class Residualize(MomentState):
+class Residualize(LightState):
     r"""Residual of a tensor on metadata, with coefficients that never see the batch they correct.
 
     .. math::
@@ -81,6 +72,9 @@ class Residualize(MomentState):
         Effective rows before the coefficients of an accumulating layer are used; default 10 (p + k + 1).
     ridge, rtol : float
         Ridge as a fraction of each column's variance; tolerance under which directions of `m` count as collinear.
+    inplace : bool, default False
+        Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does: less memory, and faster on large maps. For an `x` that
+        nothing else needs, such as the output of a convolution; where it is needed, backward raises torch's error.
     sync : bool, default True
         Add up batches over the processes of an initialised ``torch.distributed`` by one all_reduce.
     process_group : ProcessGroup, optional
@@ -132,6 +126,7 @@ class Residualize(MomentState):
         warmup: int | None = None,
         ridge: float = 0.0,
         rtol: float = 1e-10,
+        inplace: bool = False,
         sync: bool = True,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -156,12 +151,13 @@ class Residualize(MomentState):
             raise ValueError("space='feature' goes with estimator prior, posterior or frozen and grad='stop'")
         self.space, self.estimator, self.grad = space, estimator, grad
         self.center, self.maps, self.missing = center, maps, missing
+        self.inplace = inplace
         self.penalty = None
         if estimator == "learned":
             self.standard_coef = nn.Parameter(torch.zeros(num_protected + num_metadata, self.num_features))
         self.frozen = estimator == "frozen"
         self._warned = False
-        self._before: Fit | None = None
+        self._before = None
 
     # -- state of the learned estimator --------------------------------------------------------------------------
 
@@ -218,11 +214,7 @@ class Residualize(MomentState):
         mask: Tensor | None = None, *, fit: bool = True,
     ) -> Batch:  # fmt: skip
         """Check the arguments of `forward` and put them into rows; `fit`: the protected columns are needed."""
-        if mapping.features_of(x, self.maps) != self.num_features:
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} has {mapping.features_of(x, self.maps)} features with maps="
-                f"{self.maps!r}; the layer was built for {self.num_features}"
-            )
+        self._check_width(x)
         batch = assemble(
             x, metadata, protected if fit else None, sample_weight, mask, maps=self.maps,
             widths=(self.num_metadata, self.num_protected if fit else 0), flatten=self.space == "feature",
@@ -230,21 +222,14 @@ class Residualize(MomentState):
         if self.missing == "mean":
             return batch.filled(self.moments.design_mean[self.num_protected :])
         if not torch.compiler.is_compiling() and bool(batch.metadata.isnan().any()):
-            rows = int(batch.metadata.isnan().any(1).sum())
-            raise ValueError(
-                f"metadata are NaN in {rows} row(s); fill them in, or use missing='mean' (no correction there)"
-            )
+            raise not_a_number(batch.metadata.isnan())
         return batch
 
-    @np.errstate(all="ignore")  # an activation that overflows is for the caller's loss scaling to notice
     def _training_step(self, batch: Batch) -> Tensor:
         # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
-        before, again = self._before, _inside_backward()
-        light = self._light(batch)
-        if light:
-            batch = batch.light()
-        if before is None or not again:
-            again, before = False, self._snapshot(light)
+        before, again = self._before, inside_backward()
+        if not isinstance(before, Fit) or not again:
+            again, before = False, self._snapshot()
             self._before = before
         local = self.estimator in ("posterior", "batch")
         if local or not again:
@@ -271,20 +256,7 @@ class Residualize(MomentState):
         self._warn_of_leakage(moments)
         solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
         erasure = eraser_factors(moments, self.num_protected, rtol=self.rtol) if self.full else None
-        return Fit(moments, solution, 1.0, erasure)
-
-    def _light(self, batch: Batch) -> bool:
-        """Whether numpy does the arithmetic of this training step, see `residmix.nn.moments`."""
-        rows, columns = batch.design.shape
-        return (
-            rows * columns * (columns + self.num_features) <= _LIGHT
-            and self.weight.device.type == "cpu"
-            and not self.full
-            and self.estimator != "learned"
-            and self.grad != "through"
-            and not self.distributed
-            and not torch.compiler.is_compiling()
-        )
+        return Fit(moments, solution, torch.ones_like(self.ready), erasure)
 
     @torch.no_grad()
     def observe(
@@ -336,6 +308,8 @@ class Residualize(MomentState):
         update = (self.training if update is None else update) and not self.frozen
         if self.space == "feature" and not update:
             return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean)
+        if update and self._light(x, metadata, protected):
+            return self._light_step(x, metadata, protected, sample_weight, mask)
         batch = self.read(x, metadata, protected, sample_weight, mask, fit=update)
         if not update:
             solution = self._solution()
@@ -352,19 +326,18 @@ class Residualize(MomentState):
         if self.center == "features":
             rows = rows + moments.feature_mean * fit.ready
         # Float32 for half-precision x: the subtraction is then rounded once.
-        rows = torch.as_tensor(rows).to(torch.promote_types(x.dtype, torch.float32))
-        removed = mapping.broadcast(rows, x, batch.maps)
+        removed = mapping.broadcast(rows.to(torch.promote_types(x.dtype, torch.float32)), x, batch.maps)
         if not train or self.grad != "project":
-            return (x - removed).to(x.dtype)
+            return minus(x, removed, self.inplace)
         remainder = centred
         if p:
             remainder = centred - (batch.protected - moments.design_mean[:p]) @ solution.slope
         per_row = 1.0 / (moments.weight + (moments.weight == 0))
         scatter = solution.remainder * (0.0 if self.estimator == "batch" else self.num_metadata * per_row)
-        return remove(
-            x, removed, change, remainder, scatter, moments.scatter.diagonal()[p:] * per_row, batch.weight,
-            fit.ready, batch.mask, batch.maps, centre=self.center == "features",
-        )  # fmt: skip
+        variance = moments.scatter.diagonal()[p:] * per_row
+        centre = self.center == "features"
+        loss = projection(change, remainder, scatter, variance, batch.weight, fit.ready, centre=centre)
+        return subtract(x, removed, loss, batch.mask, batch.maps, inplace=self.inplace)
 
     def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor) -> Tensor:
         last = mapping.features_last(x, maps)
@@ -374,7 +347,7 @@ class Residualize(MomentState):
             change = change + mean.to(wide)
         if maps == "channel":
             change = change.movedim(-1, 1)
-        return (x - change.view(x.shape)).to(x.dtype)
+        return minus(x, change.view(x.shape), self.inplace)
 
     def _warn_of_leakage(self, moments: Moments) -> None:
         rows, needed = float(moments.effective_rows), 10 * (self.num_metadata + self.num_protected + 1)

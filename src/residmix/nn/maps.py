@@ -40,18 +40,18 @@ def _positions(x: Tensor, maps: str) -> tuple[int, ...]:
 
 
 def pooled(x: Tensor, maps: str, mask: Tensor | None) -> Tensor:
-    """Features of each row, float64 (n, d); `mask` (n, positions) tells which positions count."""
+    """Features of each row (n, d), float32 or float64; `mask` (n, positions) tells which positions count."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if maps == "element":
-        return x.flatten(1).double()
+        return wide.flatten(1)
     axes = _positions(x, maps)
     if not axes:
-        return x.double()
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return wide
     if mask is None:
-        return wide.mean(axes).double()
+        return wide.mean(axes)
     share = mask.to(wide.dtype)
     share = share / share.flatten(1).sum(1).clamp_min(1e-30).view(-1, *[1] * (share.ndim - 1))
-    return (wide * share.unsqueeze(1 if maps == "channel" else -1)).sum(axes).double()
+    return (wide * share.unsqueeze(1 if maps == "channel" else -1)).sum(axes)
 
 
 def broadcast(rows: Tensor, x: Tensor, maps: str) -> Tensor:
@@ -79,12 +79,10 @@ def flatten_tokens(values: Tensor, x: Tensor) -> Tensor:
 
 
 def position_sums(x: Tensor, maps: str) -> Tensor:
-    """Sum over the positions, float64 (n, d)."""
-    if maps == "element":
-        return x.flatten(1).double()
-    axes = _positions(x, maps)
+    """Sum over the positions (n, d), float32 or float64."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return (wide.sum(axes) if axes else wide).double()
+    axes = () if maps == "element" else _positions(x, maps)
+    return wide.sum(axes) if axes else wide.flatten(1)
 
 
 def shares(x: Tensor, maps: str, mask: Tensor | None) -> Tensor | float:

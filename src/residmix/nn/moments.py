@@ -4,23 +4,20 @@ Moments are centred and float64; two of them merge by Chan's formula, so batches
 the moments of their union. Nothing here is larger than q x d (q design columns, d features), or d x d when the
 features' own covariance is asked for; no matrix ever has the size of the batch.
 
-Arrays are tensors, or ndarrays: everything but `summed` is written in what torch and numpy have in common. On the CPU a
-layer takes numpy where it needs no gradients, because what these few numbers cost is the call. Torch's takes four times
-as long, and its smallest matrix product waits for every thread.
+On the CPU small batches of the default estimator take the same steps in compiled loops, see `residmix.nn.step`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "CONSTANT",
     "Moments",
     "Solution",
     "ageing",
@@ -28,24 +25,15 @@ __all__ = [
     "empty_moments",
     "inverse_root",
     "merge",
-    "namespace",
     "solve",
     "summed",
     "symmetric_eigen",
 ]
 
 # A column whose spread is below this fraction of its mean is constant up to rounding.
-_CONSTANT = 64 * torch.finfo(torch.float64).eps
+CONSTANT = 64 * torch.finfo(torch.float64).eps
 # exp(300) and its square are far from the float64 limit; older rows weigh nothing.
 _LARGEST_EXPONENT = 300.0
-
-
-Array = Any  # a Tensor or an ndarray
-
-
-def namespace(array: Array) -> Any:
-    """Module with the functions for `array`: torch or numpy."""
-    return torch if isinstance(array, Tensor) else np
 
 
 @dataclass(frozen=True)
@@ -54,42 +42,42 @@ class Moments:
 
     Attributes
     ----------
-    weight, square : Array, shape ()
+    weight, square : Tensor, shape ()
         Sum of the weights and of their squares; ``weight**2 / square`` is the effective number of rows.
-    mean : Array, shape (q + d,)
+    mean : Tensor, shape (q + d,)
         Of the design columns, then of the features.
-    scatter : Array, shape (q, q + d)
+    scatter : Tensor, shape (q, q + d)
         sum w (a - mean)(z - mean)', z = (a, f). Design and features share tensors because every operation on so small
         ones costs the same few microseconds, whatever its size.
-    spread : Array, shape (d,) or (d, d)
+    spread : Tensor, shape (d,) or (d, d)
         Diagonal or whole of sum w (f - mean)(f - mean)'.
     """
 
-    weight: Array
-    square: Array
-    mean: Array
-    scatter: Array
-    spread: Array
+    weight: Tensor
+    square: Tensor
+    mean: Tensor
+    scatter: Tensor
+    spread: Tensor
 
     @property
-    def design_mean(self) -> Array:
+    def design_mean(self) -> Tensor:
         return self.mean[: len(self.scatter)]
 
     @property
-    def feature_mean(self) -> Array:
+    def feature_mean(self) -> Tensor:
         return self.mean[len(self.scatter) :]
 
     @property
-    def design_scatter(self) -> Array:
+    def design_scatter(self) -> Tensor:
         """(q, q): sum w (a - mean)(a - mean)'."""
         return self.scatter[:, : len(self.scatter)]
 
     @property
-    def cross(self) -> Array:
+    def cross(self) -> Tensor:
         """(q, d): sum w (a - mean)(f - mean)'."""
         return self.scatter[:, len(self.scatter) :]
 
-    def scaled(self, factor: Array) -> Moments:
+    def scaled(self, factor: Tensor) -> Moments:
         """Multiply every weight by `factor`."""
         return Moments(
             self.weight * factor,
@@ -106,7 +94,7 @@ class Moments:
         return Moments(*(getattr(self, item.name).to(device) for item in fields(self)))
 
     @property
-    def effective_rows(self) -> Array:
+    def effective_rows(self) -> Tensor:
         """(sum w)^2 / sum w^2, shape (); 0 without rows."""
         return self.weight**2 / (self.square + (self.square == 0))
 
@@ -117,21 +105,21 @@ class Solution:
 
     Attributes
     ----------
-    coef : Array, shape (k, d)
+    coef : Tensor, shape (k, d)
         B_m of  f ~ Y B_Y + m B_m + b0, in units of f per unit of m.
-    slope : Array, shape (p, k)
+    slope : Tensor, shape (p, k)
         Regression of m on the protected columns, so that m - mean - (Y - mean) slope is what is left of m.
-    remainder : Array, shape (k, k)
+    remainder : Tensor, shape (k, k)
         Scatter of what is left of m.
-    spectrum : Array, shape (k,)
+    spectrum : Tensor, shape (k,)
         Eigenvalues of the remainder's scatter, columns of m standardised to a scatter of 1, in rising order; 0 for
         directions of m that cannot be told apart from others or from the protected columns.
     """
 
-    coef: Array
-    slope: Array
-    remainder: Array
-    spectrum: Array
+    coef: Tensor
+    slope: Tensor
+    remainder: Tensor
+    spectrum: Tensor
 
 
 def empty_moments(q: int, d: int, full: bool) -> Moments:
@@ -140,7 +128,7 @@ def empty_moments(q: int, d: int, full: bool) -> Moments:
     return Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 
-def batch_moments(design: Array, features: Array, weight: Array, *, full: bool) -> Moments:
+def batch_moments(design: Tensor, features: Tensor, weight: Tensor, *, full: bool) -> Moments:
     """Moments of one batch: `design` (n, q), `features` (n, d), `weight` (n,), all float64."""
     total = weight.sum()
     share = weight / (total + (total == 0))
@@ -153,12 +141,11 @@ def batch_moments(design: Array, features: Array, weight: Array, *, full: bool) 
     deviation = features - feature_mean
     weighted = (centred * weight[:, None]).T
     spread = (deviation * weight[:, None]).T @ deviation if full else weight @ deviation**2
-    concatenate = namespace(design).concatenate
     return Moments(
         total,
         weight @ weight,
-        concatenate([design_mean + rounding, feature_mean]),
-        concatenate([weighted @ centred, weighted @ deviation], 1),
+        torch.cat([design_mean + rounding, feature_mean]),
+        torch.cat([weighted @ centred, weighted @ deviation], 1),
         spread,
     )
 
@@ -181,7 +168,7 @@ def merge(first: Moments, second: Moments) -> Moments:
     )
 
 
-def ageing(count: Array, rows: Array, horizon: float, world: int, rank: int) -> tuple[Array, float]:
+def ageing(count: Tensor, rows: Tensor, horizon: float, world: int, rank: int) -> tuple[Tensor, float]:
     """Forgetting inside one batch, so that the same rows weigh the same whatever the batch size.
 
     Row i of process r has position  world * (rows before i on r) + r,  the order in which a distributed sampler deals
@@ -189,24 +176,24 @@ def ageing(count: Array, rows: Array, horizon: float, world: int, rank: int) -> 
 
     Parameters
     ----------
-    count : Array, shape (n,)
+    count : Tensor, shape (n,)
         What each row adds to the age, in samples: 1, or 0 for a row without weight, or 1/T for one of T tokens.
-    rows : Array, shape ()
+    rows : Tensor, shape ()
         Their sum.
 
     Returns
     -------
-    factor : Array, shape (n,)
+    factor : Tensor, shape (n,)
         Weights of the rows; with several processes up to the common factor lam ** (R - 1), which the caller supplies.
     rate : float
         log(lam).
     """
     rate = math.log1p(-1.0 / horizon)
-    xp, before = namespace(count), count.cumsum(0) - count
+    before = count.cumsum(0) - count
     if world == 1:
-        return xp.exp(rate * (rows - 1 - before)), rate
+        return torch.exp(rate * (rows - 1 - before)), rate
     exponent = -rate * (before * world + rank)
-    return xp.exp(xp.where(exponent < _LARGEST_EXPONENT, exponent, _LARGEST_EXPONENT)), rate
+    return torch.exp(torch.where(exponent < _LARGEST_EXPONENT, exponent, _LARGEST_EXPONENT)), rate
 
 
 def summed(moments: Moments, rows: Tensor, group: dist.ProcessGroup | None) -> tuple[Moments, Tensor]:
@@ -232,26 +219,24 @@ def summed(moments: Moments, rows: Tensor, group: dist.ProcessGroup | None) -> t
     return total, slots[:, 1].sum()
 
 
-def inverse_root(values: Array, where: Array) -> Array:
+def inverse_root(values: Tensor, where: Tensor) -> Tensor:
     """1 / sqrt(values) `where` that is true, 0 elsewhere."""
-    xp = namespace(values)
-    return where / xp.sqrt(xp.where(where, values, 1.0))
+    return where / torch.sqrt(torch.where(where, values, 1.0))
 
 
-def symmetric_eigen(matrix: Array) -> tuple[Array, Array]:
+def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors of a symmetric matrix; of one column, the usual case, without LAPACK."""
-    xp = namespace(matrix)
     if len(matrix) == 1:
-        return matrix[0], xp.ones_like(matrix)
-    values, vectors = xp.linalg.eigh(matrix)
+        return matrix[0], torch.ones_like(matrix)
+    values, vectors = torch.linalg.eigh(matrix)
     return values, vectors
 
 
-def _pseudo_inverse(matrix: Array, rtol: float, ridge: float = 0.0) -> tuple[Array, Array]:
+def _pseudo_inverse(matrix: Tensor, rtol: float, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
     """Pseudo-inverse of a scatter with unit-scale columns, and its eigenvalues, those below `rtol` put to 0."""
     values, vectors = symmetric_eigen(matrix)
     kept = values > rtol
-    inverse = kept / namespace(matrix).where(kept, values + ridge, 1.0)
+    inverse = kept / torch.where(kept, values + ridge, 1.0)
     return (vectors * inverse) @ vectors.T, values * kept
 
 
@@ -270,7 +255,7 @@ def solve(moments: Moments, num_protected: int, *, ridge: float = 0.0, rtol: flo
     """
     p, q = num_protected, len(moments.scatter)
     diagonal = moments.scatter.diagonal()
-    varies = diagonal > moments.weight * (_CONSTANT * moments.design_mean) ** 2
+    varies = diagonal > moments.weight * (CONSTANT * moments.design_mean) ** 2
     scale = inverse_root(diagonal, varies)
     units = scale * diagonal
     rows = scale[:, None] * moments.scatter

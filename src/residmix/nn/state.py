@@ -14,29 +14,21 @@ from torch import Tensor, nn
 from residmix.nn.batch import Batch
 from residmix.nn.erase import eraser_factors
 from residmix.nn.moments import (
-    Array,
     Moments,
     Solution,
     ageing,
     batch_moments,
     empty_moments,
     merge,
-    namespace,
     solve,
     summed,
 )
+from residmix.nn.step import Memory
 
 __all__ = ["Fit", "MomentState"]
 
 _MOMENTS = ("weight", "square", "mean", "scatter", "spread")
 _SOLUTION = ("coef", "slope", "remainder", "spectrum")
-
-
-def _put(buffer: Tensor, value: Any) -> None:
-    if isinstance(value, Tensor):
-        buffer.copy_(value)
-    else:
-        buffer.numpy()[...] = value
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Fit:
 
     moments: Moments
     solution: Solution
-    ready: Array
+    ready: Tensor
     erasure: tuple[Tensor, Tensor] | None
 
 
@@ -126,31 +118,31 @@ class MomentState(nn.Module):
 
     def _store(self, moments: Moments) -> None:
         for name in _MOMENTS:
-            _put(getattr(self, name), getattr(moments, name))
+            getattr(self, name).copy_(getattr(moments, name))
 
     def _solution(self) -> Solution:
         return Solution(*(getattr(self, name) for name in _SOLUTION))
 
-    def _snapshot(self, light: bool) -> Fit:
-        """Copies of the moments and of what was solved from them (`light`: ndarrays); a step overwrites the buffers."""
+    def _snapshot(self) -> Fit:
+        """Copies of the moments and of what was solved from them; a step overwrites the buffers."""
 
-        def copied(*names: str) -> list[Any]:
-            buffers = [getattr(self, name) for name in names]
-            return [buffer.numpy().copy() if light else buffer.clone() for buffer in buffers]
+        def copied(*names: str) -> list[Tensor]:
+            return [getattr(self, name).clone() for name in names]
 
-        (ready,) = copied("ready")
         erasure = (self.left.clone(), self.right.clone()) if self.full else None
-        return Fit(Moments(*copied(*_MOMENTS)), Solution(*copied(*_SOLUTION)), ready, erasure)
+        return Fit(Moments(*copied(*_MOMENTS)), Solution(*copied(*_SOLUTION)), self.ready.clone(), erasure)
+
+    def _memory(self) -> Memory:
+        """The buffers as compiled loops take them, without copies."""
+        return Memory(*(self._buffers[name].numpy() for name in Memory._fields))  # type: ignore[union-attr]
 
     def refresh(self) -> None:
         """Solve for the coefficients from the stored moments, however few the rows."""
-        self._solve_from(self.moments, True)
+        self._solve_from(self.moments, torch.ones_like(self.ready, dtype=torch.bool))
 
     @torch.no_grad()
-    def _solve_from(self, moments: Moments, enough: Any) -> None:
+    def _solve_from(self, moments: Moments, enough: Tensor) -> None:
         """Put the solution into the buffers if there were rows `enough`."""
-        if not isinstance(enough, Tensor) and not enough:
-            return
         solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
         new = {name: getattr(solution, name) for name in _SOLUTION}
         if self.full:
@@ -158,8 +150,8 @@ class MomentState(nn.Module):
         for name, value in new.items():
             buffer = getattr(self, name)
             # No question to the device: it would have to finish first.
-            _put(buffer, torch.where(enough, value, buffer) if isinstance(enough, Tensor) else value)
-        _put(self.ready, self.ready.logical_or(enough) if isinstance(enough, Tensor) else 1.0)
+            buffer.copy_(torch.where(enough, value, buffer))
+        self.ready.copy_(self.ready.logical_or(enough))
 
     def reset(self) -> None:
         """Forget everything, as after construction."""
@@ -208,10 +200,7 @@ class MomentState(nn.Module):
             factor, rate = ageing(batch.count, rows, self.horizon, world, rank)
             weight = weight if level else weight * factor
         with nullcontext() if differentiable else torch.no_grad():
-            features: Any = batch.features()
-            if not isinstance(weight, Tensor):
-                features = features.numpy()
-            new = batch_moments(batch.design, features, weight, full=self.full)
+            new = batch_moments(batch.design, batch.features(), weight, full=self.full)
         if world > 1:
             if differentiable:
                 raise ValueError("grad='through' cannot cross processes; use grad='project' or sync=False")
@@ -221,9 +210,8 @@ class MomentState(nn.Module):
         if self.horizon is None or rate is None:
             return new, old
         # Forgetting keeps the total below the horizon; what `finalize` or `merge` left must be no harder to forget.
-        xp = namespace(rows)
-        most = xp.where(old.weight > self.horizon, old.weight, self.horizon)
-        return new, old.scaled(self.horizon / most * xp.exp(rate * rows))
+        most = old.weight.clamp_min(self.horizon)
+        return new, old.scaled(self.horizon / most * torch.exp(rate * rows))
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([1, int(self.frozen)])

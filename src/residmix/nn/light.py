@@ -1,0 +1,100 @@
+"""Training steps of small batches on the CPU: arrays in, compiled loops, arrays out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from residmix.nn import maps as mapping
+from residmix.nn.batch import columns, row_weights
+from residmix.nn.gradient import minus, subtract
+from residmix.nn.state import Fit, MomentState
+from residmix.nn.step import Memory, step
+
+__all__ = ["LightState", "inside_backward", "not_a_number"]
+
+# Multiplications in the largest product up to which a step is taken in compiled loops, on one core.
+_LIGHT = 2**18
+
+
+def inside_backward() -> bool:
+    """Whether a forward pass runs because of activation checkpointing."""
+    # What torch.utils.checkpoint itself asks: true while an activation is recomputed for the backward pass.
+    return torch._C._current_graph_task_id() != -1
+
+
+def not_a_number(absent: Any) -> ValueError:
+    """Error for metadata that are NaN where `absent` (n, k) says so."""
+    rows = int(absent.any(1).sum())
+    return ValueError(f"metadata are NaN in {rows} row(s); fill them in, or use missing='mean' (no correction there)")
+
+
+class LightState(MomentState):
+    """State of a layer that can take a whole training step without torch; the attributes are `Residualize`'s."""
+
+    estimator: str
+    space: str
+    grad: str
+    center: str
+    maps: str
+    missing: str
+    inplace: bool
+    _before: Fit | Memory | None
+
+    def _check_width(self, x: Tensor) -> None:
+        if mapping.features_of(x, self.maps) != self.num_features:
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} has {mapping.features_of(x, self.maps)} features with maps="
+                f"{self.maps!r}; the layer was built for {self.num_features}"
+            )
+
+    def _light(self, x: Tensor, *columns: Tensor | None) -> bool:
+        """Whether this training step is taken in compiled loops, see `residmix.nn.step`."""
+        q = self.num_protected + self.num_metadata
+        return (
+            self.estimator == "prior"
+            and self.space == "sample"
+            and self.missing == "error"
+            and len(x) * q * (q + self.num_features) <= _LIGHT
+            and x.is_cpu
+            and self.weight.is_cpu
+            and all(values is None or values.ndim <= 2 for values in columns)
+            and not self.distributed
+            and not torch.compiler.is_compiling()
+        )
+
+    def _light_step(
+        self, x: Tensor, metadata: Tensor | None, protected: Tensor | None, sample_weight: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """`read` and `_training_step` of the prior's coefficients."""
+        self._check_width(x)
+        p, n = self.num_protected, len(x)
+        design = np.empty((n, p + self.num_metadata))
+        design[:, p:] = columns(metadata, self.num_metadata, x, self.maps, "metadata").numpy()
+        design[:, :p] = columns(protected, p, x, self.maps, "protected").numpy()
+        absent = np.isnan(design[:, p:])
+        if absent.any():
+            raise not_a_number(absent)
+        weight = count = np.ones(n)
+        if sample_weight is not None or mask is not None:
+            weight = np.ascontiguousarray(row_weights(x, sample_weight, mask, self.maps).numpy())
+            count = (weight > 0).astype(np.float64)
+        memory, again = self._before, inside_backward()
+        if not isinstance(memory, Memory) or not again:
+            again, memory = False, self._memory()
+            self._before = Memory(*(values.copy() for values in memory))
+        features = np.ascontiguousarray(mapping.pooled(x.detach(), self.maps, mask).numpy())
+        rows = np.empty(features.shape, features.dtype)
+        loss = step(
+            memory, design, features, weight, count, p, float(self.horizon or 0), float(self.warmup),
+            float(self.ridge), float(self.rtol), self.center != "none", self.center == "features",
+            self.grad == "project", not again, rows,
+        )  # fmt: skip
+        removed = mapping.broadcast(torch.from_numpy(rows), x, self.maps)
+        if self.grad != "project":
+            return minus(x, removed, self.inplace)
+        return subtract(x, removed, loss, mask, self.maps, inplace=self.inplace)
