@@ -284,18 +284,21 @@ def test_options_that_cannot_be_right_are_refused(options, message):
         {"num_metadata": 1, "num_protected": 2, "horizon": 50, "ridge": 0.1},
         {"num_metadata": 3, "horizon": None, "warmup": 40},
         {"num_metadata": 1, "grad": "stop"},
+        {"num_metadata": 2, "num_protected": 1, "maps": "element", "num_features": 600},  # more than a block
     ],
 )
 def test_compiled_steps_are_those_of_torch(center, options, monkeypatch):
     def run(most, dtype, masked):
         monkeypatch.setattr(light, "_LIGHT", most)
         torch.manual_seed(0)
-        layer = Residualize(3, center=center, maps="channel", **({"warmup": 0} | options))
+        layer = Residualize(**({"num_features": 3, "center": center, "maps": "channel", "warmup": 0} | options))
         k, p = layer.num_metadata, layer.num_protected
         seen = []
         for _ in range(4):
-            x = torch.randn(30, 3, 2, 2, dtype=dtype, requires_grad=True)
-            y, weight, mask = torch.randint(0, 2, (30, p)), torch.rand(30), torch.rand(30, 2, 2) > 0.3
+            d = layer.num_features
+            shape, positions = ((d,), ()) if layer.maps == "element" else ((d, 2, 2), (2, 2))
+            x = torch.randn(30, *shape, dtype=dtype, requires_grad=True)
+            y, weight, mask = torch.randint(0, 2, (30, p)), torch.rand(30), torch.rand(30, *positions) > 0.3
             m = torch.cat([torch.randn(30, k) + 1e3, torch.ones(30, 1)], 1)[:, -k:]  # constant, if it is the last
             given = {"sample_weight": weight, "mask": mask} if masked else {}
             assert layer._light(x, m, y) == bool(most)

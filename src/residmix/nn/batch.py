@@ -95,7 +95,7 @@ def row_weights(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None, ma
         expected = mapping.mask_shape(x, maps)
         if mask.shape != expected:
             raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
-        weight = weight * mask.flatten(1).any(1)
+        weight = weight * mask.reshape(len(mask), -1).any(1)
     return weight
 
 

@@ -17,7 +17,7 @@ from residmix.nn.step import Memory, step
 __all__ = ["LightState", "inside_backward", "not_a_number"]
 
 # Multiplications in the largest product up to which a step is taken in compiled loops, on one core.
-_LIGHT = 2**18
+_LIGHT = 2**26
 
 
 def inside_backward() -> bool:

@@ -28,6 +28,10 @@ _wrappers: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _inner = njit(cache=True, nogil=True, error_model="numpy", **_wrappers)
 
 
+# Features whose columns of a batch fit a core's cache.
+_BLOCK = 256
+
+
 class Memory(NamedTuple):
     """What a layer remembers, see `residmix.nn.moments.Moments` and `Solution`: its buffers, without copies."""
 
@@ -94,46 +98,59 @@ def _add(memory, design, features, weight, forget):
         total += weight[i]
         square += weight[i] * weight[i]
     divisor = total if total != 0.0 else 1.0
-    mean, rounding, rows = np.zeros(q + d), np.zeros(q), np.empty((n, q + d))
-    for i in range(n):
-        share = weight[i] / divisor
-        for a in range(q):
-            mean[a] += share * design[i, a]
-        for j in range(d):
-            mean[q + j] += share * features[i, j]
-    for i in range(n):
-        for a in range(q):
-            rows[i, a] = design[i, a] - mean[a]
-            rounding[a] += weight[i] / divisor * rows[i, a]
-        for j in range(d):
-            rows[i, q + j] = features[i, j] - mean[q + j]
     old = memory.weight[()] * forget
     both = old + total
     gain = total / both if both != 0.0 else 0.0
     between = old * gain
     memory.weight[()] = both
     memory.square[()] = memory.square[()] * forget * forget + square
+    # Columns of the design, centred; their means; how far those are from what was there.
+    rows, moved = np.empty((n, q)), np.zeros(q)
     for a in range(q):
-        mean[a] += rounding[a]
-    for j in range(q + d):
-        mean[j] -= memory.mean[j]  # how far the batch is from what was there
-        memory.mean[j] += mean[j] * gain
-        for a in range(q):
-            memory.scatter[a, j] *= forget
+        center = rounding = 0.0
+        for i in range(n):
+            center += weight[i] / divisor * design[i, a]
+        for i in range(n):
+            rounding += weight[i] / divisor * (design[i, a] - center)
+        for i in range(n):
+            rows[i, a] = design[i, a] - center - rounding
+        moved[a] = center + rounding - memory.mean[a]
+        memory.mean[a] += moved[a] * gain
     for a in range(q):
-        for j in range(q + d):
-            memory.scatter[a, j] += mean[a] * between * mean[j]
-    for j in range(d):
-        memory.spread[j] = memory.spread[j] * forget + between * mean[q + j] * mean[q + j]
-    for i in range(n):
-        for a in range(q):
-            rows[i, a] -= rounding[a]
-        for a in range(q):
-            factor = weight[i] * rows[i, a]
-            for j in range(q + d):
-                memory.scatter[a, j] += factor * rows[i, j]
-        for j in range(d):
-            memory.spread[j] += weight[i] * rows[i, q + j] * rows[i, q + j]
+        for b in range(q):
+            memory.scatter[a, b] = memory.scatter[a, b] * forget + moved[a] * between * moved[b]
+            for i in range(n):
+                memory.scatter[a, b] += weight[i] * rows[i, a] * rows[i, b]
+    # Features by blocks, which stay in the cache for the second visit.
+    mean, deviation = np.empty(_BLOCK), np.empty(_BLOCK)
+    spread, cross = np.empty(_BLOCK), np.empty((q, _BLOCK))
+    for start in range(0, d, _BLOCK):
+        width = min(_BLOCK, d - start)
+        for j in range(width):
+            mean[j] = spread[j] = 0.0
+            for a in range(q):
+                cross[a, j] = 0.0
+        for i in range(n):
+            share, row = weight[i] / divisor, features[i, start : start + width]
+            for j in range(width):
+                mean[j] += share * row[j]
+        for i in range(n):
+            own, row = weight[i], features[i, start : start + width]
+            for j in range(width):
+                deviation[j] = row[j] - mean[j]
+                spread[j] += own * deviation[j] * deviation[j]
+            for a in range(q):
+                factor, sums = own * rows[i, a], cross[a]
+                for j in range(width):
+                    sums[j] += factor * deviation[j]
+        for j in range(width):
+            here = start + j
+            change = mean[j] - memory.mean[q + here]
+            memory.mean[q + here] += change * gain
+            memory.spread[here] = memory.spread[here] * forget + spread[j] + between * change * change
+            for a in range(q):
+                was = memory.scatter[a, q + here] * forget
+                memory.scatter[a, q + here] = was + cross[a, j] + moved[a] * between * change
 
 
 @_inner
@@ -213,15 +230,19 @@ def _left(memory, design, weight, p, total):
 def _removed(memory, change, level, removed):
     """``change @ coef``, and the features' mean where the `level` is removed."""
     (n, k), d = change.shape, removed.shape[1]
-    row = np.empty(d)
+    row, start = np.empty(d), np.zeros(d)
+    for j in range(d):
+        start[j] = memory.mean[len(memory.mean) - d + j] * memory.ready[()] if level else 0.0
     for i in range(n):
+        out = removed[i]
         for j in range(d):
-            row[j] = memory.mean[len(memory.mean) - d + j] * memory.ready[()] if level else 0.0
+            row[j] = start[j]
         for a in range(k):
+            factor, coef = change[i, a], memory.coef[a]
             for j in range(d):
-                row[j] += change[i, a] * memory.coef[a, j]
+                row[j] += factor * coef[j]
         for j in range(d):
-            removed[i, j] = row[j]
+            out[j] = row[j]
 
 
 @_inner
@@ -294,17 +315,23 @@ def lost(left, change, share, gradient, factor):
     along, mean, row = np.zeros((k, d)), np.zeros(d), np.empty(d)
     out = np.empty_like(gradient)
     for i in range(n):
+        own = gradient[i]
         for a in range(k):
+            factor_here, sums = change[i, a], along[a]
             for j in range(d):
-                along[a, j] += change[i, a] * gradient[i, j]
-        for j in range(d):
-            mean[j] += gradient[i, j]
+                sums[j] += factor_here * own[j]
+        if len(share):
+            for j in range(d):
+                mean[j] += own[j]
     for i in range(n):
+        result = out[i]
+        level = share[i] if len(share) else 0.0
         for j in range(d):
-            row[j] = share[i] * mean[j] if len(share) else 0.0
+            row[j] = level * mean[j]
         for a in range(k):
+            factor_here, sums = left[i, a], along[a]
             for j in range(d):
-                row[j] += left[i, a] * along[a, j]
+                row[j] += factor_here * sums[j]
         for j in range(d):
-            out[i, j] = row[j] * factor
+            result[j] = row[j] * factor
     return out
