@@ -226,6 +226,29 @@ def test_evaluation_can_be_compiled_without_a_break(space, backend):
     assert not torch.equal(compiled(*arguments), x)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning", "ignore:.*should not be instantiated")  # torch's
+@pytest.mark.parametrize("options", [{}, {"space": "feature"}, {"estimator": "posterior"}])
+def test_training_can_be_compiled_and_is_the_same(options):
+    def run(compiled):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        net = MetadataSequential(torch.nn.Linear(8, 6), Residualize(6, 1, num_protected=1, **options))
+        net[1]._warned = True
+        call = torch.compile(net, backend="aot_eager") if compiled else net
+        optimiser = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(4):
+            y = torch.randint(0, 2, (64, 1))
+            optimiser.zero_grad()
+            call(torch.randn(64, 8), torch.randn(64, 1) + y, y).square().mean().backward()
+            optimiser.step()
+        return net.state_dict()
+
+    plain, compiled = run(False), run(True)
+    assert plain["1.weight"] > 0
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_frozen_layer_never_updates():
     layer = Residualize(4, 1, estimator="frozen")
     layer.accumulate(torch.randn(50, 4), torch.randn(50, 1))

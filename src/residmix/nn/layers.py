@@ -256,7 +256,7 @@ class Residualize(LightState):
         self._warn_of_leakage(moments)
         solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
         erasure = eraser_factors(moments, self.num_protected, rtol=self.rtol) if self.full else None
-        return Fit(moments, solution, torch.ones_like(self.ready), erasure)
+        return Fit(moments, solution, torch.ones_like(self.ready[0]), erasure)
 
     @torch.no_grad()
     def observe(
@@ -315,7 +315,7 @@ class Residualize(LightState):
             solution = self._solution()
             if self.estimator == "learned":
                 solution = self._learned(solution, self.moments, None)
-            return self._removed(batch, Fit(self.moments, solution, self.ready, None), train=False).view(x.shape)
+            return self._removed(batch, Fit(self.moments, solution, self.ready[0], None), train=False).view(x.shape)
         return self._training_step(batch).view(x.shape)
 
     def _removed(self, batch: Batch, fit: Fit, *, train: bool) -> Tensor:

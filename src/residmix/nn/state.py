@@ -31,6 +31,11 @@ _MOMENTS = ("weight", "square", "mean", "scatter", "spread")
 _SOLUTION = ("coef", "slope", "remainder", "spectrum")
 
 
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a buffer: torch.compile takes those without axes in float64 for Python's numbers and loses what is written."""
+    return shape or (1,)
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a batch is corrected with.
@@ -64,7 +69,10 @@ class MomentState(nn.Module):
     """
 
     weight: Tensor
+    square: Tensor
+    mean: Tensor
     scatter: Tensor
+    spread: Tensor
     spectrum: Tensor
     ready: Tensor
     drift: Tensor
@@ -101,20 +109,20 @@ class MomentState(nn.Module):
         self.full = full
         moments = empty_moments(p + k, d, full)
         for name in _MOMENTS:
-            self.register_buffer(name, getattr(moments, name))
+            self.register_buffer(name, getattr(moments, name).reshape(_shape(getattr(moments, name).shape)))
         shapes: dict[str, tuple[int, ...]] = {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "spectrum": (k,)}
         # `ready` is 1 once the coefficients are those of enough rows.
         shapes |= {"ready": (), "drift": ()}
         if full:
             shapes |= {"left": (d, k), "right": (d, k)}
         for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+            self.register_buffer(name, torch.zeros(_shape(shape), dtype=torch.float64))
         self.frozen = False
 
     @property
     def moments(self) -> Moments:
         """The stored moments; the design columns are the protected ones, then the metadata."""
-        return Moments(*(getattr(self, name) for name in _MOMENTS))
+        return Moments(self.weight[0], self.square[0], self.mean, self.scatter, self.spread)
 
     def _store(self, moments: Moments) -> None:
         for name in _MOMENTS:
@@ -126,11 +134,14 @@ class MomentState(nn.Module):
     def _snapshot(self) -> Fit:
         """Copies of the moments and of what was solved from them; a step overwrites the buffers."""
 
-        def copied(*names: str) -> list[Tensor]:
-            return [getattr(self, name).clone() for name in names]
-
+        moments, solution = self.moments, self._solution()
         erasure = (self.left.clone(), self.right.clone()) if self.full else None
-        return Fit(Moments(*copied(*_MOMENTS)), Solution(*copied(*_SOLUTION)), self.ready.clone(), erasure)
+        return Fit(
+            Moments(*(getattr(moments, name).clone() for name in _MOMENTS)),
+            Solution(*(getattr(solution, name).clone() for name in _SOLUTION)),
+            self.ready[0].clone(),
+            erasure,
+        )
 
     def _memory(self) -> Memory:
         """The buffers as compiled loops take them, without copies."""
@@ -138,7 +149,7 @@ class MomentState(nn.Module):
 
     def refresh(self) -> None:
         """Solve for the coefficients from the stored moments, however few the rows."""
-        self._solve_from(self.moments, torch.ones_like(self.ready, dtype=torch.bool))
+        self._solve_from(self.moments, torch.ones_like(self.ready[0], dtype=torch.bool))
 
     @torch.no_grad()
     def _solve_from(self, moments: Moments, enough: Tensor) -> None:
@@ -177,7 +188,7 @@ class MomentState(nn.Module):
 
     def synchronize(self) -> None:
         """Add up the stored moments of all processes (after `accumulate` on shards) and solve again."""
-        together, _ = summed(self.moments, self.weight, self.process_group)
+        together, _ = summed(self.moments, self.weight[0], self.process_group)
         self._store(together)
         self.refresh()
 

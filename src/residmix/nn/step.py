@@ -98,12 +98,12 @@ def _add(memory, design, features, weight, forget):
         total += weight[i]
         square += weight[i] * weight[i]
     divisor = total if total != 0.0 else 1.0
-    old = memory.weight[()] * forget
+    old = memory.weight[0] * forget
     both = old + total
     gain = total / both if both != 0.0 else 0.0
     between = old * gain
-    memory.weight[()] = both
-    memory.square[()] = memory.square[()] * forget * forget + square
+    memory.weight[0] = both
+    memory.square[0] = memory.square[0] * forget * forget + square
     # Columns of the design, centred; their means; how far those are from what was there.
     rows, moved = np.empty((n, q)), np.zeros(q)
     for a in range(q):
@@ -161,7 +161,7 @@ def _solve(memory, p, ridge, rtol):
     scale, units = np.empty(q), np.empty(q)
     for a in range(q):
         least = CONSTANT * memory.mean[a]
-        scale[a] = _root(memory.scatter[a, a], memory.weight[()] * least * least)
+        scale[a] = _root(memory.scatter[a, a], memory.weight[0] * least * least)
         units[a] = scale[a] * memory.scatter[a, a]
     rest, own, unused = np.empty((k, k)), np.empty((p, p)), np.empty(p)
     # Of the standardised metadata on the protected columns.
@@ -202,7 +202,7 @@ def _solve(memory, p, ridge, rtol):
 def _left(memory, design, weight, p, total):
     """`left` of the loss, see `residmix.nn.gradient`."""
     n, k = len(design), len(memory.coef)
-    stored = memory.weight[()]
+    stored = memory.weight[0]
     per_row = 1.0 / stored if stored != 0.0 else 1.0
     rest, gram, scale = np.empty((n, k)), np.zeros((k, k)), np.empty(k)
     for b in range(k):
@@ -222,7 +222,7 @@ def _left(memory, design, weight, p, total):
     for i in range(n):
         for a in range(k):
             for b in range(k):
-                left[i, b] += memory.ready[()] * weight[i] * rest[i, a] * scale[a] * inverse[a, b] * scale[b]
+                left[i, b] += memory.ready[0] * weight[i] * rest[i, a] * scale[a] * inverse[a, b] * scale[b]
     return left
 
 
@@ -232,7 +232,7 @@ def _removed(memory, change, level, removed):
     (n, k), d = change.shape, removed.shape[1]
     row, start = np.empty(d), np.zeros(d)
     for j in range(d):
-        start[j] = memory.mean[len(memory.mean) - d + j] * memory.ready[()] if level else 0.0
+        start[j] = memory.mean[len(memory.mean) - d + j] * memory.ready[0] if level else 0.0
     for i in range(n):
         out = removed[i]
         for j in range(d):
@@ -257,12 +257,12 @@ def _remember(memory, design, features, weight, count, p, horizon, warmup, ridge
         aged[i] = weight[i] * np.exp(rate * later)
         later -= count[i]
     if horizon > 0.0:
-        forget = horizon / max(memory.weight[()], horizon) * np.exp(rate * rows)
+        forget = horizon / max(memory.weight[0], horizon) * np.exp(rate * rows)
     _add(memory, design, features, aged, forget)
-    total, squares = memory.weight[()], memory.square[()]
+    total, squares = memory.weight[0], memory.square[0]
     if total * total / (squares if squares != 0.0 else 1.0) >= warmup:
         _solve(memory, p, ridge, rtol)
-        memory.ready[()] = 1.0
+        memory.ready[0] = 1.0
 
 
 @_compiled
