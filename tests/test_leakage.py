@@ -251,3 +251,79 @@ def test_a_regressor_that_leaves_effects_is_told_of():
     with pytest.warns(LeakageWarning, match=message):
         rm.Residualizer("site + age", estimator=SVR(C=0.1)).fit(data)
     assert told(lambda: rm.Residualizer("site + age").fit(data)) == []
+
+
+def test_files_and_clusters_are_warned_of_leakage_as_memory_is_without_a_pass_of_its_own(tmp_path):
+    dd = pytest.importorskip("dask.dataframe")
+    counts = lattice()[["x", "site"]]
+    expected = told(lambda: rm.Residualizer("site").fit(counts))
+    assert len(expected) == 1 and re.search(r"'x'.*let a decision tree read", expected[0])
+    counts.to_parquet(tmp_path / "x.parquet")
+    source = rm.scan(tmp_path / "x.parquet", batch_rows=500)
+    passes = []
+    pieces = type(source).pieces
+    source.pieces = lambda *arguments: passes.append(arguments) or pieces(source, *arguments)
+    assert told(lambda: rm.Residualizer("site").fit(source)) == expected
+    features = [columns for columns, _ in passes if columns is None or "x" in columns]
+    assert len(features) == 1  # the moments' own
+    frame = dd.from_pandas(counts, npartitions=4, sort=False)
+    assert told(lambda: rm.Residualizer("site").fit(frame)) == expected
+
+
+def patients(kind, n=20_000, levels=300, d=6, seed=0):
+    """Features that know nothing of the patient, who has too many levels for columns."""
+    rng = np.random.default_rng(seed)
+    patient = np.r_[np.arange(levels), rng.integers(0, levels, n - levels)]
+    z = rng.normal(size=(n, d))
+    X = {
+        "gaussian": lambda: z,
+        "t5": lambda: rng.standard_t(5, (n, d)),
+        "spread": lambda: z * np.exp(0.3 * rng.normal(size=(levels, d)))[patient],
+        "rounded": lambda: np.round(z + rng.normal(size=(levels, d))[patient], 2),
+        "float32": lambda: (z + 1000).astype(np.float32),
+        "missing": lambda: np.where(rng.random((n, d)) < 0.1, np.nan, z),
+        "counts": lambda: rng.poisson(3.0, (n, d)).astype(float),
+        "binary": lambda: (z > 0).astype(float),
+        "heavy-tailed": lambda: np.exp(2 * z),
+    }[kind]()
+    return pd.DataFrame(X, columns=[f"x{j}" for j in range(d)]).assign(patient=[f"p{k}" for k in patient])
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "levels", "match"),
+    [
+        ("counts", 20_000, 300, r"few-valued.*effect of 'patient' on 'x\d' back.* 0\.\d\d had they more values"),
+        ("binary", 3000, 300, r"few-valued.*effect of 'patient' on 'x\d' back.* 0\.\d\d had they more values"),
+        # ten rows a level: one that lies far out moves the mean, and with it the residuals of the nine others
+        ("heavy-tailed", 3000, 300, r"effect of 'patient' on 'x\d' back.* 0\.\d\d from the features before"),
+    ],
+)
+def test_effects_of_a_factor_without_columns_that_residuals_give_back_are_told(kind, n, levels, match):
+    data = patients(kind, n, levels)
+    model = rm.Residualizer("patient")
+    (message,) = told(lambda: model.fit(data))
+    assert re.search(match, message)
+    assert model.design_columns_ == []
+    # a label that each patient has once and for all is read by a forest, though no feature knew it
+    residual, features = model.transform(data)[-3000:], data.drop(columns="patient").to_numpy()[-3000:]
+    label = model.effects_["patient"][model.design_.matrix(data[-3000:]).codes[0], 0] > 0
+    assert forest_auc(residual, label) > 0.85
+    assert forest_auc(features, label) < 0.65
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "t5", "spread", "rounded", "float32", "missing"])
+def test_no_false_alarms_of_factors_without_columns(kind):
+    """Of 200 tables of each kind none was told of; here are some of them."""
+    for seed, (n, levels) in enumerate([(600, 250), (1000, 210), (3000, 1000), (8000, 300)]):
+        data = patients(kind, n, levels, seed=seed)
+        assert told(lambda: rm.Residualizer("patient").fit(data)) == []  # noqa: B023
+
+
+def test_a_factor_without_columns_is_looked_at_beside_columns_and_in_later_batches():
+    counts, smooth_ones = patients("counts"), patients("gaussian")
+    beside = counts.assign(age=np.random.default_rng(8).uniform(20, 80, len(counts)))
+    (message,) = told(lambda: rm.Residualizer("patient + age").fit(beside))
+    assert "the effect of 'patient'" in message
+    model = rm.Residualizer("patient")
+    assert told(lambda: model.partial_fit(smooth_ones)) == []
+    assert len(told(lambda: [model.partial_fit(patients("counts", seed=s)) for s in (1, 2, 3, 4)])) == 1

@@ -147,6 +147,24 @@ def test_streams_and_merges_work_with_absorbed_factors():
     np.testing.assert_allclose(stream.transform(data), whole.transform(data), atol=1e-11)
 
 
+def test_a_lone_feature_with_gaps_is_fitted_on_the_rows_that_it_has_and_moments_are_not_merged_with_gaps():
+    data = table()
+    data.loc[data.index[::50], "x"] = np.nan
+    for formula in ("subject", "subject + age", "subject + day + age"):
+        alone = Residualizer(formula, features=["x"]).fit_transform(data)
+        np.testing.assert_array_equal(np.isnan(alone[:, 0]), data["x"].isna())
+        both = Residualizer(formula, features=["x", "y"]).fit_transform(data)
+        np.testing.assert_allclose(alone[:, 0], both[:, 0], atol=1e-11)
+    model = Residualizer("subject", features=["x", "y"]).fit(data)
+    before = model.transform(data)
+    told = r"missing values \('x'\) beside a factor without columns \('subject', 400 levels\); fit all rows at once"
+    with pytest.raises(ValueError, match=told):
+        model.partial_fit(data)
+    with pytest.raises(ValueError, match=told):
+        Residualizer("subject", features=["x", "y"]).fit(table()).merge(model)
+    np.testing.assert_array_equal(model.transform(data), before)
+
+
 def test_a_saved_model_residualizes_alike(tmp_path):
     data = table()
     model = Residualizer("subject + day", features=["x", "y"]).fit(data)

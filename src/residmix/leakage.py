@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from residmix.errors import LeakageWarning
 __all__ = [
     "LOOKED_AT_ROWS",
     "Leakage",
+    "effect_leakage",
     "few_valued",
     "leakage",
     "looked_at",
@@ -40,6 +41,7 @@ _BINS = 16
 _TAILS = 12.0
 _SKEW = 3.0
 _BEYOND_CHANCE = 50.0
+_FEWEST_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -144,43 +146,21 @@ def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squ
     ----------
     Hamdan et al., "Confound-leakage: confound removal in machine learning leads to leakage", GigaScience 12 (2023).
     """
-    from sklearn.tree import DecisionTreeRegressor
-
-    spread = design.std(axis=0)
-    columns = np.flatnonzero(spread > 1e-12 * np.abs(design).max(axis=0, initial=1e-300))
-    if len(columns) == 0 or len(X) < 30:
+    columns, target = _varying(design)
+    if len(columns) == 0 or len(X) < _FEWEST_ROWS:
         return None
-    target = (design[:, columns] - design[:, columns].mean(axis=0)) / spread[columns]
-    ordered = np.sort(X, axis=0)
-    few = few_valued(X, ordered)
-    screened = np.unique(np.linspace(0, X.shape[1] - 1, _SCREENED).astype(np.intp))
-    if least_squares:
-        screened = screened[_skewed(ordered[:, screened])]
-    features = np.union1d(few[:_FEATURES], screened)
+    few, features = _suspects(X, least_squares)
     if len(features) == 0:
         return None
     shares = _binned_shares(_without_rounding(X[:, features], residual[:, features]), target)
-    most = shares.max(axis=1)
-    wanted = np.isin(features, few) | (most * len(X) > _BEYOND_CHANCE)
-    # half of the places are for few-valued ones, those of fewest values, whatever they tell
-    first = np.isin(features, few[: _FEATURES // 2])
-    wanted = np.flatnonzero(wanted)[np.lexsort((-most[wanted], ~first[wanted]))][:_FEATURES]
+    wanted = _wanted(features, few, shares.max(axis=1), len(X))
     if len(wanted) == 0:
         return None
     features, shares = features[wanted], shares[wanted]
-    X, residual = np.asarray(X[:, features], dtype=np.float64), _without_rounding(X[:, features], residual[:, features])
     best = np.sort(np.argsort(-shares.sum(axis=0), kind="stable")[:_COLUMNS])
     columns, target = columns[best], target[:, best]
-    tree = DecisionTreeRegressor(min_samples_leaf=max(2, len(X) // 200), random_state=0)
-    found = _predicted_share(tree, residual, target)
-    if found.max() <= _WORTH_TELLING:
-        return None
-    before = smooth = _predicted_share(tree, X, target)
     where = np.isin(features, few)
-    if where.any():
-        spread_out = residual.copy()
-        spread_out[:, where] = _spread_out(X[:, where], residual[:, where])
-        smooth = _predicted_share(tree, spread_out, target)
+    found, before, smooth = _read_back(X[:, features], residual[:, features], target, where)
     gain = found - np.minimum(before, smooth)
     k = int(np.argmax(gain))
     if gain[k] <= _WORTH_TELLING:
@@ -190,6 +170,105 @@ def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squ
     mine = features[np.isin(features, few)]
     otherwise = smooth[k] if from_values else before[k]
     return Leakage(int(columns[k]), float(found[k]), float(otherwise), features, mine, from_values)
+
+
+def effect_leakage(X: NDArray[Any], residual: NDArray[Any], effects: Array) -> Leakage | None:
+    """Find out whether a tree reads from a feature's residual more of a factor's effect on it than the feature told.
+
+    A factor of many levels has no columns, and most of its levels have too few rows in a sample to be read one by one.
+    What was removed from row i of feature j is the number ``effects[i, j]``, and it stands for the level: where a
+    lattice was shifted by less than its step, the residual's distance to the lattice is this number. Where levels have
+    few rows, one that lies far out moves the mean of its level, and so the residuals of all others of it, which were
+    alike before. Of Gaussian features, residuals and effects are independent, whatever the number of rows.
+
+    Each feature has a tree of its own, since one that reads many features' effects at once finds none of them.
+
+    Parameters
+    ----------
+    X, residual
+        As in :func:`leakage`.
+    effects : ndarray (n, d)
+        What was removed for the factor, of the same rows and features.
+
+    Returns
+    -------
+    Leakage, or None if there is none worth telling. Its `column` is the feature whose effect is read best, and its
+    `features` are all whose effect is, best ones first.
+    """
+    varying, target = _varying(effects)
+    if len(X) < _FEWEST_ROWS:
+        return None
+    few, features = _suspects(X, True)
+    features = np.intersect1d(features, varying)
+    if len(features) == 0:
+        return None
+    target = target[:, np.searchsorted(varying, features)]
+    shares = np.diagonal(_binned_shares(_without_rounding(X[:, features], residual[:, features]), target))
+    wanted = _wanted(features, few, shares, len(X))
+    found = np.zeros((3, len(wanted)))  # with the residual, the feature, and smooth residuals
+    for k, w in enumerate(wanted):
+        j = features[w]
+        found[:, k] = np.ravel(_read_back(X[:, [j]], residual[:, [j]], target[:, [w]], np.isin([j], few)))
+    gain = found[0] - found[1:].min(axis=0)
+    order = np.argsort(-gain, kind="stable")
+    order = order[gain[order] > _WORTH_TELLING]
+    if len(order) == 0:
+        return None
+    k = order[0]
+    told = features[wanted[order]]
+    _, before, smooth = found[:, k]
+    from_values = bool(told[0] in few) and bool(smooth <= before + 0.05)
+    otherwise = smooth if from_values else before
+    mine = told[np.isin(told, few)]
+    return Leakage(int(told[0]), float(found[0, k]), float(otherwise), told, mine, from_values)
+
+
+def _varying(design: Array) -> tuple[NDArray[np.intp], Array]:
+    """Return which columns vary, and these with mean 0 and variance 1."""
+    spread = design.std(axis=0)
+    columns = np.flatnonzero(spread > 1e-12 * np.abs(design).max(axis=0, initial=1e-300))
+    return columns, (design[:, columns] - design[:, columns].mean(axis=0)) / spread[columns]
+
+
+def _suspects(X: NDArray[Any], least_squares: bool) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the few-valued features, and all that need a look: where means are gone, these and skewed ones."""
+    ordered = np.sort(X, axis=0)
+    few = few_valued(X, ordered)
+    screened = np.unique(np.linspace(0, X.shape[1] - 1, _SCREENED).astype(np.intp))
+    if least_squares:
+        screened = screened[_skewed(ordered[:, screened])]
+    return few, np.union1d(few[:_FEATURES], screened)
+
+
+def _wanted(features: NDArray[np.intp], few: NDArray[np.intp], most: Array, n: int) -> NDArray[np.intp]:
+    """Return which `features` trees are grown on, given the largest share of a target that bins of each tell."""
+    # half of the places are for few-valued ones, those of fewest values, whatever they tell
+    wanted = np.isin(features, few) | (most * n > _BEYOND_CHANCE)
+    first = np.isin(features, few[: _FEATURES // 2])
+    order: NDArray[np.intp] = np.flatnonzero(wanted)[np.lexsort((-most[wanted], ~first[wanted]))][:_FEATURES]
+    return order
+
+
+def _read_back(
+    X: NDArray[Any], residual: NDArray[Any], target: Array, few: NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """Return how well trees predict each target (p,) from residuals, from features, and had `few` ones more values.
+
+    Where residuals tell nothing that is worth it, the others aren't looked at and count as telling as much.
+    """
+    from sklearn.tree import DecisionTreeRegressor
+
+    X, residual = np.asarray(X, dtype=np.float64), _without_rounding(X, residual)
+    tree = DecisionTreeRegressor(min_samples_leaf=max(2, len(X) // 200), random_state=0)
+    found = _predicted_share(tree, residual, target)
+    if found.max() <= _WORTH_TELLING:
+        return found, found, found
+    before = smooth = _predicted_share(tree, X, target)
+    if few.any():
+        spread_out = residual.copy()
+        spread_out[:, few] = _spread_out(X[:, few], residual[:, few])
+        smooth = _predicted_share(tree, spread_out, target)
+    return found, before, smooth
 
 
 def _without_rounding(X: NDArray[Any], residual: NDArray[Any]) -> Array:
@@ -267,6 +346,7 @@ def warn_of_leakage(
     columns: Sequence[str],
     features: Sequence[Any],
     *,
+    effects: Mapping[str, Array] | None = None,
     least_squares: bool = True,
     stacklevel: int = 2,
 ) -> bool:
@@ -280,15 +360,21 @@ def warn_of_leakage(
         Names of the design columns that are removed.
     features : sequence
         Names of the features.
+    effects : mapping of str to ndarray (n, d), optional
+        By factor without columns, what was removed for it (:func:`effect_leakage`).
     least_squares : bool
         Whether the residuals are those of least squares, so that means are gone for certain.
 
     Warns
     -----
     LeakageWarning
-        With the column that is read best, how well, how well it was or would be otherwise, and what to do.
+        With the column or effect that is read best, how well, how well it was or would be otherwise, and what to do.
     """
     found = leakage(X, residual, design[:, : len(columns)], least_squares=least_squares)
+    read = "" if found is None else repr(columns[found.column])
+    for factor, removed in (effects or {}).items():
+        if found is None and (found := effect_leakage(X, residual, removed)) is not None:
+            read = f"the effect of {factor!r} on {str(features[found.column])!r}"
     if found is None:
         return False
     which = found.few if found.from_values else found.features
@@ -306,7 +392,7 @@ def warn_of_leakage(
         if not least_squares:
             remedy = f"see whether the estimator fits the metadata's effects at all; {remedy}"
     warnings.warn(
-        f"residuals of {kind} ({names}) let a decision tree read {columns[found.column]!r} back: squared correlation "
+        f"residuals of {kind} ({names}) let a decision tree read {read} back: squared correlation "
         f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
         LeakageWarning,
         stacklevel=stacklevel,

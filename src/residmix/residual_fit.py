@@ -17,8 +17,8 @@ from residmix.design import Design
 from residmix.later_batches import Frozen, LaterBatches
 from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
 from residmix.level_totals import LevelTotals
-from residmix.moments.factor import FactorFit, fit_factors, solve_factors
-from residmix.moments.levels import FactorMoments, merge_factor_moments
+from residmix.moments.factor import FactorFit, features_with_gaps, fit_factors, solve_factors
+from residmix.moments.levels import FactorMoments, WithEffects, merge_factor_moments
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.nesting import nested_factors, owners
@@ -194,7 +194,7 @@ class ResidualFit(MetadataTransformer):
         """Fit, and keep a sample of the rows: one set aside on the way, since files needn't be read again for it."""
         sampled = SampledRows(rows, looked_at(rows.n_rows), looked_at_features(rows.n_features))
         found = self._least_squares(sampled)
-        if self.design_ is not None and self.design_.n_removed:
+        if self.design_ is not None and (self.design_.n_removed or self.design_.factors):
             own = Sample.of(sampled.sample(), rows.n_rows, seed=self._sample.n_rows)
             self._sample = self._sample.merged(own, LOOKED_AT_ROWS)
         return found
@@ -205,14 +205,19 @@ class ResidualFit(MetadataTransformer):
         if sample is None or self._sample.n_rows < 2 * self._last_look:
             return
         some = looked_at_features(len(self.features_))
-        residual = of_features(self._map(seen_in_fit=True), some)(sample)
+        remove = of_features(self._map(seen_in_fit=True), some)
+        residual = remove(sample)
         assert sample.design is not None
+        effects = {}
+        if isinstance(remove, WithEffects):
+            effects = {name: own[at] for name, own, at in zip(self.effects_, remove.effects, sample.codes, strict=True)}
         told = warn_of_leakage(
             sample.X,
             residual,
             sample.design,
             self.design_columns_,
             self.features_[some].tolist(),
+            effects=effects,
             stacklevel=stacklevel,
         )
         self._last_look = _NEVER_AGAIN if told else self._sample.n_rows
@@ -230,6 +235,15 @@ class ResidualFit(MetadataTransformer):
 
     def _merged(self, moments: Any) -> LinearMoments | FactorMoments:
         if isinstance(self.moments_, FactorMoments):
+            gaps = features_with_gaps(self.moments_) | features_with_gaps(moments)
+            if gaps.any():
+                assert self.design_ is not None
+                factor = self.design_.factors[0]
+                raise ValueError(
+                    f"partial_fit and merge can't go on where features have missing values "
+                    f"({', '.join(map(repr, self.features_[gaps][:5].tolist()))}) beside a factor without columns "
+                    f"({factor.name!r}, {len(factor.levels)} levels); fit all rows at once, or fill the gaps"
+                )
             return merge_factor_moments(self.moments_, moments)
         return merge_moments(self.moments_, moments)
 

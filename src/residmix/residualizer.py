@@ -138,8 +138,9 @@ class Residualizer(ResidualFit):
         If a level has fewer than three rows, or is missing from the folds that it would have to be learned from.
     LeakageWarning
         If a decision tree reads more of the metadata from the residuals than the features told, because their values
-        repeat or their distributions are skewed, and how well. It is looked for in 1000 rows of 256 features, which
-        the model keeps for `partial_fit` and `merge`, but which aren't pickled or saved.
+        repeat or their distributions are skewed, and how well; of factors without columns, the effects that were
+        removed. It is looked for in 1000 rows of 256 features, which the model keeps for `partial_fit` and `merge`,
+        but which aren't pickled or saved.
 
     Notes
     -----

@@ -35,7 +35,7 @@ from residmix.moments.solve import LinearFit
 from residmix.sources.rows import Block, Rows
 from residmix.threads import one_blas_thread
 
-__all__ = ["FactorFit", "fit_factors", "solve_factors"]
+__all__ = ["FactorFit", "features_with_gaps", "fit_factors", "solve_factors"]
 
 Array = NDArray[np.float64]
 
@@ -108,13 +108,18 @@ def fit_factors(rows: Rows, sizes: tuple[int, ...]) -> tuple[FactorFit, FactorMo
     """
     rows = rows.with_block_rows(factor_block_rows(sizes, rows.n_features))
     moments = fold(rows, FactorStep(sizes), merge_factor_moments, lambda found: made_of_numbers(found.linear))
-    if len(moments.linear.weight) > 1:
+    if features_with_gaps(moments).any():
         return _by_feature(rows, sizes), moments
     fit, system = _solved(moments)
     dwarfed = fit.rss < 1e-6 * fit.tss
     if system.weakest < _WEAK or dwarfed.any():
         fit = _refined(rows, fit, system)
     return fit, moments
+
+
+def features_with_gaps(moments: FactorMoments) -> NDArray[np.bool_]:
+    """Tell which features lack some rows (d,): sums by level, whose weights are all features' own, don't hold those."""
+    return np.any([~np.isfinite(s.x).all(axis=0) for s in moments.sums], axis=0)
 
 
 def solve_factors(moments: FactorMoments) -> FactorFit:
