@@ -17,6 +17,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import residmix
 from residmix import Eraser, Residualizer
 from residmix.errors import (
     CollinearityWarning,
@@ -79,6 +80,41 @@ def test_residuals_of_new_rows_use_the_training_fit():
     beta = textbook(M[:200], X[:200])
     expected = X[200:] - np.column_stack([M[200:], np.ones(100)]) @ beta
     np.testing.assert_allclose(model.transform(X[200:], metadata=M[200:]), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+@pytest.mark.parametrize("n", [100, 40_000])
+def test_metadata_whose_squares_are_no_numbers_are_refused_by_name(scale, n):
+    rng = np.random.default_rng(0)
+    metadata, x = rng.normal(size=(n, 2)) * [1.0, scale], rng.normal(size=(n, 3))
+    table = pd.DataFrame(x, columns=list("xyz")).assign(dose=metadata[:, 1], group=(np.arange(n) % 300).astype(str))
+    message = r"design column '(m1|dose|age:dose)' has a standard deviation of \de[+-]\d+ or more, .* divide the column"
+    calls = [
+        lambda: Residualizer().fit(x, metadata=metadata),
+        lambda: Residualizer().partial_fit(x, metadata=metadata),
+        lambda: Residualizer(alpha=1.0).fit(x, metadata=metadata),
+        lambda: Eraser().fit(x, metadata=metadata),
+        lambda: residmix.association(x, metadata),
+        lambda: residmix.ResidualMixture(2, estimation="joint").fit(x, metadata=metadata),
+        lambda: Residualizer("dose", features=list("xyz")).fit(table),
+        lambda: Residualizer("age:dose", features=list("xyz")).fit(table.assign(age=1.0 + metadata[:, 0])),
+    ]
+    if n > 300:
+        calls.append(lambda: Residualizer("dose + group", features=list("xyz")).fit(table))
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_huge_and_tiny_metadata_whose_squares_are_numbers_are_removed_and_constants_are_aliased():
+    rng = np.random.default_rng(0)
+    M, x = rng.normal(size=(500, 2)), rng.normal(size=(500, 3))
+    for units in ([1e-12, 1e12], [1e-140, 1e140]):
+        residual = Residualizer().fit_transform(x + M @ np.ones((2, 3)), metadata=M * units)
+        assert np.abs(np.corrcoef(np.hstack([residual, M]).T)[:3, 3:]).max() < 1e-12
+    for constant in (0.0, 1e-200, 1e200):
+        with pytest.warns(CollinearityWarning, match="'m0' is determined by the intercept"):
+            Residualizer().fit(x, metadata=np.full(500, constant))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e8])

@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix._validation import check_number
+from residmix._validation import check_design_moments, check_number
 from residmix.columns import open_metadata
 from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
 from residmix.errors import BelowChanceWarning, LeakageWarning
 from residmix.formula import formula_columns
 from residmix.measurements import COLUMNS, Association
 from residmix.metadata import Design, fit_design
+from residmix.moments.linear import merge_moments
 from residmix.probes import ProbeResult, probe
 from residmix.sources.array import MemoryTable
 from residmix.sources.rows import ArrayRows, Rows
@@ -132,7 +134,9 @@ def association(
     block = rows.take(sample)
     report = _Report(design, names, variables, folds, sample, n_permutations, confidence, random_state or 0)
     before = np.asarray(block.X, dtype=np.float64)
-    report.shares("before", rows, [fold_moments(rows, folds, n_splits)] * 2)
+    moments_before = fold_moments(rows, folds, n_splits)
+    check_design_moments(design.column_names, reduce(merge_moments, moments_before))
+    report.shares("before", rows, [moments_before] * 2)
     report.distances("before", in_sample=before)
     scores = {("before", *key): value for key, value in report.probes("before", lambda fold: before).items()}
     if after is not None:

@@ -13,7 +13,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from residmix._base import MetadataTransformer, refuse_frames
-from residmix._validation import check_choice
+from residmix._validation import check_choice, check_magnitudes
 from residmix.errors import DesignWarning, EntangledEffectsWarning
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
@@ -193,6 +193,12 @@ class Eraser(MetadataTransformer):
 
     def _set(self, moments: Scatter) -> None:
         n_erased, n_kept = (0, 0) if self.design_ is None else (self.design_.n_removed, self.design_.n_preserved)
+        if self.design_ is not None:
+            covariance, q = moments.covariance, n_erased + n_kept
+            variance = np.diagonal(covariance)
+            check_magnitudes(
+                self.design_.column_names, moments.mean[:q], variance[:q], covariance[:q, q:], variance[q:]
+            )
         map_ = erasure(moments.mean, moments.covariance, n_erased, n_kept)
         self.moments_ = moments
         self.mean_, self.left_, self.right_ = map_.mean, map_.left, map_.right

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from residmix import inference
 from residmix._base import MetadataTransformer
-from residmix._validation import check_choice
+from residmix._validation import check_choice, check_design_moments
 from residmix.adjustment import adjusted, of_features, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design import Design
@@ -224,8 +224,13 @@ class ResidualFit(MetadataTransformer):
 
     def _least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:
         if self.design_ is not None and self.design_.factors:
-            return fit_factors(rows, tuple(len(factor.levels) for factor in self.design_.factors))
-        return fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha))
+            sizes = tuple(len(factor.levels) for factor in self.design_.factors)
+            return fit_factors(rows, sizes, self._check_moments)
+        return fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha), check=self._check_moments)
+
+    def _check_moments(self, moments: LinearMoments) -> None:
+        if self.design_ is not None:
+            check_design_moments(self.design_.column_names, moments)
 
     def _shrunk(self, fit: LinearFit, moments: LinearMoments | FactorMoments) -> LinearFit:
         self.random_effects_: dict[str, RandomEffects] = {}
@@ -248,6 +253,7 @@ class ResidualFit(MetadataTransformer):
         return merge_moments(self.moments_, moments)
 
     def _update(self, moments: LinearMoments | FactorMoments) -> None:
+        self._check_moments(moments.linear if isinstance(moments, FactorMoments) else moments)
         if isinstance(moments, FactorMoments):
             fit: LinearFit = solve_factors(moments)
         else:

@@ -30,7 +30,7 @@ from residmix.moments.levels import (
     factor_block_rows,
     merge_factor_moments,
 )
-from residmix.moments.linear import made_of_numbers
+from residmix.moments.linear import LinearMoments, made_of_numbers
 from residmix.moments.solve import LinearFit
 from residmix.sources.rows import Block, Rows
 from residmix.threads import one_blas_thread
@@ -96,7 +96,9 @@ class _System:
         return self.inverse[:, None] * (x_first - self.link.T @ rest), rest
 
 
-def fit_factors(rows: Rows, sizes: tuple[int, ...]) -> tuple[FactorFit, FactorMoments]:
+def fit_factors(
+    rows: Rows, sizes: tuple[int, ...], check: Callable[[LinearMoments], None] | None = None
+) -> tuple[FactorFit, FactorMoments]:
     """Fit by least squares on the dense columns and the absorbed factors of `rows`.
 
     Parameters
@@ -105,9 +107,13 @@ def fit_factors(rows: Rows, sizes: tuple[int, ...]) -> tuple[FactorFit, FactorMo
         With codes; -1 isn't allowed.
     sizes : tuple of int
         Numbers of levels of the factors.
+    check : callable, optional
+        Looks at the moments before anything is solved.
     """
     rows = rows.with_block_rows(factor_block_rows(sizes, rows.n_features))
     moments = fold(rows, FactorStep(sizes), merge_factor_moments, lambda found: made_of_numbers(found.linear))
+    if check is not None:
+        check(moments.linear)
     if features_with_gaps(moments).any():
         return _by_feature(rows, sizes), moments
     fit, system = _solved(moments)

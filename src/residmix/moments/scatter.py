@@ -45,7 +45,8 @@ class Scatter:
             return self
         step = (other.origin - self.origin) + (other.offset - self.offset)
         share = other.weight / weight
-        scatter = self.scatter + other.scatter + (self.weight * share) * np.outer(step, step)
+        with np.errstate(invalid="ignore", over="ignore"):  # of huge numbers, which are refused when all are seen
+            scatter = self.scatter + other.scatter + (self.weight * share) * np.outer(step, step)
         return Scatter(self.n_rows + other.n_rows, weight, self.origin, self.offset + share * step, scatter)
 
     @property
@@ -74,7 +75,9 @@ def block_scatter(block: Block) -> Scatter:
         weight, total = float(block.weight.sum()), block.weight @ rows
         rows *= np.sqrt(block.weight)[:, None]
     offset = total / (weight or 1.0)
-    return Scatter(len(rows), weight, origin, offset, rows.T @ rows - weight * np.outer(offset, offset))
+    with np.errstate(invalid="ignore", over="ignore"):
+        scatter = rows.T @ rows - weight * np.outer(offset, offset)
+    return Scatter(len(rows), weight, origin, offset, scatter)
 
 
 def joint_scatter(rows: Rows) -> Scatter:

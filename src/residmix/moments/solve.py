@@ -7,6 +7,7 @@ residual is tiny beside the effects, a further pass refines the solution with th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,7 +138,9 @@ class _Spectrum:
         return (self.vectors @ ((self.vectors.T @ scaled) / self.values[:, None])) / scale
 
 
-def fit_linear(rows: Rows, *, penalty: Array | None = None) -> tuple[LinearFit, LinearMoments]:
+def fit_linear(
+    rows: Rows, *, penalty: Array | None = None, check: Callable[[LinearMoments], None] | None = None
+) -> tuple[LinearFit, LinearMoments]:
     """Fit by least squares in one pass over `rows`, or more where accuracy asks for it.
 
     Parameters
@@ -146,6 +149,8 @@ def fit_linear(rows: Rows, *, penalty: Array | None = None) -> tuple[LinearFit, 
         With a dense design; NaN in X means that the feature lacks the row.
     penalty : ndarray (q, q) or (d, q, q), optional
         Positive semi-definite P: adds ``b' P b`` to the sum of squares, in the design's own units.
+    check : callable, optional
+        Looks at the moments before anything is solved.
 
     Returns
     -------
@@ -154,6 +159,8 @@ def fit_linear(rows: Rows, *, penalty: Array | None = None) -> tuple[LinearFit, 
         Of the first pass; they merge with those of other rows.
     """
     moments = fold(rows, linear_moments, merge_moments, made_of_numbers)
+    if check is not None:
+        check(moments)
     spectra = _spectra(moments, penalty)
     accurate = all(s.condition <= _GRAM_LIMIT and (s.null.shape[1] == 0 or s.spread.count == 0) for s in spectra)
     if accurate:
