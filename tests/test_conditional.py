@@ -312,3 +312,25 @@ def test_verbose_tells_each_run(capsys):
     assert "  Iteration 1\t time lapse" in lines[1]
     joint(**options).fit(X, metadata=site)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("missing", [slice(None), slice(0, 1), 5], ids=["all", "a feature", "a row of weight 0"])
+@pytest.mark.parametrize("options", [{}, {"estimation": "joint", "gating": "metadata"}], ids=str)
+def test_missing_features_are_refused_before_anything_is_computed_from_them(missing, options, tmp_path):
+    rng = np.random.default_rng(0)
+    X, m = rng.normal(size=(300, 2)), rng.normal(size=300)
+    weight = np.ones(300)
+    weight[5] = 0
+    if missing == 5:
+        X[5, 1] = np.nan
+    else:
+        X[:, missing] = np.nan
+    table = pd.DataFrame(X, columns=["x0", "x1"]).assign(m=m, w=weight)
+    table.to_parquet(tmp_path / "x.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"X contains NaN: row \d, column 'x\d'"):
+            rm.ResidualMixture(2, **options).fit(X, metadata=m, sample_weight=weight)
+        for source in (table, rm.scan(tmp_path / "x.parquet")):
+            with pytest.raises(ValueError, match=r"X contains NaN: row \d, column 'x\d'"):
+                rm.ResidualMixture(2, formula="m", features=["x0", "x1"], **options).fit(source, sample_weight="w")

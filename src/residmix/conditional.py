@@ -184,7 +184,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             on_unknown=self.on_unknown,
             missing=self.missing,
         )
-        least_squares_rows, _ = residualizer._fit(table, None, sample_weight, quiet=self._quiet)
+        least_squares_rows, _ = residualizer._fit(table, None, sample_weight, quiet=self._quiet, allow_nan=False)
         self.residualizer_ = residualizer
         if residualizer.design_ is None or residualizer._apart:
             validate_data(self, X, reset=True, skip_check_array=True)
@@ -200,9 +200,6 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
         p = len(residualizer.coef_)
         self._to_residual = to_residual(residualizer.fit_.affine(p), residualizer.moments_, p)
         raw = least_squares_rows.with_block_rows(mixture_block_rows(len(residualizer.features_), self.n_components))
-        if residualizer.fit_.count.min(initial=0) < raw.n_rows:
-            # least squares passes over missing features, and weights of 0 hide them: here they are looked for
-            raw = self._table_rows(table, sample_weight)
         counted = int(residualizer.fit_.count.max(initial=0))
         if counted < max(self.n_components, 2):
             raise ValueError(

@@ -34,7 +34,7 @@ from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
 from residmix.progress import watched
 from residmix.scale import Scale
-from residmix.sources.rows import Rows
+from residmix.sources.rows import Block, Rows
 from residmix.sources.sampled import Sample, SampledRows
 from residmix.sources.table import Table, as_table
 
@@ -44,6 +44,10 @@ Array = NDArray[np.float64]
 
 # As a number of rows: a model that leaks is told of once.
 _NEVER_AGAIN = 1 << 62
+
+
+def _as_it_is(block: Block) -> Block:
+    return block
 
 
 class ResidualFit(MetadataTransformer):
@@ -97,14 +101,15 @@ class ResidualFit(MetadataTransformer):
                 )
 
     def _fit(
-        self, X: Any, metadata: Any, sample_weight: Any, *, quiet: bool = False
+        self, X: Any, metadata: Any, sample_weight: Any, *, quiet: bool = False, allow_nan: bool = True
     ) -> tuple[Rows, NDArray[Any] | None]:
         """Fit; return the training rows, and their residuals where they come with the fit."""
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
-        rows = self._rows(table, sample_weight)
+        rows = self._rows(table, sample_weight, allow_nan=allow_nan)
         with watched(rows, quiet=quiet) as seen:
-            return rows, self._solve(seen)
+            # moments of features with gaps are sound numbers: unless gaps are allowed, each block must be looked at
+            return rows, self._solve(seen if allow_nan else seen.mapped(_as_it_is))
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         """Check parameters, learn the design, settle the features."""
@@ -149,7 +154,13 @@ class ResidualFit(MetadataTransformer):
             raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
 
     def _rows(
-        self, table: Table, sample_weight: Any = None, *, preserved: bool = True, design: Design | None = None
+        self,
+        table: Table,
+        sample_weight: Any = None,
+        *,
+        preserved: bool = True,
+        design: Design | None = None,
+        allow_nan: bool = True,
     ) -> Rows:
         design = self.design_ if design is None else design
         q = 0 if design is None else len(design.column_names)
@@ -159,7 +170,7 @@ class ResidualFit(MetadataTransformer):
             weight=sample_weight,
             preserved=preserved,
             block_rows=linear_block_rows(len(self.features_), q),
-            allow_nan=True,
+            allow_nan=allow_nan,
         )
 
     def _solve(self, rows: Rows) -> NDArray[Any] | None:
