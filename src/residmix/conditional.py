@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
 from residmix._validation import check_choice, check_number
@@ -102,8 +103,8 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
     """
 
     __metadata_request__fit = {"metadata": True}
-    __metadata_request__predict = {"metadata": True}
-    __metadata_request__predict_proba = {"metadata": True}
+    __metadata_request__predict = {"metadata": True, "out": UNUSED}  # a path is never routed
+    __metadata_request__predict_proba = {"metadata": True, "out": UNUSED}
     __metadata_request__score = {"metadata": True}
 
     def __init__(

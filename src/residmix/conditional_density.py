@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from residmix.families import n_covariance_parameters
 from residmix.gating import log_priors
 from residmix.joint import ConditionalParams, Scored, ToResidual
-from residmix.moments.kernels import mixture_block_rows
+from residmix.mixture_density import log_density, most_probable, per_row
+from residmix.moments.kernels import mixture_block_rows, responsibilities
 from residmix.moments.linear import Affine
 from residmix.residualizer import Residualizer
-from residmix.sources.output import collect, delivered
+from residmix.sources.output import delivered
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
 
@@ -64,26 +66,41 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
             validate_data(self, X, reset=False, skip_check_array=True)
         return self._table_rows(table)
 
-    def _collect(self, X: Any, metadata: Any, finish: str) -> NDArray[Any]:
+    def _per_row(self, X: Any, metadata: Any, finish: Callable[[Floats], NDArray[Any]], out: Any) -> Any:
         rows = self._rows(X, metadata)
-        return collect(rows, Scored(self._to_residual, self._params, finish))
+        return per_row(rows, Scored(self._to_residual, self._params, finish), len(self.weights_), out)
 
-    def score_samples(self, X: Any, *, metadata: Any = None) -> Floats:
-        """Return ``log p(x | m)`` of each row, (n,)."""
-        return self._collect(X, metadata, "density")
+    def score_samples(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return ``log p(x | m)`` of each row, (n,); or write it to a file, or into an array.
+
+        Parameters
+        ----------
+        X, metadata
+            As in fit.
+        out : path or ndarray, optional
+            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
+            array. Or an array of float64 to put it in.
+        """
+        return self._per_row(X, metadata, log_density, out)
 
     def score(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x | m)`` over the rows."""
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         return float(np.average(self.score_samples(X, metadata=metadata), weights=weights))
 
-    def predict(self, X: Any, *, metadata: Any = None) -> NDArray[np.intp]:
-        """Return the most probable component of each row, (n,)."""
-        return self._collect(X, metadata, "label")
+    def predict(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return the most probable component of each row, (n,).
 
-    def predict_proba(self, X: Any, *, metadata: Any = None) -> Floats:
-        """Return the probability of each component given row and metadata, (n, K)."""
-        return self._collect(X, metadata, "share")
+        `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
+        """
+        return self._per_row(X, metadata, most_probable, out)
+
+    def predict_proba(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return the probability of each component given row and metadata, (n, K).
+
+        `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
+        """
+        return self._per_row(X, metadata, responsibilities, out)
 
     def residuals(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X.
@@ -155,8 +172,8 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
 
     def bic(self, X: Any, *, metadata: Any = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better."""
-        log_density = self.score_samples(X, metadata=metadata)
-        return float(-2 * log_density.sum() + self._n_parameters() * math.log(len(log_density)))
+        density = self.score_samples(X, metadata=metadata)
+        return float(-2 * density.sum() + self._n_parameters() * math.log(len(density)))
 
     def aic(self, X: Any, *, metadata: Any = None) -> float:
         """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""

@@ -11,19 +11,19 @@ repeating them costs no pass over the data. The gate (`residmix.gating`) has par
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from residmix import mixture_vector
 from residmix.coefficients import coefficient_step
 from residmix.families import MixtureParams, dead_components, m_step
 from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
 from residmix.moments.fold import fold
-from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block, responsibilities
+from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.scratch import scratch
@@ -168,17 +168,14 @@ def conditional_log_joint(block: Block, params: ConditionalParams) -> Floats:
 
 @dataclass(frozen=True)
 class Scored:
-    """log p(x, k | m) of a block, or what `finish` makes of it, as a picklable function of blocks."""
+    """`finish` of the block's log p(x, k | m), (b, K), as a picklable function of blocks."""
 
     to_residual: ToResidual
     params: ConditionalParams
-    finish: str
+    finish: Callable[[Floats], NDArray[Any]]
 
     def __call__(self, block: Block) -> NDArray[Any]:
-        joint = conditional_log_joint(self.to_residual(block), self.params)
-        if self.finish == "density":
-            return logsumexp(joint, axis=1)
-        return joint.argmax(axis=1) if self.finish == "label" else responsibilities(joint)
+        return self.finish(conditional_log_joint(self.to_residual(block), self.params))
 
 
 def pack(params: ConditionalParams, like: ConditionalParams) -> Floats:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.families import MixtureParams, n_covariance_parameters
 from residmix.moments.kernels import log_joint, mixture_block_rows, responsibilities
-from residmix.sources.output import collect
+from residmix.sources.output import delivered
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.sources.table import Table, as_table, is_source
 
@@ -40,6 +41,15 @@ def log_density(joint: Floats) -> Floats:
     return logsumexp(joint, axis=1)
 
 
+def per_row(rows: Rows, scored: Any, n_components: int, out: Any) -> Any:
+    """Return what a `scored` block, whose `finish` is one of the three below, is of all rows: see `delivered`."""
+    if scored.finish is responsibilities:
+        return delivered(rows, scored, [f"probability_{k}" for k in range(n_components)], out, dtype=np.float64)
+    if scored.finish is most_probable:
+        return delivered(rows, scored, ["component"], out, dtype=np.intp, flat=True)
+    return delivered(rows, scored, ["log_density"], out, dtype=np.float64, flat=True)
+
+
 def most_probable(joint: Floats) -> NDArray[np.intp]:
     """Return the component of the largest log p(x, k)."""
     return joint.argmax(axis=1)
@@ -47,6 +57,9 @@ def most_probable(joint: Floats) -> NDArray[np.intp]:
 
 class MixtureDensity:
     """The methods of a mixture that has been fitted."""
+
+    __metadata_request__predict = {"out": UNUSED}  # a path is never routed
+    __metadata_request__predict_proba = {"out": UNUSED}
 
     n_components: int
     covariance_type: str
@@ -81,31 +94,45 @@ class MixtureDensity:
             )
         return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
 
-    def _per_row(self, X: Any, finish: Callable[[Floats], NDArray[Any]]) -> NDArray[Any]:
+    def _per_row(self, X: Any, finish: Callable[[Floats], NDArray[Any]], out: Any) -> Any:
         params = self._params()
         if is_source(X):
             rows: Rows = self._source_rows(as_table(X))
         else:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
             rows = ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], params.n_components))
-        return collect(rows, Scored(params, finish))
+        return per_row(rows, Scored(params, finish), params.n_components, out)
 
-    def score_samples(self, X: Any) -> Floats:
-        """Return ``log p(x)`` of each row, (n,)."""
-        return self._per_row(X, log_density)
+    def score_samples(self, X: Any, *, out: Any = None) -> Any:
+        """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+        out : path or ndarray, optional
+            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
+            array. Or an array of float64 to put it in.
+        """
+        return self._per_row(X, log_density, out)
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x)`` over the rows."""
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         return float(np.average(self.score_samples(X), weights=weights))
 
-    def predict(self, X: Any) -> NDArray[np.intp]:
-        """Return the most probable component of each row, (n,)."""
-        return self._per_row(X, most_probable)
+    def predict(self, X: Any, *, out: Any = None) -> Any:
+        """Return the most probable component of each row, (n,).
 
-    def predict_proba(self, X: Any) -> Floats:
-        """Return the probability of each component given the row, (n, K)."""
-        return self._per_row(X, responsibilities)
+        `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
+        """
+        return self._per_row(X, most_probable, out)
+
+    def predict_proba(self, X: Any, *, out: Any = None) -> Any:
+        """Return the probability of each component given the row, (n, K).
+
+        `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
+        """
+        return self._per_row(X, responsibilities, out)
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
         """Draw rows from the mixture.
@@ -136,8 +163,8 @@ class MixtureDensity:
 
     def bic(self, X: Any) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better."""
-        log_density = self.score_samples(X)
-        return float(-2 * log_density.sum() + self._n_parameters() * math.log(len(log_density)))
+        density = self.score_samples(X)
+        return float(-2 * density.sum() + self._n_parameters() * math.log(len(density)))
 
     def aic(self, X: Any) -> float:
         """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -165,3 +167,43 @@ def test_an_output_never_overwrites_what_is_read(frame, model, progress, tmp_pat
         write(source, out=tmp_path / ".." / tmp_path.name / "1.parquet")
     assert paths[1].read_bytes() == before
     write(source, out=tmp_path / "other.parquet")
+
+
+RESULTS = {
+    "score_samples": ["log_density"],
+    "predict": ["component"],
+    "predict_proba": ["probability_0", "probability_1", "probability_2"],
+}
+
+
+@pytest.mark.parametrize("method", RESULTS)
+@pytest.mark.parametrize("kind", ["GaussianMixture", "ResidualMixture"])
+def test_what_a_mixture_tells_of_rows_goes_to_a_file_or_into_an_array(kind, method, frame, tmp_path, monkeypatch):
+    monkeypatch.setattr("residmix.sources.output._GROUP_BYTES", 2000)
+    if kind == "GaussianMixture":
+        model, frame = rm.GaussianMixture(3, random_state=0, tol=0.01), frame[["a", "b"]]
+    else:
+        model = rm.ResidualMixture(3, formula="site", random_state=0, tol=0.01)
+    model.fit(frame)
+    apply = getattr(model, method)
+    expected = apply(frame)
+    frame.to_parquet(tmp_path / "in.parquet", row_group_size=77)
+    source = rm.scan(tmp_path / "in.parquet", batch_rows=50)
+    for given in (frame, source):
+        path = apply(given, out=tmp_path / "out.parquet")
+        assert path == tmp_path / "out.parquet"
+        written = pd.read_parquet(path)
+        assert list(written.columns) == RESULTS[method]
+        assert np.array_equal(written.to_numpy().reshape(expected.shape), expected)
+        into = np.zeros_like(expected)
+        assert apply(given, out=into) is into
+        assert np.array_equal(into, expected)
+        wanted = rf"shape {re.escape(str(expected.shape))} and dtype {expected.dtype}; got"
+        for wrong in (expected.astype(np.float32), expected[1:], expected[:, None]):
+            with pytest.raises(ValueError, match=wanted):
+                apply(given, out=wrong)
+    with pytest.raises(ValueError, match=r"'.*in\.parquet' is one of the files that are read"):
+        apply(source, out=tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match=r"must end in \.parquet"):
+        apply(frame, out=tmp_path / "out.csv")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import narwhals.stable.v2 as nw
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from residmix.atomic import atomic_path
 from residmix.sources.rows import Block, Rows
@@ -56,8 +56,24 @@ def delivered(
     function: Callable[[Block], NDArray[Any]],
     names: Iterable[Any],
     out: str | os.PathLike[str] | NDArray[Any] | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    flat: bool = False,
 ) -> NDArray[Any] | Path:
     """Return ``function(block)`` of all blocks as one array (`out`, if it is one), or the path of the file `out`.
+
+    Parameters
+    ----------
+    rows : Rows
+    function : callable
+        Returns an array (b, m) for a block of b rows.
+    names : iterable
+        The m column names of a file.
+    out : path or ndarray, optional
+    dtype : dtype, optional
+        Of the results. Default: that of the rows.
+    flat : bool
+        Whether results are (b,), one number a row.
 
     Raises
     ------
@@ -65,17 +81,15 @@ def delivered(
         If `out` is an array of another shape, dtype or memory order than the results.
     """
     if out is None or isinstance(out, np.ndarray):
-        names = [*names]
+        shape = (rows.n_rows,) if flat else (rows.n_rows, len([*names]))
+        dtype = rows.dtype if dtype is None else np.dtype(dtype)
         if out is not None and not (
-            out.shape == (rows.n_rows, len(names))
-            and out.dtype == rows.dtype
-            and out.flags.c_contiguous
-            and out.flags.writeable
+            out.shape == shape and out.dtype == dtype and out.flags.c_contiguous and out.flags.writeable
         ):
             order = "" if out.flags.c_contiguous and out.flags.writeable else ", in another memory order or read-only"
             raise ValueError(
-                f"out must be a writeable, C-contiguous array of shape {(rows.n_rows, len(names))} and dtype "
-                f"{rows.dtype}; got shape {out.shape} and dtype {out.dtype}{order}"
+                f"out must be a writeable, C-contiguous array of shape {shape} and dtype "
+                f"{dtype}; got shape {out.shape} and dtype {out.dtype}{order}"
             )
         return collect(rows, function, out)
     return write_parquet(rows, function, [*map(str, names)], out)
