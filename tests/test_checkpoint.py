@@ -110,6 +110,44 @@ def test_a_checkpoint_of_another_fit_is_refused(rng_X, tmp_path, monkeypatch):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("kind", ["GaussianMixture", "two-stage", "joint"])
+@pytest.mark.parametrize("source", ["memory", "parquet", "batches"])
+def test_one_number_that_changed_in_any_row_is_noticed_and_unchanged_data_go_on(kind, source, tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    n = 40_000  # several blocks
+    frame = pd.DataFrame(rng.normal(size=(n, 3)), columns=["x", "y", "m"])
+    frame["x"] += 3 * rng.integers(0, 2, n) + frame["m"]
+    path, options = tmp_path / "fit.ckpt", {"tol": 0, "max_iter": 5, "random_state": 0}
+    if kind == "GaussianMixture":
+        model = rm.GaussianMixture(2, init_params="random_from_data", **options)
+    else:
+        model = rm.ResidualMixture(2, estimation=kind, init_params="random_from_data", **options)
+
+    def fit(frame, **changed):
+        X, M = frame[["x", "y"]].to_numpy(), frame["m"].to_numpy()
+        given = {} if kind == "GaussianMixture" else {"metadata": M}
+        if source == "parquet":
+            frame[["x", "y"]].to_parquet(tmp_path / "x.parquet", row_group_size=7000)
+            X = rm.scan(tmp_path / "x.parquet")
+        if source == "batches":
+            X, given = (lambda: np.array_split(frame[["x", "y", "m"]].to_numpy(), 7)), {}
+        return clone(model).set_params(**changed).fit(X, **given)
+
+    expected = fit(frame)
+    left_behind(lambda: fit(frame, checkpoint=path), path, monkeypatch)
+    columns = ["x", "y"] + (["m"] if kind != "GaussianMixture" or source == "batches" else [])
+    for row in (n // 2, n - 1):
+        for column in columns:
+            changed = frame.copy()
+            changed.loc[row, column] += 1e-13
+            with pytest.raises(ValueError, match=r"belongs to another fit .* one number that has changed"):
+                fit(changed, checkpoint=path)
+    resumed = fit(frame, checkpoint=path)
+    assert not path.exists()
+    assert np.array_equal(resumed.means_, expected.means_)
+    assert np.array_equal(resumed.covariances_, expected.covariances_)
+
+
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
 def test_a_fit_on_a_cluster_goes_on_with_another_client(estimation, tmp_path, monkeypatch):
     rng = np.random.default_rng(2)

@@ -218,7 +218,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             metadata=metadata,
             sample_weight=sample_weight,
         )
-        self._keep(self._best(rows, tasks), rows.n_rows)
+        self._keep(self._best(rows, tasks, fingerprint(self, raw)), rows.n_rows)
         tasks.end()
         return self
 
@@ -244,7 +244,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
                 "columns with what the preserved ones explain, as its mixture doesn't see them"
             )
 
-    def _best(self, rows: Rows, tasks: FitTasks) -> EMState[ConditionalParams]:
+    def _best(self, rows: Rows, tasks: FitTasks, fingerprint: str) -> EMState[ConditionalParams]:
         """Run every start to the end; return the likeliest."""
         em = ConditionalEM(rows, self.reg_covar, joint=self.estimation == "joint")
 
@@ -268,7 +268,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             run,
             failure=SingularCovarianceError,
             path=self.checkpoint,
-            fingerprint=fingerprint(self, rows),
+            fingerprint=fingerprint,
         )
         best = max(ended, key=lambda state: state.log_likelihood)
         if em.revived:
