@@ -32,6 +32,12 @@ def applied(model, level, like):
     return (one[list(model.features_)].to_numpy() - model.transform(one) - average)[0]
 
 
+def mean_squared_errors(trial, n_trials):
+    """Return the mean squared error of each estimate, by name, over ``trial(seed) -> (truth, estimates)``."""
+    trials = [trial(seed) for seed in range(n_trials)]
+    return {name: np.mean([(made[name] - truth) ** 2 for truth, made in trials]) for name in trials[0][1]}
+
+
 def test_the_prior_solves_its_equation_and_finds_the_truth():
     rng = np.random.default_rng(0)
     L, tau, sigma = 400, np.array([0.5, 2.0, 0.0]), 1.5
@@ -95,17 +101,15 @@ def test_adapted_effects_are_closer_to_the_truth_than_either_extreme():
     table, known = sites(30, 25, noise=2.0)
     model = rm.Residualizer("site + age", features=names).fit(table)
     centre = known.mean(axis=0)
-    errors = {"adapted": [], "rows alone": [], "average": []}
-    for seed in range(100):
+
+    def trial(seed):
         new, effect = sites(1, 4, noise=2.0, seed=100 + seed, first=9000)
-        one = rm.Residualizer("site + age", features=names).fit(table) if seed == 0 else model
-        one.new_levels_ = {}
-        levels = one.adapt(new).new_levels_["site"]
-        truth = effect[0] - centre
-        errors["adapted"].append((levels.effects(shrink=True)[0] - truth) ** 2)
-        errors["rows alone"].append((levels.mean[0] - truth) ** 2)
-        errors["average"].append(truth**2)
-    loss = {name: np.mean(values) for name, values in errors.items()}
+        model.new_levels_ = {}
+        levels = model.adapt(new).new_levels_["site"]
+        estimates = {"adapted": levels.effects(shrink=True)[0], "rows alone": levels.mean[0], "average": 0.0}
+        return effect[0] - centre, estimates
+
+    loss = mean_squared_errors(trial, 100)
     assert loss["adapted"] < 0.8 * min(loss["rows alone"], loss["average"])
 
 
@@ -222,17 +226,16 @@ def test_an_adapted_spread_is_closer_to_the_truth_than_the_rows_or_the_average()
     unseen = model.new_levels_
     prior = unseen["site"].spread.prior
     assert_allclose(1 / np.sqrt(prior.ratio), 0.4, rtol=0.35)  # of 40 draws
-    loss = {"adapted": [], "rows alone": [], "average": []}
-    for seed in range(150):
+
+    def trial(seed):
         new, log_sd = spread_sites(1, 8, seed=500 + seed, first=90)
         model.new_levels_ = unseen
         levels = model.adapt(new).new_levels_["site"]
-        truth = log_sd[0] - known.mean(axis=0)
         alone = 0.5 * np.log(levels.totals.within[0] / 7 / levels.spread.variance)
-        loss["adapted"].append((levels.spreads(shrink=True)[0] - truth) ** 2)
-        loss["rows alone"].append((alone - truth) ** 2)
-        loss["average"].append(truth**2)
-    loss = {name: np.mean(values) for name, values in loss.items()}
+        estimates = {"adapted": levels.spreads(shrink=True)[0], "rows alone": alone, "average": 0.0}
+        return log_sd[0] - known.mean(axis=0), estimates
+
+    loss = mean_squared_errors(trial, 150)
     assert loss["adapted"] < 0.75 * min(loss["rows alone"], loss["average"])
 
 
