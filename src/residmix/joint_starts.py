@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from sklearn.cluster import kmeans_plusplus
 
 from residmix.clusters import lloyd, seed
 from residmix.em import EMState, run_em
@@ -172,8 +171,8 @@ def _groups(u: Floats, n_components: int, d: int, random_state: np.random.Random
     coarse = np.round(u / np.where(scale > 0, scale, 1.0), 9)
     levels, label = np.unique(coarse, axis=0, return_inverse=True)
     if len(levels) > MAX_GROUPS:
-        centres, _ = kmeans_plusplus(u, MAX_GROUPS, random_state=random_state)
-        label = lloyd(np.ascontiguousarray(u.T), np.ones(len(u)), centres, max_iter=19)
+        columns, each = np.ascontiguousarray(u.T), np.ones(len(u))
+        label = lloyd(columns, each, seed(columns, each, MAX_GROUPS, random_state), max_iter=19)
     groups = [np.flatnonzero(label == g) for g in range(int(label.max()) + 1)]
     enough = [index for index in groups if len(index) >= MIN_ROWS * n_components * (d + 1)]
     return sorted(enough, key=lambda index: -len(index))[:MAX_GROUPS]
