@@ -42,6 +42,8 @@ _TAILS = 12.0
 _SKEW = 3.0
 _BEYOND_CHANCE = 50.0
 _FEWEST_ROWS = 30
+# Trees, of one feature each, that look for effects of a factor without columns.
+_TREES = 8
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,11 @@ def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squ
     if len(features) == 0:
         return None
     shares = _binned_shares(_without_rounding(X[:, features], residual[:, features]), target)
-    wanted = _wanted(features, few, shares.max(axis=1), len(X))
+    most = shares.max(axis=1)
+    wanted = np.isin(features, few) | (most * len(X) > _BEYOND_CHANCE)
+    # half of the places are for few-valued ones, those of fewest values, whatever they tell
+    first = np.isin(features, few[: _FEATURES // 2])
+    wanted = np.flatnonzero(wanted)[np.lexsort((-most[wanted], ~first[wanted]))][:_FEATURES]
     if len(wanted) == 0:
         return None
     features, shares = features[wanted], shares[wanted]
@@ -181,7 +187,8 @@ def effect_leakage(X: NDArray[Any], residual: NDArray[Any], effects: Array) -> L
     few rows, one that lies far out moves the mean of its level, and so the residuals of all others of it, which were
     alike before. Of Gaussian features, residuals and effects are independent, whatever the number of rows.
 
-    Each feature has a tree of its own, since one that reads many features' effects at once finds none of them.
+    Each feature has a tree of its own, since one that reads many features' effects at once finds none of them. It is
+    grown for the few features where rows of like residuals have like effects.
 
     Parameters
     ----------
@@ -203,8 +210,9 @@ def effect_leakage(X: NDArray[Any], residual: NDArray[Any], effects: Array) -> L
     if len(features) == 0:
         return None
     target = target[:, np.searchsorted(varying, features)]
-    shares = np.diagonal(_binned_shares(_without_rounding(X[:, features], residual[:, features]), target))
-    wanted = _wanted(features, few, shares, len(X))
+    shares = _neighbours_share(_without_rounding(X[:, features], residual[:, features]), target)
+    wanted = np.argsort(-shares, kind="stable")[:_TREES]
+    wanted = wanted[shares[wanted] > 0.25 * _WORTH_TELLING]
     found = np.zeros((3, len(wanted)))  # with the residual, the feature, and smooth residuals
     for k, w in enumerate(wanted):
         j = features[w]
@@ -238,15 +246,6 @@ def _suspects(X: NDArray[Any], least_squares: bool) -> tuple[NDArray[np.intp], N
     if least_squares:
         screened = screened[_skewed(ordered[:, screened])]
     return few, np.union1d(few[:_FEATURES], screened)
-
-
-def _wanted(features: NDArray[np.intp], few: NDArray[np.intp], most: Array, n: int) -> NDArray[np.intp]:
-    """Return which `features` trees are grown on, given the largest share of a target that bins of each tell."""
-    # half of the places are for few-valued ones, those of fewest values, whatever they tell
-    wanted = np.isin(features, few) | (most * n > _BEYOND_CHANCE)
-    first = np.isin(features, few[: _FEATURES // 2])
-    order: NDArray[np.intp] = np.flatnonzero(wanted)[np.lexsort((-most[wanted], ~first[wanted]))][:_FEATURES]
-    return order
 
 
 def _read_back(
@@ -290,6 +289,20 @@ def _binned_shares(residual: Array, target: Array) -> Array:
         sums = np.add.reduceat(target[order[:, j]], edges, axis=0)
         shares[j] = (sums**2 / size[:, None]).sum(axis=0) / n
     return shares
+
+
+def _neighbours_share(residual: Array, target: Array) -> Array:
+    """Squared correlation of each target (d,) with its mean over the four rows whose residuals lie next to a row's."""
+    order = np.argsort(residual, axis=0, kind="stable")
+    target = np.take_along_axis(target, order, axis=0)
+    near = np.zeros_like(target)
+    for step in (1, 2):
+        near[step:] += target[:-step]
+        near[:-step] += target[step:]
+    near -= near.mean(axis=0)
+    length = np.linalg.norm(near, axis=0)
+    cosine = np.sum(near * target, axis=0) / np.where(length > 0, length, 1.0) / np.sqrt(len(target))
+    return np.asarray(np.clip(cosine, 0.0, 1.0) ** 2)
 
 
 def _spread_out(X: Array, residual: Array) -> Array:
