@@ -86,7 +86,6 @@ class DenseTrunk(nn.Module):
         self.dropout = dropout
         self.members = members
         self.clip = clip
-        self.masks: Masks | None = None
         self.out_features = widths[-1] + in_features if hidden else in_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,11 +95,7 @@ class DenseTrunk(nn.Module):
             return x
         h = x * torch.rsqrt(1 + (x / self.clip).square())
         for layer in self.layers:
-            h = F.silu(layer(h))
-            if self.training and self.masks is not None:
-                h = h * self.masks(h.shape)
-            else:
-                h = F.dropout(h, self.dropout, self.training)
+            h = F.dropout(F.silu(layer(h)), self.dropout, self.training)
         return torch.cat([h, x], dim=-1)
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
-from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.network import DenseTrunk, Masks, MemberWise, MixtureDensityNetwork
+from residmix.nn.pullbacks import Pullback, head_loss, traced, trunk_output
 from residmix.threads import n_threads
 
 __all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "train"]
@@ -58,10 +59,6 @@ class Sample:
             return (self.X[rows],)
         assert self.protected is not None
         return self.X[rows], self.metadata[rows], self.protected[rows]
-
-    def loss(self, density: MixtureOfGaussians, y: Tensor) -> Tensor:
-        """Negative log-likelihood per row."""
-        return -(density.log_prob(y) if self.cell is None else density.log_cell_prob(y, self.cell))
 
 
 @dataclass(frozen=True)
@@ -206,8 +203,8 @@ def train(
 class _Running:
     """The members that are still in training, their parameters side by side in one matrix with a row for each.
 
-    The network's parameters are views of it: norms of gradients and the optimiser's steps then take one operation for
-    all layers. Matrices decay, biases don't: they hold the mixture that training starts from.
+    Norms of gradients and the optimiser's steps then take one operation for all layers; the network gets its parameters
+    back at the end. Matrices decay, biases don't: they hold the mixture that training starts from.
     """
 
     def __init__(
@@ -220,17 +217,21 @@ class _Running:
     ) -> None:
         self.network, self.sample, self.schedule = network, sample, schedule
         self.members = list(range(len(held_out)))
-        named = sorted(network.named_parameters(), key=lambda item: item[0].endswith("bias"))
-        self.parameters = [p for _, p in named]
-        self.shapes = [p.shape[1:] for p in self.parameters]
+        named = list(network.named_parameters())
+        # Where each parameter comes in the matrix: those that decay first.
+        self.order = sorted(range(len(named)), key=lambda i: named[i][0].endswith("bias"))
+        self.parameters = [named[i][1] for i in self.order]
         self.n_decaying = sum(math.prod(p.shape[1:]) for name, p in named if not name.endswith("bias"))
-        self.matrix = nn.Parameter(torch.cat([p.detach().flatten(1) for p in self.parameters], 1))
-        self.optimiser = torch.optim.AdamW([self.matrix], lr=0.0, weight_decay=0.0, fused=sample.X.device.type != "mps")
-        self._point()
+        self.matrix = torch.cat([p.detach().flatten(1) for p in self.parameters], 1)
+        self.moments = [torch.zeros_like(self.matrix) for _ in range(2)]
+        self.fused = sample.X.device.type != "mps"
+        self.n_steps = torch.zeros((), device=sample.X.device if self.fused else "cpu")
+        self._look()
         self.layers = network.residualize.layers if isinstance(network.residualize, MemberWise) else None
         self.masks = None
         if isinstance(network.backbone, DenseTrunk) and network.backbone.dropout:
             self.masks = Masks(generators, network.backbone.dropout, sample.X.device)
+        self.complete = not bool(sample.y.isnan().any())
         mask = torch.as_tensor(held_out, device=sample.X.device)
         count = int(mask.sum(1).max())
         # Members may hold out different numbers of rows: pad with rows of weight zero.
@@ -238,62 +239,99 @@ class _Running:
         self.judged = (*sample.inputs(rows), sample.y[rows], sample.weight[rows] * mask.gather(1, rows))
 
     def __enter__(self) -> _Running:
-        if isinstance(self.network.backbone, DenseTrunk):
-            self.network.backbone.masks = self.masks
         return self
 
     def __exit__(self, *_: object) -> None:
-        if isinstance(self.network.backbone, DenseTrunk):
-            self.network.backbone.masks = None
         if self.layers is not None:
             assert isinstance(self.network.residualize, MemberWise)
             self.network.residualize.layers = self.layers
 
     def _pieces(self, matrix: Tensor) -> list[Tensor]:
         """Views of a matrix with a row for each member, one in the shape of each parameter."""
-        parts = matrix.split([math.prod(shape) for shape in self.shapes], 1)
-        return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        shapes = [p.shape[1:] for p in self.parameters]
+        parts = matrix.split([math.prod(shape) for shape in shapes], 1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _point(self) -> None:
-        """Make the parameters views of the matrix."""
-        for p, value in zip(self.parameters, self._pieces(self.matrix.detach()), strict=True):
-            p.data = value
+    def _look(self) -> None:
+        """Look at the matrix as weight and bias of every layer; the head's comes last."""
+        views = dict(zip(self.order, self._pieces(self.matrix), strict=True))
+        *self.trunk, self.last = [(views[i], views[i + 1]) for i in range(0, len(views), 2)]
 
     def values(self) -> Tensor:
         """A copy of all parameters, (members, P)."""
-        return self.matrix.detach().clone()
+        return self.matrix.clone()
 
     def restore(self, values: Tensor) -> None:
         """Give the network `values` of all members, in memory of its own."""
         for p, value in zip(self.parameters, self._pieces(values), strict=True):
             p.data = value.clone(memory_format=torch.contiguous_format)
 
-    def losses(self, batch: Sequence[Tensor]) -> Tensor:
-        """Mean negative log-likelihood of every member; `batch` is what the network takes, the targets, the weights."""
-        *inputs, y, weight = batch
-        loss = self.sample.loss(self.network(*inputs), y)
-        return (weight * loss).sum(1) / weight.sum(1).clamp_min(1e-12)
+    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor, Pullback]:
+        """Negative log-likelihood of every row, its share in the mean of the member, and the pullback to parameters.
 
+        `batch` is what the network takes, the targets and the weights.
+        """
+        x, *given, y, weight = batch
+        backbone, head, residualize = self.network.backbone, self.network.head, self.network.residualize
+        clip = backbone.clip if isinstance(backbone, DenseTrunk) else math.inf
+        h, to_trunk = trunk_output(x, self.trunk, clip, mask)
+        to_removal = None
+        if residualize is not None:
+            h, to_removal = traced(lambda h: residualize(h, *given), h)
+        cell = self.sample.cell
+        if cell is None and head.covariance in ("diagonal", "spherical"):
+            loss, to_head = head_loss(head, h, *self.last, y, complete=self.complete)
+        else:
+
+            def of_row(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                density = head.distribution(torch.baddbmm(bias, h, weight))
+                return -(density.log_prob(y) if cell is None else density.log_cell_prob(y, cell))
+
+            loss, to_head = traced(of_row, h, *self.last)
+
+        def pullback(gradient: Tensor) -> tuple[Tensor, ...]:
+            of_h, *of_last = to_head(gradient)
+            if to_removal is not None:
+                (of_h,) = to_removal(of_h)
+            return *to_trunk(of_h), *of_last
+
+        return loss, weight / weight.sum(1, keepdim=True).clamp_min(1e-12), pullback
+
+    @torch.no_grad()
     def descend(self, batch: Sequence[Tensor], rate: float) -> None:
         """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out."""
-        gradients = torch.autograd.grad(self.losses(batch).sum(), self.parameters)
-        gradient = torch.cat([part.flatten(1) for part in gradients], 1)
+        _, share, pullback = self.losses(batch, self.masks)
+        gradients = pullback(share)
+        gradient = torch.cat([gradients[i].flatten(1) for i in self.order], 1)
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        gradient.mul_((self.schedule.clip_norm / (norm + 1e-12)).clamp(max=1.0))
-        sound = torch.isfinite(norm).squeeze(1)
-        if not bool(sound.all()):
-            gradient[~sound] = 0.0
-        with torch.no_grad():
-            self.matrix[:, : self.n_decaying].mul_(1 - rate * self.schedule.weight_decay)
-        self.matrix.grad = gradient
-        self.optimiser.param_groups[0]["lr"] = rate
-        self.optimiser.step()
+        highest = self.schedule.clip_norm
+        if not float(norm.max()) <= highest:
+            gradient.mul_(highest / norm.clamp_min(highest))
+            gradient[~torch.isfinite(norm).squeeze(1)] = 0.0
+        self.matrix[:, : self.n_decaying].mul_(1 - rate * self.schedule.weight_decay)
+        adamw(
+            [self.matrix],
+            [gradient],
+            [self.moments[0]],
+            [self.moments[1]],
+            [],
+            [self.n_steps],
+            fused=self.fused,
+            amsgrad=False,
+            maximize=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+        )
 
     @torch.no_grad()
     def judge(self) -> list[float]:
         """Held-out loss of every member in training."""
         self.network.eval()
-        return [float(value) for value in torch.nan_to_num(self.losses(self.judged), nan=math.inf).tolist()]
+        loss, share, _ = self.losses(self.judged)
+        return [float(value) for value in torch.nan_to_num((share * loss).sum(1), nan=math.inf).tolist()]
 
     def keep(self, going: NDArray[np.intp]) -> None:
         """Go on with these of the members in training."""
@@ -306,10 +344,5 @@ class _Running:
             self.masks.keep(index)
         if isinstance(self.network.residualize, MemberWise):
             self.network.residualize.layers = nn.ModuleList(self.network.residualize.layers[i] for i in going)
-        state = self.optimiser.state.pop(self.matrix)
-        self.matrix = nn.Parameter(self.matrix.detach()[index])
-        self.optimiser.param_groups[0]["params"] = [self.matrix]
-        self.optimiser.state[self.matrix] = {
-            name: value[index] if value.dim() else value for name, value in state.items()
-        }
-        self._point()
+        self.matrix, *self.moments = (part[index] for part in (self.matrix, *self.moments))
+        self._look()
