@@ -21,7 +21,7 @@ COVARIANCES = ("spherical", "diagonal", "full", "low-rank")
 Covariance = Literal["spherical", "diagonal", "full", "low-rank"]
 
 # |L_ij / L_ii| and |U_ij / s_i| stay below this, so every correlation stays below 0.9995.
-_TILT = 30.0
+TILT = 30.0
 
 
 class EnsembleLinear(nn.Module):
@@ -146,13 +146,13 @@ class MixtureDensityHead(nn.Module):
         grown = F.softplus(spread).unflatten(-1, (K, -1))
         scale = (self.min_scale.to(raw.dtype) + grown / (1 + grown / self.max_scale)).expand_as(means)
         if self.covariance == "full":
-            lower = _TILT * torch.tanh(tilt.unflatten(-1, (K, -1)) / _TILT)
+            lower = TILT * torch.tanh(tilt.unflatten(-1, (K, -1)) / TILT)
             tril = torch.eye(D, dtype=raw.dtype, device=raw.device).repeat(*lower.shape[:-1], 1, 1)
             row, column = torch.tril_indices(D, D, -1, device=raw.device)
             tril[..., row, column] = lower
             return MixtureOfGaussians(logits, means, scale_tril=scale.unsqueeze(-1) * tril)
         if self.covariance == "low-rank":
-            V = _TILT * torch.tanh(tilt.unflatten(-1, (K, D, self.rank)) / _TILT)
+            V = TILT * torch.tanh(tilt.unflatten(-1, (K, D, self.rank)) / TILT)
             return MixtureOfGaussians(logits, means, scale, factor=scale.unsqueeze(-1) * V)
         return MixtureOfGaussians(logits, means, scale)
 

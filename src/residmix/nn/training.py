@@ -278,16 +278,7 @@ class _Running:
         to_removal = None
         if residualize is not None:
             h, to_removal = traced(lambda h: residualize(h, *given), h)
-        cell = self.sample.cell
-        if cell is None and head.covariance in ("diagonal", "spherical"):
-            loss, to_head = head_loss(head, h, *self.last, y, complete=self.complete)
-        else:
-
-            def of_row(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                density = head.distribution(torch.baddbmm(bias, h, weight))
-                return -(density.log_prob(y) if cell is None else density.log_cell_prob(y, cell))
-
-            loss, to_head = traced(of_row, h, *self.last)
+        loss, to_head = head_loss(head, h, *self.last, y, cell=self.sample.cell, complete=self.complete)
 
         def pullback(gradient: Tensor) -> tuple[Tensor, ...]:
             of_h, *of_last = to_head(gradient)
