@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from residmix import scores
+from residmix.nn.cells import log_cell
 
 __all__ = ["MixtureOfGaussians"]
 
@@ -187,7 +188,7 @@ class MixtureOfGaussians(Distribution):
         observed = ~torch.isnan(value)
         clean = torch.where(observed, value, torch.zeros_like(value)).unsqueeze(-2)
         scale = self.component_scales
-        inside = _log_cell((clean - self.means) / scale, 0.5 * width / scale) - width.log()
+        inside = log_cell((clean - self.means) / scale, 0.5 * width / scale) - width.log()
         inside = torch.where(observed.unsqueeze(-2), inside, torch.zeros_like(inside))
         return torch.logsumexp(self.log_weights + inside.sum(-1), dim=-1)
 
@@ -370,36 +371,3 @@ class MixtureOfGaussians(Distribution):
             scale_tril=None if self.scale_tril is None else merge(self.scale_tril),
             factor=None if self.factor is None else merge(self.factor),
         )
-
-
-def _log_cell(middle: Tensor, half: Tensor) -> Tensor:
-    """log[Phi(m + h) - Phi(m - h)], with finite values and gradients in both tails and for tiny h."""
-    dtype = middle.dtype
-    middle, half = -middle.double().abs(), half.double()
-    # Below this half-width the difference of two log Phi has lost its digits, and the midpoint rule (error h^2/6,
-    # times sinh(mh)/(mh) for the slope across the cell) has not.
-    small = half < 1e-3
-    h = torch.where(small, torch.ones_like(half), half)
-    upper, lower = _log_ndtr(middle + h), _log_ndtr(middle - h)
-    ratio = (lower - upper).clamp(max=-1e-30)
-    wide = upper + torch.log(-torch.expm1(ratio))
-    g = torch.where(small, half, torch.ones_like(half))
-    slope = (middle * g).abs()
-    slope_safe = slope.clamp_min(1e-3)
-    growth = torch.where(
-        slope < 1e-3,
-        slope.square() / 6,
-        slope_safe + torch.log(-torch.expm1(-2 * slope_safe)) - (2 * slope_safe).log(),
-    )
-    narrow = -0.5 * middle.square() - 0.5 * _LOG_2PI + (2 * g).log() + growth
-    return torch.where(small, narrow, wide).to(dtype)
-
-
-def _log_ndtr(x: Tensor) -> Tensor:
-    """log Phi, with Mills' ratio to three terms below -50, where the gradient of torch.special.log_ndtr is wrong."""
-    far = x < -50
-    tail = torch.where(far, x, torch.full_like(x, -50.0))
-    inverse = tail.square().reciprocal()
-    asymptotic = -0.5 * tail.square() - (-tail).log() - 0.5 * _LOG_2PI + torch.log1p(inverse * (3 * inverse - 1))
-    near = torch.special.log_ndtr(torch.where(far, torch.zeros_like(x), x))
-    return torch.where(far, asymptotic, near)

@@ -236,19 +236,14 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
             boxes=self.n_targets_ == 1 or self.covariance in ("diagonal", "spherical"),
         )
         removal, given, kept = self._removal(rest[0] if rest else None, z)
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(automatic if self.device == "auto" else self.device)
-
-        def tensor(array: Any) -> torch.Tensor:
-            return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-        sample = Sample(
-            X=tensor(self._x_scaling.forward(features)),
-            y=tensor(z),
-            weight=tensor(weight / weight.mean()),
-            metadata=None if given is None else tensor(given),
-            protected=None if kept is None else tensor(kept),
-            cell=None if self.cell_width_ is None else tensor(self.cell_width_ / scale),
+        sample = Sample.of(
+            device=self.device,
+            X=self._x_scaling.forward(features),
+            y=z,
+            weight=weight / weight.mean(),
+            metadata=given,
+            protected=kept,
+            cell=None if self.cell_width_ is None else self.cell_width_ / scale,
         )
         plan = Plan(
             n_features=features.shape[1],

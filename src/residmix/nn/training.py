@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,14 @@ class Sample:
     metadata: Tensor | None = None
     protected: Tensor | None = None
     cell: Tensor | None = None
+
+    @classmethod
+    def of(cls, *, device: str, **columns: NDArray[np.floating[Any]] | None) -> Sample:
+        """Take arrays to a device in float32; "auto" is a GPU if torch sees one."""
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        where = torch.device(automatic if device == "auto" else device)
+        given = {name: array for name, array in columns.items() if array is not None}
+        return cls(**{name: torch.as_tensor(array, dtype=torch.float32, device=where) for name, array in given.items()})
 
     def inputs(self, rows: Tensor) -> tuple[Tensor, ...]:
         """What the network is called with, for `rows` (members, b)."""
