@@ -127,3 +127,26 @@ def test_models_of_several_targets_are_refused() -> None:
     model = MDNRegressor(**SMALL).fit(X, np.column_stack([y, -y]))
     with pytest.raises(ValueError, match="one target"):
         density_report(model, X, y, age)
+
+
+def test_the_report_takes_frames_with_text_and_gives_them_to_the_model_where_it_needs_them() -> None:
+    X, y, age = confounded(90)
+    frame = pd.DataFrame(X, columns=["a", "b", "c"])
+    metadata = pd.DataFrame({"site": np.where(age[:, 0] > 0, "x", "z"), "age": age[:, 0]})
+    apart = MDNRegressor(**SMALL).fit(frame, y, metadata=metadata)
+    report = density_report(apart, frame, y, metadata)
+    assert list(report["strata"]) == ["x", "z"] and report["by_chance"] == pytest.approx(2 / 89)
+    assert report == density_report(apart, frame, y, metadata, model_metadata=metadata)
+    # One table: the model finds its metadata there, and the reference its features.
+    table = frame.assign(age=age)
+    inside, plain = MDNRegressor("age", **SMALL).fit(table, y), MDNRegressor(**SMALL).fit(frame, y)
+    report = density_report(inside, table, y, metadata["age"], reference=plain)
+    low, high = np.quantile(age, [1 / 3, 2 / 3])
+    assert list(report["strata"]) == [f"up to {low:g}", f"{low:g} to {high:g}", f"above {high:g}"]
+    assert [s["rows"] for s in report["strata"].values()] == [30, 30, 30]
+    gap = inside.crps(table, y) - plain.crps(frame, y)
+    assert report["cost"]["crps"] == pytest.approx(gap.mean())
+    with pytest.raises(ValueError, match="90 rows, got 3"):
+        density_report(inside, table, y, age, strata=[1, 2, 3])
+    with pytest.raises(ValueError, match="90 rows but metadata has 5"):
+        density_report(inside, table, y, age[:5])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from residmix import scores
+from residmix.errors import ResidmixWarning
+from residmix.metadata import fit_design
 from residmix.nn.predictive import PredictiveDensity, check_targets
+from residmix.nn.targets import read_rows
+from residmix.sources.table import as_table
 
 __all__ = ["density_report"]
 
@@ -29,21 +34,55 @@ def _explained(columns: Array, value: Array) -> float:
     return float(fitted @ fitted) / total
 
 
-def _strata(columns: Array, strata: ArrayLike | None) -> NDArray[Any]:
-    """Given labels, or thirds of the first metadata column (its values, where there are at most ten)."""
-    if strata is not None:
-        return np.asarray(strata)
-    first = columns[:, 0]
-    if len(np.unique(first)) <= 10:
-        return first
-    return np.searchsorted(np.quantile(first, [1 / 3, 2 / 3]), first)
+def _design_columns(metadata: Any, value: Array) -> Array:
+    """Numbers as they are; text, categories and truth values as indicators."""
+    table = as_table(value[:, None], metadata=metadata)
+    with warnings.catch_warnings():
+        # Advice on what to remove; here nothing is removed.
+        warnings.simplefilter("ignore", ResidmixWarning)
+        design = fit_design(table.chunks, absorb_above=10**9)
+    matrix = read_rows(table, table.feature_names(None, exclude=design.columns), design, preserved=False)[1]
+    assert matrix is not None
+    return matrix
+
+
+def _strata(metadata: Any, strata: ArrayLike | None, n_rows: int) -> dict[Any, NDArray[np.bool_]]:
+    """Rows of the given labels, or of the first metadata column: its values, if at most ten, or its thirds."""
+    given = np.asarray(metadata if strata is None else strata)
+    first = given if given.ndim == 1 else given[:, 0]
+    if len(first) != n_rows:
+        raise ValueError(f"strata must have one label for each of the {n_rows} rows, got {len(first)}")
+    labels = np.unique(first)
+    if strata is not None or len(labels) <= 10 or not np.issubdtype(np.asarray(first.tolist()).dtype, np.number):
+        return {label: first == label for label in labels.tolist()}
+    low, high = np.quantile(first.astype(float), [1 / 3, 2 / 3])
+    return {
+        f"up to {low:g}": first <= low,
+        f"{low:g} to {high:g}": (first > low) & (first <= high),
+        f"above {high:g}": first > high,
+    }
+
+
+def _needed(model: Any, X: Any, metadata: Any) -> Any:
+    """What `model` takes as ``metadata=`` to predict from `X`: `metadata`, or None where it needs none or has it."""
+    design = getattr(model, "design_", None)
+    if design is None or model.space == "feature":
+        return None
+    inside = model.formula is not None and set(design.columns) <= set(getattr(X, "columns", ()))
+    return None if inside else metadata
+
+
+def _own_features(model: Any, X: Any) -> Any:
+    """The columns of a frame that `model` was fitted to."""
+    names = list(getattr(model, "feature_names_in_", ()))
+    return X[names] if names and set(names) <= set(getattr(X, "columns", ())) else X
 
 
 def density_report(
     model: PredictiveDensity,
     X: Any,
     y: ArrayLike,
-    metadata: ArrayLike,
+    metadata: Any,
     *,
     model_metadata: Any = None,
     reference: PredictiveDensity | None = None,
@@ -60,14 +99,15 @@ def density_report(
     model : MDNRegressor
         Of one target.
     X, y : array_like
-    metadata : array_like (n, p)
-        Numbers to look for in the density.
+    metadata : array (n,) or (n, p), series or data frame
+        What to look for in the density; text, categories and truth values as indicators of their levels.
     model_metadata : optional
-        What `model` needs as ``metadata=`` to predict.
+        What `model` needs as ``metadata=`` to predict. Default: `metadata`, unless it needs none or `X` holds it.
     reference : MDNRegressor, optional
-        The same model without deconfounding, predicting from `X` alone: for the cost.
+        The same model without deconfounding, predicting from `X` alone (of a frame, its own features): for the cost.
     strata : array_like (n,), optional
-        Groups within which the density should be calibrated. Default: values or thirds of the first column.
+        Groups within which the density should be calibrated. Default: the values of the first column of metadata, or
+        its thirds where it is a number of more than ten values.
 
     Returns
     -------
@@ -81,7 +121,7 @@ def density_report(
     Raises
     ------
     ValueError
-        For models of several targets.
+        For models of several targets, missing metadata, or other numbers of rows.
 
     Examples
     --------
@@ -97,9 +137,10 @@ def density_report(
     """
     if model.n_targets_ != 1:
         raise ValueError(f"density_report takes models of one target, not of {model.n_targets_}; report one at a time")
-    columns = np.asarray(metadata, float)
-    columns = columns[:, None] if columns.ndim == 1 else columns
     value = check_targets(y, 1)[:, 0]
+    columns = _design_columns(metadata, value)
+    if model_metadata is None:
+        model_metadata = _needed(model, X, metadata)
     density = model.predict_distribution(X, metadata=model_metadata)
     weights, means, scales = (part[:, 0] for part in density.marginal_arrays())
     parts = {
@@ -115,10 +156,8 @@ def density_report(
     crps = scores.crps_mixture(value, weights, means, scales)
     log = model.score_samples(X, y, metadata=model_metadata)
     pit = np.ravel(model.pit(X, y, metadata=model_metadata, random_state=random_state))
-    groups = _strata(columns, strata)
     within = {}
-    for label in np.unique(groups).tolist():
-        own = groups == label
+    for label, own in _strata(metadata, strata, len(value)).items():
         within[label] = {
             "rows": int(own.sum()),
             "uniformity": scores.uniformity(pit[own]),
@@ -134,7 +173,7 @@ def density_report(
         "crps": float(crps.mean()),
     }
     if reference is not None:
-        gap = crps - np.ravel(reference.crps(X, y))
+        gap = crps - np.ravel(reference.crps(_own_features(reference, X), y))
         error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
         report["cost"] = {"crps": float(gap.mean()), "std_error": error}
     return report
