@@ -9,132 +9,132 @@ Columns of all rows lie side by side, so that distances are taken to many rows a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from residmix.moments.compiled import compiled, piece
 
 __all__ = ["cluster_moments", "lloyd", "seed"]
 
 Floats = NDArray[np.float64]
 
 
-@njit(nogil=True)
-def _squared_distances(columns, centre, out):
+@piece
+def _squared_distances(columns, centres, k, distances, place):
+    """Fill row `place` of `distances` (., n) with those to centre k."""
     d, n = columns.shape
     for i in range(n):
-        gap = columns[0, i] - centre[0]
-        out[i] = gap * gap
+        gap = columns[0, i] - centres[k, 0]
+        distances[place, i] = gap * gap
     for j in range(1, d):
         for i in range(n):
-            gap = columns[j, i] - centre[j]
-            out[i] += gap * gap
+            gap = columns[j, i] - centres[k, j]
+            distances[place, i] += gap * gap
 
 
-@njit(nogil=True, cache=True)
-def _draw(weight, share):
-    """Return the row at `share` of the total weight."""
+@piece
+def _draw(chances, place, share):
+    """Return the row at `share` of the total of row `place` of `chances` (., n)."""
+    n = chances.shape[1]
     total = 0.0
-    for i in range(len(weight)):
-        total += weight[i]
+    for i in range(n):
+        total += chances[place, i]
     left, last = share * total, 0
-    for i in range(len(weight)):
-        if weight[i] > 0.0:
+    for i in range(n):
+        if chances[place, i] > 0.0:
             last = i
-            left -= weight[i]
+            left -= chances[place, i]
             if left < 0.0:
                 break
     return last
 
 
-@njit(nogil=True, cache=True)
-def _seed(columns, weight, shares, centres):
+@compiled
+def _seed(columns, weight, shares, centres, scratch):
+    """Fill `centres`; `scratch` is (4, n)."""
     d, n = columns.shape
     K, trials = shares.shape
-    closest, chance = np.empty(n), np.empty(n)
-    trial, best, point = np.empty(n), np.empty(n), np.empty(d)
-    centres[0] = columns[:, _draw(weight, shares[0, 0])]
-    _squared_distances(columns, centres[0], closest)
-    for k in range(1, K):
-        for i in range(n):
-            chance[i] = weight[i] * closest[i]
-        least = np.inf
-        for t in range(trials):
-            point[:] = columns[:, _draw(chance, shares[k, t])]
-            _squared_distances(columns, point, trial)
+    chance, closest, trial, best = 0, 1, 2, 3
+    for i in range(n):
+        scratch[chance, i], scratch[closest, i] = weight[i], np.inf
+    for k in range(K):
+        least, found = np.inf, -1
+        for t in range(trials if k > 0 else 1):
+            row = _draw(scratch, chance, shares[k, t])
+            for j in range(d):
+                centres[k, j] = columns[j, row]
+            _squared_distances(columns, centres, k, scratch, trial)
             left = 0.0
             for i in range(n):
-                trial[i] = min(trial[i], closest[i])
-                left += weight[i] * trial[i]
-            if left < least:
-                least = left
-                centres[k] = point
+                scratch[trial, i] = min(scratch[trial, i], scratch[closest, i])
+                left += weight[i] * scratch[trial, i]
+            if left < least or found < 0:
+                least, found = left, row
                 trial, best = best, trial
-        closest, best = best, closest
-
-
-@njit(nogil=True, cache=True)
-def _assign(columns, centres, labels):
-    """Fill `labels` with the nearest centres."""
-    n = columns.shape[1]
-    closest, trial = np.empty(n), np.empty(n)
-    _squared_distances(columns, centres[0], closest)
-    labels[:] = 0
-    for k in range(1, len(centres)):
-        _squared_distances(columns, centres[k], trial)
-        for i in range(n):
-            nearer = trial[i] < closest[i]
-            labels[i] = k if nearer else labels[i]
-            closest[i] = trial[i] if nearer else closest[i]
-
-
-@njit(nogil=True, cache=True)
-def _lloyd(columns, weight, centres, labels, max_iter):
-    d, n = columns.shape
-    K = len(centres)
-    before = np.full(n, -1, labels.dtype)
-    for _ in range(max_iter):
-        _assign(columns, centres, labels)
-        changed = False
-        for i in range(n):
-            changed |= labels[i] != before[i]
-        if not changed:
-            return
-        before[:] = labels
-        sums, counts = np.zeros((K, d)), np.zeros(K)
-        for i in range(n):
-            counts[labels[i]] += weight[i]
         for j in range(d):
-            for i in range(n):
-                sums[labels[i], j] += weight[i] * columns[j, i]
-        for k in range(K):
-            if counts[k] > 0.0:
-                centres[k] = sums[k] / counts[k]
-    _assign(columns, centres, labels)
+            centres[k, j] = columns[j, found]
+        closest, best = best, closest
+        for i in range(n):
+            scratch[chance, i] = weight[i] * scratch[closest, i]
 
 
-@njit(nogil=True, cache=True)
-def _moments(columns, weight, labels, counts, means, scatter):
+@piece
+def _add_up(columns, weight, labels, counts, sums):
+    """Fill `counts` (K,) and `sums` (K, d) with the clusters' weights and weighted sums."""
     d, n = columns.shape
+    for k in range(len(counts)):
+        counts[k] = 0.0
+        for j in range(d):
+            sums[k, j] = 0.0
     for i in range(n):
         counts[labels[i]] += weight[i]
     for j in range(d):
         for i in range(n):
-            means[labels[i], j] += weight[i] * columns[j, i]
+            sums[labels[i], j] += weight[i] * columns[j, i]
+
+
+@compiled
+def _lloyd(columns, weight, centres, labels, before, max_iter, counts, sums, scratch):
+    """Move `centres` and fill `labels`; `before` (n,), `counts` (K,), `sums` (K, d), `scratch` (2, n) are scratch."""
+    d, n = columns.shape
+    K = len(centres)
+    for iteration in range(max_iter + 1):
+        for i in range(n):
+            before[i], labels[i], scratch[0, i] = labels[i], 0, np.inf
+        for k in range(K):
+            _squared_distances(columns, centres, k, scratch, 1)
+            for i in range(n):
+                nearer = scratch[1, i] < scratch[0, i]
+                labels[i] = k if nearer else labels[i]
+                scratch[0, i] = scratch[1, i] if nearer else scratch[0, i]
+        changed = iteration == 0
+        for i in range(n):
+            changed |= labels[i] != before[i]
+        if iteration == max_iter or not changed:
+            return
+        _add_up(columns, weight, labels, counts, sums)
+        for k in range(K):
+            for j in range(d):
+                if counts[k] > 0.0:
+                    centres[k, j] = sums[k, j] / counts[k]
+
+
+@compiled
+def _moments(columns, weight, labels, counts, means, scatter, gap):
+    """Fill `counts` (K,) and `means` (K, d), add to `scatter` (K, d, d), or to its diagonals (K, d, 1)."""
+    (d, n), width = columns.shape, scatter.shape[2]
+    _add_up(columns, weight, labels, counts, means)
     for k in range(len(counts)):
-        if counts[k] > 0.0:
-            means[k] /= counts[k]
-    gap = np.empty(d)
+        for j in range(d):
+            if counts[k] > 0.0:
+                means[k, j] /= counts[k]
     for i in range(n):
         k = labels[i]
         for j in range(d):
             gap[j] = columns[j, i] - means[k, j]
-        if scatter.shape[1] == 1:
-            for j in range(d):
-                scatter[k, 0, j] += weight[i] * gap[j] * gap[j]
-            continue
         for j in range(d):
-            weighted = weight[i] * gap[j]
-            for m in range(d):
-                scatter[k, j, m] += weighted * gap[m]
+            weighted, first = weight[i] * gap[j], j if width < d else 0
+            for m in range(width):
+                scatter[k, j, m] += weighted * gap[first + m]
 
 
 def seed(columns: Floats, weight: Floats, n_clusters: int, random_state: np.random.RandomState) -> Floats:
@@ -149,7 +149,7 @@ def seed(columns: Floats, weight: Floats, n_clusters: int, random_state: np.rand
     """
     shares = random_state.uniform(size=(n_clusters, 2 + int(np.log(n_clusters))))
     centres = np.empty((n_clusters, len(columns)))
-    _seed(columns, weight, shares, centres)
+    _seed(columns, weight, shares, centres, np.empty((4, columns.shape[1])))
     return centres
 
 
@@ -158,8 +158,11 @@ def lloyd(columns: Floats, weight: Floats, centres: Floats, max_iter: int) -> ND
 
     A cluster without rows stays where it is.
     """
-    labels = np.empty(columns.shape[1], dtype=np.int64)
-    _lloyd(columns, weight, np.array(centres, order="C"), labels, max_iter)
+    n = columns.shape[1]
+    centres = np.array(centres, order="C")
+    labels, before = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    counts, sums, distances = np.empty(len(centres)), np.empty(centres.shape), np.empty((2, n))
+    _lloyd(columns, weight, centres, labels, before, max_iter, counts, sums, distances)
     return labels
 
 
@@ -168,6 +171,6 @@ def cluster_moments(
 ) -> tuple[Floats, Floats, Floats]:
     """Return the clusters' weights (K,), means (K, d) and scatters (K, d, d) about them, or their diagonals (K, d)."""
     K, d = n_clusters, len(columns)
-    counts, means, scatter = np.zeros(K), np.zeros((K, d)), np.zeros((K, 1 if diagonal else d, d))
-    _moments(columns, weight, labels, counts, means, scatter)
-    return counts, means, scatter[:, 0] if diagonal else scatter
+    counts, means, scatter = np.empty(K), np.empty((K, d)), np.zeros((K, d, 1 if diagonal else d))
+    _moments(columns, weight, labels, counts, means, scatter, np.empty(d))
+    return counts, means, scatter[:, :, 0] if diagonal else scatter

@@ -60,11 +60,15 @@ def integer(value: int) -> Value:
 
 
 def at(builder: Builder, *terms: Value | int) -> Value:
-    """Return the sum of offsets."""
-    total = integer(0)
-    for term in terms:
-        total = builder.add(total, integer(term) if isinstance(term, int) else term)
-    return total
+    """Return the sum of offsets. Known ones are added here: an instruction costs more to compile than to run."""
+    known = sum(term for term in terms if isinstance(term, int))
+    computed = [term for term in terms if not isinstance(term, int)]
+    if not computed:
+        return integer(known)
+    total = computed[0]
+    for term in computed[1:]:
+        total = builder.add(total, term)
+    return builder.add(total, integer(known)) if known else total
 
 
 def load(builder: Builder, base: Value, *offset: Value | int) -> Value:
@@ -148,7 +152,7 @@ def kernel(emit: Callable[..., None], name: str | None = None) -> Any:
 
         def generate(target: Any, builder: Builder, signature: Any, values: Any) -> Value:
             lowered = [
-                target.make_array(kind)(target, builder, value).data if isinstance(kind, types.Array) else value
+                target.data_model_manager[kind].get(builder, value, "data") if isinstance(kind, types.Array) else value
                 for kind, value in zip(signature.args, values, strict=True)
             ]
             emit(builder, *lowered)
