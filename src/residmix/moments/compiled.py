@@ -1,7 +1,7 @@
 """How loops are compiled, and arrays as these take them.
 
-The first call of a loop on a machine compiles it, and somebody waits for that. A second per thousand lines of LLVM code
-is what it takes, so what makes much code is avoided: slices of arrays (numba makes room for the text of an error if one
+The first call of a loop on a machine compiles it, and somebody waits for that: about a second per ten thousand lines
+of LLVM code. So what makes much of it is avoided: slices of arrays (numba makes room for the text of an error if one
 doesn't fit), arrays and sums made inside, and arguments of several types (a literal number is one of its own).
 """
 

@@ -1,8 +1,9 @@
-"""Micro-kernels of the E-step: rows into columns, and squared distances of a chunk of rows (see `registers`)."""
+"""Micro-kernels of the E-step: rows into columns, and squared distances of a tile's rows (see `registers`)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from llvmlite import ir
 
@@ -16,21 +17,61 @@ from residmix.moments.registers import (
     Value,
     at,
     broadcast,
+    choose,
+    fewer,
     integer,
     kernel,
     load,
     loop,
     multiply_add,
-    splat,
     store,
     subtract_square,
 )
 
-__all__ = ["begin_direct", "begin_whitened", "centre_chunk", "scaled_distance", "transpose", "whiten", "whiten_direct"]
+__all__ = ["join_full", "join_scaled", "load_columns", "pack_factors"]
+
+# Columns up to which a group of columns of the factor takes the rows less their means, rather than copies of them:
+# subtracting twice is cheaper than to store and load.
+NARROW = 8
 
 
 @kernel
-def transpose(b: Builder, rows: Value, r0: Value, n_columns: Value, x: Value, x0: Value, stride: Value) -> None:
+def load_columns(b: Builder, rows: Value, start: Value, n: Value, m: Value, stride: Value, x: Value) -> None:
+    """x[j, i] = rows[start + i, j] for n rows of m columns, 0 for i from n on; columns of `x` are `stride` apart."""
+    first, whole, fours = b.mul(start, m), b.sdiv(n, integer(WIDTH)), b.sdiv(m, integer(4))
+
+    def block(i: Value, _: list[Value]) -> list[Value]:
+        row = b.mul(i, integer(WIDTH))
+
+        def four(j: Value, _: list[Value]) -> list[Value]:
+            column = b.mul(j, integer(4))
+            _transpose(b, rows, at(b, first, b.mul(row, m), column), m, x, at(b, b.mul(column, stride), row), stride)
+            return []
+
+        return loop(b, fours, [], four)
+
+    def rest(j: Value, _: list[Value]) -> list[Value]:
+        done = b.icmp_signed("<", j, b.mul(fours, integer(4)))
+        begin, column = b.select(done, b.mul(whole, integer(WIDTH)), integer(0)), b.mul(j, stride)
+
+        def copy(i: Value, _: list[Value]) -> list[Value]:
+            i = at(b, begin, i)
+            value = b.load(b.gep(rows, [at(b, first, b.mul(i, m), j)]))
+            b.store(value, b.gep(x, [at(b, column, i)]))
+            return []
+
+        def clear(i: Value, _: list[Value]) -> list[Value]:
+            b.store(ir.Constant(ir.DoubleType(), 0.0), b.gep(x, [at(b, column, n, i)]))
+            return []
+
+        loop(b, b.sub(n, begin), [], copy)
+        return loop(b, b.sub(stride, n), [], clear)
+
+    loop(b, whole, [], block)
+    loop(b, m, [], rest)
+
+
+def _transpose(b: Builder, rows: Value, r0: Value, n_columns: Value, x: Value, x0: Value, stride: Value) -> None:
     """x[j, :WIDTH] = rows[:WIDTH, j] for 4 columns; rows are `n_columns` apart, columns of `x` are `stride` apart."""
     four = ir.VectorType(VECTOR.element, 4)
 
@@ -63,163 +104,161 @@ def transpose(b: Builder, rows: Value, r0: Value, n_columns: Value, x: Value, x0
 
 
 @kernel
-def centre_chunk(b: Builder, x: Value, x0: Value, stride: Value, mean: Value, m0: Value, d: Value, out: Value) -> None:
-    """out[j, :CHUNK] = x[j, :CHUNK] - mean[j], d columns; those of `x` are `stride` apart, those of `out` CHUNK."""
+def pack_factors(b: Builder, factors: Value, K: Value, d: Value, packed: Value) -> None:
+    """Lay upper triangular factors (K, d, d) out as `join_full` reads them, divided by sqrt(2).
 
-    def body(j: Value, _: list[Value]) -> list[Value]:
-        mean_j = broadcast(b, mean, m0, j)
-        column, target = at(b, x0, b.mul(j, stride)), b.mul(j, integer(CHUNK))
-        for register in range(REGISTERS):
-            value = b.fsub(load(b, x, column, register * WIDTH), mean_j)
-            store(b, value, out, target, register * WIDTH)
+    Four columns at a time, row by row down to the diagonal; so the sum of squares is half the squared distance.
+    Component k's begin at k d d.
+    """
+    root = ir.Constant(ir.DoubleType(), 0.5**0.5)
+
+    def component(k: Value, _: list[Value]) -> list[Value]:
+        def group(g: Value, carried: list[Value]) -> list[Value]:
+            above = b.mul(g, integer(4))
+            width = fewer(b, integer(4), b.sub(d, above))
+
+            def row(i: Value, carried: list[Value]) -> list[Value]:
+                source = at(b, b.mul(at(b, b.mul(k, d), i), d), above)
+
+                def column(j: Value, _: list[Value]) -> list[Value]:
+                    value = b.fmul(root, b.load(b.gep(factors, [at(b, source, j)])))
+                    b.store(value, b.gep(packed, [at(b, carried[0], j)]))
+                    return []
+
+                loop(b, width, [], column)
+                return [at(b, carried[0], width)]
+
+            return loop(b, at(b, above, width), carried, row)
+
+        loop(b, _groups(b, d), [b.mul(k, b.mul(d, d))], group)
         return []
 
-    loop(b, d, [], body)
-
-
-def _multiply(b: Builder, rows: list[Value], factor: Value, entry: Value, columns: range, sums: list[Value]) -> None:
-    """sums[c] += rows * factor[entry + c], in place, for some columns c of a group."""
-    for c in columns:
-        value = broadcast(b, factor, entry, c)
-        for r in range(REGISTERS):
-            sums[c * REGISTERS + r] = multiply_add(b, rows[r], value, sums[c * REGISTERS + r])
-
-
-def _finish(b: Builder, sums: list[Value], width: int, begin: Value | None, out: Value, o0: Value) -> None:
-    """out[:CHUNK] = (begin, or what is there) - the sums' squares."""
-    for r in range(REGISTERS):
-        value = load(b, out, o0, r * WIDTH) if begin is None else begin
-        for c in range(width):
-            value = subtract_square(b, value, sums[c * REGISTERS + r])
-        store(b, value, out, o0, r * WIDTH)
-
-
-def _whitened(width: int) -> Any:
-    def emit(b: Builder, deviation: Value, factor: Value, f0: Value, above: Value, out: Value, o0: Value) -> None:
-        def multiply(j: Value, carried: list[Value], columns: range) -> list[Value]:
-            start, sums = b.mul(j, integer(CHUNK)), list(carried)
-            rows = [load(b, deviation, start, r * WIDTH) for r in range(REGISTERS)]
-            _multiply(b, rows, factor, at(b, f0, b.mul(j, integer(width))), columns, sums)
-            return sums
-
-        sums = [ZERO] * (width * REGISTERS)
-        sums = loop(b, above, sums, lambda j, carried: multiply(j, carried, range(width)))
-        for c in range(width):
-            sums = multiply(at(b, above, c), sums, range(c, width))
-        _finish(b, sums, width, None, out, o0)
-
-    return kernel(emit, f"whiten_{width}")
-
-
-#: out[:CHUNK] -= squared products of the deviations with 1 ... 4 columns of an upper triangular factor, with `above`
-#: rows above the tip of its triangle; the factor's entries lie row by row.
-whiten = tuple(_whitened(width) for width in (1, 2, 3, 4))
+    loop(b, K, [], component)
 
 
 @kernel
-def begin_whitened(b: Builder, deviation: Value, factor: Value, f0: Value, begin: Value, out: Value, o0: Value) -> None:
-    """Set out[:CHUNK] to `begin` minus the same with the first 4 columns of the factor."""
-    sums = [ZERO] * (4 * REGISTERS)
-    for j in range(4):
-        rows = [load(b, deviation, j * CHUNK, r * WIDTH) for r in range(REGISTERS)]
-        _multiply(b, rows, factor, at(b, f0, 4 * j), range(j, 4), sums)
-    _finish(b, sums, 4, splat(b, begin), out, o0)
-
-
-def _direct(b: Builder, x: Value, x0: Value, stride: Value, mean: Value, m0: Value, j: int) -> list[Value]:
-    """Return column j of a chunk less its mean: subtracting twice is cheaper than to store and load."""
-    mean_j, column = broadcast(b, mean, m0, j), at(b, x0, b.mul(stride, integer(j)))
-    return [b.fsub(load(b, x, column, r * WIDTH), mean_j) for r in range(REGISTERS)]
-
-
-def _whiten_columns(
+def join_full(
     b: Builder,
     x: Value,
     x0: Value,
     stride: Value,
-    mean: Value,
+    means: Value,
     m0: Value,
-    factor: Value,
-    f0: Value,
-    width: int,
-    above: int,
-) -> list[Value]:
-    """Return the products of columns that aren't centred with a group of columns of the factor, `above` rows down."""
-    sums = [ZERO] * (width * REGISTERS)
-    for j in range(above + width):
-        rows = _direct(b, x, x0, stride, mean, m0, j)
-        _multiply(b, rows, factor, at(b, f0, width * j), range(max(0, j - above), width), sums)
-    return sums
-
-
-def _begin_direct(width: int) -> Any:
-    def emit(
-        b: Builder,
-        x: Value,
-        x0: Value,
-        stride: Value,
-        mean: Value,
-        m0: Value,
-        factor: Value,
-        f0: Value,
-        begin: Value,
-        out: Value,
-        o0: Value,
-    ) -> None:
-        sums = _whiten_columns(b, x, x0, stride, mean, m0, factor, f0, width, 0)
-        _finish(b, sums, width, splat(b, begin), out, o0)
-
-    return kernel(emit, f"begin_direct_{width}")
-
-
-def _whiten_direct(width: int) -> Any:
-    def emit(
-        b: Builder,
-        x: Value,
-        x0: Value,
-        stride: Value,
-        mean: Value,
-        m0: Value,
-        factor: Value,
-        f0: Value,
-        out: Value,
-        o0: Value,
-    ) -> None:
-        sums = _whiten_columns(b, x, x0, stride, mean, m0, factor, f0, width, 4)
-        _finish(b, sums, width, None, out, o0)
-
-    return kernel(emit, f"whiten_direct_{width}")
-
-
-#: `begin_whitened` and `whiten` for up to 8 features, from columns of `x` that aren't centred: the first group of
-#: 1 ... 4 columns of the factor, and a second group below it.
-begin_direct = tuple(_begin_direct(width) for width in (1, 2, 3, 4))
-whiten_direct = tuple(_whiten_direct(width) for width in (1, 2, 3, 4))
-
-
-@kernel
-def scaled_distance(
-    b: Builder,
-    x: Value,
-    x0: Value,
-    stride: Value,
-    mean: Value,
-    factor: Value,
-    m0: Value,
+    between: Value,
+    packed: Value,
+    constant: Value,
+    K: Value,
     d: Value,
-    begin: Value,
+    chunk: Value,
     out: Value,
-    o0: Value,
 ) -> None:
-    """out[:CHUNK] = begin - sum_j ((x[j] - mean[j]) factor[j])**2."""
+    """out[k, i] = constant[k] - half the squared Mahalanobis distance of row i from mean k, for `stride` rows.
 
-    def body(j: Value, sums: list[Value]) -> list[Value]:
-        mean_j, factor_j = broadcast(b, mean, m0, j), broadcast(b, factor, m0, j)
-        column = at(b, x0, b.mul(j, stride))
-        rows = [load(b, x, column, r * WIDTH) for r in range(REGISTERS)]
-        scaled = [b.fmul(b.fsub(row, mean_j), factor_j) for row in rows]
-        return [subtract_square(b, total, value) for total, value in zip(sums, scaled, strict=True)]
+    The rows' d columns begin at `x0`, the d numbers of mean k at ``m0 + k between``. A chunk of rows is done at a
+    time, `chunk` (d, CHUNK) being scratch for it.
+    """
+    narrow = b.icmp_signed("<=", d, integer(NARROW))
 
-    sums = loop(b, d, [splat(b, begin)] * REGISTERS, body)
-    for r in range(REGISTERS):
-        store(b, sums[r], out, o0, r * WIDTH)
+    def component(k: Value, _: list[Value]) -> list[Value]:
+        mean, factor, begin = at(b, m0, b.mul(k, between)), b.mul(k, b.mul(d, d)), broadcast(b, constant, k)
+
+        def rows(i: Value, _: list[Value]) -> list[Value]:
+            first = b.mul(i, integer(CHUNK))
+
+            def centred(j: Value) -> list[Value]:
+                mean_j, column = broadcast(b, means, mean, j), at(b, x0, first, b.mul(j, stride))
+                return [b.fsub(load(b, x, column, r * WIDTH), mean_j) for r in range(REGISTERS)]
+
+            def copied(j: Value) -> list[Value]:
+                column = b.mul(j, integer(CHUNK))
+                return [load(b, chunk, column, r * WIDTH) for r in range(REGISTERS)]
+
+            def copy(j: Value, _: list[Value]) -> list[Value]:
+                column = b.mul(j, integer(CHUNK))
+                for r, value in enumerate(centred(j)):
+                    store(b, value, chunk, column, r * WIDTH)
+                return []
+
+            with b.if_else(narrow) as (directly, from_copies):
+                with directly:
+                    values = _distances(b, centred, packed, factor, d, begin)
+                    for r, value in enumerate(values):
+                        store(b, value, out, b.mul(k, stride), first, r * WIDTH)
+                with from_copies:
+                    loop(b, d, [], copy)
+                    values = _distances(b, copied, packed, factor, d, begin)
+                    for r, value in enumerate(values):
+                        store(b, value, out, b.mul(k, stride), first, r * WIDTH)
+            return []
+
+        return loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
+
+    loop(b, K, [], component)
+
+
+def _groups(b: Builder, d: Value) -> Value:
+    return b.sdiv(at(b, d, 3), integer(4))
+
+
+def _distances(
+    b: Builder, row: Callable[[Value], list[Value]], packed: Value, f0: Value, d: Value, begin: Value
+) -> list[Value]:
+    """Return `begin` minus the squared products of a chunk with the columns of a factor; `row` is one of its columns.
+
+    A group of four columns of the factor keeps its sums in registers: over the rows above the tip of its triangle in a
+    loop, then over the triangle's. The last group is of 1 ... 4.
+    """
+
+    def group(g: Value, carried: list[Value]) -> list[Value]:
+        above, left, entry = b.mul(g, integer(4)), carried[:-1], carried[-1]
+
+        def products(width: int) -> list[Value]:
+            def multiply(j: Value, sums: list[Value], columns: range) -> list[Value]:
+                values, new = row(j), list(sums)
+                for c in columns:
+                    factor = broadcast(b, packed, entry, b.mul(j, integer(width)), c)
+                    for r in range(REGISTERS):
+                        new[c * REGISTERS + r] = multiply_add(b, values[r], factor, new[c * REGISTERS + r])
+                return new
+
+            sums = loop(b, above, [ZERO] * (width * REGISTERS), lambda j, sums: multiply(j, sums, range(width)))
+            for c in range(width):
+                sums = multiply(at(b, above, c), sums, range(c, width))
+            new = list(left)
+            for r in range(REGISTERS):
+                for c in range(width):
+                    new[r] = subtract_square(b, new[r], sums[c * REGISTERS + r])
+            return [*new, at(b, entry, b.mul(integer(width), at(b, above, width)))]
+
+        wide = fewer(b, integer(3), b.sub(b.sub(d, above), integer(1)))
+        return choose(b, wide, [partial(products, width) for width in (1, 2, 3, 4)])
+
+    return loop(b, _groups(b, d), [begin] * REGISTERS + [f0], group)[:-1]
+
+
+@kernel
+def join_scaled(
+    b: Builder, x: Value, stride: Value, means: Value, factors: Value, constant: Value, K: Value, d: Value, out: Value
+) -> None:
+    """out[k, i] = constant[k] - sum_j ((x[j, i] - means[k, j]) factors[k, j])**2, for `stride` rows."""
+
+    def component(k: Value, _: list[Value]) -> list[Value]:
+        mean, begin = b.mul(k, d), broadcast(b, constant, k)
+
+        def rows(i: Value, _: list[Value]) -> list[Value]:
+            first = b.mul(i, integer(CHUNK))
+
+            def squares(j: Value, left: list[Value]) -> list[Value]:
+                mean_j, factor_j = broadcast(b, means, mean, j), broadcast(b, factors, mean, j)
+                column = at(b, first, b.mul(j, stride))
+                values = [load(b, x, column, r * WIDTH) for r in range(REGISTERS)]
+                scaled = [b.fmul(b.fsub(value, mean_j), factor_j) for value in values]
+                return [subtract_square(b, total, value) for total, value in zip(left, scaled, strict=True)]
+
+            for r, value in enumerate(loop(b, d, [begin] * REGISTERS, squares)):
+                store(b, value, out, b.mul(k, stride), first, r * WIDTH)
+            return []
+
+        return loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
+
+    loop(b, K, [], component)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.moments.collect import column_pairs
 from residmix.moments.compiled import readable, readable_weight
 from residmix.moments.registers import CHUNK, WIDTH
 from residmix.moments.shares import UNREACHED
-from residmix.moments.tiles import full_block, full_joint, pack_factors, scaled_block, scaled_joint
+from residmix.moments.tiles import full_block, full_places, scaled_block, scaled_places
+from residmix.scratch import scratch
 from residmix.sources.rows import Block
 
 if TYPE_CHECKING:
@@ -116,9 +119,10 @@ def log_joint(X: NDArray[np.floating], params: MixtureParams, *, log_prior: Floa
     problem = Problem.of(params)
     rows = problem.prepared(X)
     joint = np.empty((len(rows), params.n_components))
-    job = full_joint if problem.packed else scaled_joint
-    tile = tile_rows(params.n_features, params.n_components)
-    job(rows, problem.means, problem.factors, *problem.prior(log_prior), tile, joint)
+    if problem.full:
+        _full_moments(rows, problem.means, problem, log_prior, None, False, joint)
+    else:
+        _scaled_moments(rows, problem, log_prior, None, joint)
     return joint
 
 
@@ -157,7 +161,7 @@ def mixture_block(
         centre = np.zeros(q) if extra_centre is None else extra_centre
         centres = np.hstack([np.broadcast_to(centre, (len(means), q)), means])
         moments = _full_moments(np.hstack([extra, X]), centres, problem, log_prior, weight, with_moments)
-    elif problem.packed:
+    elif problem.full:
         moments = _full_moments(X, problem.means, problem, log_prior, weight, with_moments)
     elif problem.rotation is not None:
         moments = _tied_moments(X, problem, log_prior, weight)
@@ -177,10 +181,10 @@ class Problem:
     params : MixtureParams
     means : ndarray (K, d)
     factors : ndarray
-        Packed triangles (see `pack_factors`), or scales (K, d) divided by sqrt(2).
+        Triangles (K, d, d), or scales (K, d) divided by sqrt(2).
     constant : ndarray (K,)
         Logarithm of a component's density at its mean.
-    packed : bool
+    full : bool
         Which of the two `factors` are.
     origin, rotation : ndarray or None
         What rows go through first.
@@ -190,7 +194,7 @@ class Problem:
     means: Floats
     factors: Floats
     constant: Floats
-    packed: bool
+    full: bool
     origin: Floats | None = None
     rotation: Floats | None = None
 
@@ -200,11 +204,7 @@ class Problem:
         K, d = params.means.shape
         constant = params.log_det - 0.5 * d * LOG_2PI
         if full or params.covariance_type == "full":
-            # four columns at a time, down to the diagonal
-            size = sum(min(4, d - j) * min(j + 4, d) for j in range(0, d, 4))
-            packed = np.empty((K, size))
-            pack_factors(_plain(params.full_factors()), packed)
-            return cls(params, _plain(params.means), packed, constant, True)
+            return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True)
         means, factors = params.means, params.factors
         origin = rotation = None
         if params.covariance_type == "tied":
@@ -238,6 +238,33 @@ def tile_rows(n_columns: int, n_components: int) -> int:
     return CHUNK * min(max(rows // CHUNK, 1), 60 * WIDTH // CHUNK)
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a loop over tiles does a problem of one size: see `full_block`."""
+
+    tile_rows: int
+    places: NDArray[np.int64]
+    pairs: NDArray[np.int64] | None = None
+    panels: int = 0
+
+    def work(self) -> Floats:
+        return scratch((int(self.places[-1]),), np.float64)
+
+
+@lru_cache(maxsize=32)
+def _full_plan(m: int, d: int, K: int, dense: float, with_moments: bool) -> _Plan:
+    tile = max(96 // CHUNK * CHUNK, CHUNK) if dense >= 1 else tile_rows(m, K)
+    columns = m if with_moments and dense < 1 else 0
+    panels = -(-m // WIDTH) if with_moments and dense >= 0 else 0
+    return _Plan(tile, full_places(m, d, K, tile, columns, panels), column_pairs(columns), panels)
+
+
+@lru_cache(maxsize=32)
+def _scaled_plan(d: int, K: int) -> _Plan:
+    tile = tile_rows(d, K)
+    return _Plan(tile, scaled_places(d, K, tile))
+
+
 def _full_moments(
     rows: NDArray[np.floating],
     centres: Floats,
@@ -245,42 +272,58 @@ def _full_moments(
     log_prior: Floats | None,
     weight: Floats | None,
     with_moments: bool,
+    joints: Floats = _NONE,
 ) -> MixtureMoments:
     K, m = centres.shape
-    moments = MixtureMoments(np.zeros(K), np.zeros((K, m)), np.zeros((K, m, m)), 0.0, 0.0, 0)
+    d = problem.means.shape[1]
     dense = next(share for columns, share in DENSE if m < columns)
+    plan = _full_plan(m, d, K, dense, with_moments)
+    if plan.panels * WIDTH > m:
+        centres = np.hstack([centres, np.zeros((K, plan.panels * WIDTH - m))])
+    moments = MixtureMoments(np.zeros(K), np.zeros((K, m)), np.zeros((K, m, m)), 0.0, 0.0, 0)
     moments.log_likelihood = full_block(
         _plain(rows),
-        problem.means.shape[1],
+        d,
         _plain(centres),
         problem.factors,
         *problem.prior(log_prior),
         readable_weight(weight),
-        max(96 // CHUNK * CHUNK, CHUNK) if dense >= 1 else tile_rows(m, K),
+        plan.tile_rows,
         dense,
-        with_moments,
+        plan.places,
+        plan.pairs,
+        plan.work(),
         moments.weight,
         moments.shift,
         moments.scatter,
+        joints,
     )
     return moments
 
 
 def _scaled_moments(
-    X: NDArray[np.floating], problem: Problem, log_prior: Floats | None, weight: Floats | None
+    rows: NDArray[np.floating],
+    problem: Problem,
+    log_prior: Floats | None,
+    weight: Floats | None,
+    joints: Floats = _NONE,
 ) -> MixtureMoments:
     K, d = problem.means.shape
+    plan = _scaled_plan(d, K)
     moments = MixtureMoments(np.zeros(K), np.empty((K, d)), np.empty((K, d)), 0.0, 0.0, 0)
     moments.log_likelihood = scaled_block(
-        _plain(X),
+        _plain(rows),
         problem.means,
         problem.factors,
         *problem.prior(log_prior),
         readable_weight(weight),
-        tile_rows(d, K),
+        plan.tile_rows,
+        plan.places,
+        plan.work(),
         moments.weight,
         moments.shift,
         moments.scatter,
+        joints,
     )
     return moments
 
@@ -298,9 +341,9 @@ def _tied_moments(
     because the responsibilities of a row add up to one.
     """
     params, y = problem.params, problem.prepared(X)
-    K, d = params.means.shape
+    K = params.n_components
     joint = np.empty((len(y), K))
-    scaled_joint(y, problem.means, problem.factors, *problem.prior(log_prior), tile_rows(d, K), joint)
+    _scaled_moments(y, problem, log_prior, None, joint)
     shares, log_density = _normalised(joint)
     reached = np.isfinite(log_density)
     if not reached.all():

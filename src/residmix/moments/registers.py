@@ -15,12 +15,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+from numpy.typing import NDArray
 
 __all__ = [
     "CHUNK",
+    "I64",
     "REGISTERS",
     "VECTOR",
     "WIDTH",
@@ -29,11 +33,16 @@ __all__ = [
     "Value",
     "at",
     "broadcast",
+    "choose",
+    "clear",
+    "fewer",
     "integer",
     "kernel",
     "load",
     "loop",
     "multiply_add",
+    "part",
+    "part_places",
     "prefetch",
     "splat",
     "store",
@@ -46,6 +55,9 @@ _FEATURES = dict(binding.get_host_cpu_features())
 WIDTH = 8 if _FEATURES.get("avx512f") else 4 if _FEATURES.get("avx2") else 2
 REGISTERS = 6 if WIDTH == 8 else 3
 CHUNK = WIDTH * REGISTERS
+
+# bytes
+LINE = 64
 
 I64 = ir.IntType(64)
 VECTOR = ir.VectorType(ir.DoubleType(), WIDTH)
@@ -144,6 +156,32 @@ def loop(
     return values
 
 
+def choose(builder: Builder, index: Value, cases: list[Callable[[], list[Value]]]) -> list[Value]:
+    """Emit ``cases[index]()`` and return what it returns; the last case is any other's, too."""
+    after = builder.append_basic_block("chosen")
+    blocks = [builder.append_basic_block("case") for _ in cases]
+    branches = builder.switch(index, blocks[-1])
+    for number, block in enumerate(blocks[:-1]):
+        branches.add_case(integer(number), block)
+    outcomes = []
+    for case, block in zip(cases, blocks, strict=True):
+        builder.position_at_end(block)
+        values = case()
+        outcomes.append((builder.block, values))
+        builder.branch(after)
+    builder.position_at_end(after)
+    chosen = [builder.phi(value.type) for value in outcomes[0][1]]
+    for block, values in outcomes:
+        for phi, value in zip(chosen, values, strict=True):
+            phi.add_incoming(value, block)
+    return chosen
+
+
+def fewer(builder: Builder, one: Value, two: Value) -> Value:
+    """Return the smaller one of two whole numbers."""
+    return builder.select(builder.icmp_signed("<", one, two), one, two)
+
+
 def kernel(emit: Callable[..., None], name: str | None = None) -> Any:
     """Make a numba intrinsic of ``emit(builder, *arguments)``: arrays arrive as pointers, numbers as they are."""
 
@@ -166,3 +204,49 @@ def kernel(emit: Callable[..., None], name: str | None = None) -> Any:
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     typed.__dict__["__signature__"] = inspect.Signature([inspect.Parameter(n, positional) for n in names])
     return intrinsic(typed)
+
+
+def part_places(sizes: list[int]) -> NDArray[np.int64]:
+    """Return where the parts of an array begin that are to have such sizes, and how many doubles the array must have.
+
+    Each part begins with a line of the cache: vectors that lie across two of them are slow.
+    """
+    line = LINE // 8
+    places = np.cumsum([0, *(-(-size // line) * line for size in sizes)])
+    places[-1] += line - 1
+    return places
+
+
+def _part(context: Any, work: Any, places: Any, index: Any) -> Any:
+    """Return part `index` of `work`, see `part_places`. It must not outlive `work`: nothing counts its users."""
+
+    def generate(target: Any, builder: Builder, signature: Any, values: Any) -> Value:
+        numbers, bounds = (
+            target.data_model_manager[kind].get(builder, value, "data")
+            for kind, value in zip(signature.args[:2], values[:2], strict=True)
+        )
+        begin, end = (builder.load(builder.gep(bounds, [at(builder, values[2], after)])) for after in (0, 1))
+        array = target.make_array(signature.return_type)(target, builder)
+        size, width = builder.sub(end, begin), integer(8)
+        line = integer(LINE)
+        address = builder.add(builder.ptrtoint(numbers, I64), builder.sub(line, integer(1)))
+        first = builder.inttoptr(builder.and_(address, builder.neg(line)), numbers.type)
+        data = builder.gep(first, [begin])
+        populate_array(array, data=data, shape=[size], strides=[width], itemsize=width, meminfo=None)
+        return array._getvalue()
+
+    return types.Array(work.dtype, 1, "C")(work, places, types.unliteral(index)), generate
+
+
+part: Any = intrinsic(_part)
+
+
+@kernel
+def clear(b: Builder, x: Value, n: Value) -> None:
+    """x[:n] = 0, for whole lines of the cache, beyond the end of a part if the next ones are meant, too."""
+
+    def vector(i: Value, _: list[Value]) -> list[Value]:
+        store(b, ZERO, x, b.mul(i, integer(WIDTH)))
+        return []
+
+    loop(b, b.sdiv(n, integer(WIDTH)), [], vector)

@@ -99,8 +99,8 @@ def share_rows(
 
 
 @kernel
-def sum_shares(b: Builder, x: Value, x0: Value, n: Value, total: Value, used: Value) -> None:
-    """total[:WIDTH] = the sum of n vectors, lane by lane; used[:WIDTH] = how many of their entries leave a trace."""
+def sum_shares(b: Builder, x: Value, x0: Value, n: Value, out: Value) -> None:
+    """out[0] = the sum of n vectors, lane by lane first; out[1] = how many of their entries leave a trace."""
     nothing, one = ir.Constant(VECTOR, [NOTHING] * WIDTH), ir.Constant(VECTOR, [1.0] * WIDTH)
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
@@ -112,8 +112,12 @@ def sum_shares(b: Builder, x: Value, x0: Value, n: Value, total: Value, used: Va
         return new
 
     sums = loop(b, b.sdiv(n, integer(_ABREAST)), [ZERO] * (2 * _ABREAST), body)
-    for first, out in ((0, total), (1, used)):
+    for first in (0, 1):
         value = sums[first]
         for other in sums[first + 2 :: 2]:
             value = b.fadd(value, other)
-        store(b, value, out)
+        lanes = [b.extract_element(value, integer(lane)) for lane in range(WIDTH)]
+        total = lanes[0]
+        for lane in lanes[1:]:
+            total = b.fadd(total, lane)
+        b.store(total, b.gep(out, [integer(first)]))

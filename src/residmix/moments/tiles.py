@@ -2,6 +2,8 @@
 
 A tile's responsibilities live in a buffer of components x tile rows, and the tile is used up before the next one is
 read. Sums run over the rows of the block in a fixed order, in vector lanes that are added at the end.
+
+All buffers are parts of one array, `work`, see `part_places`.
 """
 
 # numba infers the types of what follows from the call
@@ -12,48 +14,19 @@ from __future__ import annotations
 from math import log
 
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
 
-from residmix.moments.columns import collect_columns, load_columns, scatter_columns
-from residmix.moments.distances import (
-    begin_direct,
-    begin_whitened,
-    centre_chunk,
-    scaled_distance,
-    whiten,
-    whiten_direct,
-)
-from residmix.moments.panels import collect_panels, load_panels, pad_centres, scatter_panels
-from residmix.moments.registers import CHUNK, WIDTH
-from residmix.moments.scatters import add_squares
+from residmix.moments.collect import collect_columns, collect_panels, collect_squares
+from residmix.moments.compiled import compiled, piece
+from residmix.moments.distances import join_full, join_scaled, load_columns, pack_factors
+from residmix.moments.registers import CHUNK, WIDTH, clear, part, part_places
+from residmix.moments.scatters import load_panels, scatter_columns, scatter_panels, scatter_squares
 from residmix.moments.shares import NOTHING, share_rows, sum_shares
 
-__all__ = ["full_block", "full_joint", "pack_factors", "scaled_block", "scaled_joint"]
-
-whiten1, whiten2, whiten3, whiten4 = whiten
-begin1, begin2, begin3, begin4 = begin_direct
-direct1, direct2, direct3, direct4 = whiten_direct
+__all__ = ["full_block", "full_places", "scaled_block", "scaled_places"]
 
 
-@njit(nogil=True, cache=True)
-def pack_factors(factors, packed):
-    """Lay upper triangular factors (K, d, d) out as `whiten` reads them, divided by sqrt(2).
-
-    Four columns at a time, row by row down to the diagonal; so the sum of squares is half the squared distance.
-    """
-    root = np.sqrt(0.5)
-    d = factors.shape[1]
-    for k in range(factors.shape[0]):
-        entry = 0
-        for j in range(0, d, 4):
-            width = min(4, d - j)
-            for row in range(j + width):
-                for column in range(j, j + width):
-                    packed[k, entry] = root * factors[k, row, column]
-                    entry += 1
-
-
-@njit(nogil=True)
+@piece
 def load_weights(weight, start, n, tile_rows, w):
     """Copy the weights of a tile; rows that aren't there have none."""
     for i in range(n):
@@ -62,60 +35,7 @@ def load_weights(weight, start, n, tile_rows, w):
         w[i] = 0.0
 
 
-@njit(nogil=True)
-def join_full(x, x0, d, means, packed, constant, tile_rows, chunk, joint):
-    """Fill `joint` with the constants less half the squared Mahalanobis distances of a tile's columns."""
-    K = means.shape[0]
-    flat_means, flat_factors = means.ravel(), packed.ravel()
-    for k in range(K):
-        mean, entry = k * d, k * packed.shape[1]
-        for i in range(0, tile_rows, CHUNK):
-            out = k * tile_rows + i
-            if d <= 8:
-                column = x0 + i
-                if d >= 4:
-                    begin4(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
-                elif d == 3:
-                    begin3(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
-                elif d == 2:
-                    begin2(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
-                else:
-                    begin1(x, column, tile_rows, flat_means, mean, flat_factors, entry, constant[k], joint, out)
-                if d == 8:
-                    direct4(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
-                elif d == 7:
-                    direct3(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
-                elif d == 6:
-                    direct2(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
-                elif d == 5:
-                    direct1(x, column, tile_rows, flat_means, mean, flat_factors, entry + 16, joint, out)
-                continue
-            centre_chunk(x, x0 + i, tile_rows, flat_means, mean, d, chunk)
-            begin_whitened(chunk, flat_factors, entry, constant[k], joint, out)
-            below, j = entry + 16, 4
-            while j + 4 <= d:
-                whiten4(chunk, flat_factors, below, j, joint, out)
-                below += 4 * (j + 4)
-                j += 4
-            if d - j == 3:
-                whiten3(chunk, flat_factors, below, j, joint, out)
-            elif d - j == 2:
-                whiten2(chunk, flat_factors, below, j, joint, out)
-            elif d - j == 1:
-                whiten1(chunk, flat_factors, below, j, joint, out)
-
-
-@njit(nogil=True)
-def join_scaled(x, d, means, factors, constant, tile_rows, joint):
-    """Fill `joint` with the constants less half the squared distances, in units of each column's spread."""
-    flat_means, flat_factors = means.ravel(), factors.ravel()
-    for k in range(means.shape[0]):
-        for i in range(0, tile_rows, CHUNK):
-            out = k * tile_rows + i
-            scaled_distance(x, i, tile_rows, flat_means, flat_factors, k * d, d, constant[k], joint, out)
-
-
-@njit(nogil=True)
+@piece
 def add_prior(prior, start, n, tile_rows, joint):
     """Add the rows' own log-probabilities of components, (b, K) or (0, 0)."""
     for k in range(prior.shape[1]):
@@ -123,7 +43,15 @@ def add_prior(prior, start, n, tile_rows, joint):
             joint[k * tile_rows + i] += prior[start + i, k]
 
 
-@njit(nogil=True)
+@piece
+def copy_joint(joint, start, n, tile_rows, out):
+    """Fill the tile's rows of out (b, K) with log p(x, k)."""
+    for i in range(n):
+        for k in range(out.shape[1]):
+            out[start + i, k] = joint[k * tile_rows + i]
+
+
+@piece
 def normalise(joint, K, n, tile_rows, weight, weighted, top, total, lanes, lanes_top):
     """Turn log p(x, k) into weighted responsibilities; return the weighted sum of log p(x)."""
     share_rows(joint, K, tile_rows, tile_rows // WIDTH, weight, top, total, lanes, lanes_top)
@@ -139,23 +67,62 @@ def normalise(joint, K, n, tile_rows, weight, weighted, top, total, lanes, lanes
     return log_likelihood
 
 
-@njit(nogil=True, cache=True)
-def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, dense, with_moments, mass, shift, scatter):
+def full_places(m: int, d: int, K: int, tile_rows: int, columns: int, panels: int) -> NDArray[np.int64]:
+    """Return where the buffers of `full_block` begin, and where the last one ends.
+
+    Moments are taken of so many columns, 0 or m, and in so many panels: with neither, of the log-likelihood alone.
+    """
+    sizes = [
+        K * columns * WIDTH,
+        K * (columns * (columns + 1) // 2) * WIDTH,
+        K * panels * WIDTH,
+        K * (panels * (panels + 1) // 2) * WIDTH * WIDTH,
+        panels * WIDTH * tile_rows,
+        # up to here they begin as zeros
+        *(m * tile_rows, d * CHUNK, K * d * d, K * tile_rows),
+        *(tile_rows, tile_rows, tile_rows, WIDTH, WIDTH),
+        *(panels * WIDTH * tile_rows, max(4, WIDTH) * tile_rows, tile_rows, tile_rows),
+    ]
+    return part_places(sizes)
+
+
+@compiled
+def full_block(
+    rows,
+    d,
+    centres,
+    factors,
+    constant,
+    prior,
+    weight,
+    tile_rows,
+    dense,
+    places,
+    pairs,
+    work,
+    mass,
+    shift,
+    scatter,
+    joints,
+):
     """E-step and full scatter of one block.
 
     Parameters
     ----------
     rows : (b, m)
         Rows ``[extra, x]``; the last d columns have the density.
-    centres : (K, m);  packed : (K, .), see `pack_factors`;  constant : (K,);  prior : (b, K) or (0, 0)
-    weight : (b,) or (0,)
+    centres : (K, m), or more columns to fill whole panels;  factors : (K, d, d), upper triangular
+    constant : (K,);  prior : (b, K) or (0, 0);  weight : (b,) or (0,)
     dense : float
         A component's moments of a tile are taken in columns, all rows of them, if more than this share of the rows
         belong to it at all; else in panels, of its rows alone. Below 0 never in panels, from 1 on always.
-    with_moments : bool
-        False leaves the moments at 0: the log-likelihood alone, to the same bits.
+    places, pairs : see `full_places` and `column_pairs`
+    work : (places[-1],)
+        Of any content.
     mass, shift, scatter : (K,), (K, m), (K, m, m)
-        Filled.
+        Zeros, to be filled.
+    joints : (b, K) or (0, 0)
+        Filled with log p(x, k), and nothing else then.
 
     Returns
     -------
@@ -163,52 +130,46 @@ def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, den
         Weighted sum of log p(x).
     """
     b, m = rows.shape
-    K = constant.size
-    x, chunk = np.zeros(m * tile_rows), np.empty(d * CHUNK)
-    means = np.ascontiguousarray(centres[:, m - d :])
-    joint = np.empty(K * tile_rows)
-    top, total, w = np.empty(tile_rows), np.empty(tile_rows), np.empty(tile_rows)
-    lanes, more_lanes = np.empty(WIDTH), np.empty(WIDTH)
-    in_columns, in_panels = dense < 1.0, dense >= 0.0
-    flat = centres.ravel()
-    column_shift = np.zeros(K * m * WIDTH if in_columns else 0)
-    column_sums = np.zeros(K * (m * (m + 1) // 2) * WIDTH if in_columns else 0)
-    panels = (m + WIDTH - 1) // WIDTH if in_panels else 0
-    width = panels * WIDTH
-    padded = np.zeros(K * width)
-    panel_x, deviation = np.zeros(width * tile_rows), np.empty(width * tile_rows)
-    panel_shift, panel_sums = np.zeros(K * width), np.zeros(K * (panels * (panels + 1) // 2) * WIDTH * WIDTH)
-    index, share = np.empty(tile_rows, np.int64), np.empty(tile_rows)
-    weighted = np.empty(max(4, WIDTH) * tile_rows)
-    if in_panels:
-        pad_centres(centres, panels, padded)
+    K, between = centres.shape
+    column_shift, column_sums = part(work, places, 0), part(work, places, 1)
+    panel_shift, panel_sums, panel_x = part(work, places, 2), part(work, places, 3), part(work, places, 4)
+    x, chunk, packed, joint = part(work, places, 5), part(work, places, 6), part(work, places, 7), part(work, places, 8)
+    top, total, w = part(work, places, 9), part(work, places, 10), part(work, places, 11)
+    lanes, lanes_top = part(work, places, 12), part(work, places, 13)
+    deviation, weighted = part(work, places, 14), part(work, places, 15)
+    index, share = part(work, places, 16), part(work, places, 17)
+    clear(column_shift, places[5])
+    pack_factors(factors, K, d, packed)
+    panels = (m + WIDTH - 1) // WIDTH
     log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
-        load_columns(rows, start, n, tile_rows, x)
-        load_weights(weight, start, n, tile_rows, w)
-        join_full(x, (m - d) * tile_rows, d, means, packed, constant, tile_rows, chunk, joint)
+        load_columns(rows, start, n, m, tile_rows, x)
+        join_full(x, (m - d) * tile_rows, tile_rows, centres, m - d, between, packed, constant, K, d, chunk, joint)
         add_prior(prior, start, n, tile_rows, joint)
-        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, more_lanes)
-        if not with_moments:
+        if joints.size > 0:
+            copy_joint(joint, start, n, tile_rows, joints)
+            continue
+        load_weights(weight, start, n, tile_rows, w)
+        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
+        if places[5] == 0:
             continue
         loaded = False
         for k in range(K):
-            sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes, more_lanes)
-            tile_mass, used = lanes.sum(), more_lanes.sum()
-            mass[k] += tile_mass
-            if tile_mass <= NOTHING:
+            sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)
+            mass[k] += lanes[0]
+            if lanes[0] <= NOTHING:
                 continue
-            if used > dense * n:
-                scatter_columns(x, m, flat, k, joint, tile_rows, weighted, column_sums, column_shift)
+            if lanes[1] > dense * n:
+                scatter_columns(x, m, tile_rows, centres, k, between, joint, weighted, column_sums, column_shift)
                 continue
             if not loaded:
-                load_panels(rows, start, n, tile_rows, panel_x)
+                load_panels(rows, start, n, m, tile_rows, panel_x)
                 loaded = True
             scatter_panels(
                 panel_x,
                 panels,
-                padded,
+                centres,
                 k,
                 joint,
                 n,
@@ -220,86 +181,46 @@ def full_block(rows, d, centres, packed, constant, prior, weight, tile_rows, den
                 panel_sums,
                 panel_shift,
             )
-    if in_columns:
-        collect_columns(column_sums, column_shift, shift, scatter)
-    if in_panels:
+    if column_shift.size > 0:
+        collect_columns(column_sums, column_shift, pairs, shift, scatter)
+    if panel_shift.size > 0:
         collect_panels(panel_sums, panel_shift, shift, scatter)
     return log_likelihood
 
 
-@njit(nogil=True, cache=True)
-def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, mass, shift, scatter):
+def scaled_places(d: int, K: int, tile_rows: int) -> NDArray[np.int64]:
+    """Return where the buffers of `scaled_block` begin, and where the last one ends."""
+    sizes = [K * d * WIDTH, K * d * WIDTH]
+    sizes += [d * tile_rows, K * tile_rows, tile_rows, tile_rows, tile_rows, WIDTH, WIDTH]
+    return part_places(sizes)
+
+
+@compiled
+def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, places, work, mass, shift, scatter, joints):
     """E-step and diagonal scatter of one block; `factors` (K, d) divided by sqrt(2), else as `full_block`."""
     b, d = rows.shape
     K = constant.size
-    x, joint = np.zeros(d * tile_rows), np.empty(K * tile_rows)
-    top, total, w = np.empty(tile_rows), np.empty(tile_rows), np.empty(tile_rows)
-    lanes, lanes_top = np.empty(WIDTH), np.empty(WIDTH)
-    sums_shift, sums = np.zeros(K * d * WIDTH), np.zeros(K * d * WIDTH)
-    flat, vectors = means.ravel(), tile_rows // WIDTH
+    sums_shift, sums = part(work, places, 0), part(work, places, 1)
+    x, joint = part(work, places, 2), part(work, places, 3)
+    top, total, w = part(work, places, 4), part(work, places, 5), part(work, places, 6)
+    lanes, lanes_top = part(work, places, 7), part(work, places, 8)
+    clear(sums_shift, places[2])
     log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
-        load_columns(rows, start, n, tile_rows, x)
-        load_weights(weight, start, n, tile_rows, w)
-        join_scaled(x, d, means, factors, constant, tile_rows, joint)
+        load_columns(rows, start, n, d, tile_rows, x)
+        join_scaled(x, tile_rows, means, factors, constant, K, d, joint)
         add_prior(prior, start, n, tile_rows, joint)
+        if joints.size > 0:
+            copy_joint(joint, start, n, tile_rows, joints)
+            continue
+        load_weights(weight, start, n, tile_rows, w)
         log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
         for k in range(K):
-            sum_shares(joint, k * tile_rows, vectors, lanes, lanes_top)
-            tile_mass = lanes.sum()
-            mass[k] += tile_mass
-            if tile_mass <= NOTHING:
-                continue
-            for j in range(d):
-                entry = k * d + j
-                add_squares(
-                    x,
-                    j * tile_rows,
-                    vectors,
-                    flat,
-                    entry,
-                    joint,
-                    k * tile_rows,
-                    sums_shift,
-                    sums,
-                    entry * WIDTH,
-                )
-    for k in range(K):
-        for j in range(d):
-            entry = (k * d + j) * WIDTH
-            shift[k, j] = sums_shift[entry : entry + WIDTH].sum()
-            scatter[k, j] = sums[entry : entry + WIDTH].sum()
+            sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)
+            mass[k] += lanes[0]
+            if lanes[0] > NOTHING:
+                scatter_squares(x, d, tile_rows, means, k, joint, sums_shift, sums)
+    if joints.size == 0:
+        collect_squares(sums, sums_shift, shift, scatter)
     return log_likelihood
-
-
-@njit(nogil=True, cache=True)
-def full_joint(rows, means, packed, constant, prior, tile_rows, out):
-    """Fill out (b, K) with log p(x, k), full covariances."""
-    b, d = rows.shape
-    K = constant.size
-    x, chunk, joint = np.zeros(d * tile_rows), np.empty(d * CHUNK), np.empty(K * tile_rows)
-    for start in range(0, b, tile_rows):
-        n = min(tile_rows, b - start)
-        load_columns(rows, start, n, tile_rows, x)
-        join_full(x, 0, d, means, packed, constant, tile_rows, chunk, joint)
-        add_prior(prior, start, n, tile_rows, joint)
-        for i in range(n):
-            for k in range(K):
-                out[start + i, k] = joint[k * tile_rows + i]
-
-
-@njit(nogil=True, cache=True)
-def scaled_joint(rows, means, factors, constant, prior, tile_rows, out):
-    """Fill out (b, K) with log p(x, k), diagonal covariances."""
-    b, d = rows.shape
-    K = constant.size
-    x, joint = np.zeros(d * tile_rows), np.empty(K * tile_rows)
-    for start in range(0, b, tile_rows):
-        n = min(tile_rows, b - start)
-        load_columns(rows, start, n, tile_rows, x)
-        join_scaled(x, d, means, factors, constant, tile_rows, joint)
-        add_prior(prior, start, n, tile_rows, joint)
-        for i in range(n):
-            for k in range(K):
-                out[start + i, k] = joint[k * tile_rows + i]
