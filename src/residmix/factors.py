@@ -10,11 +10,12 @@ made of such calls.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dtrtri
 
-__all__ = ["SMALL", "factor_matrix", "inverse_cholesky", "inverse_triangles"]
+from residmix.moments.compiled import compiled, piece, readable
+
+__all__ = ["SMALL", "factor_stack", "inverse_cholesky", "inverse_triangles"]
 
 Floats = NDArray[np.float64]
 
@@ -22,51 +23,57 @@ Floats = NDArray[np.float64]
 SMALL = 32
 
 
-@njit(nogil=True)
-def factor_matrix(matrix, lower, root, factor):
-    """Fill `factor` with inv(L)' for ``matrix = L L'``; return whether that exists.
+@piece
+def _factor_matrix(matrices, k, factors, root, diagonal):
+    """Do what `factor_stack` does for matrix k; return whether it has a factor.
 
-    The matrix is scaled to unit diagonal first, so no scale can overflow. `lower` (d, d) and `root` (d,) are scratch.
+    L is kept below the diagonal of the matrix that is filled, and on it is `diagonal`.
     """
-    d = len(matrix)
+    d = matrices.shape[1]
     for j in range(d):
-        if not matrix[j, j] > 0.0:
+        if not matrices[k, j, j] > 0.0:
             return False
-        root[j] = np.sqrt(matrix[j, j])
+        root[j] = np.sqrt(matrices[k, j, j])
     for j in range(d):
         for i in range(j, d):
-            rest = matrix[i, j] / (root[i] * root[j])
+            rest = matrices[k, i, j] / (root[i] * root[j])
             for m in range(j):
-                rest -= lower[i, m] * lower[j, m]
+                rest -= factors[k, i, m] * factors[k, j, m]
             if i > j:
-                lower[i, j] = rest / lower[j, j]
+                factors[k, i, j] = rest / diagonal[j]
             elif 0.0 < rest < np.inf:
-                lower[j, j] = np.sqrt(rest)
+                diagonal[j] = np.sqrt(rest)
             else:
                 return False
     for j in range(d):
-        factor[j, j] = 1.0 / lower[j, j]
+        factors[k, j, j] = 1.0 / diagonal[j]
         for i in range(j + 1, d):
             total = 0.0
             for m in range(j, i):
-                total -= lower[i, m] * factor[j, m]
-            factor[j, i] = total / lower[i, i]
-            factor[i, j] = 0.0
+                total -= factors[k, i, m] * factors[k, j, m]
+            factors[k, j, i] = total / diagonal[i]
+            factors[k, i, j] = 0.0
     for j in range(d):
         for i in range(j, d):
-            factor[j, i] /= root[j]
+            factors[k, j, i] /= root[j]
     return True
 
 
-@njit(nogil=True, cache=True)
-def _factor_stack(matrices, factors, failed):
-    d = matrices.shape[1]
-    lower, root = np.empty((d, d)), np.empty(d)
+@compiled
+def factor_stack(matrices, factors, failed, root, diagonal):
+    """Fill `factors` (K, d, d) with inv(L)' for ``matrix = L L'``, and `failed` (K,); return whether all have one.
+
+    A matrix is scaled to unit diagonal first, so no scale can overflow. `root` and `diagonal` (d,) are scratch.
+    """
+    every = True
     for k in range(len(matrices)):
-        failed[k] = not factor_matrix(matrices[k], lower, root, factors[k])
+        found = _factor_matrix(matrices, k, factors, root, diagonal)
+        failed[k] = not found
+        every &= found
+    return every
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _invert_stack(triangles, inverses):
     d = triangles.shape[1]
     for k in range(len(triangles)):
@@ -85,7 +92,7 @@ def inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     K, d = matrices.shape[:2]
     factors, failed = np.empty((K, d, d)), np.zeros(K, dtype=bool)
     if d <= SMALL:
-        _factor_stack(np.ascontiguousarray(matrices), factors, failed)
+        factor_stack(readable(matrices), factors, failed, np.empty(d), np.empty(d))
         return factors, failed
     for k, matrix in enumerate(matrices):
         diagonal = np.diagonal(matrix)
@@ -106,5 +113,5 @@ def inverse_triangles(triangles: Floats) -> Floats:
     if triangles.shape[1] > SMALL:
         return np.stack([np.triu(dtrtri(triangle)[0]) for triangle in triangles])
     inverses = np.empty(triangles.shape)
-    _invert_stack(np.ascontiguousarray(triangles), inverses)
+    _invert_stack(readable(triangles), inverses)
     return inverses

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.factors import SMALL, inverse_cholesky, inverse_triangles
+from residmix.factors import SMALL, factor_stack, inverse_cholesky, inverse_triangles
 from residmix.full_step import full_step
+from residmix.moments.compiled import readable
 
 if TYPE_CHECKING:
     from residmix.moments.kernels import MixtureMoments
@@ -278,8 +279,11 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
     if params.covariance_type == "full" and params.n_features <= SMALL:
         K, d = params.means.shape
         weights, means, covariances, factors = np.empty(K), np.empty((K, d)), np.empty((K, d, d)), np.empty((K, d, d))
-        given = np.ascontiguousarray(moments.shift), np.ascontiguousarray(moments.scatter), params.means
-        if full_step(moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, factors):
+        given = readable(moments.shift), readable(moments.scatter), readable(params.means)
+        e, root, failed = np.empty(d), np.empty(d), np.empty(K, dtype=bool)
+        if full_step(
+            moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, e
+        ) and factor_stack(covariances, factors, failed, root, e):
             return MixtureParams(weights, means, covariances, factors, "full")
     dead = dead_components(moments)
     weight = np.maximum(moments.weight, floor)

@@ -1,21 +1,18 @@
-"""The M-step of full covariances in one compiled call: on a few hundred rows numpy's calls outlast the rows."""
+"""The M-step of full covariances as a compiled loop: on a few hundred rows numpy's calls outlast the rows."""
 
 # numba infers the types of what follows from the call
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
-
-from residmix.factors import factor_matrix
+from residmix.moments.compiled import compiled
 
 __all__ = ["full_step"]
 
 
-@njit(nogil=True, cache=True)
-def full_step(weight, shift, scatter, old_means, floor, cancelled, reg_covar, weights, means, covariances, factors):
-    """Do what `residmix.families.m_step` does if nothing is out of the ordinary.
+@compiled
+def full_step(weight, shift, scatter, old_means, floor, cancelled, reg_covar, weights, means, covariances, e):
+    """Do what `residmix.families.m_step` does, up to the factors, if nothing is out of the ordinary.
 
     Parameters
     ----------
@@ -23,17 +20,18 @@ def full_step(weight, shift, scatter, old_means, floor, cancelled, reg_covar, we
         Moments about `old_means` (K, d).
     floor, cancelled, reg_covar : float
         `m_step` has the weight a component is alive above, and how far a mean may jump.
-    weights, means, covariances, factors : (K,), (K, d), (K, d, d), (K, d, d)
+    weights, means, covariances : (K,), (K, d), (K, d, d)
         Filled.
+    e : (d,)
+        Scratch.
 
     Returns
     -------
     bool
-        False if a component died, its mean jumped too far for the digits there are, or a covariance isn't positive
-        definite: then what was filled is of no use.
+        False if a component died, or its mean jumped too far for the digits there are: then what was filled is of no
+        use.
     """
     K, d = shift.shape
-    lower, root, e = np.empty((d, d)), np.empty(d), np.empty(d)
     total = 0.0
     for k in range(K):
         if not weight[k] > floor:
@@ -51,6 +49,4 @@ def full_step(weight, shift, scatter, old_means, floor, cancelled, reg_covar, we
             covariances[k, j, j] += reg_covar
             if e[j] ** 2 > cancelled * abs(covariances[k, j, j]):
                 return False
-        if not factor_matrix(covariances[k], lower, root, factors[k]):
-            return False
     return True

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from residmix.families import MixtureParams, params_from_factors
+from residmix.moments.compiled import compiled
 
 __all__ = ["pack", "typical_spread", "unpack"]
 
@@ -68,7 +68,7 @@ def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
     return params_from_factors(weights, means, factors, like.covariance_type)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _pack_triangles(factors, scale, vector):
     """Fill `vector` with upper triangles, row by row, their rows times `scale` and logarithms on the diagonals."""
     d, entry = len(scale), 0
@@ -81,7 +81,7 @@ def _pack_triangles(factors, scale, vector):
                 entry += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _unpack_triangles(vector, scale, factors):
     """Undo `_pack_triangles`, with zeros below the diagonals."""
     d, entry = len(scale), 0
