@@ -1,17 +1,25 @@
-"""Sums of a block's tiles, which lie as micro-kernels add them up, into moments by columns."""
-
-# numba infers the types of what follows from the call
-# mypy: allow-untyped-defs
+"""Sums of a block's tiles, which lie as micro-kernels add them up, into moments by columns (see `registers`)."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.compiled import piece
-from residmix.moments.registers import WIDTH
+from residmix.moments.registers import (
+    WIDTH,
+    Builder,
+    Value,
+    at,
+    get,
+    integer,
+    kernel,
+    load,
+    loop,
+    put,
+    total,
+)
 
-__all__ = ["collect_columns", "collect_panels", "collect_squares", "column_pairs"]
+__all__ = ["add_lanes", "collect_columns", "collect_panels", "column_pairs"]
 
 
 def column_pairs(m: int) -> NDArray[np.int64]:
@@ -25,49 +33,72 @@ def column_pairs(m: int) -> NDArray[np.int64]:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-@piece
-def collect_columns(lanes, lane_shift, pairs, shift, scatter):
-    """Add up the lanes of `scatter_columns` into shift (K, m) and scatter (K, m, m)."""
-    K, m = shift.shape
-    for k in range(K):
-        for j in range(m):
-            shift[k, j] = 0.0
-            for lane in range(WIDTH):
-                shift[k, j] += lane_shift[(k * m + j) * WIDTH + lane]
-        for pair in range(len(pairs)):
-            total = 0.0
-            for lane in range(WIDTH):
-                total += lanes[(k * len(pairs) + pair) * WIDTH + lane]
-            scatter[k, pairs[pair, 0], pairs[pair, 1]] = total
-            scatter[k, pairs[pair, 1], pairs[pair, 0]] = total
+@kernel
+def add_lanes(b: Builder, lanes: Value, size: Value, out: Value) -> None:
+    """out[i] = sum(lanes[i, :WIDTH]) for `size` of them."""
+
+    def body(i: Value, _: list[Value]) -> list[Value]:
+        put(b, total(b, load(b, lanes, b.mul(i, integer(WIDTH)))), out, i)
+        return []
+
+    loop(b, size, [], body)
 
 
-@piece
-def collect_panels(blocks, panel_shift, shift, scatter):
+@kernel
+def collect_columns(b: Builder, lanes: Value, pairs: Value, n_pairs: Value, K: Value, m: Value, scatter: Value) -> None:
+    """Add up the lanes of `scatter_columns` into scatter (K, m, m)."""
+
+    def component(k: Value, _: list[Value]) -> list[Value]:
+        def pair(i: Value, _: list[Value]) -> list[Value]:
+            value = total(b, load(b, lanes, b.mul(at(b, b.mul(k, n_pairs), i), integer(WIDTH))))
+            row, column = (get(b, pairs, b.mul(i, integer(2)), side) for side in (0, 1))
+            for one, other in ((row, column), (column, row)):
+                put(b, value, scatter, b.mul(at(b, b.mul(k, m), one), m), other)
+            return []
+
+        return loop(b, n_pairs, [], pair)
+
+    loop(b, K, [], component)
+
+
+@kernel
+def collect_panels(
+    b: Builder, blocks: Value, panel_shift: Value, panels: Value, K: Value, m: Value, shift: Value, scatter: Value
+) -> None:
     """Add the blocks of `scatter_panels` to shift (K, m) and scatter (K, m, m)."""
-    K, m = shift.shape
-    panels = (m + WIDTH - 1) // WIDTH
-    entry = 0
-    for k in range(K):
-        for j in range(m):
-            shift[k, j] += panel_shift[k * panels * WIDTH + j]
-        for p in range(panels):
-            for other in range(p, panels):
-                for row in range(p * WIDTH, (p + 1) * WIDTH):
-                    for column in range(other * WIDTH, (other + 1) * WIDTH):
-                        if row <= column < m:
-                            scatter[k, row, column] += blocks[entry]
-                            scatter[k, column, row] = scatter[k, row, column]
-                        entry += 1
 
+    def component(k: Value, carried: list[Value]) -> list[Value]:
+        def mean(j: Value, _: list[Value]) -> list[Value]:
+            place = at(b, b.mul(k, m), j)
+            value = get(b, panel_shift, b.mul(k, b.mul(panels, integer(WIDTH))), j)
+            put(b, b.fadd(get(b, shift, place), value), shift, place)
+            return []
 
-@piece
-def collect_squares(lanes, lane_shift, shift, scatter):
-    """Add up the lanes of `scatter_squares` into shift and scatter, both (K, d)."""
-    K, d = shift.shape
-    for k in range(K):
-        for j in range(d):
-            shift[k, j] = scatter[k, j] = 0.0
-            for lane in range(WIDTH):
-                shift[k, j] += lane_shift[(k * d + j) * WIDTH + lane]
-                scatter[k, j] += lanes[(k * d + j) * WIDTH + lane]
+        def block(p: Value, other: Value, entry: Value) -> None:
+            def row(i: Value, _: list[Value]) -> list[Value]:
+                def column(j: Value, _: list[Value]) -> list[Value]:
+                    a, c = at(b, b.mul(p, integer(WIDTH)), i), at(b, b.mul(other, integer(WIDTH)), j)
+                    inside = b.and_(b.icmp_signed("<=", a, c), b.icmp_signed("<", c, m))
+                    with b.if_then(inside):
+                        first, second = (at(b, b.mul(at(b, b.mul(k, m), x), m), y) for x, y in ((a, c), (c, a)))
+                        found = get(b, blocks, entry, b.mul(i, integer(WIDTH)), j)
+                        value = b.fadd(get(b, scatter, first), found)
+                        put(b, value, scatter, first)
+                        put(b, value, scatter, second)
+                    return []
+
+                return loop(b, integer(WIDTH), [], column)
+
+            loop(b, integer(WIDTH), [], row)
+
+        def panel(p: Value, carried: list[Value]) -> list[Value]:
+            def after(o: Value, carried: list[Value]) -> list[Value]:
+                block(p, at(b, p, o), carried[0])
+                return [at(b, carried[0], WIDTH * WIDTH)]
+
+            return loop(b, b.sub(panels, p), carried, after)
+
+        loop(b, m, [], mean)
+        return loop(b, panels, carried, panel)
+
+    loop(b, K, [integer(0)], component)

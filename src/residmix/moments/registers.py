@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = [
     "choose",
     "clear",
     "fewer",
+    "get",
     "integer",
     "kernel",
     "load",
@@ -44,9 +46,11 @@ __all__ = [
     "part",
     "part_places",
     "prefetch",
+    "put",
     "splat",
     "store",
     "subtract_square",
+    "total",
 ]
 
 _FEATURES = dict(binding.get_host_cpu_features())
@@ -116,7 +120,7 @@ def splat(builder: Builder, scalar: Value) -> Value:
 
 
 def broadcast(builder: Builder, base: Value, *offset: Value | int) -> Value:
-    return splat(builder, builder.load(builder.gep(base, [at(builder, *offset)])))
+    return splat(builder, get(builder, base, *offset))
 
 
 def multiply_add(builder: Builder, x: Value, y: Value, z: Value) -> Value:
@@ -154,6 +158,22 @@ def loop(
     builder.branch(head)
     builder.position_at_end(after)
     return values
+
+
+def get(builder: Builder, base: Value, *offset: Value | int) -> Value:
+    """Load one number."""
+    return builder.load(builder.gep(base, [at(builder, *offset)]))
+
+
+def put(builder: Builder, value: Value, base: Value, *offset: Value | int) -> None:
+    """Store one number."""
+    builder.store(value, builder.gep(base, [at(builder, *offset)]))
+
+
+def total(builder: Builder, vector: Value) -> Value:
+    """Return the sum of a vector's doubles, from the first to the last."""
+    lanes = [builder.extract_element(vector, integer(lane)) for lane in range(WIDTH)]
+    return reduce(builder.fadd, lanes)
 
 
 def choose(builder: Builder, index: Value, cases: list[Callable[[], list[Value]]]) -> list[Value]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from residmix.moments.exp import vector_exp
 from residmix.moments.registers import (
+    I64,
     VECTOR,
     WIDTH,
     ZERO,
     Builder,
     Value,
     at,
+    choose,
+    get,
     integer,
     kernel,
     load,
     loop,
+    put,
     store,
+    total,
 )
 
-__all__ = ["NOTHING", "UNREACHED", "share_rows", "sum_shares"]
+__all__ = ["NOTHING", "UNREACHED", "add_prior", "copy_joint", "load_weights", "share_rows", "sum_logs", "sum_shares"]
 
 # The log-density that stands for "no component reaches this row".
 UNREACHED = -1e300
@@ -29,6 +36,68 @@ NOTHING = 1e-25
 
 # Registers of rows under way at once, to hide the latency of one; divides every CHUNK.
 _ABREAST = 3
+
+
+@kernel
+def load_weights(b: Builder, weight: Value, given: Value, start: Value, n: Value, stride: Value, w: Value) -> None:
+    """w[i] = weight[start + i], 1 if none is given, for i < n; 0 for the other of `stride` rows."""
+    one, zero = (ir.Constant(VECTOR.element, value) for value in (1.0, 0.0))
+
+    def fill(begin: Value, end: Value, value: Callable[[Value], Value]) -> list[Value]:
+        def body(i: Value, _: list[Value]) -> list[Value]:
+            put(b, value(i), w, begin, i)
+            return []
+
+        return loop(b, b.sub(end, begin), [], body)
+
+    none = integer(0)
+    ways = [lambda: fill(none, n, lambda _: one), lambda: fill(none, n, lambda i: get(b, weight, start, i))]
+    choose(b, b.zext(given, I64), ways)
+    fill(n, stride, lambda _: zero)
+
+
+@kernel
+def add_prior(b: Builder, prior: Value, K: Value, start: Value, n: Value, stride: Value, joint: Value) -> None:
+    """joint[k, i] += prior[start + i, k] for n rows and K components, which may be 0."""
+
+    def component(k: Value, _: list[Value]) -> list[Value]:
+        def row(i: Value, _: list[Value]) -> list[Value]:
+            place = at(b, b.mul(k, stride), i)
+            put(b, b.fadd(get(b, joint, place), get(b, prior, b.mul(at(b, start, i), K), k)), joint, place)
+            return []
+
+        return loop(b, n, [], row)
+
+    loop(b, K, [], component)
+
+
+@kernel
+def copy_joint(b: Builder, joint: Value, K: Value, start: Value, n: Value, stride: Value, out: Value) -> None:
+    """out[start + i, k] = joint[k, i] for n rows."""
+
+    def row(i: Value, _: list[Value]) -> list[Value]:
+        def component(k: Value, _: list[Value]) -> list[Value]:
+            put(b, get(b, joint, b.mul(k, stride), i), out, b.mul(at(b, start, i), K), k)
+            return []
+
+        return loop(b, K, [], component)
+
+    loop(b, n, [], row)
+
+
+@kernel
+def sum_logs(b: Builder, weight: Value, top: Value, total: Value, n: Value, out: Value) -> None:
+    """out[0] = sum_i weight[i] (top[i] + log(total[i])) over n rows; the logarithm of 0 counts as 0."""
+    double = VECTOR.element
+    log = b.module.declare_intrinsic("llvm.log", [double])
+    one, zero = (ir.Constant(double, value) for value in (1.0, 0.0))
+
+    def row(i: Value, carried: list[Value]) -> list[Value]:
+        value = get(b, total, i)
+        logarithm = b.call(log, [b.select(b.fcmp_ordered(">", value, zero), value, one)])
+        return [b.fadd(carried[0], b.fmul(get(b, weight, i), b.fadd(get(b, top, i), logarithm)))]
+
+    put(b, loop(b, n, [zero], row)[0], out)
 
 
 @kernel
@@ -116,8 +185,4 @@ def sum_shares(b: Builder, x: Value, x0: Value, n: Value, out: Value) -> None:
         value = sums[first]
         for other in sums[first + 2 :: 2]:
             value = b.fadd(value, other)
-        lanes = [b.extract_element(value, integer(lane)) for lane in range(WIDTH)]
-        total = lanes[0]
-        for lane in lanes[1:]:
-            total = b.fadd(total, lane)
-        b.store(total, b.gep(out, [integer(first)]))
+        put(b, total(b, value), out, first)

@@ -11,60 +11,17 @@ All buffers are parts of one array, `work`, see `part_places`.
 
 from __future__ import annotations
 
-from math import log
-
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.collect import collect_columns, collect_panels, collect_squares
-from residmix.moments.compiled import compiled, piece
+from residmix.moments.collect import add_lanes, collect_columns, collect_panels
+from residmix.moments.compiled import compiled
 from residmix.moments.distances import join_full, join_scaled, load_columns, pack_factors
 from residmix.moments.registers import CHUNK, WIDTH, clear, part, part_places
 from residmix.moments.scatters import load_panels, scatter_columns, scatter_panels, scatter_squares
-from residmix.moments.shares import NOTHING, share_rows, sum_shares
+from residmix.moments.shares import NOTHING, add_prior, copy_joint, load_weights, share_rows, sum_logs, sum_shares
 
 __all__ = ["full_block", "full_places", "scaled_block", "scaled_places"]
-
-
-@piece
-def load_weights(weight, start, n, tile_rows, w):
-    """Copy the weights of a tile; rows that aren't there have none."""
-    for i in range(n):
-        w[i] = weight[start + i] if weight.size > 0 else 1.0
-    for i in range(n, tile_rows):
-        w[i] = 0.0
-
-
-@piece
-def add_prior(prior, start, n, tile_rows, joint):
-    """Add the rows' own log-probabilities of components, (b, K) or (0, 0)."""
-    for k in range(prior.shape[1]):
-        for i in range(n):
-            joint[k * tile_rows + i] += prior[start + i, k]
-
-
-@piece
-def copy_joint(joint, start, n, tile_rows, out):
-    """Fill the tile's rows of out (b, K) with log p(x, k)."""
-    for i in range(n):
-        for k in range(out.shape[1]):
-            out[start + i, k] = joint[k * tile_rows + i]
-
-
-@piece
-def normalise(joint, K, n, tile_rows, weight, weighted, top, total, lanes, lanes_top):
-    """Turn log p(x, k) into weighted responsibilities; return the weighted sum of log p(x)."""
-    share_rows(joint, K, tile_rows, tile_rows // WIDTH, weight, top, total, lanes, lanes_top)
-    log_likelihood = 0.0
-    if weighted:
-        for i in range(n):
-            log_total = log(total[i]) if total[i] > 0.0 else 0.0
-            log_likelihood += weight[i] * (top[i] + log_total)
-    else:
-        # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
-        for lane in range(WIDTH):
-            log_likelihood += lanes_top[lane] + log(lanes[lane])
-    return log_likelihood
 
 
 def full_places(m: int, d: int, K: int, tile_rows: int, columns: int, panels: int) -> NDArray[np.int64]:
@@ -136,22 +93,28 @@ def full_block(
     x, chunk, packed, joint = part(work, places, 5), part(work, places, 6), part(work, places, 7), part(work, places, 8)
     top, total, w = part(work, places, 9), part(work, places, 10), part(work, places, 11)
     lanes, lanes_top = part(work, places, 12), part(work, places, 13)
-    deviation, weighted = part(work, places, 14), part(work, places, 15)
+    deviation, times_share = part(work, places, 14), part(work, places, 15)
     index, share = part(work, places, 16), part(work, places, 17)
     clear(column_shift, places[5])
     pack_factors(factors, K, d, packed)
     panels = (m + WIDTH - 1) // WIDTH
-    log_likelihood = 0.0
+    weighted, log_likelihood = weight.size > 0, 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, m, tile_rows, x)
         join_full(x, (m - d) * tile_rows, tile_rows, centres, m - d, between, packed, constant, K, d, chunk, joint)
-        add_prior(prior, start, n, tile_rows, joint)
+        add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         if joints.size > 0:
-            copy_joint(joint, start, n, tile_rows, joints)
+            copy_joint(joint, K, start, n, tile_rows, joints)
             continue
-        load_weights(weight, start, n, tile_rows, w)
-        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
+        load_weights(weight, weighted, start, n, tile_rows, w)
+        share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, top, total, lanes, lanes_top)
+        if weighted:
+            sum_logs(w, top, total, n, lanes)
+        else:
+            # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
+            sum_logs(w, lanes_top, lanes, WIDTH, lanes)
+        log_likelihood += lanes[0]
         if places[5] == 0:
             continue
         loaded = False
@@ -161,7 +124,7 @@ def full_block(
             if lanes[0] <= NOTHING:
                 continue
             if lanes[1] > dense * n:
-                scatter_columns(x, m, tile_rows, centres, k, between, joint, weighted, column_sums, column_shift)
+                scatter_columns(x, m, tile_rows, centres, k, between, joint, times_share, column_sums, column_shift)
                 continue
             if not loaded:
                 load_panels(rows, start, n, m, tile_rows, panel_x)
@@ -177,14 +140,15 @@ def full_block(
                 index,
                 share,
                 deviation,
-                weighted,
+                times_share,
                 panel_sums,
                 panel_shift,
             )
     if column_shift.size > 0:
-        collect_columns(column_sums, column_shift, pairs, shift, scatter)
+        add_lanes(column_shift, K * m, shift)
+        collect_columns(column_sums, pairs, len(pairs), K, m, scatter)
     if panel_shift.size > 0:
-        collect_panels(panel_sums, panel_shift, shift, scatter)
+        collect_panels(panel_sums, panel_shift, panels, K, m, shift, scatter)
     return log_likelihood
 
 
@@ -205,22 +169,29 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, place
     top, total, w = part(work, places, 4), part(work, places, 5), part(work, places, 6)
     lanes, lanes_top = part(work, places, 7), part(work, places, 8)
     clear(sums_shift, places[2])
-    log_likelihood = 0.0
+    weighted, log_likelihood = weight.size > 0, 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, d, tile_rows, x)
         join_scaled(x, tile_rows, means, factors, constant, K, d, joint)
-        add_prior(prior, start, n, tile_rows, joint)
+        add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         if joints.size > 0:
-            copy_joint(joint, start, n, tile_rows, joints)
+            copy_joint(joint, K, start, n, tile_rows, joints)
             continue
-        load_weights(weight, start, n, tile_rows, w)
-        log_likelihood += normalise(joint, K, n, tile_rows, w, weight.size > 0, top, total, lanes, lanes_top)
+        load_weights(weight, weighted, start, n, tile_rows, w)
+        share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, top, total, lanes, lanes_top)
+        if weighted:
+            sum_logs(w, top, total, n, lanes)
+        else:
+            # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
+            sum_logs(w, lanes_top, lanes, WIDTH, lanes)
+        log_likelihood += lanes[0]
         for k in range(K):
             sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)
             mass[k] += lanes[0]
             if lanes[0] > NOTHING:
                 scatter_squares(x, d, tile_rows, means, k, joint, sums_shift, sums)
     if joints.size == 0:
-        collect_squares(sums, sums_shift, shift, scatter)
+        add_lanes(sums_shift, K * d, shift)
+        add_lanes(sums, K * d, scatter)
     return log_likelihood
