@@ -9,24 +9,31 @@ four columns of the design at a time, whose sums stay in registers, while the ti
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache, partial
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+from scipy.linalg.blas import dgemm
 
-from residmix.moments.compiled import readable, readable_weight
+from residmix.moments.compiled import compiled, readable, readable_weight
 from residmix.moments.registers import (
+    I64,
     WIDTH,
     Builder,
     Value,
+    at,
     broadcast,
+    choose,
+    clear,
+    fewer,
+    get,
     integer,
     kernel,
     load,
     loop,
     multiply_add,
     prefetch,
+    put,
     store,
 )
 from residmix.moments.rowwise import centre
@@ -69,7 +76,7 @@ def centred_products(
     weighted = a if weight is None else scratch((n, q), np.float64)
     # BLAS wins where columns don't fill the registers, and where both sides are so wide that it blocks better
     if d >= COLUMNS and min(q, d) <= 256:
-        return _by_tiles(X, A, origin_x, origin_a, readable_weight(weight), a, weighted)
+        return _by_tiles(X, A, origin_x, origin_a, weight, a, weighted)
     x = scratch(X.shape, np.float64)
     sum_x, squares = centre(X, origin_x, x)
     sum_a, _ = centre(A, origin_a, a)
@@ -79,62 +86,109 @@ def centred_products(
     return sum_x, sum_a, weighted.T @ a, weighted.T @ x, squares
 
 
-def _multiplied(width: int) -> Any:
-    def emit(
-        b: Builder,
-        left: Value,
-        l0: Value,
-        q: Value,
-        x: Value,
-        n: Value,
-        out: Value,
-        o0: Value,
-        line: Value,
-        rows: Value,
-        next0: Value,
-        stride: Value,
-    ) -> None:
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            values = [load(b, x, b.mul(i, integer(COLUMNS)), p * WIDTH) for p in range(PANELS)]
-            row, new = b.mul(i, q), []
-            for p in range(PANELS // 2):
-                prefetch(b, rows, next0, b.mul(i, stride), p * WIDTH)
-            for column in range(width):
-                factor = broadcast(b, left, l0, row, column)
-                new += [multiply_add(b, factor, values[p], sums[column * PANELS + p]) for p in range(PANELS)]
-            return new
-
-        places = [(b.mul(line, integer(column)), p * WIDTH) for column in range(width) for p in range(PANELS)]
-        sums = loop(b, n, [load(b, out, o0, begin, p) for begin, p in places], body)
-        for value, (begin, p) in zip(sums, places, strict=True):
-            store(b, value, out, o0, begin, p)
-
-    return kernel(emit, f"add_products_{width}")
+def _by_tiles(
+    X: NDArray[np.floating],
+    A: Array,
+    origin_x: Array,
+    origin_a: Array,
+    weight: Array | None,
+    a: Array,
+    weighted: Array,
+) -> tuple[Array, Array, Array, Array, Array]:
+    q, d = A.shape[1], X.shape[1]
+    begins, columns = _chunks(d)
+    run, x = np.empty((q + 2) * len(columns)), np.empty(TILE_ROWS * COLUMNS)
+    origins, sums_a, sums = np.empty((TILE_ROWS, q)), np.zeros((TILE_ROWS, q)), np.zeros((q + 2, d))
+    origins[:] = origin_a
+    centre = origin_x[columns]
+    _add_tiles(X, A, origins, centre, readable_weight(weight), begins, x, a, weighted, run, sums_a, sums)
+    # numpy has a matrix times itself by another routine, which few columns are slow with
+    aa = weighted.T @ a if q > 16 else dgemm(1.0, a.T, weighted.T, trans_b=True).T
+    return sums[q], sums_a.sum(axis=0), aa, sums[:q], sums[q + 1]
 
 
-#: out[l] += sum_i left[i, l] x[i] for 1 ... 4 columns l and one chunk of columns of x; fetches half of the next rows.
-add_products = tuple(_multiplied(width) for width in (1, 2, 3, 4))
+@lru_cache(maxsize=32)
+def _chunks(d: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first columns of the chunks of d columns, and all columns, chunk after chunk.
+
+    The last chunk may begin amid the one before it: then it has its own sums of the columns that both have.
+    """
+    begins = np.minimum(np.arange(0, d, COLUMNS), d - COLUMNS)
+    return begins, (begins[:, None] + np.arange(COLUMNS)).ravel()
 
 
-def _centred(weighted: bool) -> Any:
-    def emit(
-        b: Builder,
-        rows: Value,
-        x0: Value,
-        stride: Value,
-        next0: Value,
-        n: Value,
-        origin: Value,
-        j0: Value,
-        weight: Value,
-        w0: Value,
-        x: Value,
-        total: Value,
-        square: Value,
-    ) -> None:
-        origins = [load(b, origin, j0, p * WIDTH) for p in range(PANELS)]
+@kernel
+def _multiply_tile(
+    b: Builder,
+    left: Value,
+    start: Value,
+    q: Value,
+    x: Value,
+    n: Value,
+    out: Value,
+    column: Value,
+    line: Value,
+    rows: Value,
+    next0: Value,
+    stride: Value,
+) -> None:
+    """out[l, column:] += sum_i left[start + i, l] x[i] for q columns l, four at a time, and one chunk of columns of x.
 
-        def body(i: Value, sums: list[Value]) -> list[Value]:
+    The first four columns fetch one half of the next tile of rows, the others the other.
+    """
+
+    def group(g: Value, _: list[Value]) -> list[Value]:
+        k = b.mul(g, integer(4))
+        l0, o0 = at(b, b.mul(start, q), k), at(b, b.mul(k, line), column)
+        first = b.icmp_signed("==", g, integer(0))
+        ahead = b.select(first, next0, at(b, next0, COLUMNS // 2))
+
+        def products(width: int) -> list[Value]:
+            def body(i: Value, sums: list[Value]) -> list[Value]:
+                values = [load(b, x, b.mul(i, integer(COLUMNS)), p * WIDTH) for p in range(PANELS)]
+                row, new = b.mul(i, q), []
+                for p in range(PANELS // 2):
+                    prefetch(b, rows, ahead, b.mul(i, stride), p * WIDTH)
+                for c in range(width):
+                    factor = broadcast(b, left, l0, row, c)
+                    new += [multiply_add(b, factor, values[p], sums[c * PANELS + p]) for p in range(PANELS)]
+                return new
+
+            places = [(b.mul(line, integer(c)), p * WIDTH) for c in range(width) for p in range(PANELS)]
+            sums = loop(b, n, [load(b, out, o0, begin, p) for begin, p in places], body)
+            for value, (begin, p) in zip(sums, places, strict=True):
+                store(b, value, out, o0, begin, p)
+            return []
+
+        wide = fewer(b, integer(3), b.sub(b.sub(q, k), integer(1)))
+        return choose(b, wide, [partial(products, width) for width in (1, 2, 3, 4)])
+
+    loop(b, b.sdiv(at(b, q, 3), integer(4)), [], group)
+
+
+@kernel
+def _centre_chunk(
+    b: Builder,
+    rows: Value,
+    x0: Value,
+    stride: Value,
+    next0: Value,
+    n: Value,
+    origin: Value,
+    j0: Value,
+    weight: Value,
+    given: Value,
+    w0: Value,
+    x: Value,
+    sums: Value,
+    total: Value,
+    square: Value,
+) -> None:
+    """x = rows - origin for one chunk of columns; adds the (weighted) sums to `sums`, from `total` and `square` on."""
+    origins = [load(b, origin, j0, p * WIDTH) for p in range(PANELS)]
+
+    def chunk(weighted: bool) -> list[Value]:
+        def body(i: Value, carried: list[Value]) -> list[Value]:
             row, totals, squares = b.mul(i, stride), [], []
             factor = broadcast(b, weight, w0, i) if weighted else None
             for p in range(PANELS // 2):
@@ -143,94 +197,82 @@ def _centred(weighted: bool) -> Any:
                 value = b.fsub(load(b, rows, x0, row, p * WIDTH), origins[p])
                 store(b, value, x, b.mul(i, integer(COLUMNS)), p * WIDTH)
                 share = value if factor is None else b.fmul(factor, value)
-                totals.append(b.fadd(sums[p], share))
-                squares.append(multiply_add(b, share, value, sums[PANELS + p]))
+                totals.append(b.fadd(carried[p], share))
+                squares.append(multiply_add(b, share, value, carried[PANELS + p]))
             return totals + squares
 
-        sums = loop(b, n, [load(b, array, j0, p * WIDTH) for array in (total, square) for p in range(PANELS)], body)
-        for p in range(PANELS):
-            store(b, sums[p], total, j0, p * WIDTH)
-            store(b, sums[PANELS + p], square, j0, p * WIDTH)
+        places = [(begin, p * WIDTH) for begin in (total, square) for p in range(PANELS)]
+        found = loop(b, n, [load(b, sums, begin, j0, p) for begin, p in places], body)
+        for value, (begin, p) in zip(found, places, strict=True):
+            store(b, value, sums, begin, j0, p)
+        return []
 
-    return kernel(emit, f"centre_{'weighted' if weighted else 'rows'}")
-
-
-#: x = rows - origin for one chunk of columns; total and square += its (weighted) sums and sums of squares.
-centre_rows, centre_weighted = _centred(False), _centred(True)
-
-products1, products2, products3, products4 = add_products
+    choose(b, b.zext(given, I64), [partial(chunk, False), partial(chunk, True)])
 
 
-@njit(nogil=True)
-def _multiply_tile(left, start, q, x, n, out, column, line, rows, next0, stride):
-    for k in range(0, q, 4):
-        l0, o0, more = start * q + k, k * line + column, q - k
-        # the first four columns fetch one half of the next tile, the others the other
-        ahead = next0 if k == 0 else next0 + COLUMNS // 2
-        if more >= 4:
-            products4(left, l0, q, x, n, out, o0, line, rows, ahead, stride)
-        elif more == 3:
-            products3(left, l0, q, x, n, out, o0, line, rows, ahead, stride)
-        elif more == 2:
-            products2(left, l0, q, x, n, out, o0, line, rows, ahead, stride)
-        else:
-            products1(left, l0, q, x, n, out, o0, line, rows, ahead, stride)
+@kernel
+def _centre_design(
+    b: Builder,
+    A: Value,
+    start: Value,
+    n: Value,
+    q: Value,
+    origins: Value,
+    weight: Value,
+    given: Value,
+    a: Value,
+    weighted: Value,
+    sums: Value,
+) -> None:
+    """Centre and weigh a tile of the design; `origins` and `sums` repeat for each of its rows."""
+    first, size = b.mul(start, q), b.mul(n, q)
+
+    def centre(j: Value, _: list[Value]) -> list[Value]:
+        put(b, b.fsub(get(b, A, first, j), get(b, origins, j)), a, first, j)
+        return []
+
+    def weigh(i: Value, _: list[Value]) -> list[Value]:
+        row, factor = at(b, first, b.mul(i, q)), get(b, weight, start, i)
+
+        def column(j: Value, _: list[Value]) -> list[Value]:
+            put(b, b.fmul(factor, get(b, a, row, j)), weighted, row, j)
+            return []
+
+        return loop(b, q, [], column)
+
+    def add(j: Value, _: list[Value]) -> list[Value]:
+        put(b, b.fadd(get(b, sums, j), get(b, weighted, first, j)), sums, j)
+        return []
+
+    loop(b, size, [], centre)
+    with b.if_then(given):
+        loop(b, n, [], weigh)
+    loop(b, size, [], add)
 
 
-@njit(nogil=True)
-def _centre_design(A, start, n, q, origin, weight, a, weighted, sums):
-    """Centre a tile of the design, laid flat; `origin` and `sums` repeat for each of its rows."""
-    tile = slice(start * q, (start + n) * q)
-    # views from 0 on: without offsets, of which the compiler can't know the sign, these loops become vector code
-    from_A, to_a, to_weighted = A[tile], a[tile], weighted[tile]
-    for j in range(n * q):
-        to_a[j] = from_A[j] - origin[j]
-    if weight.size > 0:
-        for i in range(n):
-            for j in range(i * q, (i + 1) * q):
-                to_weighted[j] = weight[start + i] * to_a[j]
-    for j in range(n * q):
-        sums[j] += to_weighted[j]
+@compiled
+def _add_tiles(X, A, origins, centre, weight, begins, x, a, weighted, run, sums_a, sums):
+    """Fill `a` and `weighted` with the centred design; add up the products, sums and squares of X in `sums` (q + 2, d).
 
-
-@njit(cache=True, nogil=True)
-def _by_tiles(X, A, origin_x, origin_a, weight, a, weighted):
-    n, d = X.shape
-    q = A.shape[1]
-    chunks = (d + COLUMNS - 1) // COLUMNS
-    # the last chunk may begin amid the one before it: then it has its own sums of the columns that both have
-    begins = np.array([min(c * COLUMNS, d - COLUMNS) for c in range(chunks)])
-    line = chunks * COLUMNS
-    rows, x, centre = X.ravel(), np.empty(TILE_ROWS * COLUMNS), np.empty(line)
-    design, flat, left = A.ravel(), a.ravel(), weighted.ravel()
-    origins, sums_a = np.empty(TILE_ROWS * q), np.zeros(TILE_ROWS * q)
-    for i in range(TILE_ROWS):
-        origins[i * q : (i + 1) * q] = origin_a
-    for c in range(chunks):
-        centre[c * COLUMNS : (c + 1) * COLUMNS] = origin_x[begins[c] : begins[c] + COLUMNS]
-    products, sums, squares = np.zeros((q, d)), np.zeros(d), np.zeros(d)
-    run, run_sums, run_squares = np.empty(q * line), np.empty(line), np.empty(line)
+    `begins` are the first columns of the chunks, `centre` their origins. The sums over a run of rows are kept in `run`,
+    chunk after chunk.
+    """
+    (n, d), q, chunks = X.shape, A.shape[1], len(begins)
+    line, given = chunks * COLUMNS, weight.size > 0
     for begin in range(0, n, RUN_ROWS):
         end = min(begin + RUN_ROWS, n)
-        run[:], run_sums[:], run_squares[:] = 0.0, 0.0, 0.0
+        clear(run, (q + 2) * line)
         for start in range(begin, end, TILE_ROWS):
             size = min(TILE_ROWS, end - start)
-            _centre_design(design, start, size, q, origins, weight, flat, left, sums_a)
+            _centre_design(A, start, size, q, origins, weight, given, a, weighted, sums_a)
             for c in range(chunks):
                 here, at = start * d + begins[c], c * COLUMNS
                 next0 = here + TILE_ROWS * d
                 # one round of products fetches a half only
                 ahead = next0 + COLUMNS // 2 if q <= 4 else here
-                if weight.size > 0:
-                    centre_weighted(rows, here, d, ahead, size, centre, at, weight, start, x, run_sums, run_squares)
-                else:
-                    centre_rows(rows, here, d, ahead, size, centre, at, weight, start, x, run_sums, run_squares)
-                _multiply_tile(left, start, q, x, size, run, at, line, rows, next0, d)
-        for j in range(d):
-            at = j if j < line - COLUMNS else j - d + line
-            sums[j] += run_sums[at]
-            squares[j] += run_squares[at]
-            for k in range(q):
-                products[k, j] += run[k * line + at]
-    sum_a = sums_a.reshape(TILE_ROWS, q).sum(axis=0)
-    return sums, sum_a, np.dot(weighted.T, a), products, squares
+                total, square = q * line, (q + 1) * line
+                _centre_chunk(X, here, d, ahead, size, centre, at, weight, given, start, x, run, total, square)
+                _multiply_tile(weighted, start, q, x, size, run, at, line, X, next0, d)
+        for k in range(q + 2):
+            for j in range(d):
+                sums[k, j] += run[k * line + (j if j < line - COLUMNS else j - d + line)]
