@@ -241,9 +241,8 @@ class Affine:
         p = len(self.coef)
         if p <= _NARROW_DESIGN:
             X, design, sign = readable(block.X), readable(_design(block)), float(self.sign)
-            subtract_rows(
-                X, design, self.origin_x, self.origin_a, self.coef, self.constant, sign, effects, readable(codes), out
-            )
+            about = self.origin_x, self.origin_a, self.coef, self.constant
+            subtract_rows(X, design, *map(readable, about), sign, effects, readable(codes), out)
             return
         exact = out if out.dtype == np.float64 else scratch(out.shape, np.float64)
         a = np.empty((len(exact), p + 1))

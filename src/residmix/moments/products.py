@@ -78,8 +78,9 @@ def centred_products(
     if d >= COLUMNS and min(q, d) <= 256:
         return _by_tiles(X, A, origin_x, origin_a, weight, a, weighted)
     x = scratch(X.shape, np.float64)
-    sum_x, squares = centre(X, origin_x, x)
-    sum_a, _ = centre(A, origin_a, a)
+    sum_x, squares, sum_a, unused = np.zeros(d), np.zeros(d), np.zeros(q), np.zeros(q)
+    centre(X, readable(origin_x), x, sum_x, squares)
+    centre(A, readable(origin_a), a, sum_a, unused)
     if weight is not None:
         np.multiply(a, weight[:, None], out=weighted)
         sum_x, sum_a, squares = weight @ x, weight @ a, np.einsum("i,ij,ij->j", weight, x, x)

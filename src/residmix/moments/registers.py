@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CHUNK",
     "I64",
+    "LINE",
     "REGISTERS",
     "VECTOR",
     "WIDTH",
@@ -161,13 +162,15 @@ def loop(
 
 
 def get(builder: Builder, base: Value, *offset: Value | int) -> Value:
-    """Load one number."""
-    return builder.load(builder.gep(base, [at(builder, *offset)]))
+    """Load one number, a float as a double."""
+    value = builder.load(builder.gep(base, [at(builder, *offset)]))
+    return builder.fpext(value, ir.DoubleType()) if value.type == ir.FloatType() else value
 
 
 def put(builder: Builder, value: Value, base: Value, *offset: Value | int) -> None:
-    """Store one number."""
-    builder.store(value, builder.gep(base, [at(builder, *offset)]))
+    """Store one number, a double as a float where floats are kept."""
+    pointer = builder.gep(base, [at(builder, *offset)])
+    builder.store(builder.fptrunc(value, ir.FloatType()) if pointer.type.pointee == ir.FloatType() else value, pointer)
 
 
 def total(builder: Builder, vector: Value) -> Value:

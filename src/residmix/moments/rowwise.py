@@ -1,9 +1,15 @@
-"""Loops over rows that do in one visit what array expressions need several for."""
+"""Loops over rows that do in one visit what array expressions need several for (see `registers`)."""
+
+# numba infers the types of what follows from the call
+# mypy: allow-untyped-defs
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba.core import cgutils
+
+from residmix.moments.compiled import compiled
+from residmix.moments.registers import I64, LINE, Builder, Value, at, fewer, get, integer, kernel, loop, put
 
 __all__ = ["add_effects", "centre", "subtract_rows"]
 
@@ -11,67 +17,169 @@ __all__ = ["add_effects", "centre", "subtract_rows"]
 CHUNK = 256
 
 
-@njit(cache=True, nogil=True)
-def centre(X, origin, out):  # type: ignore[no-untyped-def]
-    """Write ``y = X - origin`` to `out` (n, d), and return the sums of y and of its squares, (d,) each."""
-    n, d = X.shape
-    sums, squares = np.zeros(d), np.zeros(d)
-    for i in range(n):
-        for j in range(d):
-            value = np.float64(X[i, j]) - origin[j]
-            out[i, j] = value
-            sums[j] += value
-            squares[j] += value * value
-    return sums, squares
+@kernel
+def _centre(b: Builder, X: Value, n: Value, d: Value, origin: Value, out: Value, sums: Value, squares: Value) -> None:
+    def row(i: Value, _: list[Value]) -> list[Value]:
+        first = b.mul(i, d)
+
+        def column(j: Value, _: list[Value]) -> list[Value]:
+            value = b.fsub(get(b, X, first, j), get(b, origin, j))
+            put(b, value, out, first, j)
+            put(b, b.fadd(get(b, sums, j), value), sums, j)
+            put(b, b.fadd(get(b, squares, j), b.fmul(value, value)), squares, j)
+            return []
+
+        return loop(b, d, [], column)
+
+    loop(b, n, [], row)
 
 
-@njit(cache=True, nogil=True)
-def subtract_rows(X, design, origin_x, origin_a, coef, constant, sign, effects, codes, out):  # type: ignore[no-untyped-def]
+@compiled
+def centre(X, origin, out, sums, squares):
+    """Write ``y = X - origin`` to `out` (n, d), and add the sums of y and of its squares to `sums` and `squares`."""
+    _centre(X, X.shape[0], X.shape[1], origin, out, sums, squares)
+
+
+def _effect(b: Builder, codes: Value, i: Value, levels: Value, d: Value) -> Value:
+    """Return where the effects of row i begin: those of its level, or the last of `levels` for code -1."""
+    code = get(b, codes, i)
+    code = code if code.type == I64 else b.sext(code, I64)
+    unknown = b.icmp_signed("<", code, integer(0))
+    return b.mul(b.select(unknown, b.add(code, levels), code), d)
+
+
+@kernel
+def _subtract(
+    b: Builder,
+    X: Value,
+    n: Value,
+    d: Value,
+    design: Value,
+    q: Value,
+    origin_x: Value,
+    origin_a: Value,
+    coef: Value,
+    p: Value,
+    constant: Value,
+    sign: Value,
+    effects: Value,
+    codes: Value,
+    levels: Value,
+    out: Value,
+) -> None:
+    absorbed = b.icmp_signed(">", levels, integer(0))
+    row = cgutils.alloca_once(b, ir.DoubleType(), size=CHUNK)
+    row.align = LINE
+
+    def chunk(c: Value, _: list[Value]) -> list[Value]:
+        begin = b.mul(c, integer(CHUNK))
+        width = fewer(b, integer(CHUNK), b.sub(d, begin))
+
+        def columns(i: Value, _: list[Value]) -> list[Value]:
+            x0 = at(b, b.mul(i, d), begin)
+
+            def start(j: Value, _: list[Value]) -> list[Value]:
+                first, second = (b.fmul(sign, get(b, array, begin, j)) for array in (origin_x, constant))
+                put(b, b.fadd(b.fadd(get(b, X, x0, j), first), second), row, j)
+                return []
+
+            def effect(j: Value, _: list[Value]) -> list[Value]:
+                put(b, b.fadd(get(b, row, j), b.fmul(sign, get(b, effects, place, begin, j))), row, j)
+                return []
+
+            def factor(k: Value) -> Value:
+                return b.fmul(sign, b.fsub(get(b, design, b.mul(i, q), k), get(b, origin_a, k)))
+
+            def terms(first: Value, count: int) -> None:
+                lines = [at(b, first, k) for k in range(count)]
+                factors = [factor(k) for k in lines]
+
+                def add(j: Value, _: list[Value]) -> list[Value]:
+                    products = [
+                        b.fmul(value, get(b, coef, b.mul(k, d), begin, j))
+                        for value, k in zip(factors, lines, strict=True)
+                    ]
+                    total = products[0]
+                    for product in products[1:]:
+                        total = b.fadd(total, product)
+                    put(b, b.fadd(get(b, row, j), total), row, j)
+                    return []
+
+                loop(b, width, [], add)
+
+            def four(g: Value, _: list[Value]) -> list[Value]:
+                # four at a time: the row is loaded and stored once for all of them
+                terms(b.mul(g, integer(4)), 4)
+                return []
+
+            def one(k: Value, _: list[Value]) -> list[Value]:
+                terms(at(b, done, k), 1)
+                return []
+
+            def finish(j: Value, _: list[Value]) -> list[Value]:
+                put(b, get(b, row, j), out, x0, j)
+                return []
+
+            loop(b, width, [], start)
+            with b.if_then(absorbed):
+                place = _effect(b, codes, i, levels, d)
+                loop(b, width, [], effect)
+            fours = b.sdiv(p, integer(4))
+            done = b.mul(fours, integer(4))
+            loop(b, fours, [], four)
+            loop(b, b.sub(p, done), [], one)
+            return loop(b, width, [], finish)
+
+        return loop(b, n, [], columns)
+
+    loop(b, b.sdiv(at(b, d, CHUNK - 1), integer(CHUNK)), [], chunk)
+
+
+@compiled
+def subtract_rows(X, design, origin_x, origin_a, coef, constant, sign, effects, codes, out):
     """Write ``X + sign * (origin_x + (design - origin_a) coef + constant + effects[codes])`` to `out`, in its dtype.
 
-    Only the first p columns of `design` are read, for `coef` (p, d). Without codes there are no effects.
+    Only the first p columns of `design` are read, for `coef` (p, d). Without codes there are no effects; code -1 finds
+    the last one: the mean of the levels.
     """
     n, d = X.shape
-    p = len(coef)
-    row = np.empty(min(d, CHUNK))
-    for begin in range(0, d, CHUNK):
-        part = slice(begin, min(begin + CHUNK, d))
-        width = part.stop - begin
-        first, second = origin_x[part], constant[part]
-        for i in range(n):
-            x = X[i, part]
-            for j in range(width):
-                row[j] = (np.float64(x[j]) + sign * first[j]) + sign * second[j]
-            if codes.size > 0:
-                effect = effects[codes[i], part]  # -1 finds the last one: the mean of the levels
-                for j in range(width):
-                    row[j] += sign * effect[j]
-            k = 0
-            while k + 4 <= p:  # four at a time: the row is loaded and stored once for all of them
-                a = sign * (design[i, k] - origin_a[k])
-                b = sign * (design[i, k + 1] - origin_a[k + 1])
-                c = sign * (design[i, k + 2] - origin_a[k + 2])
-                e = sign * (design[i, k + 3] - origin_a[k + 3])
-                at_a, at_b, at_c, at_e = coef[k, part], coef[k + 1, part], coef[k + 2, part], coef[k + 3, part]
-                for j in range(width):
-                    row[j] += a * at_a[j] + b * at_b[j] + c * at_c[j] + e * at_e[j]
-                k += 4
-            while k < p:
-                a = sign * (design[i, k] - origin_a[k])
-                at_a = coef[k, part]
-                for j in range(width):
-                    row[j] += a * at_a[j]
-                k += 1
-            y = out[i, part]
-            for j in range(width):
-                y[j] = row[j]
+    levels = len(effects) if codes.size > 0 else 0
+    _subtract(
+        X,
+        n,
+        d,
+        design,
+        design.shape[1],
+        origin_x,
+        origin_a,
+        coef,
+        len(coef),
+        constant,
+        sign,
+        effects,
+        codes,
+        levels,
+        out,
+    )
 
 
-@njit(cache=True, nogil=True)
-def add_effects(out, effects, codes, sign):  # type: ignore[no-untyped-def]
+@kernel
+def _add_effects(
+    b: Builder, out: Value, n: Value, d: Value, effects: Value, levels: Value, codes: Value, sign: Value
+) -> None:
+    def row(i: Value, _: list[Value]) -> list[Value]:
+        place, first = _effect(b, codes, i, levels, d), b.mul(i, d)
+
+        def column(j: Value, _: list[Value]) -> list[Value]:
+            put(b, b.fadd(get(b, out, first, j), b.fmul(sign, get(b, effects, place, j))), out, first, j)
+            return []
+
+        return loop(b, d, [], column)
+
+    loop(b, n, [], row)
+
+
+@compiled
+def add_effects(out, effects, codes, sign):
     """Add ``sign * effects[codes]`` to `out` (n, d); code -1 finds the last row of the effects."""
-    n, d = out.shape
-    for i in range(n):
-        row = effects[codes[i]]
-        for j in range(d):
-            out[i, j] += sign * row[j]
+    _add_effects(out, out.shape[0], out.shape[1], effects, len(effects), codes, sign)
