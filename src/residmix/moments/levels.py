@@ -7,11 +7,10 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
-from residmix.moments.compiled import readable, readable_weight
+from residmix.moments.compiled import compiled, readable, readable_weight
 from residmix.moments.linear import (
     NO_CODES,
     NO_EFFECTS,
@@ -192,7 +191,7 @@ def _total(where: NDArray[np.integer[Any]], weight: Array | None, size: int) -> 
     return np.bincount(where, weight, size).astype(np.float64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _locate(codes, size):  # type: ignore[no-untyped-def]
     """Return the levels that occur, in the order in which they first do, and where each row's level is among them."""
     place = np.full(size, -1, dtype=np.int64)
@@ -209,7 +208,7 @@ def _locate(codes, size):  # type: ignore[no-untyped-def]
     return present[:found].copy(), local
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sum_levels(values, origin, codes, weight, sums, squares):  # type: ignore[no-untyped-def]
     """Add each row less the origin to the sums of its level, and its squares to `squares`, all weighted."""
     n, d = values.shape
