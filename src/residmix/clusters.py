@@ -19,54 +19,52 @@ Floats = NDArray[np.float64]
 
 
 @piece
-def _squared_distances(columns, centres, k, distances, place):
-    """Fill row `place` of `distances` (., n) with those to centre k."""
+def _squared_distances(columns, centres, k, out):
+    """Fill `out` (n,) with those to centre k."""
     d, n = columns.shape
     for i in range(n):
         gap = columns[0, i] - centres[k, 0]
-        distances[place, i] = gap * gap
+        out[i] = gap * gap
     for j in range(1, d):
         for i in range(n):
             gap = columns[j, i] - centres[k, j]
-            distances[place, i] += gap * gap
+            out[i] += gap * gap
 
 
 @piece
-def _draw(chances, place, share):
-    """Return the row at `share` of the total of row `place` of `chances` (., n)."""
-    n = chances.shape[1]
+def _draw(weight, share):
+    """Return the row at `share` of the total weight."""
     total = 0.0
-    for i in range(n):
-        total += chances[place, i]
+    for i in range(len(weight)):
+        total += weight[i]
     left, last = share * total, 0
-    for i in range(n):
-        if chances[place, i] > 0.0:
+    for i in range(len(weight)):
+        if weight[i] > 0.0:
             last = i
-            left -= chances[place, i]
+            left -= weight[i]
             if left < 0.0:
                 break
     return last
 
 
 @compiled
-def _seed(columns, weight, shares, centres, scratch):
-    """Fill `centres`; `scratch` is (4, n)."""
+def _seed(columns, weight, shares, centres, chance, closest, trial, best):
+    """Fill `centres`; the last four (n,) are scratch."""
     d, n = columns.shape
     K, trials = shares.shape
-    chance, closest, trial, best = 0, 1, 2, 3
     for i in range(n):
-        scratch[chance, i], scratch[closest, i] = weight[i], np.inf
+        chance[i], closest[i] = weight[i], np.inf
     for k in range(K):
         least, found = np.inf, -1
         for t in range(trials if k > 0 else 1):
-            row = _draw(scratch, chance, shares[k, t])
+            row = _draw(chance, shares[k, t])
             for j in range(d):
                 centres[k, j] = columns[j, row]
-            _squared_distances(columns, centres, k, scratch, trial)
+            _squared_distances(columns, centres, k, trial)
             left = 0.0
             for i in range(n):
-                scratch[trial, i] = min(scratch[trial, i], scratch[closest, i])
-                left += weight[i] * scratch[trial, i]
+                trial[i] = min(trial[i], closest[i])
+                left += weight[i] * trial[i]
             if left < least or found < 0:
                 least, found = left, row
                 trial, best = best, trial
@@ -74,7 +72,7 @@ def _seed(columns, weight, shares, centres, scratch):
             centres[k, j] = columns[j, found]
         closest, best = best, closest
         for i in range(n):
-            scratch[chance, i] = weight[i] * scratch[closest, i]
+            chance[i] = weight[i] * closest[i]
 
 
 @piece
@@ -93,19 +91,19 @@ def _add_up(columns, weight, labels, counts, sums):
 
 
 @compiled
-def _lloyd(columns, weight, centres, labels, before, max_iter, counts, sums, scratch):
-    """Move `centres` and fill `labels`; `before` (n,), `counts` (K,), `sums` (K, d), `scratch` (2, n) are scratch."""
+def _lloyd(columns, weight, centres, labels, max_iter, before, closest, trial, counts, sums):
+    """Move `centres` and fill `labels`; what comes after `max_iter` is scratch, (n,) thrice, (K,) and (K, d)."""
     d, n = columns.shape
     K = len(centres)
     for iteration in range(max_iter + 1):
         for i in range(n):
-            before[i], labels[i], scratch[0, i] = labels[i], 0, np.inf
+            before[i], labels[i], closest[i] = labels[i], 0, np.inf
         for k in range(K):
-            _squared_distances(columns, centres, k, scratch, 1)
+            _squared_distances(columns, centres, k, trial)
             for i in range(n):
-                nearer = scratch[1, i] < scratch[0, i]
+                nearer = trial[i] < closest[i]
                 labels[i] = k if nearer else labels[i]
-                scratch[0, i] = scratch[1, i] if nearer else scratch[0, i]
+                closest[i] = trial[i] if nearer else closest[i]
         changed = iteration == 0
         for i in range(n):
             changed |= labels[i] != before[i]
@@ -149,7 +147,7 @@ def seed(columns: Floats, weight: Floats, n_clusters: int, random_state: np.rand
     """
     shares = random_state.uniform(size=(n_clusters, 2 + int(np.log(n_clusters))))
     centres = np.empty((n_clusters, len(columns)))
-    _seed(columns, weight, shares, centres, np.empty((4, columns.shape[1])))
+    _seed(columns, weight, shares, centres, *np.empty((4, columns.shape[1])))
     return centres
 
 
@@ -161,8 +159,8 @@ def lloyd(columns: Floats, weight: Floats, centres: Floats, max_iter: int) -> ND
     n = columns.shape[1]
     centres = np.array(centres, order="C")
     labels, before = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
-    counts, sums, distances = np.empty(len(centres)), np.empty(centres.shape), np.empty((2, n))
-    _lloyd(columns, weight, centres, labels, before, max_iter, counts, sums, distances)
+    counts, sums = np.empty(len(centres)), np.empty(centres.shape)
+    _lloyd(columns, weight, centres, labels, max_iter, before, np.empty(n), np.empty(n), counts, sums)
     return labels
 
 
