@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.moments.collect import add_lanes, collect_columns, collect_panels
-from residmix.moments.compiled import compiled
+from residmix.moments.compiled import compiled, piece
 from residmix.moments.distances import join_full, join_scaled, load_columns, pack_factors
 from residmix.moments.registers import CHUNK, WIDTH, clear, part, part_places
 from residmix.moments.scatters import load_panels, scatter_columns, scatter_panels, scatter_squares
@@ -41,6 +41,19 @@ def full_places(m: int, d: int, K: int, tile_rows: int, columns: int, panels: in
         *(panels * WIDTH * tile_rows, max(4, WIDTH) * tile_rows, tile_rows, tile_rows),
     ]
     return part_places(sizes)
+
+
+@piece
+def weigh(joint, K, weight, start, n, tile_rows, w, top, total, lanes, lanes_top):
+    """Turn log p(x, k) of a tile into weighted shares; lanes[0] is the weighted sum of log p(x)."""
+    weighted = weight.size > 0
+    load_weights(weight, weighted, start, n, tile_rows, w)
+    share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, top, total, lanes, lanes_top)
+    if weighted:
+        sum_logs(w, top, total, n, lanes)
+    else:
+        # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
+        sum_logs(w, lanes_top, lanes, WIDTH, lanes)
 
 
 @compiled
@@ -98,7 +111,7 @@ def full_block(
     clear(column_shift, places[5])
     pack_factors(factors, K, d, packed)
     panels = (m + WIDTH - 1) // WIDTH
-    weighted, log_likelihood = weight.size > 0, 0.0
+    log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, m, tile_rows, x)
@@ -107,13 +120,7 @@ def full_block(
         if joints.size > 0:
             copy_joint(joint, K, start, n, tile_rows, joints)
             continue
-        load_weights(weight, weighted, start, n, tile_rows, w)
-        share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, top, total, lanes, lanes_top)
-        if weighted:
-            sum_logs(w, top, total, n, lanes)
-        else:
-            # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
-            sum_logs(w, lanes_top, lanes, WIDTH, lanes)
+        weigh(joint, K, weight, start, n, tile_rows, w, top, total, lanes, lanes_top)
         log_likelihood += lanes[0]
         if places[5] == 0:
             continue
@@ -169,7 +176,7 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, place
     top, total, w = part(work, places, 4), part(work, places, 5), part(work, places, 6)
     lanes, lanes_top = part(work, places, 7), part(work, places, 8)
     clear(sums_shift, places[2])
-    weighted, log_likelihood = weight.size > 0, 0.0
+    log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, d, tile_rows, x)
@@ -178,13 +185,7 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, place
         if joints.size > 0:
             copy_joint(joint, K, start, n, tile_rows, joints)
             continue
-        load_weights(weight, weighted, start, n, tile_rows, w)
-        share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, top, total, lanes, lanes_top)
-        if weighted:
-            sum_logs(w, top, total, n, lanes)
-        else:
-            # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
-            sum_logs(w, lanes_top, lanes, WIDTH, lanes)
+        weigh(joint, K, weight, start, n, tile_rows, w, top, total, lanes, lanes_top)
         log_likelihood += lanes[0]
         for k in range(K):
             sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)

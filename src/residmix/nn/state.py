@@ -31,11 +31,6 @@ _MOMENTS = ("weight", "square", "mean", "scatter", "spread")
 _SOLUTION = ("coef", "slope", "remainder", "spectrum")
 
 
-def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a buffer: torch.compile takes those without axes in float64 for Python's numbers and loses what is written."""
-    return shape or (1,)
-
-
 @dataclass(frozen=True)
 class Fit:
     """What a batch is corrected with.
@@ -108,15 +103,15 @@ class MomentState(nn.Module):
         self.warmup = 10 * (p + k + 1) if warmup is None else warmup
         self.full = full
         moments = empty_moments(p + k, d, full)
-        for name in _MOMENTS:
-            self.register_buffer(name, getattr(moments, name).reshape(_shape(getattr(moments, name).shape)))
-        shapes: dict[str, tuple[int, ...]] = {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "spectrum": (k,)}
+        shapes: dict[str, tuple[int, ...]] = {name: getattr(moments, name).shape for name in _MOMENTS}
+        shapes |= {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "spectrum": (k,)}
         # `ready` is 1 once the coefficients are those of enough rows.
         shapes |= {"ready": (), "drift": ()}
         if full:
             shapes |= {"left": (d, k), "right": (d, k)}
         for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(_shape(shape), dtype=torch.float64))
+            # torch.compile takes a float64 buffer without axes for a number of Python's and loses what is written.
+            self.register_buffer(name, torch.zeros(shape or (1,), dtype=torch.float64))
         self.frozen = False
 
     @property
@@ -133,7 +128,6 @@ class MomentState(nn.Module):
 
     def _snapshot(self) -> Fit:
         """Copies of the moments and of what was solved from them; a step overwrites the buffers."""
-
         moments, solution = self.moments, self._solution()
         erasure = (self.left.clone(), self.right.clone()) if self.full else None
         return Fit(
@@ -145,7 +139,8 @@ class MomentState(nn.Module):
 
     def _memory(self) -> Memory:
         """The buffers as compiled loops take them, without copies."""
-        return Memory(*(self._buffers[name].numpy() for name in Memory._fields))  # type: ignore[union-attr]
+        buffers: dict[str, Any] = self._buffers
+        return Memory(*(buffers[name].numpy() for name in Memory._fields))
 
     def refresh(self) -> None:
         """Solve for the coefficients from the stored moments, however few the rows."""

@@ -13,20 +13,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from residmix.moments.compiled import compiled, piece
 from residmix.nn.moments import CONSTANT
 
 __all__ = ["Loss", "Memory", "lost", "step"]
 
 Array = NDArray[np.float64]
-
-# Plain loops: a slice or an array expression takes a second to compile.
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
-_wrappers: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_inner = njit(cache=True, nogil=True, error_model="numpy", **_wrappers)
-
 
 # Features whose columns of a batch fit a core's cache.
 _BLOCK = 256
@@ -62,13 +56,13 @@ class Loss(NamedTuple):
     share: Any
 
 
-@_inner
+@piece
 def _root(value, least):
     """1 / sqrt(value) where it exceeds `least`, else 0."""
     return 1.0 / np.sqrt(value) if value > least else 0.0
 
 
-@_inner
+@compiled
 def _pseudo_inverse(matrix, least, ridge, values):
     """Inverse on the eigenvectors whose eigenvalue exceeds `least`; fills in the eigenvalues, 0 for the others."""
     k = len(matrix)
@@ -89,7 +83,7 @@ def _pseudo_inverse(matrix, least, ridge, values):
     return inverse
 
 
-@_inner
+@piece
 def _add(memory, design, features, weight, forget):
     """Forget, and add the moments of a batch: `residmix.nn.moments.batch_moments` and `merge`."""
     n, q, d = len(weight), design.shape[1], features.shape[1]
@@ -153,7 +147,7 @@ def _add(memory, design, features, weight, forget):
                 memory.scatter[a, q + here] = was + cross[a, j] + moved[a] * between * change
 
 
-@_inner
+@piece
 def _solve(memory, p, ridge, rtol):
     """Put the least-squares coefficients of the stored moments into the memory, as `residmix.nn.moments.solve`."""
     q, d = len(memory.scatter), memory.coef.shape[1]
@@ -198,7 +192,7 @@ def _solve(memory, p, ridge, rtol):
                 memory.coef[a, j] += scale[p + a] * inverse[a, b] * target[j]
 
 
-@_inner
+@piece
 def _left(memory, design, weight, p, total):
     """`left` of the loss, see `residmix.nn.gradient`."""
     n, k = len(design), len(memory.coef)
@@ -226,7 +220,7 @@ def _left(memory, design, weight, p, total):
     return left
 
 
-@_inner
+@piece
 def _removed(memory, change, level, removed):
     """``change @ coef``, and the features' mean where the `level` is removed."""
     (n, k), d = change.shape, removed.shape[1]
@@ -245,7 +239,7 @@ def _removed(memory, change, level, removed):
             out[j] = row[j]
 
 
-@_inner
+@piece
 def _remember(memory, design, features, weight, count, p, horizon, warmup, ridge, rtol):
     """Forget, add a batch and solve."""
     forget, aged, rows = 1.0, np.empty(len(weight)), 0.0
@@ -265,7 +259,7 @@ def _remember(memory, design, features, weight, count, p, horizon, warmup, ridge
         memory.ready[0] = 1.0
 
 
-@_compiled
+@compiled
 def step(
     memory, design, features, weight, count, p, horizon, warmup, ridge, rtol, centred, level, project, update, removed
 ):
@@ -308,7 +302,7 @@ def step(
     return Loss(left, change, share)
 
 
-@_compiled
+@compiled
 def lost(left, change, share, gradient, factor):
     """What the gradient of each row (n, d) loses, times `factor`, in its own precision."""
     (n, d), k = gradient.shape, change.shape[1]
