@@ -365,6 +365,45 @@ def test_in_place_gives_the_same_and_takes_no_memory(options):
         assert torch.equal(new, old)
 
 
+class Doubled(torch.autograd.Function):
+    """Twice its input; notes where in memory the gradient of its output lies."""
+
+    lay = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        Doubled.lay = grad.data_ptr()
+        return 2 * grad
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("maps", ["channel", "token", "element"])
+def test_a_gradient_is_projected_where_it_lies_unless_someone_keeps_it(maps, inplace):
+    primed = Residualize((4, 4) if maps == "element" else 4, 1, maps=maps, inplace=inplace)
+    primed(torch.randn(200, 4, 4), torch.randn(200, 1))
+    start, m, weight = torch.randn(30, 4, 4, requires_grad=True), torch.randn(30, 1), torch.randn(30, 4, 4)
+
+    def run(hook):
+        out = copy.deepcopy(primed)(Doubled.apply(start), m)
+        out.register_hook(hook)
+        # A square, since the gradient of a sum is one number that stands for all.
+        (grad,) = torch.autograd.grad(((out - weight) ** 2).sum(), start)
+        return grad, 2 * (out.detach() - weight)
+
+    lay, kept = [], []
+    free, given = run(lambda grad: lay.append(grad.data_ptr()))
+    assert lay == [Doubled.lay]
+    assert (free - 2 * given).abs().max() > 1e-3
+    same, given = run(kept.append)
+    assert torch.equal(same, free)
+    assert torch.equal(kept[0], given)
+    assert kept[0].data_ptr() != Doubled.lay
+
+
 def test_in_place_on_what_a_gradient_needs_is_torchs_error():
     x = torch.randn(30, 4, requires_grad=True).exp()
     out = Residualize(4, 1, inplace=True)(x, torch.randn(30, 1))

@@ -27,35 +27,48 @@ from residmix.nn.step import Loss, lost
 __all__ = ["minus", "projection", "subtract"]
 
 
-class _Projected(torch.autograd.Function):
+class _Removed(torch.autograd.Function):
+    """`removed`, with the gradient of what a fit to this batch would remove.
+
+    Its part of the gradient of `x` is as large as `x` only as a view, and autograd adds it to the other part in place.
+    """
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, inplace: bool
-    ) -> Tensor:
-        ctx.loss, ctx.mask, ctx.maps = loss, mask, maps
+    def forward(ctx: Any, x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str) -> Tensor:
+        # One number with the shape and dtype of x: x itself would be kept until the backward pass.
+        ctx.like, ctx.loss, ctx.mask, ctx.maps = x.new_empty(1).expand(x.shape), loss, mask, maps
+        return removed.view_as(removed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        like, loss, rows = ctx.like, ctx.loss, grads[0].flatten(1)
+        share = mapping.shares(like, ctx.maps, ctx.mask)
+        factor = -share if isinstance(share, float) else -1.0
+        if isinstance(loss.left, np.ndarray) and not torch.is_grad_enabled():
+            gone = torch.from_numpy(lost(loss.left, loss.change, loss.share, rows.contiguous().numpy(), factor))
+        else:
+            left, change, level = map(torch.as_tensor, loss)
+            gone = left @ (change.T @ rows.double())
+            if len(level):
+                gone = gone + level[:, None] * rows.double().sum(0)
+            gone = gone * factor
+        gone = mapping.broadcast(gone.to(like.dtype), like, ctx.maps)
+        return (gone.expand(like.shape) if isinstance(share, float) else gone * share, None, None, None, None)
+
+
+class _Difference(torch.autograd.Function):
+    """``x - removed``; the gradient of `removed` is passed on without its sign, which `_Removed` supplies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, removed: Tensor, maps: str, inplace: bool) -> Tensor:
+        ctx.shape, ctx.maps = removed.shape, maps
         if inplace:
             ctx.mark_dirty(x)
         return minus(x, removed, inplace)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, loss = grads[0], ctx.loss
-        rows: Any = mapping.position_sums(grad, ctx.maps)
-        share = mapping.shares(grad, ctx.maps, ctx.mask)
-        if isinstance(loss.left, np.ndarray) and not torch.is_grad_enabled():
-            factor = share if isinstance(share, float) else 1.0
-            rows = np.ascontiguousarray(rows.numpy())
-            gone = torch.from_numpy(lost(loss.left, loss.change, loss.share, rows, factor))
-        else:
-            factor, (left, change, level) = 1.0, map(torch.as_tensor, loss)
-            gone = left @ (change.T @ rows.double())
-            if len(level):
-                gone = gone + level[:, None] * rows.double().sum(0)
-            gone = gone.to(rows.dtype)
-        gone = mapping.broadcast(gone, grad, ctx.maps)
-        if factor is not share:
-            gone = gone * share
-        return ((grad - gone).to(grad.dtype), None, None, None, None, None)
+        return grads[0], mapping.position_sums(grads[0], ctx.maps).view(ctx.shape), None, None
 
 
 def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
@@ -65,7 +78,7 @@ def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
 
 def subtract(x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, *, inplace: bool) -> Tensor:
     """`minus`, whose gradient loses `loss`."""
-    out: Tensor = _Projected.apply(x, removed, loss, mask, maps, inplace)
+    out: Tensor = _Difference.apply(x, _Removed.apply(x, removed, loss, mask, maps), maps, inplace)
     return out
 
 
