@@ -27,7 +27,7 @@ from torch import nn
 
 from residmix.nn import Residualize
 
-METHODS["prior, in place"] = lambda d, _, maps: Residualize(d, 1, num_protected=1, maps=maps, inplace=True)
+METHODS["prior, copy"] = lambda d, _, maps: Residualize(d, 1, num_protected=1, maps=maps, inplace=False)
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         "none, again": ("baseline", "channel"),
         "batch norm": ("batch norm", "channel"),
         "residualize, channel": ("prior (default)", "channel"),
-        "residualize, channel, in place": ("prior, in place", "channel"),
+        "residualize, channel, copy": ("prior, copy", "channel"),
         "residualize, channel, stop": ("prior, stop", "channel"),
         "residualize, element": ("prior (default)", "element"),
         "MDN (published), element": ("MDN (published)", "element"),

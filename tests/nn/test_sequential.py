@@ -51,6 +51,69 @@ def test_nested_layers_get_metadata_and_plain_modules_do_not():
         net(x)
 
 
+def first_and_layer(first, **options):
+    torch.manual_seed(0)
+    width = 4 if isinstance(first, nn.Conv2d) else 6
+    return MetadataSequential(first, Residualize(width, 2, maps="channel", warmup=0, **options))
+
+
+def outputs_and_gradients(net, x, m):
+    """Two steps' outputs and gradients; an output that overwrote something has been written to."""
+    torch.manual_seed(1)
+    seen = []
+    for _ in range(2):
+        out = net(x, m)
+        (out * torch.randn(out.shape)).sum().backward()
+        seen.append(out)
+    return [*seen, *(weight.grad for weight in net.parameters())], out._version > 0
+
+
+def test_a_layer_overwrites_what_nothing_else_can_hold_and_gives_the_same():
+    x, m = pictures()
+    conv = nn.Conv2d(1, 4, 3)
+    new, overwrote = outputs_and_gradients(first_and_layer(copy.deepcopy(conv)), x, m)
+    old, kept = outputs_and_gradients(first_and_layer(conv, inplace=False), x, m)
+    assert overwrote and not kept
+    assert all(map(torch.equal, new, old))
+    _, overwrote = outputs_and_gradients(first_and_layer(nn.Linear(8, 6)), torch.randn(64, 8), m)
+    assert overwrote
+
+
+class Kept(nn.Conv2d):
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda net, note: net[0].register_forward_hook(note),
+        lambda net, note: net[1].register_forward_pre_hook(note),
+        lambda net, note: net[1].register_forward_hook(note),
+        lambda net, note: net[0].register_full_backward_hook(note),
+        lambda net, note: net[1].register_full_backward_pre_hook(note),
+        lambda net, note: torch.nn.modules.module.register_module_forward_hook(note),
+    ],
+)
+def test_a_hook_sees_what_it_would_see_without_the_layer(watch):
+    x, m = pictures()
+    net = first_and_layer(nn.Conv2d(1, 4, 3))
+    seen = []
+    with watch(net, lambda module, *tensors: seen.append(tensors)):
+        _, overwrote = outputs_and_gradients(net, x.requires_grad_(), m)
+    assert seen and not overwrote
+
+
+def test_nothing_is_overwritten_behind_other_modules_or_by_subclasses():
+    x, m = pictures()
+    conv = Kept(1, 4, 3)
+    _, overwrote = outputs_and_gradients(first_and_layer(conv), x, m)
+    assert not overwrote and torch.equal(conv.last, nn.functional.conv2d(x, conv.weight, conv.bias))
+    _, overwrote = outputs_and_gradients(first_and_layer(nn.Sigmoid()), torch.randn(64, 6, requires_grad=True), m)
+    assert not overwrote
+
+
 def test_attaching_to_an_image_network_removes_metadata_from_the_block_it_names():
     model = Image()
     keys = set(model.state_dict())

@@ -72,9 +72,10 @@ class Residualize(LightState):
         Effective rows before the coefficients of an accumulating layer are used; default 10 (p + k + 1).
     ridge, rtol : float
         Ridge as a fraction of each column's variance; tolerance under which directions of `m` count as collinear.
-    inplace : bool, default False
+    inplace : bool, optional
         Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does: less memory, and faster on large maps. For an `x` that
-        nothing else needs, such as the output of a convolution; where it is needed, backward raises torch's error.
+        nothing else needs; where it is needed, backward raises torch's error. Default: only in a `MetadataSequential`,
+        directly behind a linear layer or a convolution, where nothing else can hold `x`.
     sync : bool, default True
         Add up batches over the processes of an initialised ``torch.distributed`` by one all_reduce.
     process_group : ProcessGroup, optional
@@ -126,7 +127,7 @@ class Residualize(LightState):
         warmup: int | None = None,
         ridge: float = 0.0,
         rtol: float = 1e-10,
-        inplace: bool = False,
+        inplace: bool | None = None,
         sync: bool = True,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -225,7 +226,7 @@ class Residualize(LightState):
             raise not_a_number(batch.metadata.isnan())
         return batch
 
-    def _training_step(self, batch: Batch) -> Tensor:
+    def _training_step(self, batch: Batch, inplace: bool) -> Tensor:
         # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
         before, again = self._before, inside_backward()
         if not isinstance(before, Fit) or not again:
@@ -246,10 +247,10 @@ class Residualize(LightState):
             fit = self._local_fit(new if self.estimator == "batch" else merged)
         if fit.erasure is not None:
             left, right = fit.erasure
-            return self._erased(batch.x, batch.maps, left, right, fit.moments.feature_mean)
+            return self._erased(batch.x, batch.maps, left, right, fit.moments.feature_mean, inplace)
         if self.estimator == "learned":
             fit = replace(fit, solution=self._learned(fit.solution, fit.moments, batch))
-        return self._removed(batch, fit, train=True)
+        return self._removed(batch, fit, inplace, train=True)
 
     def _local_fit(self, moments: Moments) -> Fit:
         """What the posterior and the batch's own estimator correct with."""
@@ -287,6 +288,7 @@ class Residualize(LightState):
         sample_weight: Tensor | None = None,
         mask: Tensor | None = None,
         update: bool | None = None,
+        inplace: bool | None = None,
     ) -> Tensor:
         """Residual of `x`, same shape and dtype.
 
@@ -304,21 +306,25 @@ class Residualize(LightState):
             Which positions count: (n, positions) without the channel axis.
         update : bool, optional
             Whether this batch enters the moments; default ``self.training``. A frozen layer never updates.
+        inplace : bool, optional
+            Whether `x` is overwritten, where the layer itself doesn't say.
         """
+        inplace = bool(inplace if self.inplace is None else self.inplace)
         update = (self.training if update is None else update) and not self.frozen
         if self.space == "feature" and not update:
-            return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean)
+            return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean, inplace)
         if update and self._light(x, metadata, protected):
-            return self._light_step(x, metadata, protected, sample_weight, mask)
+            return self._light_step(x, metadata, protected, sample_weight, mask, inplace)
         batch = self.read(x, metadata, protected, sample_weight, mask, fit=update)
         if not update:
             solution = self._solution()
             if self.estimator == "learned":
                 solution = self._learned(solution, self.moments, None)
-            return self._removed(batch, Fit(self.moments, solution, self.ready[0], None), train=False).view(x.shape)
-        return self._training_step(batch).view(x.shape)
+            fit = Fit(self.moments, solution, self.ready[0], None)
+            return self._removed(batch, fit, inplace, train=False).view(x.shape)
+        return self._training_step(batch, inplace).view(x.shape)
 
-    def _removed(self, batch: Batch, fit: Fit, *, train: bool) -> Tensor:
+    def _removed(self, batch: Batch, fit: Fit, inplace: bool, *, train: bool) -> Tensor:
         p, x, moments, solution = self.num_protected, batch.x, fit.moments, fit.solution
         centred = batch.metadata - moments.design_mean[p:]
         change = batch.metadata if self.center == "none" else centred
@@ -328,7 +334,7 @@ class Residualize(LightState):
         # Float32 for half-precision x: the subtraction is then rounded once.
         removed = mapping.broadcast(rows.to(torch.promote_types(x.dtype, torch.float32)), x, batch.maps)
         if not train or self.grad != "project":
-            return minus(x, removed, self.inplace)
+            return minus(x, removed, inplace)
         remainder = centred
         if p:
             remainder = centred - (batch.protected - moments.design_mean[:p]) @ solution.slope
@@ -337,9 +343,9 @@ class Residualize(LightState):
         variance = moments.scatter.diagonal()[p:] * per_row
         centre = self.center == "features"
         loss = projection(change, remainder, scatter, variance, batch.weight, fit.ready, centre=centre)
-        return subtract(x, removed, loss, batch.mask, batch.maps, inplace=self.inplace)
+        return subtract(x, removed, loss, batch.mask, batch.maps, inplace=inplace)
 
-    def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor) -> Tensor:
+    def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor, inplace: bool) -> Tensor:
         last = mapping.features_last(x, maps)
         wide = torch.promote_types(x.dtype, torch.float32)
         change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
@@ -347,7 +353,7 @@ class Residualize(LightState):
             change = change + mean.to(wide)
         if maps == "channel":
             change = change.movedim(-1, 1)
-        return minus(x, change.view(x.shape), self.inplace)
+        return minus(x, change.view(x.shape), inplace)
 
     def _warn_of_leakage(self, moments: Moments) -> None:
         rows, needed = float(moments.effective_rows), 10 * (self.num_metadata + self.num_protected + 1)

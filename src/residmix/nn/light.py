@@ -23,7 +23,7 @@ _LIGHT = 2**26
 def inside_backward() -> bool:
     """Whether a forward pass runs because of activation checkpointing."""
     # What torch.utils.checkpoint itself asks: true while an activation is recomputed for the backward pass.
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def not_a_number(absent: Any) -> ValueError:
@@ -41,7 +41,6 @@ class LightState(MomentState):
     center: str
     maps: str
     missing: str
-    inplace: bool
     _before: Fit | Memory | None
 
     def _check_width(self, x: Tensor) -> None:
@@ -68,7 +67,7 @@ class LightState(MomentState):
 
     def _light_step(
         self, x: Tensor, metadata: Tensor | None, protected: Tensor | None, sample_weight: Tensor | None,
-        mask: Tensor | None,
+        mask: Tensor | None, inplace: bool,
     ) -> Tensor:  # fmt: skip
         """`read` and `_training_step` of the prior's coefficients."""
         self._check_width(x)
@@ -96,5 +95,5 @@ class LightState(MomentState):
         )  # fmt: skip
         removed = mapping.broadcast(torch.from_numpy(rows), x, self.maps)
         if self.grad != "project":
-            return minus(x, removed, self.inplace)
-        return subtract(x, removed, loss, mask, self.maps, inplace=self.inplace)
+            return minus(x, removed, inplace)
+        return subtract(x, removed, loss, mask, self.maps, inplace=inplace)

@@ -89,7 +89,7 @@ def shares(x: Tensor, maps: str, mask: Tensor | None) -> Tensor | float:
     """What each position contributes to the mean of its row, broadcastable to `x`."""
     axes = () if maps == "element" else _positions(x, maps)
     if not axes or mask is None:
-        return 1.0 / prod(x.shape[axis] for axis in axes)
+        return x.shape[0] * features_of(x, maps) / max(x.numel(), 1)
     share = mask.to(torch.promote_types(x.dtype, torch.float32))
     share = share / share.flatten(1).sum(1).clamp_min(1e-30).view(-1, *[1] * (share.ndim - 1))
     return share.unsqueeze(1 if maps == "channel" else -1)

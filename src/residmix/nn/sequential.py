@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from residmix.errors import did_you_mean
 from residmix.nn.layers import Residualize
@@ -13,8 +15,30 @@ from residmix.nn.layers import Residualize
 __all__ = ["Attached", "MetadataSequential", "attach"]
 
 
+# Modules whose output is a new tensor that they don't keep for their own backward pass.
+_FRESH = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
+    """Whether nothing but `layer` can hold the output of `before`."""
+    return (
+        type(before) in _FRESH
+        and type(layer) is Residualize
+        and not any(vars(module)[name] for module in (before, layer) for name in _HOOKS)
+        and not _has_any_global_hook()
+        # A compiler plans memory itself.
+        and not torch.compiler.is_compiling()
+    )
+
+
 class MetadataSequential(nn.Sequential):
     """`torch.nn.Sequential` whose `Residualize` layers, however deep, get the metadata passed to `forward`.
+
+    A layer directly behind a linear layer or a convolution overwrites that one's output, which nothing else needs,
+    unless a hook could see it or the layer was made with ``inplace=False``.
 
     Examples
     --------
@@ -40,8 +64,15 @@ class MetadataSequential(nn.Sequential):
         """Output of the last module; the arguments are those of `Residualize.forward`."""
         options = {"sample_weight": sample_weight, "mask": mask, "update": update}
         given = {name: value for name, value in options.items() if value is not None}
+        before = None
         for module in self:
-            x = module(x, metadata, protected, **given) if getattr(module, "takes_metadata", False) else module(x)
+            if not getattr(module, "takes_metadata", False):
+                x = module(x)
+            elif _sees_alone(module, before):
+                x = module(x, metadata, protected, inplace=True, **given)
+            else:
+                x = module(x, metadata, protected, **given)
+            before = module
         return x
 
 
