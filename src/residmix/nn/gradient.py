@@ -27,22 +27,27 @@ from residmix.nn.step import Loss, lost
 __all__ = ["minus", "projection", "subtract"]
 
 
-class _Removed(torch.autograd.Function):
-    """`removed`, with the gradient of what a fit to this batch would remove.
+class _Projected(torch.autograd.Function):
+    """``x - removed``; `x` comes twice, since its gradient does.
 
-    Its part of the gradient of `x` is as large as `x` only as a view, and autograd adds it to the other part in place.
+    Autograd adds up the two parts, as of any tensor that is used twice: in place where nobody else holds the first. So
+    the gradient of a large map is written where it lies, and what it loses is as large as the map only as a view.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str) -> Tensor:
-        # One number with the shape and dtype of x: x itself would be kept until the backward pass.
-        ctx.like, ctx.loss, ctx.mask, ctx.maps = x.new_empty(1).expand(x.shape), loss, mask, maps
-        return removed.view_as(removed)
+    def forward(
+        ctx: Any, x: Tensor, _: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, inplace: bool
+    ) -> Tensor:
+        ctx.loss, ctx.mask, ctx.maps = loss, mask, maps
+        if inplace:
+            ctx.mark_dirty(x)
+        return minus(x, removed, inplace)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        like, loss, rows = ctx.like, ctx.loss, grads[0].flatten(1)
-        share = mapping.shares(like, ctx.maps, ctx.mask)
+        grad, loss = grads[0], ctx.loss
+        rows = mapping.position_sums(grad, ctx.maps)
+        share = mapping.shares(grad, ctx.maps, ctx.mask)
         factor = -share if isinstance(share, float) else -1.0
         if isinstance(loss.left, np.ndarray) and not torch.is_grad_enabled():
             gone = torch.from_numpy(lost(loss.left, loss.change, loss.share, rows.contiguous().numpy(), factor))
@@ -52,23 +57,9 @@ class _Removed(torch.autograd.Function):
             if len(level):
                 gone = gone + level[:, None] * rows.double().sum(0)
             gone = gone * factor
-        gone = mapping.broadcast(gone.to(like.dtype), like, ctx.maps)
-        return (gone.expand(like.shape) if isinstance(share, float) else gone * share, None, None, None, None)
-
-
-class _Difference(torch.autograd.Function):
-    """``x - removed``; the gradient of `removed` is passed on without its sign, which `_Removed` supplies."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, removed: Tensor, maps: str, inplace: bool) -> Tensor:
-        ctx.shape, ctx.maps = removed.shape, maps
-        if inplace:
-            ctx.mark_dirty(x)
-        return minus(x, removed, inplace)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], mapping.position_sums(grads[0], ctx.maps).view(ctx.shape), None, None
+        gone = mapping.broadcast(gone.to(grad.dtype), grad, ctx.maps)
+        gone = gone.expand_as(grad) if isinstance(share, float) else gone * share
+        return grad, gone, None, None, None, None, None
 
 
 def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
@@ -78,7 +69,9 @@ def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
 
 def subtract(x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, *, inplace: bool) -> Tensor:
     """`minus`, whose gradient loses `loss`."""
-    out: Tensor = _Difference.apply(x, _Removed.apply(x, removed, loss, mask, maps), maps, inplace)
+    # Dynamo refuses the same tensor twice.
+    same = x.view_as(x) if torch.compiler.is_compiling() else x
+    out: Tensor = _Projected.apply(x, same, removed, loss, mask, maps, inplace)
     return out
 
 
