@@ -1,5 +1,7 @@
 """Sphinx configuration."""
 
+from typing import Any
+
 import residmix
 
 project = "residmix"
@@ -21,7 +23,8 @@ autosummary_generate = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 autodoc_typehints = "none"
-autodoc_default_options = {"inherited-members": False}
+# Overrides of what torch and scikit-learn call on their own have no docstring.
+autodoc_inherit_docstrings = False
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 nitpicky = False
@@ -34,3 +37,13 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
 }
+
+
+def _skip(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out of a class's page what it has from torch's or scikit-learn's classes."""
+    function = getattr(member, "fget", getattr(member, "__func__", member))
+    return None if str(getattr(function, "__module__", None)).startswith("residmix") else True
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-skip-member", _skip)

@@ -89,14 +89,17 @@ class MixtureOfGaussians(Distribution):
 
     @property
     def n_components(self) -> int:
+        """K."""
         return self.logits.shape[-1]
 
     @property
     def log_weights(self) -> Tensor:
+        """Logarithms of the weights, (..., K)."""
         return torch.log_softmax(self.logits, dim=-1)
 
     @property
     def weights(self) -> Tensor:
+        """Of the components, (..., K); they add up to 1."""
         return torch.softmax(self.logits, dim=-1)
 
     @property
@@ -200,6 +203,7 @@ class MixtureOfGaussians(Distribution):
 
     @property
     def mean(self) -> Tensor:
+        """Of the mixture, (..., D)."""
         return (self.weights.unsqueeze(-1) * self.means).sum(-2)
 
     @property
@@ -296,7 +300,7 @@ class MixtureOfGaussians(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values of shape (*sample_shape, ..., D): a component, then all its targets together."""
+        """Draw values of shape ``(*sample_shape, ..., D)``: a component, then all its targets together."""
         shape = torch.Size(sample_shape)
         chosen = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(shape)
         size = (*shape, *self.batch_shape, self.n_components, self._noise_width)

@@ -136,6 +136,7 @@ class MixtureDensityHead(nn.Module):
         return weight.mT if self.members is None else weight
 
     def forward(self, h: Tensor) -> MixtureOfGaussians:
+        """Mixture given the representation `h`, (n, in_features); of an ensemble (members, n, in_features)."""
         return self.distribution(self.linear(h))
 
     def distribution(self, raw: Tensor) -> MixtureOfGaussians:

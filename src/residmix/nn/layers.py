@@ -163,6 +163,7 @@ class Residualize(LightState):
     # -- state of the learned estimator --------------------------------------------------------------------------
 
     def refresh(self) -> None:
+        """Solve for the coefficients from the stored moments, however few the rows."""
         super().refresh()
         if self.estimator == "learned":
             joint = solve(self.moments, 0, ridge=self.ridge, rtol=self.rtol).coef
@@ -171,11 +172,13 @@ class Residualize(LightState):
                 self.standard_coef.copy_(joint * self._scale(self.moments)[:, None])
 
     def reset(self) -> None:
+        """Forget everything, as after construction."""
         super().reset()
         if self.estimator == "learned":
             nn.init.zeros_(self.standard_coef)
 
     def freeze(self, frozen: bool = True) -> None:
+        """Stop (or resume) updating in training."""
         super().freeze(frozen)
         if self.estimator == "learned":
             self.standard_coef.requires_grad_(not frozen)
@@ -198,6 +201,7 @@ class Residualize(LightState):
         return replace(solution, coef=coef)
 
     def coefficients(self) -> Tensor:
+        """B_m in use, float64 (k, d), in units of x per unit of metadata."""
         if self.estimator == "learned":
             return self._learned(self._solution(), self.moments, None).coef
         return super().coefficients()

@@ -180,5 +180,6 @@ class MixtureDensityNetwork(nn.Module):
         protected: Tensor | None = None,
         **options: Tensor,
     ) -> MixtureOfGaussians:
+        """Mixture given `x`; the other arguments are those of `Residualize.forward`."""
         density: MixtureOfGaussians = self.head(self.representation(x, metadata, protected, **options))
         return density
