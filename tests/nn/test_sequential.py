@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from residmix.nn import MetadataSequential, Residualize, attach, finalize
 from residmix.nn.compat import PublishedPMDN, PublishedRMDN
@@ -112,6 +113,39 @@ def test_nothing_is_overwritten_behind_other_modules_or_by_subclasses():
     assert not overwrote and torch.equal(conv.last, nn.functional.conv2d(x, conv.weight, conv.bias))
     _, overwrote = outputs_and_gradients(first_and_layer(nn.Sigmoid()), torch.randn(64, 6, requires_grad=True), m)
     assert not overwrote
+
+
+@pytest.mark.parametrize("after", [lambda out: out, torch.sigmoid])
+def test_a_function_put_in_place_of_forward_keeps_its_output(after):
+    x, m = torch.randn(64, 6), torch.randn(64, 2)
+    net = first_and_layer(nn.Linear(6, 6))
+    original, kept = net[0].forward, []
+
+    def patched(x):
+        kept.append(after(original(x)))
+        return kept[-1]
+
+    net[0].forward = patched
+    _, overwrote = outputs_and_gradients(net, x, m)
+    assert not overwrote and torch.equal(kept[-1], after(original(x)))
+
+
+def test_selective_checkpointing_finds_what_it_kept():
+    x, m = torch.randn(64, 6), torch.randn(64, 2)
+    save = {torch.ops.aten.addmm.default}
+
+    def policy(_, operation, *__, **___):
+        return CheckpointPolicy.MUST_SAVE if operation in save else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def contexts():
+        return create_selective_checkpoint_contexts(policy)
+
+    plain = first_and_layer(nn.Linear(6, 6)).append(nn.Tanh())
+    saved = copy.deepcopy(plain)
+    for _ in range(2):
+        plain(x, m).square().sum().backward()
+        checkpoint(saved, x, m, use_reentrant=False, context_fn=contexts).square().sum().backward()
+    torch.testing.assert_close(saved[0].weight.grad, plain[0].weight.grad)
 
 
 def test_attaching_to_an_image_network_removes_metadata_from_the_block_it_names():

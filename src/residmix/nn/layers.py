@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,9 @@ from residmix.nn import maps as mapping
 from residmix.nn.batch import Batch, assemble
 from residmix.nn.erase import eraser_factors
 from residmix.nn.gradient import minus, projection, subtract
-from residmix.nn.light import LightState, inside_backward, not_a_number
+from residmix.nn.light import LightState, not_a_number
 from residmix.nn.moments import Moments, Solution, merge, solve
+from residmix.nn.recall import Recall, inside_backward, mark_of
 from residmix.nn.state import Fit
 
 __all__ = ["Residualize"]
@@ -153,12 +155,17 @@ class Residualize(LightState):
         self.space, self.estimator, self.grad = space, estimator, grad
         self.center, self.maps, self.missing = center, maps, missing
         self.inplace = inplace
-        self.penalty = None
         if estimator == "learned":
             self.standard_coef = nn.Parameter(torch.zeros(num_protected + num_metadata, self.num_features))
         self.frozen = estimator == "frozen"
         self._warned = False
-        self._before = None
+        self.penalty = None
+        # With a covariance of all features, what a batch is corrected with is large.
+        self._latest = Recall(4 if self.full else 16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies start without what only backward passes under way need; a penalty with its graph can't be copied.
+        return self.__dict__ | {"penalty": None, "_latest": Recall(self._latest.most)}
 
     # -- state of the learned estimator --------------------------------------------------------------------------
 
@@ -232,10 +239,14 @@ class Residualize(LightState):
 
     def _training_step(self, batch: Batch, inplace: bool) -> Tensor:
         # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
-        before, again = self._before, inside_backward()
-        if not isinstance(before, Fit) or not again:
-            again, before = False, self._snapshot()
-            self._before = before
+        again = inside_backward()
+        if again:
+            before = self._latest.find(mark_of(batch.x, batch.design))
+            assert isinstance(before, Fit)
+        else:
+            before = self._snapshot()
+            if not torch.compiler.is_compiling():
+                self._latest.keep(mark_of(batch.x, batch.design), before)
         local = self.estimator in ("posterior", "batch")
         if local or not again:
             new, old = self._observed(

@@ -28,7 +28,11 @@ def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
         type(before) in _FRESH
         and type(layer) is Residualize
         and not any(vars(module)[name] for module in (before, layer) for name in _HOOKS)
+        # Somebody's own function in place of the method.
+        and not any("forward" in vars(module) for module in (before, layer))
         and not _has_any_global_hook()
+        # A mode sees every tensor; that of selective checkpointing keeps some.
+        and not torch._C._len_torch_dispatch_stack()
         # A compiler plans memory itself.
         and not torch.compiler.is_compiling()
     )
@@ -38,7 +42,7 @@ class MetadataSequential(nn.Sequential):
     """`torch.nn.Sequential` whose `Residualize` layers, however deep, get the metadata passed to `forward`.
 
     A layer directly behind a linear layer or a convolution overwrites that one's output, which nothing else needs,
-    unless a hook could see it or the layer was made with ``inplace=False``.
+    unless a hook or a dispatch mode could see it, or the layer was made with ``inplace=False``.
 
     Examples
     --------
