@@ -17,7 +17,7 @@ from residmix.nn.erase import eraser_factors
 from residmix.nn.gradient import minus, projection, subtract
 from residmix.nn.light import LightState, not_a_number
 from residmix.nn.moments import Moments, Solution, merge, solve
-from residmix.nn.recall import Recall, inside_backward, mark_of
+from residmix.nn.recall import Recall, mark_of, may_return
 from residmix.nn.state import Fit
 
 __all__ = ["Residualize"]
@@ -239,13 +239,13 @@ class Residualize(LightState):
 
     def _training_step(self, batch: Batch, inplace: bool) -> Tensor:
         # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
-        again = inside_backward()
+        again = self._latest.again
         if again:
             before = self._latest.find(mark_of(batch.x, batch.design))
             assert isinstance(before, Fit)
         else:
             before = self._snapshot()
-            if not torch.compiler.is_compiling():
+            if may_return():
                 self._latest.keep(mark_of(batch.x, batch.design), before)
         local = self.estimator in ("posterior", "batch")
         if local or not again:

@@ -11,7 +11,7 @@ from torch import Tensor
 from residmix.nn import maps as mapping
 from residmix.nn.batch import columns, row_weights
 from residmix.nn.gradient import minus, subtract
-from residmix.nn.recall import CORNER, Recall, inside_backward
+from residmix.nn.recall import CORNER, Recall, may_return
 from residmix.nn.state import Fit, MomentState
 from residmix.nn.step import Memory, step
 
@@ -78,14 +78,15 @@ class LightState(MomentState):
             weight = np.ascontiguousarray(row_weights(x, sample_weight, mask, self.maps).numpy())
             count = (weight > 0).astype(np.float64)
         features = np.ascontiguousarray(mapping.pooled(x.detach(), self.maps, mask).numpy())
-        mark = np.concatenate([features[:CORNER, :CORNER].ravel(), design[:CORNER].ravel()])
-        again = inside_backward()
-        if again:
-            memory = self._latest.find(mark)
-            assert isinstance(memory, Memory)
-        else:
-            memory = self._memory()
-            self._latest.keep(mark, Memory(*(values.copy() for values in memory)))
+        memory, again = self._memory(), self._latest.again
+        if again or may_return():
+            mark = np.concatenate([features[:CORNER, :CORNER].ravel(), design[:CORNER].ravel()])
+            if again:
+                kept = self._latest.find(mark)
+                assert isinstance(kept, Memory)
+                memory = kept
+            else:
+                self._latest.keep(mark, Memory(*(values.copy() for values in memory)))
         rows = np.empty(features.shape, features.dtype)
         loss = step(
             memory, design, features, weight, count, p, float(self.horizon or 0), float(self.warmup),

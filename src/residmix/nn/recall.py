@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["CORNER", "Recall", "inside_backward", "mark_of"]
+__all__ = ["CORNER", "Recall", "mark_of", "may_return"]
 
 Kept = TypeVar("Kept")
 Mark = Tensor | NDArray[np.floating]
@@ -20,10 +20,13 @@ Mark = Tensor | NDArray[np.floating]
 CORNER, _SAME = 16, 1e-2
 
 
-def inside_backward() -> bool:
-    """Whether a forward pass runs because of activation checkpointing."""
-    # What torch.utils.checkpoint itself asks: true while an activation is recomputed for the backward pass.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+# Absent in older releases of torch, where every batch is then kept.
+_default_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+
+
+def may_return() -> bool:
+    """Whether this forward pass may be run again: checkpointing forgoes the graph, or has hooks that make it anew."""
+    return not torch.compiler.is_compiling() and (not torch.is_grad_enabled() or _default_hooks(True) is not None)
 
 
 def mark_of(x: Tensor, design: Tensor) -> Tensor:
@@ -58,6 +61,12 @@ class Recall(Generic[Kept]):
     def __init__(self, most: int) -> None:
         self.most = most
         self._latest: deque[tuple[Mark, Kept]] = deque(maxlen=most)
+
+    @property
+    def again(self) -> bool:
+        """Whether the forward pass under way is a recomputed one."""
+        # What torch.utils.checkpoint itself asks: true while an activation is recomputed for the backward pass.
+        return not torch.compiler.is_compiling() and bool(self._latest) and torch._C._current_graph_task_id() != -1
 
     def keep(self, mark: Mark, kept: Kept) -> None:
         self._latest.append((mark, kept))

@@ -31,10 +31,10 @@ def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
         # Somebody's own function in place of the method.
         and not any("forward" in vars(module) for module in (before, layer))
         and not _has_any_global_hook()
-        # A mode sees every tensor; that of selective checkpointing keeps some.
-        and not torch._C._len_torch_dispatch_stack()
         # A compiler plans memory itself.
         and not torch.compiler.is_compiling()
+        # A mode sees every tensor; that of selective checkpointing keeps some.
+        and not torch._C._len_torch_dispatch_stack()
     )
 
 
