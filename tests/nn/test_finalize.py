@@ -175,3 +175,13 @@ def test_what_cannot_be_finalized_says_why():
     net = network()
     with pytest.raises(ValueError, match="never reaches layer '5'"):
         finalize(net, [columns], forward=lambda model, batch: model[:4](*batch))
+
+
+def test_an_error_on_the_way_leaves_the_layer_as_it_was():
+    net = MetadataSequential(Residualize(3, 1))
+    x, m = torch.randn(50, 3), torch.randn(50, 1)
+    finalize(net, [(x, m)])
+    coefficients = net[0].coefficients()
+    with pytest.raises(ValueError, match="NaN"):
+        finalize(net, [(x, m), (x, m * float("nan"))])
+    assert torch.equal(net[0].coefficients(), coefficients) and coefficients.any()

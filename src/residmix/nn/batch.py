@@ -9,7 +9,7 @@ from torch import Tensor
 
 from residmix.nn import maps as mapping
 
-__all__ = ["Batch", "assemble", "columns", "row_weights"]
+__all__ = ["Batch", "assemble", "columns", "row_weights", "true_where_counted"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Batch:
     count : Tensor, shape (n,)
         What each row adds to the age, in samples.
     mask : Tensor or None
-        Positions that count in the mean over positions.
+        Positions that count in the mean over positions, boolean.
+    whole : bool
+        Whether every row has weight.
     """
 
     x: Tensor
@@ -39,6 +41,7 @@ class Batch:
     weight: Tensor
     count: Tensor
     mask: Tensor | None
+    whole: bool
 
     @property
     def metadata(self) -> Tensor:
@@ -51,8 +54,9 @@ class Batch:
         return self.design[:, : self.num_protected]
 
     def features(self) -> Tensor:
-        """Features of each row, float64 (n, d)."""
-        return mapping.pooled(self.x, self.maps, self.mask).double()
+        """Features of each row, float64 (n, d); 0 where they have no weight, which NaN times 0 is not."""
+        rows = mapping.pooled(self.x, self.maps, self.mask).double()
+        return rows if self.whole else torch.where(self.weight[:, None] > 0, rows, 0.0)
 
     def filled(self, mean: Tensor) -> Batch:
         """NaN metadata replaced by their `mean` (k,) (no correction), such rows without weight."""
@@ -72,6 +76,8 @@ def columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str) 
         return x.new_zeros(x.shape[0], 0, dtype=torch.float64)
     if values is None:
         raise ValueError(f"{name} must be passed to forward, one row of {width} column(s) per sample; got None")
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, as torch.as_tensor makes one; got {type(values).__name__}")
     values = values.detach().to(device=x.device, dtype=torch.float64)
     if values.ndim == 1:
         values = values.unsqueeze(1)
@@ -84,18 +90,31 @@ def columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str) 
     return values
 
 
-def row_weights(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None, maps: str) -> Tensor:
-    """Weights of the samples, float64 (n,); 0 for one of which no position counts."""
+def true_where_counted(mask: Tensor, x: Tensor, maps: str) -> Tensor:
+    """`mask`, checked, as truth values."""
+    expected = mapping.mask_shape(x, maps)
+    if mask.shape != expected:
+        raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool:
+        return mask
+    if not torch.compiler.is_compiling() and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            "mask must be true (or 1) where a position counts and false (or 0) elsewhere; it has other values"
+        )
+    return mask != 0
+
+
+def row_weights(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Weights of the samples, float64 (n,); 0 for one of which no position counts in the boolean `mask`."""
     weight = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
     if sample_weight is not None:
         if sample_weight.shape != weight.shape:
             raise ValueError(f"sample_weight must have shape ({x.shape[0]},); got {tuple(sample_weight.shape)}")
         weight = sample_weight.detach().to(weight)
+        if not torch.compiler.is_compiling() and not (bool((weight >= 0).all()) and bool(weight.sum().isfinite())):
+            raise ValueError("sample_weight must be finite and not negative; 0 leaves a row out")
     if mask is not None:
-        expected = mapping.mask_shape(x, maps)
-        if mask.shape != expected:
-            raise ValueError(f"mask must have shape {expected} for maps={maps!r}; got {tuple(mask.shape)}")
-        weight = weight * mask.reshape(len(mask), -1).any(1)
+        weight = weight * mask.unsqueeze(-1).flatten(1).any(1)
     return weight
 
 
@@ -121,11 +140,12 @@ def assemble(
     """
     meta = columns(metadata, widths[0], x, maps, "metadata")
     kept = columns(protected, widths[1], x, maps, "protected")
-    weight = row_weights(x, sample_weight, mask, maps)
+    mask = mask if mask is None else true_where_counted(mask, x, maps)
+    weight, whole = row_weights(x, sample_weight, mask), sample_weight is None and mask is None
     if maps != "token" or x.ndim == 2 or not (flatten or meta.ndim > 2 or kept.ndim > 2):
         design = torch.cat([kept, meta], 1)
-        count = weight if sample_weight is None and mask is None else (weight > 0).double()
-        return Batch(x, maps, design, widths[1], weight, count, mask)
+        count = weight if whole else (weight > 0).double()
+        return Batch(x, maps, design, widths[1], weight, count, mask, whole)
     # A sample counts as one, however many tokens it has: its tokens share its weight and its age.
     share = torch.ones(x.shape[:-1], dtype=torch.float64, device=x.device) if mask is None else mask.double()
     share = share / share.flatten(1).sum(1).clamp_min(1e-300).view(-1, *[1] * (x.ndim - 2))
@@ -133,4 +153,4 @@ def assemble(
     count = torch.where(weight > 0, share.flatten(), 0.0)
     rows = x.reshape(-1, x.shape[-1])
     design = torch.cat([mapping.flatten_tokens(kept, x), mapping.flatten_tokens(meta, x)], 1)
-    return Batch(rows, "element", design, widths[1], weight, count, None)
+    return Batch(rows, "element", design, widths[1], weight, count, None, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -103,7 +104,8 @@ def finalize(
     Raises
     ------
     ValueError
-        No layer to fit, a loader that can be read only once, or a layer that the forward pass doesn't reach.
+        No layer to fit, a loader that can be read only once, or a layer that the forward pass doesn't reach. On an
+        error of any kind the layer at work is as it was before.
 
     Examples
     --------
@@ -128,13 +130,18 @@ def finalize(
             raise ValueError("the loader is empty")
         for name, calls in _order(model, layers, first, forward).items():
             layer = layers[name]
-            before = layer.coefficients()
-            layer.reset()
-            _collect(model, layer, calls, loader, forward)
-            if layer.distributed:
-                layer.synchronize()
-            else:
-                layer.refresh()
+            before, state = layer.coefficients(), copy.deepcopy(layer.state_dict())
+            try:
+                layer.reset()
+                _collect(model, layer, calls, loader, forward)
+                if layer.distributed:
+                    layer.synchronize()
+                else:
+                    layer.refresh()
+            except BaseException:
+                # A layer without coefficients would let everything through without a word.
+                layer.load_state_dict(state)
+                raise
             after = layer.coefficients()
             change = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(after).clamp_min(1e-300)
             layer.drift.copy_(change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from residmix.nn import maps as mapping
 from residmix.nn.batch import Batch, assemble
 from residmix.nn.erase import eraser_factors
 from residmix.nn.gradient import minus, projection, subtract
-from residmix.nn.light import LightState, not_a_number
+from residmix.nn.light import LightState, not_finite
 from residmix.nn.moments import Moments, Solution, merge, solve
 from residmix.nn.recall import Recall, mark_of, may_return
 from residmix.nn.state import Fit
@@ -85,7 +86,8 @@ class Residualize(LightState):
     Raises
     ------
     ValueError
-        Wrong width, missing metadata, missing protected columns in training, NaN, unknown options.
+        Wrong width, missing metadata, missing protected columns in training, metadata, protected columns or weights
+        that aren't finite, unknown options.
 
     Notes
     -----
@@ -232,9 +234,9 @@ class Residualize(LightState):
             widths=(self.num_metadata, self.num_protected if fit else 0), flatten=self.space == "feature",
         )  # fmt: skip
         if self.missing == "mean":
-            return batch.filled(self.moments.design_mean[self.num_protected :])
-        if not torch.compiler.is_compiling() and bool(batch.metadata.isnan().any()):
-            raise not_a_number(batch.metadata.isnan())
+            batch = batch.filled(self.moments.design_mean[self.num_protected :])
+        if not torch.compiler.is_compiling() and not math.isfinite(float(batch.design.sum())):
+            raise not_finite(batch.design.cpu(), batch.num_protected)
         return batch
 
     def _training_step(self, batch: Batch, inplace: bool) -> Tensor:
@@ -327,6 +329,7 @@ class Residualize(LightState):
         inplace = bool(inplace if self.inplace is None else self.inplace)
         update = (self.training if update is None else update) and not self.frozen
         if self.space == "feature" and not update:
+            self._check_width(x)
             return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean, inplace)
         if update and self._light(x, metadata, protected):
             return self._light_step(x, metadata, protected, sample_weight, mask, inplace)
@@ -363,7 +366,9 @@ class Residualize(LightState):
     def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor, inplace: bool) -> Tensor:
         last = mapping.features_last(x, maps)
         wide = torch.promote_types(x.dtype, torch.float32)
-        change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
+        # Outside of autocast, whose products have three digits.
+        with torch.autocast(x.device.type, enabled=False):
+            change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
         if self.center == "features":
             change = change + mean.to(wide)
         if maps == "channel":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,28 @@ import torch
 from torch import Tensor
 
 from residmix.nn import maps as mapping
-from residmix.nn.batch import columns, row_weights
+from residmix.nn.batch import columns, row_weights, true_where_counted
 from residmix.nn.gradient import minus, subtract
 from residmix.nn.recall import CORNER, Recall, may_return
 from residmix.nn.state import Fit, MomentState
 from residmix.nn.step import Memory, step
 
-__all__ = ["LightState", "not_a_number"]
+__all__ = ["LightState", "not_finite"]
 
 # Multiplications in the largest product up to which a step is taken in compiled loops, on one core.
 _LIGHT = 2**26
 
 
-def not_a_number(absent: Any) -> ValueError:
-    """Error for metadata that are NaN where `absent` (n, k) says so."""
-    rows = int(absent.any(1).sum())
-    return ValueError(f"metadata are NaN in {rows} row(s); fill them in, or use missing='mean' (no correction there)")
+def not_finite(design: Any, num_protected: int) -> ValueError:
+    """Error for a design (n, p + k) that isn't finite: protected columns, then metadata."""
+    bad = ~np.isfinite(np.asarray(design))
+    protected = not bad[:, num_protected:].any()
+    part = bad[:, :num_protected] if protected else bad[:, num_protected:]
+    what = "NaN" if np.isnan(np.asarray(design)).any() else "infinite"
+    way = "leave them out" if protected else "fill them in, or use missing='mean' for NaN (no correction there)"
+    return ValueError(
+        f"{'protected columns' if protected else 'metadata'} are {what} in {int(part.any(1).sum())} row(s); {way}"
+    )
 
 
 class LightState(MomentState):
@@ -39,6 +46,10 @@ class LightState(MomentState):
     _latest: Recall[Fit | Memory]
 
     def _check_width(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"x must hold floating-point numbers, as residuals are; got {x.dtype}")
+        if x.ndim < 2:
+            raise ValueError(f"x must have an axis of samples and one of features; got shape {tuple(x.shape)}")
         if mapping.features_of(x, self.maps) != self.num_features:
             raise ValueError(
                 f"x of shape {tuple(x.shape)} has {mapping.features_of(x, self.maps)} features with maps="
@@ -70,14 +81,17 @@ class LightState(MomentState):
         design = np.empty((n, p + self.num_metadata))
         design[:, p:] = columns(metadata, self.num_metadata, x, self.maps, "metadata").numpy()
         design[:, :p] = columns(protected, p, x, self.maps, "protected").numpy()
-        absent = np.isnan(design[:, p:])
-        if absent.any():
-            raise not_a_number(absent)
+        if not math.isfinite(design.sum()):
+            raise not_finite(design, p)
+        mask = mask if mask is None else true_where_counted(mask, x, self.maps)
+        features = np.ascontiguousarray(mapping.pooled(x.detach(), self.maps, mask).numpy())
         weight = count = np.ones(n)
         if sample_weight is not None or mask is not None:
-            weight = np.ascontiguousarray(row_weights(x, sample_weight, mask, self.maps).numpy())
+            weight = np.ascontiguousarray(row_weights(x, sample_weight, mask).numpy())
             count = (weight > 0).astype(np.float64)
-        features = np.ascontiguousarray(mapping.pooled(x.detach(), self.maps, mask).numpy())
+            if not weight.all():
+                # As in `Batch.features`.
+                features = np.where(weight[:, None] > 0, features, 0)
         memory, again = self._memory(), self._latest.again
         if again or may_return():
             mark = np.concatenate([features[:CORNER, :CORNER].ravel(), design[:CORNER].ravel()])

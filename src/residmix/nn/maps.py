@@ -40,7 +40,7 @@ def _positions(x: Tensor, maps: str) -> tuple[int, ...]:
 
 
 def pooled(x: Tensor, maps: str, mask: Tensor | None) -> Tensor:
-    """Features of each row (n, d), float32 or float64; `mask` (n, positions) tells which positions count."""
+    """Features of each row (n, d), float32 or float64; a boolean `mask` (n, positions) tells which positions count."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if maps == "element":
         return wide.flatten(1)
@@ -49,9 +49,9 @@ def pooled(x: Tensor, maps: str, mask: Tensor | None) -> Tensor:
         return wide
     if mask is None:
         return wide.mean(axes)
-    share = mask.to(wide.dtype)
-    share = share / share.flatten(1).sum(1).clamp_min(1e-30).view(-1, *[1] * (share.ndim - 1))
-    return (wide * share.unsqueeze(1 if maps == "channel" else -1)).sum(axes)
+    # Not by a product: what is masked may be NaN.
+    counted = torch.where(mask.unsqueeze(1 if maps == "channel" else -1), wide, 0.0)
+    return counted.sum(axes) / mask.flatten(1).sum(1, keepdim=True).clamp_min(1)
 
 
 def broadcast(rows: Tensor, x: Tensor, maps: str) -> Tensor:

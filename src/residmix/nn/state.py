@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -91,7 +93,11 @@ class MomentState(nn.Module):
         super().__init__()
         if horizon is not None and horizon <= 1:
             raise ValueError(f"horizon counts samples and must exceed 1; got {horizon}")
-        d = num_features if isinstance(num_features, int) else prod(num_features)
+        widths = num_features if isinstance(num_features, Iterable) else (num_features,)
+        for number in (*widths, num_metadata, num_protected):
+            if not isinstance(number, Integral):
+                raise TypeError(f"num_features, num_metadata and num_protected must be whole numbers; got {number!r}")
+        d, num_metadata, num_protected = int(prod(widths)), int(num_metadata), int(num_protected)
         for name, number, least in (("num_features", d, 1), ("num_metadata", num_metadata, 1)):
             if number < least:
                 raise ValueError(f"{name} must be at least {least}; got {number}")
@@ -230,7 +236,9 @@ class MomentState(nn.Module):
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            self._buffers[name] = buffer.to(self.get_buffer(name).device)
+            moved = self.get_buffer(name)
+            # From "meta" there is nothing to take along.
+            self._buffers[name] = moved.double() if buffer.is_meta else buffer.to(moved.device)
         return self
 
     def coefficients(self) -> Tensor:
