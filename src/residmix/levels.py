@@ -96,9 +96,10 @@ class Levels:
 
     def _unknown_error(self, strange: tuple[Label, ...], unknown: NDArray[np.bool_]) -> ValueError:
         if not strange:
-            return ValueError(
+            return MetadataValueError(
                 f"metadata column {self.column!r} has {spotted(unknown, 'missing value')}, and fit saw none, so there "
-                "is no level for them; give on_unknown='mean' for the average of the known levels"
+                "is no level for them",
+                "give on_unknown='mean' for the average of the known levels",
             )
         hint = did_you_mean(str(strange[0]), self.labels)
         if str(strange[0]) in self.labels:
@@ -106,10 +107,11 @@ class Levels:
             hint = f" - fit saw {known_kind} there, and this is {kind}: turn the column into what it was"
         shown = ", ".join(repr(level) for level in strange[:5]) + (", ..." if len(strange) > 5 else "")
         known = ", ".join(repr(level) for level in self.levels[:12]) + (", ..." if self.n_levels > 12 else "")
-        return ValueError(
+        return MetadataValueError(
             f"metadata column {self.column!r} has levels that fit did not see: {shown}, in "
-            f"{spotted(unknown, 'row')}{hint}; known are {known}. Give on_unknown='mean' to treat a new level as the "
-            "average of the known ones, or adapt to it with a few of its rows"
+            f"{spotted(unknown, 'row')}{hint}; known are {known}",
+            "give on_unknown='mean' to treat a new level as the average of the known ones, or adapt to it with a few "
+            "of its rows",
         )
 
     def coded(self, codes: NDArray[np.int32], *, full: bool) -> NDArray[np.float64]:
@@ -167,10 +169,18 @@ class Levels:
         return cls(saved["column"], levels, counts, Contrast(name, base), saved["with_missing"])
 
 
+class MetadataValueError(ValueError):
+    """Values that an option would allow: what they are, and which option; an estimator without it names another way."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 def missing_error(column: str, missing: NDArray[np.bool_]) -> ValueError:
-    return ValueError(
-        f"metadata column {column!r} has {spotted(missing, 'missing value')}; give missing='mean' to put the training "
-        "mean there (for a factor: the average of its levels), or missing='indicator' for an effect of their own"
+    return MetadataValueError(
+        f"metadata column {column!r} has {spotted(missing, 'missing value')}",
+        "give missing='mean' to put the training mean there (for a factor: the average of its levels), or "
+        "missing='indicator' for an effect of their own",
     )
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
 
 import residmix
 from residmix.nn import MDNRegressor, MixtureDensityHead, MixtureDensityNetwork, Residualize
@@ -150,3 +152,20 @@ def test_the_report_takes_frames_with_text_and_gives_them_to_the_model_where_it_
         density_report(inside, table, y, age, strata=[1, 2, 3])
     with pytest.raises(ValueError, match="90 rows but metadata has 5"):
         density_report(inside, table, y, age[:5])
+
+
+def test_what_a_report_cannot_be_made_of_is_refused_with_a_way_out() -> None:
+    X, y, age = confounded(60)
+    model = MDNRegressor(n_components=1, **SMALL).fit(X, y)
+    absent = np.where(age < 1, age, np.nan)
+    with pytest.raises(ValueError, match=r"missing values.*leave such rows out of X, y and metadata") as raised:
+        density_report(model, X, y, absent)
+    assert "missing=" not in str(raised.value)
+    group = pd.Series(["a", "b"] * 30)
+    for strata in (group.where(age[:, 0] < 1), absent[:, 0]):
+        with pytest.raises(ValueError, match=f"strata are missing in {int((age >= 1).sum())} rows"):
+            density_report(model, X, y, age, strata=strata)
+    with pytest.raises(TypeError, match="takes an MDNRegressor"):
+        density_report(LinearRegression().fit(X, y), X, y, age)
+    with pytest.raises(NotFittedError):
+        density_report(MDNRegressor(), X, y, age)

@@ -137,7 +137,8 @@ def fit_ensemble(
     """
     rng = np.random.default_rng(seed)
     held_out = hold_out(len(sample.X), plan.members, validation_fraction, rng)
-    network = plan_network(plan).to(sample.X.device)
+    # As the rows: in float32, whatever torch's default is.
+    network = plan_network(plan).to(sample.X)
     _start(network, sample, held_out, seed)
     seeds = np.random.SeedSequence(seed).generate_state(2 * plan.members).tolist()
     stages = [train(network, sample, held_out, schedule, seeds[: plan.members])]

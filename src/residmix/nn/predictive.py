@@ -36,6 +36,8 @@ def check_targets(y: Any, n_targets: int | None = None) -> Array:
             "MDNRegressor requires y to be passed, but the target y is None: expected array-like (array or non-string "
             "sequence), got None. y should be a 1d array, or 2d for several targets"
         )
+    if (kind := np.asarray(y).dtype).kind in "cmM":
+        raise ValueError(f"y must be real numbers, not {kind}")
     try:
         values = np.asarray(y, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -104,6 +106,8 @@ class PredictiveDensity(ABC):
         if output == "mode":
             return self._shaped(density.mode.numpy())
         levels = np.asarray([0.5] if output == "median" else quantiles, float)
+        if levels.ndim != 1 or not len(levels):
+            raise ValueError(f"quantiles must be a list of at least one level, such as [0.05, 0.95], not {quantiles!r}")
         parts = density.marginal_arrays()
         values = np.stack([scores.mixture_quantile(level, *parts) for level in levels], axis=-1)
         return self._shaped(values[..., 0] if output == "median" else values)
@@ -112,6 +116,8 @@ class PredictiveDensity(ABC):
         """Central intervals of probability `level`, (n, 2), or (n, D, 2) for targets given as a matrix."""
         check_number("level", level, low=0.0, high=1.0, above=True)
         tail = 0.5 * (1.0 - level)
+        if not tail:
+            raise ValueError(f"level must be less than 1, not {level!r}: no finite interval holds all of a density")
         return self.predict(X, metadata=metadata, output="quantiles", quantiles=(tail, 1.0 - tail))
 
     def sample(self, X: Any, n_samples: int = 1, *, metadata: Any = None, random_state: Any = None) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from residmix._validation import check_choice, check_number
-from residmix.metadata import Design, fit_design
 from residmix.nn.diagnosis import diagnose, warn_of
 from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.export import OnnxExport
@@ -22,10 +21,10 @@ from residmix.nn.fitting import CANDIDATES, Plan, Removal, fit_best, plan_networ
 from residmix.nn.head import COVARIANCES
 from residmix.nn.network import MixtureDensityNetwork
 from residmix.nn.predictive import PredictiveDensity, check_targets
-from residmix.nn.targets import LIKELIHOODS, choose_likelihood, distinct_rows, read_rows, standard_scaling
+from residmix.nn.reading import TableReader
+from residmix.nn.targets import LIKELIHOODS, choose_likelihood, distinct_rows, standard_scaling
 from residmix.nn.training import History, Sample, Schedule, automatic_batches
 from residmix.sources.checks import check_weight
-from residmix.sources.table import as_table
 
 __all__ = ["MDNRegressor"]
 
@@ -34,7 +33,7 @@ Array = NDArray[np.float64]
 _PREDICT_ROWS = 4096
 
 
-class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator):
+class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, BaseEstimator):
     r"""Predict the whole density of a target by an ensemble of mixture density networks.
 
     .. math:: p(y | x, m) = \frac1M \sum_j \sum_k \pi_{jk}(h) N(y | \mu_{jk}(h), \Sigma_{jk}(h)), \quad h = r_j(x, m)
@@ -141,10 +140,6 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
     >>> model.predict(X[:3]).shape, model.predict_interval(X[:3]).shape
     ((3,), (3, 2))
     """
-
-    design_: Design | None
-    feature_names_in_: NDArray[np.object_]
-    _features: tuple[str, ...]
 
     def __init__(
         self,
@@ -270,6 +265,10 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         for name in ("rank", "n_members", "patience"):
             check_number(name, getattr(self, name), low=1, integral=True)
         check_number("max_epochs", self.max_epochs, low=0, integral=True)
+        if not isinstance(self.hidden, Iterable):
+            raise TypeError(f"hidden must be the widths of the hidden layers, such as (128, 128), not {self.hidden!r}")
+        for width in self.hidden:
+            check_number("a width in hidden", width, low=1, integral=True)
         for name, high in (("learning_rate", np.inf), ("min_scale", 1.0), ("validation_fraction", 0.9)):
             check_number(name, getattr(self, name), low=0.0, high=high, above=True)
         check_number("dropout", self.dropout, low=0.0, high=0.95)
@@ -277,31 +276,6 @@ class MDNRegressor(PredictiveDensity, OnnxExport, RegressorMixin, BaseEstimator)
         check_choice("covariance", self.covariance, COVARIANCES)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         check_choice("space", self.space, ("sample", "feature"))
-
-    def _read(self, X: Any, metadata: Any, *, fitting: bool) -> tuple[Array, Array | None]:
-        """Features and, where there are metadata, their design (with the preserved columns when fitting)."""
-        if self.formula is None and metadata is None and (fitting or self.design_ is None or self.space == "sample"):
-            if not fitting and self.design_ is not None:
-                raise ValueError("this model was fitted with metadata and space='sample': pass metadata= to predict")
-            if fitting:
-                self.design_ = None
-            return validate_data(self, X, reset=fitting, dtype=np.float64, ensure_min_samples=2 if fitting else 1), None
-        table = as_table(X, metadata=metadata)
-        if fitting:
-            design = fit_design(table.chunks, formula=self.formula, preserve=self.preserve, absorb_above=10**9)
-            self.design_ = design
-        elif self.design_ is not None:
-            design = self.design_
-        else:
-            raise ValueError("metadata was given, but this model was fitted without")
-        used = (*design.columns, *design.preserved_columns)
-        names = table.feature_names(self.features, exclude=used) if fitting else self._features
-        if fitting:
-            self._features, self.n_features_in_ = names, len(names)
-            if table.named:
-                self.feature_names_in_ = np.asarray(names, dtype=object)
-        needed = fitting or self.space == "sample"
-        return read_rows(table, names, design if needed else None, preserved=fitting)
 
     def _removal(
         self, design: Array | None, z: NDArray[np.float32]

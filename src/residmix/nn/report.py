@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
 
 from residmix import scores
 from residmix.errors import ResidmixWarning
 from residmix.metadata import fit_design
 from residmix.nn.predictive import PredictiveDensity, check_targets
-from residmix.nn.targets import read_rows
+from residmix.nn.targets import advising, read_rows
 from residmix.sources.table import as_table
 
 __all__ = ["density_report"]
@@ -40,8 +41,10 @@ def _design_columns(metadata: Any, value: Array) -> Array:
     with warnings.catch_warnings():
         # Advice on what to remove; here nothing is removed.
         warnings.simplefilter("ignore", ResidmixWarning)
-        design = fit_design(table.chunks, absorb_above=10**9)
-    matrix = read_rows(table, table.feature_names(None, exclude=design.columns), design, preserved=False)[1]
+        with advising("leave such rows out of X, y and metadata, or fill them in"):
+            design = fit_design(table.chunks, absorb_above=10**9)
+            names = table.feature_names(None, exclude=design.columns)
+            matrix = read_rows(table, names, design, preserved=False)[1]
     assert matrix is not None
     return matrix
 
@@ -52,6 +55,8 @@ def _strata(metadata: Any, strata: ArrayLike | None, n_rows: int) -> dict[Any, N
     first = given if given.ndim == 1 else given[:, 0]
     if len(first) != n_rows:
         raise ValueError(f"strata must have one label for each of the {n_rows} rows, got {len(first)}")
+    if absent := sum(label is None or label != label for label in first.tolist()):
+        raise ValueError(f"strata are missing in {absent} rows; give such rows a label, or leave them out")
     labels = np.unique(first)
     if strata is not None or len(labels) <= 10 or not np.issubdtype(np.asarray(first.tolist()).dtype, np.number):
         return {label: first == label for label in labels.tolist()}
@@ -135,6 +140,10 @@ def density_report(
     >>> sorted(report["explained"])
     ['entropy', 'mean', 'quantile_0.05', 'quantile_0.5', 'quantile_0.95', 'spread', 'weights']
     """
+    for each in (model, reference):
+        if each is not None and not isinstance(each, PredictiveDensity):
+            raise TypeError(f"density_report takes an MDNRegressor, which predicts densities; got {each!r}")
+    check_is_fitted(model)
     if model.n_targets_ != 1:
         raise ValueError(f"density_report takes models of one target, not of {model.n_targets_}; report one at a time")
     value = check_targets(y, 1)[:, 0]

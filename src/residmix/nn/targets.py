@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DiscreteTargetWarning
+from residmix.levels import MetadataValueError
 from residmix.metadata import Design
 from residmix.sources.rows import Block
 from residmix.sources.table import Table
@@ -17,6 +19,7 @@ from residmix.sources.table import Table
 __all__ = [
     "LIKELIHOODS",
     "Scaling",
+    "advising",
     "choose_likelihood",
     "distinct_rows",
     "grid_step",
@@ -46,6 +49,15 @@ class Scaling:
 
     def forward(self, X: Array) -> Array:
         return (X - self.mean) / self.scale
+
+
+@contextmanager
+def advising(remedy: str) -> Iterator[None]:
+    """Errors about metadata name `remedy` in place of an option that their caller doesn't have."""
+    try:
+        yield
+    except MetadataValueError as error:
+        raise ValueError(f"{error.args[0]}; {remedy}") from None
 
 
 def read_rows(

@@ -1,0 +1,111 @@
+"""MDNRegressor: tables, columns and options that are unusual or can't be right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from residmix.nn import MDNRegressor
+
+TINY = {"n_members": 2, "max_epochs": 3, "hidden": (4,), "random_state": 0}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::residmix.errors.ResidmixWarning", "ignore::sklearn.exceptions.ConvergenceWarning"
+)
+
+
+def frame(n: int = 60) -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 3))
+    site = np.array(["a", "b", "c"])[np.arange(n) % 3]
+    return pd.DataFrame(X, columns=["u", "v", "w"]).assign(age=rng.normal(size=n), site=site), X[:, 0] + X[:, 1]
+
+
+def test_features_without_metadata_are_the_columns_asked_for() -> None:
+    table, y = frame()
+    model = MDNRegressor(features=["u", "w"], **TINY).fit(table, y)
+    assert list(model.feature_names_in_) == ["u", "w"]
+    plain = MDNRegressor(**TINY).fit(table[["u", "w"]], y)
+    np.testing.assert_array_equal(model.predict(table), plain.predict(table[["u", "w"]]))
+    array = MDNRegressor(features=[0, 2], **TINY).fit(table[["u", "v", "w"]].to_numpy(), y)
+    np.testing.assert_array_equal(array.predict(table[["u", "v", "w"]].to_numpy()), model.predict(table))
+
+
+def test_preserving_without_metadata_is_refused() -> None:
+    table, y = frame()
+    with pytest.raises(ValueError, match="preserve needs something to remove"):
+        MDNRegressor(preserve="age", **TINY).fit(table[["u", "age"]], y)
+
+
+@pytest.mark.parametrize("space", ["sample", "feature"])
+@pytest.mark.parametrize("width", [2, 6])
+def test_arrays_of_another_width_are_refused_beside_metadata_too(space, width) -> None:
+    table, y = frame()
+    X, age = table[["u", "v", "w"]].to_numpy(), table["age"].to_numpy()
+    model = MDNRegressor(space=space, **TINY).fit(X, y, metadata=age)
+    with pytest.raises(ValueError, match=f"X has {width} features, but MDNRegressor is expecting 3 features"):
+        model.predict(np.tile(X, 2)[:, :width], metadata=age)
+
+
+def test_names_of_an_earlier_fit_are_forgotten() -> None:
+    table, y = frame()
+    model = MDNRegressor(**TINY).fit(table[["u", "v", "w"]], y)
+    model.fit(table[["u", "v"]].to_numpy(), y, metadata=table["age"].to_numpy())
+    assert not hasattr(model, "feature_names_in_") and model.n_features_in_ == 2
+
+
+def test_errors_about_metadata_suggest_only_what_the_estimator_has() -> None:
+    table, y = frame()
+    absent = table.assign(age=table["age"].where(table["age"] < 1))
+    model = MDNRegressor("C(site) + age", **TINY).fit(table, y)
+    for call, what in (
+        (lambda: MDNRegressor("C(site) + age", **TINY).fit(absent, y), "missing values"),
+        (lambda: model.predict(absent), "missing values"),
+        (lambda: model.predict(table.assign(site="z")), "levels that fit did not see: 'z'"),
+        (lambda: model.predict(table.assign(site=None)), "missing value"),
+    ):
+        with pytest.raises(ValueError, match=f"{what}.*has no option for them: replace them") as raised:
+            call()
+        assert "missing=" not in str(raised.value) and "on_unknown" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "error", "message"),
+    [(8, TypeError, r"such as \(128, 128\), not 8"), (None, TypeError, "not None"), ((0,), ValueError, "at least 1"),
+     ((8, -3), ValueError, "at least 1"), ((2.5,), TypeError, "whole number")],
+)  # fmt: skip
+def test_widths_that_cannot_be_right_are_refused(hidden, error, message) -> None:
+    table, y = frame()
+    with pytest.raises(error, match=message):
+        MDNRegressor(**{**TINY, "hidden": hidden}).fit(table[["u"]], y)
+    assert MDNRegressor(**{**TINY, "hidden": np.array([4])}).fit(table[["u"]], y).network_
+
+
+@pytest.mark.parametrize(
+    "y", [pd.Series(pd.date_range("2020-01-01", periods=60)), np.ones(60) * 1j, pd.Series(pd.to_timedelta(range(60)))]
+)
+def test_dates_and_complex_targets_are_refused(y) -> None:
+    with pytest.raises(ValueError, match="y must be real numbers, not"):
+        MDNRegressor(**TINY).fit(np.arange(60.0)[:, None], y)
+
+
+def test_levels_that_cannot_be_right_are_refused() -> None:
+    table, y = frame()
+    model = MDNRegressor(**TINY).fit(table[["u"]], y)
+    with pytest.raises(ValueError, match=r"level must be less than 1, not 1\.0"):
+        model.predict_interval(table[["u"]], level=1.0)
+    for quantiles in (0.5, [], [[0.1, 0.9]]):
+        with pytest.raises(ValueError, match="quantiles must be a list"):
+            model.predict(table[["u"]], output="quantiles", quantiles=quantiles)
+
+
+def test_the_default_dtype_of_torch_does_not_matter() -> None:
+    table, y = frame()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = MDNRegressor("age", **TINY).fit(table[["u", "age"]], y)
+        assert np.isfinite(model.score(table, y))
+    finally:
+        torch.set_default_dtype(before)
