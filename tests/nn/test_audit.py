@@ -97,3 +97,13 @@ def test_auditing_changes_nothing():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     audit(net, [columns])
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_constant_column_and_one_that_the_label_gives_are_read_by_nothing():
+    net = MetadataSequential(Residualize(3, 3, num_protected=1))
+    y = torch.randint(0, 2, (400, 1)).double()
+    m = torch.cat([torch.full((400, 1), 0.1), 0.3 * y + 0.7, torch.randn(400, 1)], 1).double()
+    x = torch.randn(400, 3).double() + m[:, 2:]
+    finalize(net, [(x, m, y)])
+    after = audit(net, [(x, m, y)]).layers[0].after
+    assert after.linear < 1e-10 and after.held_out < 0.05

@@ -220,3 +220,13 @@ def test_cells_of_correlated_targets_are_refused() -> None:
 def test_a_distribution_needs_one_kind_of_scale() -> None:
     with pytest.raises(ValueError, match="scale_tril"):
         MixtureOfGaussians(torch.zeros(1), torch.zeros(1, 1))
+
+
+def test_targets_without_their_axis_are_refused_not_broadcast():
+    # The 5 targets of 5 rows, as (5,), were each row's 5 targets.
+    p, y = MixtureOfGaussians(torch.zeros(5, 2), torch.zeros(5, 2, 1), torch.ones(5, 2, 1)), torch.arange(5.0)
+    calls = (p.log_prob, p.cdf, p.responsibilities, lambda value: p.log_cell_prob(value, torch.ones(1)))
+    for call in calls:
+        call(y.unsqueeze(-1))
+        with pytest.raises(ValueError, match=r"shape \(\.\.\., 1\).*got \(5,\): use value\.unsqueeze"):
+            call(y)

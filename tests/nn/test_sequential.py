@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 
 import pytest
 import torch
@@ -235,6 +236,48 @@ def test_names_and_widths_that_cannot_be_found_say_so():
     net = attach(nn.Sequential(nn.LSTM(3, 4, batch_first=True)), "0", 1, num_features=4, maps="token")
     out, _ = net(torch.randn(6, 5, 3), metadata=torch.randn(6, 1))
     assert out.shape == (6, 5, 4)
+
+
+def test_threads_do_not_see_each_others_metadata():
+    # One thread waits inside the model while the other passes through it.
+    inside, passed = threading.Event(), threading.Event()
+
+    class Waits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.layer = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.stem(x)
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                assert passed.wait(30)
+            return self.layer(x)
+
+    net, x, m = attach(Waits(), "layer", num_metadata=1), torch.randn(50, 4), torch.randn(50, 1)
+    finalize(net, [{"x": x, "metadata": m}])
+    alone, got = net.eval()(x, metadata=m), []
+    thread = threading.Thread(target=lambda: got.append(net(x, metadata=m)))
+    thread.start()
+    assert inside.wait(30)
+    other = net(x, metadata=-m)
+    passed.set()
+    thread.join()
+    assert got and torch.equal(got[0], alone) and not torch.equal(other, alone)
+
+
+def test_attaching_twice_or_under_one_name_is_refused():
+    model = Image()
+    attach(model, "stem", num_metadata=2)
+    with pytest.raises(ValueError, match="after 'stem' already"):
+        attach(model, "layer1", num_metadata=2)
+    model = nn.Sequential()
+    model.a, model.a_b = nn.Sequential(), nn.Linear(3, 3)
+    model.a.b = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"'a\.b' and 'a_b' would have the same name"):
+        attach(model, ["a.b", "a_b"], num_metadata=1)
+    with pytest.raises(ValueError, match="no module ''"):
+        attach(Image(), "", num_metadata=1)
 
 
 def test_published_recursion_is_recursive_least_squares():

@@ -128,7 +128,7 @@ def _held_out(target: Array, features: Array, predict: Callable[[Array, Array, A
         fit, test = fold != part, fold == part
         error[test] = target[test] - predict(features[fit], target[fit], features[test])
     total = (target**2).sum(0)
-    return float(np.max(1 - (error**2).sum(0) / np.where(total > 0, total, np.inf)))
+    return float(np.max(np.where(total > 0, 1 - (error**2).sum(0) / np.where(total > 0, total, 1.0), 0.0)))
 
 
 def _ridge(features: Array, target: Array, new: Array) -> Array:
@@ -153,6 +153,8 @@ def _distance_correlation(features: Array, metadata: Array, protected: Array) ->
 
 def _probes(features: Array, metadata: Array, protected: Array, part: NDArray[np.intp], cutoff: float) -> Probes:
     left, target = _less(features, protected), _less(metadata, protected)
+    # Of a column that is constant, or a function of the protected ones, only rounding is left, which nothing predicts.
+    target = np.where(np.sqrt((target**2).mean(0)) > 1e-12 * np.abs(metadata).max(0), target, 0.0)
     scale = np.sqrt((left**2).mean(0))
     standard = left / np.where(scale > 1e-12 * max(float(scale.max()), 1e-300), scale, np.inf)
     return Probes(

@@ -123,8 +123,16 @@ class MixtureOfGaussians(Distribution):
 
     # ---- densities ---------------------------------------------------------------------------------------
 
+    def _check_targets(self, value: Tensor) -> None:
+        # n targets of shape (n,) would be broadcast: every row against all of them at once.
+        D = self.event_shape[0]
+        if value.ndim == 0 or value.shape[-1] != D:
+            hint = ": use value.unsqueeze(-1)" if D == 1 else ""
+            raise ValueError(f"value must have shape (..., {D}), targets last; got {tuple(value.shape)}{hint}")
+
     def component_log_prob(self, value: Tensor) -> Tensor:
         r""":math:`\log N(y | \mu_k, \Sigma_k)`, shape (..., K)."""
+        self._check_targets(value)
         observed = ~torch.isnan(value)
         complete = bool(observed.all())
         seen = observed.unsqueeze(-2)
@@ -188,6 +196,7 @@ class MixtureOfGaussians(Distribution):
         """
         if self.event_shape[0] > 1 and (self.scale_tril is not None or self.factor is not None):
             raise ValueError("grid cells of several targets need a diagonal or spherical covariance")
+        self._check_targets(value)
         observed = ~torch.isnan(value)
         clean = torch.where(observed, value, torch.zeros_like(value)).unsqueeze(-2)
         scale = self.component_scales
@@ -225,6 +234,7 @@ class MixtureOfGaussians(Distribution):
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution functions of the one-dimensional marginals at `value` (..., D)."""
+        self._check_targets(value)
         z = (value.unsqueeze(-2) - self.means) / self.component_scales
         return (self.weights.unsqueeze(-1) * torch.special.ndtr(z)).sum(-2)
 

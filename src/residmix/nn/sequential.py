@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,12 +81,15 @@ class MetadataSequential(nn.Sequential):
         return x
 
 
-class _Call:
-    """What the forward pass under way was given; empty between passes, so nothing stale can be used."""
+class _Call(threading.local):
+    """What the forward pass under way in this thread was given; empty between passes, so nothing stale can be used."""
 
     def __init__(self) -> None:
         self.arguments: dict[str, Any] | None = None
         self.reached: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Call, ()
 
 
 class _Hook:
@@ -228,7 +232,13 @@ def attach(
     >>> net(torch.randn(6, 1, 8, 8), metadata=torch.randn(6, 2)).shape
     torch.Size([6, 1])
     """
-    known = dict(model.named_modules())
+    known = {name: module for name, module in model.named_modules() if name}
+    taken = [n for n, m in known.items() if any(isinstance(hook, _Hook) for hook in m._forward_hooks.values())]
+    if taken:
+        raise ValueError(
+            f"the model has a Residualize layer after {taken[0]!r} already: build it anew, and name all modules in one "
+            "call of attach"
+        )
     layers: dict[str, Residualize] = {}
     for name in [after] if isinstance(after, str) else after:
         if name not in known:
@@ -240,5 +250,8 @@ def attach(
         if found is None and num_features is None:
             raise ValueError(f"cannot tell how many features {name!r} puts out; pass num_features= and maps=")
         width, where = found or (0, "element")
+        same = [other for other in layers if other != name and other.replace(".", "_") == name.replace(".", "_")]
+        if same:
+            raise ValueError(f"layers after {same[0]!r} and {name!r} would have the same name; rename a module")
         layers[name] = Residualize(num_features or width, num_metadata, maps=maps or where, **options)
     return Attached(model, layers)
