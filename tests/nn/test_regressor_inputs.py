@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,6 +100,21 @@ def test_levels_that_cannot_be_right_are_refused() -> None:
     for quantiles in (0.5, [], [[0.1, 0.9]]):
         with pytest.raises(ValueError, match="quantiles must be a list"):
             model.predict(table[["u"]], output="quantiles", quantiles=quantiles)
+
+
+def test_fits_side_by_side_in_threads_are_those_of_one_after_the_other() -> None:
+    table, y = frame()
+
+    def predicted(seed: int) -> np.ndarray:
+        model = MDNRegressor("age", **{**TINY, "random_state": seed}).fit(table, y)
+        return model.sample(table, 2, random_state=seed)
+
+    seeds = [0, 1] * 4
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(predicted, seeds))
+    alone = [predicted(seed) for seed in (0, 1)]
+    for seed, values in zip(seeds, together, strict=True):
+        np.testing.assert_array_equal(values, alone[seed])
 
 
 def test_the_default_dtype_of_torch_does_not_matter() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from residmix.nn.head import MixtureDensityHead
 from residmix.nn.layers import Residualize
 from residmix.nn.network import DenseTrunk, MemberWise, MixtureDensityNetwork
-from residmix.nn.training import History, Sample, Schedule, hold_out, rng_scope, train
+from residmix.nn.training import History, Sample, Schedule, hold_out, rng_scope, thread_scope, train
 from residmix.threads import n_threads
 
 __all__ = ["CANDIDATES", "Plan", "Removal", "fit_best", "fit_ensemble", "linear_start", "plan_network"]
@@ -133,12 +133,13 @@ def fit_ensemble(
 ) -> tuple[MixtureDensityNetwork, list[History]]:
     """Train an ensemble; with metadata, then refit its residuals exactly and its head on them.
 
-    Call inside `rng_scope`. Returns the history of each of these one or two stages.
+    Returns the history of each of these one or two stages.
     """
     rng = np.random.default_rng(seed)
     held_out = hold_out(len(sample.X), plan.members, validation_fraction, rng)
-    # As the rows: in float32, whatever torch's default is.
-    network = plan_network(plan).to(sample.X)
+    with rng_scope(seed):
+        # As the rows: in float32, whatever torch's default is.
+        network = plan_network(plan).to(sample.X)
     _start(network, sample, held_out, seed)
     seeds = np.random.SeedSequence(seed).generate_state(2 * plan.members).tolist()
     stages = [train(network, sample, held_out, schedule, seeds[: plan.members])]
@@ -168,7 +169,7 @@ def fit_best(
     """
     fitted, loss = {}, {}
     for k in candidates:
-        with rng_scope(seed, sample.X.device, threads=_threads(plan, schedule.batch_size)):
+        with thread_scope(_threads(plan, schedule.batch_size)):
             fitted[k] = fit_ensemble(
                 replace(plan, n_components=k), sample, schedule, validation_fraction=validation_fraction, seed=seed
             )

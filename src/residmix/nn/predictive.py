@@ -125,7 +125,7 @@ class PredictiveDensity(ABC):
         check_number("n_samples", n_samples, low=1, integral=True)
         density = self.predict_distribution(X, metadata=metadata)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        with rng_scope(seed, torch.device("cpu")):
+        with rng_scope(seed):
             draws = density.sample((int(n_samples),)).numpy()
         return draws if self.target_is_vector_ else draws[..., 0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from residmix.nn.network import DenseTrunk, Masks, MemberWise, MixtureDensityNet
 from residmix.nn.pullbacks import Pullback, head_loss, traced, trunk_output
 from residmix.threads import n_threads
 
-__all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "train"]
+__all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "thread_scope", "train"]
 
 # In an epoch, where the table is large enough.
 _BATCHES = 24
@@ -127,18 +128,27 @@ def automatic_batches(n_train: float) -> tuple[int, float]:
     return batch, max(1.0, math.sqrt(_BATCHES * batch / n_train))
 
 
+# Torch has one generator for all threads: fits side by side would draw from each other's.
+_drawing = threading.Lock()
+
+
 @contextmanager
-def rng_scope(seed: int, device: torch.device, threads: int | None = None) -> Iterator[None]:
-    """Seed torch inside the block only, with `threads` threads; the caller's generator and threads come back."""
+def rng_scope(seed: int) -> Iterator[None]:
+    """Seed torch inside the block only, which one thread enters at a time; the caller's generator comes back."""
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def thread_scope(threads: int) -> Iterator[None]:
+    """Let torch compute with at most `threads` threads inside the block."""
     before = torch.get_num_threads()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        try:
-            torch.set_num_threads(max(1, min(threads or before, n_threads())))
-            yield
-        finally:
-            torch.set_num_threads(before)
+    try:
+        torch.set_num_threads(max(1, min(threads, n_threads())))
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(
