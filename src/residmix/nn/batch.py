@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,8 +112,11 @@ def row_weights(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None) ->
         if sample_weight.shape != weight.shape:
             raise ValueError(f"sample_weight must have shape ({x.shape[0]},); got {tuple(sample_weight.shape)}")
         weight = sample_weight.detach().to(weight)
-        if not torch.compiler.is_compiling() and not (bool((weight >= 0).all()) and bool(weight.sum().isfinite())):
-            raise ValueError("sample_weight must be finite and not negative; 0 leaves a row out")
+        if len(x) and not torch.compiler.is_compiling():
+            # Arrays of numpy where that is free: a small step pays for each call of torch.
+            values = weight.numpy() if weight.is_cpu else weight
+            if not (values.min() >= 0 and math.isfinite(values.sum())):
+                raise ValueError("sample_weight must be finite and not negative; 0 leaves a row out")
     if mask is not None:
         weight = weight * mask.unsqueeze(-1).flatten(1).any(1)
     return weight

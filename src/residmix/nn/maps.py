@@ -11,6 +11,7 @@ token       (n, ..., C)         mean of each channel over the tokens            
 
 from __future__ import annotations
 
+import math
 from math import prod
 
 import torch
@@ -49,9 +50,14 @@ def pooled(x: Tensor, maps: str, mask: Tensor | None) -> Tensor:
         return wide
     if mask is None:
         return wide.mean(axes)
-    # Not by a product: what is masked may be NaN.
-    counted = torch.where(mask.unsqueeze(1 if maps == "channel" else -1), wide, 0.0)
-    return counted.sum(axes) / mask.flatten(1).sum(1, keepdim=True).clamp_min(1)
+    axis = 1 if maps == "channel" else -1
+    share = mask.to(wide.dtype)
+    share = (share / share.flatten(1).sum(1).clamp_min(1e-30).view(-1, *[1] * (share.ndim - 1))).unsqueeze(axis)
+    rows = (wide * share).sum(axes)
+    if not torch.compiler.is_compiling() and math.isnan(float(rows.detach().sum())):
+        # What is masked may be NaN, which times 0 isn't 0; a choice takes twice as long as a product.
+        rows = (torch.where(mask.unsqueeze(axis), wide, 0.0) * share).sum(axes)
+    return rows
 
 
 def broadcast(rows: Tensor, x: Tensor, maps: str) -> Tensor:
