@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 
     def with_callbacks(method: F) -> F: ...
 
-    # Frames that `with_callbacks` puts between a method and who calls it: what a warning's stacklevel must count.
-    FRAMES: int
 else:
     try:
         from sklearn.callback import CallbackSupportMixin, with_callbacks
-
-        FRAMES = 1
     except ImportError:
-        FRAMES = 0
 
         class CallbackSupportMixin:
             """Nothing, as there are no callbacks in this scikit-learn."""
@@ -38,7 +33,7 @@ else:
             return method
 
 
-__all__ = ["FRAMES", "CallbackSupportMixin", "FitTasks", "with_callbacks"]
+__all__ = ["CallbackSupportMixin", "FitTasks", "with_callbacks"]
 
 
 class FitTasks:

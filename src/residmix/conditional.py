@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -15,11 +14,11 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
 from residmix._validation import check_choice, check_number
-from residmix.callbacks import FRAMES, CallbackSupportMixin, FitTasks, with_callbacks
+from residmix.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.checkpoint import fingerprint, run_starts
 from residmix.conditional_density import ConditionalDensity
 from residmix.em import Acceleration, EMState, run_em
-from residmix.errors import DeadComponentWarning
+from residmix.errors import DeadComponentWarning, warn
 from residmix.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.joint import ConditionalEM, ConditionalParams, pack, to_residual, unpack
 from residmix.joint_starts import conditional_starts
@@ -272,18 +271,13 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
         )
         best = max(ended, key=lambda state: state.log_likelihood)
         if em.revived:
-            warnings.warn(
+            warn(
                 f"components {em.revived[-1]} of {self.n_components} lost all their rows and were re-seeded; fewer "
                 "components may fit as well",
                 DeadComponentWarning,
-                stacklevel=3 + FRAMES,
             )
         if not best.converged and self.max_iter > 0 and self.tol > 0:
-            warnings.warn(
-                f"EM did not converge in {self.max_iter} iterations; raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=3 + FRAMES,
-            )
+            warn(f"EM did not converge in {self.max_iter} iterations; raise max_iter or tol", ConvergenceWarning)
         return best
 
     def _starts(self, rows: Rows) -> list[ConditionalParams]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from residmix._validation import check_design_moments, check_number
 from residmix.columns import open_metadata
 from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
-from residmix.errors import BelowChanceWarning, LeakageWarning
+from residmix.errors import BelowChanceWarning, LeakageWarning, warn
 from residmix.formula import formula_columns
 from residmix.measurements import COLUMNS, Association
 from residmix.metadata import Design, fit_design
@@ -358,21 +357,19 @@ def _warn_of_leakage(scores: dict[tuple[str, str, str], ProbeResult], few: Seque
         before = scores["before", name, kind]
         if stage == "after" and after.excess > 4 and after.score > before.score + 0.05:
             why = f"; few-valued features: {', '.join(few[:8])}" if few else ""
-            warnings.warn(
+            warn(
                 f"{name!r} is easier to read after than before: held-out {kind} probe {after.score:.3f}, before "
                 f"{before.score:.3f}, chance {after.chance:.3f}{why}",
                 LeakageWarning,
-                stacklevel=3,
             )
 
 
 def _warn_below_chance(scores: dict[tuple[str, str, str], ProbeResult]) -> None:
     for (stage, name, kind), result in scores.items():
         if result.excess < -4:
-            warnings.warn(
+            warn(
                 f"the {kind} probe reads {name!r} {stage} with {result.score:.3f}, which is below chance "
                 f"({result.chance:.3f}, {result.low:.3f} to {result.high:.3f}): the rows were balanced against the "
                 "metadata by the fit that made them, so this says nothing of new rows; pass the estimator as after=",
                 BelowChanceWarning,
-                stacklevel=3,
             )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import DesignWarning
+from residmix.errors import DesignWarning, warn
 from residmix.moments.fold import fold
 from residmix.scale import Location, Scale
 from residmix.sources.rows import Block, Rows
@@ -117,11 +116,10 @@ def shrink_levels(
         )
     if not usable.all():
         some = ", ".join(map(str, np.flatnonzero(~usable)[:5]))
-        warnings.warn(
+        warn(
             f"{np.sum(~usable)} of {usable.size} features (number {some}) do not vary inside some level; "
             "for these the plain level means are removed, without shrinkage",
             DesignWarning,
-            stacklevel=2,
         )
     gamma = shift[:, usable] / pooled[usable]
     if spread:

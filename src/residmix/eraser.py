@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from residmix._base import MetadataTransformer, refuse_frames
 from residmix._validation import check_choice, check_magnitudes
-from residmix.errors import DesignWarning, EntangledEffectsWarning
+from residmix.errors import DesignWarning, EntangledEffectsWarning, warn
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
 from residmix.progress import watched
@@ -261,26 +260,18 @@ def _block_rows(width: int) -> int:
 def _warn(found: Erasure, n_erased: int, metadata: Sequence[str], varies: bool) -> None:
     d, k = found.left.shape
     if metadata and not varies:
-        warnings.warn(
-            f"nothing is erased, because the metadata don't vary: {', '.join(map(repr, metadata[:8]))}",
-            DesignWarning,
-            stacklevel=4,
-        )
+        warn(f"nothing is erased, because the metadata don't vary: {', '.join(map(repr, metadata[:8]))}", DesignWarning)
     elif n_erased == 0:
-        warnings.warn(
-            "there is no metadata, so nothing is erased; give metadata= or a formula", DesignWarning, stacklevel=4
-        )
+        warn("there is no metadata, so nothing is erased; give metadata= or a formula", DesignWarning)
     elif k == d:
-        warnings.warn(
+        warn(
             f"{n_erased} design columns take all {d} directions of feature space: nothing but the mean is left; erase "
             "less, or use a Residualizer, which keeps what a row's own metadata do not explain",
             DesignWarning,
-            stacklevel=4,
         )
     if found.entangled > _ENTANGLED:
-        warnings.warn(
+        warn(
             "what is erased and what is preserved lie in nearly the same direction of feature space: canonical "
             f"correlation {found.entangled:.4f}; keeping the one blows up the other directions",
             EntangledEffectsWarning,
-            stacklevel=4,
         )

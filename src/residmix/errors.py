@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 __all__ = [
@@ -21,7 +23,11 @@ __all__ = [
     "ScaleWarning",
     "did_you_mean",
     "require_extra",
+    "warn",
 ]
+
+# Whose frames may lie between a line of the user's and what it leads to.
+_BETWEEN = frozenset({"residmix", "sklearn", "joblib", "torch"})
 
 
 class ResidmixWarning(UserWarning):
@@ -86,6 +92,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
     return f" - did you mean {close[0]!r}?" if close else ""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called the package: the innermost one that is neither ours nor of a library between.
+
+    How many frames lie between depends on the way taken (scikit-learn wraps methods, a Pipeline calls them), so a
+    fixed number would point into a library.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def require_extra(module: str, extra: str, purpose: str) -> MissingExtraError:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from residmix.errors import RareLevelWarning, ResidmixWarning
+from residmix.errors import RareLevelWarning, ResidmixWarning, warn
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
 from residmix.sources.rows import Block
@@ -231,11 +231,10 @@ def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_ro
     for column, levels in lacking.items():
         some = ", ".join(map(repr, list(levels)[:5])) + (f" and {len(levels) - 5} more" if len(levels) > 5 else "")
         many = f"{len(levels)} levels" if len(levels) > 1 else "1 level"
-        warnings.warn(
+        warn(
             f"{many} of {column!r} ({some}) {'are' if len(levels) > 1 else 'is'} in one fold only, so the fit of the "
             "others doesn't know the effect: the average one was taken from these rows; merge rare levels, use folds "
             "that share their levels, or say on_unknown='mean' or 'shrink' if this is meant",
             RareLevelWarning,
-            stacklevel=3,
         )
     return out

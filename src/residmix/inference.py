@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning
+from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, warn
 from residmix.moments.solve import LinearFit
 
 if TYPE_CHECKING:
@@ -240,41 +239,37 @@ def warn_of_fit(
     if fit.aliased and not penalised:
         told = "; ".join(aliases(fit, names, owners or {})[:8])
         more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
-        warnings.warn(
+        warn(
             f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Residuals don't depend on "
             "it; coefficients are those of least norm",
             CollinearityWarning,
-            stacklevel=6,
         )
     if len(correlations) and correlations[0] > _ENTANGLED:
-        warnings.warn(
+        warn(
             f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
             "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
             EntangledEffectsWarning,
-            stacklevel=6,
         )
     for told in nested:
-        warnings.warn(told, CollinearityWarning, stacklevel=6)
+        warn(told, CollinearityWarning)
     known = fit.count > 0
     if not known.all():
         absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])
-        warnings.warn(f"features without a single value, left as they are: {absent}", DesignWarning, stacklevel=6)
+        warn(f"features without a single value, left as they are: {absent}", DesignWarning)
     exact = known & (fit.tss > 0) & (fit.rss <= _ROUNDING**2 * fit.tss) & (fit.residual_degrees > 0)
     if exact.any():
         some = ", ".join(repr(str(name)) for name in np.asarray(features)[exact][:8])
-        warnings.warn(
+        warn(
             f"{exact.sum()} of {len(exact)} features are determined by the design ({some}): what is left of them is "
             "rounding, of which a scaler makes pure metadata; leave them out",
             DesignWarning,
-            stacklevel=6,
         )
     count = float(fit.count[known].min(initial=np.inf))
     columns = float(fit.degrees.max(initial=0.0))
     if columns > 0 and columns + 1 > count / 2:
         left = max(count - 1 - columns, 0.0) / max(count, 1.0)
-        warnings.warn(
+        warn(
             f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
             "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
             ManyColumnsWarning,
-            stacklevel=6,
         )

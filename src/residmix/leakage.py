@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import LeakageWarning
+from residmix.errors import LeakageWarning, warn
 
 __all__ = [
     "LOOKED_AT_ROWS",
@@ -361,7 +360,6 @@ def warn_of_leakage(
     *,
     effects: Mapping[str, Array] | None = None,
     least_squares: bool = True,
-    stacklevel: int = 2,
 ) -> bool:
     """Warn if a tree reads more of the metadata from residuals than the features told; return whether it does.
 
@@ -404,10 +402,9 @@ def warn_of_leakage(
         )
         if not least_squares:
             remedy = f"see whether the estimator fits the metadata's effects at all; {remedy}"
-    warnings.warn(
+    warn(
         f"residuals of {kind} ({names}) let a decision tree read {read} back: squared correlation "
         f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
         LeakageWarning,
-        stacklevel=stacklevel,
     )
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.columns import Metadata, all_finite, open_metadata
-from residmix.errors import DesignWarning, RareLevelWarning
+from residmix.errors import DesignWarning, RareLevelWarning, warn
 from residmix.expressions import Call, Column, Contrast, Terms
 from residmix.formula import FormulaError
 from residmix.levels import Levels, missing_error, sorted_levels
@@ -125,11 +124,10 @@ class Survey:
             if term.kind == "numeric" and tally is not None and tally.whole and tally.few is not None:
                 distinct = len(tally.few)
                 if distinct >= 3 and tally.rows >= 5 * distinct:
-                    warnings.warn(
+                    warn(
                         f"metadata column {term.name!r} holds only {distinct} distinct integers and enters as a "
                         f"straight line; write C({term.name}) if they are codes, I({term.name}) if they are amounts",
                         DesignWarning,
-                        stacklevel=4,
                     )
         rare = [
             f"{term.name}={level} ({count} row{'s' if count > 1 else ''})"
@@ -140,11 +138,10 @@ class Survey:
         ]
         if rare:
             more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""
-            warnings.warn(
+            warn(
                 f"too few rows to estimate the effect of {', '.join(rare[:8])}{more}: fewer than {RARE} rows are "
                 "fitted (nearly) exactly; merge such levels or shrink their effects",
                 RareLevelWarning,
-                stacklevel=4,
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from os import PathLike
@@ -16,10 +15,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from residmix.callbacks import FRAMES, CallbackSupportMixin, FitTasks, with_callbacks
+from residmix.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.checkpoint import fingerprint, run_starts
 from residmix.em import Acceleration, EMState, run_em
-from residmix.errors import DeadComponentWarning, ScaleWarning
+from residmix.errors import DeadComponentWarning, ScaleWarning, warn
 from residmix.families import (
     COVARIANCE_TYPES,
     MixtureParams,
@@ -364,25 +363,22 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
 
     def _warn(self, rows: Rows, revived: list[list[int]]) -> None:
         if revived:
-            warnings.warn(
+            warn(
                 f"components {revived[-1]} of {self.n_components} lost all their rows and were re-seeded "
                 f"({len(revived)} times in this fit); fewer components may fit as well",
                 DeadComponentWarning,
-                stacklevel=5 + FRAMES,
             )
         columns = overwhelmed_columns(rows, self.reg_covar)
         if columns.size:
-            warnings.warn(
+            warn(
                 f"reg_covar={self.reg_covar:g} is more than a tenth of the variance of columns "
                 f"{columns[:10].tolist()}: the covariances say more about reg_covar than about the data. Scale the "
                 "columns or lower reg_covar.",
                 ScaleWarning,
-                stacklevel=5 + FRAMES,
             )
         if not self.converged_ and self.max_iter > 0:
-            warnings.warn(
+            warn(
                 "Best performing initialization did not converge. Try different init parameters, or increase "
                 "max_iter, tol, or check for degenerate data.",
                 ConvergenceWarning,
-                stacklevel=5 + FRAMES,
             )

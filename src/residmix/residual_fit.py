@@ -187,7 +187,7 @@ class ResidualFit(MetadataTransformer):
                 assert design is not None
                 X, left = sample.X[:, some], residual[index][:, some]
                 columns = design.column_names[:p]
-                warn_of_leakage(X, left, sample.design, columns, names, least_squares=False, stacklevel=5)
+                warn_of_leakage(X, left, sample.design, columns, names, least_squares=False)
             return residual
         self._sample, self._last_look = Sample(), 0
         fit, moments = self._sampled_least_squares(rows)
@@ -198,7 +198,7 @@ class ResidualFit(MetadataTransformer):
                 rows, applied, design, scale=self.scale, shrinkage=pooled, reference=self.reference
             )
         self._set(fit, moments, applied, scale)
-        self._look_for_leakage(stacklevel=6)
+        self._look_for_leakage()
         return None
 
     def _sampled_least_squares(self, rows: Rows) -> tuple[LinearFit, LinearMoments | FactorMoments]:
@@ -210,7 +210,7 @@ class ResidualFit(MetadataTransformer):
             self._sample = self._sample.merged(own, LOOKED_AT_ROWS)
         return found
 
-    def _look_for_leakage(self, stacklevel: int) -> None:
+    def _look_for_leakage(self) -> None:
         """Warn if residuals of the sample give metadata back; look again only when the rows have doubled."""
         sample = self._sample.block
         if sample is None or self._sample.n_rows < 2 * self._last_look:
@@ -229,7 +229,6 @@ class ResidualFit(MetadataTransformer):
             self.design_columns_,
             self.features_[some].tolist(),
             effects=effects,
-            stacklevel=stacklevel,
         )
         self._last_look = _NEVER_AGAIN if told else self._sample.n_rows
 

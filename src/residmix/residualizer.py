@@ -239,7 +239,7 @@ class Residualizer(ResidualFit):
                 self._check_columns(X)
                 _, moments = self._sampled_least_squares(self._rows(table, sample_weight))
                 self._update(self._merged(moments))
-                self._look_for_leakage(stacklevel=4)
+                self._look_for_leakage()
         return self
 
     def merge(self, other: Residualizer) -> Self:
@@ -264,7 +264,7 @@ class Residualizer(ResidualFit):
             )
         self._update(self._merged(other.moments_))
         self._sample = self._sample.merged(other._sample, LOOKED_AT_ROWS)
-        self._look_for_leakage(stacklevel=4)
+        self._look_for_leakage()
         return self
 
     def adapt(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import DesignWarning
+from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
 from residmix.moments.fold import fold
 from residmix.moments.scatter import Scatter, block_scatter
@@ -123,11 +122,10 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
         if moving.max(initial=0.0) < 1e-7:
             break
     else:
-        warnings.warn(
+        warn(
             f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not settled in {_MAX_PASSES} passes "
             f"(last change of log variance {moving.max():.1e}); it is the last estimate",
             DesignWarning,
-            stacklevel=2,
         )
     coef += step
 
@@ -136,11 +134,10 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
     flat = varying & (lowest < np.log(10 * _FLOOR))
     if flat.any():
         some = ", ".join(map(str, np.flatnonzero(flat)[:5]))
-        warnings.warn(
+        warn(
             f"{flat.sum()} of {flat.size} features (number {some}) do not vary at all somewhere in the metadata, so "
             "their spread there cannot be brought to the pooled one; for these only the mean is adjusted",
             DesignWarning,
-            stacklevel=2,
         )
     use = varying & ~flat
     norm = np.log(np.where(use, left, 1.0) / np.where(use, squares, 1.0))

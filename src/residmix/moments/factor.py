@@ -9,7 +9,6 @@ gradients.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,7 +20,7 @@ from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpstrf
 from scipy.sparse.csgraph import connected_components
 
-from residmix.errors import DesignWarning
+from residmix.errors import DesignWarning, warn
 from residmix.moments.fold import fold
 from residmix.moments.levels import (
     FactorMoments,
@@ -250,11 +249,10 @@ def _iterative(
             direction = preconditioned + turn * direction
         left_over = float(np.sqrt(np.max(energy / np.where(goal > 0, goal, 1.0))))
         if left_over > 1e-9:
-            warnings.warn(
+            warn(
                 f"the effects of crossed factors did not converge in {_MAX_STEPS} steps: {left_over:.1e} of them is "
                 "left; their levels are hardly connected, so merge rare ones or remove one factor at a time",
                 DesignWarning,
-                stacklevel=2,
             )
         return out
 

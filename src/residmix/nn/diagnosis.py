@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from residmix.errors import CollapsedScaleWarning, DeadComponentWarning
+from residmix.errors import CollapsedScaleWarning, DeadComponentWarning, warn
 from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.training import History
 
@@ -56,27 +55,21 @@ def diagnose(
     return out
 
 
-def warn_of(diagnostics: dict[str, Any], *, max_epochs: int, stacklevel: int) -> None:
+def warn_of(diagnostics: dict[str, Any], *, max_epochs: int) -> None:
     """Warn of dead components (in more than half of the members), collapsed scales, and training that was cut off."""
     weights, dead = diagnostics["component_weights"], diagnostics["dead"]
     if 2 * len({m for m, _ in dead}) > len(weights):
-        warnings.warn(
+        warn(
             f"{len(dead)} of {weights.size} components have a mean weight below {_DEAD:.0%}: these data need fewer "
             f"than n_components={weights.shape[1]}",
             DeadComponentWarning,
-            stacklevel=stacklevel,
         )
     if diagnostics["at_floor"] > _MANY:
-        warnings.warn(
+        warn(
             f"{diagnostics['at_floor']:.0%} of the predicted scales sit at their lower bound: the target is nearly a "
             "function of the features, is constant, or repeats values; lower min_scale if it is the first",
             CollapsedScaleWarning,
-            stacklevel=stacklevel,
         )
     for what, stage in (("a member", diagnostics), ("the head of a member", diagnostics.get("head"))):
         if stage and 0 < stage["n_epochs"] == max_epochs == max(stage["best_epoch"]):
-            warnings.warn(
-                f"{what} was best at the last of max_epochs={max_epochs} epochs; more may help",
-                ConvergenceWarning,
-                stacklevel=stacklevel,
-            )
+            warn(f"{what} was best at the last of max_epochs={max_epochs} epochs; more may help", ConvergenceWarning)

@@ -320,7 +320,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         share = sample.weight.double().cpu() / float(sample.weight.sum())
         shift = float(np.log(self._y_scaling.scale).sum())
         self.diagnostics_ = diagnose(network(*rows), share, network.head.min_scale, stages, shift)
-        warn_of(self.diagnostics_, max_epochs=int(self.max_epochs), stacklevel=4)
+        warn_of(self.diagnostics_, max_epochs=int(self.max_epochs))
 
     @torch.no_grad()
     def predict_distribution(self, X: Any, *, metadata: Any = None) -> MixtureOfGaussians:

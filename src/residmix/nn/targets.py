@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import DiscreteTargetWarning
+from residmix.errors import DiscreteTargetWarning, warn
 from residmix.levels import MetadataValueError
 from residmix.metadata import Design
 from residmix.sources.rows import Block
@@ -190,11 +189,10 @@ def choose_likelihood(
         if coarse[j]:
             _warn_of_grid(j, steps[j], scale[j], wanted)
         elif masses := point_masses(column, weight):
-            warnings.warn(
+            warn(
                 f"target {j} has more than a tenth of its rows at the value {masses[0]:g}; a density can grow without "
                 "bound there, so judge this model by its CRPS",
                 DiscreteTargetWarning,
-                stacklevel=4,
             )
     floor = np.full(len(scale), min_scale)
     if wanted:
@@ -208,9 +206,8 @@ def _warn_of_grid(j: int, step: float, scale: float, interval: bool) -> None:
         if interval
         else "scales are kept above half a step; the CRPS is a better score than the log density"
     )
-    warnings.warn(
+    warn(
         f"target {j} has values that repeat on a grid of step {step:g}, coarse against its spread {scale:.3g}; a "
         f"density has no upper bound there: {remedy}",
         DiscreteTargetWarning,
-        stacklevel=5,
     )

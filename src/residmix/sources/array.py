@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import DesignWarning
+from residmix.errors import DesignWarning, warn
 from residmix.sources.checks import Finite, check_weight
 from residmix.sources.frames import (
     as_frame,
@@ -119,12 +118,11 @@ class MemoryTable(Table):
             others = set(self.columns) - set(names) - set(exclude)
             lost = objects_that_are_numbers(self.X, [name for name in self.columns if name in others])
             if lost:
-                warnings.warn(
+                warn(
                     f"columns that hold numbers as Python objects or sparsely are left out of the features: "
                     f"{', '.join(map(repr, lost[:8]))}; turn them into numbers (pandas: .astype(float)), or name the "
                     "features",
                     DesignWarning,
-                    stacklevel=2,
                 )
         return names
 
