@@ -123,3 +123,55 @@ def test_hostile_names_are_escaped_in_the_report(tmp_path):
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_help_calls_the_command_by_its_name():
+    assert run("--help").stdout.startswith("Usage: residmix [OPTIONS]")
+
+
+def test_the_data_are_never_overwritten_even_when_forced(files):
+    before = (files / "p.csv").read_bytes()
+    for option in ("--output", "--report"):
+        result = run("fit", files / "p.csv", *OPTIONS, option, files / "p.csv", "--force", code=1)
+        assert "is one of the files that are read" in result.stderr
+    assert (files / "p.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-o", "{}/none/m"), "the folder '{}/none' doesn't exist"),
+        (("--report", "{}/none/r.html"), "the folder '{}/none' doesn't exist"),
+        (("-o", "{}/both", "--report", "{}/both"), "--output and --report are both '{}/both'"),
+        (("--compare", "speces"), "unknown column 'speces' in {}/p.csv - did you mean 'species'?"),
+    ],
+)
+def test_what_cannot_be_written_or_compared_is_told_before_the_fit(options, message, files, monkeypatch):
+    monkeypatch.setattr(rm.ResidualMixture, "fit", lambda *args, **kwargs: pytest.fail("fitted"))
+    result = run("fit", files / "p.csv", *OPTIONS, *(option.format(files) for option in options), code=1)
+    assert message.format(files) in result.stderr
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"[a]": rng.normal(size=80), "site": ["x", "[/y]"] * 40, "group": ["[u]", "[/v]"] * 40})
+    table.to_parquet(tmp_path / "x.parquet")
+    shown = run("fit", tmp_path / "x.parquet", "--formula", "site", "-k", 1, "--compare", "group").stdout
+    assert all(shown.count(name) for name in ("[a]", "[u]", "[/v]"))
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_are_one_line_each_and_quiet_means_quiet(files):
+    options = (files / "p.csv", "--formula", "C(sex)", "--features", "year,body_mass_g", "-k", 1)
+    told = [line for line in run("fit", *options).stderr.splitlines() if "Warning" in line]
+    assert len(told) == 1
+    assert told[0].startswith("Warning: residuals of few-valued features ('year', 'body_mass_g')")
+    assert run("fit", *options, "--quiet").stderr == ""
+
+
+def test_missing_values_are_told_with_the_option_that_helps(tmp_path):
+    penguins(complete=False).to_csv(tmp_path / "p.csv", index=False)
+    for formula in ("C(sex)", "C(species)"):
+        result = run("fit", tmp_path / "p.csv", "--formula", formula, *OPTIONS[2:], code=1)
+        assert "--drop-missing leaves such rows out" in result.stderr
+        assert "missing=" not in result.stderr

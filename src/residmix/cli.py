@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -40,19 +41,33 @@ class Examples(click.Command):
 
 
 def told_plainly(function: F) -> F:
-    """Turn errors that a user can cause into one line and exit status 1; ``--debug`` shows the traceback."""
+    """Turn errors that a user can cause into one line and exit status 1; ``--debug`` shows the traceback.
+
+    A warning is a line on standard error, without the place in the code, which isn't the user's.
+    """
 
     @wraps(function)
     def told(*args: Any, **options: Any) -> Any:
         debug = options.pop("debug")
         try:
-            return function(*args, **options)
+            with warnings.catch_warnings():
+                if not debug:
+                    warnings.showwarning = lambda message, *place: _say(options["quiet"], f"Warning: {message}")
+                return function(*args, **options)
         except (ValueError, TypeError, OSError, ImportError) as error:
             if debug:
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_as_options(str(error))) from error
 
     return told  # type: ignore[return-value]
+
+
+def _as_options(message: str) -> str:
+    """Return an error in which remedies that are keyword arguments in Python are options of the command."""
+    remedy = "--drop-missing leaves such rows out"
+    if "; give missing=" in message:
+        return f"{message.partition('; give missing=')[0]}; {remedy}"
+    return message.replace("drop or impute such rows first", remedy)
 
 
 def shared_options(function: F) -> F:
@@ -67,7 +82,7 @@ def shared_options(function: F) -> F:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name="residmix", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="residmix")
 def main() -> None:
     """Take out what the metadata explains; model what is left as a mixture of Gaussians.
@@ -164,8 +179,15 @@ def fit(
 ) -> None:
     """Fit a ResidualMixture to DATA: a Parquet, Arrow or CSV file, a folder or a pattern of them."""
     from residmix.sources import scan
+    from residmix.sources.files import find_files
+    from residmix.sources.frames import require_columns
 
     table: Any = scan(data)
+    for path in (output, report):
+        if path is not None and path.exists() and any(path.samefile(source) for source in find_files(data)):
+            raise click.ClickException(f"the output {str(path)!r} is one of the files that are read; choose another")
+    if compare is not None:
+        require_columns((compare,), table.columns, data)
     names = tuple(name.strip() for name in features.split(",")) if features else None
     if drop_missing:
         table = _complete(table, formula, preserve, names, compare)
@@ -204,9 +226,14 @@ def _run(
     force: bool,
 ) -> None:
     """Fit, describe, write: what ``demo`` and ``fit`` share."""
-    for path in (model_path, report_path):
-        if path is not None and path.exists() and not force:
-            raise click.ClickException(f"{str(path)!r} exists; choose another name or pass --force")
+    written = [path for path in (model_path, report_path) if path is not None]
+    for target in written:
+        if target.exists() and not force:
+            raise click.ClickException(f"{str(target)!r} exists; choose another name or pass --force")
+        if not target.parent.is_dir():
+            raise click.ClickException(f"can't write {str(target)!r}: the folder {str(target.parent)!r} doesn't exist")
+    if len({path.resolve() for path in written}) < len(written):
+        raise click.ClickException(f"--output and --report are both {str(model_path)!r}; give them different names")
 
     from residmix.conditional import ResidualMixture
     from residmix.persistence import save
@@ -253,8 +280,6 @@ def _run(
 
 def _measured(shown: pd.DataFrame, model: Any, labels: Any) -> Any:
     """Measure the metadata in features and residuals; the residualizer is fitted anew in each fold."""
-    import warnings
-
     from residmix.diagnostics import association
     from residmix.errors import ResidmixWarning
     from residmix.residualizer import Residualizer
@@ -327,7 +352,8 @@ def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     # a width for pipes: rich would wrap at 80 and cut the tables
-    return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() else 110)
+    # without markup: a name such as "[a]" is a name and no style
+    return Console(stderr=stderr, highlight=False, markup=False, width=None if sys.stdout.isatty() else 110)
 
 
 def _say(quiet: bool, text: str) -> None:
@@ -372,4 +398,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
         console.print(f"Agreement with {reference['name']}: adjusted Rand index {reference['ari']:.3f}")
     console.print(f"Log-likelihood per row: {summary['fit']['log_likelihood_per_row']:.4f}")
     for alert in summary["alerts"]:
-        console.print(f"[yellow]Note:[/yellow] {alert}")
+        console.print(f"Note: {alert}")
