@@ -329,6 +329,16 @@ def test_odd_column_names_survive_saving():
     np.testing.assert_array_equal(again.matrix(frame).dense, design.matrix(frame).dense)
 
 
+@pytest.mark.parametrize("level", ["b\tx", "b\u00a0x", "b'x", "b\u200bx"])
+def test_levels_of_any_characters_in_a_formula_survive_saving(level):
+    frame = pd.DataFrame({"site": [level, "a", "c"] * 5})
+    quote = '"' if "'" in level else "'"
+    for written in (f"contr.treatment({quote}{level}{quote})", f"levels=[{quote}{level}{quote}, 'c', 'a']"):
+        design = fit(frame, f"C(site, {written})")
+        again = Design.from_dict(json.loads(json.dumps(design.to_dict())))
+        np.testing.assert_array_equal(again.matrix(frame).dense, design.matrix(frame).dense)
+
+
 def test_a_tampered_file_passes_the_guard_again():
     saved = fit(table(), "age").to_dict()
     saved["terms"][0]["factors"] = ["{__import__('os').system('true')}"]

@@ -63,6 +63,18 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
             self.feature_names_in_ = self.features_
             self.n_features_in_ = len(self.features_)
 
+    def _check_metadata(self, X: Any, metadata: Any) -> None:
+        """Check that further rows come with metadata if the first ones did."""
+        if metadata is not None and self.design_ is None:
+            raise ValueError(
+                f"metadata= is given, but this {type(self).__name__} was fitted without any, so it takes nothing out; "
+                "fit it with metadata="
+            )
+        if metadata is None and self._apart and self.design_ is not None and hasattr(X, "shape"):
+            raise ValueError(
+                f"metadata is needed: this {type(self).__name__} was fitted with metadata=; pass it here too"
+            )
+
     def _check_columns(self, X: Any) -> None:
         """Check that X is as in fit, where it holds the features and nothing else."""
         if self.design_ is None or self._apart:

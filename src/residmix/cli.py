@@ -304,11 +304,13 @@ def _features(
 ) -> tuple[str, ...]:
     """Return the feature columns: the ones asked for, else the numeric ones with no other role."""
     from residmix.sources import as_table
+    from residmix.sources.frames import row_labels
 
     if features is not None:
         return features
     taken = {*_metadata_columns(formula), *(_metadata_columns(preserve) if preserve else ()), compare}
-    found = tuple(name for name in as_table(table).numeric_columns if name not in taken)
+    numeric = as_table(table).numeric_columns
+    found = tuple(name for name in numeric if name not in taken and name not in row_labels(numeric))
     if not found:
         raise click.ClickException("no numeric column is left to be a feature; name them with --features")
     return found

@@ -147,6 +147,8 @@ class Eraser(MetadataTransformer):
 
         The first call learns the design, so its rows must show every level.
         """
+        if hasattr(self, "moments_"):
+            self._check_metadata(X, metadata)
         for table in as_table(X, metadata=metadata).batches():
             if not hasattr(self, "moments_"):
                 self._start(X, table, sample_weight)

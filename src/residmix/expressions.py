@@ -90,7 +90,7 @@ class Contrast:
 
     @property
     def text(self) -> str:
-        return self.name if self.base is None else f"{self.name}({self.base!r})"
+        return self.name if self.base is None else f"{self.name}({_written(self.base)})"
 
 
 Literal = str | float | bool | None | Contrast | tuple["str | float | bool | None", ...]
@@ -133,7 +133,16 @@ Terms = tuple[tuple[Column | Call, ...], ...]  # a term is the product of its fa
 def _shown(value: Literal) -> str:
     if isinstance(value, Contrast):
         return value.text
-    return repr(list(value)) if isinstance(value, tuple) else repr(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    return _written(value)
+
+
+def _written(value: str | float | bool | None) -> str:
+    """Return a literal as a formula has it: without the escapes of Python, which formulas don't let through."""
+    if not isinstance(value, str):
+        return repr(value)
+    return f"'{value}'" if "'" not in value else f'"{value}"'
 
 
 def quoted(name: str) -> str:

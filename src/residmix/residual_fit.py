@@ -337,6 +337,8 @@ class ResidualFit(MetadataTransformer):
         return affine if self.scale_ is None else rescaled(affine, self._applied, self.scale_, spreads)
 
     def _new_rows(self, X: Any, metadata: Any, check: bool = True) -> Rows:
+        if self.design_ is None:
+            self._check_metadata(X, metadata)
         if self.design_ is None or not self.design_.columns:
             metadata = None
         elif self._apart and metadata is None and not isinstance(X, Table):

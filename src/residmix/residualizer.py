@@ -231,6 +231,8 @@ class Residualizer(ResidualFit):
         so a design whose condition number is above 1e3 keeps fewer digits than `fit` gives it.
         """
         self._refuse_moments_alone()
+        if hasattr(self, "moments_"):
+            self._check_metadata(X, metadata)
         for table in as_table(X, metadata=metadata).batches():
             if not hasattr(self, "moments_"):
                 self._start(X, table, sample_weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import narwhals.stable.v2 as nw
@@ -228,10 +228,16 @@ def _features(X: Any, name: str) -> NDArray[Any] | Frame:
         return frame
     from sklearn.utils import check_array
 
-    X = check_array(
-        unmasked(X), dtype=[np.float64, np.float32], ensure_all_finite=False, input_name=name, accept_sparse=False
-    )
-    return np.asarray(X)
+    options = {"dtype": [np.float64, np.float32], "ensure_all_finite": False, "input_name": name}
+    try:
+        return np.asarray(check_array(unmasked(X), accept_sparse=False, **options))
+    except ValueError as error:
+        if nw.dependencies.is_pandas_dataframe(X) and "could not convert" in str(error):
+            raise ValueError(
+                f"{error}. The columns of {name} are labelled {X.columns[0]!r} and so on, not by strings, so they are "
+                "taken as a plain array of numbers; rename them by strings if some are metadata"
+            ) from None
+        raise
 
 
 def _refuse_empty(shape: tuple[int, int], name: str) -> None:
@@ -253,6 +259,11 @@ def clean_metadata(metadata: Any) -> NDArray[Any] | Frame:
     """
     if is_frame(metadata) and has_names(metadata):
         return as_frame(metadata, "metadata")
+    if isinstance(metadata, Mapping) or (getattr(metadata, "dtype", None) is not None and metadata.dtype.names):
+        raise TypeError(
+            f"metadata is {'a structured array' if hasattr(metadata, 'dtype') else f'a {type(metadata).__name__}'}; "
+            "pass a data frame (pandas.DataFrame(metadata))"
+        )
     if hasattr(metadata, "tocsr"):
         raise TypeError("metadata is a sparse matrix; pass a dense array or a data frame (metadata.toarray())")
     values = np.asarray(unmasked(metadata))
@@ -262,6 +273,11 @@ def clean_metadata(metadata: Any) -> NDArray[Any] | Frame:
         raise ValueError(f"metadata must be one value or one row for each row of X; got shape {values.shape}")
     if values.dtype.kind in "iuf":
         return values
+    if values.dtype.kind in "mM":
+        raise TypeError(
+            f"metadata holds {values.dtype}, which is neither numbers nor labels; turn it into a number (for example "
+            "days since a date) or into text"
+        )
     if values.dtype.kind == "c":
         raise ValueError("metadata is complex; pass real numbers (two columns, if both parts matter)")
     return frame_of_strings(values)

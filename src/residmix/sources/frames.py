@@ -25,6 +25,7 @@ __all__ = [
     "pandas_view",
     "refuse_other_order",
     "require_columns",
+    "row_labels",
     "unmasked",
 ]
 
@@ -71,7 +72,19 @@ def as_frame(data: Any, name: str) -> nw.DataFrame[Any]:
         if label in seen:
             raise ValueError(f"{name} has two columns named {label!r}; rename or drop one")
         seen.add(label)
-    return nw.from_native(data, eager_only=True)
+    return nw.from_native(_ordinary_numbers(data), eager_only=True)
+
+
+def _ordinary_numbers(data: Any) -> Any:
+    """Return a frame whose numbers are in the byte order of the machine and of a size that every library knows."""
+    if not nw.dependencies.is_pandas_dataframe(data):
+        return data
+    odd = {
+        name: np.float64 if dtype == np.longdouble else dtype.newbyteorder("=")
+        for name, dtype in data.dtypes.items()
+        if isinstance(dtype, np.dtype) and (not dtype.isnative or (dtype == np.longdouble and dtype != np.float64))
+    }
+    return data.astype(odd) if odd else data
 
 
 def refuse_other_order(X: Any, other: Any, name: str) -> None:
@@ -138,6 +151,11 @@ def frame_of_strings(values: NDArray[Any]) -> nw.DataFrame[Any]:
         else:
             columns[f"m{j}"] = pa.array(column)
     return nw.from_native(pa.table(columns), eager_only=True)
+
+
+def row_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Return which columns are row names or numbers that were written along: R and pandas leave their heading empty."""
+    return tuple(name for name in names if name in ("", "Unnamed: 0"))
 
 
 def numeric_names(frame: nw.DataFrame[Any]) -> tuple[str, ...]:

@@ -140,12 +140,15 @@ def fold_groups(results: Iterable[T], merge: Callable[[T, T], T], size: int) -> 
 def concatenate(blocks: list[Block]) -> Block:
     """Join blocks into one; ``start`` is the first one's."""
     first = blocks[0]
+    weights = None
+    if any(block.weight is not None for block in blocks):
+        weights = np.concatenate([np.ones(b.n_rows) if b.weight is None else b.weight for b in blocks])
     return Block(
         first.start,
         np.concatenate([block.X for block in blocks]),
         None if first.design is None else np.concatenate([b.design for b in blocks if b.design is not None]),
         tuple(np.concatenate(codes) for codes in zip(*(block.codes for block in blocks), strict=True)),
-        None if first.weight is None else np.concatenate([b.weight for b in blocks if b.weight is not None]),
+        weights,
     )
 
 

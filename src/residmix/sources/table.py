@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from residmix.sources.frames import is_frame, require_columns
+from residmix.errors import DesignWarning, warn
+from residmix.sources.frames import is_frame, require_columns, row_labels
 from residmix.sources.rows import Block, Rows
 
 if TYPE_CHECKING:
@@ -76,6 +77,14 @@ class Table(ABC):
             if self.has_metadata:
                 return self.columns
             names = tuple(name for name in self.numeric_columns if name not in others)
+            labels = row_labels(names)
+            if labels:
+                warn(
+                    f"column {labels[0]!r} seems to hold row numbers that were written along with the table, and is "
+                    "left out of the features; drop it, or name the features",
+                    DesignWarning,
+                )
+                names = tuple(name for name in names if name not in labels)
             if not names:
                 raise ValueError(f"no numeric column is left to be a feature; the table has {', '.join(self.columns)}")
             return names
@@ -161,6 +170,10 @@ def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
     for data, called in ((X, name), (metadata, "metadata")):
         if _is_path(data):
             raise TypeError(f"{called} is a path; read it with residmix.scan({os.fspath(data)!r})")
+        if type(data).__name__ == "AnnData":
+            raise TypeError(
+                f"{called} is an AnnData object; read it with residmix.anndata.from_anndata(adata, formula)"
+            )
     if isinstance(metadata, Table):
         metadata = _gathered(metadata)
     if isinstance(X, Table):

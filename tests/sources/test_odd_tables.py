@@ -1,0 +1,66 @@
+"""Tables as files and other programs leave them: row numbers, foreign byte orders, labels that aren't names."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+import residmix as rm
+from residmix.errors import DesignWarning
+
+RNG = np.random.default_rng(0)
+TABLE = pd.DataFrame({"x": RNG.normal(size=60), "y": RNG.normal(size=60), "age": RNG.normal(size=60)})
+TABLE["site"] = np.tile(["a", "b", "c"], 20)
+
+
+@pytest.mark.parametrize("read", [rm.scan, pl.read_csv, pd.read_csv], ids=["scan", "polars", "pandas"])
+def test_row_numbers_that_were_written_along_are_no_feature(read, tmp_path):
+    TABLE.to_csv(tmp_path / "t.csv")  # as R's write.csv does, with row names under an empty heading
+    with pytest.warns(DesignWarning, match="seems to hold row numbers that were written along"):
+        model = rm.Residualizer("site + age").fit(read(tmp_path / "t.csv"))
+    assert list(model.features_) == ["x", "y"]
+    # pandas reads text to the last bit but one
+    np.testing.assert_allclose(model.coef_, rm.Residualizer("site + age").fit(TABLE).coef_, rtol=1e-12)
+
+
+def test_row_numbers_that_are_named_are_a_feature(tmp_path):
+    TABLE.to_csv(tmp_path / "t.csv")
+    assert list(rm.Residualizer("site", features=["", "x"]).fit(rm.scan(tmp_path / "t.csv")).features_) == ["", "x"]
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i4", np.longdouble])
+def test_numbers_in_another_byte_order_or_size_are_numbers(dtype):
+    whole = TABLE.assign(x=np.arange(60) % 7, age=(TABLE.age * 10).round())
+    there = whole.astype({"x": dtype, "age": dtype})
+    model = rm.Residualizer("age + site").fit(there)
+    assert list(model.features_) == ["x", "y"]
+    expected = rm.Residualizer("age + site").fit(whole).transform(whole)
+    np.testing.assert_array_equal(model.transform(there), expected)
+    metadata = whole[["age", "site"]].astype({"age": dtype})
+    apart = rm.Residualizer().fit_transform(whole[["x", "y"]].astype({"x": dtype}), metadata=metadata)
+    np.testing.assert_array_equal(apart, expected)
+
+
+@pytest.mark.parametrize("columns", [range(4), pd.MultiIndex.from_product([["f", "m"], ["x", "y"]])])
+def test_text_under_labels_that_are_no_strings_is_told_what_it_needs(columns):
+    with pytest.raises(ValueError, match=r"could not convert .*not by strings.*rename them by strings"):
+        rm.Residualizer("site").fit(TABLE.set_axis(columns, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (TABLE[["age"]].to_records(index=False), "metadata is a structured array; pass a data frame"),
+        ({"age": TABLE.age}, "metadata is a dict; pass a data frame"),
+        (np.datetime64("2020-01-01") + np.arange(60), r"metadata holds datetime64\[D\], which is neither numbers nor"),
+    ],
+)
+def test_metadata_of_other_kinds_are_refused_with_what_to_do(metadata, message):
+    with pytest.raises(TypeError, match=message):
+        rm.Residualizer().fit(TABLE[["x", "y"]].to_numpy(), metadata=metadata)
+
+
+def test_an_anndata_object_is_told_where_to_go():
+    with pytest.raises(TypeError, match=r"X is an AnnData object; .*residmix\.anndata\.from_anndata"):
+        rm.Residualizer("site").fit(anndata.AnnData(TABLE[["x", "y"]].to_numpy()))

@@ -1,0 +1,50 @@
+"""Rows that come later are taken as the first ones were, or refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import residmix as rm
+
+RNG = np.random.default_rng(0)
+X, AGE = RNG.normal(size=(100, 2)), RNG.normal(size=100)
+WEIGHT = RNG.uniform(0.5, 2.0, 100)
+
+
+@pytest.mark.parametrize("weighted_first", [True, False])
+def test_weights_may_come_with_some_of_the_parts_only(weighted_first):
+    parts = [(X[:60], AGE[:60], WEIGHT[:60]), (X[60:], AGE[60:], None)]
+    model = rm.Residualizer()
+    for part, age, weight in parts if weighted_first else parts[::-1]:
+        model.partial_fit(part, metadata=age, sample_weight=weight)
+    whole = rm.Residualizer().fit(X, metadata=AGE, sample_weight=np.r_[WEIGHT[:60], np.ones(40)])
+    np.testing.assert_allclose(model.coef_, whole.coef_, rtol=1e-12)
+
+
+def test_models_with_and_without_weights_merge():
+    one = rm.Residualizer().fit(X, metadata=AGE, sample_weight=WEIGHT)
+    both = one.merge(rm.Residualizer().fit(X, metadata=AGE))
+    np.testing.assert_allclose(
+        both.coef_, rm.Residualizer().fit(X, metadata=AGE, sample_weight=WEIGHT + 1).coef_, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("kind", [rm.Residualizer, rm.Eraser])
+@pytest.mark.filterwarnings("ignore:there is no metadata")
+def test_metadata_that_come_with_some_of_the_parts_only_are_refused(kind):
+    with pytest.raises(ValueError, match=r"metadata= is given, but this .* was fitted without any"):
+        kind().partial_fit(X).partial_fit(X, metadata=AGE)
+    for rows in (X, pd.DataFrame(X)):
+        with pytest.raises(ValueError, match=r"metadata is needed: this .* was fitted with metadata="):
+            kind().partial_fit(rows, metadata=AGE).partial_fit(rows)
+
+
+def test_transform_does_not_ignore_metadata_that_fit_did_not_get():
+    with pytest.raises(ValueError, match="metadata= is given, but this Residualizer was fitted without any"):
+        rm.Residualizer().fit(X).transform(X, metadata=AGE)
+
+
+def test_batches_bring_their_own_metadata_to_further_rows():
+    batches = [(X[:50], AGE[:50]), (X[50:], AGE[50:])]
+    model = rm.Residualizer().partial_fit(iter(batches)).partial_fit(iter(batches))
+    np.testing.assert_allclose(model.coef_, rm.Residualizer().fit(X, metadata=AGE).coef_, rtol=1e-12)
