@@ -18,7 +18,7 @@ from residmix.dependence import (
     share_interval,
 )
 from residmix.diagnostics import association
-from residmix.errors import BelowChanceWarning, LeakageWarning
+from residmix.errors import BelowChanceWarning, LeakageWarning, RareLevelWarning
 
 FAST = {"n_permutations": 39, "max_rows": 400, "n_splits": 3}
 
@@ -262,3 +262,11 @@ def test_what_cannot_be_measured_is_one_clear_error(options, message):
     X, metadata = sites(40)
     with pytest.raises(ValueError, match=message):
         association(X, **{"metadata": metadata, **FAST, **options})
+
+
+def test_a_label_for_each_row_is_measured_without_a_flood_of_warnings():
+    rng = np.random.default_rng(0)
+    labels = np.array([f"s{i}" for i in range(60)])
+    with pytest.warns(RareLevelWarning) as told:
+        association(rng.normal(size=(60, 1)), labels, n_permutations=19)
+    assert len(told) == 1

@@ -699,3 +699,20 @@ def test_only_another_residualizer_is_merged():
         model.merge(Eraser("age", features=["thickness", "volume"]).fit(data))
     with pytest.raises(TypeError, match="merge takes another Eraser, not Residualizer"):
         Eraser("age", features=["thickness", "volume"]).fit(data).merge(model)
+
+
+def test_metadata_given_in_the_place_of_the_target_are_told():
+    rng = np.random.default_rng(0)
+    X, age = rng.normal(size=(50, 2)), rng.normal(size=50)
+    for call in (Residualizer().fit, Residualizer().fit_transform):
+        with pytest.warns(DesignWarning, match="the second argument of fit is a target, which is ignored"):
+            call(X, age)
+    Residualizer().fit(X)  # without metadata on purpose
+    Residualizer().fit(X, age > 0, metadata=age)
+
+
+def test_the_summary_says_that_absorbed_levels_count_in_the_rank(capsys):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(900, 2)), columns=["x", "age"]).assign(g=[f"g{i % 300}" for i in range(900)])
+    Residualizer("g + age", features=["x"]).fit(table).summary()
+    assert "rank 300 of 1 and the levels of absorbed factors, condition" in capsys.readouterr().out

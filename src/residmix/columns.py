@@ -241,6 +241,8 @@ def _series_cells(name: str, series: Any) -> Cells:
         return Cells("empty", None, gaps)
     if dtype in (nw.String, nw.Categorical, nw.Enum, nw.Boolean):
         return Cells("label", None, gaps)
+    if dtype == nw.Binary:
+        raise TypeError(f"metadata column {name!r} holds bytes, no text; decode it, or save its file as UTF-8")
     if dtype != nw.Object:
         kind = getattr(series.to_native(), "dtype", dtype) if dtype == nw.Unknown else dtype
         raise TypeError(

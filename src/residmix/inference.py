@@ -167,9 +167,10 @@ def summary_text(
     """
     r2 = explained(fit)
     rows = int(fit.count.max(initial=0))
+    beside = " and the levels of absorbed factors" if any(where.start == where.stop for _, where, _ in terms) else ""
     lines = [
         f"{len(features)} features on {len(columns)} design columns, {rows} rows",
-        f"rank {fit.rank} of {len(columns)}, condition number {fit.condition_number:.3g}, "
+        f"rank {fit.rank} of {len(columns)}{beside}, condition number {fit.condition_number:.3g}, "
         f"residual degrees of freedom {fit.residual_degrees[fit.count > 0].min(initial=np.inf):g}",
         f"R2: median {np.median(r2):.3f}, from {r2.min():.3f} to {r2.max():.3f}",
     ]

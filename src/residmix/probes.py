@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,10 @@ def probe(
             continue
         X = features(int(fold))
         X = _filled(X, X[train])
-        learner = _learner(kind, bool(variable.levels), seed).fit(X[train], target[train])
+        with warnings.catch_warnings():
+            # a factor of nearly a level a row is one still
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater than")
+            learner = _learner(kind, bool(variable.levels), seed).fit(X[train], target[train])
         if kind == "nonlinear":
             learner.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
         if variable.levels:

@@ -14,6 +14,7 @@ from residmix._validation import check_choice, check_design_moments
 from residmix.adjustment import adjusted, of_features, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design import Design
+from residmix.errors import DesignWarning, warn
 from residmix.later_batches import Frozen, LaterBatches
 from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
 from residmix.level_totals import LevelTotals
@@ -110,6 +111,15 @@ class ResidualFit(MetadataTransformer):
         with watched(rows, quiet=quiet) as seen:
             # moments of features with gaps are sound numbers: unless gaps are allowed, each block must be looked at
             return rows, self._solve(seen if allow_nan else seen.mapped(_as_it_is))
+
+    def _warn_of_target(self, y: Any) -> None:
+        """Warn if there is a target but no metadata, which were perhaps given in its place."""
+        if y is not None and self.design_ is None:
+            warn(
+                "there is no metadata, so only the means are taken out; the second argument of fit is a target, which "
+                "is ignored: give metadata= or a formula",
+                DesignWarning,
+            )
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         """Check parameters, learn the design, settle the features."""

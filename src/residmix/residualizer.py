@@ -210,11 +210,13 @@ class Residualizer(ResidualFit):
             For input that can't be used, with what to do about it.
         """
         self._fit(X, metadata, sample_weight)
+        self._warn_of_target(y)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the residuals (n, d) of the same rows."""
         rows, residual = self._fit(X, metadata, sample_weight)
+        self._warn_of_target(y)
         if residual is not None:
             return residual
         if self.residuals == "cross-fitted":

@@ -64,3 +64,40 @@ def test_metadata_of_other_kinds_are_refused_with_what_to_do(metadata, message):
 def test_an_anndata_object_is_told_where_to_go():
     with pytest.raises(TypeError, match=r"X is an AnnData object; .*residmix\.anndata\.from_anndata"):
         rm.Residualizer("site").fit(anndata.AnnData(TABLE[["x", "y"]].to_numpy()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x;site\n1;a\n", "its columns are separated by ';', not by ','"),
+        ("x\tsite\n1\ta\n", r"its columns are separated by '\\t', not by ','"),
+        ("x,site,x\n1,a,2\n", "it has two columns named 'x'; rename or drop one"),
+        ('"x, y",site,"x, y"\n1,a,2\n', "it has two columns named 'x, y'"),
+    ],
+)
+def test_a_csv_file_with_another_heading_is_told_so(text, message, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(OSError, match=message):
+        rm.scan(tmp_path / "t.csv")
+
+
+def test_separators_inside_quoted_names_are_part_of_them(tmp_path):
+    (tmp_path / "t.csv").write_text('"x; y","a, b"\n1,2\n')
+    assert rm.scan(tmp_path / "t.csv").columns == ("x; y", "a, b")
+
+
+def test_text_that_is_not_utf8_is_told_so(tmp_path):
+    (tmp_path / "t.csv").write_bytes("x,site\n1,Köln\n2,Ulm\n".encode("latin-1"))
+    with pytest.raises(TypeError, match="'site' holds bytes, no text; decode it, or save its file as UTF-8"):
+        rm.Residualizer("site").fit(rm.scan(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("rows", [slice(None, -1), slice(-1, None, -1)], ids=["shifted", "reversed"])
+def test_results_are_not_put_where_rows_are_still_to_be_read(rows):
+    X = RNG.normal(size=(100, 2))
+    age = RNG.normal(size=len(X))[: len(X[rows])]
+    before = X.copy()
+    model = rm.Residualizer().fit(X[rows], metadata=age)
+    with pytest.raises(ValueError, match="out overlaps X without being it"):
+        model.transform(X[rows], metadata=age, out=X[-len(age) :])
+    np.testing.assert_array_equal(X, before)

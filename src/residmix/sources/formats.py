@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from abc import ABC, abstractmethod
@@ -235,6 +236,7 @@ class Csv(Part):
         schema: pa.Schema | None = None
         with open(path, "rb") as file:
             header = file.readline()
+            _check_header(header.decode("utf-8", errors="replace"), "\t" if path.suffix.lower() == ".tsv" else ",")
             offset = file.tell()
             while chunk := file.read(_CSV_BYTES):
                 chunk += file.readline()
@@ -263,14 +265,26 @@ class Csv(Part):
                 yield _table(table.slice(first, last - first))
 
 
-def _parse(path: Path, text: bytes, types: dict[str, pa.DataType] | None = None) -> pa.Table:
-    from pyarrow import csv
+def _check_header(line: str, separator: str) -> None:
+    """Raise ValueError if a header is separated otherwise, or names a column twice."""
+    if separator not in line:
+        for other in (";", "\t", ",", "|"):
+            if other in line:
+                raise ValueError(f"its columns are separated by {other!r}, not by {separator!r}: {line.strip()[:60]!r}")
+    names = next(csv.reader([line], delimiter=separator), [])
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ValueError(f"it has two columns named {name!r}; rename or drop one")
 
-    return csv.read_csv(
+
+def _parse(path: Path, text: bytes, types: dict[str, pa.DataType] | None = None) -> pa.Table:
+    from pyarrow import csv as reader
+
+    return reader.read_csv(
         io.BytesIO(text),
-        read_options=csv.ReadOptions(use_threads=n_threads() > 1),
-        parse_options=csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ","),
-        convert_options=csv.ConvertOptions(
+        read_options=reader.ReadOptions(use_threads=n_threads() > 1),
+        parse_options=reader.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ","),
+        convert_options=reader.ConvertOptions(
             column_types=types, include_columns=None if types is None else list(types), strings_can_be_null=True
         ),
     )
