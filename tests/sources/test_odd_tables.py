@@ -81,6 +81,13 @@ def test_a_csv_file_with_another_heading_is_told_so(text, message, tmp_path):
         rm.scan(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_heading_that_is_not_utf8_is_told_with_its_file(encoding, tmp_path):
+    (tmp_path / "t.csv").write_bytes("x,Köln\n1,2\n".encode(encoding))
+    with pytest.raises(OSError, match=r"t\.csv': its heading is no UTF-8 text; save it as UTF-8"):
+        rm.scan(tmp_path / "t.csv")
+
+
 def test_separators_inside_quoted_names_are_part_of_them(tmp_path):
     (tmp_path / "t.csv").write_text('"x; y","a, b"\n1,2\n')
     assert rm.scan(tmp_path / "t.csv").columns == ("x; y", "a, b")

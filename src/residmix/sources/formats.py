@@ -236,7 +236,7 @@ class Csv(Part):
         schema: pa.Schema | None = None
         with open(path, "rb") as file:
             header = file.readline()
-            _check_header(header.decode("utf-8", errors="replace"), "\t" if path.suffix.lower() == ".tsv" else ",")
+            _check_header(header, "\t" if path.suffix.lower() == ".tsv" else ",")
             offset = file.tell()
             while chunk := file.read(_CSV_BYTES):
                 chunk += file.readline()
@@ -265,8 +265,12 @@ class Csv(Part):
                 yield _table(table.slice(first, last - first))
 
 
-def _check_header(line: str, separator: str) -> None:
-    """Raise ValueError if a header is separated otherwise, or names a column twice."""
+def _check_header(header: bytes, separator: str) -> None:
+    """Raise ValueError if a header isn't UTF-8, is separated otherwise, or names a column twice."""
+    try:
+        line = header.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("its heading is no UTF-8 text; save it as UTF-8") from None
     if separator not in line:
         for other in (";", "\t", ",", "|"):
             if other in line:
