@@ -6,6 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+import residmix as rm
 from residmix.errors import DesignWarning, RareLevelWarning
 from residmix.metadata import fit_design
 
@@ -103,6 +104,15 @@ def test_missing_metadata_is_an_error_that_counts_it(column):
             ValueError, match=rf"'{column}' has {count} \(the first in row {first}\); give missing='mean'"
         ):
             use()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_a_value_that_is_no_number_is_found_in_any_column_of_an_array(column, bad):
+    metadata = np.random.default_rng(0).normal(size=(20, 3))
+    metadata[7, column] = bad
+    with pytest.raises(ValueError, match=rf"metadata column 'm{column}' (has|holds) 1 .*row 7"):
+        rm.Residualizer().fit(np.zeros((20, 2)), metadata=metadata)
 
 
 def test_missing_as_mean_puts_the_training_mean_and_the_mean_of_the_levels():

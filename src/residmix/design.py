@@ -287,7 +287,8 @@ class Design:
                 gaps = np.isnan(column)
                 if gaps.any() and self.missing == "error":
                     raise missing_error(name, gaps)
-                column[gaps] = self._learned.fills[name]
+                if gaps.any():
+                    column[gaps] = self._learned.fills[name]
         return matrix
 
     def _of_width(self, matrix: NDArray[Any]) -> NDArray[Any]:
