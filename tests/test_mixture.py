@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Reference
 
-from residmix import GaussianMixture
+from residmix import GaussianMixture, ResidualMixture
 from residmix.errors import ScaleWarning
 from residmix.families import make_params
 from residmix.mixture_vector import pack, unpack
@@ -76,6 +76,49 @@ def test_bad_weights_are_one_clear_error():
         GaussianMixture().fit(IRIS, sample_weight=np.zeros(150))
     with pytest.raises(ValueError, match="Negative values"):
         GaussianMixture().fit(IRIS, sample_weight=np.full(150, -1.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_weights_count_as_their_proportions_do(family):
+    # importance weights are known up to a factor; 1e-30 is below what is left out of a row of weight 1
+    weight = np.random.default_rng(0).uniform(0.1, 1, 150)
+    setting = {"n_components": 3, "covariance_type": family, "tol": 1e-9, **given(family)}
+    tiny = GaussianMixture(**setting).fit(IRIS, sample_weight=weight * 2.0**-300)
+    plain = GaussianMixture(**setting).fit(IRIS, sample_weight=weight)
+    np.testing.assert_allclose(tiny.covariances_, plain.covariances_, rtol=1e-9)
+    assert tiny.lower_bound_ == pytest.approx(plain.lower_bound_, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.zeros(150), "0 for every row"),
+        (np.ones(3), r"each of the 150 rows; got shape \(3,\)"),
+        (-IRIS[:, 0], "row 0"),
+    ],
+)
+def test_scores_check_their_weights_as_fits_do(weight, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(random_state=0).fit(IRIS).score(IRIS, sample_weight=weight)
+    with pytest.raises(ValueError, match=message):
+        ResidualMixture(1, random_state=0).fit(IRIS).score(IRIS, sample_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("changed", "columns"), [({"n_components": 3}, 4), ({"covariance_type": "diag"}, 4), ({}, 3)], ids=str
+)
+def test_a_fit_goes_on_only_with_a_model_of_its_own_size_and_family(changed, columns):
+    model = GaussianMixture(2, warm_start=True, random_state=0).fit(IRIS).set_params(**changed)
+    with pytest.raises(ValueError, match=r"warm_start goes on from .* means of shape \(2, 4\).*clone"):
+        model.fit(IRIS[:, :columns])
+    if changed:
+        with pytest.raises(ValueError, match="partial_fit goes on from"):
+            model.partial_fit(IRIS)
+
+
+def test_an_iterator_that_can_be_read_once_is_refused_by_fit():
+    with pytest.raises(TypeError, match=r"give a callable .* or use partial_fit"):
+        GaussianMixture(2).fit(iter([IRIS[:100], IRIS[100:]]))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -27,7 +27,7 @@ from residmix.progress import FitProgress, Progress
 from residmix.residualizer import Residualizer
 from residmix.sources.rows import Rows
 from residmix.sources.table import as_table
-from residmix.starts import INIT_PARAMS, check_given
+from residmix.starts import INIT_PARAMS, check_given, check_goes_on
 
 __all__ = ["ResidualMixture"]
 
@@ -282,7 +282,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
 
     def _starts(self, rows: Rows) -> list[ConditionalParams]:
         if self.warm_start and hasattr(self, "_params"):
-            return [self._params]
+            return [self._last_params(rows.n_features)]
         given = check_given(
             self.weights_init,
             self.means_init,
@@ -305,6 +305,23 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             finish=self._run,
             random_state=check_random_state(self.random_state),
         )
+
+    def _last_params(self, n_features: int) -> ConditionalParams:
+        """Return where the last fit ended, if this one can go on from there."""
+        params, width = self._params, self._to_residual.basis.shape[1]
+        mixture = params.mixture
+        check_goes_on(
+            mixture.means, mixture.covariances, self.covariance_type, self.n_components, n_features, "warm_start"
+        )
+        gated = self.gating == "metadata"
+        if len(params.coef) != width or (params.gate is not None) != gated:
+            raise ValueError(
+                f"warm_start goes on from the last fit, but that has {len(params.coef)} independent design columns and "
+                f"{'no' if params.gate is None else 'a'} gate, and this one has {width} with gating={self.gating!r}; "
+                "begin anew with a clone of the estimator"
+            )
+        # two stages keep the coefficients of least squares, also after a joint fit
+        return params if self.estimation == "joint" else replace(params, coef=np.zeros_like(params.coef))
 
     @property
     def _quiet(self) -> bool:

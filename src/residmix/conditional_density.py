@@ -20,6 +20,7 @@ from residmix.mixture_density import log_density, most_probable, per_row
 from residmix.moments.kernels import mixture_block_rows, responsibilities
 from residmix.moments.linear import Affine
 from residmix.residualizer import Residualizer
+from residmix.sources.checks import check_weight
 from residmix.sources.output import delivered
 from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
@@ -85,8 +86,8 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x | m)`` over the rows."""
-        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        return float(np.average(self.score_samples(X, metadata=metadata), weights=weights))
+        density = self.score_samples(X, metadata=metadata)
+        return float(np.average(density, weights=check_weight(sample_weight, len(density))))
 
     def predict(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return the most probable component of each row, (n,).

@@ -32,7 +32,7 @@ from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_
 from residmix.progress import FitProgress, Progress
 from residmix.sources.rows import ArrayRows, Rows
 from residmix.sources.table import as_table, is_source
-from residmix.starts import INIT_PARAMS, check_given, find_start
+from residmix.starts import INIT_PARAMS, check_given, check_goes_on, find_start
 from residmix.stepwise import stepwise
 from residmix.threads import one_blas_thread
 
@@ -224,7 +224,11 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
                     self._step(rows)
         return self
 
+    def _check_goes_on(self, method: str, n_features: int) -> None:
+        check_goes_on(self.means_, self.covariances_, self.covariance_type, self.n_components, n_features, method)
+
     def _step(self, rows: Rows) -> None:
+        self._check_goes_on("partial_fit", rows.n_features)
         params = self._params()
         moments = fold(rows, MixtureStep(params), MixtureMoments.merge)
         self.n_batches_ += 1
@@ -242,6 +246,11 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
             if reset:
                 self._check_enough(rows.n_rows)
             return rows
+        if isinstance(X, Iterator):
+            raise TypeError(
+                "X is an iterator, which can be read only once, but EM reads it many times; give a callable that "
+                "returns a new one each time, or use partial_fit"
+            )
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, reset=reset)
         weight, counted = None, len(X)
         if sample_weight is not None:
@@ -274,6 +283,8 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
         )
         random_state = check_random_state(self.random_state)
         resume = self.warm_start and hasattr(self, "converged_")
+        if resume:
+            self._check_goes_on("warm_start", rows.n_features)
         em = MixtureEM(rows, self.reg_covar)
         history = self._history if resume else ()
         tasks = FitTasks(self, GaussianMixture._keep, n_starts=1 if resume else self.n_init, **data)

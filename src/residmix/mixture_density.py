@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.families import MixtureParams, n_covariance_parameters
 from residmix.moments.kernels import log_joint, mixture_block_rows, responsibilities
+from residmix.sources.checks import check_weight
 from residmix.sources.output import delivered
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.sources.table import Table, as_table, is_source
@@ -117,8 +118,8 @@ class MixtureDensity:
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x)`` over the rows."""
-        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        return float(np.average(self.score_samples(X), weights=weights))
+        density = self.score_samples(X)
+        return float(np.average(density, weights=check_weight(sample_weight, len(density))))
 
     def predict(self, X: Any, *, out: Any = None) -> Any:
         """Return the most probable component of each row, (n,).

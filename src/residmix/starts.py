@@ -28,7 +28,7 @@ from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_
 from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.threads import one_blas_thread
 
-__all__ = ["INIT_PARAMS", "check_given", "find_start", "subsample"]
+__all__ = ["INIT_PARAMS", "check_given", "check_goes_on", "find_start", "subsample"]
 
 Floats = NDArray[np.float64]
 
@@ -223,10 +223,9 @@ def check_given(
 ) -> dict[str, Floats | None]:
     """Return the user's starting values as float64 arrays (copies), or raise with scikit-learn's wording."""
     K, d = n_components, n_features
-    shapes = {"full": (K, d, d), "tied": (d, d), "diag": (K, d), "spherical": (K,)}
     weights = _shaped(weights, (K,), "weights")
     means = _shaped(means, (K, d), "means")
-    precisions = _shaped(precisions, shapes[covariance_type], f"{covariance_type} precision")
+    precisions = _shaped(precisions, _covariance_shape(covariance_type, K, d), f"{covariance_type} precision")
     if weights is not None:
         if (weights < 0).any() or (weights > 1).any():
             raise ValueError(
@@ -242,6 +241,23 @@ def check_given(
     if precisions is not None:
         _check_precisions(precisions, covariance_type)
     return {"weights": weights, "means": means, "precisions": precisions}
+
+
+def check_goes_on(
+    means: Floats, covariances: Floats, covariance_type: str, n_components: int, n_features: int, method: str
+) -> None:
+    """Raise if a fitted mixture isn't of the size and family that a fit is to go on with."""
+    K, d = n_components, n_features
+    if means.shape != (K, d) or covariances.shape != _covariance_shape(covariance_type, K, d):
+        raise ValueError(
+            f"{method} goes on from the last fit, but that has means of shape {means.shape} and covariances of shape "
+            f"{covariances.shape}, which isn't n_components={K} and covariance_type={covariance_type!r} with {d} "
+            "features; begin anew with a clone of the estimator"
+        )
+
+
+def _covariance_shape(covariance_type: str, K: int, d: int) -> tuple[int, ...]:
+    return {"full": (K, d, d), "tied": (d, d), "diag": (K, d), "spherical": (K,)}[covariance_type]
 
 
 def _shaped(values: Any, shape: tuple[int, ...], name: str) -> Floats | None:

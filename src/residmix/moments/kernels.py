@@ -43,6 +43,9 @@ LOG_2PI = float(np.log(2 * np.pi))
 # of such rows above which columns are quicker (measured).
 DENSE = ((12, -1.0), (24, 0.3), (64, 0.7), (math.inf, 1.0))
 
+# If no weight in a block is above this, they are magnified: shares below `NOTHING` of a row of weight 1 are left out.
+TINY_WEIGHT = 1e-6
+
 _NONE = np.empty((0, 0))
 
 
@@ -156,6 +159,9 @@ def mixture_block(
         bits, `total` and `rows` count.
     """
     problem = params if isinstance(params, Problem) else Problem.of(params, full=extra is not None)
+    unit = 1.0 if weight is None else _unit(weight)
+    if weight is not None and unit != 1.0:
+        weight = weight / unit
     if extra is not None:
         q, means = extra.shape[1], problem.params.means
         centre = np.zeros(q) if extra_centre is None else extra_centre
@@ -169,6 +175,10 @@ def mixture_block(
         moments = _scaled_moments(X, problem, log_prior, weight)
     moments.total = float(len(X)) if weight is None else float(weight.sum())
     moments.rows = len(X) if weight is None else int(np.count_nonzero(weight))
+    if unit != 1.0:
+        for sums in (moments.weight, moments.shift, moments.scatter):
+            sums *= unit
+        moments.log_likelihood, moments.total = moments.log_likelihood * unit, moments.total * unit
     return moments
 
 
@@ -225,6 +235,12 @@ class Problem:
         if log_prior is None:
             return self.constant + self.params.log_weights, _NONE
         return self.constant, _plain(log_prior)
+
+
+def _unit(weight: Floats) -> float:
+    """Return a power of 2 near the largest weight if all are tiny, as importance weights may be; else 1."""
+    largest = float(weight.max(initial=0.0))
+    return 2.0 ** math.frexp(largest)[1] if 0.0 < largest < TINY_WEIGHT else 1.0
 
 
 def _plain(array: NDArray[np.floating]) -> Floats:
