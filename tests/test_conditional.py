@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import residmix as rm
+from residmix.data import penguins
 from residmix.errors import DesignWarning
 
 SHIFT = np.array([3.0, -3.0, 2.0])
@@ -66,6 +67,18 @@ def test_nearly_pure_sites_are_told_apart_from_shifts(clusters, sites, seed):
     metadata = np.array([f"site {s}" for s in site])
     model = joint(clusters).fit(X, metadata=metadata)
     assert adjusted_rand_score(cluster, model.predict(X, metadata=metadata)) > 0.95
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_islands_that_share_their_smaller_cluster_are_told_apart_from_species(seed):
+    # two of three islands have a species of their own, and it's the larger one there
+    table = penguins()
+    features = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"]
+    model = rm.ResidualMixture(
+        3, formula="C(island)", features=features, estimation="joint", gating="metadata", random_state=seed
+    ).fit(table)
+    assert model.lower_bound_ > -14.5586  # the likeliest maximum known; the next ones have -14.5689 and -14.5887
+    assert adjusted_rand_score(table["species"], model.predict(table)) > 0.95
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
@@ -188,6 +201,29 @@ def test_threads_and_repetition_give_the_same_bits(monkeypatch):
         monkeypatch.setenv("RESIDMIX_NUM_THREADS", threads)
         found.append(joint().fit(X, metadata=site).coef_)
     assert (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n_components": 3}, "means of shape"),
+        ({"covariance_type": "diag"}, "covariances of shape"),
+        ({"gating": "metadata"}, "no gate"),
+    ],
+    ids=str,
+)
+def test_a_warm_start_of_another_model_is_refused(changed, message):
+    X, site, _ = two_sites(0.7, 0, n=300)
+    model = rm.ResidualMixture(2, warm_start=True, random_state=0).fit(X, metadata=site)
+    with pytest.raises(ValueError, match=f"warm_start goes on from .*{message}.*clone"):
+        model.set_params(**changed).fit(X, metadata=site)
+
+
+def test_two_stages_that_go_on_from_a_joint_fit_have_the_coefficients_of_least_squares():
+    X, site, _ = two_sites(0.8, 0, n=300)
+    model = rm.ResidualMixture(2, estimation="joint", warm_start=True, random_state=0).fit(X, metadata=site)
+    model.set_params(estimation="two-stage").fit(X, metadata=site)
+    assert_allclose(model.coef_, rm.Residualizer().fit(X, metadata=site).coef_, rtol=1e-12)
 
 
 def test_collinear_metadata_is_no_obstacle():

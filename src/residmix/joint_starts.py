@@ -7,7 +7,8 @@ one group leads, and the others join it one by one: of the shifts that move a gr
 the components found so far, the one that makes its rows likeliest counts. Regressing the shifts on the metadata gives
 the coefficients. Components have their own covariances, and in other candidates one in common: clusters that are rare
 in every group have too few rows for their own, and such a component would rather split a frequent cluster. Each group
-leads once; short runs on a subsample and the likelihood decide.
+leads once. That fails where a group's heaviest cluster is its own: so in further candidates any component of a group
+may be the one in common (`residmix.joint_matches`). Short runs on a subsample and the likelihood decide.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from residmix.em import EMState, run_em
 from residmix.families import MixtureParams, SingularCovarianceError, make_params
 from residmix.gating import Gate, make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
+from residmix.joint_matches import likely_matches
 from residmix.mixture_em import MixtureEM
 from residmix.moments.kernels import log_joint, mixture_block_rows
 from residmix.sources.rows import ArrayRows, Block, Rows
@@ -46,7 +48,7 @@ FAR = 0.04
 GROUP_ITERATIONS = 20
 SHIFT_ITERATIONS = 5
 SHORT_ITERATIONS = (10, 40)
-KEPT = (4, 2)
+KEPT = (8, 3)
 
 
 def constant_gate(weights: Floats, r: int) -> Gate:
@@ -153,6 +155,7 @@ def joint_starts(
             parts = [_Group.of(block, index, n_components, kind, reg_covar, random_state) for index in groups]
             for lead in range(min(len(parts), LEADS)):
                 found += _join(parts, lead, covariance_type, reg_covar, gated, random_state)
+            found += _matched(parts, covariance_type, gated)
     few = ArrayRows(block.X, u, (), block.weight, mixture_block_rows(block.X.shape[1], n_components))
     em = ConditionalEM(few, reg_covar)
     for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
@@ -297,12 +300,28 @@ def _join(
     ]
 
 
-def _as_family(covariance: Floats, covariance_type: str, K: int) -> Floats:
-    """Return one covariance (d, d) as those of K components of a family other than tied."""
+def _matched(groups: list[_Group], covariance_type: str, gated: bool) -> list[ConditionalParams]:
+    """Return the starts that come of the likeliest matches of the groups' components, any with any."""
+    rows = [float(len(group.x) if group.weight is None else group.weight.sum()) for group in groups]
+    centres = np.stack([group.centre for group in groups])
+    sizes = np.array([len(group.x) for group in groups], dtype=float)
+    starts = []
+    for mixture, shifts in likely_matches([group.mixture for group in groups], rows):
+        again = [group.shifted(mixture, shift)[1:] for group, shift in zip(groups, shifts, strict=True)]
+        found = np.stack([shift for shift, _ in again]), np.stack([share for _, share in again])
+        starts.append(_start_from(mixture, *found, centres, sizes, covariance_type, gated))
+    return starts
+
+
+def _as_family(mixture: MixtureParams, covariance_type: str) -> Floats:
+    """Return the covariances of a mixture as those of a family."""
+    full = mixture.full_covariances()
     if covariance_type == "full":
-        return np.repeat(covariance[None], K, axis=0)
-    variances = np.diagonal(covariance)
-    return np.tile(variances, (K, 1)) if covariance_type == "diag" else np.full(K, variances.mean())
+        return np.array(full)
+    if covariance_type == "tied":
+        return np.tensordot(mixture.weights, full, 1)
+    variances = np.diagonal(full, axis1=1, axis2=2)
+    return np.array(variances) if covariance_type == "diag" else variances.mean(axis=1)
 
 
 def _start_from(
@@ -321,11 +340,8 @@ def _start_from(
     coef: Floats = np.asarray(np.linalg.lstsq(root * about, root * (shifts - common), rcond=1e-8)[0], dtype=np.float64)
     # shifts are about the leading group, coefficients about the mean of all rows
     means = mixture.means + common - np.average(centres, axis=0, weights=sizes) @ coef
-    covariances = mixture.covariances
-    if covariance_type != mixture.covariance_type:
-        covariances = _as_family(covariances, covariance_type, len(mixture.means))
     total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
-    start = make_params(total / total.sum(), means, covariances, covariance_type)
+    start = make_params(total / total.sum(), means, _as_family(mixture, covariance_type), covariance_type)
     if not gated:
         return ConditionalParams(start, coef)
     within = np.log(np.maximum(weights, 0.02))
