@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from residmix.errors import LeakageWarning, did_you_mean
+from residmix.errors import LeakageWarning, did_you_mean, warn
 from residmix.nn import maps as mapping
 from residmix.nn.batch import Batch, assemble
 from residmix.nn.erase import eraser_factors
@@ -379,9 +378,8 @@ class Residualize(LightState):
         rows, needed = float(moments.effective_rows), 10 * (self.num_metadata + self.num_protected + 1)
         if rows < needed and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"estimator={self.estimator!r} fits {needed // 10} coefficients on {rows:.0f} rows that it then "
                 f"corrects: residuals give protected labels away; use estimator='prior' or batches of {needed}",
                 LeakageWarning,
-                stacklevel=4,
             )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from residmix.atomic import atomic_path
-from residmix.sources.rows import ArrayRows, Block, Rows, RowsAround
+from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table
 
 __all__ = ["collect", "delivered", "write_parquet"]
@@ -98,11 +98,9 @@ def delivered(
 
 def _refuse_overlap(rows: Rows, out: NDArray[Any] | None) -> None:
     """Raise if writing `out` would change rows that are read later: it must be X itself or lie elsewhere."""
-    while isinstance(rows, RowsAround):
-        rows = rows._rows
-    if out is None or not isinstance(rows, ArrayRows):
+    X = rows.held
+    if out is None or X is None:
         return
-    X = rows._whole.X
     itself = X.ctypes.data == out.ctypes.data and X.strides == out.strides and X.shape == out.shape
     if not itself and np.may_share_memory(X, out):
         raise ValueError("out overlaps X without being it, so rows would be overwritten before they are read; copy one")

@@ -77,6 +77,7 @@ class Rows(ABC):
     block_rows: int
     local: bool = True  # whether `map` computes in this process, so that a function may keep what it sees
     paths: tuple[str | os.PathLike[str], ...] = ()  # files that are read on each visit
+    held: NDArray[Any] | None = None  # the array in memory that is read on each visit
 
     @abstractmethod
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
@@ -153,12 +154,12 @@ def concatenate(blocks: list[Block]) -> Block:
 
 
 class RowsAround(Rows):
-    """Rows that stand for others, of which they are as many, of the same shape and from the same files."""
+    """Rows that stand for others, of which they are as many, of the same shape and from the same files or array."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self.n_rows, self.block_rows, self.paths = rows.n_rows, rows.block_rows, rows.paths
-        self.n_features, self.dtype, self.local = rows.n_features, rows.dtype, rows.local
+        self.n_features, self.dtype, self.local, self.held = rows.n_features, rows.dtype, rows.local, rows.held
 
 
 class MappedRows(RowsAround):
@@ -223,7 +224,7 @@ class ArrayRows(Rows):
         columns: NDArray[np.integer[Any]] | None = None,
         finite: Finite | None = None,
     ) -> None:
-        self.n_rows = len(X)
+        self.n_rows, self.held = len(X), X
         self.n_features = X.shape[1] if columns is None else len(columns)
         self.dtype = X.dtype
         self.block_rows = block_rows
