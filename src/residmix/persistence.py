@@ -1,9 +1,12 @@
 """Models as files: arrays in safetensors, everything else in one JSON header. Loading runs no code from the file.
 
-The header holds ``{"format": 1, "versions": {...}, "model": node}``. A node is a JSON value, or an object with one
-key that begins with ``$``: ``$array`` (a tensor of the file), ``$object`` (one of this package's own classes and its
+The header holds ``{"format": 2, "versions": {...}, "model": node}``. A node is a JSON value, or an object with one
+key that begins with ``$``: ``$array`` (a tensor of the file), ``$object`` (one of the types in a table below, and its
 attributes), and a few more for Python's tuples, slices and floats that JSON lacks. One metadata key only, because
 safetensors writes several in random order; so equal models give equal bytes.
+
+Files name types by short names that stay as they are when modules move. Only the table says where a type lives, so a
+file can't have anything imported that isn't in it.
 """
 
 from __future__ import annotations
@@ -21,8 +24,87 @@ from residmix.atomic import atomic_path
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "residmix"
+
+# What a file may hold, and where it lives today. Names are for ever; homes follow the code.
+_HOMES = {
+    "Eraser": "residmix.eraser:Eraser",
+    "GaussianMixture": "residmix.mixture:GaussianMixture",
+    "MDNRegressor": "residmix.nn.regressor:MDNRegressor",
+    "ResidualMixture": "residmix.conditional:ResidualMixture",
+    "Residualizer": "residmix.residualizer:Residualizer",
+    "conditional.Gate": "residmix.gating:Gate",
+    "conditional.Params": "residmix.joint:ConditionalParams",
+    "conditional.ToResidual": "residmix.joint:ToResidual",
+    "design.Design": "residmix.design:Design",
+    "effects.Frozen": "residmix.later_batches:Frozen",
+    "effects.LaterBatches": "residmix.later_batches:LaterBatches",
+    "effects.LevelPrior": "residmix.new_levels:LevelPrior",
+    "effects.LevelTotals": "residmix.level_totals:LevelTotals",
+    "effects.NewLevels": "residmix.new_levels:NewLevels",
+    "effects.RandomEffects": "residmix.crossed_blup:RandomEffects",
+    "effects.Scale": "residmix.scale:Scale",
+    "effects.SpreadPrior": "residmix.new_levels:SpreadPrior",
+    "em.Journal": "residmix.checkpoint:Journal",
+    "em.Memory": "residmix.em:Memory",
+    "em.State": "residmix.em:EMState",
+    "mixture.Params": "residmix.families:MixtureParams",
+    "moments.Affine": "residmix.moments.linear:Affine",
+    "moments.Cells": "residmix.moments.levels:Cells",
+    "moments.FactorFit": "residmix.moments.factor:FactorFit",
+    "moments.FactorMoments": "residmix.moments.levels:FactorMoments",
+    "moments.LevelSums": "residmix.moments.levels:LevelSums",
+    "moments.LinearFit": "residmix.moments.solve:LinearFit",
+    "moments.LinearMoments": "residmix.moments.linear:LinearMoments",
+    "moments.Scatter": "residmix.moments.scatter:Scatter",
+    "moments.WithEffects": "residmix.moments.levels:WithEffects",
+    "nn.Plan": "residmix.nn.fitting:Plan",
+    "nn.Removal": "residmix.nn.fitting:Removal",
+    "nn.Scaling": "residmix.nn.targets:Scaling",
+    "removal.Nuisance": "residmix.nuisance:Nuisance",
+    "rows.Sample": "residmix.sources.sampled:Sample",
+}
+_NAMES = {home: name for name, home in _HOMES.items()}
+
+# What files of format 1 call them: where they lived when it was written. Nothing here ever changes.
+_FORMAT_1 = {
+    "residmix.checkpoint:Journal": "em.Journal",
+    "residmix.conditional:ResidualMixture": "ResidualMixture",
+    "residmix.crossed_blup:RandomEffects": "effects.RandomEffects",
+    "residmix.design:Design": "design.Design",
+    "residmix.em:EMState": "em.State",
+    "residmix.em:Memory": "em.Memory",
+    "residmix.eraser:Eraser": "Eraser",
+    "residmix.families:MixtureParams": "mixture.Params",
+    "residmix.gating:Gate": "conditional.Gate",
+    "residmix.joint:ConditionalParams": "conditional.Params",
+    "residmix.joint:ToResidual": "conditional.ToResidual",
+    "residmix.later_batches:Frozen": "effects.Frozen",
+    "residmix.later_batches:LaterBatches": "effects.LaterBatches",
+    "residmix.level_totals:LevelTotals": "effects.LevelTotals",
+    "residmix.mixture:GaussianMixture": "GaussianMixture",
+    "residmix.moments.factor:FactorFit": "moments.FactorFit",
+    "residmix.moments.levels:Cells": "moments.Cells",
+    "residmix.moments.levels:FactorMoments": "moments.FactorMoments",
+    "residmix.moments.levels:LevelSums": "moments.LevelSums",
+    "residmix.moments.levels:WithEffects": "moments.WithEffects",
+    "residmix.moments.linear:Affine": "moments.Affine",
+    "residmix.moments.linear:LinearMoments": "moments.LinearMoments",
+    "residmix.moments.scatter:Scatter": "moments.Scatter",
+    "residmix.moments.solve:LinearFit": "moments.LinearFit",
+    "residmix.new_levels:LevelPrior": "effects.LevelPrior",
+    "residmix.new_levels:NewLevels": "effects.NewLevels",
+    "residmix.new_levels:SpreadPrior": "effects.SpreadPrior",
+    "residmix.nn.fitting:Plan": "nn.Plan",
+    "residmix.nn.fitting:Removal": "nn.Removal",
+    "residmix.nn.regressor:MDNRegressor": "MDNRegressor",
+    "residmix.nn.targets:Scaling": "nn.Scaling",
+    "residmix.nuisance:Nuisance": "removal.Nuisance",
+    "residmix.residualizer:Residualizer": "Residualizer",
+    "residmix.scale:Scale": "effects.Scale",
+    "residmix.sources.sampled:Sample": "rows.Sample",
+}
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
@@ -58,7 +140,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.numpy import save_file
 
-    if not _is_ours(type(model)):
+    if _name(type(model)) is None:
         raise TypeError(f"save takes an estimator of residmix, not {type(model).__name__}")
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     node = _encode(model, tensors, type(model).__name__)
@@ -117,12 +199,9 @@ def _versions() -> dict[str, str]:
     return {"residmix": __version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__}
 
 
-def _is_ours(cls: type) -> bool:
-    """Whether objects of `cls` are plain bundles of attributes of this package, safe to rebuild."""
-    from sklearn.base import BaseEstimator
-
-    ours = cls.__module__.split(".")[0] == "residmix"
-    return ours and (dataclasses.is_dataclass(cls) or issubclass(cls, BaseEstimator) or hasattr(cls, "_from_state"))
+def _name(cls: type) -> str | None:
+    """Return what files call `cls`; None if they don't hold such things."""
+    return _NAMES.get(f"{cls.__module__}:{cls.__qualname__}")
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -158,16 +237,15 @@ def _encode(value: Any, tensors: dict[str, np.ndarray[Any, Any]], where: str) ->
     if isinstance(value, np.dtype):
         return {"$dtype": value.str}
     cls = type(value)
-    if _is_ours(cls):
-        node: dict[str, Any] = {"$object": f"{cls.__module__}:{cls.__qualname__}"}
+    if (name := _name(cls)) is not None:
+        node: dict[str, Any] = {"$object": name}
         if hasattr(cls, "_from_state"):
             plain, arrays = value._to_state()
             node["state"] = _encode(plain, tensors, where)
             node["arrays"] = _encode(arrays, tensors, where)
         else:
-            node["attributes"] = {
-                name: _encode(item, tensors, f"{where}.{name}") for name, item in sorted(_attributes(value).items())
-            }
+            attributes = sorted(_attributes(value).items())
+            node["attributes"] = {key: _encode(item, tensors, f"{where}.{key}") for key, item in attributes}
         return node
     raise TypeError(
         f"{where} is a {cls.__module__}.{cls.__qualname__}, which the model format doesn't keep; "
@@ -218,19 +296,22 @@ def _decode(node: Any, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
 
 
 def _decode_object(node: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
-    module, _, name = node["$object"].partition(":")
-    if module.split(".")[0] != "residmix":
-        raise ValueError(f"the model file asks for {module}.{name}, which is not part of residmix: refused")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"the model file asks for {module}.{name}, which this version doesn't have") from error
-    if not (isinstance(cls, type) and cls.__module__ == module and _is_ours(cls)):
-        raise ValueError(f"the model file asks for {module}.{name}, which is no model class: refused")
-    if "state" in node:
-        rebuild: Any = getattr(cls, "_from_state")  # noqa: B009 - mypy can't see that _is_ours has checked it
+    cls = _type(node["$object"])
+    rebuild = getattr(cls, "_from_state", None)
+    if rebuild is not None:
         return rebuild(_decode(node["state"], tensors), _decode(node["arrays"], tensors))
     value: Any = object.__new__(cls)
     for attribute, item in node["attributes"].items():
         object.__setattr__(value, attribute, _decode(item, tensors))  # frozen dataclasses too
     return value
+
+
+def _type(name: str) -> Any:
+    """Return the class that a file calls `name`, which is looked up and never imported as it stands."""
+    home = _HOMES.get(_FORMAT_1.get(name, name))
+    if home is None:
+        raise ValueError(
+            f"the model file asks for {name!r}, which this version doesn't know as part of a model: refused"
+        )
+    module, _, attribute = home.partition(":")
+    return getattr(importlib.import_module(module), attribute)
