@@ -16,7 +16,7 @@ from residmix.gating import make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.mixture import MixtureEM
 from residmix.moments.kernels import mixture_block_rows
-from residmix.sources.rows import ArrayRows
+from residmix.rows.rows import ArrayRows
 
 
 def seconds_a_pass(em: Callable[..., tuple[float, object]], params: object, passes: int = 8) -> float:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from residmix.moments.factor import fit_factors
+from residmix.rows.rows import ArrayRows
 from residmix.sources.output import collect
-from residmix.sources.rows import ArrayRows
 
 
 def best(function: Callable[[], Any], runs: int = 7) -> float:

@@ -124,7 +124,7 @@ def log_density(model, X, y):
 
 
 def test_our_own_line_is_silent_when_callbacks_tell(model, X, monkeypatch, capsys):
-    monkeypatch.setattr("residmix.progress.PATIENCE", 0.0)
+    monkeypatch.setattr("residmix.rows.progress.PATIENCE", 0.0)
     monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
     clone(model).fit(X)
     assert "iteration 1" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from residmix.crew import ordered_sum
-from residmix.threads import worker_pool
+from residmix.rows.ordered import ordered_sum
+from residmix.rows.threads import worker_pool
 
 
 @pytest.fixture(params=["1", "2", "5"])

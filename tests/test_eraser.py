@@ -17,7 +17,7 @@ from residmix import Eraser
 from residmix.errors import DesignWarning, EntangledEffectsWarning
 from residmix.moments.erase import TangledError, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
-from residmix.sources.rows import ArrayRows
+from residmix.rows.rows import ArrayRows
 
 
 def labelled(classes, n=2048, d=24, seed=0):

@@ -21,7 +21,8 @@ from residmix.joint import (
     residual_moments,
 )
 from residmix.moments.kernels import mixture_block
-from residmix.sources.rows import ArrayRows, Block
+from residmix.rows.block import Block
+from residmix.rows.rows import ArrayRows
 
 FAMILIES = ("full", "tied", "diag", "spherical")
 

@@ -18,8 +18,8 @@ import residmix as rm
 from residmix.adjustment import of_features
 from residmix.errors import CollinearityWarning, LeakageWarning
 from residmix.leakage import few_valued
-from residmix.sources.rows import Block
-from residmix.sources.sampled import Sample
+from residmix.rows.block import Block
+from residmix.rows.sampled import Sample
 
 N, D = 1000, 10
 

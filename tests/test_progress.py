@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-import residmix.progress
+import residmix.rows.progress
 from residmix import Eraser, GaussianMixture, Residualizer, ResidualMixture
 from residmix.em import EMState, run_em
-from residmix.progress import FitProgress, RowProgress, iterations_left
+from residmix.progress import FitProgress, iterations_left
+from residmix.rows.progress import RowProgress
 
 
 class Clock:
@@ -114,7 +115,7 @@ def test_time_left_follows_the_trend_of_the_gains():
 def test_estimators_tell(model, monkeypatch):
     X = np.random.default_rng(0).normal(size=(300, 2))
     stderr = screen(monkeypatch, io.StringIO())
-    monkeypatch.setattr(residmix.progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(residmix.rows.progress, "PATIENCE", 0.0)
     model(2, tol=0, max_iter=3, random_state=0).fit(X)
     assert stderr.getvalue() == ""
     monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
@@ -140,7 +141,7 @@ def test_visits_to_rows_tell_how_far_they_have_come(monkeypatch):
 @pytest.mark.parametrize("model", [Residualizer(), Residualizer(scale=True), Eraser()])
 def test_fit_and_transform_show_their_visits_and_their_results_are_the_same(model, monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(residmix.progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(residmix.rows.progress, "PATIENCE", 0.0)
     X, M = rng.normal(size=(40_000, 4)), rng.normal(size=(40_000, 2))
     metadata = {} if isinstance(model, Eraser) else {"metadata": M}
     expected = model.fit(X, metadata=M).transform(X, **metadata)
@@ -153,7 +154,7 @@ def test_fit_and_transform_show_their_visits_and_their_results_are_the_same(mode
 
 def test_a_visit_without_a_terminal_says_nothing(monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(residmix.progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(residmix.rows.progress, "PATIENCE", 0.0)
     stderr = screen(monkeypatch, io.StringIO())
     Residualizer().fit(rng.normal(size=(50, 2)), metadata=rng.normal(size=50))
     assert stderr.getvalue() == ""

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from residmix.scratch import KEPT, MOST_BYTES, scratch
+from residmix.rows.scratch import KEPT, MOST_BYTES, scratch
 
 
 def address(array):

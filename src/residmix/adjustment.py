@@ -16,8 +16,9 @@ from residmix.moments.levels import WithEffects
 from residmix.moments.linear import Affine
 from residmix.moments.solve import LinearFit
 from residmix.new_levels import known_level_rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
 from residmix.scale import Scale, fit_scale
-from residmix.sources.rows import Block, Rows
 
 __all__ = ["Rescaled", "adjusted", "of_features", "rescaled"]
 

@@ -13,7 +13,7 @@ from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit, constant_features
 from residmix.penalty import find_term
-from residmix.threads import one_blas_thread
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["RandomEffects", "random_effects", "shrunk_fit"]
 

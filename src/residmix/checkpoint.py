@@ -14,7 +14,8 @@ import numpy as np
 
 from residmix.em import EMState
 from residmix.persistence import load, save
-from residmix.sources.rows import Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
 
 __all__ = ["Journal", "fingerprint", "run_starts"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.errors import did_you_mean
 
-__all__ = ["Cells", "Labels", "Metadata", "absent", "all_finite", "open_metadata", "plain_matrix", "spotted"]
+__all__ = ["Cells", "Labels", "Metadata", "absent", "open_metadata", "plain_matrix", "spotted"]
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,6 @@ def open_metadata(metadata: Any) -> Metadata:
             return Metadata(names, len(frame), frame)
     matrix = plain_matrix(metadata)
     return Metadata(tuple(f"m{j}" for j in range(matrix.shape[1])), len(matrix), matrix)
-
-
-def all_finite(matrix: NDArray[Any]) -> bool:
-    """Return True only if there are no infinite values and no NaN; False may also be due to huge numbers."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(matrix.sum()))
 
 
 def plain_matrix(metadata: Any) -> NDArray[Any]:

@@ -20,9 +20,10 @@ from residmix.mixture_density import log_density, most_probable, per_row
 from residmix.moments.kernels import mixture_block_rows, responsibilities
 from residmix.moments.linear import Affine
 from residmix.residualizer import Residualizer
-from residmix.sources.checks import check_weight
+from residmix.rows.block import Block
+from residmix.rows.checks import check_weight
+from residmix.rows.rows import Rows
 from residmix.sources.output import delivered
-from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["ConditionalDensity"]

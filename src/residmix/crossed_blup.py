@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit, constant_features
-from residmix.threads import one_blas_thread
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["RandomEffects", "crossed_effects", "generalised_inverse", "level_indicators"]
 

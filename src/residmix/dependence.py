@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.inference import explained, term_shares
-from residmix.moments.fold import fold
 from residmix.moments.linear import LinearMoments, linear_moments, merge_moments
 from residmix.moments.solve import LinearFit, solve_moments
-from residmix.sources.rows import Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
 
 __all__ = [
     "Shares",

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.coding import Plan, RowReader
-from residmix.columns import Metadata, all_finite, open_metadata, plain_matrix, spotted
+from residmix.columns import Metadata, open_metadata, plain_matrix, spotted
 from residmix.expressions import Call, Column
 from residmix.formula import parse_formula
 from residmix.learning import Learned
 from residmix.levels import Levels, missing_error
-from residmix.scratch import scratch
+from residmix.rows.checks import all_finite
+from residmix.rows.scratch import scratch
 
 __all__ = ["Design", "DesignMatrix", "Factor", "Term"]
 

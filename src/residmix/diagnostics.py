@@ -19,8 +19,8 @@ from residmix.measurements import COLUMNS, Association
 from residmix.metadata import Design, fit_design
 from residmix.moments.linear import merge_moments
 from residmix.probes import ProbeResult, probe
+from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.array import MemoryTable
-from residmix.sources.rows import ArrayRows, Rows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["Association", "association"]

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DesignWarning, warn
-from residmix.moments.fold import fold
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
 from residmix.scale import Location, Scale
-from residmix.sources.rows import Block, Rows
 
 __all__ = ["Shrunk", "posterior", "posterior_shift", "shrink_levels"]
 

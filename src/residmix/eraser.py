@@ -16,9 +16,10 @@ from residmix._validation import check_choice, check_magnitudes
 from residmix.errors import DesignWarning, EntangledEffectsWarning, warn
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
-from residmix.progress import watched
+from residmix.rows.block import Block
+from residmix.rows.progress import watched
+from residmix.rows.rows import Rows
 from residmix.sources.output import delivered
-from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["Eraser"]

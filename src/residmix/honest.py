@@ -15,7 +15,7 @@ from sklearn.base import clone
 from residmix.errors import RareLevelWarning, ResidmixWarning, warn
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
 from residmix.sources.table import as_table
 
 __all__ = ["LeaveOneOut", "cross_fitted", "leave_one_out", "refitted_by_fold", "splits"]

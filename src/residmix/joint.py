@@ -22,13 +22,13 @@ from residmix import mixture_vector
 from residmix.coefficients import coefficient_step
 from residmix.families import MixtureParams, dead_components, m_step
 from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
-from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import Affine, LinearMoments
-from residmix.scratch import scratch
-from residmix.sources.rows import Block, Rows
-from residmix.threads import one_blas_thread
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
+from residmix.rows.scratch import scratch
+from residmix.rows.threads import one_blas_thread
 
 __all__ = [
     "ConditionalEM",

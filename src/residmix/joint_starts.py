@@ -29,7 +29,8 @@ from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.joint_matches import likely_matches
 from residmix.mixture_em import MixtureEM
 from residmix.moments.kernels import log_joint, mixture_block_rows
-from residmix.sources.rows import ArrayRows, Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import ArrayRows, Rows
 from residmix.starts import find_start, subsample
 
 __all__ = ["conditional_starts", "constant_gate", "joint_starts"]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import Metadata, all_finite, open_metadata
+from residmix.columns import Metadata, open_metadata
 from residmix.errors import DesignWarning, RareLevelWarning, warn
 from residmix.expressions import Call, Column, Contrast, Terms
 from residmix.formula import FormulaError
 from residmix.levels import Levels, missing_error, sorted_levels
+from residmix.rows.checks import all_finite
 from residmix.transforms import evaluate, learn, recut
 
 if TYPE_CHECKING:

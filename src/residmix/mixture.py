@@ -27,14 +27,13 @@ from residmix.families import (
 from residmix.mixture_density import MixtureDensity
 from residmix.mixture_em import MixtureEM, overwhelmed_columns
 from residmix.mixture_vector import pack, unpack
-from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
 from residmix.progress import FitProgress, Progress
-from residmix.sources.rows import ArrayRows, Rows
+from residmix.rows.rows import ArrayRows, Rows, fold
+from residmix.rows.threads import one_blas_thread
 from residmix.sources.table import as_table, is_source
 from residmix.starts import INIT_PARAMS, check_given, check_goes_on, find_start
 from residmix.stepwise import stepwise
-from residmix.threads import one_blas_thread
 
 __all__ = ["GaussianMixture"]
 

@@ -16,9 +16,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.families import MixtureParams, n_covariance_parameters
 from residmix.moments.kernels import log_joint, mixture_block_rows, responsibilities
-from residmix.sources.checks import check_weight
+from residmix.rows.block import Block
+from residmix.rows.checks import check_weight
+from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.output import delivered
-from residmix.sources.rows import ArrayRows, Block, Rows
 from residmix.sources.table import Table, as_table, is_source
 
 __all__ = ["MixtureDensity"]

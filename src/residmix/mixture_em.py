@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.families import MixtureParams, dead_components, m_step
-from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep
-from residmix.sources.rows import Rows
+from residmix.rows.rows import Rows, fold
 
 __all__ = ["MixtureEM", "overwhelmed_columns"]
 

@@ -14,12 +14,12 @@ from residmix.design import Design, Term
 from residmix.later_batches import LaterBatches
 from residmix.level_totals import LevelTotals, with_known_and_unseen
 from residmix.moments.factor import FactorFit
-from residmix.moments.fold import fold
 from residmix.moments.levels import FactorMoments, WithEffects
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
 from residmix.scale import Scale
-from residmix.sources.rows import Block, Rows
 from residmix.sources.table import Table
 
 __all__ = [

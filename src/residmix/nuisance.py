@@ -13,7 +13,8 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import has_fit_parameter
 
 from residmix.honest import cross_fitted
-from residmix.sources.rows import Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
 
 __all__ = ["Nuisance", "fit_nuisance"]
 

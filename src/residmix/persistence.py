@@ -63,7 +63,7 @@ _HOMES = {
     "nn.Removal": "residmix.nn.fitting:Removal",
     "nn.Scaling": "residmix.nn.targets:Scaling",
     "removal.Nuisance": "residmix.nuisance:Nuisance",
-    "rows.Sample": "residmix.sources.sampled:Sample",
+    "rows.Sample": "residmix.rows.sampled:Sample",
 }
 _NAMES = {home: name for name, home in _HOMES.items()}
 

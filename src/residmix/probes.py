@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.dependence import Variable
-from residmix.threads import n_threads
+from residmix.rows.threads import n_threads
 
 __all__ = ["ProbeResult", "probe"]
 

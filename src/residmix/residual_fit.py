@@ -33,10 +33,11 @@ from residmix.new_levels import (
 )
 from residmix.nuisance import fit_nuisance
 from residmix.penalty import ridge_penalty
-from residmix.progress import watched
+from residmix.rows.block import Block
+from residmix.rows.progress import watched
+from residmix.rows.rows import Rows
+from residmix.rows.sampled import Sample, SampledRows
 from residmix.scale import Scale
-from residmix.sources.rows import Block, Rows
-from residmix.sources.sampled import Sample, SampledRows
 from residmix.sources.table import Table, as_table
 
 __all__ = ["ResidualFit"]

@@ -19,8 +19,8 @@ from residmix.new_levels import (
     refuse_new_levels,
 )
 from residmix.penalty import ridge_penalty
-from residmix.progress import watched
 from residmix.residual_fit import ResidualFit
+from residmix.rows.progress import watched
 from residmix.sources.output import collect, delivered
 from residmix.sources.table import as_table
 

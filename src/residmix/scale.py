@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
-from residmix.moments.fold import fold
 from residmix.moments.scatter import Scatter, block_scatter
-from residmix.sources.rows import Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
 
 __all__ = ["Scale", "fit_scale"]
 

@@ -23,10 +23,10 @@ from residmix.families import (
     make_params,
     params_from_precisions,
 )
-from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
-from residmix.sources.rows import ArrayRows, Block, Rows
-from residmix.threads import one_blas_thread
+from residmix.rows.block import Block
+from residmix.rows.rows import ArrayRows, Rows, fold
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["INIT_PARAMS", "check_given", "check_goes_on", "find_start", "subsample"]
 

@@ -6,7 +6,7 @@ import pytest
 from residmix.moments import factor as factor_module
 from residmix.moments.factor import fit_factors, solve_factors
 from residmix.moments.levels import FactorStep, merge_factor_moments
-from residmix.sources.rows import ArrayRows
+from residmix.rows.rows import ArrayRows
 
 RNG = np.random.default_rng(0)
 N, D = 1500, 3

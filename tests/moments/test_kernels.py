@@ -8,10 +8,10 @@ from scipy.stats import multivariate_normal
 
 from residmix.families import make_params
 from residmix.moments.exp import vector_exp
-from residmix.moments.fold import fold
 from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block, mixture_block_rows
 from residmix.moments.registers import WIDTH, integer, kernel, load, loop, store
-from residmix.sources.rows import ArrayRows, Block
+from residmix.rows.block import Block
+from residmix.rows.rows import ArrayRows, fold
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 

@@ -5,10 +5,9 @@ import pytest
 
 import residmix as rm
 from residmix import Residualizer
-from residmix.moments.fold import fold
 from residmix.moments.linear import linear_moments, merge_moments
 from residmix.moments.solve import fit_linear, solve_moments
-from residmix.sources.rows import ArrayRows
+from residmix.rows.rows import ArrayRows, fold
 
 RNG = np.random.default_rng(0)
 A, X = RNG.normal(size=(2000, 4)), RNG.normal(size=(2000, 3))

@@ -9,7 +9,7 @@ from residmix.moments.compiled import readable
 from residmix.moments.levels import WithEffects
 from residmix.moments.linear import Affine, linear_moments
 from residmix.moments.products import COLUMNS, centred_products
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
 
 RNG = np.random.default_rng(0)
 

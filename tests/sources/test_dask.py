@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 import residmix as rm
 from residmix.metadata import fit_design
-from residmix.moments.fold import fold
+from residmix.rows.rows import fold
 from residmix.sources import as_table
 from residmix.sources.dask import ClusterRows
 from residmix.sources.output import collect

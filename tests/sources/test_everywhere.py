@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from pyarrow import parquet
 
 import residmix as rm
-from residmix.moments.fold import fold
+from residmix.rows.rows import fold
 from residmix.sources import as_table
 
 pytestmark = [

@@ -17,7 +17,7 @@ from pyarrow import csv, feather, parquet
 
 import residmix as rm
 from residmix.metadata import fit_design
-from residmix.moments.fold import fold
+from residmix.rows.rows import fold
 from residmix.sources import as_table
 from residmix.sources.array import MemoryTable
 from residmix.sources.files import find_files

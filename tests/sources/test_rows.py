@@ -7,9 +7,9 @@ import operator
 import numpy as np
 import pytest
 
-from residmix.moments.fold import fold
-from residmix.sources.checks import Finite, check_weight
-from residmix.sources.rows import ArrayRows, group_blocks
+from residmix.rows.checks import Finite, check_weight
+from residmix.rows.ordered import group_blocks
+from residmix.rows.rows import ArrayRows, fold
 
 
 def block_sum(block):

@@ -4,8 +4,8 @@ import operator
 
 import numpy as np
 
-from residmix.sources.rows import ArrayRows
-from residmix.sources.sampled import SampledRows
+from residmix.rows.rows import ArrayRows
+from residmix.rows.sampled import SampledRows
 
 
 def total(block):

@@ -21,7 +21,6 @@ from scipy.linalg.lapack import dpstrf
 from scipy.sparse.csgraph import connected_components
 
 from residmix.errors import DesignWarning, warn
-from residmix.moments.fold import fold
 from residmix.moments.levels import (
     FactorMoments,
     FactorStep,
@@ -31,8 +30,9 @@ from residmix.moments.levels import (
 )
 from residmix.moments.linear import LinearMoments, made_of_numbers
 from residmix.moments.solve import LinearFit
-from residmix.sources.rows import Block, Rows
-from residmix.threads import one_blas_thread
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["FactorFit", "features_with_gaps", "fit_factors", "solve_factors"]
 

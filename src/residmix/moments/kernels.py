@@ -19,8 +19,8 @@ from residmix.moments.compiled import readable, readable_weight
 from residmix.moments.registers import CHUNK, WIDTH
 from residmix.moments.shares import UNREACHED
 from residmix.moments.tiles import full_block, full_places, scaled_block, scaled_places
-from residmix.scratch import scratch
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
+from residmix.rows.scratch import scratch
 
 if TYPE_CHECKING:
     from residmix.families import MixtureParams

@@ -23,7 +23,7 @@ from residmix.moments.linear import (
     moments_about,
 )
 from residmix.moments.rowwise import add_effects
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
 
 __all__ = [
     "Cells",

@@ -17,8 +17,8 @@ from scipy.linalg.blas import dgemm
 from residmix.moments.compiled import readable
 from residmix.moments.products import centred_products
 from residmix.moments.rowwise import add_effects, subtract_rows
-from residmix.scratch import scratch
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
+from residmix.rows.scratch import scratch
 
 __all__ = [
     "Affine",

@@ -37,7 +37,7 @@ from residmix.moments.registers import (
     store,
 )
 from residmix.moments.rowwise import centre
-from residmix.scratch import scratch
+from residmix.rows.scratch import scratch
 
 __all__ = ["centred_products"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.fold import fold
-from residmix.sources.rows import Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
 
 __all__ = ["Scatter", "block_scatter", "joint_scatter"]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.fold import fold
 from residmix.moments.linear import (
     Affine,
     LeftOver,
@@ -24,8 +23,8 @@ from residmix.moments.linear import (
     merge_residual_moments,
 )
 from residmix.moments.triangle import Triangle, Triangularize, merge_triangles
-from residmix.sources.rows import Rows
-from residmix.threads import one_blas_thread
+from residmix.rows.rows import Rows, fold
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["LinearFit", "constant_features", "fit_linear", "solve_moments"]
 

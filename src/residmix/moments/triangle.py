@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
 
 __all__ = ["Triangle", "Triangularize", "merge_triangles"]
 

@@ -15,7 +15,7 @@ from residmix.nn.head import MixtureDensityHead
 from residmix.nn.layers import Residualize
 from residmix.nn.network import DenseTrunk, MemberWise, MixtureDensityNetwork
 from residmix.nn.training import History, Sample, Schedule, hold_out, rng_scope, thread_scope, train
-from residmix.threads import n_threads
+from residmix.rows.threads import n_threads
 
 __all__ = ["CANDIDATES", "Plan", "Removal", "fit_best", "fit_ensemble", "linear_start", "plan_network"]
 

@@ -15,7 +15,7 @@ from residmix import scores
 from residmix._validation import check_choice, check_number
 from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.training import rng_scope
-from residmix.sources.checks import check_weight
+from residmix.rows.checks import check_weight
 
 __all__ = ["PredictiveDensity", "check_targets"]
 

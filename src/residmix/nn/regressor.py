@@ -24,7 +24,7 @@ from residmix.nn.predictive import PredictiveDensity, check_targets
 from residmix.nn.reading import TableReader
 from residmix.nn.targets import LIKELIHOODS, choose_likelihood, distinct_rows, standard_scaling
 from residmix.nn.training import History, Sample, Schedule, automatic_batches
-from residmix.sources.checks import check_weight
+from residmix.rows.checks import check_weight
 
 __all__ = ["MDNRegressor"]
 

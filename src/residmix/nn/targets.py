@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from residmix.errors import DiscreteTargetWarning, warn
 from residmix.levels import MetadataValueError
 from residmix.metadata import Design
-from residmix.sources.rows import Block
+from residmix.rows.block import Block
 from residmix.sources.table import Table
 
 __all__ = [

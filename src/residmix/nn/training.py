@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 from residmix.nn.network import DenseTrunk, Masks, MemberWise, MixtureDensityNetwork
 from residmix.nn.pullbacks import Pullback, head_loss, traced, trunk_output
-from residmix.threads import n_threads
+from residmix.rows.threads import n_threads
 
 __all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "thread_scope", "train"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from residmix.sources.rows import ArrayRows, Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.table import Table, as_table
 
 if TYPE_CHECKING:

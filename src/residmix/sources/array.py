@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DesignWarning, warn
-from residmix.sources.checks import Finite, check_weight
+from residmix.rows.checks import Finite, check_weight
+from residmix.rows.rows import ArrayRows
 from residmix.sources.frames import (
     as_frame,
     frame_of_strings,
@@ -25,7 +26,6 @@ from residmix.sources.frames import (
     require_columns,
     unmasked,
 )
-from residmix.sources.rows import ArrayRows
 from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table
 
 if TYPE_CHECKING:

@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import require_extra
+from residmix.rows.block import Block
+from residmix.rows.ordered import fold_groups, group_blocks
+from residmix.rows.rows import Rows
+from residmix.rows.threads import one_blas_thread
 from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.files import FileTable
-from residmix.sources.rows import Block, Rows, fold_groups, group_blocks
 from residmix.sources.stream import Recipe, StreamTable, recut
 from residmix.sources.table import DEFAULT_BLOCK_ROWS
-from residmix.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from residmix.metadata import Design

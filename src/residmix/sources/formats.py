@@ -15,8 +15,8 @@ import narwhals.stable.v2 as nw
 import numpy as np
 import pyarrow as pa
 
+from residmix.rows.threads import n_threads
 from residmix.sources.array import MemoryTable
-from residmix.threads import n_threads
 
 __all__ = ["FORMATS", "Part", "one_schema", "open_part", "readable"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from residmix.atomic import atomic_path
-from residmix.sources.rows import Block, Rows
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
 from residmix.sources.table import Table
 
 __all__ = ["collect", "delivered", "write_parquet"]

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.scratch import scratch
+from residmix.rows.block import Block
+from residmix.rows.checks import Finite, check_weight, check_weight_values
+from residmix.rows.ordered import ordered_map
+from residmix.rows.rows import Rows
+from residmix.rows.scratch import scratch
+from residmix.rows.threads import n_threads
 from residmix.sources.array import MemoryTable, clean_metadata
-from residmix.sources.checks import Finite, check_weight, check_weight_values
 from residmix.sources.frames import fill_rows, require_columns
-from residmix.sources.rows import Block, Rows, ordered_map
 from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table, as_table
-from residmix.threads import n_threads
 
 if TYPE_CHECKING:
     from residmix.metadata import Design

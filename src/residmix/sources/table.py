@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from residmix.errors import DesignWarning, warn
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
 from residmix.sources.frames import is_frame, require_columns, row_labels
-from residmix.sources.rows import Block, Rows
 
 if TYPE_CHECKING:
     from residmix.metadata import Design

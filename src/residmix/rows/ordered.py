@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import reduce
+from typing import Any, Generic, TypeVar
 
-from residmix.threads import as_worker, n_threads, one_blas_thread, worker_pool
+from residmix.rows.threads import as_worker, n_threads, one_blas_thread, worker_pool
 
-__all__ = ["ordered_sum"]
+__all__ = ["fold_groups", "group_blocks", "ordered_map", "ordered_sum"]
 
 T = TypeVar("T")
 
@@ -125,3 +129,44 @@ class _Crew(Generic[T]):
             with self._changed:
                 self._added += 1
                 self._changed.notify_all()
+
+
+def group_blocks(n_blocks: int) -> int:
+    """Return how many consecutive blocks are summed before the sums are: at most 256 groups come of it."""
+    return max(1, -(-n_blocks // 256))
+
+
+def fold_groups(results: Iterable[T], merge: Callable[[T, T], T], size: int) -> Iterator[T]:
+    """Yield the merged results of each run of `size`."""
+    results = iter(results)
+    for first in results:
+        yield reduce(merge, itertools.islice(results, size - 1), first)
+
+
+def ordered_map(
+    function: Callable[[Any], T],
+    items: Iterator[Any],
+    n_items: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[T]:
+    """Yield ``function(item)`` in the order of `items`, computed by threads.
+
+    Only `ahead` items (default: three a thread) are in flight, so that memory stays bounded when `items` come from a
+    file. BLAS runs one thread inside each of ours: the work is already spread.
+    """
+    pool = None if n_items == 1 else worker_pool()
+    with one_blas_thread():
+        if pool is None:
+            yield from map(function, items)
+            return
+        pending: deque[Future[T]] = deque(
+            pool.submit(function, item) for item in itertools.islice(items, ahead or 3 * n_threads())
+        )
+        try:
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import all_finite
-
-__all__ = ["Finite", "check_weight"]
+__all__ = ["Finite", "all_finite", "check_weight"]
 
 
 class Finite:
@@ -86,3 +84,9 @@ def check_weight_values(weight: NDArray[np.float64], start: int) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(f"sample_weight must be finite and not negative; row {start + row} has {weight[row]}")
+
+
+def all_finite(matrix: NDArray[Any]) -> bool:
+    """Return True only if there are no infinite values and no NaN; False may also be due to huge numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(matrix.sum()))

@@ -7,12 +7,9 @@ results in that order is therefore the same, bit for bit, wherever the rows live
 
 from __future__ import annotations
 
-import itertools
 import os
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, TypeVar
@@ -20,52 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.crew import ordered_sum
-from residmix.sources.checks import Finite
-from residmix.threads import n_threads, one_blas_thread, worker_pool
+from residmix.rows.block import Block, _Gather, concatenate
+from residmix.rows.checks import Finite
+from residmix.rows.ordered import fold_groups, group_blocks, ordered_map, ordered_sum
 
-__all__ = ["ArrayRows", "Block", "MappedRows", "Rows", "RowsAround", "concatenate", "gather", "group_blocks"]
+__all__ = ["ArrayRows", "MappedRows", "Rows", "RowsAround", "S", "fold"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Consecutive rows.
-
-    Attributes
-    ----------
-    start : int
-        Index of the first row in the whole source.
-    X : ndarray (b, d)
-        Features, float64 or float32, C-contiguous. May be a view of the caller's data: never write into it.
-    design : ndarray (b, q) or None
-        Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept.
-    codes : tuple of ndarray (b,)
-        One array of level indices per absorbed factor (see `residmix.metadata`).
-    weight : ndarray (b,) or None
-        Sample weights, float64, non-negative. None means 1 for every row.
-    """
-
-    start: int
-    X: NDArray[Any]
-    design: NDArray[np.float64] | None = None
-    codes: tuple[NDArray[np.integer[Any]], ...] = ()
-    weight: NDArray[np.float64] | None = None
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.X)
-
-    def select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
-        """Return some rows of this block, as views if `rows` is a slice; ``start`` moves with a slice."""
-        return Block(
-            self.start + (rows.start if isinstance(rows, slice) else 0),
-            self.X[rows],
-            None if self.design is None else self.design[rows],
-            tuple(code[rows] for code in self.codes),
-            None if self.weight is None else self.weight[rows],
-        )
 
 
 class Rows(ABC):
@@ -108,49 +66,6 @@ class Rows(ABC):
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         """Gather the rows `index` (sorted, without repeats) into one block: a subsample to find starts on."""
         return concatenate([part for part in self.map(_Gather(np.asarray(index))) if part is not None])
-
-
-def gather(block: Block, index: NDArray[np.integer[Any]]) -> Block | None:
-    """Return copies of the rows of a block that are in a sorted index, or None."""
-    low, high = np.searchsorted(index, (block.start, block.start + block.n_rows))
-    return block.select(index[low:high] - block.start) if low < high else None
-
-
-@dataclass(frozen=True)
-class _Gather:
-    """`gather` as a picklable function of blocks."""
-
-    index: NDArray[np.integer[Any]]
-
-    def __call__(self, block: Block) -> Block | None:
-        return gather(block, self.index)
-
-
-def group_blocks(n_blocks: int) -> int:
-    """Return how many consecutive blocks are summed before the sums are: at most 256 groups come of it."""
-    return max(1, -(-n_blocks // 256))
-
-
-def fold_groups(results: Iterable[T], merge: Callable[[T, T], T], size: int) -> Iterator[T]:
-    """Yield the merged results of each run of `size`."""
-    results = iter(results)
-    for first in results:
-        yield reduce(merge, itertools.islice(results, size - 1), first)
-
-
-def concatenate(blocks: list[Block]) -> Block:
-    """Join blocks into one; ``start`` is the first one's."""
-    first = blocks[0]
-    weights = None
-    if any(block.weight is not None for block in blocks):
-        weights = np.concatenate([np.ones(b.n_rows) if b.weight is None else b.weight for b in blocks])
-    return Block(
-        first.start,
-        np.concatenate([block.X for block in blocks]),
-        None if first.design is None else np.concatenate([b.design for b in blocks if b.design is not None]),
-        tuple(np.concatenate(codes) for codes in zip(*(block.codes for block in blocks), strict=True)),
-        weights,
-    )
 
 
 class RowsAround(Rows):
@@ -297,30 +212,16 @@ class ArrayRows(Rows):
         return visit
 
 
-def ordered_map(
-    function: Callable[[Any], T],
-    items: Iterator[Any],
-    n_items: int | None = None,
-    ahead: int | None = None,
-) -> Iterator[T]:
-    """Yield ``function(item)`` in the order of `items`, computed by threads.
+S = TypeVar("S")
 
-    Only `ahead` items (default: three a thread) are in flight, so that memory stays bounded when `items` come from a
-    file. BLAS runs one thread inside each of ours: the work is already spread.
+
+def fold(
+    rows: Rows, partial: Callable[[Block], S], merge: Callable[[S, S], S], sound: Callable[[S], bool] | None = None
+) -> S:
+    """Return the merged ``si = partial(block i)``, in the fixed order of :meth:`Rows.fold`.
+
+    `partial` may run in any thread or process, and on a cluster `merge` does, too (so both must be picklable there);
+    the order of merging depends on the number of blocks only, never on how many hands there are. `merge` may change
+    and return its first argument. For `sound`, see there.
     """
-    pool = None if n_items == 1 else worker_pool()
-    with one_blas_thread():
-        if pool is None:
-            yield from map(function, items)
-            return
-        pending: deque[Future[T]] = deque(
-            pool.submit(function, item) for item in itertools.islice(items, ahead or 3 * n_threads())
-        )
-        try:
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()
+    return rows.fold(partial, merge, sound)

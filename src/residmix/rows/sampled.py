@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.sources.rows import Block, Rows, RowsAround, concatenate, gather
+from residmix.rows.block import Block, concatenate, gather
+from residmix.rows.rows import Rows, RowsAround
 
 __all__ = ["Sample", "SampledRows"]
 

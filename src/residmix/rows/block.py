@@ -1,0 +1,81 @@
+"""Block: consecutive rows that are worked on together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Block", "concatenate", "gather"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows.
+
+    Attributes
+    ----------
+    start : int
+        Index of the first row in the whole source.
+    X : ndarray (b, d)
+        Features, float64 or float32, C-contiguous. May be a view of the caller's data: never write into it.
+    design : ndarray (b, q) or None
+        Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept.
+    codes : tuple of ndarray (b,)
+        One array of level indices per absorbed factor (see `residmix.metadata`).
+    weight : ndarray (b,) or None
+        Sample weights, float64, non-negative. None means 1 for every row.
+    """
+
+    start: int
+    X: NDArray[Any]
+    design: NDArray[np.float64] | None = None
+    codes: tuple[NDArray[np.integer[Any]], ...] = ()
+    weight: NDArray[np.float64] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.X)
+
+    def select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
+        """Return some rows of this block, as views if `rows` is a slice; ``start`` moves with a slice."""
+        return Block(
+            self.start + (rows.start if isinstance(rows, slice) else 0),
+            self.X[rows],
+            None if self.design is None else self.design[rows],
+            tuple(code[rows] for code in self.codes),
+            None if self.weight is None else self.weight[rows],
+        )
+
+
+def gather(block: Block, index: NDArray[np.integer[Any]]) -> Block | None:
+    """Return copies of the rows of a block that are in a sorted index, or None."""
+    low, high = np.searchsorted(index, (block.start, block.start + block.n_rows))
+    return block.select(index[low:high] - block.start) if low < high else None
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """`gather` as a picklable function of blocks."""
+
+    index: NDArray[np.integer[Any]]
+
+    def __call__(self, block: Block) -> Block | None:
+        return gather(block, self.index)
+
+
+def concatenate(blocks: list[Block]) -> Block:
+    """Join blocks into one; ``start`` is the first one's."""
+    first = blocks[0]
+    weights = None
+    if any(block.weight is not None for block in blocks):
+        weights = np.concatenate([np.ones(b.n_rows) if b.weight is None else b.weight for b in blocks])
+    return Block(
+        first.start,
+        np.concatenate([block.X for block in blocks]),
+        None if first.design is None else np.concatenate([b.design for b in blocks if b.design is not None]),
+        tuple(np.concatenate(codes) for codes in zip(*(block.codes for block in blocks), strict=True)),
+        weights,
+    )

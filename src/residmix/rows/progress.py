@@ -1,0 +1,160 @@
+"""A line on the terminal while rows are read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from time import perf_counter
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, RowsAround
+
+__all__ = ["PATIENCE", "Line", "RowProgress", "T", "WatchedRows", "watched"]
+
+# What takes less than this says nothing.
+PATIENCE = 2.0
+
+
+class Line:
+    """One line on stderr, from two seconds after it was made until `stop`.
+
+    It shows where stderr is a terminal. The environment variable ``RESIDMIX_PROGRESS`` decides otherwise: 0 means
+    never, 1 also where there's no terminal (then as lines, at most one every two seconds).
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing, since something else already does.
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = perf_counter) -> None:
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        wish = os.environ.get("RESIDMIX_PROGRESS", "")
+        self.shown = not quiet and wish != "0" and (self._terminal or wish == "1")
+        self._last = clock()
+        self._status: Any = None
+
+    def show(self, text: Callable[[], str], now: float) -> None:
+        """Show ``text()``, if it's time to."""
+        if self._status is not None:
+            self._status.update(text())
+        elif now - self._last >= PATIENCE:
+            from rich.console import Console
+
+            console = Console(stderr=True, highlight=False)
+            if self._terminal:
+                self._status = console.status(text())
+                self._status.start()
+            else:
+                console.print(text(), soft_wrap=True)
+                self._last = now
+
+    def stop(self) -> None:
+        """Clear the line."""
+        if self._status is not None:
+            self._status.stop()
+
+
+class RowProgress:
+    """A context for one visit to all rows, or several: shows in a `Line` how many have been seen, pace and time left.
+
+    Call it with a number of rows whenever so many more have been seen, from any thread.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of a visit.
+    quiet, clock
+        As in `Line`.
+    """
+
+    def __init__(self, n_rows: int, *, quiet: bool = False, clock: Callable[[], float] = perf_counter) -> None:
+        self._n_rows, self._quiet, self._clock = n_rows, quiet, clock
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        self._line = Line(quiet=self._quiet, clock=self._clock)
+        self._began, self._seen = self._clock(), 0
+        self.shown = self._line.shown
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._line.stop()
+
+    def __call__(self, n_rows: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._seen += n_rows
+            self._line.show(lambda: self._text(now), now)
+            if self._seen >= self._n_rows:  # the next visit begins
+                self._began, self._seen = now, 0
+
+    def _text(self, now: float) -> str:
+        pace = self._seen / max(now - self._began, 1e-9)
+        return (
+            f"{self._seen:,} of {self._n_rows:,} rows, {pace:,.0f} rows/s, "
+            f"about {_duration((self._n_rows - self._seen) / pace)} left"
+        )
+
+
+@contextmanager
+def watched(rows: Rows, *, quiet: bool = False) -> Iterator[Rows]:
+    """Show how far visits to `rows` have come, where that can be shown; the rows to visit are those it gives."""
+    with RowProgress(rows.n_rows, quiet=quiet) as progress:
+        # from a cluster nothing is heard before the end
+        yield WatchedRows(rows, progress) if progress.shown and rows.local else rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+T = TypeVar("T")
+
+
+class WatchedRows(RowsAround):
+    """The same rows; whenever a block is done, `tell` gets its number of rows, in the thread that did it.
+
+    Parameters
+    ----------
+    rows : Rows
+        In this process: from a cluster nothing is heard before the end.
+    tell : callable
+    """
+
+    def __init__(self, rows: Rows, tell: Callable[[int], None]) -> None:
+        super().__init__(rows)
+        self._tell = tell
+
+    def with_block_rows(self, block_rows: int) -> WatchedRows:
+        return WatchedRows(self._rows.with_block_rows(block_rows), self._tell)
+
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        return self._rows.take(index)
+
+    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        return self._rows.map(self._telling(function))
+
+    def fold(
+        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
+        return self._rows.fold(self._telling(partial), merge, sound)
+
+    def _telling(self, function: Callable[[Block], T]) -> Callable[[Block], T]:
+        def visit(block: Block) -> T:
+            result = function(block)
+            self._tell(block.n_rows)
+            return result
+
+        return visit
