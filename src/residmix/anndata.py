@@ -14,7 +14,8 @@ import numpy as np
 
 from residmix.errors import did_you_mean, require_extra
 from residmix.formula import formula_columns
-from residmix.sources.table import Table, as_table
+from residmix.sources.open import as_table
+from residmix.sources.table import Table
 
 if TYPE_CHECKING:
     from residmix.conditional import ResidualMixture

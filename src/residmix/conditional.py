@@ -26,7 +26,7 @@ from residmix.moments.kernels import mixture_block_rows
 from residmix.progress import FitProgress, Progress
 from residmix.residualizer import Residualizer
 from residmix.rows.rows import Rows
-from residmix.sources.table import as_table
+from residmix.sources.open import as_table
 from residmix.starts import INIT_PARAMS, check_given, check_goes_on
 
 __all__ = ["ResidualMixture"]

@@ -23,8 +23,9 @@ from residmix.residualizer import Residualizer
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import Rows
+from residmix.sources.open import as_table
 from residmix.sources.output import delivered
-from residmix.sources.table import Table, as_table
+from residmix.sources.table import Table
 
 __all__ = ["ConditionalDensity"]
 

@@ -21,7 +21,8 @@ from residmix.moments.linear import merge_moments
 from residmix.probes import ProbeResult, probe
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.array import MemoryTable
-from residmix.sources.table import Table, as_table
+from residmix.sources.open import as_table
+from residmix.sources.table import Table
 
 __all__ = ["Association", "association"]
 

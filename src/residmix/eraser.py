@@ -19,8 +19,9 @@ from residmix.moments.scatter import Scatter, joint_scatter
 from residmix.rows.block import Block
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
+from residmix.sources.open import as_table
 from residmix.sources.output import delivered
-from residmix.sources.table import Table, as_table
+from residmix.sources.table import Table
 
 __all__ = ["Eraser"]
 

@@ -16,7 +16,7 @@ from residmix.errors import RareLevelWarning, ResidmixWarning, warn
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.moments.solve import LinearFit
 from residmix.rows.block import Block
-from residmix.sources.table import as_table
+from residmix.sources.open import as_table
 
 __all__ = ["LeaveOneOut", "cross_fitted", "leave_one_out", "refitted_by_fold", "splits"]
 

@@ -31,7 +31,7 @@ from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_
 from residmix.progress import FitProgress, Progress
 from residmix.rows.rows import ArrayRows, Rows, fold
 from residmix.rows.threads import one_blas_thread
-from residmix.sources.table import as_table, is_source
+from residmix.sources.open import as_table, is_source
 from residmix.starts import INIT_PARAMS, check_given, check_goes_on, find_start
 from residmix.stepwise import stepwise
 

@@ -19,8 +19,9 @@ from residmix.moments.kernels import log_joint, mixture_block_rows, responsibili
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows, Rows
+from residmix.sources.open import as_table, is_source
 from residmix.sources.output import delivered
-from residmix.sources.table import Table, as_table, is_source
+from residmix.sources.table import Table
 
 __all__ = ["MixtureDensity"]
 

@@ -38,7 +38,8 @@ from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import Sample, SampledRows
 from residmix.scale import Scale
-from residmix.sources.table import Table, as_table
+from residmix.sources.open import as_table
+from residmix.sources.table import Table
 
 __all__ = ["ResidualFit"]
 

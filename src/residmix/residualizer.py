@@ -21,8 +21,8 @@ from residmix.new_levels import (
 from residmix.penalty import ridge_penalty
 from residmix.residual_fit import ResidualFit
 from residmix.rows.progress import watched
+from residmix.sources.open import as_table
 from residmix.sources.output import collect, delivered
-from residmix.sources.table import as_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,8 @@ from sklearn.utils.validation import validate_data
 
 from residmix.metadata import Design, fit_design
 from residmix.nn.targets import advising, read_rows
-from residmix.sources.table import Table, as_table
+from residmix.sources.open import as_table
+from residmix.sources.table import Table
 
 __all__ = ["TableReader"]
 

@@ -14,7 +14,7 @@ from residmix.errors import ResidmixWarning
 from residmix.metadata import fit_design
 from residmix.nn.predictive import PredictiveDensity, check_targets
 from residmix.nn.targets import advising, read_rows
-from residmix.sources.table import as_table
+from residmix.sources.open import as_table
 
 __all__ = ["density_report"]
 

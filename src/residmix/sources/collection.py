@@ -11,8 +11,9 @@ import narwhals.stable.v2 as nw
 import numpy as np
 
 from residmix.sources.array import MemoryTable, clean_metadata
-from residmix.sources.dask import ClusterTable, beside, default_client, unpacked
-from residmix.sources.table import is_dask
+from residmix.sources.dask import ClusterTable, default_client, unpacked
+from residmix.sources.frames import is_dask
+from residmix.sources.stream import beside
 
 __all__ = ["CollectionTable", "collection_table"]
 

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import require_extra
 from residmix.rows.block import Block
 from residmix.rows.ordered import fold_groups, group_blocks
 from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.files import FileTable
-from residmix.sources.stream import Recipe, StreamTable, recut
+from residmix.sources.stream import Recipe, StreamTable, beside, recut
 from residmix.sources.table import DEFAULT_BLOCK_ROWS
 
 if TYPE_CHECKING:
@@ -301,15 +300,6 @@ def _run_on_files(
     return work.run(start, weight, beside(pieces, metadata))
 
 
-def beside(pieces: Iterator[MemoryTable], metadata: Any) -> Iterator[MemoryTable]:
-    """Yield the pieces with metadata that is in memory beside them."""
-    start = 0
-    for piece in pieces:
-        stop = start + piece.n_rows
-        yield piece if metadata is None else MemoryTable(piece.X, metadata[start:stop], piece.columns)
-        start = stop
-
-
 def default_client() -> Any:
     """Return the Dask client of this context, as Dask's own collections find it, or None."""
     distributed = sys.modules.get("distributed")
@@ -320,11 +310,3 @@ def default_client() -> Any:
     except ValueError:
         return None
     return client if client.status == "running" else None
-
-
-def check_installed() -> None:
-    """Raise if Dask's cluster can't be used."""
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise require_extra("distributed", "dask", "working on a Dask cluster") from error

@@ -10,105 +10,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import narwhals.stable.v2 as nw
-import numpy as np
 import pyarrow as pa
 
 from residmix.sources.array import MemoryTable
-from residmix.sources.formats import FORMATS, Npy, Part, one_schema, open_part, readable
-from residmix.sources.frames import require_columns
+from residmix.sources.formats import FORMATS, Part, readable
 from residmix.sources.stream import StreamTable
-from residmix.sources.table import Table
 
-__all__ = ["FileTable", "scan"]
-
-
-def scan(
-    path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    columns: Sequence[str] | None = None,
-    batch_rows: int | None = None,
-    client: Any = None,
-) -> Table:
-    """Return a table over files, which every estimator takes in place of an array or a frame.
-
-    Only headers are read now (a CSV file is read once, to count its rows and settle its types). A fit then reads
-    the files once for each pass that it makes, a batch of rows at a time and only the columns that it needs; memory
-    holds a few batches, never a file. The answer is the same, to the last bit, as that of the same rows in memory.
-
-    Parameters
-    ----------
-    path_or_glob : path, glob pattern, folder, or list of paths
-        ``.parquet``, ``.arrow`` / ``.feather`` / ``.ipc``, ``.csv`` / ``.tsv``, or ``.npy``. Files of one table are
-        read in the order of their sorted paths (a list: in its order) and must have the same columns; a folder is
-        searched with its subfolders.
-    columns : sequence of str, optional
-        The columns to see. Default: all. Array files call theirs x0, x1, ...
-    batch_rows : int, optional
-        Rows read at a time. Default: about 4 MB of them.
-    client : distributed.Client, optional
-        Let the workers of a Dask cluster read the files, which they must reach by the same paths. A client that
-        merely exists isn't used: workers elsewhere can't be expected to see local files.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no file matches.
-    ValueError
-        If files differ in their columns, naming the file and the column, or have no rows.
-    OSError
-        If a file can't be read, naming it.
-
-    Examples
-    --------
-    >>> import numpy as np, tempfile, pathlib, residmix as rm
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> np.save(folder / "x.npy", np.eye(4))
-    >>> table = rm.scan(folder / "x.npy")
-    >>> table.n_rows, table.columns
-    (4, ('x0', 'x1', 'x2', 'x3'))
-    """
-    parts = one_schema([open_part(path) for path in find_files(path_or_glob)])
-    kinds = {type(part) for part in parts}
-    if len(kinds) > 1:
-        names = ", ".join(sorted({part.path.suffix for part in parts}))
-        raise ValueError(f"{path_or_glob} matches files of several kinds ({names}); narrow it with a glob pattern")
-    head = parts[0].head()
-    if columns is not None:
-        require_columns(columns, head.columns, str(parts[0].path))
-        head = head.select(columns)
-    for part in parts[1:]:
-        _same_columns(head, part.head(), parts[0].path, part.path)
-    if client is None and len(parts) == 1 and isinstance(parts[0], Npy):
-        return MemoryTable.make(parts[0].matrix()).select(head.columns)
-    table = FileTable(tuple(parts), head, batch_rows)
-    if client is None:
-        return table
-    from residmix.sources.dask import ClusterFiles, check_installed
-
-    check_installed()
-    return ClusterFiles(table, client)
-
-
-def _same_columns(head: MemoryTable, other: MemoryTable, first: Path, path: Path) -> None:
-    """Refuse a file that lacks a column of the first one, or holds another type in it."""
-    for name in head.columns:
-        if name not in other.columns:
-            raise ValueError(f"{str(path)!r} has no column {name!r}, which {str(first)!r} has")
-    if isinstance(head.X, np.ndarray) or isinstance(other.X, np.ndarray):
-        return
-    for name in head.columns:
-        types = [_plain(frame.schema[name]) for frame in (head.X, other.X)]
-        if types[0] != types[1]:
-            raise ValueError(
-                f"column {name!r} holds {types[1]} in {str(path)!r} but {types[0]} in {str(first)!r}; "
-                "write them with one type"
-            )
-
-
-def _plain(dtype: Any) -> Any:
-    """Return the type that values have, however they are encoded."""
-    return nw.String() if dtype == nw.Categorical else dtype
+__all__ = ["FileTable"]
 
 
 def find_files(where: Any) -> list[Path]:

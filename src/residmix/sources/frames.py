@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
 
 import narwhals.stable.v2 as nw
 import numpy as np
@@ -17,13 +22,16 @@ __all__ = [
     "fill_rows",
     "frame_of_strings",
     "has_names",
+    "is_dask",
     "is_frame",
+    "is_path",
     "numeric_columns",
     "numeric_matrix",
     "numeric_names",
     "objects_that_are_numbers",
     "pandas_view",
     "refuse_other_order",
+    "refuse_unread",
     "require_columns",
     "row_labels",
     "unmasked",
@@ -273,3 +281,21 @@ def _values(series: nw.Series[Any], where: str) -> NDArray[Any]:
         series = series.cast(nw.Float64)
     values = np.asarray(series.to_numpy())
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+
+
+def is_dask(data: Any) -> bool:
+    """Tell whether `data` is a Dask collection, without importing Dask."""
+    return "dask" in sys.modules and hasattr(data, "__dask_graph__") and hasattr(data, "dask")
+
+
+def is_path(data: Any) -> bool:
+    """Tell whether `data` names a file rather than holding rows."""
+    return isinstance(data, (str, bytes, os.PathLike))
+
+
+def refuse_unread(data: Any, name: str) -> None:
+    """Refuse what must be opened first: a path, or an AnnData object."""
+    if is_path(data):
+        raise TypeError(f"{name} is a path; read it with residmix.scan({os.fspath(data)!r})")
+    if type(data).__name__ == "AnnData":
+        raise TypeError(f"{name} is an AnnData object; read it with residmix.anndata.from_anndata(adata, formula)")

@@ -5,28 +5,36 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.rows.block import Block
-from residmix.rows.checks import Finite, check_weight, check_weight_values
-from residmix.rows.ordered import ordered_map
 from residmix.rows.rows import Rows
-from residmix.rows.scratch import scratch
-from residmix.rows.threads import n_threads
 from residmix.sources.array import MemoryTable, clean_metadata
-from residmix.sources.frames import fill_rows, require_columns
-from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table, as_table
+from residmix.sources.table import DEFAULT_BLOCK_ROWS
 
 if TYPE_CHECKING:
     from residmix.metadata import Design
 
-__all__ = ["BatchTable", "Recipe", "StreamRows", "StreamTable", "batch_table"]
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from residmix.rows.checks import Finite, check_weight, check_weight_values
+from residmix.rows.ordered import ordered_map
+from residmix.rows.scratch import scratch
+from residmix.rows.threads import n_threads
+from residmix.sources.frames import fill_rows, is_dask, refuse_unread, require_columns
+from residmix.sources.table import Table
+
+if TYPE_CHECKING:
+    from residmix.metadata import Design
+
+__all__ = ["BatchTable", "Recipe", "StreamRows", "StreamTable", "batch_table", "beside"]
 
 T = TypeVar("T")
 
@@ -364,11 +372,14 @@ def _difference(piece: MemoryTable, head: MemoryTable) -> str:
 
 
 def _one_batch(batch: Any) -> MemoryTable:
-    pair = isinstance(batch, tuple) and len(batch) == 2
-    table = as_table(batch[0], metadata=batch[1]) if pair else as_table(batch)
-    if not isinstance(table, MemoryTable):
+    X, metadata = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
+    refuse_unread(X, "X")
+    refuse_unread(metadata, "metadata")
+    if isinstance(X, MemoryTable):
+        return X if metadata is None else X.with_metadata(metadata)
+    if isinstance(X, Table) or is_dask(X) or is_dask(metadata) or callable(X):
         raise TypeError(f"a batch must be an array, a frame or a pair of them; got {type(batch).__name__}")
-    return table
+    return MemoryTable.make(X, metadata)
 
 
 class OnePassTable(Table):
@@ -410,3 +421,12 @@ def batch_table(source: Callable[[], Iterator[Any]] | Iterable[Any]) -> Table:
     if isinstance(source, Iterator):
         return OnePassTable(source)
     return BatchTable(source)
+
+
+def beside(pieces: Iterator[MemoryTable], metadata: Any) -> Iterator[MemoryTable]:
+    """Yield the pieces with metadata that is in memory beside them."""
+    start = 0
+    for piece in pieces:
+        stop = start + piece.n_rows
+        yield piece if metadata is None else MemoryTable(piece.X, metadata[start:stop], piece.columns)
+        start = stop

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from residmix.errors import DesignWarning, warn
-from residmix.rows.block import Block
 from residmix.rows.rows import Rows
-from residmix.sources.frames import is_frame, require_columns, row_labels
+from residmix.sources.frames import require_columns, row_labels
 
 if TYPE_CHECKING:
     from residmix.metadata import Design
 
-__all__ = ["Table", "as_table", "is_dask", "is_source"]
+__all__ = ["Table"]
 
 DEFAULT_BLOCK_ROWS = 8192
 
@@ -146,99 +144,3 @@ class Table(ABC):
     @abstractmethod
     def batches(self) -> Iterator[Table]:
         """Yield the data once, in order, as tables in memory."""
-
-
-def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
-    """Return a view of `X`, and of `metadata` if it comes apart.
-
-    Parameters
-    ----------
-    X : array (n, d), pandas/polars/pyarrow table, Table, Dask array or data frame, or batches
-        Batches are a callable that returns an iterator, or an iterable: of arrays, of frames, or of pairs
-        (features, metadata). An iterator that can be read once only serves `partial_fit`.
-    metadata : array (n,) or (n, p), frame or series, or Table, optional
-        Numbers stay an array; other arrays become a frame with columns m0, m1, ... A Table is read into memory.
-    name : str
-        What messages call `X`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For sparse matrices, wrong shapes, no rows, other lengths, or data of no kind we know.
-    """
-    from residmix.sources.array import MemoryTable
-
-    for data, called in ((X, name), (metadata, "metadata")):
-        if _is_path(data):
-            raise TypeError(f"{called} is a path; read it with residmix.scan({os.fspath(data)!r})")
-        if type(data).__name__ == "AnnData":
-            raise TypeError(
-                f"{called} is an AnnData object; read it with residmix.anndata.from_anndata(adata, formula)"
-            )
-    if isinstance(metadata, Table):
-        metadata = _gathered(metadata)
-    if isinstance(X, Table):
-        return X if metadata is None else _beside(X, metadata)
-    if is_dask(X) or is_dask(metadata):
-        from residmix.sources.collection import collection_table
-
-        return collection_table(X, metadata)
-    if not is_frame(X) and (callable(X) or _is_batches(X)):
-        from residmix.sources.stream import batch_table
-
-        if metadata is not None:
-            raise TypeError("with batches, metadata comes in each batch: yield pairs (features, metadata)")
-        return batch_table(X)
-    return MemoryTable.make(X, metadata, name)
-
-
-def _beside(table: Table, metadata: Any) -> Table:
-    from residmix.sources.array import MemoryTable
-    from residmix.sources.stream import StreamTable
-
-    if table.has_metadata:
-        raise ValueError("this table has metadata already; pass metadata= once")
-    if isinstance(table, MemoryTable):
-        return table.with_metadata(metadata)
-    if isinstance(table, StreamTable):
-        return table.with_metadata(metadata)
-    raise TypeError(f"metadata= can't be put beside a {type(table).__name__}; join the columns into one table")
-
-
-def is_source(data: Any) -> bool:
-    """Tell whether `data` is read, or refused, by us alone: a Table, a Dask collection, a callable, a path."""
-    known = isinstance(data, Table) or is_dask(data) or _is_path(data)
-    return known or (callable(data) and not hasattr(data, "__array__"))
-
-
-def _is_path(data: Any) -> bool:
-    return isinstance(data, (str, bytes, os.PathLike))
-
-
-def _gathered(table: Table) -> Any:
-    """Return a table of metadata as one array or frame in memory."""
-    import narwhals.stable.v2 as nw
-    import numpy as np
-
-    if table.has_metadata:
-        raise ValueError("metadata= is a table that has metadata beside it; give a table of the metadata alone")
-    if not table.named:
-        return np.concatenate(list(table.rows(allow_nan=True).map(_features)))
-    return nw.concat([nw.from_native(chunk, eager_only=True) for chunk in table.chunks(table.columns)]).to_native()
-
-
-def _features(block: Block) -> Any:
-    return block.X.copy()
-
-
-def is_dask(data: Any) -> bool:
-    """Tell whether `data` is a Dask collection, without importing Dask."""
-    return "dask" in sys.modules and hasattr(data, "__dask_graph__") and hasattr(data, "dask")
-
-
-def _is_batches(X: Any) -> bool:
-    """Tell whether `X` is an iterable of batches rather than one array-like."""
-    if hasattr(X, "__array__") or hasattr(X, "__array_interface__") or hasattr(X, "__len__"):
-        first = X[0] if isinstance(X, (list, tuple)) and X else None
-        return isinstance(first, tuple) and len(first) == 2 and hasattr(first[0], "shape")
-    return isinstance(X, Iterable)

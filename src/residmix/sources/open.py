@@ -1,0 +1,192 @@
+"""From whatever the user passes to a Table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+
+from residmix.errors import require_extra
+from residmix.rows.block import Block
+from residmix.sources.array import MemoryTable
+from residmix.sources.frames import is_dask, is_frame, is_path, refuse_unread, require_columns
+from residmix.sources.stream import StreamTable, batch_table
+from residmix.sources.table import Table
+
+__all__ = ["as_table", "check_installed", "is_source", "scan"]
+
+
+def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
+    """Return a view of `X`, and of `metadata` if it comes apart.
+
+    Parameters
+    ----------
+    X : array (n, d), pandas/polars/pyarrow table, Table, Dask array or data frame, or batches
+        Batches are a callable that returns an iterator, or an iterable: of arrays, of frames, or of pairs
+        (features, metadata). An iterator that can be read once only serves `partial_fit`.
+    metadata : array (n,) or (n, p), frame or series, or Table, optional
+        Numbers stay an array; other arrays become a frame with columns m0, m1, ... A Table is read into memory.
+    name : str
+        What messages call `X`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sparse matrices, wrong shapes, no rows, other lengths, or data of no kind we know.
+    """
+    refuse_unread(X, name)
+    refuse_unread(metadata, "metadata")
+    if isinstance(metadata, Table):
+        metadata = _gathered(metadata)
+    if isinstance(X, Table):
+        return X if metadata is None else _beside(X, metadata)
+    if is_dask(X) or is_dask(metadata):
+        from residmix.sources.collection import collection_table
+
+        return collection_table(X, metadata)
+    if not is_frame(X) and (callable(X) or _is_batches(X)):
+        if metadata is not None:
+            raise TypeError("with batches, metadata comes in each batch: yield pairs (features, metadata)")
+        return batch_table(X)
+    return MemoryTable.make(X, metadata, name)
+
+
+def _beside(table: Table, metadata: Any) -> Table:
+    if table.has_metadata:
+        raise ValueError("this table has metadata already; pass metadata= once")
+    if isinstance(table, MemoryTable):
+        return table.with_metadata(metadata)
+    if isinstance(table, StreamTable):
+        return table.with_metadata(metadata)
+    raise TypeError(f"metadata= can't be put beside a {type(table).__name__}; join the columns into one table")
+
+
+def is_source(data: Any) -> bool:
+    """Tell whether `data` is read, or refused, by us alone: a Table, a Dask collection, a callable, a path."""
+    known = isinstance(data, Table) or is_dask(data) or is_path(data)
+    return known or (callable(data) and not hasattr(data, "__array__"))
+
+
+def _gathered(table: Table) -> Any:
+    """Return a table of metadata as one array or frame in memory."""
+    if table.has_metadata:
+        raise ValueError("metadata= is a table that has metadata beside it; give a table of the metadata alone")
+    if not table.named:
+        return np.concatenate(list(table.rows(allow_nan=True).map(_features)))
+    return nw.concat([nw.from_native(chunk, eager_only=True) for chunk in table.chunks(table.columns)]).to_native()
+
+
+def _features(block: Block) -> Any:
+    return block.X.copy()
+
+
+def _is_batches(X: Any) -> bool:
+    """Tell whether `X` is an iterable of batches rather than one array-like."""
+    if hasattr(X, "__array__") or hasattr(X, "__array_interface__") or hasattr(X, "__len__"):
+        first = X[0] if isinstance(X, (list, tuple)) and X else None
+        return isinstance(first, tuple) and len(first) == 2 and hasattr(first[0], "shape")
+    return isinstance(X, Iterable)
+
+
+def scan(
+    path_or_glob: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int | None = None,
+    client: Any = None,
+) -> Table:
+    """Return a table over files, which every estimator takes in place of an array or a frame.
+
+    Only headers are read now (a CSV file is read once, to count its rows and settle its types). A fit then reads
+    the files once for each pass that it makes, a batch of rows at a time and only the columns that it needs; memory
+    holds a few batches, never a file. The answer is the same, to the last bit, as that of the same rows in memory.
+
+    Parameters
+    ----------
+    path_or_glob : path, glob pattern, folder, or list of paths
+        ``.parquet``, ``.arrow`` / ``.feather`` / ``.ipc``, ``.csv`` / ``.tsv``, or ``.npy``. Files of one table are
+        read in the order of their sorted paths (a list: in its order) and must have the same columns; a folder is
+        searched with its subfolders.
+    columns : sequence of str, optional
+        The columns to see. Default: all. Array files call theirs x0, x1, ...
+    batch_rows : int, optional
+        Rows read at a time. Default: about 4 MB of them.
+    client : distributed.Client, optional
+        Let the workers of a Dask cluster read the files, which they must reach by the same paths. A client that
+        merely exists isn't used: workers elsewhere can't be expected to see local files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no file matches.
+    ValueError
+        If files differ in their columns, naming the file and the column, or have no rows.
+    OSError
+        If a file can't be read, naming it.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, pathlib, residmix as rm
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> np.save(folder / "x.npy", np.eye(4))
+    >>> table = rm.scan(folder / "x.npy")
+    >>> table.n_rows, table.columns
+    (4, ('x0', 'x1', 'x2', 'x3'))
+    """
+    # the readers of files load pyarrow, which rows in memory don't need
+    from residmix.sources.files import FileTable, find_files
+    from residmix.sources.formats import Npy, one_schema, open_part
+
+    parts = one_schema([open_part(path) for path in find_files(path_or_glob)])
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1:
+        names = ", ".join(sorted({part.path.suffix for part in parts}))
+        raise ValueError(f"{path_or_glob} matches files of several kinds ({names}); narrow it with a glob pattern")
+    head = parts[0].head()
+    if columns is not None:
+        require_columns(columns, head.columns, str(parts[0].path))
+        head = head.select(columns)
+    for part in parts[1:]:
+        _same_columns(head, part.head(), parts[0].path, part.path)
+    if client is None and len(parts) == 1 and isinstance(parts[0], Npy):
+        return MemoryTable.make(parts[0].matrix()).select(head.columns)
+    table = FileTable(tuple(parts), head, batch_rows)
+    if client is None:
+        return table
+    from residmix.sources.dask import ClusterFiles
+
+    check_installed()
+    return ClusterFiles(table, client)
+
+
+def _same_columns(head: MemoryTable, other: MemoryTable, first: Path, path: Path) -> None:
+    """Refuse a file that lacks a column of the first one, or holds another type in it."""
+    for name in head.columns:
+        if name not in other.columns:
+            raise ValueError(f"{str(path)!r} has no column {name!r}, which {str(first)!r} has")
+    if isinstance(head.X, np.ndarray) or isinstance(other.X, np.ndarray):
+        return
+    for name in head.columns:
+        types = [_plain(frame.schema[name]) for frame in (head.X, other.X)]
+        if types[0] != types[1]:
+            raise ValueError(
+                f"column {name!r} holds {types[1]} in {str(path)!r} but {types[0]} in {str(first)!r}; "
+                "write them with one type"
+            )
+
+
+def _plain(dtype: Any) -> Any:
+    """Return the type that values have, however they are encoded."""
+    return nw.String() if dtype == nw.Categorical else dtype
+
+
+def check_installed() -> None:
+    """Raise if Dask's cluster can't be used."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise require_extra("distributed", "dask", "working on a Dask cluster") from error
