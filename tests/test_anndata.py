@@ -12,8 +12,8 @@ from sklearn.linear_model import LinearRegression
 
 import residmix as rm
 from residmix import anndata as ra
+from residmix.design.fit import Design
 from residmix.errors import LeakageWarning
-from residmix.metadata import Design
 
 
 def cells(n=600, d=20, seed=0):

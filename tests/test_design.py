@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 import residmix as rm
+from residmix.design.fit import fit_design
 from residmix.errors import DesignWarning, RareLevelWarning
-from residmix.metadata import fit_design
 
 
 def table(n=300, seed=0):

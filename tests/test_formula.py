@@ -7,7 +7,7 @@ from formulaic import Formula
 from hypothesis import given
 from hypothesis import strategies as st
 
-from residmix.formula import FormulaError, formula_columns, parse_formula
+from residmix.design.formula import FormulaError, formula_columns, parse_formula
 
 
 def labels(text):

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import residmix as rm
-from residmix import quantiles
-from residmix.formula import FormulaError
-from residmix.metadata import Design, fit_design
+from residmix.design import quantiles
+from residmix.design.fit import Design, fit_design
+from residmix.design.formula import FormulaError
 
 
 def table(n=300, seed=0):
@@ -164,7 +164,7 @@ def test_however_the_rows_are_cut_the_design_is_the_same_to_the_bit(cuts):
 
 
 def test_longer_than_a_learning_block_the_design_is_still_the_same_to_the_bit(monkeypatch):
-    monkeypatch.setattr("residmix.learning.KEPT_ROWS", 100)  # every pass reads the chunks anew
+    monkeypatch.setattr("residmix.design.survey.KEPT_ROWS", 100)  # every pass reads the chunks anew
     rng = np.random.default_rng(1)
     frame = pd.DataFrame({"age": rng.gamma(9, 6, 150_000)})
     formula = "scale(age) + poly(age, 2) + bs(age, df=6) + cr(age, df=3)"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from residmix import quantiles
+from residmix.design import quantiles
 
 
 @settings(max_examples=40, deadline=None)

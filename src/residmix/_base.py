@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from residmix.formula import formula_columns
-from residmix.metadata import Design, fit_design
+from residmix.design.fit import Design, fit_design
+from residmix.design.formula import formula_columns
 from residmix.sources.table import Table
 
 __all__ = ["MetadataTransformer", "refuse_frames"]
@@ -32,7 +32,7 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     features: Sequence[str] | None
 
     def _learn(self, X: Any, table: Table, sample_weight: Any, **options: Any) -> None:
-        """Settle design and features; `options` go to :func:`residmix.metadata.fit_design`."""
+        """Settle design and features; `options` go to :func:`residmix.design.fit.fit_design`."""
         self.design_: Design | None = None
         used: tuple[str, ...] = (sample_weight,) if isinstance(sample_weight, str) else ()
         if table.has_metadata or self.formula is not None:

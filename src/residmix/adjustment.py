@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.design import Design, Term
+from residmix.design.design import Design
+from residmix.design.terms import Term
 from residmix.empirical_bayes import shrink_levels
 from residmix.errors import did_you_mean
 from residmix.later_batches import Frozen

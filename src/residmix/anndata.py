@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from residmix.design.formula import formula_columns
 from residmix.errors import did_you_mean, require_extra
-from residmix.formula import formula_columns
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
 

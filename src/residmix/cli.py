@@ -294,7 +294,7 @@ def _measured(shown: pd.DataFrame, model: Any, labels: Any) -> Any:
 
 
 def _metadata_columns(formula: str) -> list[str]:
-    from residmix.formula import formula_columns
+    from residmix.design.formula import formula_columns
 
     return list(formula_columns(formula))
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix._validation import check_design_moments, check_number
-from residmix.columns import open_metadata
 from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
+from residmix.design.columns import open_metadata
+from residmix.design.fit import Design, fit_design
+from residmix.design.formula import formula_columns
 from residmix.errors import BelowChanceWarning, LeakageWarning, warn
-from residmix.formula import formula_columns
 from residmix.measurements import COLUMNS, Association
-from residmix.metadata import Design, fit_design
 from residmix.moments.linear import merge_moments
 from residmix.probes import ProbeResult, probe
 from residmix.rows.rows import ArrayRows, Rows

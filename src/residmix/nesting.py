@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from residmix.design import Factor
+from residmix.design.terms import Factor
 from residmix.moments.factor import FactorFit
 from residmix.moments.levels import FactorMoments
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.crossed_blup import RandomEffects, level_indicators
-from residmix.design import Design, Term
+from residmix.design.design import Design
+from residmix.design.terms import Term
 from residmix.later_batches import LaterBatches
 from residmix.level_totals import LevelTotals, with_known_and_unseen
 from residmix.moments.factor import FactorFit

@@ -11,7 +11,7 @@ from residmix._validation import check_number
 from residmix.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from residmix.metadata import Design, Term
+    from residmix.design.fit import Design, Term
 
 __all__ = ["find_term", "ridge_penalty", "term_penalty"]
 

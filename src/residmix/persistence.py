@@ -37,7 +37,7 @@ _HOMES = {
     "conditional.Gate": "residmix.gating:Gate",
     "conditional.Params": "residmix.joint:ConditionalParams",
     "conditional.ToResidual": "residmix.joint:ToResidual",
-    "design.Design": "residmix.design:Design",
+    "design.Design": "residmix.design.design:Design",
     "effects.Frozen": "residmix.later_batches:Frozen",
     "effects.LaterBatches": "residmix.later_batches:LaterBatches",
     "effects.LevelPrior": "residmix.new_levels:LevelPrior",

@@ -13,7 +13,7 @@ from residmix._base import MetadataTransformer
 from residmix._validation import check_choice, check_design_moments
 from residmix.adjustment import adjusted, of_features, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
-from residmix.design import Design
+from residmix.design.design import Design
 from residmix.errors import DesignWarning, warn
 from residmix.later_batches import Frozen, LaterBatches
 from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage

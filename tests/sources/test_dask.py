@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster
 from pyarrow import parquet
 
 import residmix as rm
-from residmix.metadata import fit_design
+from residmix.design.fit import fit_design
 from residmix.rows.rows import fold
 from residmix.sources import as_table
 from residmix.sources.dask import ClusterRows

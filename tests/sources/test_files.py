@@ -16,7 +16,7 @@ import pytest
 from pyarrow import csv, feather, parquet
 
 import residmix as rm
-from residmix.metadata import fit_design
+from residmix.design.fit import fit_design
 from residmix.rows.rows import fold
 from residmix.sources import as_table
 from residmix.sources.array import MemoryTable

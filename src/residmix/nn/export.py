@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from residmix.atomic import atomic_path
+from residmix.design.fit import Design
 from residmix.errors import require_extra
-from residmix.metadata import Design
 from residmix.nn.fitting import Plan
 from residmix.nn.network import MixtureDensityNetwork
 from residmix.nn.targets import Scaling

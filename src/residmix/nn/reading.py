@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from residmix.metadata import Design, fit_design
+from residmix.design.fit import Design, fit_design
 from residmix.nn.targets import advising, read_rows
 from residmix.sources.open import as_table
 from residmix.sources.table import Table

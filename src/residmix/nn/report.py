@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from residmix import scores
+from residmix.design.fit import fit_design
 from residmix.errors import ResidmixWarning
-from residmix.metadata import fit_design
 from residmix.nn.predictive import PredictiveDensity, check_targets
 from residmix.nn.targets import advising, read_rows
 from residmix.sources.open import as_table

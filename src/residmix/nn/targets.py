@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.fit import Design
+from residmix.design.levels import MetadataValueError
 from residmix.errors import DiscreteTargetWarning, warn
-from residmix.levels import MetadataValueError
-from residmix.metadata import Design
 from residmix.rows.block import Block
 from residmix.sources.table import Table
 

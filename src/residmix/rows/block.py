@@ -24,7 +24,7 @@ class Block:
     design : ndarray (b, q) or None
         Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept.
     codes : tuple of ndarray (b,)
-        One array of level indices per absorbed factor (see `residmix.metadata`).
+        One array of level indices per absorbed factor (see `residmix.design.fit`).
     weight : ndarray (b,) or None
         Sample weights, float64, non-negative. None means 1 for every row.
     """

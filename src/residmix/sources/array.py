@@ -29,7 +29,7 @@ from residmix.sources.frames import (
 from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table
 
 if TYPE_CHECKING:
-    from residmix.metadata import Design
+    from residmix.design.fit import Design
 
 __all__ = ["MemoryTable", "clean_metadata"]
 

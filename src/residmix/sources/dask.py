@@ -31,7 +31,7 @@ from residmix.sources.stream import Recipe, StreamTable, beside, recut
 from residmix.sources.table import DEFAULT_BLOCK_ROWS
 
 if TYPE_CHECKING:
-    from residmix.metadata import Design
+    from residmix.design.fit import Design
 
 __all__ = ["ClusterFiles", "ClusterRows", "ClusterTable"]
 

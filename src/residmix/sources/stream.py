@@ -17,7 +17,7 @@ from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.table import DEFAULT_BLOCK_ROWS
 
 if TYPE_CHECKING:
-    from residmix.metadata import Design
+    from residmix.design.fit import Design
 
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +32,7 @@ from residmix.sources.frames import fill_rows, is_dask, refuse_unread, require_c
 from residmix.sources.table import Table
 
 if TYPE_CHECKING:
-    from residmix.metadata import Design
+    from residmix.design.fit import Design
 
 __all__ = ["BatchTable", "Recipe", "StreamRows", "StreamTable", "batch_table", "beside"]
 

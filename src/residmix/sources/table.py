@@ -12,7 +12,7 @@ from residmix.rows.rows import Rows
 from residmix.sources.frames import require_columns, row_labels
 
 if TYPE_CHECKING:
-    from residmix.metadata import Design
+    from residmix.design.fit import Design
 
 __all__ = ["Table"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.expressions import Call, Column, Expression, Number, Operation
-from residmix.formula import FormulaError
-from residmix.quantiles import distinct_values, order_statistics
+from residmix.design.expressions import Call, Column, Expression, Number, Operation
+from residmix.design.formula import FormulaError
+from residmix.design.quantiles import distinct_values, order_statistics
 
 __all__ = ["evaluate", "learn", "recut"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import Labels, absent, spotted
+from residmix.design.columns import Labels, absent, spotted
+from residmix.design.expressions import Contrast
 from residmix.errors import did_you_mean
-from residmix.expressions import Contrast
 
 __all__ = ["Levels", "sorted_levels"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -12,84 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.coding import Plan, RowReader
-from residmix.columns import Metadata, open_metadata, plain_matrix, spotted
-from residmix.expressions import Call, Column
-from residmix.formula import parse_formula
-from residmix.learning import Learned
-from residmix.levels import Levels, missing_error
+from residmix.design.columns import Metadata, open_metadata, plain_matrix, spotted
+from residmix.design.expressions import Call, Column
+from residmix.design.formula import parse_formula
+from residmix.design.levels import Levels, missing_error
+from residmix.design.reader import RowReader
+from residmix.design.survey import Learned
+from residmix.design.terms import DesignMatrix, Factor, Plan, Term
 from residmix.rows.checks import all_finite
 from residmix.rows.scratch import scratch
 
-__all__ = ["Design", "DesignMatrix", "Factor", "Term"]
+__all__ = ["Design"]
 
 MAX_COLUMNS = 20_000
 
 
-@dataclass(frozen=True)
-class Factor:
-    """An absorbed factor: its codes index `levels`; code -1 stands for the mean of the levels."""
-
-    name: str
-    levels: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of the design and where it lives.
-
-    Attributes
-    ----------
-    name : str
-        As written in the formula, e.g. ``"C(site):age"``.
-    columns : slice
-        Its columns in the dense design. For an absorbed term, an empty slice.
-    preserved : bool
-        Whether the effect is estimated but not removed.
-    kind : {"numeric", "factor", "spline", "interaction", "absorbed", "missing"}
-        "spline" stands for any basis of several columns; "missing" is the indicator of missing values.
-    variables : tuple of str
-        The metadata columns it uses.
-    factor : int or None
-        For an absorbed term, the index into ``Design.factors``.
-    levels, counts : tuple
-        For the main effect of a factor, its levels and their rows in fit; else empty.
-    """
-
-    name: str
-    columns: slice
-    preserved: bool
-    kind: str
-    variables: tuple[str, ...]
-    factor: int | None = None
-    levels: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class DesignMatrix:
-    """The design of some rows.
-
-    Attributes
-    ----------
-    dense : ndarray (b, q) of float64, C-contiguous
-        Columns to remove, then (when asked) those to preserve. No intercept.
-    codes : tuple of ndarray (b,) of int32
-        Level indices per absorbed factor; -1 for the mean of the levels.
-    unknown : ndarray (b,) of bool, or None
-        Rows in which a removed factor has a level that fit didn't see. None when there is no such row.
-    unknown_levels : dict
-        Metadata column -> the unseen levels met in these rows.
-    """
-
-    dense: NDArray[np.float64]
-    codes: tuple[NDArray[np.int32], ...] = ()
-    unknown: NDArray[np.bool_] | None = None
-    unknown_levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-
-
 class Design:
-    """A fitted map from metadata to design rows; see :func:`residmix.metadata.fit_design`.
+    """A fitted map from metadata to design rows; see :func:`residmix.design.fit.fit_design`.
 
     Attributes
     ----------

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.columns import Metadata, open_metadata
+from residmix.design.columns import Metadata, open_metadata
+from residmix.design.expressions import Call, Column, Contrast, Terms
+from residmix.design.formula import FormulaError
+from residmix.design.levels import Levels, missing_error, sorted_levels
+from residmix.design.transforms import evaluate, learn, recut
 from residmix.errors import DesignWarning, RareLevelWarning, warn
-from residmix.expressions import Call, Column, Contrast, Terms
-from residmix.formula import FormulaError
-from residmix.levels import Levels, missing_error, sorted_levels
 from residmix.rows.checks import all_finite
-from residmix.transforms import evaluate, learn, recut
 
 if TYPE_CHECKING:
-    from residmix.design import Term
+    from residmix.design.terms import Term
 
 __all__ = ["Learned", "Survey", "survey"]
 

@@ -21,8 +21,8 @@ import ast
 import re
 from typing import NoReturn
 
+from residmix.design.expressions import Call, Column, Contrast, Expression, Literal, Number, Operation, Terms
 from residmix.errors import did_you_mean
-from residmix.expressions import Call, Column, Contrast, Expression, Literal, Number, Operation, Terms
 
 __all__ = ["FUNCTIONS", "FormulaError", "formula_columns", "parse_formula"]
 

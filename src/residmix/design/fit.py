@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from residmix.coding import coded_terms
-from residmix.columns import Metadata, open_metadata
-from residmix.design import Design, DesignMatrix, Factor, Term
-from residmix.expressions import Column, Terms
-from residmix.formula import parse_formula
-from residmix.learning import Learned, survey
+from residmix.design.coding import coded_terms
+from residmix.design.columns import Metadata, open_metadata
+from residmix.design.design import Design
+from residmix.design.expressions import Column, Terms
+from residmix.design.formula import parse_formula
+from residmix.design.survey import Learned, survey
+from residmix.design.terms import DesignMatrix, Factor, Term
 
 __all__ = ["Design", "DesignMatrix", "Factor", "Term", "fit_design"]
 
@@ -36,8 +37,8 @@ def fit_design(
         Called once per pass over the rows. What is learned doesn't depend on how the rows are cut, bit for bit. None
         means that there is no metadata.
     formula : str, optional
-        What to remove (see :mod:`residmix.formula`). Without it every column that `preserve` doesn't name is taken:
-        numbers as they are; text, categories and truth values as factors. The columns of an array are m0, m1, ...
+        What to remove (see :mod:`residmix.design.formula`). Without it every column that `preserve` doesn't name is
+        taken: numbers as they are; text, categories and truth values as factors. The columns of an array are m0, m1, ...
     preserve : str, optional
         A formula of effects to estimate beside them, but not remove.
     on_unknown : {"error", "mean"}
