@@ -22,9 +22,9 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from residmix import ResidualMixture
-from residmix.families import make_params
 from residmix.gating import make_gate
 from residmix.joint import ConditionalParams
+from residmix.mixture.families import make_params
 
 SHIFT = np.array([3.0, -3.0, 2.0])
 MODELS = {

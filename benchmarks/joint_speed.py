@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from residmix.families import make_params
 from residmix.gating import make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
-from residmix.mixture import MixtureEM
-from residmix.moments.kernels import mixture_block_rows
+from residmix.mixture.estep import mixture_block_rows
+from residmix.mixture.families import make_params
+from residmix.mixture.gaussian import MixtureEM
 from residmix.rows.rows import ArrayRows
 
 

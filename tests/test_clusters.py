@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.clusters import cluster_moments, lloyd, seed
-from residmix.factors import SMALL, inverse_cholesky, inverse_triangles
+from residmix.kernels.cholesky import SMALL, inverse_cholesky, inverse_triangles
+from residmix.kernels.clusters import cluster_moments, lloyd, seed
 
 RNG = np.random.default_rng(0)
 CENTRES = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])

@@ -8,17 +8,16 @@ from scipy.linalg import cholesky, solve_triangular
 
 from residmix import GaussianMixture
 from residmix.errors import DeadComponentWarning
-from residmix.families import (
+from residmix.mixture.estep import log_joint, mixture_block, responsibilities
+from residmix.mixture.families import (
     COVARIANCE_TYPES,
     SingularCovarianceError,
-    dead_components,
-    m_step,
     make_params,
     n_covariance_parameters,
     params_from_precisions,
 )
-from residmix.mixture_vector import pack, unpack
-from residmix.moments.kernels import log_joint, mixture_block, responsibilities
+from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.vector import pack, unpack
 
 RIDGE = 0.01
 PARAMETERS = {"full": 3 * 10, "tied": 10, "diag": 3 * 4, "spherical": 3}
@@ -171,7 +170,7 @@ def test_the_compiled_step_is_the_general_one(monkeypatch):
     X, params = example("full")
     moments = mixture_block(X, params)
     compiled = m_step(moments, params, reg_covar=RIDGE)
-    monkeypatch.setattr("residmix.families.full_step", lambda *given: False)
+    monkeypatch.setattr("residmix.mixture.families.full_step", lambda *given: False)
     general = m_step(moments, params, reg_covar=RIDGE)
     for name in ("weights", "means", "covariances", "factors"):
         np.testing.assert_allclose(getattr(compiled, name), getattr(general, name), rtol=1e-12, atol=1e-13)

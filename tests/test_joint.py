@@ -11,7 +11,6 @@ from scipy.stats import multivariate_normal
 from residmix import coefficients
 from residmix.coefficients import coefficient_step, conjugate_gradients
 from residmix.em import run_em
-from residmix.families import m_step, make_params
 from residmix.gating import Gate, log_priors, make_gate
 from residmix.joint import (
     ConditionalEM,
@@ -20,7 +19,9 @@ from residmix.joint import (
     conditional_log_joint,
     residual_moments,
 )
-from residmix.moments.kernels import mixture_block
+from residmix.mixture.estep import mixture_block
+from residmix.mixture.families import make_params
+from residmix.mixture.mstep import m_step
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.families import make_params
 from residmix.joint_matches import likely_matches, merged_down
+from residmix.mixture.families import make_params
 
 
 def mixtures(p, m, d, seed=0):

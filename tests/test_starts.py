@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 
 from residmix import GaussianMixture
-from residmix.starts import subsample_index
+from residmix.mixture.starts import subsample_index
 
 
 def test_a_subsample_is_sorted_and_has_no_repeats_or_all_rows():

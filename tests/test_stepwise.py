@@ -7,9 +7,10 @@ from numpy.testing import assert_allclose
 from sklearn.exceptions import ConvergenceWarning
 
 import residmix as rm
-from residmix.families import m_step, make_params
-from residmix.moments.kernels import mixture_block
-from residmix.stepwise import stepwise
+from residmix.mixture.estep import mixture_block
+from residmix.mixture.families import make_params
+from residmix.mixture.mstep import m_step
+from residmix.mixture.step import stepwise
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 

@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Eraser": "eraser",
-    "GaussianMixture": "mixture",
+    "GaussianMixture": "mixture.gaussian",
     "ResidualMixture": "conditional",
     "Residualizer": "residualizer",
     "association": "diagnostics",
     "load": "persistence",
     "mdn_residualize": "functional",
     "save": "persistence",
-    "scan": "sources",
+    "scan": "sources.open",
 }
 _ROOMS = ("nn",)
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from residmix.diagnostics import association
     from residmix.eraser import Eraser
     from residmix.functional import mdn_residualize
-    from residmix.mixture import GaussianMixture
+    from residmix.mixture.gaussian.gaussian import GaussianMixture
     from residmix.persistence import load, save
     from residmix.residualizer import Residualizer
-    from residmix.sources import scan
+    from residmix.sources.open import scan
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from residmix.families import MixtureParams
-from residmix.moments.kernels import MixtureMoments
+from residmix.mixture.estep import MixtureMoments
+from residmix.mixture.families import MixtureParams
 
 __all__ = ["coefficient_step", "conjugate_gradients"]
 

@@ -19,15 +19,15 @@ from residmix.checkpoint import fingerprint, run_starts
 from residmix.conditional_density import ConditionalDensity
 from residmix.em import Acceleration, EMState, run_em
 from residmix.errors import DeadComponentWarning, warn
-from residmix.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.joint import ConditionalEM, ConditionalParams, pack, to_residual, unpack
 from residmix.joint_starts import conditional_starts
-from residmix.moments.kernels import mixture_block_rows
+from residmix.mixture.estep import mixture_block_rows
+from residmix.mixture.families import COVARIANCE_TYPES, SingularCovarianceError
+from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on
 from residmix.progress import FitProgress, Progress
 from residmix.residualizer import Residualizer
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
-from residmix.starts import INIT_PARAMS, check_given, check_goes_on
 
 __all__ = ["ResidualMixture"]
 

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 
-from residmix.families import full_covariances
-from residmix.mixture import GaussianMixture
+from residmix.mixture.families import full_covariances
+from residmix.mixture.gaussian import GaussianMixture
 from residmix.residualizer import Residualizer
 from residmix.sources.frames import refuse_other_order
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix import mixture_vector
 from residmix.coefficients import coefficient_step
-from residmix.families import MixtureParams, dead_components, m_step
 from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
-from residmix.moments.kernels import MixtureMoments, log_joint, mixture_block
+from residmix.mixture import vector as mixture_vector
+from residmix.mixture.estep import MixtureMoments, log_joint, mixture_block
+from residmix.mixture.families import MixtureParams
+from residmix.mixture.mstep import dead_components, m_step
 from residmix.moments.levels import FactorMoments
 from residmix.moments.linear import Affine, LinearMoments
 from residmix.rows.block import Block
@@ -263,7 +264,7 @@ def conditional_m_step(
     joint : bool
         Whether the coefficients move.
     revive : bool
-        As for `residmix.families.m_step`.
+        As for `residmix.mixture.mstep.m_step`.
 
     Raises
     ------

@@ -21,17 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from residmix.clusters import lloyd, seed
 from residmix.em import EMState, run_em
-from residmix.families import MixtureParams, SingularCovarianceError, make_params
 from residmix.gating import Gate, make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.joint_matches import likely_matches
-from residmix.mixture_em import MixtureEM
-from residmix.moments.kernels import log_joint, mixture_block_rows
+from residmix.kernels.clusters import lloyd, seed
+from residmix.mixture.estep import log_joint, mixture_block_rows
+from residmix.mixture.families import MixtureParams, SingularCovarianceError, make_params
+from residmix.mixture.starts import find_start, subsample
+from residmix.mixture.step import MixtureEM
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
-from residmix.starts import find_start, subsample
 
 __all__ = ["conditional_starts", "constant_gate", "joint_starts"]
 

@@ -30,7 +30,7 @@ _KEY = "residmix"
 # What a file may hold, and where it lives today. Names are for ever; homes follow the code.
 _HOMES = {
     "Eraser": "residmix.eraser:Eraser",
-    "GaussianMixture": "residmix.mixture:GaussianMixture",
+    "GaussianMixture": "residmix.mixture.gaussian:GaussianMixture",
     "MDNRegressor": "residmix.nn.regressor:MDNRegressor",
     "ResidualMixture": "residmix.conditional:ResidualMixture",
     "Residualizer": "residmix.residualizer:Residualizer",
@@ -49,7 +49,7 @@ _HOMES = {
     "em.Journal": "residmix.checkpoint:Journal",
     "em.Memory": "residmix.em:Memory",
     "em.State": "residmix.em:EMState",
-    "mixture.Params": "residmix.families:MixtureParams",
+    "mixture.Params": "residmix.mixture.families:MixtureParams",
     "moments.Affine": "residmix.moments.linear:Affine",
     "moments.Cells": "residmix.moments.levels:Cells",
     "moments.FactorFit": "residmix.moments.factor:FactorFit",

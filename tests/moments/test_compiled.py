@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from numba.core.dispatcher import Dispatcher
 
-from residmix import GaussianMixture, Residualizer, clusters, factors, full_step, mixture_vector
-from residmix.moments import products, rowwise, tiles
+from residmix import GaussianMixture, Residualizer
+from residmix.kernels import cholesky as factors
+from residmix.kernels import clusters, full_step, products, rowwise, tiles
+from residmix.mixture import vector as mixture_vector
 
 # A loop that reads rows is compiled for doubles and for floats, any other once.
 MODULES = {clusters: 1, factors: 1, full_step: 1, mixture_vector: 1, tiles: 1, products: 2, rowwise: 2}

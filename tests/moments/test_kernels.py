@@ -6,10 +6,10 @@ from numba import njit
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from residmix.families import make_params
-from residmix.moments.exp import vector_exp
-from residmix.moments.kernels import MixtureMoments, MixtureStep, log_joint, mixture_block, mixture_block_rows
-from residmix.moments.registers import WIDTH, integer, kernel, load, loop, store
+from residmix.kernels.exp import vector_exp
+from residmix.kernels.registers import WIDTH, integer, kernel, load, loop, store
+from residmix.mixture.estep import MixtureMoments, MixtureStep, log_joint, mixture_block, mixture_block_rows
+from residmix.mixture.families import make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, fold
 
@@ -84,7 +84,7 @@ def test_columns_and_panels_give_the_same_moments(d, separation, monkeypatch):
     _, mass, shift, scatter, log_likelihood = reference(X, params)
     # some of the components hold few rows of a tile, some all: both ways at work in one block, and each alone
     for dense in (-1.0, 0.3, 1.0):
-        monkeypatch.setattr("residmix.moments.kernels.DENSE", ((np.inf, dense),))
+        monkeypatch.setattr("residmix.mixture.estep.DENSE", ((np.inf, dense),))
         moments = mixture_block(X, params)
         np.testing.assert_allclose(moments.weight, mass, rtol=1e-11)
         np.testing.assert_allclose(moments.shift, shift, rtol=1e-10, atol=1e-10 * mass.max())

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from residmix import Residualizer
-from residmix.moments import products
-from residmix.moments.compiled import readable
+from residmix.kernels import products
+from residmix.kernels.compiled import readable
+from residmix.kernels.products import COLUMNS, centred_products
 from residmix.moments.levels import WithEffects
 from residmix.moments.linear import Affine, linear_moments
-from residmix.moments.products import COLUMNS, centred_products
 from residmix.rows.block import Block
 
 RNG = np.random.default_rng(0)

@@ -38,7 +38,8 @@ def fit_design(
         means that there is no metadata.
     formula : str, optional
         What to remove (see :mod:`residmix.design.formula`). Without it every column that `preserve` doesn't name is
-        taken: numbers as they are; text, categories and truth values as factors. The columns of an array are m0, m1, ...
+        taken: numbers as they are; text, categories and truth values as factors. The columns of an array are m0,
+        m1, ...
     preserve : str, optional
         A formula of effects to estimate beside them, but not remove.
     on_unknown : {"error", "mean"}

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from residmix.moments.compiled import compiled, readable, readable_weight
+from residmix.kernels.compiled import readable, readable_weight
+from residmix.kernels.rowwise import _locate, _sum_levels, add_effects
 from residmix.moments.linear import (
     NO_CODES,
     NO_EFFECTS,
@@ -22,7 +23,6 @@ from residmix.moments.linear import (
     merge_moments,
     moments_about,
 )
-from residmix.moments.rowwise import add_effects
 from residmix.rows.block import Block
 
 __all__ = [
@@ -189,35 +189,6 @@ class FactorStep:
 
 def _total(where: NDArray[np.integer[Any]], weight: Array | None, size: int) -> Array:
     return np.bincount(where, weight, size).astype(np.float64)
-
-
-@compiled
-def _locate(codes, size):  # type: ignore[no-untyped-def]
-    """Return the levels that occur, in the order in which they first do, and where each row's level is among them."""
-    place = np.full(size, -1, dtype=np.int64)
-    present = np.empty(min(size, len(codes)), dtype=np.int64)
-    local = np.empty(len(codes), dtype=np.int64)
-    found = 0
-    for i in range(len(codes)):
-        code = codes[i]
-        if place[code] < 0:
-            place[code] = found
-            present[found] = code
-            found += 1
-        local[i] = place[code]
-    return present[:found].copy(), local
-
-
-@compiled
-def _sum_levels(values, origin, codes, weight, sums, squares):  # type: ignore[no-untyped-def]
-    """Add each row less the origin to the sums of its level, and its squares to `squares`, all weighted."""
-    n, d = values.shape
-    for i in range(n):
-        row, w = sums[codes[i]], weight[i] if weight.size > 0 else 1.0
-        for j in range(d):
-            value = np.float64(values[i, j]) - origin[j]
-            row[j] += w * value
-            squares[j] += w * value * value
 
 
 def merge_factor_moments(one: FactorMoments, two: FactorMoments) -> FactorMoments:

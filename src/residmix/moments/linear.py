@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
-from residmix.moments.compiled import readable
-from residmix.moments.products import centred_products
-from residmix.moments.rowwise import add_effects, subtract_rows
+from residmix.kernels.compiled import readable
+from residmix.kernels.products import centred_products
+from residmix.kernels.rowwise import add_effects, subtract_rows
 from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 

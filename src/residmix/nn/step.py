@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.compiled import compiled, piece
+from residmix.kernels.compiled import compiled, piece
 from residmix.nn.moments import CONSTANT
 
 __all__ = ["Loss", "Memory", "lost", "step"]

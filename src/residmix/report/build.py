@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.families import full_covariances
+from residmix.mixture.families import full_covariances
 from residmix.report.html import render
 from residmix.report.plots import explained_bars, figure_svg, scatter_before_after
 from residmix.report.summarise import component_order, summarise

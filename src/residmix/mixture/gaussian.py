@@ -19,21 +19,20 @@ from residmix.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.checkpoint import fingerprint, run_starts
 from residmix.em import Acceleration, EMState, run_em
 from residmix.errors import DeadComponentWarning, ScaleWarning, warn
-from residmix.families import (
+from residmix.mixture.density import MixtureDensity
+from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.mixture.families import (
     COVARIANCE_TYPES,
     MixtureParams,
     SingularCovarianceError,
 )
-from residmix.mixture_density import MixtureDensity
-from residmix.mixture_em import MixtureEM, overwhelmed_columns
-from residmix.mixture_vector import pack, unpack
-from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on, find_start
+from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
+from residmix.mixture.vector import pack, unpack
 from residmix.progress import FitProgress, Progress
 from residmix.rows.rows import ArrayRows, Rows, fold
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source
-from residmix.starts import INIT_PARAMS, check_given, check_goes_on, find_start
-from residmix.stepwise import stepwise
 
 __all__ = ["GaussianMixture"]
 
@@ -202,7 +201,7 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
         """Follow a stream: take in one batch of rows, which isn't needed again.
 
         The first batch is fitted as by `fit`; so it should be of some hundred rows a component. Each further one is a
-        step of stepwise EM (:func:`residmix.stepwise.stepwise`), with a share of :math:`t^{-decay}`, less if it has
+        step of stepwise EM (:func:`residmix.mixture.step.stepwise`), with a share of :math:`t^{-decay}`, less if it has
         fewer rows than batches had on average. Goes on from a fitted model; `fit` begins anew. Of a source that hands
         out batches, or a table larger than memory, each batch is a step.
 

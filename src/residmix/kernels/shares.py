@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from residmix.moments.exp import vector_exp
-from residmix.moments.registers import (
+from residmix.kernels.exp import vector_exp
+from residmix.kernels.registers import (
     I64,
     VECTOR,
     WIDTH,

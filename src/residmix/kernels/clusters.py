@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.compiled import compiled, piece
+from residmix.kernels.compiled import compiled, piece
 
 __all__ = ["cluster_moments", "lloyd", "seed"]
 

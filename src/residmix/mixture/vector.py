@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.families import MixtureParams, params_from_factors
-from residmix.moments.compiled import compiled
+from residmix.kernels.compiled import compiled
+from residmix.mixture.families import MixtureParams, params_from_factors
 
 __all__ = ["pack", "typical_spread", "unpack"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.registers import (
+from residmix.kernels.registers import (
     WIDTH,
     Builder,
     Value,

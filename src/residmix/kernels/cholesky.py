@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dtrtri
 
-from residmix.moments.compiled import compiled, piece, readable
+from residmix.kernels.compiled import compiled, piece, readable
 
-__all__ = ["SMALL", "factor_stack", "inverse_cholesky", "inverse_triangles"]
+__all__ = ["SMALL", "factor_stack", "full_step", "inverse_cholesky", "inverse_triangles"]
 
 Floats = NDArray[np.float64]
 
@@ -115,3 +115,45 @@ def inverse_triangles(triangles: Floats) -> Floats:
     inverses = np.empty(triangles.shape)
     _invert_stack(readable(triangles), inverses)
     return inverses
+
+
+@compiled
+def full_step(weight, shift, scatter, old_means, floor, cancelled, reg_covar, weights, means, covariances, e):
+    """Do what `residmix.mixture.mstep.m_step` does, up to the factors, if nothing is out of the ordinary.
+
+    Parameters
+    ----------
+    weight, shift, scatter : (K,), (K, d), (K, d, d)
+        Moments about `old_means` (K, d).
+    floor, cancelled, reg_covar : float
+        `m_step` has the weight a component is alive above, and how far a mean may jump.
+    weights, means, covariances : (K,), (K, d), (K, d, d)
+        Filled.
+    e : (d,)
+        Scratch.
+
+    Returns
+    -------
+    bool
+        False if a component died, or its mean jumped too far for the digits there are: then what was filled is of no
+        use.
+    """
+    K, d = shift.shape
+    total = 0.0
+    for k in range(K):
+        if not weight[k] > floor:
+            return False
+        total += weight[k]
+    for k in range(K):
+        weights[k] = weight[k] / total
+        for j in range(d):
+            e[j] = shift[k, j] / weight[k]
+            means[k, j] = old_means[k, j] + e[j]
+        for j in range(d):
+            for i in range(j + 1):
+                value = 0.5 * (scatter[k, i, j] + scatter[k, j, i]) / weight[k] - e[i] * e[j]
+                covariances[k, i, j] = covariances[k, j, i] = value
+            covariances[k, j, j] += reg_covar
+            if e[j] ** 2 > cancelled * abs(covariances[k, j, j]):
+                return False
+    return True

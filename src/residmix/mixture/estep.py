@@ -1,7 +1,7 @@
 """One block of rows through the E-step, straight into the moments that the M-step needs.
 
 Nothing of size rows x components outlives a tile. The scatter is taken about the components' current means, so there's
-no cancellation to fear; `residmix.families` moves it to the new means.
+no cancellation to fear; `residmix.mixture.families` moves it to the new means.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.collect import column_pairs
-from residmix.moments.compiled import readable, readable_weight
-from residmix.moments.registers import CHUNK, WIDTH
-from residmix.moments.shares import UNREACHED
-from residmix.moments.tiles import full_block, full_places, scaled_block, scaled_places
+from residmix.kernels.collect import column_pairs
+from residmix.kernels.compiled import readable, readable_weight
+from residmix.kernels.registers import CHUNK, WIDTH
+from residmix.kernels.shares import UNREACHED
+from residmix.kernels.tiles import full_block, full_places, scaled_block, scaled_places
 from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
 if TYPE_CHECKING:
-    from residmix.families import MixtureParams
+    from residmix.mixture.families import MixtureParams
 
 __all__ = [
     "MixtureMoments",

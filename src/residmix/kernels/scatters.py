@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from residmix.moments.registers import (
+from residmix.kernels.registers import (
     I64,
     WIDTH,
     Builder,
@@ -19,7 +19,7 @@ from residmix.moments.registers import (
     multiply_add,
     store,
 )
-from residmix.moments.shares import NOTHING
+from residmix.kernels.shares import NOTHING
 
 __all__ = ["load_panels", "scatter_columns", "scatter_panels", "scatter_squares"]
 

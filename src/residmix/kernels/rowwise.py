@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from residmix.moments.compiled import compiled
-from residmix.moments.registers import I64, LINE, Builder, Value, at, fewer, get, integer, kernel, loop, put
+from residmix.kernels.compiled import compiled
+from residmix.kernels.registers import I64, LINE, Builder, Value, at, fewer, get, integer, kernel, loop, put
 
 __all__ = ["add_effects", "centre", "subtract_rows"]
 
@@ -183,3 +184,32 @@ def _add_effects(
 def add_effects(out, effects, codes, sign):
     """Add ``sign * effects[codes]`` to `out` (n, d); code -1 finds the last row of the effects."""
     _add_effects(out, out.shape[0], out.shape[1], effects, len(effects), codes, sign)
+
+
+@compiled
+def _locate(codes, size):  # type: ignore[no-untyped-def]
+    """Return the levels that occur, in the order in which they first do, and where each row's level is among them."""
+    place = np.full(size, -1, dtype=np.int64)
+    present = np.empty(min(size, len(codes)), dtype=np.int64)
+    local = np.empty(len(codes), dtype=np.int64)
+    found = 0
+    for i in range(len(codes)):
+        code = codes[i]
+        if place[code] < 0:
+            place[code] = found
+            present[found] = code
+            found += 1
+        local[i] = place[code]
+    return present[:found].copy(), local
+
+
+@compiled
+def _sum_levels(values, origin, codes, weight, sums, squares):  # type: ignore[no-untyped-def]
+    """Add each row less the origin to the sums of its level, and its squares to `squares`, all weighted."""
+    n, d = values.shape
+    for i in range(n):
+        row, w = sums[codes[i]], weight[i] if weight.size > 0 else 1.0
+        for j in range(d):
+            value = np.float64(values[i, j]) - origin[j]
+            row[j] += w * value
+            squares[j] += w * value * value

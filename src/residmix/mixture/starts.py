@@ -14,16 +14,11 @@ from numpy.typing import NDArray
 from sklearn.utils import check_array
 from sklearn.utils.random import sample_without_replacement
 
-from residmix.clusters import cluster_moments, lloyd, seed
 from residmix.em import run_em
-from residmix.families import (
-    MixtureParams,
-    covariances_from_scatter,
-    m_step,
-    make_params,
-    params_from_precisions,
-)
-from residmix.moments.kernels import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.kernels.clusters import cluster_moments, lloyd, seed
+from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.mixture.families import MixtureParams, make_params, params_from_precisions
+from residmix.mixture.mstep import covariances_from_scatter, m_step
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows, fold
 from residmix.rows.threads import one_blas_thread

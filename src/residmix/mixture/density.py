@@ -14,8 +14,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from residmix.families import MixtureParams, n_covariance_parameters
-from residmix.moments.kernels import log_joint, mixture_block_rows, responsibilities
+from residmix.mixture.estep import log_joint, mixture_block_rows, responsibilities
+from residmix.mixture.families import MixtureParams, n_covariance_parameters
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows, Rows

@@ -14,12 +14,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.collect import add_lanes, collect_columns, collect_panels
-from residmix.moments.compiled import compiled, piece
-from residmix.moments.distances import join_full, join_scaled, load_columns, pack_factors
-from residmix.moments.registers import CHUNK, WIDTH, clear, part, part_places
-from residmix.moments.scatters import load_panels, scatter_columns, scatter_panels, scatter_squares
-from residmix.moments.shares import NOTHING, add_prior, copy_joint, load_weights, share_rows, sum_logs, sum_shares
+from residmix.kernels.collect import add_lanes, collect_columns, collect_panels
+from residmix.kernels.compiled import compiled, piece
+from residmix.kernels.distances import join_full, join_scaled, load_columns, pack_factors
+from residmix.kernels.registers import CHUNK, WIDTH, clear, part, part_places
+from residmix.kernels.scatters import load_panels, scatter_columns, scatter_panels, scatter_squares
+from residmix.kernels.shares import NOTHING, add_prior, copy_joint, load_weights, share_rows, sum_logs, sum_shares
 
 __all__ = ["full_block", "full_places", "scaled_block", "scaled_places"]
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
-from residmix.moments.compiled import compiled, readable, readable_weight
-from residmix.moments.registers import (
+from residmix.kernels.compiled import compiled, readable, readable_weight
+from residmix.kernels.registers import (
     I64,
     WIDTH,
     Builder,
@@ -36,7 +36,7 @@ from residmix.moments.registers import (
     put,
     store,
 )
-from residmix.moments.rowwise import centre
+from residmix.kernels.rowwise import centre
 from residmix.rows.scratch import scratch
 
 __all__ = ["centred_products"]

@@ -7,7 +7,7 @@ from functools import partial
 
 from llvmlite import ir
 
-from residmix.moments.registers import (
+from residmix.kernels.registers import (
     CHUNK,
     REGISTERS,
     VECTOR,

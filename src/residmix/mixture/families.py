@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.factors import SMALL, factor_stack, inverse_cholesky, inverse_triangles
-from residmix.full_step import full_step
-from residmix.moments.compiled import readable
+from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
 
 if TYPE_CHECKING:
-    from residmix.moments.kernels import MixtureMoments
+    pass
 
 __all__ = [
     "COVARIANCE_TYPES",
     "MixtureParams",
     "SingularCovarianceError",
-    "covariances_from_scatter",
-    "dead_components",
+    "family",
     "full_covariances",
-    "m_step",
     "make_params",
+    "matrix_diagonal",
     "n_covariance_parameters",
     "params_from_factors",
     "params_from_precisions",
@@ -36,12 +33,6 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
-
-# A component that holds less than this many rows is dead: its mean and covariance are rounding errors.
-DEAD_ROWS = 1e-8
-
-# Where the mean jumped by more than this many (squared) new standard deviations, S2/N - ee' has no digits left.
-CANCELLED = 1e13
 
 
 class SingularCovarianceError(ValueError):
@@ -100,7 +91,7 @@ class MixtureParams:
     @property
     def log_det(self) -> Floats:
         """Logarithm of each factor's determinant, (K,): minus half the covariance's log-determinant."""
-        diagonal = _family(self.covariance_type).diagonal(self.factors)
+        diagonal = family(self.covariance_type).diagonal(self.factors)
         logs = np.log(diagonal)
         if self.covariance_type == "spherical":
             return self.n_features * logs
@@ -156,19 +147,19 @@ def _spherical(scatter: Floats, shift: Floats, weight: Floats) -> Floats:
     return _variances(scatter, shift, weight).mean(axis=1)
 
 
-def _matrix_diagonal(matrices: Floats) -> Floats:
+def matrix_diagonal(matrices: Floats) -> Floats:
     return np.diagonal(matrices, axis1=-2, axis2=-1)
 
 
 _FAMILIES = {
-    "full": _Family(_per_component, _matrix_diagonal, lambda K, d: K * d * (d + 1) // 2),
-    "tied": _Family(_pooled, _matrix_diagonal, lambda K, d: d * (d + 1) // 2),
+    "full": _Family(_per_component, matrix_diagonal, lambda K, d: K * d * (d + 1) // 2),
+    "tied": _Family(_pooled, matrix_diagonal, lambda K, d: d * (d + 1) // 2),
     "diag": _Family(_variances, lambda values: values, lambda K, d: K * d),
     "spherical": _Family(_spherical, lambda values: values, lambda K, d: K),
 }
 
 
-def _family(covariance_type: str) -> _Family:
+def family(covariance_type: str) -> _Family:
     return _FAMILIES[covariance_type]
 
 
@@ -185,31 +176,7 @@ def full_covariances(covariances: Floats, covariance_type: str, n_components: in
 
 def n_covariance_parameters(covariance_type: str, n_components: int, n_features: int) -> int:
     """Return the number of free covariance parameters of a family."""
-    return _family(covariance_type).n_parameters(n_components, n_features)
-
-
-def covariances_from_scatter(
-    scatter: Floats, shift: Floats, weight: Floats, covariance_type: str, reg_covar: float
-) -> Floats:
-    """Return the maximum-likelihood covariances of a family, plus `reg_covar` on their diagonals.
-
-    Parameters
-    ----------
-    scatter : ndarray (K, d, d), (K, d) or (d, d)
-        Weighted scatter about the old means: of each component, its diagonal, or summed over components.
-        (K, d, d) serves every family.
-    shift : ndarray (K, d)
-        Weighted sums of ``x - old mean``.
-    weight : ndarray (K,)
-        Sums of the responsibilities; positive.
-    """
-    covariances = _family(covariance_type).covariances(scatter, shift, weight)
-    if covariance_type in ("full", "tied"):
-        covariances = 0.5 * (covariances + np.swapaxes(covariances, -1, -2))
-        index = np.arange(covariances.shape[-1])
-        covariances[..., index, index] += reg_covar
-        return covariances
-    return covariances + reg_covar
+    return family(covariance_type).n_parameters(n_components, n_features)
 
 
 def factor_covariances(covariances: Floats, covariance_type: str) -> Floats:
@@ -261,86 +228,3 @@ def params_from_factors(weights: Floats, means: Floats, factors: Floats, covaria
     covariances = np.swapaxes(inverses, 1, 2) @ inverses
     shaped = covariances if covariance_type == "full" else covariances[0]
     return MixtureParams(weights, means, shaped, factors, covariance_type)
-
-
-def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, revive: bool = True) -> MixtureParams:
-    """Return the parameters that maximise the expected log-likelihood (Dempster, Laird & Rubin 1977).
-
-    ``N_k = weight``, ``mean += shift / N``, covariance by family, plus `reg_covar`. A component left without rows
-    (see `dead_components`) takes half of the heaviest one, cut along its longest axis; with ``revive=False`` it
-    stays where it was, with weight 0.
-
-    Raises
-    ------
-    SingularCovarianceError
-        If a component's rows don't span the space and `reg_covar` is 0.
-    """
-    floor = DEAD_ROWS * moments.total / moments.rows
-    if params.covariance_type == "full" and params.n_features <= SMALL:
-        K, d = params.means.shape
-        weights, means, covariances, factors = np.empty(K), np.empty((K, d)), np.empty((K, d, d)), np.empty((K, d, d))
-        given = readable(moments.shift), readable(moments.scatter), readable(params.means)
-        e, root, failed = np.empty(d), np.empty(d), np.empty(K, dtype=bool)
-        if full_step(
-            moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, e
-        ) and factor_stack(covariances, factors, failed, root, e):
-            return MixtureParams(weights, means, covariances, factors, "full")
-    dead = dead_components(moments)
-    weight = np.maximum(moments.weight, floor)
-    e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
-    means = params.means + e
-    weights = np.where(dead, 0.0, moments.weight)
-    weights /= weights.sum()
-    covariances = covariances_from_scatter(
-        moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar
-    )
-    covariances = _keep_where_cancelled(covariances, e, params, dead)
-    if dead.any() and revive:
-        weights, means, covariances = _split_heaviest(weights, means, covariances, params.covariance_type, dead)
-    return make_params(weights, means, covariances, params.covariance_type)
-
-
-def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:
-    """Tell which components hold less than 1e-8 of a row: their moments are rounding errors."""
-    return moments.weight <= DEAD_ROWS * moments.total / moments.rows
-
-
-def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams, dead: NDArray[np.bool_]) -> Floats:
-    """Keep the old covariance where the mean jumped so far that the new one is all rounding error.
-
-    That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
-    """
-    diagonal = covariances
-    if params.covariance_type in ("full", "tied"):
-        diagonal = _matrix_diagonal(covariances)
-    if params.covariance_type == "tied":
-        lost = (e**2 > CANCELLED * np.abs(diagonal)).any()
-        return params.covariances if lost else covariances
-    rows = diagonal.reshape(len(covariances), -1)
-    lost_rows = (e**2 > CANCELLED * np.abs(rows)).any(axis=1) | dead
-    return np.where(lost_rows.reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)
-
-
-def _split_heaviest(
-    weights: Floats, means: Floats, covariances: Floats, covariance_type: str, dead: NDArray[np.bool_]
-) -> tuple[Floats, Floats, Floats]:
-    """Give each dead component half of the heaviest one, the halves half a standard deviation off its mean."""
-    weights, means, covariances = weights.copy(), means.copy(), covariances.copy()
-    tied = covariance_type == "tied"
-    for k in np.flatnonzero(dead):
-        heavy = int(np.argmax(weights))
-        step = _longest_axis(covariances if tied else covariances[heavy], means.shape[1])
-        means[k], means[heavy] = means[heavy] + 0.5 * step, means[heavy] - 0.5 * step
-        weights[k] = weights[heavy] = 0.5 * weights[heavy]
-        if not tied:
-            covariances[k] = covariances[heavy]
-    return weights, means, covariances
-
-
-def _longest_axis(covariance: Floats, d: int) -> Floats:
-    """Return the principal axis of a covariance (matrix, variances or one variance), one standard deviation long."""
-    if covariance.ndim == 2:
-        values, vectors = np.linalg.eigh(covariance)
-        return vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
-    variances = np.broadcast_to(covariance, (d,))
-    return np.where(np.arange(d) == np.argmax(variances), np.sqrt(variances), 0.0)

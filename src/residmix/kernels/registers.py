@@ -3,7 +3,7 @@
 A micro-kernel is a numba intrinsic: a few lines that emit LLVM vector code, so that sums stay in registers and the full
 width of the machine is used (numba's own vectoriser keeps to half of an AVX-512 register, and its scalar ``exp`` costs
 more than all the arithmetic here). It works on flat arrays with offsets; the loops around it, in
-`residmix.moments.tiles`, are plain numba.
+`residmix.kernels.tiles`, are plain numba.
 
 Two layouts of a tile of rows are used. In *columns*, one feature's values lie side by side, and a vector holds one
 feature of `WIDTH` rows. In *panels*, `WIDTH` features of one row lie side by side, panel after panel.

@@ -1,0 +1,133 @@
+"""The M-step: moments in, parameters out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.kernels.cholesky import SMALL, factor_stack, full_step
+from residmix.kernels.compiled import readable
+
+if TYPE_CHECKING:
+    from residmix.mixture.estep import MixtureMoments
+from residmix.mixture.families import MixtureParams, family, make_params, matrix_diagonal
+
+__all__ = ["CANCELLED", "DEAD_ROWS", "covariances_from_scatter", "dead_components", "m_step"]
+
+Floats = NDArray[np.float64]
+
+# A component that holds less than this many rows is dead: its mean and covariance are rounding errors.
+DEAD_ROWS = 1e-8
+
+
+# Where the mean jumped by more than this many (squared) new standard deviations, S2/N - ee' has no digits left.
+CANCELLED = 1e13
+
+
+def covariances_from_scatter(
+    scatter: Floats, shift: Floats, weight: Floats, covariance_type: str, reg_covar: float
+) -> Floats:
+    """Return the maximum-likelihood covariances of a family, plus `reg_covar` on their diagonals.
+
+    Parameters
+    ----------
+    scatter : ndarray (K, d, d), (K, d) or (d, d)
+        Weighted scatter about the old means: of each component, its diagonal, or summed over components.
+        (K, d, d) serves every family.
+    shift : ndarray (K, d)
+        Weighted sums of ``x - old mean``.
+    weight : ndarray (K,)
+        Sums of the responsibilities; positive.
+    """
+    covariances = family(covariance_type).covariances(scatter, shift, weight)
+    if covariance_type in ("full", "tied"):
+        covariances = 0.5 * (covariances + np.swapaxes(covariances, -1, -2))
+        index = np.arange(covariances.shape[-1])
+        covariances[..., index, index] += reg_covar
+        return covariances
+    return covariances + reg_covar
+
+
+def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, revive: bool = True) -> MixtureParams:
+    """Return the parameters that maximise the expected log-likelihood (Dempster, Laird & Rubin 1977).
+
+    ``N_k = weight``, ``mean += shift / N``, covariance by family, plus `reg_covar`. A component left without rows
+    (see `dead_components`) takes half of the heaviest one, cut along its longest axis; with ``revive=False`` it
+    stays where it was, with weight 0.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a component's rows don't span the space and `reg_covar` is 0.
+    """
+    floor = DEAD_ROWS * moments.total / moments.rows
+    if params.covariance_type == "full" and params.n_features <= SMALL:
+        K, d = params.means.shape
+        weights, means, covariances, factors = np.empty(K), np.empty((K, d)), np.empty((K, d, d)), np.empty((K, d, d))
+        given = readable(moments.shift), readable(moments.scatter), readable(params.means)
+        e, root, failed = np.empty(d), np.empty(d), np.empty(K, dtype=bool)
+        if full_step(
+            moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, e
+        ) and factor_stack(covariances, factors, failed, root, e):
+            return MixtureParams(weights, means, covariances, factors, "full")
+    dead = dead_components(moments)
+    weight = np.maximum(moments.weight, floor)
+    e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
+    means = params.means + e
+    weights = np.where(dead, 0.0, moments.weight)
+    weights /= weights.sum()
+    covariances = covariances_from_scatter(
+        moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar
+    )
+    covariances = _keep_where_cancelled(covariances, e, params, dead)
+    if dead.any() and revive:
+        weights, means, covariances = _split_heaviest(weights, means, covariances, params.covariance_type, dead)
+    return make_params(weights, means, covariances, params.covariance_type)
+
+
+def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:
+    """Tell which components hold less than 1e-8 of a row: their moments are rounding errors."""
+    return moments.weight <= DEAD_ROWS * moments.total / moments.rows
+
+
+def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams, dead: NDArray[np.bool_]) -> Floats:
+    """Keep the old covariance where the mean jumped so far that the new one is all rounding error.
+
+    That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
+    """
+    diagonal = covariances
+    if params.covariance_type in ("full", "tied"):
+        diagonal = matrix_diagonal(covariances)
+    if params.covariance_type == "tied":
+        lost = (e**2 > CANCELLED * np.abs(diagonal)).any()
+        return params.covariances if lost else covariances
+    rows = diagonal.reshape(len(covariances), -1)
+    lost_rows = (e**2 > CANCELLED * np.abs(rows)).any(axis=1) | dead
+    return np.where(lost_rows.reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)
+
+
+def _split_heaviest(
+    weights: Floats, means: Floats, covariances: Floats, covariance_type: str, dead: NDArray[np.bool_]
+) -> tuple[Floats, Floats, Floats]:
+    """Give each dead component half of the heaviest one, the halves half a standard deviation off its mean."""
+    weights, means, covariances = weights.copy(), means.copy(), covariances.copy()
+    tied = covariance_type == "tied"
+    for k in np.flatnonzero(dead):
+        heavy = int(np.argmax(weights))
+        step = _longest_axis(covariances if tied else covariances[heavy], means.shape[1])
+        means[k], means[heavy] = means[heavy] + 0.5 * step, means[heavy] - 0.5 * step
+        weights[k] = weights[heavy] = 0.5 * weights[heavy]
+        if not tied:
+            covariances[k] = covariances[heavy]
+    return weights, means, covariances
+
+
+def _longest_axis(covariance: Floats, d: int) -> Floats:
+    """Return the principal axis of a covariance (matrix, variances or one variance), one standard deviation long."""
+    if covariance.ndim == 2:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
+    variances = np.broadcast_to(covariance, (d,))
+    return np.where(np.arange(d) == np.argmax(variances), np.sqrt(variances), 0.0)
