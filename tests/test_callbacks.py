@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import residmix as rm
-import residmix.callbacks
+import residmix.em.callbacks
 
 pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks since 1.9")
 from sklearn.base import clone
@@ -142,7 +142,7 @@ def test_a_warning_points_at_the_line_that_called_fit(model, X):
 
 def test_without_the_protocol_nothing_is_there_and_nothing_breaks(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.callback", None)
-    spec = importlib.util.spec_from_file_location("older_callbacks", residmix.callbacks.__file__)
+    spec = importlib.util.spec_from_file_location("older_callbacks", residmix.em.callbacks.__file__)
     older = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(older)
 

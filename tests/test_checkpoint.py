@@ -21,7 +21,7 @@ SCRIPT = """
 import os, signal, sys, warnings
 import numpy as np
 import residmix as rm
-import residmix.checkpoint as checkpoint
+import residmix.em.runs as checkpoint
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(3)
 X = rng.normal(size=(600, 3)) + 2 * rng.integers(0, 3, size=(600, 1))
@@ -79,7 +79,7 @@ def left_behind(fit, path, monkeypatch, after=2):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("residmix.checkpoint.save", save_then_die)
+        patch.setattr("residmix.em.runs.save", save_then_die)
         with pytest.raises(Killed):
             fit()
     assert path.exists()

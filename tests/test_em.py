@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from residmix.em import Acceleration, run_em
+from residmix.em.loop import Acceleration, run_em
 
 # x <- rate x has the fixed point 0; -x^2 / 2 rises along the way, as a log-likelihood does
 VECTOR = Acceleration(lambda x, like: np.atleast_1d(x), lambda vector, like: float(vector[0]))

@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 
 from residmix import coefficients
 from residmix.coefficients import coefficient_step, conjugate_gradients
-from residmix.em import run_em
+from residmix.em.loop import run_em
 from residmix.gating import Gate, log_priors, make_gate
 from residmix.joint import (
     ConditionalEM,

@@ -10,8 +10,8 @@ import pytest
 
 import residmix.rows.progress
 from residmix import Eraser, GaussianMixture, Residualizer, ResidualMixture
-from residmix.em import EMState, run_em
-from residmix.progress import FitProgress, iterations_left
+from residmix.em.loop import EMState, run_em
+from residmix.em.observers import FitProgress, iterations_left
 from residmix.rows.progress import RowProgress
 
 

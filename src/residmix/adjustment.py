@@ -13,8 +13,7 @@ from residmix.design.terms import Term
 from residmix.empirical_bayes import shrink_levels
 from residmix.errors import did_you_mean
 from residmix.later_batches import Frozen
-from residmix.moments.levels import WithEffects
-from residmix.moments.linear import Affine
+from residmix.moments.affine import Affine, WithEffects
 from residmix.moments.solve import LinearFit
 from residmix.new_levels import known_level_rows
 from residmix.rows.block import Block

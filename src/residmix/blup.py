@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from residmix.crossed_blup import RandomEffects, crossed_effects, generalised_inverse, level_indicators
 from residmix.design.design import Design
-from residmix.moments.levels import FactorMoments
+from residmix.moments.absorbed import FactorMoments
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit, constant_features
 from residmix.penalty import find_term

@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.inference import explained, term_shares
+from residmix.moments.inference import explained, term_shares
 from residmix.moments.linear import LinearMoments, linear_moments, merge_moments
 from residmix.moments.solve import LinearFit, solve_moments
 from residmix.rows.block import Block

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix._validation import check_design_moments, check_number
+from residmix._validation import check_number
 from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
 from residmix.design.columns import open_metadata
 from residmix.design.fit import Design, fit_design
@@ -18,6 +18,7 @@ from residmix.design.formula import formula_columns
 from residmix.errors import BelowChanceWarning, LeakageWarning, warn
 from residmix.measurements import COLUMNS, Association
 from residmix.moments.linear import merge_moments
+from residmix.moments.scatter import check_design_moments
 from residmix.probes import ProbeResult, probe
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.array import MemoryTable

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from residmix.errors import RareLevelWarning, ResidmixWarning, warn
-from residmix.moments.linear import Affine, LinearMoments
+from residmix.moments.affine import Affine
+from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit
 from residmix.rows.block import Block
 from residmix.sources.open import as_table

@@ -24,8 +24,9 @@ from residmix.mixture import vector as mixture_vector
 from residmix.mixture.estep import MixtureMoments, log_joint, mixture_block
 from residmix.mixture.families import MixtureParams
 from residmix.mixture.mstep import dead_components, m_step
-from residmix.moments.levels import FactorMoments
-from residmix.moments.linear import Affine, LinearMoments
+from residmix.moments.absorbed import FactorMoments
+from residmix.moments.affine import Affine
+from residmix.moments.linear import LinearMoments
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.scratch import scratch
@@ -211,7 +212,7 @@ class _Step:
 
 @dataclass
 class ConditionalEM:
-    """One iteration over rows: the `step` that `residmix.em.run_em` asks for.
+    """One iteration over rows: the `step` that `residmix.em.loop.run_em` asks for.
 
     Attributes
     ----------

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from residmix.em import EMState, run_em
+from residmix.em.loop import EMState, run_em
 from residmix.gating import Gate, make_gate
 from residmix.joint import ConditionalEM, ConditionalParams
 from residmix.joint_matches import likely_matches

@@ -10,8 +10,8 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from residmix.design.terms import Factor
-from residmix.moments.factor import FactorFit
-from residmix.moments.levels import FactorMoments
+from residmix.moments.absorbed import FactorMoments
+from residmix.moments.solve_absorbed import FactorFit
 
 __all__ = ["nested_factors", "owners"]
 

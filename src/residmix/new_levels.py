@@ -14,10 +14,11 @@ from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.later_batches import LaterBatches
 from residmix.level_totals import LevelTotals, with_known_and_unseen
-from residmix.moments.factor import FactorFit
-from residmix.moments.levels import FactorMoments, WithEffects
-from residmix.moments.linear import Affine, LinearMoments
+from residmix.moments.absorbed import FactorMoments
+from residmix.moments.affine import Affine, WithEffects
+from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit
+from residmix.moments.solve_absorbed import FactorFit
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.scale import Scale

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix import inference
 from residmix._base import MetadataTransformer
-from residmix._validation import check_choice, check_design_moments
+from residmix._validation import check_choice
 from residmix.adjustment import adjusted, of_features, rescaled
 from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design.design import Design
@@ -18,10 +17,13 @@ from residmix.errors import DesignWarning, warn
 from residmix.later_batches import Frozen, LaterBatches
 from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
 from residmix.level_totals import LevelTotals
-from residmix.moments.factor import FactorFit, features_with_gaps, fit_factors, solve_factors
-from residmix.moments.levels import FactorMoments, WithEffects, merge_factor_moments
+from residmix.moments import inference
+from residmix.moments.absorbed import FactorMoments, merge_factor_moments
+from residmix.moments.affine import WithEffects
 from residmix.moments.linear import LinearMoments, linear_block_rows, merge_moments
+from residmix.moments.scatter import check_design_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
+from residmix.moments.solve_absorbed import FactorFit, features_with_gaps, fit_factors, solve_factors
 from residmix.nesting import nested_factors, owners
 from residmix.new_levels import (
     NewLevels,

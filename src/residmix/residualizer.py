@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix import inference
 from residmix._base import refuse_frames
 from residmix.honest import leave_one_out, refitted_by_fold
 from residmix.leakage import LOOKED_AT_ROWS
+from residmix.moments import inference
 from residmix.moments.linear import LinearMoments
 from residmix.new_levels import (
     adapted,
@@ -354,7 +354,7 @@ class Residualizer(ResidualFit):
 
         See Also
         --------
-        residmix.inference.coefficient_table : The formulas.
+        residmix.moments.inference.coefficient_table : The formulas.
         """
         names = self._design_names()
         return inference.coefficient_table(self.fit_, names, list(self.features_))

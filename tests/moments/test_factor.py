@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from residmix.moments import factor as factor_module
-from residmix.moments.factor import fit_factors, solve_factors
-from residmix.moments.levels import FactorStep, merge_factor_moments
+from residmix.moments import solve_absorbed as factor_module
+from residmix.moments.absorbed import FactorStep, merge_factor_moments
+from residmix.moments.solve_absorbed import fit_factors, solve_factors
 from residmix.rows.rows import ArrayRows
 
 RNG = np.random.default_rng(0)

@@ -7,8 +7,8 @@ from residmix import Residualizer
 from residmix.kernels import products
 from residmix.kernels.compiled import readable
 from residmix.kernels.products import COLUMNS, centred_products
-from residmix.moments.levels import WithEffects
-from residmix.moments.linear import Affine, linear_moments
+from residmix.moments.affine import Affine, WithEffects
+from residmix.moments.linear import linear_moments
 from residmix.rows.block import Block
 
 RNG = np.random.default_rng(0)

@@ -15,9 +15,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from residmix.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
-from residmix.checkpoint import fingerprint, run_starts
-from residmix.em import Acceleration, EMState, run_em
+from residmix.em.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
+from residmix.em.loop import Acceleration, EMState, run_em
+from residmix.em.observers import FitProgress, Progress
+from residmix.em.runs import fingerprint, run_starts
 from residmix.errors import DeadComponentWarning, ScaleWarning, warn
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
@@ -29,7 +30,6 @@ from residmix.mixture.families import (
 from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on, find_start
 from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.vector import pack, unpack
-from residmix.progress import FitProgress, Progress
 from residmix.rows.rows import ArrayRows, Rows, fold
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source

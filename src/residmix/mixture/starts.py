@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_array
 from sklearn.utils.random import sample_without_replacement
 
-from residmix.em import run_em
+from residmix.em.loop import run_em
 from residmix.kernels.clusters import cluster_moments, lloyd, seed
 from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
 from residmix.mixture.families import MixtureParams, make_params, params_from_precisions

@@ -20,7 +20,7 @@ MAX_REVIVALS = 5
 
 @dataclass
 class MixtureEM:
-    """One EM iteration over rows: the `step` that `residmix.em.run_em` asks for."""
+    """One EM iteration over rows: the `step` that `residmix.em.loop.run_em` asks for."""
 
     rows: Rows
     reg_covar: float

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from residmix.moments.linear import LinearMoments
+
+
+from dataclasses import dataclass
+
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["Scatter", "block_scatter", "joint_scatter"]
+__all__ = ["Scatter", "block_scatter", "check_design_moments", "check_magnitudes", "joint_scatter"]
 
 Array = NDArray[np.float64]
 
@@ -83,3 +90,60 @@ def block_scatter(block: Block) -> Scatter:
 def joint_scatter(rows: Rows) -> Scatter:
     """Return the moments of [design, x] over all rows, by one ordered fold."""
     return fold(rows, block_scatter, Scatter.merge)
+
+
+# Standard deviations whose squares, summed over any number of rows, are ordinary numbers of double precision.
+_SMALLEST, _LARGEST = 1e-145, 1e145
+
+
+def check_magnitudes(
+    names: Sequence[str],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    shared: NDArray[np.float64],
+    variance_x: NDArray[np.float64],
+) -> None:
+    r"""Raise ValueError if a design column spreads so little or so much that its squares are no ordinary numbers.
+
+    A variance that underflowed is 0, but covariances with features of ordinary size are not: the inequality of Cauchy
+    and Schwarz, :math:`\sigma_a \ge |s_{ax}| / \sigma_x`, tells a tiny column from a constant.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the design columns.
+    mean, variance : ndarray (q,)
+        Of the design columns; infinite or NaN where it overflowed.
+    shared : ndarray (q, d)
+        Covariances with the features.
+    variance_x : ndarray (d,)
+        Of the features.
+
+    Examples
+    --------
+    >>> one = np.ones(1)
+    >>> check_magnitudes(["dose"], 0 * one, np.inf * one, np.array([[1e200]]), one)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ValueError: design column 'dose' has a standard deviation of 1e+200 or more, whose square is beyond ...
+    """
+    with np.errstate(all="ignore"):
+        bound = np.abs(shared) / np.sqrt(np.where(variance_x > 0, variance_x, np.inf))
+        bound = np.where(np.isfinite(bound), bound, 0.0).max(axis=1, initial=0.0)
+        spread = np.maximum(np.where(np.isfinite(variance), np.sqrt(np.maximum(variance, 0.0)), 0.0), bound)
+    for name, size, centre, sound in zip(names, spread, np.abs(mean), np.isfinite(variance), strict=False):
+        if sound and (size <= 8 * np.finfo(float).eps * centre or _SMALLEST <= size <= _LARGEST):
+            continue
+        size = size if sound else max(size, _LARGEST)
+        raise ValueError(
+            f"design column {name!r} has a standard deviation of {size:.0e} or more, whose square is beyond double "
+            f"precision: change its unit, that is, divide the column by {size:.0e}"
+        )
+
+
+def check_design_moments(names: Sequence[str], moments: LinearMoments) -> None:
+    """Raise ValueError if `check_magnitudes` does, of the moments of a design and features."""
+    weight = np.where(moments.weight > 0, moments.weight, 1.0)
+    with np.errstate(all="ignore"):
+        variance = np.max(np.diagonal(moments.s_aa, axis1=1, axis2=2) / weight[:, None], axis=0)
+        check_magnitudes(names, moments.mean_a[0], variance, moments.s_ax / weight, moments.s_xx / weight)

@@ -13,16 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.linear import (
-    Affine,
-    LeftOver,
-    LinearMoments,
-    linear_moments,
-    made_of_numbers,
-    merge_moments,
-    merge_residual_moments,
-)
-from residmix.moments.triangle import Triangle, Triangularize, merge_triangles
+from residmix.moments.affine import Affine, LeftOver, merge_residual_moments
+from residmix.moments.linear import LinearMoments, linear_moments, made_of_numbers, merge_moments
+from residmix.moments.tsqr import Triangle, Triangularize, merge_triangles
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 

@@ -21,13 +21,8 @@ from scipy.linalg.lapack import dpstrf
 from scipy.sparse.csgraph import connected_components
 
 from residmix.errors import DesignWarning, warn
-from residmix.moments.levels import (
-    FactorMoments,
-    FactorStep,
-    WithEffects,
-    factor_block_rows,
-    merge_factor_moments,
-)
+from residmix.moments.absorbed import FactorMoments, FactorStep, factor_block_rows, merge_factor_moments
+from residmix.moments.affine import WithEffects
 from residmix.moments.linear import LinearMoments, made_of_numbers
 from residmix.moments.solve import LinearFit
 from residmix.rows.block import Block

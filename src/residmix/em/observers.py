@@ -8,7 +8,7 @@ from itertools import pairwise
 from time import perf_counter
 from typing import Any, Self
 
-from residmix.em import EMState
+from residmix.em.loop import EMState
 from residmix.rows.progress import Line, _duration
 
 __all__ = ["FitProgress", "Progress", "iterations_left"]

@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from residmix.kernels.compiled import readable, readable_weight
-from residmix.kernels.rowwise import _locate, _sum_levels, add_effects
+from residmix.kernels.rowwise import _locate, _sum_levels
 from residmix.moments.linear import (
-    NO_CODES,
-    NO_EFFECTS,
-    Affine,
     LinearMoments,
     block_origins,
     linear_moments,
@@ -25,15 +22,7 @@ from residmix.moments.linear import (
 )
 from residmix.rows.block import Block
 
-__all__ = [
-    "Cells",
-    "FactorMoments",
-    "FactorStep",
-    "LevelSums",
-    "WithEffects",
-    "factor_block_rows",
-    "merge_factor_moments",
-]
+__all__ = ["Cells", "FactorMoments", "FactorStep", "LevelSums", "factor_block_rows", "merge_factor_moments"]
 
 Array = NDArray[np.float64]
 
@@ -202,25 +191,3 @@ def merge_factor_moments(one: FactorMoments, two: FactorMoments) -> FactorMoment
         cells.add(two.cells[pair])
     one.linear = merge_moments(one.linear, two.linear)
     return one
-
-
-@dataclass(frozen=True)
-class WithEffects(Affine):
-    """Residual of a block whose rows also have effects of absorbed factors.
-
-    Attributes
-    ----------
-    effects : tuple of ndarray (L + 1, d)
-        One row per level; the last row, which code -1 finds, is for a level that isn't known.
-    """
-
-    effects: tuple[Array, ...] = ()
-
-    def into(self, block: Block, out: NDArray[Any]) -> None:
-        exact = out if out.dtype == np.float64 or len(self.effects) < 2 else np.empty(out.shape)
-        first, codes = (self.effects[0], block.codes[0]) if self.effects else (NO_EFFECTS, NO_CODES)
-        self._subtract(block, exact, first, codes)
-        for effects, codes in zip(self.effects[1:], block.codes[1:], strict=True):
-            add_effects(exact, effects, codes, float(self.sign))
-        if exact is not out:
-            out[...] = exact

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from residmix.em import EMState
+from residmix.em.loop import EMState
 
 if TYPE_CHECKING:
 

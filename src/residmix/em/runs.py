@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from residmix.em import EMState
+from residmix.em.loop import EMState
 from residmix.persistence import load, save
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows

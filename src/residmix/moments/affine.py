@@ -1,0 +1,140 @@
+"""Affine: rows less their fitted values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.blas import dgemm
+
+from residmix.kernels.compiled import readable
+from residmix.kernels.rowwise import add_effects, subtract_rows
+from residmix.moments.linear import block_design
+from residmix.rows.block import Block
+from residmix.rows.scratch import scratch
+
+__all__ = ["NO_CODES", "NO_EFFECTS", "Affine", "LeftOver", "ResidualMoments", "WithEffects", "merge_residual_moments"]
+
+Array = NDArray[np.float64]
+
+# Up to here one loop over the rows, which reads and writes once, beats BLAS; beyond, its blocking wins.
+_NARROW_DESIGN = 16
+
+
+NO_CODES, NO_EFFECTS = np.empty(0, np.int32), np.empty((0, 0))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Residual of a block, ``(x - origin_x) - (a - origin_a) coef - constant``, in the dtype of X.
+
+    Subtracting the origins first keeps the digits that large offsets would cost.
+
+    Attributes
+    ----------
+    origin_x, origin_a : ndarray (d,), (p,)
+    coef : ndarray (p, d)
+        Only the first p design columns are used; further ones are preserved.
+    constant : ndarray (d,)
+    sign : {-1, 1}
+        -1 removes the effect, 1 adds it back.
+    """
+
+    origin_x: Array
+    origin_a: Array
+    coef: Array
+    constant: Array
+    sign: int = -1
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        out = np.empty(block.X.shape, block.X.dtype)
+        self.into(block, out)
+        return out
+
+    def into(self, block: Block, out: NDArray[Any]) -> None:
+        """Write the residual to `out`, of the shape and dtype of X and C-contiguous."""
+        self._subtract(block, out, NO_EFFECTS, NO_CODES)
+
+    def _subtract(self, block: Block, out: NDArray[Any], effects: Array, codes: NDArray[np.integer[Any]]) -> None:
+        p = len(self.coef)
+        if p <= _NARROW_DESIGN:
+            X, design, sign = readable(block.X), readable(block_design(block)), float(self.sign)
+            about = self.origin_x, self.origin_a, self.coef, self.constant
+            subtract_rows(X, design, *map(readable, about), sign, effects, readable(codes), out)
+            return
+        exact = out if out.dtype == np.float64 else scratch(out.shape, np.float64)
+        a = np.empty((len(exact), p + 1))
+        a[:, p] = 1.0
+        if p:
+            np.subtract(block_design(block)[:, :p], self.origin_a, out=a[:, :p])
+        step = np.subtract if self.sign < 0 else np.add
+        step(block.X, self.origin_x, out=exact)
+        # BLAS adds the product onto the residual in place: no third array. It wants columns, hence the transposes.
+        full = np.vstack([self.coef, self.constant])
+        dgemm(float(self.sign), full.T, a.T, beta=1.0, c=exact.T, overwrite_c=True)
+        if len(codes):
+            add_effects(exact, effects, codes, float(self.sign))
+        if exact is not out:
+            out[...] = exact
+
+
+@dataclass
+class ResidualMoments:
+    """What is left in residuals r: products with ``z = [a - origin_a, 1]``, and their squares.
+
+    Attributes
+    ----------
+    z_r : ndarray (q + 1, d)
+    rss : ndarray (d,)
+        Weighted sum of squared residuals.
+    """
+
+    z_r: Array
+    rss: Array
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """``block -> ResidualMoments`` for the residual that `affine` leaves; used to refine a solution."""
+
+    affine: Affine
+
+    def __call__(self, block: Block) -> ResidualMoments:
+        residual = self.affine(Block(block.start, np.asarray(block.X, dtype=np.float64), block.design))
+        residual[np.isnan(residual)] = 0.0  # a row that a feature lacks has no say in it
+        z = np.empty((block.n_rows, len(self.affine.coef) + 1))
+        z[:, -1] = 1.0
+        z[:, :-1] = block_design(block) - self.affine.origin_a
+        if block.weight is not None:
+            z *= block.weight[:, None]
+            return ResidualMoments(z.T @ residual, np.einsum("i,ij,ij->j", block.weight, residual, residual))
+        return ResidualMoments(z.T @ residual, np.einsum("ij,ij->j", residual, residual))
+
+
+def merge_residual_moments(one: ResidualMoments, two: ResidualMoments) -> ResidualMoments:
+    """Return the moments of the residuals of both."""
+    return ResidualMoments(one.z_r + two.z_r, one.rss + two.rss)
+
+
+@dataclass(frozen=True)
+class WithEffects(Affine):
+    """Residual of a block whose rows also have effects of absorbed factors.
+
+    Attributes
+    ----------
+    effects : tuple of ndarray (L + 1, d)
+        One row per level; the last row, which code -1 finds, is for a level that isn't known.
+    """
+
+    effects: tuple[Array, ...] = ()
+
+    def into(self, block: Block, out: NDArray[Any]) -> None:
+        exact = out if out.dtype == np.float64 or len(self.effects) < 2 else np.empty(out.shape)
+        first, codes = (self.effects[0], block.codes[0]) if self.effects else (NO_EFFECTS, NO_CODES)
+        self._subtract(block, exact, first, codes)
+        for effects, codes in zip(self.effects[1:], block.codes[1:], strict=True):
+            add_effects(exact, effects, codes, float(self.sign))
+        if exact is not out:
+            out[...] = exact
