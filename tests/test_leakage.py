@@ -15,9 +15,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.svm import SVR
 
 import residmix as rm
-from residmix.adjustment import of_features
+from residmix.effects.adjust import of_features
 from residmix.errors import CollinearityWarning, LeakageWarning
-from residmix.leakage import few_valued
+from residmix.removal.leakage import few_valued
 from residmix.rows.block import Block
 from residmix.rows.sampled import Sample
 

@@ -316,7 +316,7 @@ def test_new_data_need_not_show_every_level():
 @pytest.mark.parametrize("block", [None, 7])
 def test_each_feature_is_fitted_on_the_rows_that_it_has(block, monkeypatch):
     if block:  # several blocks, so that moments with and without gaps meet in merges
-        monkeypatch.setattr("residmix.residual_fit.linear_block_rows", lambda d, q: block)
+        monkeypatch.setattr("residmix.removal.fit.linear_block_rows", lambda d, q: block)
     gappy = X.copy()
     gappy[RNG.random(X.shape) < 0.2] = np.nan
     gappy[:21] = X[:21]

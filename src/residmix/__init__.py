@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Eraser": "eraser",
+    "Eraser": "erasure.eraser",
     "GaussianMixture": "mixture.gaussian",
     "ResidualMixture": "conditional",
-    "Residualizer": "residualizer",
+    "Residualizer": "removal.residualizer",
     "association": "diagnostics",
     "load": "persistence",
     "mdn_residualize": "functional",
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from residmix import nn
     from residmix.conditional import ResidualMixture
     from residmix.diagnostics import association
-    from residmix.eraser import Eraser
+    from residmix.erasure.eraser import Eraser
     from residmix.functional import mdn_residualize
     from residmix.mixture.gaussian.gaussian import GaussianMixture
     from residmix.persistence import load, save
-    from residmix.residualizer import Residualizer
+    from residmix.removal.residualizer import Residualizer
     from residmix.sources.open import scan
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from residmix.errors import did_you_mean
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["check_choice", "check_number"]
 

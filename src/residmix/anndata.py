@@ -19,7 +19,7 @@ from residmix.sources.table import Table
 
 if TYPE_CHECKING:
     from residmix.conditional import ResidualMixture
-    from residmix.residualizer import Residualizer
+    from residmix.removal.residualizer import Residualizer
 
 __all__ = ["from_anndata", "mixture", "residualize"]
 
@@ -106,7 +106,7 @@ def residualize(
     Residualizer
         Fitted.
     """
-    from residmix.residualizer import Residualizer
+    from residmix.removal.residualizer import Residualizer
 
     adata = _checked(adata)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)

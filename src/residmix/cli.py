@@ -282,7 +282,7 @@ def _measured(shown: pd.DataFrame, model: Any, labels: Any) -> Any:
     """Measure the metadata in features and residuals; the residualizer is fitted anew in each fold."""
     from residmix.diagnostics import association
     from residmix.errors import ResidmixWarning
-    from residmix.residualizer import Residualizer
+    from residmix.removal.residualizer import Residualizer
 
     fresh = Residualizer(
         model.formula, preserve=model.preserve, features=model.features, on_unknown="mean", missing=model.missing

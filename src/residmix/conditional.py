@@ -25,7 +25,7 @@ from residmix.joint_starts import conditional_starts
 from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on
-from residmix.residualizer import Residualizer
+from residmix.removal.residualizer import Residualizer
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 

@@ -19,7 +19,7 @@ from residmix.mixture.density import log_density, most_probable, per_row
 from residmix.mixture.estep import mixture_block_rows, responsibilities
 from residmix.mixture.families import n_covariance_parameters
 from residmix.moments.affine import Affine
-from residmix.residualizer import Residualizer
+from residmix.removal.residualizer import Residualizer
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import Rows

@@ -12,7 +12,7 @@ from sklearn.utils import check_array
 
 from residmix.mixture.families import full_covariances
 from residmix.mixture.gaussian import GaussianMixture
-from residmix.residualizer import Residualizer
+from residmix.removal.residualizer import Residualizer
 from residmix.sources.frames import refuse_other_order
 
 __all__ = ["mdn_residualize"]

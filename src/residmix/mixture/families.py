@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "COVARIANCE_TYPES",

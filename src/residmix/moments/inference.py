@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, warn
 from residmix.moments.solve import LinearFit
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "canonical_correlations",
-    "coefficient_table",
-    "correlations_beside_factors",
-    "explained",
-    "summary_text",
-    "warn_of_fit",
-]
+__all__ = ["canonical_correlations", "coefficient_table", "correlations_beside_factors", "explained"]
 
 Array = NDArray[np.float64]
-
-# Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
-_ENTANGLED = 0.95
-# Residuals of this size relative to the feature's spread are what subtracting leaves of nothing.
-_ROUNDING = 1e-10
 
 
 def explained(fit: LinearFit) -> Array:
@@ -152,125 +139,3 @@ def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array]:
             (degrees > 0) & (numerator > 0), fdtrc(numerator, np.maximum(degrees, 1.0), statistic), np.nan
         )
     return np.where(gain > 0, share, 0.0), p_value
-
-
-def summary_text(
-    fit: LinearFit,
-    terms: Sequence[tuple[str, slice, bool]],
-    columns: Sequence[str],
-    features: Sequence[str],
-    owners: Mapping[int, str] | None = None,
-) -> str:
-    """Return a page of text: the size of the problem, what each term explains, the features most affected.
-
-    `owners` are those of :func:`aliases`.
-    """
-    r2 = explained(fit)
-    rows = int(fit.count.max(initial=0))
-    beside = " and the levels of absorbed factors" if any(where.start == where.stop for _, where, _ in terms) else ""
-    lines = [
-        f"{len(features)} features on {len(columns)} design columns, {rows} rows",
-        f"rank {fit.rank} of {len(columns)}{beside}, condition number {fit.condition_number:.3g}, "
-        f"residual degrees of freedom {fit.residual_degrees[fit.count > 0].min(initial=np.inf):g}",
-        f"R2: median {np.median(r2):.3f}, from {r2.min():.3f} to {r2.max():.3f}",
-    ]
-    if terms:
-        width = max(len("term"), *(len(name) for name, _, _ in terms))
-        lines += ["", f"{'term':<{width}}  columns  partial R2 (median, max)  features with p < 0.05"]
-        for name, where, preserved in terms:
-            if where.start == where.stop:
-                lines.append(f"{name:<{width}}  absorbed")
-                continue
-            share, p = term_shares(fit, where)
-            count = where.stop - where.start
-            kept = "  (preserved)" if preserved else ""
-            lines.append(
-                f"{name:<{width}}  {count:>7}  {np.median(share):>11.3f}, {share.max():<11.3f}"
-                f"  {np.count_nonzero(p < 0.05):>10}{kept}"
-            )
-        width = max(len("feature"), *(len(name) for name in features))
-        lines += ["", f"{'feature':<{width}}     R2"]
-        order = np.argsort(-r2, kind="stable")[:10]
-        lines += [f"{features[j]:<{width}}  {r2[j]:.3f}" for j in order]
-    lines += [f"aliased: {told}" for told in aliases(fit, columns, owners or {})]
-    return "\n".join(lines)
-
-
-def aliases(fit: LinearFit, columns: Sequence[str], owners: Mapping[int, str]) -> list[str]:
-    """Return "'scanner[T.s2]' is determined by 'site[T.b]'" for each aliased column.
-
-    Parameters
-    ----------
-    owners : mapping of int to str
-        What determines a column for which the fit names no other columns: :func:`residmix.nesting.owners`.
-    """
-
-    def named(partners: tuple[int, ...]) -> str:
-        return " and ".join("the intercept" if k < 0 else repr(columns[k]) for k in partners)
-
-    return [
-        f"{columns[column]!r} is determined by {named(partners) if partners else owners[column]}"
-        for column, partners in fit.aliased.items()
-    ]
-
-
-def warn_of_fit(
-    fit: LinearFit,
-    names: Sequence[str],
-    features: NDArray[Any],
-    correlations: NDArray[np.float64],
-    *,
-    penalised: bool,
-    owners: Mapping[int, str] | None = None,
-    nested: Sequence[str] = (),
-) -> None:
-    """Warn of aliased columns, of effects that can't be told apart, of features without values, of too many columns.
-
-    Parameters
-    ----------
-    correlations : ndarray
-        Canonical correlations between removed and preserved columns.
-    penalised : bool
-        Whether a penalty settles what collinear columns leave open.
-    owners : mapping of int to str
-        As in :func:`aliases`.
-    nested : sequence of str
-        What :func:`residmix.nesting.nested_factors` says of absorbed factors.
-    """
-    if fit.aliased and not penalised:
-        told = "; ".join(aliases(fit, names, owners or {})[:8])
-        more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
-        warn(
-            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Residuals don't depend on "
-            "it; coefficients are those of least norm",
-            CollinearityWarning,
-        )
-    if len(correlations) and correlations[0] > _ENTANGLED:
-        warn(
-            f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
-            "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
-            EntangledEffectsWarning,
-        )
-    for told in nested:
-        warn(told, CollinearityWarning)
-    known = fit.count > 0
-    if not known.all():
-        absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])
-        warn(f"features without a single value, left as they are: {absent}", DesignWarning)
-    exact = known & (fit.tss > 0) & (fit.rss <= _ROUNDING**2 * fit.tss) & (fit.residual_degrees > 0)
-    if exact.any():
-        some = ", ".join(repr(str(name)) for name in np.asarray(features)[exact][:8])
-        warn(
-            f"{exact.sum()} of {len(exact)} features are determined by the design ({some}): what is left of them is "
-            "rounding, of which a scaler makes pure metadata; leave them out",
-            DesignWarning,
-        )
-    count = float(fit.count[known].min(initial=np.inf))
-    columns = float(fit.degrees.max(initial=0.0))
-    if columns > 0 and columns + 1 > count / 2:
-        left = max(count - 1 - columns, 0.0) / max(count, 1.0)
-        warn(
-            f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
-            "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
-            ManyColumnsWarning,
-        )

@@ -12,7 +12,7 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.utils import get_tags
 from sklearn.utils.validation import has_fit_parameter
 
-from residmix.honest import cross_fitted
+from residmix.removal.held_out import cross_fitted
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 

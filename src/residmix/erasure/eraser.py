@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix._base import MetadataTransformer, refuse_frames
 from residmix._validation import check_choice
 from residmix.errors import DesignWarning, EntangledEffectsWarning, warn
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
+from residmix.removal.transformer import MetadataTransformer, refuse_frames
 from residmix.rows.block import Block
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows

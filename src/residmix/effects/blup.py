@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.crossed_blup import RandomEffects, crossed_effects, generalised_inverse, level_indicators
 from residmix.design.design import Design
+from residmix.effects.crossed import RandomEffects, crossed_effects, generalised_inverse, level_indicators
+from residmix.effects.penalty import find_term
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit, constant_features
-from residmix.penalty import find_term
 from residmix.rows.threads import one_blas_thread
 
 __all__ = ["RandomEffects", "random_effects", "shrunk_fit"]

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix._base import MetadataTransformer
 from residmix._validation import check_choice
-from residmix.adjustment import adjusted, of_features, rescaled
-from residmix.blup import RandomEffects, shrunk_fit
 from residmix.design.design import Design
+from residmix.effects.adjust import adjusted, of_features, rescaled
+from residmix.effects.blup import RandomEffects, shrunk_fit
+from residmix.effects.later_batches import Frozen, LaterBatches, LevelTotals
+from residmix.effects.level_priors import removed_factors, spread_prior, term_prior
+from residmix.effects.new_levels import NewLevels, refuse_new_levels, with_new_levels
+from residmix.effects.penalty import ridge_penalty
+from residmix.effects.scale import Scale
 from residmix.errors import DesignWarning, warn
-from residmix.later_batches import Frozen, LaterBatches
-from residmix.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
-from residmix.level_totals import LevelTotals
 from residmix.moments import inference
 from residmix.moments.absorbed import FactorMoments, merge_factor_moments
 from residmix.moments.affine import WithEffects
@@ -24,22 +25,14 @@ from residmix.moments.linear import LinearMoments, linear_block_rows, merge_mome
 from residmix.moments.scatter import check_design_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.moments.solve_absorbed import FactorFit, features_with_gaps, fit_factors, solve_factors
-from residmix.nesting import nested_factors, owners
-from residmix.new_levels import (
-    NewLevels,
-    refuse_new_levels,
-    removed_factors,
-    spread_prior,
-    term_prior,
-    with_new_levels,
-)
-from residmix.nuisance import fit_nuisance
-from residmix.penalty import ridge_penalty
+from residmix.removal.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
+from residmix.removal.nesting import nested_factors, owners
+from residmix.removal.nuisance import fit_nuisance
+from residmix.removal.transformer import MetadataTransformer
 from residmix.rows.block import Block
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import Sample, SampledRows
-from residmix.scale import Scale
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
 

@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix._base import refuse_frames
-from residmix.honest import leave_one_out, refitted_by_fold
-from residmix.leakage import LOOKED_AT_ROWS
-from residmix.moments import inference
-from residmix.moments.linear import LinearMoments
-from residmix.new_levels import (
+from residmix.effects.new_levels import (
     adapted,
     refuse_new_levels,
 )
-from residmix.penalty import ridge_penalty
-from residmix.residual_fit import ResidualFit
+from residmix.effects.penalty import ridge_penalty
+from residmix.moments import inference
+from residmix.moments.linear import LinearMoments
+from residmix.removal.fit import ResidualFit
+from residmix.removal.held_out import leave_one_out, refitted_by_fold
+from residmix.removal.leakage import LOOKED_AT_ROWS
+from residmix.removal.transformer import refuse_frames
 from residmix.rows.progress import watched
 from residmix.sources.open import as_table
 from residmix.sources.output import collect, delivered
@@ -60,8 +60,8 @@ class Residualizer(ResidualFit):
         needs the preserved columns too, since only what no effect explains is rescaled.
     shrinkage : {None, "eb", "eb-one-row"} or dict
         ``{"site": "blup"}``: the effects of this factor are random ones, each feature's shrunk by its own ratio of
-        variances (:func:`residmix.blup.random_effects`), so that a level with few rows stays near the mean. Several
-        factors have a variance each (:func:`residmix.crossed_blup.crossed_effects`).
+        variances (:func:`residmix.effects.blup.random_effects`), so that a level with few rows stays near the mean.
+        Several factors have a variance each (:func:`residmix.effects.crossed.crossed_effects`).
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
         takes each batch for a single row, as ``sva::ComBat(mean.only=TRUE)`` does, whatever its number of rows.
@@ -80,7 +80,7 @@ class Residualizer(ResidualFit):
     on_unknown : {"error", "mean", "shrink"}, default "error"
         What to do in transform with a level that fit didn't see: raise; give it the known levels' average effect, each
         level counting alike; or the effect to be expected of a further level, where known ones with few rows count less
-        (:func:`residmix.new_levels.level_prior`). `adapt` learns such a level from a few of its rows.
+        (:func:`residmix.effects.level_priors.level_prior`). `adapt` learns such a level from a few of its rows.
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
@@ -276,9 +276,9 @@ class Residualizer(ResidualFit):
 
         The effect of a new level is the mean of its rows, less all other effects, shrunk to what is expected of a
         further level; with ``scale=True`` its effect on the spread is learned and shrunk alike
-        (:class:`residmix.new_levels.NewLevels`). With ``shrinkage="eb"`` it is what ComBat gives to a further batch,
-        with the mean and the pooled variance of the fit (:class:`residmix.later_batches.LaterBatches`). Further calls
-        add rows. Effects of everything else stay as they are, and rows of known levels aren't used.
+        (:class:`residmix.effects.new_levels.NewLevels`). With ``shrinkage="eb"`` it is what ComBat gives to a further
+        batch, with the mean and the pooled variance of the fit (:class:`residmix.effects.later_batches.LaterBatches`).
+        Further calls add rows. Effects of everything else stay as they are, and rows of known levels aren't used.
 
         Parameters
         ----------

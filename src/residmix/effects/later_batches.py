@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.empirical_bayes import posterior, posterior_shift
-from residmix.level_totals import LevelTotals, with_known_and_unseen
+from residmix.effects.combat import posterior, posterior_shift
 
-__all__ = ["Frozen", "LaterBatches"]
+__all__ = ["Array", "Frozen", "LaterBatches", "LevelTotals", "with_known_and_unseen"]
 
 Array = NDArray[np.float64]
 
@@ -52,7 +51,7 @@ class LaterBatches:
         \quad
         \delta_j^{*2} = \frac{\bar\theta + \frac12 \sum_i (z_{ij} - \gamma_j^*)^2}{\frac n2 + \bar\lambda - 1},
 
-    as in the fit (:func:`residmix.empirical_bayes.posterior`). So a later batch gets what a fit of all batches together
+    as in the fit (:func:`residmix.effects.combat.posterior`). So a later batch gets what a fit of all batches together
     would give it, but that this one can't move the mean and the pooled variance.
 
     Attributes
@@ -109,3 +108,58 @@ class LaterBatches:
                 log_sd[usable] = 0.5 * np.log(delta[0])
             effect[usable] = gamma[0] * pooled - frozen.shift[usable]
         return effect, log_sd if frozen.log_sd is None else log_sd - frozen.log_sd
+
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LevelTotals:
+    r"""Sums over the rows of each level.
+
+    Attributes
+    ----------
+    labels : tuple
+        The levels.
+    sums : ndarray (5, L, d)
+        Of :math:`w`, :math:`w r`, :math:`w / f^2`, :math:`w r / f^2` and :math:`w r^2 / f^2`, where r is what all other
+        effects leave of a row, relative to the average level, and f its spread as far as it is known.
+    """
+
+    labels: tuple[Any, ...]
+    sums: Array
+
+    @classmethod
+    def none(cls, n_features: int) -> LevelTotals:
+        """Return what there is before any rows."""
+        return cls((), np.empty((5, 0, n_features)))
+
+    def seen(self, labels: tuple[Any, ...], sums: Array) -> LevelTotals:
+        """Return the totals after further rows."""
+        known = (*self.labels, *(label for label in labels if label not in self.labels))
+        whole = np.zeros((5, len(known), self.sums.shape[2]))
+        whole[:, : len(self.labels)] = self.sums
+        whole[:, [known.index(label) for label in labels]] += sums
+        return LevelTotals(known, whole)
+
+    @property
+    def weight(self) -> Array:
+        """Rows of each level, (L, d)."""
+        return self.sums[0]
+
+    @property
+    def mean(self) -> Array:
+        r"""Mean of r, :math:`\bar r`; 0 without rows, (L, d)."""
+        return self.sums[1] / np.where(self.weight > 0, self.weight, 1.0)
+
+    @property
+    def within(self) -> Array:
+        r"""Sum of :math:`w (r - \bar r)^2 / f^2`, (L, d)."""
+        mean = self.mean
+        squares = self.sums[4] - 2.0 * mean * self.sums[3] + mean**2 * self.sums[2]
+        return np.where(squares > 1e-13 * self.sums[4], squares, 0.0)
+
+
+def with_known_and_unseen(own: Array, unseen: Array) -> Array:
+    """Return rows by code of new levels (L + 2, d): of each of them, of any other unseen level, of known ones."""
+    return np.vstack([own, unseen, np.zeros_like(unseen)])

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term
-from residmix.empirical_bayes import shrink_levels
+from residmix.effects.combat import shrink_levels
+from residmix.effects.later_batches import Frozen
+from residmix.effects.level_priors import known_level_rows
+from residmix.effects.scale import Scale, fit_scale
 from residmix.errors import did_you_mean
-from residmix.later_batches import Frozen
 from residmix.moments.affine import Affine, WithEffects
 from residmix.moments.solve import LinearFit
-from residmix.new_levels import known_level_rows
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
-from residmix.scale import Scale, fit_scale
 
 __all__ = ["Rescaled", "adjusted", "of_features", "rescaled"]
 

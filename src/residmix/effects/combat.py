@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.scale import Location, Scale
 from residmix.errors import DesignWarning, warn
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
-from residmix.scale import Location, Scale
 
 __all__ = ["Shrunk", "posterior", "posterior_shift", "shrink_levels"]
 
