@@ -22,8 +22,8 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from residmix import ResidualMixture
-from residmix.gating import make_gate
-from residmix.joint import ConditionalParams
+from residmix.conditional.ecm import ConditionalParams
+from residmix.conditional.gate import make_gate
 from residmix.mixture.families import make_params
 
 SHIFT = np.array([3.0, -3.0, 2.0])

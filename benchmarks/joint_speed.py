@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from residmix.gating import make_gate
-from residmix.joint import ConditionalEM, ConditionalParams
+from residmix.conditional.ecm import ConditionalEM, ConditionalParams
+from residmix.conditional.gate import make_gate
 from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.families import make_params
 from residmix.mixture.gaussian import MixtureEM

@@ -9,15 +9,15 @@ import statsmodels.formula.api as smf
 from sklearn.metrics import roc_auc_score
 
 import residmix as rm
-from residmix import probes
-from residmix.dependence import (
+from residmix.diagnostics import probes
+from residmix.diagnostics.association import association
+from residmix.diagnostics.dependence import (
     Variable,
     counts_dependence,
     distance_correlation,
     distance_dependence,
     share_interval,
 )
-from residmix.diagnostics import association
 from residmix.errors import BelowChanceWarning, LeakageWarning, RareLevelWarning
 
 FAST = {"n_permutations": 39, "max_rows": 400, "n_splits": 3}

@@ -8,17 +8,17 @@ from numpy.testing import assert_allclose
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from residmix import coefficients
-from residmix.coefficients import coefficient_step, conjugate_gradients
-from residmix.em.loop import run_em
-from residmix.gating import Gate, log_priors, make_gate
-from residmix.joint import (
+from residmix.conditional import coefficients
+from residmix.conditional.coefficients import coefficient_step, conjugate_gradients
+from residmix.conditional.ecm import (
     ConditionalEM,
     ConditionalParams,
     conditional_block,
     conditional_log_joint,
     residual_moments,
 )
+from residmix.conditional.gate import Gate, log_priors, make_gate
+from residmix.em.loop import run_em
 from residmix.mixture.estep import mixture_block
 from residmix.mixture.families import make_params
 from residmix.mixture.mstep import m_step

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.joint_matches import likely_matches, merged_down
+from residmix.conditional.matches import likely_matches, merged_down
 from residmix.mixture.families import make_params
 
 

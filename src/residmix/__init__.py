@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Eraser": "erasure.eraser",
     "GaussianMixture": "mixture.gaussian",
-    "ResidualMixture": "conditional",
+    "ResidualMixture": "conditional.residual_mixture",
     "Residualizer": "removal.residualizer",
-    "association": "diagnostics",
+    "association": "diagnostics.association",
     "load": "persistence",
     "mdn_residualize": "functional",
     "save": "persistence",
@@ -39,8 +39,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from residmix import nn
-    from residmix.conditional import ResidualMixture
-    from residmix.diagnostics import association
+    from residmix.conditional.residual_mixture import ResidualMixture
+    from residmix.diagnostics.association import association
     from residmix.erasure.eraser import Eraser
     from residmix.functional import mdn_residualize
     from residmix.mixture.gaussian.gaussian import GaussianMixture

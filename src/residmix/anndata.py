@@ -18,7 +18,7 @@ from residmix.sources.open import as_table
 from residmix.sources.table import Table
 
 if TYPE_CHECKING:
-    from residmix.conditional import ResidualMixture
+    from residmix.conditional.residual_mixture import ResidualMixture
     from residmix.removal.residualizer import Residualizer
 
 __all__ = ["from_anndata", "mixture", "residualize"]
@@ -169,7 +169,7 @@ def mixture(
     """
     import pandas as pd
 
-    from residmix.conditional import ResidualMixture
+    from residmix.conditional.residual_mixture import ResidualMixture
 
     adata = _checked(adata)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)

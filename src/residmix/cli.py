@@ -235,7 +235,7 @@ def _run(
     if len({path.resolve() for path in written}) < len(written):
         raise click.ClickException(f"--output and --report are both {str(model_path)!r}; give them different names")
 
-    from residmix.conditional import ResidualMixture
+    from residmix.conditional.residual_mixture import ResidualMixture
     from residmix.persistence import save
     from residmix.report.build import build_report
     from residmix.report.html import write_report
@@ -280,7 +280,7 @@ def _run(
 
 def _measured(shown: pd.DataFrame, model: Any, labels: Any) -> Any:
     """Measure the metadata in features and residuals; the residualizer is fitted anew in each fold."""
-    from residmix.diagnostics import association
+    from residmix.diagnostics.association import association
     from residmix.errors import ResidmixWarning
     from residmix.removal.residualizer import Residualizer
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix._validation import check_number
 from residmix.errors import did_you_mean
+from residmix.validation import check_number
 
 if TYPE_CHECKING:
     from residmix.design.fit import Design, Term

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix._validation import check_choice
 from residmix.errors import DesignWarning, EntangledEffectsWarning, warn
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
@@ -22,6 +21,7 @@ from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 from residmix.sources.output import delivered
 from residmix.sources.table import Table
+from residmix.validation import check_choice
 
 __all__ = ["Eraser"]
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from residmix.dependence import distance_correlation
+from residmix.diagnostics.dependence import distance_correlation
 from residmix.nn import maps as mapping
 from residmix.nn.finalization import call, evaluating, residualizers
 from residmix.nn.layers import Residualize

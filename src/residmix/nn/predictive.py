@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from residmix import scores
-from residmix._validation import check_choice, check_number
 from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.training import rng_scope
 from residmix.rows.checks import check_weight
+from residmix.validation import check_choice, check_number
 
 __all__ = ["PredictiveDensity", "check_targets"]
 

@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from residmix._validation import check_choice, check_number
 from residmix.nn.diagnosis import diagnose, warn_of
 from residmix.nn.distribution import MixtureOfGaussians
 from residmix.nn.export import OnnxExport
@@ -25,6 +24,7 @@ from residmix.nn.reading import TableReader
 from residmix.nn.targets import LIKELIHOODS, choose_likelihood, distinct_rows, standard_scaling
 from residmix.nn.training import History, Sample, Schedule, automatic_batches
 from residmix.rows.checks import check_weight
+from residmix.validation import check_choice, check_number
 
 __all__ = ["MDNRegressor"]
 

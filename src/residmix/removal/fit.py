@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix._validation import check_choice
 from residmix.design.design import Design
 from residmix.effects.adjust import adjusted, of_features, rescaled
 from residmix.effects.blup import RandomEffects, shrunk_fit
@@ -35,6 +34,7 @@ from residmix.rows.rows import Rows
 from residmix.rows.sampled import Sample, SampledRows
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
+from residmix.validation import check_choice
 
 __all__ = ["ResidualFit"]
 

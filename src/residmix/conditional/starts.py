@@ -8,7 +8,7 @@ the components found so far, the one that makes its rows likeliest counts. Regre
 the coefficients. Components have their own covariances, and in other candidates one in common: clusters that are rare
 in every group have too few rows for their own, and such a component would rather split a frequent cluster. Each group
 leads once. That fails where a group's heaviest cluster is its own: so in further candidates any component of a group
-may be the one in common (`residmix.joint_matches`). Short runs on a subsample and the likelihood decide.
+may be the one in common (`residmix.conditional.matches`). Short runs on a subsample and the likelihood decide.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from residmix.conditional.ecm import ConditionalEM, ConditionalParams
+from residmix.conditional.gate import Gate, make_gate
+from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
-from residmix.gating import Gate, make_gate
-from residmix.joint import ConditionalEM, ConditionalParams
-from residmix.joint_matches import likely_matches
 from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.estep import log_joint, mixture_block_rows
 from residmix.mixture.families import MixtureParams, SingularCovarianceError, make_params
@@ -133,7 +133,7 @@ def joint_starts(
     Parameters
     ----------
     rows : Rows
-        Least-squares residuals and orthonormal design rows (:class:`residmix.joint.ToResidual`).
+        Least-squares residuals and orthonormal design rows (:class:`residmix.conditional.ecm.ToResidual`).
     n_components : int
     covariance_type : str
     reg_covar : float

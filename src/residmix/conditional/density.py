@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from residmix.gating import log_priors
-from residmix.joint import ConditionalParams, Scored, ToResidual
+from residmix.conditional.ecm import ConditionalParams, Scored, ToResidual
+from residmix.conditional.gate import log_priors
 from residmix.mixture.density import log_density, most_probable, per_row
 from residmix.mixture.estep import mixture_block_rows, responsibilities
 from residmix.mixture.families import n_covariance_parameters

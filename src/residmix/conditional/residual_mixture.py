@@ -13,21 +13,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
-from residmix._validation import check_choice, check_number
-from residmix.conditional_density import ConditionalDensity
+from residmix.conditional.density import ConditionalDensity
+from residmix.conditional.ecm import ConditionalEM, ConditionalParams, pack, to_residual, unpack
+from residmix.conditional.starts import conditional_starts
 from residmix.em.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.em.loop import Acceleration, EMState, run_em
 from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import fingerprint, run_starts
 from residmix.errors import DeadComponentWarning, warn
-from residmix.joint import ConditionalEM, ConditionalParams, pack, to_residual, unpack
-from residmix.joint_starts import conditional_starts
 from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
+from residmix.validation import check_choice, check_number
 
 __all__ = ["ResidualMixture"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.dependence import Variable
+from residmix.diagnostics.dependence import Variable
 from residmix.rows.threads import n_threads
 
 __all__ = ["ProbeResult", "probe"]

@@ -10,20 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix._validation import check_number
-from residmix.dependence import Variable, counts_dependence, distance_dependence, fold_moments, variance_shares
 from residmix.design.columns import open_metadata
 from residmix.design.fit import Design, fit_design
 from residmix.design.formula import formula_columns
+from residmix.diagnostics.dependence import (
+    Variable,
+    counts_dependence,
+    distance_dependence,
+    fold_moments,
+    variance_shares,
+)
+from residmix.diagnostics.probes import ProbeResult, probe
+from residmix.diagnostics.table import COLUMNS, Association
 from residmix.errors import BelowChanceWarning, LeakageWarning, warn
-from residmix.measurements import COLUMNS, Association
 from residmix.moments.linear import merge_moments
 from residmix.moments.scatter import check_design_moments
-from residmix.probes import ProbeResult, probe
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.array import MemoryTable
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
+from residmix.validation import check_number
 
 __all__ = ["Association", "association"]
 

@@ -6,7 +6,8 @@ r is the least-squares residual of x, u = u(m) the design row in orthonormal coo
 and D the correction of the least-squares coefficients. Given responsibilities the M-step is: D and the means by
 generalised least squares with the covariances fixed, then the covariances (Meng & Rubin 1993, "Maximum likelihood
 estimation via the ECM algorithm", Biometrika 80); both from the same per-component moments of the row [u, r], so
-repeating them costs no pass over the data. The gate (`residmix.gating`) has parameters of its own and takes one step.
+repeating them costs no pass over the data. The gate (`residmix.conditional.gate`) has parameters of its own and
+takes one step.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.coefficients import coefficient_step
-from residmix.gating import Gate, GateMoments, gate_moments, gate_step, log_priors
+from residmix.conditional.coefficients import coefficient_step
+from residmix.conditional.gate import Gate, GateMoments, gate_moments, gate_step, log_priors
 from residmix.mixture import vector as mixture_vector
 from residmix.mixture.estep import MixtureMoments, log_joint, mixture_block
 from residmix.mixture.families import MixtureParams
