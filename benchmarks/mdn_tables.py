@@ -20,8 +20,8 @@ from ngboost import NGBRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression
 
-from residmix import scores
 from residmix.nn import MDNRegressor
+from residmix.nn.density import scores
 
 Mixture = tuple[np.ndarray, np.ndarray, np.ndarray]
 GRIDS = {"wine": 1.0, "abalone": 1.0}

@@ -31,7 +31,7 @@ _KEY = "residmix"
 _HOMES = {
     "Eraser": "residmix.erasure.eraser:Eraser",
     "GaussianMixture": "residmix.mixture.gaussian:GaussianMixture",
-    "MDNRegressor": "residmix.nn.regressor:MDNRegressor",
+    "MDNRegressor": "residmix.nn.regressor.estimator:MDNRegressor",
     "ResidualMixture": "residmix.conditional.residual_mixture:ResidualMixture",
     "Residualizer": "residmix.removal.residualizer:Residualizer",
     "conditional.Gate": "residmix.conditional.gate:Gate",
@@ -59,9 +59,9 @@ _HOMES = {
     "moments.LinearMoments": "residmix.moments.linear:LinearMoments",
     "moments.Scatter": "residmix.moments.scatter:Scatter",
     "moments.WithEffects": "residmix.moments.affine:WithEffects",
-    "nn.Plan": "residmix.nn.fitting:Plan",
-    "nn.Removal": "residmix.nn.fitting:Removal",
-    "nn.Scaling": "residmix.nn.targets:Scaling",
+    "nn.Plan": "residmix.nn.regressor.fitting:Plan",
+    "nn.Removal": "residmix.nn.regressor.fitting:Removal",
+    "nn.Scaling": "residmix.nn.regressor.targets:Scaling",
     "removal.Nuisance": "residmix.removal.nuisance:Nuisance",
     "rows.Sample": "residmix.rows.sampled:Sample",
 }

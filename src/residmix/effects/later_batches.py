@@ -110,9 +110,6 @@ class LaterBatches:
         return effect, log_sd if frozen.log_sd is None else log_sd - frozen.log_sd
 
 
-Array = NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class LevelTotals:
     r"""Sums over the rows of each level.

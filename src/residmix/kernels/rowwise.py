@@ -187,7 +187,7 @@ def add_effects(out, effects, codes, sign):
 
 
 @compiled
-def _locate(codes, size):  # type: ignore[no-untyped-def]
+def _locate(codes, size):
     """Return the levels that occur, in the order in which they first do, and where each row's level is among them."""
     place = np.full(size, -1, dtype=np.int64)
     present = np.empty(min(size, len(codes)), dtype=np.int64)
@@ -204,7 +204,7 @@ def _locate(codes, size):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sum_levels(values, origin, codes, weight, sums, squares):  # type: ignore[no-untyped-def]
+def _sum_levels(values, origin, codes, weight, sums, squares):
     """Add each row less the origin to the sums of its level, and its squares to `squares`, all weighted."""
     n, d = values.shape
     for i in range(n):

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from residmix.errors import require_extra
 
 _HOMES = {
-    "Audit": "auditing",
-    "MDNRegressor": "regressor",
-    "MetadataSequential": "sequential",
-    "MixtureDensityHead": "head",
-    "MixtureDensityNetwork": "network",
-    "Residualize": "layers",
-    "attach": "sequential",
-    "audit": "auditing",
-    "density_report": "report",
-    "finalize": "finalization",
+    "Audit": "layer.auditing",
+    "MDNRegressor": "regressor.estimator",
+    "MetadataSequential": "layer.sequential",
+    "MixtureDensityHead": "density.head",
+    "MixtureDensityNetwork": "density.network",
+    "Residualize": "layer.residualize",
+    "attach": "layer.sequential",
+    "audit": "layer.auditing",
+    "density_report": "regressor.report",
+    "finalize": "layer.finalization",
 }
 _ROOMS = ("compat",)
 
@@ -41,14 +41,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from residmix.nn import compat
-    from residmix.nn.auditing import Audit, audit
-    from residmix.nn.finalization import finalize
-    from residmix.nn.head import MixtureDensityHead
-    from residmix.nn.layers import Residualize
-    from residmix.nn.network import MixtureDensityNetwork
-    from residmix.nn.regressor import MDNRegressor
-    from residmix.nn.report import density_report
-    from residmix.nn.sequential import MetadataSequential, attach
+    from residmix.nn.density.head import MixtureDensityHead
+    from residmix.nn.density.network import MixtureDensityNetwork
+    from residmix.nn.layer.auditing import Audit, audit
+    from residmix.nn.layer.finalization import finalize
+    from residmix.nn.layer.residualize import Residualize
+    from residmix.nn.layer.sequential import MetadataSequential, attach
+    from residmix.nn.regressor.estimator import MDNRegressor
+    from residmix.nn.regressor.report import density_report
 
 
 def __getattr__(name: str) -> Any:

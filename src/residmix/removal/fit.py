@@ -26,6 +26,7 @@ from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.moments.solve_absorbed import FactorFit, features_with_gaps, fit_factors, solve_factors
 from residmix.removal.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
 from residmix.removal.nesting import nested_factors, owners
+from residmix.removal.messages import warn_of_fit
 from residmix.removal.nuisance import fit_nuisance
 from residmix.removal.transformer import MetadataTransformer
 from residmix.rows.block import Block
@@ -303,7 +304,7 @@ class ResidualFit(MetadataTransformer):
             )
         elif 0 < p < len(names):
             self.canonical_correlations_ = inference.canonical_correlations(linear.s_aa[0], p)
-        inference.warn_of_fit(
+        warn_of_fit(
             fit,
             names,
             self.features_,

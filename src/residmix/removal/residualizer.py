@@ -19,6 +19,7 @@ from residmix.moments.linear import LinearMoments
 from residmix.removal.fit import ResidualFit
 from residmix.removal.held_out import leave_one_out, refitted_by_fold
 from residmix.removal.leakage import LOOKED_AT_ROWS
+from residmix.removal.messages import summary_text
 from residmix.removal.transformer import refuse_frames
 from residmix.rows.progress import watched
 from residmix.sources.open import as_table
@@ -364,7 +365,7 @@ class Residualizer(ResidualFit):
         names = self._design_names()
         terms = () if self.design_ is None else self.design_.terms
         print(
-            inference.summary_text(
+            summary_text(
                 self.fit_,
                 [(term.name, term.columns, term.preserved) for term in terms],
                 names,

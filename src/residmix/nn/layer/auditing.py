@@ -1,0 +1,277 @@
+"""`audit`: what of the metadata can be read from a tensor before and after each residualizing layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from residmix.diagnostics.dependence import distance_correlation
+from residmix.nn.layer import maps as mapping
+from residmix.nn.layer.finalization import call, evaluating, residualizers
+from residmix.nn.layer.residualize import Residualize
+
+__all__ = ["Audit", "LayerAudit", "Probes", "audit"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """How much of the metadata a learner gets from a tensor, given the protected columns; 0 is nothing.
+
+    Attributes
+    ----------
+    linear : float
+        R^2 of the best-read metadata column by least squares, in sample: the quantity that `finalize` makes 0.
+    held_out : float
+        R^2 on rows that the (ridge) probe wasn't fitted on; negative means worse than the mean.
+    neighbours : float
+        R^2 of 10 nearest neighbours, held out. Information only: the layer promises nothing about nonlinear probes.
+    distance_correlation : float
+        u-centred squared distance correlation (Székely & Rizzo 2014), within the levels of a discrete protected column.
+    total : float
+        R^2 in sample without regard to the protected columns.
+    """
+
+    linear: float
+    held_out: float
+    neighbours: float
+    distance_correlation: float
+    total: float
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """Probes of one layer's input and output.
+
+    Attributes
+    ----------
+    name : str
+    rows, features : int
+    chance : float
+        What `Probes.linear` is on average for features that have nothing to do with the metadata: features / rows.
+    mediated : float
+        R^2(m ~ Y) R^2(Y ~ R), what remains of R^2(m ~ R) when a single column Y is protected; 0 without protection.
+    before, after : Probes
+    """
+
+    name: str
+    rows: int
+    features: int
+    chance: float
+    mediated: float
+    before: Probes
+    after: Probes
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Result of `audit`; print it for a table."""
+
+    layers: tuple[LayerAudit, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict."""
+        return {"layers": [asdict(layer) for layer in self.layers]}
+
+    def __str__(self) -> str:
+        lines = []
+        for layer in self.layers:
+            lines += [
+                f"{layer.name}: {layer.rows} rows, {layer.features} features (R2 by chance {layer.chance:.3f})",
+                f"  {'':28s}{'before':>9s}{'after':>9s}",
+            ]
+            for label, name in (
+                ("linear probe, in sample", "linear"),
+                ("linear probe, held out", "held_out"),
+                ("10 neighbours, held out", "neighbours"),
+                ("distance correlation^2", "distance_correlation"),
+                ("R2(m ~ x), Y not held fixed", "total"),
+            ):
+                lines.append(f"  {label:28s}{getattr(layer.before, name):9.3f}{getattr(layer.after, name):9.3f}")
+            lines.append(f"  {'of which through Y':28s}{'':9s}{layer.mediated:9.3f}")
+        return "\n".join(lines)
+
+
+def _less(values: Array, basis: Array, cutoff: float = 1e-10) -> Array:
+    """Residual of `values` on `basis` and an intercept, without directions below `cutoff` of the largest."""
+    centred = values - values.mean(0)
+    if basis.shape[1] == 0:
+        return centred
+    inner = basis - basis.mean(0)
+    scale = np.sqrt((inner**2).mean(0))
+    u, s, _ = np.linalg.svd(inner / np.where(scale > 0, scale, 1.0), full_matrices=False)
+    u = u[:, s > cutoff * max(s[0], 1e-300)]
+    for _ in range(2):
+        centred = centred - u @ (u.T @ centred)
+    return centred
+
+
+def _r2(target: Array, features: Array, cutoff: float = 1e-10) -> Array:
+    """R^2 of each column of `target` on `features`, both centred; 0 for a constant target."""
+    total = (target**2).sum(0)
+    left = _less(target, features, cutoff)
+    return np.where(total > 0, 1 - (left**2).sum(0) / np.where(total > 0, total, 1.0), 0.0)
+
+
+def _held_out(target: Array, features: Array, predict: Callable[[Array, Array, Array], Array]) -> float:
+    """Two-fold R^2 of the best-read column; rows alternate between the folds."""
+    fold = np.arange(len(target)) % 2
+    error = np.empty_like(target)
+    for part in (0, 1):
+        fit, test = fold != part, fold == part
+        error[test] = target[test] - predict(features[fit], target[fit], features[test])
+    total = (target**2).sum(0)
+    return float(np.max(np.where(total > 0, 1 - (error**2).sum(0) / np.where(total > 0, total, 1.0), 0.0)))
+
+
+def _ridge(features: Array, target: Array, new: Array) -> Array:
+    u, s, vt = np.linalg.svd(features, full_matrices=False)
+    weight = vt.T @ ((s / (s**2 + 1e-3 * len(features)))[:, None] * (u.T @ target))
+    return np.asarray(new @ weight)
+
+
+def _neighbours(features: Array, target: Array, new: Array) -> Array:
+    squared = (features**2).sum(1) - 2 * new @ features.T
+    nearest = np.argpartition(squared, min(10, len(features) - 1), axis=1)[:, :10]
+    return np.asarray(target[nearest].mean(1))
+
+
+def _distance_correlation(features: Array, metadata: Array, protected: Array) -> float:
+    levels = np.unique(protected, axis=0)
+    if protected.shape[1] and len(levels) > 20:
+        return distance_correlation(_less(features, protected), _less(metadata, protected))
+    groups = [(protected == level).all(1) for level in levels] if protected.shape[1] else [np.ones(len(features), bool)]
+    return float(np.mean([distance_correlation(features[g], metadata[g]) for g in groups if g.sum() >= 10] or [np.nan]))
+
+
+def _probes(features: Array, metadata: Array, protected: Array, part: NDArray[np.intp], cutoff: float) -> Probes:
+    left, target = _less(features, protected), _less(metadata, protected)
+    # Of a column that is constant, or a function of the protected ones, only rounding is left, which nothing predicts.
+    target = np.where(np.sqrt((target**2).mean(0)) > 1e-12 * np.abs(metadata).max(0), target, 0.0)
+    scale = np.sqrt((left**2).mean(0))
+    standard = left / np.where(scale > 1e-12 * max(float(scale.max()), 1e-300), scale, np.inf)
+    return Probes(
+        linear=float(_r2(target, left, cutoff).max()),
+        held_out=_held_out(target, standard, _ridge),
+        neighbours=_held_out(target[part], standard[part], _neighbours),
+        distance_correlation=_distance_correlation(features[part], metadata[part], protected[part]),
+        total=float(_r2(metadata - metadata.mean(0), features, cutoff).max()),
+    )
+
+
+class _Tap:
+    """Collects a layer's input, output and columns."""
+
+    def __init__(self, layer: Residualize) -> None:
+        self.layer = layer
+        self.parts: list[tuple[Tensor, ...]] = []
+        self.eps = 0.0
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        names = dict(zip(("x", "metadata", "protected"), args, strict=False)) | kwargs
+        columns = (names.get(name) for name in ("metadata", "protected", "sample_weight", "mask"))
+        batch = self.layer.read(names["x"], *columns)
+        rows = mapping.pooled(output.view(batch.x.shape), batch.maps, batch.mask)
+        kept = (batch.weight > 0).cpu()
+        self.eps = torch.finfo(output.dtype).eps
+        parts = (batch.features(), rows, batch.metadata, batch.protected)
+        self.parts.append(tuple(part.cpu()[kept] for part in parts))
+
+    def columns(self) -> tuple[Array, ...]:
+        return tuple(torch.cat(part).numpy() for part in zip(*self.parts, strict=True))
+
+
+def audit(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    max_rows: int = 2000,
+    random_state: int = 0,
+) -> Audit:
+    """Probe the input and the output of every `Residualize` layer for the metadata, in evaluation mode.
+
+    A distance correlation near zero doesn't rule out that a linear probe reads the metadata: coefficients that are a
+    little off write them into directions of little variance. So both are reported, with a held-out and a nonlinear
+    probe. Run it on the data of `finalize` (the linear probe is then 0 to rounding) and on fresh data (about `chance`).
+
+    Parameters
+    ----------
+    model : Module
+    loader : iterable
+        Of batches with metadata and protected columns, read once.
+    forward : callable, optional
+        ``forward(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
+    max_rows : int, default 2000
+        Rows for the two quadratic figures (neighbours, distance correlation), drawn without replacement.
+    random_state : int
+
+    Returns
+    -------
+    Audit
+        ``print`` it, or ``.to_dict()``.
+
+    Notes
+    -----
+    Rows of ``sample_weight`` 0 are left out; among the others weights don't count, so after a weighted `finalize` the
+    linear probe is near 0 rather than 0.
+
+    With a single protected column Y and in sample, R^2(m ~ R) = R^2(m ~ Y) R^2(Y ~ R): protecting what the metadata
+    cause keeps what goes through it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from residmix.nn import MetadataSequential, Residualize, finalize
+    >>> _ = torch.manual_seed(0)
+    >>> m = torch.randn(400, 1)
+    >>> data = [(torch.cat([m + torch.randn(400, 1), torch.randn(400, 2)], 1).double(), m)]
+    >>> net = MetadataSequential(Residualize(3, 1))
+    >>> _ = finalize(net, data)
+    >>> layer = audit(net, data).layers[0]
+    >>> round(layer.before.linear, 1), abs(round(layer.after.linear, 10))
+    (0.5, 0.0)
+    """
+    forward = forward or call
+    taps: dict[str, _Tap] = {}
+    handles = []
+    for name, layer in residualizers(model).items():
+        taps[name] = _Tap(layer)
+        handles.append(layer.register_forward_hook(taps[name], with_kwargs=True))
+    try:
+        with evaluating(model):
+            for batch in loader:
+                forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Audit(tuple(_audited(name, tap, max_rows, random_state) for name, tap in taps.items() if tap.parts))
+
+
+def _audited(name: str, tap: _Tap, max_rows: int, random_state: int) -> LayerAudit:
+    before, after, metadata, protected = tap.columns()
+    rows, features = before.shape
+    generator = np.random.default_rng(random_state)
+    part = np.sort(generator.choice(rows, min(max_rows, rows), replace=False))
+    # As numpy's matrix_rank: directions of the size of rounding errors aren't features.
+    cutoff = tap.eps * max(rows, features)
+    mediated = 0.0
+    if protected.shape[1]:
+        through = _r2(metadata - metadata.mean(0), protected)
+        mediated = float(through.max() * _r2(protected - protected.mean(0), after, cutoff).max())
+    return LayerAudit(
+        name,
+        rows,
+        features,
+        min(1.0, features / max(rows - 1, 1)),
+        mediated,
+        _probes(before, metadata, protected, part, cutoff),
+        _probes(after, metadata, protected, part, cutoff),
+    )

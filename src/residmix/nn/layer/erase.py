@@ -1,0 +1,69 @@
+"""Affine erasure in feature space: what to take from x when no metadata will be there at inference.
+
+LEACE (Belrose et al., NeurIPS 2023, theorem 4.3): the map x -> A x + b that is closest to x, in every norm at once,
+among those after which no linear predictor of the metadata beats a constant. SPLINCE (Holstege et al., NeurIPS 2025)
+asks in addition that the covariance with protected columns stays as it is. With S = Cov(x), Z = Cov(x, m),
+Y = Cov(x, y) and the inner product <a, b> = a' S^+ b, both are
+
+    x - Z (N' S^+ Z)^+ N' S^+ (x - mean),    N = Z - Proj_Y Z   (N = Z without protection),
+
+which needs one solve with S and never its square root.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from residmix.nn.layer.moments import Moments
+
+__all__ = ["eraser_factors"]
+
+
+def _solve_spread(spread: Tensor, right: Tensor, rtol: float) -> Tensor:
+    """S^+ right for a scatter S; Cholesky when S is well conditioned, an eigendecomposition otherwise."""
+    diagonal = spread.diagonal()
+    scale = torch.where(diagonal > 0, diagonal.clamp_min(1e-300).rsqrt(), 0.0)
+    unit = scale[:, None] * spread * scale
+    target = scale[:, None] * right
+    factor, info = torch.linalg.cholesky_ex(unit)
+    if bool(info == 0) and bool(factor.diagonal().min() ** 2 > 1e-6):
+        return scale[:, None] * torch.cholesky_solve(target, factor)
+    values, vectors = torch.linalg.eigh(unit)
+    inverse = torch.where(values > rtol * values[-1], 1.0 / values.clamp_min(1e-300), 0.0)
+    return scale[:, None] * (vectors @ (inverse[:, None] * (vectors.T @ target)))
+
+
+def _unit_pseudo_inverse(matrix: Tensor, scale: Tensor, rtol: float) -> Tensor:
+    """(D M D)-scaled pseudo-inverse of a symmetric M, D = diag(scale), tolerance relative to the scaled columns."""
+    values, vectors = torch.linalg.eigh(scale[:, None] * (matrix + matrix.T) / 2 * scale)
+    inverse = torch.where(values > rtol, 1.0 / values.clamp_min(1e-300), 0.0)
+    return scale[:, None] * ((vectors * inverse) @ vectors.T) * scale
+
+
+def eraser_factors(moments: Moments, num_protected: int, *, rtol: float = 1e-10) -> tuple[Tensor, Tensor]:
+    """Factors of the erasure  x -> x - (x - mean) right left'.
+
+    Parameters
+    ----------
+    moments : Moments
+        With the d x d spread.
+
+    Returns
+    -------
+    left, right : Tensor, shape (d, k)
+    """
+    p = num_protected
+    cross = moments.cross.T
+    metadata = moments.design_scatter.diagonal()[p:]
+    # R^2 of each metadata column on the features is at most 1, so this scaling makes rtol a fraction of its variance.
+    scale = torch.where(metadata > 0, metadata.clamp_min(1e-300).rsqrt(), 0.0)
+    left, kept = cross[:, p:], cross[:, :p]
+    whitened = _solve_spread(moments.spread, cross, rtol)
+    normal, whitened_kept = whitened[:, p:], whitened[:, :p]
+    if p:
+        protected = moments.design_scatter.diagonal()[:p]
+        inner = torch.where(protected > 0, protected.clamp_min(1e-300).rsqrt(), 0.0)
+        inverse = _unit_pseudo_inverse(kept.T @ whitened_kept, inner, rtol)
+        normal = normal - whitened_kept @ (inverse @ (whitened_kept.T @ left))
+    return left, normal @ _unit_pseudo_inverse(normal.T @ left, scale, rtol)

@@ -1,0 +1,173 @@
+"""`finalize`: fit every residualizing layer anew, exactly, on the encoder as it is now."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from residmix.nn.layer.residualize import Residualize
+
+__all__ = ["call", "evaluating", "finalize", "residualizers"]
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the layer in question has had its input."""
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Call `model` on what a loader yields: a mapping by keyword, a tuple or list by position."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def residualizers(model: nn.Module) -> dict[str, Residualize]:
+    """The `Residualize` layers in `model`, by name."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Residualize)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no Residualize layer")
+    return layers
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _order(model: nn.Module, layers: dict[str, Residualize], batch: Any, forward: Callable[..., Any]) -> dict[str, int]:
+    """How often each layer is called in one forward pass, in the order of first calls."""
+    calls: dict[str, int] = {}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(count(name)) for name, layer in layers.items()]
+    try:
+        forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    unused = [name for name in layers if name not in calls]
+    if unused:
+        raise ValueError(f"the forward pass never reaches layer {unused[0]!r}; freeze() it or remove it")
+    return calls
+
+
+def finalize(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    freeze: bool = False,
+) -> dict[str, float]:
+    """Refit the coefficients of every `Residualize` layer on all of `loader`, encoder fixed, in place.
+
+    Coefficients gathered while the encoder was learning are stale; on them a linear probe may read the metadata back
+    although the distance correlation is near zero. Afterwards the partial covariance of each layer's output with the
+    metadata, given the protected columns, is zero on the data of `loader`. Deeper layers see what earlier
+    ones let through, so each is fitted after those before it: one pass over the data per layer. Weights of old batches
+    are forgotten; dropout is off. Can be called during training too, say every epoch, and training goes on from
+    there.
+
+    Parameters
+    ----------
+    model : Module
+    loader : iterable
+        Of batches with metadata and protected columns (these are needed here as in training), read once per layer and
+        once more for the order: a DataLoader or a list, no generator. With several processes each reads its shard.
+    forward : callable, optional
+        ``forward(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
+    freeze : bool
+        Also freeze the layers: later training leaves the coefficients alone.
+
+    Returns
+    -------
+    dict of str to float
+        Relative change of each layer's coefficients, the *drift* that had built up.
+
+    Raises
+    ------
+    ValueError
+        No layer to fit, a loader that can be read only once, or a layer that the forward pass doesn't reach. On an
+        error of any kind the layer at work is as it was before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from residmix.nn import MetadataSequential, Residualize
+    >>> _ = torch.manual_seed(0)
+    >>> net = MetadataSequential(torch.nn.Linear(3, 2), Residualize(2, 1))
+    >>> drift = finalize(net, [(torch.randn(50, 3), torch.randn(50, 1)) for _ in range(4)])
+    >>> net[1].diagnostics()["effective_rows"]
+    200.0
+    """
+    if isinstance(loader, Iterator):
+        raise ValueError("finalize reads its data once per layer; pass a DataLoader or a list instead of an iterator")
+    forward = forward or call
+    layers = {name: layer for name, layer in residualizers(model).items() if not layer.frozen}
+    if not layers:
+        raise ValueError("every Residualize layer is frozen; nothing to finalize")
+    drift: dict[str, float] = {}
+    with evaluating(model):
+        first = next(iter(loader), None)
+        if first is None:
+            raise ValueError("the loader is empty")
+        for name, calls in _order(model, layers, first, forward).items():
+            layer = layers[name]
+            before, state = layer.coefficients(), copy.deepcopy(layer.state_dict())
+            try:
+                layer.reset()
+                _collect(model, layer, calls, loader, forward)
+                if layer.distributed:
+                    layer.synchronize()
+                else:
+                    layer.refresh()
+            except BaseException:
+                # A layer without coefficients would let everything through without a word.
+                layer.load_state_dict(state)
+                raise
+            after = layer.coefficients()
+            change = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(after).clamp_min(1e-300)
+            layer.drift.copy_(change)
+            drift[name] = float(change)
+            if freeze:
+                layer.freeze()
+    return drift
+
+
+def _collect(
+    model: nn.Module, layer: Residualize, calls: int, loader: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
+) -> None:
+    seen = 0
+
+    def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal seen
+        layer.observe(*args, **{name: value for name, value in kwargs.items() if name != "update"})
+        seen += 1
+        if seen == calls:
+            raise _Reached
+
+    handle = layer.register_forward_pre_hook(observe, with_kwargs=True)
+    try:
+        for batch in loader:
+            seen = 0
+            with suppress(_Reached):
+                forward(model, batch)
+    finally:
+        handle.remove()

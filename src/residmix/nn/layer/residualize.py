@@ -1,0 +1,385 @@
+"""`Residualize`: the layer that takes out of a tensor what the metadata explains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from residmix.errors import LeakageWarning, did_you_mean, warn
+from residmix.nn._fast.light import LightState, not_finite
+from residmix.nn.layer import maps as mapping
+from residmix.nn.layer.batch import Batch, assemble
+from residmix.nn.layer.erase import eraser_factors
+from residmix.nn.layer.gradient import minus, projection, subtract
+from residmix.nn.layer.moments import Moments, Solution, merge, solve
+from residmix.nn.layer.recall import Recall, mark_of, may_return
+from residmix.nn.layer.state import Fit
+
+__all__ = ["Residualize"]
+
+
+class Residualize(LightState):
+    r"""Residual of a tensor on metadata, with coefficients that never see the batch they correct.
+
+    .. math::
+
+        R = x - (m - \bar m) B_m, \qquad
+        [B_Y; B_m; b_0] = \arg\min \sum_i w_i \lVert x_i - Y_i B_Y - m_i B_m - b_0 \rVert^2
+
+    `Y` are *protected* columns (labels, a regression target): their effect is estimated, so that `B_m` does not take
+    it for the metadata's, and stays in `R`. The sum runs over the samples seen **before** this batch, the latest about
+    `horizon` of them (``estimator="prior"``): the output of a sample depends on nobody else in its batch, batches of
+    one sample work, and training and evaluation use the same formula.
+
+    The guarantee, after `residmix.nn.finalize`: for this tensor, on the data it was finalized on, no linear predictor
+    gets anything about `m` beyond `Y` from `R`; with nothing protected, nothing at all. It is linear in the columns
+    given (add splines or interactions as columns) and void after the next non-linearity, so put the layer on the tensor
+    that you make claims about.
+
+    Parameters
+    ----------
+    num_features : int or tuple of int
+        d: the size of the last axis (``maps="token"``), of axis 1 (``"channel"``), or the shape without the batch
+        (``"element"``).
+    num_metadata : int
+        k, columns to remove. Collinear ones (all levels of a site) are fine.
+    num_protected : int, default 0
+        p, columns to protect; passed to `forward` in training only.
+    space : {"sample", "feature"}
+        ``"sample"`` subtracts a function of `m` and needs metadata at inference. ``"feature"`` applies an affine map
+        of `x` alone (LEACE; SPLINCE with protected columns) and needs none.
+    estimator : {"prior", "posterior", "batch", "learned", "frozen"}
+        Coefficients used in training. ``"posterior"`` includes the batch itself, ``"batch"`` is least squares on
+        nothing else (both let labels leak at small batches); ``"learned"`` are parameters trained by adding
+        ``layer.penalty`` to the loss; ``"frozen"`` never updates. Evaluation uses the stored moments (or the learned
+        parameters).
+    horizon : float or None, default 4096
+        Memory in samples: a row that is a samples old weighs (1 - 1/horizon)^a. None remembers everything.
+    grad : {"project", "stop", "through"}, optional
+        What the encoder is told. ``"stop"`` (default in feature space): coefficients are constants. ``"project"``
+        (default in sample space): the gradient loses what the layer is about to undo, see `residmix.nn.layer.gradient`.
+        ``"through"`` (posterior, batch): differentiate through the batch's part of the fit.
+    center : {"metadata", "features", "none"}
+        ``"metadata"`` keeps the features' means; ``"features"`` makes them 0; ``"none"`` subtracts `m B_m` uncentred.
+    maps : {"element", "channel", "token"}
+        One regression per element, per channel ((n, C, ...), position means), or per channel of tokens ((n, ..., C)).
+    missing : {"error", "mean"}
+        NaN metadata: an error, or no correction for that column (and the row is left out of the moments).
+    warmup : int, optional
+        Effective rows before the coefficients of an accumulating layer are used; default 10 (p + k + 1).
+    ridge, rtol : float
+        Ridge as a fraction of each column's variance; tolerance under which directions of `m` count as collinear.
+    inplace : bool, optional
+        Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does: less memory, and faster on large maps. For an `x` that
+        nothing else needs; where it is needed, backward raises torch's error. Default: only in a `MetadataSequential`,
+        directly behind a linear layer or a convolution, where nothing else can hold `x`.
+    sync : bool, default True
+        Add up batches over the processes of an initialised ``torch.distributed`` by one all_reduce.
+    process_group : ProcessGroup, optional
+
+    Raises
+    ------
+    ValueError
+        Wrong width, missing metadata, missing protected columns in training, metadata, protected columns or weights
+        that aren't finite, unknown options.
+
+    Notes
+    -----
+    Before `finalize` the coefficients trail behind an encoder that learns, and a linear probe reads metadata from R,
+    the more so the more and the larger steps there are within a horizon. Measured (``benchmarks/nn_probe.py``: 2,000
+    rows, 8 features, 20 epochs of Adam, five seeds) as R^2 of the metadata given the label, by chance .004: at batch 20
+    .44 (.17 to .83) with learning rate 1e-2 and .046 (.010 to .081) with 1e-3, at batch 200 .034 (.016 to .055) and
+    .007 (.004 to .011). After `finalize` it was at most 3e-15.
+
+    Metadata are arguments of `forward`, never attributes. All state is in float64 buffers, also after
+    ``.half()``. In compiled graphs NaN metadata give NaN instead of an error.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> age, noise = torch.randn(512, 1), torch.randn(512, 2)
+    >>> layer = Residualize(2, 1, horizon=None)
+    >>> layer.accumulate(noise + 3 * age, age)
+    >>> residual = layer.eval()(noise + 3 * age, age)
+    >>> abs(float(torch.corrcoef(torch.cat([residual, age], 1).T)[0, 2])) < 1e-5
+    True
+    """
+
+    takes_metadata = True
+    penalty: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int | tuple[int, ...],
+        num_metadata: int,
+        *,
+        num_protected: int = 0,
+        space: str = "sample",
+        estimator: str = "prior",
+        horizon: float | None = 4096,
+        grad: str | None = None,
+        center: str = "metadata",
+        maps: str = "element",
+        missing: str = "error",
+        warmup: int | None = None,
+        ridge: float = 0.0,
+        rtol: float = 1e-10,
+        inplace: bool | None = None,
+        sync: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, num_metadata, num_protected, full=space == "feature", horizon=horizon, warmup=warmup,
+            ridge=ridge, rtol=rtol, sync=sync, process_group=process_group,
+        )  # fmt: skip
+        grad = grad or ("project" if space == "sample" else "stop")
+        for name, value, known in (
+            ("space", space, ("sample", "feature")),
+            ("estimator", estimator, ("prior", "posterior", "batch", "learned", "frozen")),
+            ("grad", grad, ("project", "stop", "through")),
+            ("center", center, ("metadata", "features", "none")),
+            ("maps", maps, mapping.MAPS),
+            ("missing", missing, ("error", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}{did_you_mean(value, known)}")
+        if grad == "through" and estimator not in ("posterior", "batch"):
+            raise ValueError(f"grad='through' needs coefficients that depend on the batch; {estimator!r} ones do not")
+        if space == "feature" and (estimator in ("batch", "learned") or grad != "stop"):
+            raise ValueError("space='feature' goes with estimator prior, posterior or frozen and grad='stop'")
+        self.space, self.estimator, self.grad = space, estimator, grad
+        self.center, self.maps, self.missing = center, maps, missing
+        self.inplace = inplace
+        if estimator == "learned":
+            self.standard_coef = nn.Parameter(torch.zeros(num_protected + num_metadata, self.num_features))
+        self.frozen = estimator == "frozen"
+        self._warned = False
+        self.penalty = None
+        # With a covariance of all features, what a batch is corrected with is large.
+        self._latest = Recall(4 if self.full else 16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies start without what only backward passes under way need; a penalty with its graph can't be copied.
+        return self.__dict__ | {"penalty": None, "_latest": Recall(self._latest.most)}
+
+    # -- state of the learned estimator --------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Solve for the coefficients from the stored moments, however few the rows."""
+        super().refresh()
+        if self.estimator == "learned":
+            joint = solve(self.moments, 0, ridge=self.ridge, rtol=self.rtol).coef
+            joint[self.num_protected :] = self._solution().coef
+            with torch.no_grad():
+                self.standard_coef.copy_(joint * self._scale(self.moments)[:, None])
+
+    def reset(self) -> None:
+        """Forget everything, as after construction."""
+        super().reset()
+        if self.estimator == "learned":
+            nn.init.zeros_(self.standard_coef)
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Stop (or resume) updating in training."""
+        super().freeze(frozen)
+        if self.estimator == "learned":
+            self.standard_coef.requires_grad_(not frozen)
+
+    @staticmethod
+    def _scale(moments: Moments) -> Tensor:
+        """Standard deviations of the design columns, (q,)."""
+        return (moments.design_scatter.diagonal() / moments.weight.clamp_min(1e-300)).sqrt()
+
+    def _learned(self, solution: Solution, moments: Moments, batch: Batch | None) -> Solution:
+        """Coefficients from the parameters; with a batch, also the penalty that trains them."""
+        scale = self._scale(moments)
+        scale = torch.where(scale > 0, 1.0 / scale.clamp_min(1e-300), 0.0)
+        if batch is not None:
+            design = (batch.design - moments.design_mean) * scale
+            weight = batch.weight / batch.weight.sum().clamp_min(1e-300)
+            error = batch.features().detach() - moments.feature_mean - design @ self.standard_coef.double()
+            self.penalty = torch.einsum("nd,nd,n->", error, error, weight) / 2
+        coef = (scale[:, None] * self.standard_coef.detach().double())[self.num_protected :]
+        return replace(solution, coef=coef)
+
+    def coefficients(self) -> Tensor:
+        """B_m in use, float64 (k, d), in units of x per unit of metadata."""
+        if self.estimator == "learned":
+            return self._learned(self._solution(), self.moments, None).coef
+        return super().coefficients()
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, {self.num_metadata}, num_protected={self.num_protected}, space={self.space!r}, "
+            f"estimator={self.estimator!r}, horizon={self.horizon}, grad={self.grad!r}, maps={self.maps!r}"
+        )
+
+    # -- one batch -----------------------------------------------------------------------------------------------
+
+    def read(
+        self, x: Tensor, metadata: Tensor | None, protected: Tensor | None = None, sample_weight: Tensor | None = None,
+        mask: Tensor | None = None, *, fit: bool = True,
+    ) -> Batch:  # fmt: skip
+        """Check the arguments of `forward` and put them into rows; `fit`: the protected columns are needed."""
+        self._check_width(x)
+        batch = assemble(
+            x, metadata, protected if fit else None, sample_weight, mask, maps=self.maps,
+            widths=(self.num_metadata, self.num_protected if fit else 0), flatten=self.space == "feature",
+        )  # fmt: skip
+        if self.missing == "mean":
+            batch = batch.filled(self.moments.design_mean[self.num_protected :])
+        if not torch.compiler.is_compiling() and not math.isfinite(float(batch.design.sum())):
+            raise not_finite(batch.design.cpu(), batch.num_protected)
+        return batch
+
+    def _training_step(self, batch: Batch, inplace: bool) -> Tensor:
+        # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
+        again = self._latest.again
+        if again:
+            before = self._latest.find(mark_of(batch.x, batch.design))
+            assert isinstance(before, Fit)
+        else:
+            before = self._snapshot()
+            if may_return():
+                self._latest.keep(mark_of(batch.x, batch.design), before)
+        local = self.estimator in ("posterior", "batch")
+        if local or not again:
+            new, old = self._observed(
+                batch, before.moments, differentiable=self.grad == "through", level=self.estimator == "batch"
+            )
+            merged = merge(old, new)
+        if not again:
+            kept = merged.detached() if self.grad == "through" else merged
+            self._store(kept)
+            self._solve_from(kept, kept.effective_rows >= self.warmup)
+        fit = before
+        if local:
+            fit = self._local_fit(new if self.estimator == "batch" else merged)
+        if fit.erasure is not None:
+            left, right = fit.erasure
+            return self._erased(batch.x, batch.maps, left, right, fit.moments.feature_mean, inplace)
+        if self.estimator == "learned":
+            fit = replace(fit, solution=self._learned(fit.solution, fit.moments, batch))
+        return self._removed(batch, fit, inplace, train=True)
+
+    def _local_fit(self, moments: Moments) -> Fit:
+        """What the posterior and the batch's own estimator correct with."""
+        self._warn_of_leakage(moments)
+        solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
+        erasure = eraser_factors(moments, self.num_protected, rtol=self.rtol) if self.full else None
+        return Fit(moments, solution, torch.ones_like(self.ready[0]), erasure)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        x: Tensor,
+        metadata: Tensor | None = None,
+        protected: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Add rows to this process's moments, forgetting none; `refresh` then solves for the coefficients."""
+        self._add(self.read(x, metadata, protected, sample_weight, mask))
+
+    def accumulate(
+        self, x: Tensor, metadata: Tensor, protected: Tensor | None = None, **options: Tensor | None
+    ) -> None:
+        """`observe`, then `refresh`."""
+        self.observe(x, metadata, protected, **options)
+        self.refresh()
+
+    def forward(
+        self,
+        x: Tensor,
+        metadata: Tensor | None = None,
+        protected: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        update: bool | None = None,
+        inplace: bool | None = None,
+    ) -> Tensor:
+        """Residual of `x`, same shape and dtype.
+
+        Parameters
+        ----------
+        x : Tensor
+            See ``maps``.
+        metadata : Tensor, shape (n, k) or (n,); for tokens also (n, ..., k)
+            Not needed for ``space="feature"`` in evaluation.
+        protected : Tensor, shape (n, p) or (n,), optional
+            Required in training when ``num_protected > 0``; ignored otherwise.
+        sample_weight : Tensor, shape (n,), optional
+            Weights in the moments; 0 leaves a row out.
+        mask : Tensor, optional
+            Which positions count: (n, positions) without the channel axis.
+        update : bool, optional
+            Whether this batch enters the moments; default ``self.training``. A frozen layer never updates.
+        inplace : bool, optional
+            Whether `x` is overwritten, where the layer itself doesn't say.
+        """
+        inplace = bool(inplace if self.inplace is None else self.inplace)
+        update = (self.training if update is None else update) and not self.frozen
+        if self.space == "feature" and not update:
+            self._check_width(x)
+            return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean, inplace)
+        if update and self._light(x, metadata, protected):
+            return self._light_step(x, metadata, protected, sample_weight, mask, inplace)
+        batch = self.read(x, metadata, protected, sample_weight, mask, fit=update)
+        if not update:
+            solution = self._solution()
+            if self.estimator == "learned":
+                solution = self._learned(solution, self.moments, None)
+            fit = Fit(self.moments, solution, self.ready[0], None)
+            return self._removed(batch, fit, inplace, train=False).view(x.shape)
+        return self._training_step(batch, inplace).view(x.shape)
+
+    def _removed(self, batch: Batch, fit: Fit, inplace: bool, *, train: bool) -> Tensor:
+        p, x, moments, solution = self.num_protected, batch.x, fit.moments, fit.solution
+        centred = batch.metadata - moments.design_mean[p:]
+        change = batch.metadata if self.center == "none" else centred
+        rows = change @ solution.coef
+        if self.center == "features":
+            rows = rows + moments.feature_mean * fit.ready
+        # Float32 for half-precision x: the subtraction is then rounded once.
+        removed = mapping.broadcast(rows.to(torch.promote_types(x.dtype, torch.float32)), x, batch.maps)
+        if not train or self.grad != "project":
+            return minus(x, removed, inplace)
+        remainder = centred
+        if p:
+            remainder = centred - (batch.protected - moments.design_mean[:p]) @ solution.slope
+        per_row = 1.0 / (moments.weight + (moments.weight == 0))
+        scatter = solution.remainder * (0.0 if self.estimator == "batch" else self.num_metadata * per_row)
+        variance = moments.scatter.diagonal()[p:] * per_row
+        centre = self.center == "features"
+        loss = projection(change, remainder, scatter, variance, batch.weight, fit.ready, centre=centre)
+        return subtract(x, removed, loss, batch.mask, batch.maps, inplace=inplace)
+
+    def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor, inplace: bool) -> Tensor:
+        last = mapping.features_last(x, maps)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # Outside of autocast, whose products have three digits.
+        with torch.autocast(x.device.type, enabled=False):
+            change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
+        if self.center == "features":
+            change = change + mean.to(wide)
+        if maps == "channel":
+            change = change.movedim(-1, 1)
+        return minus(x, change.view(x.shape), inplace)
+
+    def _warn_of_leakage(self, moments: Moments) -> None:
+        rows, needed = float(moments.effective_rows), 10 * (self.num_metadata + self.num_protected + 1)
+        if rows < needed and not self._warned:
+            self._warned = True
+            warn(
+                f"estimator={self.estimator!r} fits {needed // 10} coefficients on {rows:.0f} rows that it then "
+                f"corrects: residuals give protected labels away; use estimator='prior' or batches of {needed}",
+                LeakageWarning,
+            )

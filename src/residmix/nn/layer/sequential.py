@@ -1,0 +1,257 @@
+"""Getting metadata to the layers: a `Sequential` that threads them through, and hooks for existing models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from residmix.errors import did_you_mean
+from residmix.nn.layer.residualize import Residualize
+
+__all__ = ["Attached", "MetadataSequential", "attach"]
+
+
+# Modules whose output is a new tensor that they don't keep for their own backward pass.
+_FRESH = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
+    """Whether nothing but `layer` can hold the output of `before`."""
+    return (
+        type(before) in _FRESH
+        and type(layer) is Residualize
+        and not any(vars(module)[name] for module in (before, layer) for name in _HOOKS)
+        # Somebody's own function in place of the method.
+        and not any("forward" in vars(module) for module in (before, layer))
+        and not _has_any_global_hook()
+        # A compiler plans memory itself.
+        and not torch.compiler.is_compiling()
+        # A mode sees every tensor; that of selective checkpointing keeps some.
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+class MetadataSequential(nn.Sequential):
+    """`torch.nn.Sequential` whose `Residualize` layers, however deep, get the metadata passed to `forward`.
+
+    A layer directly behind a linear layer or a convolution overwrites that one's output, which nothing else needs,
+    unless a hook or a dispatch mode could see it, or the layer was made with ``inplace=False``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from residmix.nn import Residualize
+    >>> net = MetadataSequential(torch.nn.Linear(8, 4), Residualize(4, 2, num_protected=1), torch.nn.ReLU())
+    >>> net(torch.randn(5, 8), torch.randn(5, 2), torch.randn(5, 1)).shape
+    torch.Size([5, 4])
+    """
+
+    takes_metadata = True
+
+    def forward(
+        self,
+        x: Any,
+        metadata: Tensor | None = None,
+        protected: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        update: bool | None = None,
+    ) -> Any:
+        """Output of the last module; the arguments are those of `Residualize.forward`."""
+        options = {"sample_weight": sample_weight, "mask": mask, "update": update}
+        given = {name: value for name, value in options.items() if value is not None}
+        before = None
+        for module in self:
+            if not getattr(module, "takes_metadata", False):
+                x = module(x)
+            elif _sees_alone(module, before):
+                x = module(x, metadata, protected, inplace=True, **given)
+            else:
+                x = module(x, metadata, protected, **given)
+            before = module
+        return x
+
+
+class _Call(threading.local):
+    """What the forward pass under way in this thread was given; empty between passes, so nothing stale can be used."""
+
+    def __init__(self) -> None:
+        self.arguments: dict[str, Any] | None = None
+        self.reached: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Call, ()
+
+
+class _Hook:
+    """Forward hook that residualizes a module's output (an object, so that copies and pickles keep working)."""
+
+    def __init__(self, name: str, layer: Residualize, under_way: _Call) -> None:
+        self.name, self.layer, self.under_way = name, layer, under_way
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.under_way.arguments is None:
+            raise RuntimeError(
+                f"{self.name!r} has a Residualize layer attached and ran outside of it: call what attach() "
+                "returned, with metadata=...; activation checkpointing needs MetadataSequential"
+            )
+        self.under_way.reached.add(self.name)
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor) and first.is_nested:
+            raise RuntimeError(
+                f"the output of {self.name!r} is a nested tensor, which has no positions to average over: build the "
+                "nn.TransformerEncoder with enable_nested_tensor=False, or attach to the encoder as a whole"
+            )
+        if isinstance(output, Tensor):
+            return self.layer(output, **self.under_way.arguments)
+        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+            return (self.layer(output[0], **self.under_way.arguments), *output[1:])
+        raise TypeError(
+            f"the output of {self.name!r} is a {type(output).__name__}; "
+            "a tensor, or a tuple that starts with one, is needed"
+        )
+
+
+class Attached(nn.Module):
+    """A model with `Residualize` layers after some of its modules; made by `attach`.
+
+    Attributes
+    ----------
+    model : Module
+        The model itself, names of its parameters unchanged.
+    layers : ModuleDict
+        The layers, by module name with dots as underscores.
+    """
+
+    takes_metadata = True
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Residualize]) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = nn.ModuleDict({name.replace(".", "_"): layer for name, layer in layers.items()})
+        self._under_way = _Call()
+        self._names = tuple(layers)
+        for name, layer in layers.items():
+            model.get_submodule(name).register_forward_hook(_Hook(name, layer, self._under_way))
+
+    def forward(
+        self,
+        *inputs: Any,
+        metadata: Tensor | None = None,
+        protected: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        update: bool | None = None,
+        **named: Any,
+    ) -> Any:
+        """``model(*inputs, **named)``; the other arguments are those of `Residualize.forward`."""
+        self._under_way.arguments = {
+            "metadata": metadata,
+            "protected": protected,
+            "sample_weight": sample_weight,
+            "mask": mask,
+            "update": update,
+        }
+        self._under_way.reached = set()
+        try:
+            output = self.model(*inputs, **named)
+        finally:
+            self._under_way.arguments = None
+        missed = [name for name in self._names if name not in self._under_way.reached]
+        if missed:
+            raise RuntimeError(
+                f"the forward pass did not run {missed[0]!r}, so nothing was residualized there "
+                "(a fused fast path may skip submodules: attach to the whole block)"
+            )
+        return output
+
+
+def _width(module: nn.Module) -> tuple[int, str] | None:
+    """Features of a module's output and where they are."""
+    for part in reversed(list(module.modules())):
+        for name, maps in (
+            ("out_channels", "channel"),
+            ("out_features", "token"),
+            ("num_features", "channel"),
+            ("num_channels", "channel"),
+            ("embed_dim", "token"),
+            ("embedding_dim", "token"),
+        ):
+            size = getattr(part, name, None)
+            if isinstance(size, int):
+                return size, maps
+        shape = getattr(part, "normalized_shape", None)
+        if shape:
+            return int(shape[-1]), "token"
+    return None
+
+
+def attach(
+    model: nn.Module,
+    after: str | Sequence[str],
+    num_metadata: int,
+    *,
+    num_features: int | None = None,
+    maps: str | None = None,
+    **options: Any,
+) -> Attached:
+    """Put a `Residualize` layer after a named module of an existing model.
+
+    Parameters
+    ----------
+    model : Module
+        Gets a forward hook; otherwise as it was.
+    after : str or sequence of str
+        Names as in ``model.named_modules()``.
+    num_metadata : int
+    num_features, maps : optional
+        Read off the last convolution, linear or normalisation layer inside the module if not given: convolutions are
+        residualized per channel, linear layers and transformer blocks on the last axis (batch first).
+    **options
+        Of `Residualize`.
+
+    Returns
+    -------
+    Attached
+        Call it like `model`, with ``metadata=`` (and in training ``protected=``) added.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cnn = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(1))
+    >>> net = attach(cnn, "0", num_metadata=2)
+    >>> net(torch.randn(6, 1, 8, 8), metadata=torch.randn(6, 2)).shape
+    torch.Size([6, 1])
+    """
+    known = {name: module for name, module in model.named_modules() if name}
+    taken = [n for n, m in known.items() if any(isinstance(hook, _Hook) for hook in m._forward_hooks.values())]
+    if taken:
+        raise ValueError(
+            f"the model has a Residualize layer after {taken[0]!r} already: build it anew, and name all modules in one "
+            "call of attach"
+        )
+    layers: dict[str, Residualize] = {}
+    for name in [after] if isinstance(after, str) else after:
+        if name not in known:
+            raise ValueError(f"the model has no module {name!r}{did_you_mean(name, known)}")
+        for part in known[name].modules():
+            if isinstance(part, nn.MultiheadAttention) and not part.batch_first:
+                raise ValueError(f"{name!r} puts the batch on axis 1; Residualize needs it first (batch_first=True)")
+        found = _width(known[name])
+        if found is None and num_features is None:
+            raise ValueError(f"cannot tell how many features {name!r} puts out; pass num_features= and maps=")
+        width, where = found or (0, "element")
+        same = [other for other in layers if other != name and other.replace(".", "_") == name.replace(".", "_")]
+        if same:
+            raise ValueError(f"layers after {same[0]!r} and {name!r} would have the same name; rename a module")
+        layers[name] = Residualize(num_features or width, num_metadata, maps=maps or where, **options)
+    return Attached(model, layers)

@@ -1,0 +1,273 @@
+"""What a residualizing layer remembers: float64 moment buffers, and the coefficients solved from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from numbers import Integral
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from residmix.nn._fast.step import Memory
+from residmix.nn.layer.batch import Batch
+from residmix.nn.layer.erase import eraser_factors
+from residmix.nn.layer.moments import (
+    Moments,
+    Solution,
+    ageing,
+    batch_moments,
+    empty_moments,
+    merge,
+    solve,
+    summed,
+)
+
+__all__ = ["Fit", "MomentState"]
+
+_MOMENTS = ("weight", "square", "mean", "scatter", "spread")
+_SOLUTION = ("coef", "slope", "remainder", "spectrum")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a batch is corrected with.
+
+    Attributes
+    ----------
+    moments : Moments
+    solution : Solution
+    ready : array, shape ()
+        1 once there were rows enough, 0 before.
+    erasure : tuple of Tensor, or None
+        `left` and `right`, where features are erased.
+    """
+
+    moments: Moments
+    solution: Solution
+    ready: Tensor
+    erasure: tuple[Tensor, Tensor] | None
+
+
+class MomentState(nn.Module):
+    """Buffers, forgetting, merging and solving; `Residualize` adds what a forward pass does.
+
+    Parameters
+    ----------
+    num_features, num_metadata, num_protected : int
+    full : bool
+        Keep the features' own d x d scatter, which an affine eraser needs.
+    horizon, warmup, ridge, rtol, sync, process_group
+        As in `Residualize`.
+    """
+
+    weight: Tensor
+    square: Tensor
+    mean: Tensor
+    scatter: Tensor
+    spread: Tensor
+    spectrum: Tensor
+    ready: Tensor
+    drift: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __init__(
+        self,
+        num_features: int | tuple[int, ...],
+        num_metadata: int,
+        num_protected: int,
+        *,
+        full: bool,
+        horizon: float | None,
+        warmup: int | None,
+        ridge: float,
+        rtol: float,
+        sync: bool,
+        process_group: dist.ProcessGroup | None,
+    ) -> None:
+        super().__init__()
+        if horizon is not None and horizon <= 1:
+            raise ValueError(f"horizon counts samples and must exceed 1; got {horizon}")
+        widths = num_features if isinstance(num_features, Iterable) else (num_features,)
+        for number in (*widths, num_metadata, num_protected):
+            if not isinstance(number, Integral):
+                raise TypeError(f"num_features, num_metadata and num_protected must be whole numbers; got {number!r}")
+        d, num_metadata, num_protected = int(prod(widths)), int(num_metadata), int(num_protected)
+        for name, number, least in (("num_features", d, 1), ("num_metadata", num_metadata, 1)):
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}; got {number}")
+        if num_protected < 0 or ridge < 0:
+            raise ValueError(f"num_protected and ridge cannot be negative; got {num_protected} and {ridge}")
+        self.num_features, self.num_metadata, self.num_protected = d, num_metadata, num_protected
+        self.horizon, self.ridge, self.rtol, self.sync, self.process_group = horizon, ridge, rtol, sync, process_group
+        k, p = num_metadata, num_protected
+        self.warmup = 10 * (p + k + 1) if warmup is None else warmup
+        self.full = full
+        moments = empty_moments(p + k, d, full)
+        shapes: dict[str, tuple[int, ...]] = {name: getattr(moments, name).shape for name in _MOMENTS}
+        shapes |= {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "spectrum": (k,)}
+        # `ready` is 1 once the coefficients are those of enough rows.
+        shapes |= {"ready": (), "drift": ()}
+        if full:
+            shapes |= {"left": (d, k), "right": (d, k)}
+        for name, shape in shapes.items():
+            # torch.compile takes a float64 buffer without axes for a number of Python's and loses what is written.
+            self.register_buffer(name, torch.zeros(shape or (1,), dtype=torch.float64))
+        self.frozen = False
+
+    @property
+    def moments(self) -> Moments:
+        """The stored moments; the design columns are the protected ones, then the metadata."""
+        return Moments(self.weight[0], self.square[0], self.mean, self.scatter, self.spread)
+
+    def _store(self, moments: Moments) -> None:
+        for name in _MOMENTS:
+            getattr(self, name).copy_(getattr(moments, name))
+
+    def _solution(self) -> Solution:
+        return Solution(*(getattr(self, name) for name in _SOLUTION))
+
+    def _snapshot(self) -> Fit:
+        """Copies of the moments and of what was solved from them; a step overwrites the buffers."""
+        moments, solution = self.moments, self._solution()
+        erasure = (self.left.clone(), self.right.clone()) if self.full else None
+        return Fit(
+            Moments(*(getattr(moments, name).clone() for name in _MOMENTS)),
+            Solution(*(getattr(solution, name).clone() for name in _SOLUTION)),
+            self.ready[0].clone(),
+            erasure,
+        )
+
+    def _memory(self) -> Memory:
+        """The buffers as compiled loops take them, without copies."""
+        buffers: dict[str, Any] = self._buffers
+        return Memory(*(buffers[name].numpy() for name in Memory._fields))
+
+    def refresh(self) -> None:
+        """Solve for the coefficients from the stored moments, however few the rows."""
+        self._solve_from(self.moments, torch.ones_like(self.ready[0], dtype=torch.bool))
+
+    @torch.no_grad()
+    def _solve_from(self, moments: Moments, enough: Tensor) -> None:
+        """Put the solution into the buffers if there were rows `enough`."""
+        solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
+        new = {name: getattr(solution, name) for name in _SOLUTION}
+        if self.full:
+            new["left"], new["right"] = eraser_factors(moments, self.num_protected, rtol=self.rtol)
+        for name, value in new.items():
+            buffer = getattr(self, name)
+            # No question to the device: it would have to finish first.
+            buffer.copy_(torch.where(enough, value, buffer))
+        self.ready.copy_(self.ready.logical_or(enough))
+
+    def reset(self) -> None:
+        """Forget everything, as after construction."""
+        with torch.no_grad():
+            for buffer in self.buffers(recurse=False):
+                buffer.zero_()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Stop (or resume) updating in training."""
+        self.frozen = frozen
+
+    def merge(self, other: MomentState) -> MomentState:
+        """Add the moments of `other` (another site, shard or process) and solve again; returns self."""
+        if (
+            other.scatter.shape != self.scatter.shape
+            or other.num_protected != self.num_protected
+            or other.full != self.full
+        ):
+            raise ValueError(f"cannot merge {other!r} into {self!r}: different columns, features or space")
+        self._store(merge(self.moments, other.moments.to(self.weight.device)))
+        self.refresh()
+        return self
+
+    def synchronize(self) -> None:
+        """Add up the stored moments of all processes (after `accumulate` on shards) and solve again."""
+        together, _ = summed(self.moments, self.weight[0], self.process_group)
+        self._store(together)
+        self.refresh()
+
+    @property
+    def distributed(self) -> bool:
+        """Whether batches are added up over processes."""
+        return (
+            self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
+        )
+
+    def _add(self, batch: Batch) -> None:
+        self._store(merge(self.moments, batch_moments(batch.design, batch.features(), batch.weight, full=self.full)))
+
+    def _observed(self, batch: Batch, old: Moments, *, differentiable: bool, level: bool) -> tuple[Moments, Moments]:
+        """Moments of the batch (of all processes), and the `old` ones after forgetting (`level`: none in the batch)."""
+        world = dist.get_world_size(self.process_group) if self.distributed else 1
+        rank = dist.get_rank(self.process_group) if self.distributed else 0
+        weight, rows, rate = batch.weight, batch.count.sum(), None
+        if self.horizon is not None:
+            factor, rate = ageing(batch.count, rows, self.horizon, world, rank)
+            weight = weight if level else weight * factor
+        with nullcontext() if differentiable else torch.no_grad():
+            new = batch_moments(batch.design, batch.features(), weight, full=self.full)
+        if world > 1:
+            if differentiable:
+                raise ValueError("grad='through' cannot cross processes; use grad='project' or sync=False")
+            new, rows = summed(new, rows, self.process_group)
+            if rate is not None and not level:
+                new = new.scaled(torch.exp(rate * (rows - 1)))
+        if self.horizon is None or rate is None:
+            return new, old
+        # Forgetting keeps the total below the horizon; what `finalize` or `merge` left must be no harder to forget.
+        most = old.weight.clamp_min(self.horizon)
+        return new, old.scaled(self.horizon / most * torch.exp(rate * rows))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([1, int(self.frozen)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.freeze(bool(state[1]))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # .half(), .to(dtype) and the like move the buffers but may not take their digits.
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self.get_buffer(name)
+            # From "meta" there is nothing to take along.
+            self._buffers[name] = moved.double() if buffer.is_meta else buffer.to(moved.device)
+        return self
+
+    def coefficients(self) -> Tensor:
+        """B_m in use, float64 (k, d), in units of x per unit of metadata."""
+        return self._solution().coef.clone()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Effective rows, rank and condition of the metadata given the protected columns, and what is removed.
+
+        Returns
+        -------
+        dict
+            ``effective_rows``, ``ready`` (warm-up over), ``rank``, ``condition_number``, ``removed`` (d,): variance
+            taken out, as a share of each feature's; ``noise``: k / effective rows, the share of a feature's
+            residual variance that errors in the coefficients put back; ``drift``: relative change of the
+            coefficients in the last `finalize`; ``frozen``.
+        """
+        coef, moments, p = self.coefficients(), self.moments, self.num_protected
+        total = moments.spread.diagonal() if self.full else moments.spread
+        taken = torch.einsum("kd,kl,ld->d", coef, moments.design_scatter[p:, p:], coef)
+        rows = float(moments.effective_rows)
+        kept = self.spectrum[self.spectrum > 0]
+        return {
+            "effective_rows": rows,
+            "ready": bool(self.ready),
+            "rank": len(kept),
+            "condition_number": float(kept[-1] / kept[0]) if len(kept) else 1.0,
+            "removed": torch.where(total > 0, taken / total.clamp_min(1e-300), 0.0),
+            "noise": self.num_metadata / rows if rows else float("inf"),
+            "drift": float(self.drift),
+            "frozen": self.frozen,
+        }

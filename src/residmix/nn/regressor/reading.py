@@ -1,0 +1,77 @@
+"""From what the user passes to features and design columns: arrays beside metadata, or one table with a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from residmix.design.fit import Design, fit_design
+from residmix.nn.regressor.targets import advising, read_rows
+from residmix.sources.open import as_table
+from residmix.sources.table import Table
+
+__all__ = ["TableReader"]
+
+Array = NDArray[np.float64]
+
+_REMEDY = "MDNRegressor has no option for them: replace them, or leave these rows out"
+
+
+class TableReader(BaseEstimator):
+    """The reading half of `MDNRegressor`, whose parameters these are."""
+
+    formula: str | None
+    preserve: str | None
+    features: Sequence[str] | None
+    space: str
+    design_: Design | None
+    feature_names_in_: NDArray[np.object_]
+    n_features_in_: int
+    _features: tuple[str, ...]
+
+    def _read(self, X: Any, metadata: Any, *, fitting: bool) -> tuple[Array, Array | None]:
+        """Features and, where there are metadata, their design (with the preserved columns when fitting)."""
+        if self.formula is None and metadata is None and (fitting or self.design_ is None or self.space == "sample"):
+            if not fitting and self.design_ is not None:
+                raise ValueError("this model was fitted with metadata and space='sample': pass metadata= to predict")
+            if fitting and self.preserve is not None:
+                raise ValueError("preserve needs something to remove: give a formula, or metadata=")
+            if fitting:
+                self.design_ = None
+            if self.features is None:
+                least = 2 if fitting else 1
+                return validate_data(self, X, reset=fitting, dtype=np.float64, ensure_min_samples=least), None
+            table = as_table(X)
+        else:
+            table = as_table(X, metadata=metadata)
+            if fitting:
+                with advising(_REMEDY):
+                    self.design_ = fit_design(
+                        table.chunks, formula=self.formula, preserve=self.preserve, absorb_above=10**9
+                    )
+            elif self.design_ is None:
+                raise ValueError("metadata was given, but this model was fitted without")
+        names = self._learn_names(table) if fitting else self._features
+        if not table.named and self.features is None and len(table.columns) != self.n_features_in_:
+            raise ValueError(
+                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input"
+            )
+        needed = fitting or self.space == "sample"
+        with advising(_REMEDY):
+            return read_rows(table, names, self.design_ if needed else None, preserved=fitting)
+
+    def _learn_names(self, table: Table) -> tuple[str, ...]:
+        design = self.design_
+        used = () if design is None else (*design.columns, *design.preserved_columns)
+        self._features = table.feature_names(self.features, exclude=used)
+        self.n_features_in_ = len(self._features)
+        self.__dict__.pop("feature_names_in_", None)
+        if table.named:
+            self.feature_names_in_ = np.asarray(self._features, dtype=object)
+        return self._features

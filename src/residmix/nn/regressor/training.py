@@ -1,0 +1,358 @@
+"""Fit the members of an ensemble side by side, each with its own held-out rows and its own best epoch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from residmix.nn._fast.pullbacks import Pullback, head_loss, traced, trunk_output
+from residmix.nn.density.network import DenseTrunk, Masks, MemberWise, MixtureDensityNetwork
+from residmix.rows.threads import n_threads
+
+__all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "thread_scope", "train"]
+
+# In an epoch, where the table is large enough.
+_BATCHES = 24
+# Batches whose rows are gathered at once.
+_GATHERED = 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Standardised rows on the training device.
+
+    Attributes
+    ----------
+    X : Tensor (n, d)
+        Or (members, n, d), where every member has its own.
+    y : Tensor (n, D)
+        NaN where a target is missing.
+    weight : Tensor (n,)
+    metadata : Tensor (n, q) or None
+    protected : Tensor (n, p) or None
+    cell : Tensor (D,) or None
+        Grid step of the targets, for the interval-censored likelihood.
+    """
+
+    X: Tensor
+    y: Tensor
+    weight: Tensor
+    metadata: Tensor | None = None
+    protected: Tensor | None = None
+    cell: Tensor | None = None
+
+    @classmethod
+    def of(cls, *, device: str, **columns: NDArray[np.floating[Any]] | None) -> Sample:
+        """Take arrays to a device in float32; "auto" is a GPU if torch sees one."""
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        where = torch.device(automatic if device == "auto" else device)
+        given = {name: array for name, array in columns.items() if array is not None}
+        return cls(**{name: torch.as_tensor(array, dtype=torch.float32, device=where) for name, array in given.items()})
+
+    def inputs(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the network is called with, for `rows` (members, b)."""
+        if self.X.dim() == 3:
+            return (self.X.gather(1, rows.unsqueeze(-1).expand(-1, -1, self.X.shape[-1])),)
+        if self.metadata is None:
+            return (self.X[rows],)
+        assert self.protected is not None
+        return self.X[rows], self.metadata[rows], self.protected[rows]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train; every quantity is per member. `report_every` counts epochs, 0 is silence."""
+
+    max_epochs: int = 400
+    patience: int = 60
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    clip_norm: float = 5.0
+    report_every: int = 0
+
+
+@dataclass
+class History:
+    """What happened: held-out loss per epoch and member (NaN once it has ended), and where each member was best."""
+
+    validation: list[list[float]] = field(default_factory=list)
+    best_epoch: list[int] = field(default_factory=list)
+    best_loss: list[float] = field(default_factory=list)
+    n_epochs: int = 0
+
+
+def hold_out(n: int, members: int, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose the held-out rows of every member, (members, n): disjoint between members as long as rows last.
+
+    Examples
+    --------
+    >>> hold_out(10, 5, 0.2, np.random.default_rng(0)).sum(0)  # every row is held out once
+    array([1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    """
+    held = min(max(1, round(fraction * n)), n - 1)
+    out = np.zeros((members, n), bool)
+    queue = np.empty(0, int)
+    for own in out:
+        if len(queue) < held:
+            queue = np.concatenate([queue, rng.permutation(np.setdiff1d(np.arange(n), queue))])
+        own[queue[:held]] = True
+        queue = queue[held:]
+    return out
+
+
+def automatic_batches(n_train: float) -> tuple[int, float]:
+    """Batch size for about 24 batches an epoch, and a factor for the patience where so many would be too small.
+
+    Held-out losses jump about as much between the short epochs of a small table, but less is learned in one: a member
+    then needs more of them to show that it gets better.
+
+    Examples
+    --------
+    >>> automatic_batches(2400), automatic_batches(96)
+    ((100, 1.0), (16, 2.0))
+    """
+    batch = int(min(max(n_train / _BATCHES, 16), 256))
+    return batch, max(1.0, math.sqrt(_BATCHES * batch / n_train))
+
+
+# Torch has one generator for all threads: fits side by side would draw from each other's.
+_drawing = threading.Lock()
+
+
+@contextmanager
+def rng_scope(seed: int) -> Iterator[None]:
+    """Seed torch inside the block only, which one thread enters at a time; the caller's generator comes back."""
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def thread_scope(threads: int) -> Iterator[None]:
+    """Let torch compute with at most `threads` threads inside the block."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(max(1, min(threads, n_threads())))
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(
+    network: MixtureDensityNetwork,
+    sample: Sample,
+    held_out: NDArray[np.bool_],
+    schedule: Schedule,
+    seeds: Sequence[int],
+) -> History:
+    """Minimise the negative log-likelihood of every member on its own rows; leave each at its best held-out epoch.
+
+    A member draws from its own generator and ends when it has not improved for `patience` epochs, so it becomes what
+    it would have become alone. The others go on without it.
+
+    Parameters
+    ----------
+    network : MixtureDensityNetwork
+        Stacked: every parameter has the members as its first dimension.
+    held_out : ndarray (members, n) of bool
+        Rows that a member is judged on and never trained on.
+    seeds : sequence of int
+        One per member.
+    """
+    members = len(held_out)
+    rows = [np.flatnonzero(~own) for own in held_out]
+    n_train = min(map(len, rows))
+    n_batches = max(1, round(n_train / schedule.batch_size))
+    edges = [round(i * n_train / n_batches) for i in range(n_batches + 1)]
+    total = schedule.max_epochs * n_batches
+    warm = max(1, total // 20)
+    weight = sample.weight / sample.weight.mean()
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    history = History(best_epoch=[0] * members)
+    with _Running(network, sample, held_out, schedule, generators) as running:
+        best = running.values()
+        lowest = running.judge()
+        step = 0
+        for epoch in range(1, schedule.max_epochs + 1):
+            network.train()
+            order = np.stack([generators[m].permutation(rows[m])[:n_train] for m in running.members])
+            for first in range(0, n_batches, _GATHERED):
+                cuts = edges[first : first + _GATHERED + 1]
+                chosen = torch.as_tensor(order[:, cuts[0] : cuts[-1]], device=sample.X.device)
+                gathered = (*running.sample.inputs(chosen), sample.y[chosen], weight[chosen])
+                for start, stop in itertools.pairwise(cut - cuts[0] for cut in cuts):
+                    rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / total)))
+                    running.descend([part[:, start:stop] for part in gathered], schedule.learning_rate * rate)
+                    step += 1
+            loss_now, values = running.judge(), running.values()
+            record = [math.nan] * members
+            for i, m in enumerate(running.members):
+                record[m] = loss_now[i]
+                if loss_now[i] < lowest[m]:
+                    lowest[m], history.best_epoch[m] = loss_now[i], epoch
+                    best[m] = values[i]
+            history.validation.append(record)
+            history.n_epochs = epoch
+            if schedule.report_every and epoch % schedule.report_every == 0:
+                print(f"epoch {epoch:4d}  held-out loss {np.mean(loss_now):.4f}", file=sys.stderr)
+            going = [epoch - history.best_epoch[m] < schedule.patience for m in running.members]
+            if not any(going):
+                break
+            if not all(going):
+                running.keep(np.flatnonzero(going))
+    running.restore(best)
+    network.eval()
+    history.best_loss = lowest
+    return history
+
+
+class _Running:
+    """The members that are still in training, their parameters side by side in one matrix with a row for each.
+
+    Norms of gradients and the optimiser's steps then take one operation for all layers; the network gets its parameters
+    back at the end. Matrices decay, biases don't: they hold the mixture that training starts from.
+    """
+
+    def __init__(
+        self,
+        network: MixtureDensityNetwork,
+        sample: Sample,
+        held_out: NDArray[np.bool_],
+        schedule: Schedule,
+        generators: Sequence[np.random.Generator],
+    ) -> None:
+        self.network, self.sample, self.schedule = network, sample, schedule
+        self.members = list(range(len(held_out)))
+        named = list(network.named_parameters())
+        # Where each parameter comes in the matrix: those that decay first.
+        self.order = sorted(range(len(named)), key=lambda i: named[i][0].endswith("bias"))
+        self.parameters = [named[i][1] for i in self.order]
+        self.n_decaying = sum(math.prod(p.shape[1:]) for name, p in named if not name.endswith("bias"))
+        self.matrix = torch.cat([p.detach().flatten(1) for p in self.parameters], 1)
+        self.moments = [torch.zeros_like(self.matrix) for _ in range(2)]
+        self.fused = sample.X.device.type != "mps"
+        self.n_steps = torch.zeros((), device=sample.X.device if self.fused else "cpu")
+        self._look()
+        self.layers = network.residualize.layers if isinstance(network.residualize, MemberWise) else None
+        self.masks = None
+        if isinstance(network.backbone, DenseTrunk) and network.backbone.dropout:
+            self.masks = Masks(generators, network.backbone.dropout, sample.X.device)
+        self.complete = not bool(sample.y.isnan().any())
+        mask = torch.as_tensor(held_out, device=sample.X.device)
+        count = int(mask.sum(1).max())
+        # Members may hold out different numbers of rows: pad with rows of weight zero.
+        rows = (~mask).float().argsort(dim=1, stable=True)[:, :count]
+        self.judged = (*sample.inputs(rows), sample.y[rows], sample.weight[rows] * mask.gather(1, rows))
+
+    def __enter__(self) -> _Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.layers is not None:
+            assert isinstance(self.network.residualize, MemberWise)
+            self.network.residualize.layers = self.layers
+
+    def _pieces(self, matrix: Tensor) -> list[Tensor]:
+        """Views of a matrix with a row for each member, one in the shape of each parameter."""
+        shapes = [p.shape[1:] for p in self.parameters]
+        parts = matrix.split([math.prod(shape) for shape in shapes], 1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _look(self) -> None:
+        """Look at the matrix as weight and bias of every layer; the head's comes last."""
+        views = dict(zip(self.order, self._pieces(self.matrix), strict=True))
+        *self.trunk, self.last = [(views[i], views[i + 1]) for i in range(0, len(views), 2)]
+
+    def values(self) -> Tensor:
+        """A copy of all parameters, (members, P)."""
+        return self.matrix.clone()
+
+    def restore(self, values: Tensor) -> None:
+        """Give the network `values` of all members, in memory of its own."""
+        for p, value in zip(self.parameters, self._pieces(values), strict=True):
+            p.data = value.clone(memory_format=torch.contiguous_format)
+
+    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor, Pullback]:
+        """Negative log-likelihood of every row, its share in the mean of the member, and the pullback to parameters.
+
+        `batch` is what the network takes, the targets and the weights.
+        """
+        x, *given, y, weight = batch
+        backbone, head, residualize = self.network.backbone, self.network.head, self.network.residualize
+        clip = backbone.clip if isinstance(backbone, DenseTrunk) else math.inf
+        h, to_trunk = trunk_output(x, self.trunk, clip, mask)
+        to_removal = None
+        if residualize is not None:
+            h, to_removal = traced(lambda h: residualize(h, *given), h)
+        loss, to_head = head_loss(head, h, *self.last, y, cell=self.sample.cell, complete=self.complete)
+
+        def pullback(gradient: Tensor) -> tuple[Tensor, ...]:
+            of_h, *of_last = to_head(gradient)
+            if to_removal is not None:
+                (of_h,) = to_removal(of_h)
+            return *to_trunk(of_h), *of_last
+
+        return loss, weight / weight.sum(1, keepdim=True).clamp_min(1e-12), pullback
+
+    @torch.no_grad()
+    def descend(self, batch: Sequence[Tensor], rate: float) -> None:
+        """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out."""
+        _, share, pullback = self.losses(batch, self.masks)
+        gradients = pullback(share)
+        gradient = torch.cat([gradients[i].flatten(1) for i in self.order], 1)
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        highest = self.schedule.clip_norm
+        if not float(norm.max()) <= highest:
+            gradient.mul_(highest / norm.clamp_min(highest))
+            gradient[~torch.isfinite(norm).squeeze(1)] = 0.0
+        self.matrix[:, : self.n_decaying].mul_(1 - rate * self.schedule.weight_decay)
+        adamw(
+            [self.matrix],
+            [gradient],
+            [self.moments[0]],
+            [self.moments[1]],
+            [],
+            [self.n_steps],
+            fused=self.fused,
+            amsgrad=False,
+            maximize=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+        )
+
+    @torch.no_grad()
+    def judge(self) -> list[float]:
+        """Held-out loss of every member in training."""
+        self.network.eval()
+        loss, share, _ = self.losses(self.judged)
+        return [float(value) for value in torch.nan_to_num((share * loss).sum(1), nan=math.inf).tolist()]
+
+    def keep(self, going: NDArray[np.intp]) -> None:
+        """Go on with these of the members in training."""
+        index = torch.as_tensor(going, device=self.sample.X.device)
+        self.members = [self.members[i] for i in going]
+        self.judged = tuple(part[index] for part in self.judged)
+        if self.sample.X.dim() == 3:
+            self.sample = replace(self.sample, X=self.sample.X[index])
+        if self.masks is not None:
+            self.masks.keep(index)
+        if isinstance(self.network.residualize, MemberWise):
+            self.network.residualize.layers = nn.ModuleList(self.network.residualize.layers[i] for i in going)
+        self.matrix, *self.moments = (part[index] for part in (self.matrix, *self.moments))
+        self._look()

@@ -1,0 +1,190 @@
+"""Empirical Bayes and limma: parity with R on bladderbatch (tests/fixtures has the recipe)."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+
+from residmix import Residualizer
+from residmix.effects.combat import posterior, posterior_shift
+from residmix.errors import DesignWarning, LeakageWarning
+
+GENES = 80
+# sva stops when no estimate moves by more than 1e-4 of itself; iterated further it agrees to rounding (below).
+SVA_STOPS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def bladder():
+    return pd.read_csv(Path(__file__).parents[1] / "fixtures" / "bladderbatch.csv.gz")
+
+
+def matrix(bladder, name):
+    return bladder[[f"{name}.{j}" for j in range(1, GENES + 1)]].to_numpy()
+
+
+def fitted(bladder, formula="C(batch)", **options):
+    X = matrix(bladder, "x")
+    model = Residualizer(formula, **options)
+    metadata = bladder[["batch", "cancer", "position"]]
+    return model, model.fit_transform(X, metadata=metadata), X, metadata
+
+
+@pytest.mark.parametrize(
+    ("preserve", "reference", "tolerance"),
+    [
+        (None, "combat", SVA_STOPS),
+        ("cancer", "combat_cancer", SVA_STOPS),
+        ("cancer", "combat_cancer_converged", 1e-11),
+    ],
+)
+def test_combat_equals_sva(bladder, preserve, reference, tolerance):
+    _, residual, X, _ = fitted(bladder, preserve=preserve, scale=True, shrinkage="eb")
+    expected = matrix(bladder, reference)
+    assert_allclose(residual + X.mean(axis=0), expected, atol=tolerance)
+    _, plain, _, _ = fitted(bladder, preserve=preserve)
+    assert np.abs(plain + X.mean(axis=0) - expected).max() > 0.1
+
+
+@pytest.mark.parametrize(("preserve", "reference"), [(None, "combat_location"), ("cancer", "combat_cancer_location")])
+def test_one_row_a_batch_is_svas_mean_only(bladder, preserve, reference):
+    _, residual, X, _ = fitted(bladder, preserve=preserve, shrinkage="eb-one-row")
+    assert_allclose(residual + X.mean(axis=0), matrix(bladder, reference), atol=1e-11)
+    _, counted, _, _ = fitted(bladder, preserve=preserve, shrinkage="eb")
+    assert np.abs(counted - residual).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "reference"),
+    [
+        ({"scale": True, "shrinkage": "eb"}, "combat_reference"),
+        ({"scale": True, "shrinkage": "eb", "preserve": "cancer"}, "combat_cancer_reference"),
+        ({"shrinkage": "eb-one-row"}, "combat_location_reference"),
+    ],
+)
+def test_a_reference_batch_stays_as_it_is_and_the_others_become_svas(bladder, options, reference):
+    model, residual, X, metadata = fitted(bladder, reference=3, **options)
+    at_reference = model.inverse_transform(residual, metadata=metadata.assign(batch=3))
+    assert_allclose(at_reference, matrix(bladder, reference), atol=1e-11)
+    own = bladder["batch"] == 3
+    assert_allclose(at_reference[own], X[own], atol=1e-11)
+    assert np.abs(at_reference - X).max() > 0.5
+    with pytest.raises(ValueError, match=r"reference=9 is no level of C\(batch\).*there are: 1, 2, 3, 4, 5"):
+        fitted(bladder, reference=9, **options)
+
+
+@pytest.mark.parametrize("coding", ["C(batch, contr.sum)", "C(batch, contr.treatment(base=3))"])
+def test_combat_does_not_depend_on_the_coding(bladder, coding):
+    _, residual, _, _ = fitted(bladder, scale=True, shrinkage="eb")
+    _, other, _, _ = fitted(bladder, coding, scale=True, shrinkage="eb")
+    assert_allclose(other, residual, atol=1e-11)
+
+
+def test_location_only_shrinkage_is_svas_with_the_rows_counted(bladder):
+    """sva's mean.only takes each batch for a single row; with n = 1 our posterior is its posterior."""
+    model, _, X, _ = fitted(bladder)
+    batch = bladder["batch"].to_numpy()
+    levels, n = np.unique(batch, return_counts=True)
+    pooled = np.sqrt(model.fit_.rss / len(X))
+    gamma = np.array([X[batch == k].mean(axis=0) for k in levels]) - X.mean(axis=0)
+    gamma /= pooled
+    for rows, expected in (
+        (np.ones((5, 1)), matrix(bladder, "combat_location")),
+        (n[:, None], fitted(bladder, shrinkage="eb")[1] + X.mean(axis=0)),
+    ):
+        shift = posterior_shift(gamma, np.ones_like(gamma), rows) * pooled
+        assert_allclose(X - shift[np.searchsorted(levels, batch)], expected, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("formula", "preserve", "reference"),
+    [
+        ("C(batch)", None, "limma"),
+        ("C(batch)", "cancer", "limma_cancer"),
+        ("C(batch) + position", "cancer", "limma_position"),
+    ],
+)
+def test_location_only_equals_limma(bladder, formula, preserve, reference):
+    """limma puts the average batch and a covariate of 0 back: average inverse_transform over these profiles."""
+    model, residual, _, metadata = fitted(bladder, formula, preserve=preserve)
+    profiles = [metadata.assign(batch=level, position=0.0) for level in np.unique(metadata["batch"])]
+    back = np.mean([model.inverse_transform(residual, metadata=profile) for profile in profiles], axis=0)
+    assert_allclose(back, matrix(bladder, reference), atol=1e-10)
+
+
+@pytest.mark.parametrize("preserve", [None, "cancer"])
+def test_combat_is_undone_by_inverse_transform(bladder, preserve):
+    model, residual, X, metadata = fitted(bladder, preserve=preserve, scale=True, shrinkage="eb")
+    assert_allclose(model.inverse_transform(residual, metadata=metadata), X, atol=1e-11)
+    assert_allclose(model.transform(X, metadata=metadata), residual, atol=1e-12)
+
+
+def test_canonical_correlations_of_two_factors_are_those_of_their_spaces(bladder):
+    model, _, _, _ = fitted(bladder, preserve="cancer")
+    spaces = []
+    for column in ("batch", "cancer"):
+        dummies = pd.get_dummies(bladder[column]).to_numpy(float)[:, 1:]
+        spaces.append(np.linalg.qr(dummies - dummies.mean(axis=0))[0])
+    expected = np.linalg.svd(spaces[0].T @ spaces[1], compute_uv=False)
+    assert_allclose(model.canonical_correlations_, expected, atol=1e-12)
+
+
+def test_rows_one_at_a_time_equal_the_batch(bladder):
+    model, residual, X, metadata = fitted(bladder, scale=True, shrinkage="eb")
+    single = [model.transform(X[i : i + 1], metadata=metadata.iloc[i : i + 1]) for i in range(5)]
+    assert_allclose(np.vstack(single), residual[:5], atol=1e-12)
+
+
+def test_more_rows_shrink_less_and_equal_features_shrink_wholly():
+    rng = np.random.default_rng(0)
+    gamma, delta = rng.normal(size=(2, 50)), rng.gamma(5, 0.2, size=(2, 50))
+    few, many = (posterior(gamma, delta, np.full((2, 50), n)) for n in (4.0, 4e6))
+    assert_allclose(many[0], gamma, atol=1e-4)
+    assert_allclose(many[1], delta, rtol=1e-4)
+    assert np.all(few[0].std(axis=1) < gamma.std(axis=1))
+    assert np.all(few[1].std(axis=1) < delta.std(axis=1))
+    assert_allclose(posterior(gamma, np.full((2, 50), 2.0), np.full((2, 50), 1e6))[1], 2.0, rtol=1e-4)
+
+
+def test_features_that_do_not_vary_in_a_batch_lose_only_their_means(bladder):
+    X = matrix(bladder, "x").copy()
+    X[bladder["batch"] == 2, 3] = 5.0
+    with pytest.warns(DesignWarning, match="1 of 80 features"), pytest.warns(LeakageWarning, match="'x3'"):
+        residual = Residualizer("C(batch)", scale=True, shrinkage="eb").fit_transform(X, metadata=bladder[["batch"]])
+    with pytest.warns(LeakageWarning, match="'x3'"):
+        plain = Residualizer("C(batch)").fit_transform(X, metadata=bladder[["batch"]])
+    assert_allclose(residual[:, 3], plain[:, 3], atol=1e-12)
+    assert np.isfinite(residual).all()
+
+
+def test_what_cannot_be_shrunk_is_told(bladder):
+    with pytest.raises(ValueError, match="0 factors are removed"):
+        fitted(bladder, "position", shrinkage="eb")
+    with pytest.raises(ValueError, match="2 factors are removed"):
+        fitted(bladder, "C(batch) + cancer", shrinkage="eb")
+    with pytest.raises(ValueError, match="1 of 1 vary"):
+        pooled = Residualizer("C(batch)", shrinkage="eb")
+        pooled.fit(matrix(bladder, "x")[:, :1], metadata=bladder[["batch"]])
+    with pytest.raises(ValueError, match="reference= is the batch"):
+        fitted(bladder, reference=3)
+    with pytest.raises(ValueError, match="one row has no spread"):
+        fitted(bladder, shrinkage="eb-one-row", scale=True)
+    with pytest.raises(ValueError, match="needs a factor"):
+        Residualizer(shrinkage="eb").fit(matrix(bladder, "x"))
+
+
+def test_a_feature_without_values_does_no_harm(bladder):
+    X = matrix(bladder, "x").copy()
+    X[:, 3] = np.nan
+    others = np.delete(np.arange(GENES), 3)
+    model = Residualizer("C(batch)", scale=True, shrinkage="eb")
+    with (
+        pytest.warns(DesignWarning, match="1 of 80 features"),
+        pytest.warns(DesignWarning, match="left as they are: x3"),
+    ):
+        residual = model.fit_transform(X, metadata=bladder[["batch"]])
+    alone = model.fit_transform(X[:, others], metadata=bladder[["batch"]])
+    assert_allclose(residual[:, others], alone, atol=1e-11)
+    assert np.isnan(residual[:, 3]).all()
