@@ -25,8 +25,8 @@ from residmix.moments.scatter import check_design_moments
 from residmix.moments.solve import LinearFit, fit_linear, solve_moments
 from residmix.moments.solve_absorbed import FactorFit, features_with_gaps, fit_factors, solve_factors
 from residmix.removal.leakage import LOOKED_AT_ROWS, looked_at, looked_at_features, warn_of_leakage
-from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.messages import warn_of_fit
+from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.nuisance import fit_nuisance
 from residmix.removal.transformer import MetadataTransformer
 from residmix.rows.block import Block

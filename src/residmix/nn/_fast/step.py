@@ -2,7 +2,8 @@
 
 The arithmetic of `residmix.nn.layer.moments` and `residmix.nn.layer.gradient` for a small batch: a few hundred rows
 times a few columns, which as operations of torch cost some hundred calls, most of them longer than their work, and
-each layer of a network pays them in every step. Tests compare the two to rounding. Loops compile for float32 and float64 features.
+each layer of a network pays them in every step. Tests compare the two to rounding. Loops compile for float32 and
+float64 features.
 """
 
 # numba infers the types of what follows from the call
