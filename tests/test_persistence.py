@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 import residmix as rm
 from residmix.atomic import atomic_path
 from residmix.data import penguins
-from residmix.level_totals import LevelTotals
+from residmix.effects.later_batches import LevelTotals
 from residmix.persistence import _FORMAT_1, _HOMES, _decode, _encode, _name, _type
 from residmix.sources import Block
 
@@ -159,7 +159,7 @@ def test_a_newer_format_is_refused_with_the_remedy(tmp_path):
         "builtins:eval",
         "sklearn.mixture:GaussianMixture",
         "residmix.cli:main",
-        "residmix.sources.rows:Block",
+        "residmix.rows.block:Block",
         "residmix.nowhere:Residualizer",
         "residualizer",
     ],

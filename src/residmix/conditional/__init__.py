@@ -1,1 +1,1 @@
-"""conditional."""
+"""Mixtures of Gaussians given metadata."""

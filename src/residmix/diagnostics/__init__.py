@@ -1,1 +1,1 @@
-"""diagnostics."""
+"""What of the metadata is left in features."""

@@ -1,1 +1,1 @@
-"""em."""
+"""The loop of EM, its runs, and who listens to it."""

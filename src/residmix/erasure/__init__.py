@@ -1,1 +1,1 @@
-"""erasure."""
+"""Features from which metadata can't be read."""

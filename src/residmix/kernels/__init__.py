@@ -1,1 +1,1 @@
-"""kernels."""
+"""One tile of rows in compiled loops."""

@@ -1,1 +1,1 @@
-"""mixture."""
+"""Mixtures of Gaussians: E-step, families, M-step, starts, density."""

@@ -1,1 +1,1 @@
-"""Weighted second moments: from one tile of rows to parameters."""
+"""Weighted second moments of rows, and least squares from them."""

@@ -1,1 +1,1 @@
-"""removal."""
+"""Taking out what the metadata explain, and telling what was done."""

@@ -1,1 +1,1 @@
-"""Reports: a fitted model and some rows -> a plain dict -> one HTML page that opens offline."""
+"""What a fitted model has to tell, as one page."""

@@ -1,1 +1,1 @@
-"""The ground floor: rows in blocks, read in any way, worked on in any order, summed in one."""
+"""The ground floor: rows in blocks, worked on by several threads, summed in one order."""

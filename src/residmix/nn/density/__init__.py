@@ -1,1 +1,1 @@
-"""density."""
+"""Mixture density networks: the head, its distribution, and scores of densities."""

@@ -1,1 +1,1 @@
-"""regressor."""
+"""MDNRegressor: a mixture density network behind scikit-learn's interface."""

@@ -1,0 +1,5 @@
+"""The command."""
+
+from residmix.cli.main import main
+
+__all__ = ["main"]
