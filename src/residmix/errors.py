@@ -1,11 +1,16 @@
-"""The package's own warnings, and the wording that errors share."""
+"""The package's own warnings, the notes that a fit keeps of them, and the wording that errors share."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 __all__ = [
     "BelowChanceWarning",
@@ -18,13 +23,23 @@ __all__ = [
     "LeakageWarning",
     "ManyColumnsWarning",
     "MissingExtraError",
+    "Note",
     "RareLevelWarning",
     "ResidmixWarning",
     "ScaleWarning",
     "did_you_mean",
+    "keeps_notes",
+    "note",
+    "noting",
     "require_extra",
+    "unnoted",
     "warn",
 ]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# One thing that a fit has to tell: {"kind": ..., "message": ..., "figures": {...}}, plain values only.
+Note = dict[str, Any]
 
 # Whose frames may lie between a line of the user's and what it leads to.
 _BETWEEN = frozenset({"residmix", "sklearn", "joblib", "torch"})
@@ -94,16 +109,81 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" - did you mean {close[0]!r}?" if close else ""
 
 
-def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line that called the package: the innermost one that is neither ours nor of a library between.
+# The lists that notes go to: one for each fit under way, a fit within a fit last. None where nobody listens.
+_LISTENING: ContextVar[tuple[list[Note], ...]] = ContextVar("residmix_notes", default=())
 
-    How many frames lie between depends on the way taken (scikit-learn wraps methods, a Pipeline calls them), so a
-    fixed number would point into a library.
+
+def warn(message: str, category: type[Warning], *, kind: str | None = None, **figures: Any) -> None:
+    """Warn at the line that called the package, and keep the same as a note of the fit that is under way.
+
+    The line is the innermost one that is neither ours nor of a library between. How many frames lie between depends on
+    the way taken (scikit-learn wraps methods, a Pipeline calls them), so a fixed number would point into a library.
+
+    Parameters
+    ----------
+    message : str
+    category : type
+    kind : str, optional
+        Of the note. Default: the category's name without "Warning", in small letters with hyphens.
+    **figures
+        What the message counts or names, as plain values.
     """
+    if kind is None:
+        kind = re.sub(r"(?<!^)(?=[A-Z])", "-", category.__name__.removesuffix("Warning")).lower()
+    note(kind, message, **figures)
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def note(kind: str, message: str, **figures: Any) -> None:
+    """Keep a note of the fit that is under way, without a warning; a second one of the same words is left out."""
+    told = {"kind": kind, "message": message, "figures": figures}
+    for notes in _LISTENING.get():
+        if all(told["message"] != other["message"] for other in notes):
+            notes.append(told)
+
+
+@contextmanager
+def noting() -> Iterator[list[Note]]:
+    """Collect the notes of what happens inside; they go to those that listen outside as well."""
+    found: list[Note] = []
+    token = _LISTENING.set((*_LISTENING.get(), found))
+    try:
+        yield found
+    finally:
+        _LISTENING.reset(token)
+
+
+@contextmanager
+def unnoted() -> Iterator[None]:
+    """Keep warnings and notes of a fit inside a fit to itself: of a fold, a refit, a start that isn't kept."""
+    token = _LISTENING.set(())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _LISTENING.reset(token)
+
+
+def keeps_notes(method: F) -> F:
+    """Give an estimator `notes_`: what its fit had to tell, empty if nothing.
+
+    Methods whose name begins with "fit" begin a new list; others (`partial_fit`, `merge`, `adapt`) add to it.
+    """
+
+    @functools.wraps(method)
+    def fitted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with noting() as found:
+            result = method(self, *args, **kwargs)
+        earlier = [] if method.__name__.startswith("fit") else getattr(self, "notes_", [])
+        known = {told["message"] for told in earlier}
+        self.notes_ = earlier + [told for told in found if told["message"] not in known]
+        return result
+
+    return fitted  # type: ignore[return-value]
 
 
 def require_extra(module: str, extra: str, purpose: str) -> MissingExtraError:

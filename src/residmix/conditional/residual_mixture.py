@@ -20,7 +20,7 @@ from residmix.em.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.em.loop import Acceleration, EMState, run_em
 from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import fingerprint, run_starts
-from residmix.errors import DeadComponentWarning, warn
+from residmix.errors import DeadComponentWarning, keeps_notes, warn
 from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.families import COVARIANCE_TYPES, SingularCovarianceError
 from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on
@@ -159,6 +159,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
+    @keeps_notes
     @with_callbacks
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Estimate coefficients, mixture and gate.

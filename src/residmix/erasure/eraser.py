@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix.errors import DesignWarning, EntangledEffectsWarning, warn
+from residmix.errors import DesignWarning, EntangledEffectsWarning, keeps_notes, warn
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
 from residmix.removal.transformer import MetadataTransformer, refuse_frames
@@ -122,6 +122,7 @@ class Eraser(MetadataTransformer):
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
+    @keeps_notes
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Find the directions to take out.
 
@@ -144,6 +145,7 @@ class Eraser(MetadataTransformer):
             self._set(joint_scatter(rows))
         return self
 
+    @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Fit on further rows, as if all rows so far had come at once.
 
@@ -160,6 +162,7 @@ class Eraser(MetadataTransformer):
                 self._set(self.moments_.merge(joint_scatter(self._rows(table, sample_weight))))
         return self
 
+    @keeps_notes
     def merge(self, other: Eraser) -> Self:
         """Take in the rows that `other`, of the same design, was fitted on; return self.
 

@@ -19,7 +19,7 @@ from residmix.em.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
 from residmix.em.loop import Acceleration, EMState, run_em
 from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import fingerprint, run_starts
-from residmix.errors import DeadComponentWarning, ScaleWarning, warn
+from residmix.errors import DeadComponentWarning, ScaleWarning, keeps_notes, warn
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
 from residmix.mixture.families import (
@@ -172,6 +172,7 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
+    @keeps_notes
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:
@@ -195,6 +196,7 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
             self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
         return self
 
+    @keeps_notes
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:

@@ -14,6 +14,7 @@ from residmix.effects.new_levels import (
     refuse_new_levels,
 )
 from residmix.effects.penalty import ridge_penalty
+from residmix.errors import keeps_notes
 from residmix.moments import inference
 from residmix.moments.linear import LinearMoments
 from residmix.removal.fit import ResidualFit
@@ -194,6 +195,7 @@ class Residualizer(ResidualFit):
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
+    @keeps_notes
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Estimate what the metadata explain.
 
@@ -214,6 +216,7 @@ class Residualizer(ResidualFit):
         self._warn_of_target(y)
         return self
 
+    @keeps_notes
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the residuals (n, d) of the same rows."""
         rows, residual = self._fit(X, metadata, sample_weight)
@@ -227,6 +230,7 @@ class Residualizer(ResidualFit):
             return collect(rows, leave_one_out(self.fit_, self.moments_, penalty, len(self.preserved_coef_)))
         return collect(rows, self._map())
 
+    @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Fit on further rows, as if all rows so far had come at once.
 
@@ -247,6 +251,7 @@ class Residualizer(ResidualFit):
                 self._look_for_leakage()
         return self
 
+    @keeps_notes
     def merge(self, other: Residualizer) -> Self:
         """Take in the rows that `other`, of the same design, was fitted on; return self.
 
@@ -272,6 +277,7 @@ class Residualizer(ResidualFit):
         self._look_for_leakage()
         return self
 
+    @keeps_notes
     def adapt(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Learn levels that fit didn't see from a few of their rows; return self.
 

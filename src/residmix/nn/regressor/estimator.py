@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from residmix.errors import keeps_notes
 from residmix.nn.density.distribution import MixtureOfGaussians
 from residmix.nn.density.head import COVARIANCES
 from residmix.nn.density.network import MixtureDensityNetwork
@@ -190,6 +191,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         self.verbose = verbose
         self.random_state = random_state
 
+    @keeps_notes
     def fit(self, X: Any, y: Any, *, metadata: Any = None, sample_weight: Any = None) -> MDNRegressor:
         """Fit the ensemble.
 
