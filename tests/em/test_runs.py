@@ -13,7 +13,7 @@ from distributed import Client
 from sklearn.base import clone
 
 import residmix as rm
-from residmix.persistence import load, save
+from residmix.persistence import read, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -26,13 +26,13 @@ warnings.simplefilter("ignore")
 rng = np.random.default_rng(3)
 X = rng.normal(size=(600, 3)) + 2 * rng.integers(0, 3, size=(600, 1))
 M = rng.normal(size=(600, 2))
-save, written = checkpoint.save, [0]
+write, written = checkpoint.write, [0]
 def save_then_die(journal, path):
-    save(journal, path)
+    write(journal, path)
     written[0] += 1
     if written[0] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save = save_then_die
+checkpoint.write = save_then_die
 if sys.argv[1] == "mixture":
     model = rm.GaussianMixture(3, n_init=2, max_iter=30, checkpoint=sys.argv[2], random_state=1).fit(X)
 else:
@@ -54,9 +54,9 @@ def test_a_killed_fit_resumed_has_the_bits_of_one_that_was_not(kind, tmp_path):
     assert whole.returncode == 0, whole.stderr
     path = tmp_path / "fit.ckpt"
     assert fit_in_a_process(kind, path, 7).returncode == -signal.SIGKILL
-    assert load(path).running.iteration == 7
+    assert read(path).running.iteration == 7
     assert fit_in_a_process(kind, path, 6).returncode == -signal.SIGKILL
-    assert load(path).running is None or load(path).running.iteration != 7
+    assert read(path).running is None or read(path).running.iteration != 7
     resumed = fit_in_a_process(kind, path, 0)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout == whole.stdout
@@ -73,13 +73,13 @@ def left_behind(fit, path, monkeypatch, after=2):
     written = []
 
     def save_then_die(journal, where):
-        save(journal, where)
+        write(journal, where)
         written.append(where)
         if len(written) > after:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("residmix.em.runs.save", save_then_die)
+        patch.setattr("residmix.em.runs.write", save_then_die)
         with pytest.raises(Killed):
             fit()
     assert path.exists()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from residmix.em.loop import EMState
-from residmix.persistence import load, save
+from residmix.persistence import read, write
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
@@ -114,7 +114,7 @@ def run_starts(
     def keep(state: EMState[Any] | None) -> None:
         journal.running, journal.revived = state, list(em.revived)
         if path is not None:
-            save(journal, path)
+            write(journal, path)
 
     for i in range(len(journal.ended), len(journal.starts)):
         begin = journal.starts[i] if journal.running is None else journal.running
@@ -133,7 +133,7 @@ def run_starts(
 
 
 def _read(path: str | os.PathLike[str], expected: str) -> Journal:
-    journal = load(path)
+    journal = read(path)
     if not isinstance(journal, Journal) or journal.fingerprint != expected:
         raise ValueError(
             f"the checkpoint {os.fspath(path)!r} belongs to another fit (other parameters or other data, be it "

@@ -1,10 +1,12 @@
 """Model files: same predictions to the last bit, no code run on load, nothing half written, old files stay readable."""
 
 import dataclasses
+import errno
 import json
 import pickle
 import re
 import runpy
+import tracemalloc
 import typing
 import zipfile
 from pathlib import Path
@@ -20,17 +22,20 @@ import residmix as rm
 from residmix.atomic import atomic_path
 from residmix.data import penguins
 from residmix.effects.later_batches import LevelTotals
-from residmix.persistence import _FORMAT_1, _HOMES, _decode, _encode, _name, _type
+from residmix.persistence import describe, read, write
+from residmix.persistence.files import _checksum as checksum
+from residmix.persistence.kinds import FORMAT_1, HOMES, name_of, type_of
+from residmix.persistence.nodes import decode, encode
 from residmix.sources import Block
 
-MODELS = Path(__file__).parent / "fixtures" / "models"
+MODELS = Path(__file__).parents[1] / "fixtures" / "models"
 MADE = runpy.run_path(str(MODELS / "make.py"))
 
 
 def round_trip(value):
     tensors = {}
-    node = _encode(value, tensors, "x")
-    return _decode(json.loads(json.dumps(node)), tensors)
+    node = encode(value, tensors, "x")
+    return decode(json.loads(json.dumps(node)), tensors)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def round_trip(value):
     ],
     ids=repr,
 )
-def test_values_come_back_equal_and_of_the_same_type(value):
+def test_values_come_back_equal_and_of_the_sametype_of(value):
     back = round_trip(value)
     assert back == value
     assert type(back) is type(value)
@@ -82,17 +87,17 @@ def test_arrays_of_strings_and_mixed_levels_come_back():
         assert back.tolist() == value.tolist()
 
 
-def test_types_of_the_table_come_back_and_others_are_refused_by_name():
+def test_types_of_the_table_come_back_and_others_are_refused_byname_of():
     back = round_trip(LevelTotals(("a", 2), np.ones((5, 2, 1))))
     assert type(back) is LevelTotals
     assert back.labels == ("a", 2)
     np.testing.assert_array_equal(back.sums, np.ones((5, 2, 1)))
     with pytest.raises(TypeError, match=r"model\.rows is a residmix\..*Block, which the model format doesn't keep"):
-        _encode(Block(0, np.zeros((1, 1))), {}, "model.rows")
+        encode(Block(0, np.zeros((1, 1))), {}, "model.rows")
     with pytest.raises(TypeError, match=r"model\.random_state is a .*RandomState"):
-        _encode(np.random.RandomState(0), {}, "model.random_state")
+        encode(np.random.RandomState(0), {}, "model.random_state")
     with pytest.raises(TypeError, match="complex128"):
-        _encode(np.zeros(2, complex), {}, "model.x")
+        encode(np.zeros(2, complex), {}, "model.x")
 
 
 def fitted():
@@ -141,12 +146,16 @@ def test_equal_models_give_equal_bytes_and_leave_nothing_else_behind(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def write(path, header):
-    save_file({"x": np.zeros(1)}, str(path), {"residmix": json.dumps(header)})
+def made_up(path, header):
+    """Write a file that says what somebody wanted it to say, its checksum right."""
+    tensors = {"x": np.zeros(1)}
+    if header["format"] == 2:
+        header = header | {"checksum": checksum(header, tensors)}
+    save_file(tensors, str(path), {"residmix": json.dumps(header)})
 
 
 def test_a_newer_format_is_refused_with_the_remedy(tmp_path):
-    write(tmp_path / "new", {"format": 99, "versions": {"residmix": "9.0"}, "model": {"$future": 1}})
+    made_up(tmp_path / "new", {"format": 99, "versions": {"residmix": "9.0"}, "model": {"$future": 1}})
     with pytest.raises(ValueError, match=r"model format 99, written by residmix 9\.0.*pip install --upgrade"):
         rm.load(tmp_path / "new")
 
@@ -166,29 +175,29 @@ def test_a_newer_format_is_refused_with_the_remedy(tmp_path):
 )
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_file_that_names_anything_else_is_refused_without_importing_it(named, number, tmp_path, monkeypatch):
-    write(tmp_path / "evil", {"format": number, "model": {"$object": named, "attributes": {}}})
+    made_up(tmp_path / "evil", {"format": number, "model": {"$object": named, "attributes": {}}})
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
     with pytest.raises(ValueError, match=f"{named}.*refused"):
         rm.load(tmp_path / "evil")
 
 
 def test_the_table_is_of_classes_where_they_live_and_every_name_of_format_1_is_in_it():
-    for name, home in _HOMES.items():
-        cls = _type(name)
+    for name, home in HOMES.items():
+        cls = type_of(name)
         assert f"{cls.__module__}:{cls.__qualname__}" == home
         assert dataclasses.is_dataclass(cls) or issubclass(cls, BaseEstimator) or hasattr(cls, "_from_state"), name
-    assert len(set(_HOMES.values())) == len(_HOMES)
-    assert set(_FORMAT_1.values()) <= set(_HOMES)
+    assert len(set(HOMES.values())) == len(HOMES)
+    assert set(FORMAT_1.values()) <= set(HOMES)
 
 
 def test_every_public_estimator_and_all_that_annotations_say_a_model_holds_is_in_the_table():
     public = [getattr(room, name) for room in (rm, rm.nn) for name in room.__all__]
     for cls in public:
-        assert not (isinstance(cls, type) and issubclass(cls, BaseEstimator)) or _name(cls) is not None, cls
-    for name in set(_HOMES) - {"design.Design", "rows.Sample"}:  # these are written as plain values
-        for attribute, hint in typing.get_type_hints(_type(name)).items():
+        assert not (isinstance(cls, type) and issubclass(cls, BaseEstimator)) or name_of(cls) is not None, cls
+    for name in set(HOMES) - {"design.Design", "rows.Sample"}:  # these are written as plain values
+        for attribute, hint in typing.get_type_hints(type_of(name)).items():
             for cls in parts(hint):
-                assert not dataclasses.is_dataclass(cls) or _name(cls) is not None, (name, attribute, cls)
+                assert not dataclasses.is_dataclass(cls) or name_of(cls) is not None, (name, attribute, cls)
 
 
 def parts(hint):
@@ -250,9 +259,9 @@ def test_files_of_every_format_load_to_the_same_numbers_and_so_do_they_when_save
     files += [(path.name, path.name) for path in written.folder.glob("*.checkpoint")]
     assert len(files) == len(list(written.folder.iterdir()))
     for name, file in files:
-        model = rm.load(written.folder / file)
-        rm.save(model, tmp_path / file)
-        again = rm.load(tmp_path / file)
+        model = read(written.folder / file)
+        write(model, tmp_path / file)
+        again = read(tmp_path / file)
         if written.kinds.get(name) == "none":
             assert repr(again.get_params()) == repr(model.get_params())
             assert vars(model).keys() == vars(again).keys()
@@ -263,7 +272,97 @@ def test_files_of_every_format_load_to_the_same_numbers_and_so_do_they_when_save
         assert new["format"] == 2
         assert not re.search(r"residmix[\w.]*:\w", json.dumps(new["model"])), file
         named |= types(new["model"])
-    assert named == set(_HOMES)  # a name without a file here is one that nobody checks
+    assert named == set(HOMES)  # a name without a file here is one that nobody checks
+
+
+def test_a_checkpoint_is_no_model(written, tmp_path):
+    for path in written.folder.glob("*.checkpoint"):
+        with pytest.raises(ValueError, match=r"gated|mixture.*holds a Journal, which is no model"):
+            rm.load(path)
+
+
+def test_a_file_says_what_it_is_before_it_is_loaded(tmp_path):
+    model = rm.GaussianMixture(1).fit(np.random.default_rng(0).normal(size=(20, 2)))
+    rm.save(model, tmp_path / "model")
+    told = describe(tmp_path / "model")
+    assert (told["format"], told["kind"]) == (2, "GaussianMixture")
+    assert told["versions"]["residmix"] == rm.__version__
+    assert re.fullmatch("[0-9a-f]{32}", told["checksum"])
+    rm.save(model.fit(np.random.default_rng(1).normal(size=(20, 2))), tmp_path / "other")
+    assert describe(tmp_path / "other")["checksum"] != told["checksum"]
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ({"$items": [1], "shape": [800_000_000], "dtype": "O", "scalar": False}, "has 1 items"),
+        ({"$items": [], "shape": [-1, 0], "dtype": "O", "scalar": False}, "shape"),
+        ({"$items": ["a"], "shape": [1], "dtype": "<f8", "scalar": False}, "texts or objects"),
+        ({"$items": ["a"], "shape": [1], "dtype": "V9", "scalar": False}, "type of numbers"),
+        ({"$array": "nowhere", "scalar": False}, "nowhere"),
+        ({"$slice": ["a", None, None]}, "slice"),
+        ({"$dict": [[[1], 2]]}, "unhashable"),
+        ({"$float": "one"}, "float"),
+        ({"a": 1, "b": 2}, "unknown kind"),
+    ],
+)
+def test_values_that_no_model_has_are_one_error_that_names_the_file(node, told, tmp_path):
+    root = {"$object": "GaussianMixture", "attributes": {"means_": node}}
+    made_up(tmp_path / "odd.model", {"format": 2, "model": root})
+    with pytest.raises(ValueError, match=rf"odd\.model.*{told}"):
+        rm.load(tmp_path / "odd.model")
+
+
+def test_a_width_that_no_text_needs_takes_no_memory(tmp_path):
+    node = {"$items": ["a", "b"], "shape": [2], "dtype": "<U100000000", "scalar": False}
+    made_up(tmp_path / "wide", {"format": 2, "model": {"$object": "GaussianMixture", "attributes": {"names_": node}}})
+    tracemalloc.start()
+    names = rm.load(tmp_path / "wide").names_
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert names.tolist() == ["a", "b"]
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize(
+    "root", [3, None, [], "x", {"$tuple": []}, {"$object": "moments.LinearMoments", "attributes": {}}]
+)
+def test_what_stands_at_the_root_must_be_a_model(root, tmp_path):
+    made_up(tmp_path / "root", {"format": 2, "model": root})
+    with pytest.raises(ValueError, match="root"):
+        rm.load(tmp_path / "root")
+
+
+def test_values_cant_take_the_place_of_methods(tmp_path):
+    for name in ("fit", "__class__"):
+        root = {"$object": "GaussianMixture", "attributes": {name: 1}}
+        made_up(tmp_path / "file", {"format": 2, "model": root})
+        with pytest.raises(ValueError, match="place of its own"):
+            rm.load(tmp_path / "file")
+
+
+def test_what_nests_too_deep_is_damaged(tmp_path):
+    text = '{"format": 1, "model": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    save_file({"x": np.zeros(1)}, str(tmp_path / "deep"), {"residmix": text})
+    with pytest.raises(ValueError, match=r"deep.*nests too deep"):
+        rm.load(tmp_path / "deep")
+
+
+def test_a_full_disk_is_told_with_the_bytes_that_are_needed(tmp_path, monkeypatch):
+    model = rm.GaussianMixture(1).fit(np.random.default_rng(0).normal(size=(20, 2)))
+    path = tmp_path / "model"
+    rm.save(model, path)
+    before = path.read_bytes()
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device; the file needs [\d,]+ bytes") as caught:
+        rm.save(model, path)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
 
 
 def test_loading_never_unpickles(tmp_path):
