@@ -11,11 +11,12 @@ from scipy.linalg.blas import dgemm
 
 from residmix.kernels.compiled import readable
 from residmix.kernels.rowwise import add_effects, subtract_rows
+from residmix.kernels.twice import dot_twice
 from residmix.moments.linear import block_design
 from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
-__all__ = ["NO_CODES", "NO_EFFECTS", "Affine", "LeftOver", "ResidualMoments", "WithEffects", "merge_residual_moments"]
+__all__ = ["NO_CODES", "NO_EFFECTS", "Affine", "WithEffects"]
 
 Array = NDArray[np.float64]
 
@@ -48,6 +49,13 @@ class Affine:
     constant: Array
     sign: int = -1
 
+    @property
+    def intercept(self) -> Array:
+        """What is taken out where every design column is 0, (d,)."""
+        # large terms may cancel, as those of a polynomial
+        start = self.origin_x, self.constant
+        return dot_twice(start, self.origin_a, self.coef, -1.0)[0]
+
     def __call__(self, block: Block) -> NDArray[Any]:
         out = np.empty(block.X.shape, block.X.dtype)
         self.into(block, out)
@@ -78,44 +86,6 @@ class Affine:
             add_effects(exact, effects, codes, float(self.sign))
         if exact is not out:
             out[...] = exact
-
-
-@dataclass
-class ResidualMoments:
-    """What is left in residuals r: products with ``z = [a - origin_a, 1]``, and their squares.
-
-    Attributes
-    ----------
-    z_r : ndarray (q + 1, d)
-    rss : ndarray (d,)
-        Weighted sum of squared residuals.
-    """
-
-    z_r: Array
-    rss: Array
-
-
-@dataclass(frozen=True)
-class LeftOver:
-    """``block -> ResidualMoments`` for the residual that `affine` leaves; used to refine a solution."""
-
-    affine: Affine
-
-    def __call__(self, block: Block) -> ResidualMoments:
-        residual = self.affine(Block(block.start, np.asarray(block.X, dtype=np.float64), block.design))
-        residual[np.isnan(residual)] = 0.0  # a row that a feature lacks has no say in it
-        z = np.empty((block.n_rows, len(self.affine.coef) + 1))
-        z[:, -1] = 1.0
-        z[:, :-1] = block_design(block) - self.affine.origin_a
-        if block.weight is not None:
-            z *= block.weight[:, None]
-            return ResidualMoments(z.T @ residual, np.einsum("i,ij,ij->j", block.weight, residual, residual))
-        return ResidualMoments(z.T @ residual, np.einsum("ij,ij->j", residual, residual))
-
-
-def merge_residual_moments(one: ResidualMoments, two: ResidualMoments) -> ResidualMoments:
-    """Return the moments of the residuals of both."""
-    return ResidualMoments(one.z_r + two.z_r, one.rss + two.rss)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ HOMES = {
     "moments.FactorFit": "residmix.moments.solve_absorbed:FactorFit",
     "moments.FactorMoments": "residmix.moments.absorbed:FactorMoments",
     "moments.LevelSums": "residmix.moments.absorbed:LevelSums",
-    "moments.LinearFit": "residmix.moments.solve:LinearFit",
+    "moments.LinearFit": "residmix.moments.fit:LinearFit",
     "moments.LinearMoments": "residmix.moments.linear:LinearMoments",
     "moments.Scatter": "residmix.moments.scatter:Scatter",
     "moments.WithEffects": "residmix.moments.affine:WithEffects",

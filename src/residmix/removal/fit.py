@@ -289,7 +289,7 @@ class ResidualFit(MetadataTransformer):
         self.new_levels_ = self._priors() if self.on_unknown == "shrink" else {}
         affine = applied.affine(p)
         self.coef_, self.preserved_coef_ = applied.coef[:p], applied.coef[p:]
-        self.intercept_ = affine.origin_x + (affine.constant - affine.origin_a @ affine.coef)
+        self.intercept_ = affine.intercept
         self.design_columns_ = list(names[:p])
         self.rank_, self.condition_number_ = fit.rank, fit.condition_number
         self.r2_ = inference.explained(fit)

@@ -1,7 +1,8 @@
-"""Orthogonal triangularisation over blocks (TSQR): the second look that an ill-conditioned design needs.
+"""Further looks at the rows: the triangular factor that an ill-conditioned design needs, and what residuals still hold.
 
 A Gram matrix squares the condition number. The triangular factor of the stacked blocks doesn't: factor each block, then
-factor the stacked factors (Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012).
+factor the stacked factors (TSQR; Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012). Residuals are
+taken in twice the working precision, so that a solution can be refined to nearly all its digits.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.kernels.twice import products_twice, residual_twice, two_sum
+from residmix.moments.linear import block_design
 from residmix.rows.block import Block
 
-__all__ = ["Triangle", "Triangularize", "merge_triangles"]
+__all__ = ["LeftOver", "ResidualMoments", "Triangle", "Triangularize", "merge_residual_moments", "merge_triangles"]
 
 Array = NDArray[np.float64]
 
@@ -73,3 +76,53 @@ def merge_triangles(one: Triangle, two: Triangle) -> Triangle:
         factors.append(factor)
         products.append(product)
     return Triangle(tuple(factors), tuple(products))
+
+
+@dataclass
+class ResidualMoments:
+    """What is left in residuals r: products with ``z = [a - origin_a, 1]``, and their squares.
+
+    Attributes
+    ----------
+    high, low : ndarray (q + 1, d)
+        The products are their sum.
+    rss : ndarray (d,)
+        Weighted sum of squared residuals.
+    """
+
+    high: Array
+    low: Array
+    rss: Array
+
+    @property
+    def z_r(self) -> Array:
+        return self.high + self.low
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """``block -> ResidualMoments`` for ``x - origin_x - constant - (a - origin_a) coef``; used to refine a solution.
+
+    Attributes
+    ----------
+    coef, constant : tuple of ndarray (q, d), (d,)
+        High and low parts.
+    """
+
+    origin_x: Array
+    origin_a: Array
+    coef: tuple[Array, Array]
+    constant: tuple[Array, Array]
+
+    def __call__(self, block: Block) -> ResidualMoments:
+        X, A, w = np.asarray(block.X, dtype=np.float64), block_design(block), block.weight
+        residual = residual_twice(X, A, self.origin_x, self.origin_a, self.coef, self.constant)
+        r = residual[0]
+        rss = np.einsum("ij,ij->j", r, r) if w is None else np.einsum("i,ij,ij->j", w, r, r)
+        return ResidualMoments(*products_twice(A, self.origin_a, residual, w), rss)
+
+
+def merge_residual_moments(one: ResidualMoments, two: ResidualMoments) -> ResidualMoments:
+    """Return the moments of the residuals of both."""
+    high, lost = two_sum(one.high, two.high)
+    return ResidualMoments(high, one.low + two.low + lost, one.rss + two.rss)

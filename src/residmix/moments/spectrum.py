@@ -1,0 +1,141 @@
+"""Normal equations of the features, diagonalised: from centred moments, or from a triangular factor of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.moments.linear import LinearMoments
+from residmix.moments.second_pass import Triangle
+from residmix.rows.threads import one_blas_thread
+
+__all__ = ["Spectrum", "Spread", "spectra_of", "triangular"]
+
+Array = NDArray[np.float64]
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass
+class Spread:
+    """Where the design columns lie, and how far they spread, for one group of features."""
+
+    source: int  # which of the moments' groups this is
+    columns: NDArray[np.int64]  # the features
+    count: float
+    weight: float
+    offset: Array  # (q,)
+    scale: Array  # (q,), 1 for columns that don't vary
+    varies: NDArray[np.bool_]  # (q,)
+    mean_over_spread: Array  # (q,)
+    penalty: Array | None  # (q, q), for scaled columns, per unit of weight
+
+
+@dataclass
+class Spectrum:
+    """Centred normal equations of one group of features, columns scaled to unit variance, diagonalised."""
+
+    spread: Spread
+    roots: Array  # (k, q), roots' roots is the scaled scatter per unit of weight
+    vectors: Array  # (q, used)
+    values: Array  # (used,), eigenvalues of the scaled scatter, penalty included
+    null: Array  # (q, q - used)
+    rank: int  # of the design itself
+    condition: float
+    tolerance: float
+
+    def solve(self, products: Array) -> Array:
+        """Return coefficients (q, k) for right-hand sides (q, k), both in original units."""
+        scale = self.spread.scale[:, None]
+        scaled = np.where(self.spread.varies[:, None], products, 0.0) / (scale * self.spread.weight)
+        return (self.vectors @ ((self.vectors.T @ scaled) / self.values[:, None])) / scale
+
+
+def _groups(moments: LinearMoments, penalty: Array | None) -> list[tuple[int, NDArray[np.int64]]]:
+    """Return (index of the moments, features) for features that share one system of normal equations."""
+    d = len(moments.offset_x)
+    if penalty is not None and penalty.ndim == 3:
+        return [(j if len(moments.weight) > 1 else 0, np.array([j])) for j in range(d)]
+    if len(moments.weight) == 1:
+        return [(0, np.arange(d))]
+    groups: dict[bytes, list[int]] = {}
+    for j in range(d):
+        key = moments.weight[j].tobytes() + moments.offset_a[j].tobytes() + moments.s_aa[j].tobytes()
+        groups.setdefault(key, []).append(j)
+    return [(members[0], np.array(members)) for members in groups.values()]
+
+
+def spectra_of(moments: LinearMoments, penalty: Array | None) -> list[Spectrum]:
+    spectra = []
+    with one_blas_thread():  # the number of threads must not change the last bits
+        for g, columns in _groups(moments, penalty):
+            weight = float(moments.weight[g]) or 1.0
+            scatter = moments.s_aa[g] / weight
+            scale = np.sqrt(np.maximum(np.diagonal(scatter), 0.0))
+            mean = np.abs(moments.origin_a + moments.offset_a[g])
+            # Rounding of a constant leaves a spread of a few units in its last place.
+            varies = scale > 8 * _EPS * mean
+            scale = np.where(varies, scale, 1.0)
+            gram = np.where(np.outer(varies, varies), scatter / scale[:, None] / scale, 0.0)
+            own = penalty if penalty is None or penalty.ndim == 2 else penalty[columns[0]]
+            own = None if own is None else own / scale[:, None] / scale / weight
+            values, vectors = np.linalg.eigh(gram)
+            roots = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+            if own is not None:
+                values, vectors = np.linalg.eigh(gram + own)
+            spread = Spread(
+                g, columns, float(moments.count[g]), weight, moments.offset_a[g], scale, varies, mean / scale, own
+            )
+            # A Gram matrix carries rounding of order eps: singular values below its root mean nothing.
+            tolerance = np.sqrt(_EPS * 16 * max(len(scale), 1))
+            singular = np.sqrt(np.maximum(values[::-1], 0.0))
+            spectra.append(_spectrum(spread, roots, singular, vectors[:, ::-1].T, tolerance))
+    return spectra
+
+
+def _spectrum(spread: Spread, roots: Array, singular: Array, right: Array, tolerance: float) -> Spectrum:
+    used = int(np.count_nonzero(singular > tolerance * np.max(singular, initial=0.0)))
+    rank = used
+    if spread.penalty is not None:
+        own = np.linalg.svd(roots, compute_uv=False)
+        rank = int(np.count_nonzero(own > tolerance * np.max(own, initial=0.0)))
+    return Spectrum(
+        spread=spread,
+        roots=roots,
+        vectors=right[:used].T,
+        values=singular[:used] ** 2,
+        null=right[used:].T,
+        rank=rank,
+        condition=float(singular[0] / singular[used - 1]) if used else 1.0,
+        tolerance=tolerance,
+    )
+
+
+def triangular(spectra: list[Spectrum], triangle: Triangle) -> tuple[list[Spectrum], list[Array]]:
+    """Return spectra and coefficients with the digits of a QR factorisation of the rows."""
+    better, coefficients = [], []
+    several = len(triangle.factors) > 1
+    with one_blas_thread():
+        for old in spectra:
+            s = old.spread
+            factor = triangle.factors[s.columns[0] if several else 0]
+            products = (
+                np.hstack([triangle.products[j] for j in s.columns]) if several else triangle.products[0][:, s.columns]
+            )
+            root = np.sqrt(s.weight)
+            roots = np.where(s.varies, factor[1:, 1:] / s.scale / root, 0.0)
+            stacked = [roots]
+            if s.penalty is not None:
+                values, vectors = np.linalg.eigh(s.penalty)
+                stacked.append(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
+            stacked.append(np.zeros((max(len(s.scale) - len(roots), 0), len(s.scale))))
+            left, singular, right = np.linalg.svd(np.vstack(stacked), full_matrices=False)
+            # A column is only known to its own rounding, which counts relative to its spread.
+            known = _EPS * (np.max(s.mean_over_spread, initial=1.0) + np.sqrt(max(s.count, len(s.scale))))
+            new = _spectrum(s, roots, singular, right, 8 * known)
+            scaled = left[: len(roots), : len(new.values)].T @ products[1:] / np.sqrt(new.values)[:, None]
+            better.append(new)
+            coefficients.append((new.vectors @ scaled) / s.scale[:, None] / root)
+    return better, coefficients
