@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from residmix.sources import as_table
-from residmix.sources.stream import prefetch
 
 
 def matrix(table, **options):
@@ -101,22 +98,3 @@ def test_metadata_in_memory_goes_beside_a_stream(X, rng):
         as_table(stream, metadata=metadata[:99])
     with pytest.raises(ValueError, match="has metadata already"):
         as_table(table, metadata=metadata)
-
-
-def test_reading_ahead_is_bounded_and_leaves_no_thread(monkeypatch):
-    monkeypatch.setenv("RESIDMIX_NUM_THREADS", "2")
-    read = []
-
-    def items():
-        for i in range(100):
-            read.append(i)
-            yield i
-
-    before = threading.active_count()
-    with prefetch(items()) as ahead:
-        for i in ahead:
-            assert len(read) <= i + 4
-            if i == 20:
-                break
-    assert threading.active_count() == before
-    assert len(read) < 30

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any, Self
 
 from residmix.em.loop import EMState
-from residmix.rows.progress import Line, _duration
+from residmix.rows.progress import Line, duration
 
 __all__ = ["FitProgress", "Progress", "iterations_left"]
 
@@ -91,7 +91,7 @@ class FitProgress:
         rows = self._n_rows / pace if pace > 0 else math.inf
         return (
             f"iteration {state.iteration}, log-likelihood {state.log_likelihood:.6f} per row, "
-            f"{rows:,.0f} rows/s, about {_duration(left * pace)} left"
+            f"{rows:,.0f} rows/s, about {duration(left * pace)} left"
         )
 
 

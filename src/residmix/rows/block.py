@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,20 +50,22 @@ class Block:
         )
 
 
-def gather(block: Block, index: NDArray[np.integer[Any]]) -> Block | None:
-    """Return copies of the rows of a block that are in a sorted index, or None."""
+def gather(index: NDArray[np.integer[Any]], features: NDArray[np.integer[Any]] | None, block: Block) -> list[Block]:
+    """Return copies of the rows of a block that are in a sorted index, if there are any: a list of one or none.
+
+    Parameters
+    ----------
+    index : ndarray of int
+        Sorted, without repeats; in the whole source.
+    features : ndarray of int, optional
+        Which columns of X are kept. Default: all.
+    block : Block
+    """
     low, high = np.searchsorted(index, (block.start, block.start + block.n_rows))
-    return block.select(index[low:high] - block.start) if low < high else None
-
-
-@dataclass(frozen=True)
-class _Gather:
-    """`gather` as a picklable function of blocks."""
-
-    index: NDArray[np.integer[Any]]
-
-    def __call__(self, block: Block) -> Block | None:
-        return gather(block, self.index)
+    if low == high:
+        return []
+    own = block.select(index[low:high] - block.start)
+    return [own if features is None else replace(own, X=own.X[:, features])]
 
 
 def concatenate(blocks: list[Block]) -> Block:

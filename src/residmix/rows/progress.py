@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
-from typing import Any, Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from residmix.rows.block import Block
-from residmix.rows.rows import Rows, RowsAround
+from residmix.rows.rows import ObservedRows, Rows
 
-__all__ = ["PATIENCE", "Line", "RowProgress", "T", "WatchedRows", "watched"]
+__all__ = ["PATIENCE", "Line", "RowProgress", "duration", "watched"]
 
 # What takes less than this says nothing.
 PATIENCE = 2.0
@@ -98,11 +95,16 @@ class RowProgress:
             if self._seen >= self._n_rows:  # the next visit begins
                 self._began, self._seen = now, 0
 
+    def observe(self, block: Block) -> list[Any]:
+        """Count the rows of a block that has been visited; nothing is kept of it."""
+        self(block.n_rows)
+        return []
+
     def _text(self, now: float) -> str:
         pace = self._seen / max(now - self._began, 1e-9)
         return (
             f"{self._seen:,} of {self._n_rows:,} rows, {pace:,.0f} rows/s, "
-            f"about {_duration((self._n_rows - self._seen) / pace)} left"
+            f"about {duration((self._n_rows - self._seen) / pace)} left"
         )
 
 
@@ -111,50 +113,10 @@ def watched(rows: Rows, *, quiet: bool = False) -> Iterator[Rows]:
     """Show how far visits to `rows` have come, where that can be shown; the rows to visit are those it gives."""
     with RowProgress(rows.n_rows, quiet=quiet) as progress:
         # from a cluster nothing is heard before the end
-        yield WatchedRows(rows, progress) if progress.shown and rows.local else rows
+        yield ObservedRows(rows, progress.observe) if progress.shown and rows.local else rows
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-T = TypeVar("T")
-
-
-class WatchedRows(RowsAround):
-    """The same rows; whenever a block is done, `tell` gets its number of rows, in the thread that did it.
-
-    Parameters
-    ----------
-    rows : Rows
-        In this process: from a cluster nothing is heard before the end.
-    tell : callable
-    """
-
-    def __init__(self, rows: Rows, tell: Callable[[int], None]) -> None:
-        super().__init__(rows)
-        self._tell = tell
-
-    def with_block_rows(self, block_rows: int) -> WatchedRows:
-        return WatchedRows(self._rows.with_block_rows(block_rows), self._tell)
-
-    def take(self, index: NDArray[np.integer[Any]]) -> Block:
-        return self._rows.take(index)
-
-    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
-        return self._rows.map(self._telling(function))
-
-    def fold(
-        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
-        return self._rows.fold(self._telling(partial), merge, sound)
-
-    def _telling(self, function: Callable[[Block], T]) -> Callable[[Block], T]:
-        def visit(block: Block) -> T:
-            result = function(block)
-            self._tell(block.n_rows)
-            return result
-
-        return visit

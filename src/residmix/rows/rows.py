@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, TypeVar
+from copy import copy
+from dataclasses import replace
+from functools import partial, reduce
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.rows.block import Block, _Gather, concatenate
+from residmix.rows.block import Block, concatenate, gather
 from residmix.rows.checks import Finite
 from residmix.rows.ordered import fold_groups, group_blocks, ordered_map, ordered_sum
 
-__all__ = ["ArrayRows", "MappedRows", "Rows", "RowsAround", "S", "fold"]
+__all__ = ["ArrayRows", "MappedRows", "ObservedRows", "Rows", "S", "fold"]
 
 T = TypeVar("T")
 
@@ -46,18 +47,18 @@ class Rows(ABC):
         """Return the same rows cut into blocks of another length."""
 
     def fold(
-        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
     ) -> T:
-        """Return the sum of ``partial(block)``: in block order inside groups of blocks, then over the groups.
+        """Return the sum of ``step(block)``: in block order inside groups of blocks, then over the groups.
 
-        `sound` may tell from the statistic of a block that all of its features were allowed numbers: then `partial`
+        `sound` may tell from the statistic of a block that all of its features were allowed numbers: then `step`
         may be given blocks that nobody has looked at, and they are looked at only where it is False.
 
         The groups (see :func:`group_blocks`) let a cluster send back a few hundred sums instead of one for every
         block; they are the same wherever the rows live, so the result is, too.
         """
         n_blocks = -(-self.n_rows // self.block_rows)
-        return reduce(merge, fold_groups(self.map(partial), merge, group_blocks(n_blocks)))
+        return reduce(merge, fold_groups(self.map(step), merge, group_blocks(n_blocks)))
 
     def mapped(self, change: Callable[[Block], Block]) -> Rows:
         """Return rows whose blocks are `change(block)`, computed on each visit and never stored."""
@@ -65,10 +66,11 @@ class Rows(ABC):
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         """Gather the rows `index` (sorted, without repeats) into one block: a subsample to find starts on."""
-        return concatenate([part for part in self.map(_Gather(np.asarray(index))) if part is not None])
+        found = self.map(partial(gather, np.asarray(index), None))
+        return concatenate([part for parts in found for part in parts])
 
 
-class RowsAround(Rows):
+class _RowsAround(Rows):
     """Rows that stand for others, of which they are as many, of the same shape and from the same files or array."""
 
     def __init__(self, rows: Rows) -> None:
@@ -76,8 +78,16 @@ class RowsAround(Rows):
         self.n_rows, self.block_rows, self.paths = rows.n_rows, rows.block_rows, rows.paths
         self.n_features, self.dtype, self.local, self.held = rows.n_features, rows.dtype, rows.local, rows.held
 
+    def with_block_rows(self, block_rows: int) -> Self:
+        around = copy(self)
+        around._rows, around.block_rows = self._rows.with_block_rows(block_rows), block_rows
+        return around
 
-class MappedRows(RowsAround):
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        return self._rows.take(index)
+
+
+class MappedRows(_RowsAround):
     """Rows seen through a function of blocks."""
 
     def __init__(self, rows: Rows, change: Callable[[Block], Block]) -> None:
@@ -85,30 +95,75 @@ class MappedRows(RowsAround):
         self._change = change
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
-        return self._rows.map(_Composed(function, self._change))
+        return self._rows.map(partial(_changed, self._change, function))
 
     def fold(
-        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
     ) -> T:
         # what the change makes of a block doesn't tell what the block held
-        return self._rows.fold(_Composed(partial, self._change), merge)
+        return self._rows.fold(partial(_changed, self._change, step), merge)
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         return self._change(self._rows.take(index))
 
-    def with_block_rows(self, block_rows: int) -> Rows:
-        return MappedRows(self._rows.with_block_rows(block_rows), self._change)
+
+def _changed(change: Callable[[Block], Block], function: Callable[[Block], T], block: Block) -> T:
+    return function(change(block))
 
 
-@dataclass(frozen=True)
-class _Composed:
-    """``outer(inner(block))`` as a picklable value, since workers in other processes must receive it."""
+class ObservedRows(_RowsAround):
+    """The same rows; whoever visits a block shows it to an observer, too, so that looking costs no visit of its own.
 
-    outer: Callable[[Block], Any]
-    inner: Callable[[Block], Block]
+    Parameters
+    ----------
+    rows : Rows
+    observe : callable
+        Returns a list of what is to be kept of a block. The first visit that finds anything is the last one observed.
 
-    def __call__(self, block: Block) -> Any:
-        return self.outer(self.inner(block))
+    Attributes
+    ----------
+    kept : list
+        What one visit found, in the order of the rows.
+    """
+
+    def __init__(self, rows: Rows, observe: Callable[[Block], list[Any]]) -> None:
+        super().__init__(rows)
+        self._observe = observe
+        self.kept: list[Any] = []
+
+    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
+        if self.kept:
+            yield from self._rows.map(function)
+            return
+        found = []
+        for result, seen in self._rows.map(partial(_with_seen, function, self._observe)):
+            found += seen
+            yield result
+        self.kept += found
+
+    def fold(
+        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+    ) -> T:
+        if self.kept:
+            return self._rows.fold(step, merge, sound)
+        first = None if sound is None else lambda both: sound(both[0])
+        total, found = self._rows.fold(
+            partial(_with_seen, step, self._observe), partial(_merged_with_seen, merge), first
+        )
+        self.kept += found
+        return total
+
+
+def _with_seen(
+    function: Callable[[Block], T], observe: Callable[[Block], list[Any]], block: Block
+) -> tuple[T, list[Any]]:
+    return function(block), observe(block)
+
+
+def _merged_with_seen(
+    merge: Callable[[T, T], T], one: tuple[T, list[Any]], two: tuple[T, list[Any]]
+) -> tuple[T, list[Any]]:
+    return merge(one[0], two[0]), one[1] + two[1]
 
 
 class ArrayRows(Rows):
@@ -177,21 +232,21 @@ class ArrayRows(Rows):
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         starts = range(0, self.n_rows, self.block_rows)
-        yield from ordered_map(self._visit(function), iter(starts), len(starts))
+        yield from ordered_map(self._visit(function), starts)
         if self._finite is not None:
             self._finite.proven = True
 
     def fold(
-        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
     ) -> T:
-        visit, n_blocks = self._visit(partial, sound), -(-self.n_rows // self.block_rows)
+        visit, n_blocks = self._visit(step, sound), -(-self.n_rows // self.block_rows)
         size = group_blocks(n_blocks)
 
         def group(index: int) -> T:
             blocks = range(index * size, min((index + 1) * size, n_blocks))
             return reduce(merge, (visit(block * self.block_rows) for block in blocks))
 
-        total = ordered_sum(group, -(-n_blocks // size), merge)
+        total = ordered_sum(group, range(-(-n_blocks // size)), merge)
         if self._finite is not None:
             self._finite.proven = True
         return total
@@ -216,12 +271,12 @@ S = TypeVar("S")
 
 
 def fold(
-    rows: Rows, partial: Callable[[Block], S], merge: Callable[[S, S], S], sound: Callable[[S], bool] | None = None
+    rows: Rows, step: Callable[[Block], S], merge: Callable[[S, S], S], sound: Callable[[S], bool] | None = None
 ) -> S:
-    """Return the merged ``si = partial(block i)``, in the fixed order of :meth:`Rows.fold`.
+    """Return the merged ``si = step(block i)``, in the fixed order of :meth:`Rows.fold`.
 
-    `partial` may run in any thread or process, and on a cluster `merge` does, too (so both must be picklable there);
+    `step` may run in any thread or process, and on a cluster `merge` does, too (so both must be picklable there);
     the order of merging depends on the number of blocks only, never on how many hands there are. `merge` may change
     and return its first argument. For `sound`, see there.
     """
-    return rows.fold(partial, merge, sound)
+    return rows.fold(step, merge, sound)

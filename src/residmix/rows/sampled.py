@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.rows.block import Block, concatenate, gather
-from residmix.rows.rows import Rows, RowsAround
+from residmix.rows.rows import ObservedRows, Rows
 
 __all__ = ["Sample", "SampledRows"]
 
-T = TypeVar("T")
 
-
-class SampledRows(RowsAround):
+class SampledRows(ObservedRows):
     """The same rows; the first fold over them also gathers the rows `index`, so that they cost no pass of their own.
 
     Parameters
@@ -31,34 +29,17 @@ class SampledRows(RowsAround):
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        index: NDArray[np.integer[Any]],
-        features: NDArray[np.integer[Any]] | None = None,
-        kept: list[Block] | None = None,
+        self, rows: Rows, index: NDArray[np.integer[Any]], features: NDArray[np.integer[Any]] | None = None
     ) -> None:
-        super().__init__(rows)
-        self._own, self._kept = _Few(index, features), [] if kept is None else kept
-
-    def with_block_rows(self, block_rows: int) -> SampledRows:
-        return SampledRows(self._rows.with_block_rows(block_rows), self._own.index, self._own.features, self._kept)
-
-    def map(self, function: Callable[[Block], T]) -> Iterator[T]:
-        return self._rows.map(function)
-
-    def fold(
-        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
-        if self._kept:
-            return self._rows.fold(partial, merge, sound)
-        first = None if sound is None else lambda both: sound(both[0])
-        total, parts = self._rows.fold(_WithRows(partial, self._own), _MergeBoth(merge), first)
-        self._kept += parts
-        return total
+        super().__init__(rows, partial(gather, index, features))
+        self._index, self._features = index, features
 
     def sample(self) -> Block:
         """Return the rows `index`."""
-        return concatenate(self._kept) if self._kept else self._own.narrowed(self._rows.take(self._own.index))
+        if self.kept:
+            return concatenate(self.kept)
+        taken = self._rows.take(self._index)
+        return taken if self._features is None else replace(taken, X=taken.X[:, self._features])
 
 
 @dataclass(frozen=True)
@@ -114,33 +95,3 @@ class Sample:
     @classmethod
     def _from_state(cls, plain: dict[str, Any], arrays: dict[str, Any]) -> Sample:
         return cls()
-
-
-@dataclass(frozen=True)
-class _Few:
-    index: NDArray[np.integer[Any]]
-    features: NDArray[np.integer[Any]] | None
-
-    def __call__(self, block: Block) -> list[Block]:
-        own = gather(block, self.index)
-        return [] if own is None else [self.narrowed(own)]
-
-    def narrowed(self, block: Block) -> Block:
-        return block if self.features is None else replace(block, X=block.X[:, self.features])
-
-
-@dataclass(frozen=True)
-class _WithRows:
-    partial: Callable[[Block], Any]
-    own: _Few
-
-    def __call__(self, block: Block) -> tuple[Any, list[Block]]:
-        return self.partial(block), self.own(block)
-
-
-@dataclass(frozen=True)
-class _MergeBoth:
-    merge: Callable[[Any, Any], Any]
-
-    def __call__(self, one: tuple[Any, list[Block]], two: tuple[Any, list[Block]]) -> tuple[Any, list[Block]]:
-        return self.merge(one[0], two[0]), one[1] + two[1]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DesignWarning, warn
-from residmix.rows.checks import Finite, check_weight
+from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows
 from residmix.sources.frames import (
     as_frame,
@@ -26,7 +26,8 @@ from residmix.sources.frames import (
     require_columns,
     unmasked,
 )
-from residmix.sources.table import DEFAULT_BLOCK_ROWS, Table
+from residmix.sources.recipe import Recipe
+from residmix.sources.table import Table
 
 if TYPE_CHECKING:
     from residmix.design.fit import Design
@@ -204,21 +205,11 @@ class MemoryTable(Table):
         refuse_other_order(self._native, weight, "sample_weight")
         return check_weight(self.weight_column(weight) if isinstance(weight, str) else weight, self.n_rows)
 
-    def rows(
-        self,
-        features: Sequence[str] | None = None,
-        *,
-        design: Design | None = None,
-        weight: Any = None,
-        preserved: bool = False,
-        block_rows: int = DEFAULT_BLOCK_ROWS,
-        allow_nan: bool = False,
-    ) -> ArrayRows:
-        weight = self.weight(weight)
-        X, columns = self.matrix(features)
-        dense, codes = self.design(design, preserved)
-        finite = Finite(self.columns if features is None else features, allow_nan)
-        return ArrayRows(X, dense, codes, weight, block_rows, columns=columns, finite=finite)
+    def rows_of(self, recipe: Recipe) -> ArrayRows:
+        weight = self.weight(recipe.weight)
+        X, columns = self.matrix(recipe.features)
+        dense, codes = self.design(recipe.design, recipe.preserved)
+        return ArrayRows(X, dense, codes, weight, recipe.block_rows, columns=columns, finite=recipe.finite)
 
 
 def _features(X: Any, name: str) -> NDArray[Any] | Frame:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate, cycle, repeat
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,8 @@ from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.files import FileTable
-from residmix.sources.stream import Recipe, StreamTable, beside, recut
-from residmix.sources.table import DEFAULT_BLOCK_ROWS
-
-if TYPE_CHECKING:
-    from residmix.design.fit import Design
+from residmix.sources.recipe import Recipe
+from residmix.sources.stream import StreamTable, beside, recut
 
 __all__ = ["ClusterFiles", "ClusterRows", "ClusterTable"]
 
@@ -97,28 +94,9 @@ class ClusterTable(StreamTable):
         """Say which of several places in rows ``start:stop`` can't be read, if one can't and that must be tried out."""
         return None
 
-    def rows(
-        self,
-        features: Sequence[str] | None = None,
-        *,
-        design: Design | None = None,
-        weight: Any = None,
-        preserved: bool = False,
-        block_rows: int = DEFAULT_BLOCK_ROWS,
-        allow_nan: bool = False,
-    ) -> Rows:
+    def rows_of(self, recipe: Recipe) -> Rows:
         client = self.client()
-        if client is None:
-            return super().rows(
-                features,
-                design=design,
-                weight=weight,
-                preserved=preserved,
-                block_rows=block_rows,
-                allow_nan=allow_nan,
-            )
-        recipe, array = self.recipe(features, design, weight, preserved, block_rows, allow_nan)
-        return ClusterRows(self, recipe, array, client)
+        return super().rows_of(recipe) if client is None else ClusterRows(self, *self.settled(recipe), client)
 
 
 class ClusterRows(Rows):

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from residmix.atomic import atomic_path
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
-from residmix.sources.table import Table
 
 __all__ = ["collect", "delivered", "write_parquet"]
 
@@ -136,12 +134,7 @@ class _Placed:
 
 
 def write_parquet(
-    rows: Rows,
-    function: Callable[[Block], NDArray[Any]],
-    names: Sequence[str],
-    path: str | os.PathLike[str],
-    *,
-    carry: tuple[Table, Sequence[str]] | None = None,
+    rows: Rows, function: Callable[[Block], NDArray[Any]], names: Sequence[str], path: str | os.PathLike[str]
 ) -> Path:
     """Write ``function(block)`` of all blocks to a Parquet file while they are computed.
 
@@ -155,8 +148,6 @@ def write_parquet(
     names : sequence of str
         The m column names.
     path : path
-    carry : (Table, columns), optional
-        Metadata columns of the same rows to be written beside the results.
 
     Returns
     -------
@@ -166,7 +157,7 @@ def write_parquet(
     Raises
     ------
     ValueError
-        If a carried column has the name of a result, `path` doesn't end in ``.parquet``, or it is a file that is read.
+        If `path` doesn't end in ``.parquet``, or it is a file that is read.
     FileNotFoundError
         If the folder doesn't exist.
     """
@@ -177,23 +168,14 @@ def write_parquet(
         raise ValueError(f"the output {os.fspath(path)!r} must end in .parquet")
     if os.path.exists(path) and any(os.path.samefile(path, source) for source in rows.paths):
         raise ValueError(f"the output {os.fspath(path)!r} is one of the files that are read; give it another name")
-    kept = tuple(carry[1]) if carry is not None else ()
-    for name in kept:
-        if name in names:
-            raise ValueError(f"column {name!r} can't be carried along: a result has the same name")
-    beside = _Beside(carry[0], kept) if carry is not None and kept else None
     with atomic_path(path) as temporary:
         writer: ParquetWriter | None = None
         try:
             for result in _grouped(rows.map(function)):
-                columns = {name: result[:, j] for j, name in enumerate(names)}
-                table = pa.table(columns)
-                if beside is not None:
-                    for name, column in beside.take(len(result)).items():
-                        table = table.append_column(name, column)
+                table = pa.table({name: result[:, j] for j, name in enumerate(names)})
                 # a dictionary of numbers that are all different is work for nothing
-                writer = writer or ParquetWriter(temporary, table.schema, use_dictionary=list(kept))
-                writer.write_table(table.cast(writer.schema))
+                writer = writer or ParquetWriter(temporary, table.schema, use_dictionary=False)
+                writer.write_table(table)
         finally:
             if writer is not None:
                 writer.close()
@@ -212,33 +194,3 @@ def _grouped(results: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
             held, size = [], 0
     if held:
         yield np.concatenate(held)
-
-
-class _Beside:
-    """Hands out carried columns in runs of any length."""
-
-    def __init__(self, table: Table, columns: Sequence[str]) -> None:
-        self._chunks = table.chunks(columns)
-        self._names = tuple(columns)
-        self._places = [table.metadata_columns.index(name) for name in columns]
-        self._left: Any = None
-
-    def take(self, n_rows: int) -> dict[str, Any]:
-        import pyarrow as pa
-
-        parts = [] if self._left is None else [self._left]
-        have = sum(part.num_rows for part in parts)
-        while have < n_rows:
-            parts.append(self._arrow(next(self._chunks)))
-            have += parts[-1].num_rows
-        whole = pa.concat_tables(parts, promote_options="permissive")
-        self._left = whole.slice(n_rows)
-        taken = whole.slice(0, n_rows)
-        return {name: taken[name] for name in self._names}
-
-    def _arrow(self, chunk: Any) -> Any:
-        import pyarrow as pa
-
-        if isinstance(chunk, np.ndarray):
-            return pa.table({name: chunk[:, place] for name, place in zip(self._names, self._places, strict=True)})
-        return nw.from_native(chunk, eager_only=True).to_arrow()

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from residmix.errors import DesignWarning, warn
+from residmix.rows.checks import Finite
 from residmix.rows.rows import Rows
 from residmix.sources.frames import require_columns, row_labels
+from residmix.sources.recipe import DEFAULT_BLOCK_ROWS, Recipe
 
 if TYPE_CHECKING:
     from residmix.design.fit import Design
 
 __all__ = ["Table"]
-
-DEFAULT_BLOCK_ROWS = 8192
 
 
 class Table(ABC):
@@ -114,7 +114,6 @@ class Table(ABC):
     def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
         """Yield the metadata in order: frames with `columns` (default: all), or arrays (b, p) if given as one."""
 
-    @abstractmethod
     def rows(
         self,
         features: Sequence[str] | None = None,
@@ -140,6 +139,13 @@ class Table(ABC):
         allow_nan : bool
             Let NaN features through. Infinities are refused always, in the first pass.
         """
+        names = self.columns if features is None else tuple(features)
+        require_columns(names, self.columns, "X")
+        return self.rows_of(Recipe(names, Finite(names, allow_nan), design, preserved, weight, block_rows))
+
+    @abstractmethod
+    def rows_of(self, recipe: Recipe) -> Rows:
+        """Return the rows that are made by a recipe."""
 
     @abstractmethod
     def batches(self) -> Iterator[Table]:
