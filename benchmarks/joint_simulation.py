@@ -24,7 +24,7 @@ from sklearn.metrics import adjusted_rand_score
 from residmix import ResidualMixture
 from residmix.conditional.ecm import ConditionalParams
 from residmix.conditional.gate import make_gate
-from residmix.mixture.families import make_params
+from residmix.mixture.params import make_params
 
 SHIFT = np.array([3.0, -3.0, 2.0])
 MODELS = {

@@ -14,8 +14,8 @@ import numpy as np
 from residmix.conditional.ecm import ConditionalEM, ConditionalParams
 from residmix.conditional.gate import make_gate
 from residmix.mixture.estep import mixture_block_rows
-from residmix.mixture.families import make_params
 from residmix.mixture.gaussian import MixtureEM
+from residmix.mixture.params import make_params
 from residmix.rows.rows import ArrayRows
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 
-from residmix.mixture.families import full_covariances
+from residmix.mixture.families.family import family
 from residmix.mixture.gaussian import GaussianMixture
 from residmix.removal.residualizer import Residualizer
 from residmix.sources.frames import refuse_other_order
@@ -115,7 +115,7 @@ def mdn_residualize(
         "residual": residual,
         "pi": mixture.weights_,
         "mu": mixture.means_,
-        "sigma": np.array(full_covariances(mixture.covariances_, covariance_type, *mixture.means_.shape)),
+        "sigma": np.array(family(covariance_type).full(mixture.covariances_, *mixture.means_.shape)),
         "log_likelihood": float(mixture.lower_bound_) * len(residual),
         "n_iter": int(mixture.n_iter_),
         "converged": bool(mixture.converged_),

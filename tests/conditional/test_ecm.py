@@ -20,8 +20,8 @@ from residmix.conditional.ecm import (
 from residmix.conditional.gate import Gate, log_priors, make_gate
 from residmix.em.loop import run_em
 from residmix.mixture.estep import mixture_block
-from residmix.mixture.families import make_params
 from residmix.mixture.mstep import m_step
+from residmix.mixture.params import make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows
 

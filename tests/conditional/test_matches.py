@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from residmix.conditional.matches import likely_matches, merged_down
-from residmix.mixture.families import make_params
+from residmix.mixture.params import make_params
 
 
 def mixtures(p, m, d, seed=0):

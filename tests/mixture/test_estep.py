@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 from residmix.kernels.exp import vector_exp
 from residmix.kernels.registers import WIDTH, integer, kernel, load, loop, store
 from residmix.mixture.estep import MixtureMoments, MixtureStep, log_joint, mixture_block, mixture_block_rows
-from residmix.mixture.families import make_params
+from residmix.mixture.params import make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, fold
 

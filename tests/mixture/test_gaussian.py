@@ -7,7 +7,7 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from residmix import GaussianMixture, ResidualMixture
 from residmix.errors import ScaleWarning
-from residmix.mixture.families import make_params
+from residmix.mixture.params import make_params
 from residmix.mixture.vector import pack, unpack
 
 FAMILIES = ["full", "tied", "diag", "spherical"]

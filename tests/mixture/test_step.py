@@ -8,8 +8,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 import residmix as rm
 from residmix.mixture.estep import mixture_block
-from residmix.mixture.families import make_params
 from residmix.mixture.mstep import m_step
+from residmix.mixture.params import make_params
 from residmix.mixture.step import stepwise
 
 FAMILIES = ["full", "tied", "diag", "spherical"]

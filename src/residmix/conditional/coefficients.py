@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from residmix.mixture.estep import MixtureMoments
-from residmix.mixture.families import MixtureParams
+from residmix.mixture.params import MixtureParams
 
 __all__ = ["coefficient_step", "conjugate_gradients"]
 
@@ -38,16 +38,17 @@ def coefficient_step(moments: MixtureMoments, q: int, mixture: MixtureParams) ->
     mean = moments.shift / weight[:, None]
     within = moments.scatter - weight[:, None, None] * mean[:, :, None] * mean[:, None, :]
     a, c = within[:, :q, :q] / moments.total, within[:, :q, q:] / moments.total
-    precisions = mixture.precisions()
-    if mixture.covariance_type == "tied":
+    of = mixture.family
+    if of.shared:
         return _solve_damped(a.sum(axis=0), c.sum(axis=0))
-    if mixture.covariance_type == "spherical":
-        return _solve_damped(np.tensordot(precisions, a, 1), np.tensordot(precisions, c, 1))
-    if mixture.covariance_type == "diag":
+    if of.diagonal:
+        precisions = of.diagonals(mixture.factors) ** 2
+        if of.isotropic:
+            return _solve_damped(np.tensordot(precisions[:, 0], a, 1), np.tensordot(precisions[:, 0], c, 1))
         left = np.einsum("kab,kj->jab", a, precisions)
         right = np.einsum("kaj,kj->ja", c, precisions)
         return np.stack([_solve_damped(lhs, rhs) for lhs, rhs in zip(left, right, strict=True)], axis=1)
-    return _solve_full(a, c, precisions)
+    return _solve_full(a, c, mixture.precisions())
 
 
 def _solve_full(a: Floats, c: Floats, precisions: Floats) -> Floats:

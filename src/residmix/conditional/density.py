@@ -17,7 +17,7 @@ from residmix.conditional.ecm import ConditionalParams, Scored, ToResidual
 from residmix.conditional.gate import log_priors
 from residmix.mixture.density import log_density, most_probable, per_row
 from residmix.mixture.estep import mixture_block_rows, responsibilities
-from residmix.mixture.families import n_covariance_parameters
+from residmix.mixture.families.family import family
 from residmix.moments.affine import Affine
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.block import Block
@@ -168,7 +168,7 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
         """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
         K, d = self.means_.shape
         r = self._to_residual.basis.shape[1]
-        mixture = n_covariance_parameters(self.covariance_type, K, d) + K * d + K - 1
+        mixture = family(self.covariance_type).n_parameters(K, d) + K * d + K - 1
         design = self.residualizer_.design_
         absorbed = sum(len(factor.levels) - 1 for factor in design.factors) if design is not None else 0
         return mixture + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)

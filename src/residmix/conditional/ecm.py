@@ -23,8 +23,8 @@ from residmix.conditional.coefficients import coefficient_step
 from residmix.conditional.gate import Gate, GateMoments, gate_moments, gate_step, log_priors
 from residmix.mixture import vector as mixture_vector
 from residmix.mixture.estep import MixtureMoments, log_joint, mixture_block
-from residmix.mixture.families import MixtureParams
 from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.params import MixtureParams
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.affine import Affine
 from residmix.moments.linear import LinearMoments
@@ -277,7 +277,7 @@ def conditional_m_step(
     r = moments.mixture.shift.shape[1] - mixture.n_features
     step = np.zeros_like(params.coef)
     # With a covariance in common the first coefficients don't depend on it.
-    cycles = 1 if mixture.covariance_type == "tied" or not (joint and r) else CYCLES
+    cycles = 1 if mixture.family.shared or not (joint and r) else CYCLES
     for _ in range(cycles):
         if joint and r:
             step = coefficient_step(moments.mixture, r, mixture)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.mixture.families import MixtureParams, make_params
+from residmix.mixture.params import MixtureParams, make_params
 
 __all__ = ["likely_matches", "merged_down"]
 

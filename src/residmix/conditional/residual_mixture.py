@@ -22,7 +22,8 @@ from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import fingerprint, run_starts
 from residmix.errors import DeadComponentWarning, keeps_notes, warn
 from residmix.mixture.estep import mixture_block_rows
-from residmix.mixture.families import COVARIANCE_TYPES, SingularCovarianceError
+from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.mixture.params import SingularCovarianceError
 from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.rows import Rows

@@ -27,7 +27,8 @@ from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.estep import log_joint, mixture_block_rows
-from residmix.mixture.families import MixtureParams, SingularCovarianceError, make_params
+from residmix.mixture.families.family import family
+from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params
 from residmix.mixture.starts import find_start, subsample
 from residmix.mixture.step import MixtureEM
 from residmix.rows.block import Block
@@ -205,7 +206,7 @@ class _Group:
         assert block.design is not None
         rows = ArrayRows(x, weight=weight)
         starts = [find_start(rows, K, covariance_type=covariance_type, reg_covar=reg_covar, random_state=random_state)]
-        if covariance_type == "tied":
+        if family(covariance_type).shared:
             starts += [_one_and_the_rest(x, weight, K, reg_covar, random_state) for _ in range(GROUP_RUNS)]
         ended = [run_em(MixtureEM(rows, reg_covar), start, tol=1e-5, max_iter=GROUP_ITERATIONS) for start in starts]
         best = max(ended, key=lambda state: state.log_likelihood)
@@ -316,13 +317,8 @@ def _matched(groups: list[_Group], covariance_type: str, gated: bool) -> list[Co
 
 def _as_family(mixture: MixtureParams, covariance_type: str) -> Floats:
     """Return the covariances of a mixture as those of a family."""
-    full = mixture.full_covariances()
-    if covariance_type == "full":
-        return np.array(full)
-    if covariance_type == "tied":
-        return np.tensordot(mixture.weights, full, 1)
-    variances = np.diagonal(full, axis1=1, axis2=2)
-    return np.array(variances) if covariance_type == "diag" else variances.mean(axis=1)
+    of = family(covariance_type)
+    return of.fit(of.of_full(mixture.full_covariances(), mixture.weights), mixture.weights)
 
 
 def _start_from(

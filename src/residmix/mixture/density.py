@@ -15,7 +15,8 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.mixture.estep import log_joint, mixture_block_rows, responsibilities
-from residmix.mixture.families import MixtureParams, n_covariance_parameters
+from residmix.mixture.families.family import family
+from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows, Rows
@@ -162,7 +163,7 @@ class MixtureDensity:
     def _n_parameters(self) -> int:
         """Return the number of free parameters."""
         K, d = self.means_.shape
-        return n_covariance_parameters(self.covariance_type, K, d) + K * d + K - 1
+        return family(self.covariance_type).n_parameters(K, d) + K * d + K - 1
 
     def bic(self, X: Any) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better."""

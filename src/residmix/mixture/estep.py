@@ -23,7 +23,7 @@ from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
 if TYPE_CHECKING:
-    from residmix.mixture.families import MixtureParams
+    from residmix.mixture.params import MixtureParams
 
 __all__ = [
     "MixtureMoments",
@@ -61,7 +61,7 @@ class MixtureMoments:
         :math:`\sum_i w_i r_{ik} (row_i - c_k)`, with m = q + d (q = 0 without extra columns).
     scatter : ndarray
         :math:`\sum_i w_i r_{ik} (row_i - c_k)(row_i - c_k)'`: (K, m, m) for full covariances and whenever there are
-        extra columns; else its diagonals (K, d) for diag and spherical, its sum over k (d, d) for tied.
+        extra columns; else its diagonals (K, d) for diagonal families, its sum over k (d, d) for one covariance of all.
     log_likelihood : float
         :math:`\sum_i w_i \log p(x_i)`.
     total : float
@@ -213,15 +213,16 @@ class Problem:
         """Make parameters ready; with `full` as full covariances, whatever their family."""
         K, d = params.means.shape
         constant = params.log_det - 0.5 * d * LOG_2PI
-        if full or params.covariance_type == "full":
+        if full or not (params.family.diagonal or params.family.shared):
             return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True)
-        means, factors = params.means, params.factors
-        origin = rotation = None
-        if params.covariance_type == "tied":
+        means, origin, rotation = params.means, None, None
+        if params.family.diagonal:
+            scales = params.family.diagonals(params.factors)
+        else:
             # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the digits
-            origin, rotation = means.mean(axis=0), factors
-            means, factors = (means - origin) @ rotation, np.ones(1)
-        scaled = np.sqrt(0.5) * np.broadcast_to(factors.reshape(len(factors), -1), (K, d))
+            origin, rotation = means.mean(axis=0), params.factors
+            means, scales = (means - origin) @ rotation, np.ones((1, 1))
+        scaled = np.sqrt(0.5) * np.broadcast_to(scales, (K, d))
         return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:

@@ -22,11 +22,8 @@ from residmix.em.runs import fingerprint, run_starts
 from residmix.errors import DeadComponentWarning, ScaleWarning, keeps_notes, warn
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
-from residmix.mixture.families import (
-    COVARIANCE_TYPES,
-    MixtureParams,
-    SingularCovarianceError,
-)
+from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on, find_start
 from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.vector import pack, unpack
@@ -48,7 +45,10 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
     ----------
     n_components : int, default=1
         Number of components, K.
-    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+    covariance_type : str, default="full"
+        "full", "tied", "diag" or "spherical", or one of mclust's fourteen names, "EII" to "VVV": a letter each for the
+        components' volume, shape and orientation, which are Equal, Varying or the Identity.
+        "full" is "VVV", "tied" "EEE", "diag" "VVI", "spherical" "VII".
     tol : float, default=1e-6
         EM stops when an iteration gained less than `tol` in log-likelihood per row, and all further ones together
         are expected to gain less than a hundred times that (Aitken's estimate). 0 means exactly `max_iter` iterations.
@@ -85,7 +85,7 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
     weights_ : ndarray (K,)
     means_ : ndarray (K, d)
     covariances_, precisions_, precisions_cholesky_ : ndarray
-        full (K, d, d), tied (d, d), diag (K, d), spherical (K,).
+        full (K, d, d), tied (d, d), diag (K, d), spherical (K,); of the other families (K, d, d).
     converged_ : bool
     n_iter_ : int
     lower_bound_ : float

@@ -12,7 +12,8 @@ from residmix.kernels.compiled import readable
 
 if TYPE_CHECKING:
     from residmix.mixture.estep import MixtureMoments
-from residmix.mixture.families import MixtureParams, family, make_params, matrix_diagonal
+from residmix.mixture.families.family import Family, family
+from residmix.mixture.params import MixtureParams, make_params
 
 __all__ = ["CANCELLED", "DEAD_ROWS", "covariances_from_scatter", "dead_components", "m_step"]
 
@@ -27,27 +28,37 @@ CANCELLED = 1e13
 
 
 def covariances_from_scatter(
-    scatter: Floats, shift: Floats, weight: Floats, covariance_type: str, reg_covar: float
+    scatter: Floats,
+    shift: Floats,
+    weight: Floats,
+    covariance_type: str,
+    reg_covar: float,
+    params: MixtureParams | None = None,
+    dead: NDArray[np.bool_] | None = None,
 ) -> Floats:
-    """Return the maximum-likelihood covariances of a family, plus `reg_covar` on their diagonals.
+    """Return the maximum-likelihood covariances of a family, for moments with `reg_covar` added to their diagonals.
 
     Parameters
     ----------
-    scatter : ndarray (K, d, d), (K, d) or (d, d)
-        Weighted scatter about the old means: of each component, its diagonal, or summed over components.
-        (K, d, d) serves every family.
-    shift : ndarray (K, d)
-        Weighted sums of ``x - old mean``.
-    weight : ndarray (K,)
-        Sums of the responsibilities; positive.
+    scatter, shift, weight
+        As for `residmix.mixture.families.family.Family.within`.
+    params : MixtureParams, optional
+        So far.
+    dead : ndarray of bool (K,), optional
+        Components whose moments are rounding errors: they count as if nothing had changed, with next to no weight.
     """
-    covariances = family(covariance_type).covariances(scatter, shift, weight)
-    if covariance_type in ("full", "tied"):
-        covariances = 0.5 * (covariances + np.swapaxes(covariances, -1, -2))
-        index = np.arange(covariances.shape[-1])
-        covariances[..., index, index] += reg_covar
-        return covariances
-    return covariances + reg_covar
+    of = family(covariance_type)
+    W = of.within(scatter, shift, weight)
+    if W.ndim == 3:
+        W = 0.5 * (W + np.swapaxes(W, 1, 2))
+        index = np.arange(W.shape[1])
+        W[:, index, index] += reg_covar
+    else:
+        W = W + reg_covar
+    previous = None if params is None or not of.linked else params.full_covariances()
+    if previous is not None and dead is not None and dead.any() and len(W) == len(dead):
+        W[dead] = of.of_full(previous, weight)[dead]
+    return of.fit(W, weight, previous)
 
 
 def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, revive: bool = True) -> MixtureParams:
@@ -63,7 +74,7 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
         If a component's rows don't span the space and `reg_covar` is 0.
     """
     floor = DEAD_ROWS * moments.total / moments.rows
-    if params.covariance_type == "full" and params.n_features <= SMALL:
+    if params.family.free and params.n_features <= SMALL:
         K, d = params.means.shape
         weights, means, covariances, factors = np.empty(K), np.empty((K, d)), np.empty((K, d, d)), np.empty((K, d, d))
         given = readable(moments.shift), readable(moments.scatter), readable(params.means)
@@ -71,7 +82,7 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
         if full_step(
             moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, e
         ) and factor_stack(covariances, factors, failed, root, e):
-            return MixtureParams(weights, means, covariances, factors, "full")
+            return MixtureParams(weights, means, covariances, factors, params.covariance_type)
     dead = dead_components(moments)
     weight = np.maximum(moments.weight, floor)
     e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
@@ -79,11 +90,11 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
     weights = np.where(dead, 0.0, moments.weight)
     weights /= weights.sum()
     covariances = covariances_from_scatter(
-        moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar
+        moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar, params, dead
     )
     covariances = _keep_where_cancelled(covariances, e, params, dead)
     if dead.any() and revive:
-        weights, means, covariances = _split_heaviest(weights, means, covariances, params.covariance_type, dead)
+        weights, means, covariances = _split_heaviest(weights, means, covariances, params.family, dead)
     return make_params(weights, means, covariances, params.covariance_type)
 
 
@@ -97,37 +108,23 @@ def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams,
 
     That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
     """
-    diagonal = covariances
-    if params.covariance_type in ("full", "tied"):
-        diagonal = matrix_diagonal(covariances)
-    if params.covariance_type == "tied":
-        lost = (e**2 > CANCELLED * np.abs(diagonal)).any()
-        return params.covariances if lost else covariances
-    rows = diagonal.reshape(len(covariances), -1)
-    lost_rows = (e**2 > CANCELLED * np.abs(rows)).any(axis=1) | dead
-    return np.where(lost_rows.reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)
+    jumped = (e**2 > CANCELLED * np.abs(params.family.diagonals(covariances))).any(axis=1)
+    if params.family.linked:  # the covariances of one component would contradict the others'
+        return params.covariances if jumped.any() else covariances
+    return np.where((jumped | dead).reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)
 
 
 def _split_heaviest(
-    weights: Floats, means: Floats, covariances: Floats, covariance_type: str, dead: NDArray[np.bool_]
+    weights: Floats, means: Floats, covariances: Floats, of: Family, dead: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats]:
     """Give each dead component half of the heaviest one, the halves half a standard deviation off its mean."""
     weights, means, covariances = weights.copy(), means.copy(), covariances.copy()
-    tied = covariance_type == "tied"
     for k in np.flatnonzero(dead):
         heavy = int(np.argmax(weights))
-        step = _longest_axis(covariances if tied else covariances[heavy], means.shape[1])
+        values, vectors = np.linalg.eigh(of.full(covariances, *means.shape)[heavy])
+        step = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
         means[k], means[heavy] = means[heavy] + 0.5 * step, means[heavy] - 0.5 * step
         weights[k] = weights[heavy] = 0.5 * weights[heavy]
-        if not tied:
+        if of.kept[0] == "K":
             covariances[k] = covariances[heavy]
     return weights, means, covariances
-
-
-def _longest_axis(covariance: Floats, d: int) -> Floats:
-    """Return the principal axis of a covariance (matrix, variances or one variance), one standard deviation long."""
-    if covariance.ndim == 2:
-        values, vectors = np.linalg.eigh(covariance)
-        return vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
-    variances = np.broadcast_to(covariance, (d,))
-    return np.where(np.arange(d) == np.argmax(variances), np.sqrt(variances), 0.0)

@@ -17,8 +17,9 @@ from sklearn.utils.random import sample_without_replacement
 from residmix.em.loop import run_em
 from residmix.kernels.clusters import cluster_moments, lloyd, seed
 from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
-from residmix.mixture.families import MixtureParams, make_params, params_from_precisions
+from residmix.mixture.families.family import family
 from residmix.mixture.mstep import covariances_from_scatter, m_step
+from residmix.mixture.params import MixtureParams, make_params, params_from_precisions
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows, fold
 from residmix.rows.threads import one_blas_thread
@@ -109,11 +110,11 @@ def _sorted_subsample(rows: Rows, n_components: int, random_state: np.random.Ran
 
 
 def _spread(x: Floats, w: Floats, covariance_type: str) -> Floats:
-    """Return the columns' standard deviations, 1 where constant; one value for all if the family knows just one."""
+    """Return the columns' standard deviations, 1 where constant; one value for all if the family has no other units."""
     mean = np.average(x, axis=0, weights=w)
     spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
     spread = np.where(spread > 1e-12 * np.abs(mean), spread, 0.0)
-    if covariance_type == "spherical":
+    if not family(covariance_type).unit_free:
         spread = np.broadcast_to(np.sqrt(np.mean(spread**2)), spread.shape)
     return np.where(spread > 0, spread, 1.0)
 
@@ -141,12 +142,8 @@ def _em_step(rows: Rows, reg_covar: float, params: MixtureParams) -> tuple[float
 
 def _rescaled(params: MixtureParams, centre: Floats, spread: Floats) -> MixtureParams:
     """Return the mixture of ``centre + spread * z`` for the mixture of z."""
-    kind = params.covariance_type
-    if kind in ("full", "tied"):
-        covariances = params.covariances * spread[:, None] * spread
-    else:
-        covariances = params.covariances * (spread[0] ** 2 if kind == "spherical" else spread**2)
-    return make_params(params.weights, centre + params.means * spread, covariances, kind)
+    covariances = params.family.scaled(params.covariances, spread)
+    return make_params(params.weights, centre + params.means * spread, covariances, params.covariance_type)
 
 
 def _one_start(
@@ -174,7 +171,7 @@ def _from_labels(
     columns: Floats, w: Floats, labels: NDArray[np.int64], K: int, covariance_type: str, reg_covar: float
 ) -> MixtureParams:
     """Return the M-step's answer to clusters."""
-    diagonal = covariance_type not in ("full", "tied")
+    diagonal = family(covariance_type).diagonal
     weight, means, scatter = cluster_moments(columns, w, labels, K, diagonal=diagonal)
     return _steadied(weight, means, scatter, len(w), covariance_type, reg_covar)
 
@@ -189,9 +186,9 @@ def _from_shares(x: Floats, shares: Floats, covariance_type: str, reg_covar: flo
 
 def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
     weighted = deviation * share[:, None]
-    if covariance_type in ("full", "tied"):
-        return weighted.T @ deviation
-    return np.einsum("ij,ij->j", weighted, deviation)
+    if family(covariance_type).diagonal:
+        return np.einsum("ij,ij->j", weighted, deviation)
+    return weighted.T @ deviation
 
 
 def _steadied(
@@ -220,7 +217,7 @@ def check_given(
     K, d = n_components, n_features
     weights = _shaped(weights, (K,), "weights")
     means = _shaped(means, (K, d), "means")
-    precisions = _shaped(precisions, _covariance_shape(covariance_type, K, d), f"{covariance_type} precision")
+    precisions = _shaped(precisions, family(covariance_type).shape_of(K, d), f"{covariance_type} precision")
     if weights is not None:
         if (weights < 0).any() or (weights > 1).any():
             raise ValueError(
@@ -243,16 +240,12 @@ def check_goes_on(
 ) -> None:
     """Raise if a fitted mixture isn't of the size and family that a fit is to go on with."""
     K, d = n_components, n_features
-    if means.shape != (K, d) or covariances.shape != _covariance_shape(covariance_type, K, d):
+    if means.shape != (K, d) or covariances.shape != family(covariance_type).shape_of(K, d):
         raise ValueError(
             f"{method} goes on from the last fit, but that has means of shape {means.shape} and covariances of shape "
             f"{covariances.shape}, which isn't n_components={K} and covariance_type={covariance_type!r} with {d} "
             "features; begin anew with a clone of the estimator"
         )
-
-
-def _covariance_shape(covariance_type: str, K: int, d: int) -> tuple[int, ...]:
-    return {"full": (K, d, d), "tied": (d, d), "diag": (K, d), "spherical": (K,)}[covariance_type]
 
 
 def _shaped(values: Any, shape: tuple[int, ...], name: str) -> Floats | None:
@@ -265,7 +258,7 @@ def _shaped(values: Any, shape: tuple[int, ...], name: str) -> Floats | None:
 
 
 def _check_precisions(precisions: Floats, covariance_type: str) -> None:
-    if covariance_type in ("diag", "spherical"):
+    if not family(covariance_type).matrices:
         if (precisions <= 0).any():
             raise ValueError(f"'{covariance_type} precision' should be positive")
         return

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.mixture.estep import MixtureMoments, MixtureStep
-from residmix.mixture.families import MixtureParams
 from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.params import MixtureParams
 from residmix.rows.rows import Rows, fold
 
 __all__ = ["Floats", "MixtureEM", "overwhelmed_columns", "stepwise"]
@@ -80,14 +80,13 @@ def stepwise(
     Cappe and Moulines, "On-line expectation-maximization algorithm for latent data models", J. R. Stat. Soc. B 71
     (2009).
     """
-    kind, weights, (K, d) = params.covariance_type, params.weights, params.means.shape
-    if kind == "full":
-        scatter = weights[:, None, None] * (params.covariances - reg_covar * np.eye(d))
-    elif kind == "tied":
-        scatter = params.covariances - reg_covar * np.eye(d)
+    of, weights = params.family, params.weights
+    before = of.moments_of(params.covariances)
+    if of.diagonal:
+        scatter = weights[:, None] * np.broadcast_to(np.maximum(before - reg_covar, 0.0), params.means.shape)
     else:
-        variances = params.covariances.reshape(K, -1) - reg_covar
-        scatter = weights[:, None] * np.broadcast_to(np.maximum(variances, 0.0), (K, d))
+        scatter = before - reg_covar * np.eye(params.n_features)
+        scatter = scatter[0] if of.shared else weights[:, None, None] * scatter
     part = share / moments.total
     blended = MixtureMoments(
         (1 - share) * weights + part * moments.weight,

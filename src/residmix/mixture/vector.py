@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.compiled import compiled
-from residmix.mixture.families import MixtureParams, params_from_factors
+from residmix.mixture.params import MixtureParams, make_params, params_from_factors
 
 __all__ = ["pack", "typical_spread", "unpack"]
 
@@ -21,14 +21,7 @@ LARGEST_LOG = 300.0
 
 def typical_spread(params: MixtureParams) -> Floats:
     """Return the features' typical standard deviations within components, (d,)."""
-    K, d = params.means.shape
-    variances = params.covariances
-    if params.covariance_type in ("full", "tied"):
-        variances = variances.diagonal(0, -2, -1)
-    elif params.covariance_type == "spherical":
-        variances = variances[:, None]
-    if variances.shape != (K, d):
-        variances = np.broadcast_to(variances, (K, d))
+    variances = np.broadcast_to(params.family.diagonals(params.covariances), params.means.shape)
     return np.sqrt(params.weights @ variances)
 
 
@@ -36,36 +29,40 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     """Return the parameters as one unconstrained vector, free of the features' units.
 
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
-    diagonals (of diag and spherical, the plain logarithm: units are a constant there): every vector is a
+    diagonals (of those that aren't kept as matrices the plain logarithm: units are a constant there): every vector is a
     valid mixture, so an extrapolated one is, too.
     """
     scale = typical_spread(like)
     factors, (K, d) = params.factors, params.means.shape
-    spherical = params.covariance_type in ("diag", "spherical")
+    matrices = params.family.matrices
     n_matrices = factors.size // d**2
-    vector = np.empty(K + K * d + (factors.size if spherical else n_matrices * d * (d + 1) // 2))
+    vector = np.empty(K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
     np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
     np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
-    if spherical:
-        np.log(factors.ravel(), out=vector[K + K * d :])
-    else:
+    if matrices:
         _pack_triangles(np.ascontiguousarray(factors).reshape(-1, d, d), scale, vector[K + K * d :])
+    else:
+        np.log(factors.ravel(), out=vector[K + K * d :])
     return vector
 
 
 def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
-    """Return the mixture that `pack` made `vector` of."""
+    """Return the mixture that `pack` made `vector` of; of a curved family the likeliest one nearby."""
     scale = typical_spread(like)
     K, d = like.means.shape
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()
     means, rest = vector[K : K + K * d].reshape(K, d) * scale, vector[K + K * d :]
-    if like.covariance_type in ("diag", "spherical"):
-        factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
-    else:
+    if like.family.matrices:
         factors = np.empty(like.factors.shape)
         _unpack_triangles(rest, scale, factors.reshape(-1, d, d))
-    return params_from_factors(weights, means, factors, like.covariance_type)
+    else:
+        factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
+    params = params_from_factors(weights, means, factors, like.covariance_type)
+    if like.family.closed:
+        return params
+    nearest = like.family.fit(like.family.of_full(params.full_covariances(), weights), weights, like.full_covariances())
+    return make_params(weights, means, nearest, like.covariance_type)
 
 
 @compiled

@@ -29,7 +29,7 @@ HOMES = {
     "em.Journal": "residmix.em.runs:Journal",
     "em.Memory": "residmix.em.loop:Memory",
     "em.State": "residmix.em.loop:EMState",
-    "mixture.Params": "residmix.mixture.families:MixtureParams",
+    "mixture.Params": "residmix.mixture.params:MixtureParams",
     "moments.Affine": "residmix.moments.affine:Affine",
     "moments.Cells": "residmix.moments.absorbed:Cells",
     "moments.FactorFit": "residmix.moments.solve_absorbed:FactorFit",

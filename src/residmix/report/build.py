@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.mixture.families import full_covariances
+from residmix.mixture.families.family import family
 from residmix.report.html import render
 from residmix.report.plots import explained_bars, figure_svg, scatter_before_after
 from residmix.report.summarise import component_order, summarise
@@ -43,7 +43,7 @@ def build_report(
         command=command,
     )
     order = component_order(model)
-    covariances = full_covariances(model.covariances_, model.covariance_type, *model.means_.shape)[order]
+    covariances = family(model.covariance_type).full(model.covariances_, *model.means_.shape)[order]
     shown = np.argsort(order)[labels]
     few = reference or next(iter((metadata or {}).items()), None)
     scatter = scatter_before_after(X, residual, shown, np.asarray(model.means_)[order], covariances, feature_names, few)

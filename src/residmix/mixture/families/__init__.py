@@ -1,0 +1,1 @@
+"""Covariance families as values: what is alike between components, and what follows from that."""

@@ -1,0 +1,155 @@
+"""Parameters of a mixture, and from what they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
+from residmix.mixture.families.family import Family, family
+
+__all__ = [
+    "MixtureParams",
+    "SingularCovarianceError",
+    "make_params",
+    "params_from_factors",
+    "params_from_precisions",
+]
+
+Floats = NDArray[np.float64]
+
+
+class SingularCovarianceError(ValueError):
+    """A covariance isn't positive definite, so its density doesn't exist."""
+
+    def __init__(self, components: NDArray[np.intp]) -> None:
+        super().__init__(
+            "Fitting the mixture model failed because some components have ill-defined empirical covariance "
+            "(for instance caused by singleton or collapsed samples). Try to decrease the number of "
+            "components, increase reg_covar, or scale the input data. "
+            f"Components concerned: {components.tolist()}."
+        )
+        self.components = components
+
+    def __reduce__(self) -> tuple[type[SingularCovarianceError], tuple[NDArray[np.intp]]]:
+        return type(self), (self.components,)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureParams:
+    r"""Parameters of :math:`\sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`.
+
+    Attributes
+    ----------
+    weights : ndarray (K,)
+        Mixing proportions; sum to one.
+    means : ndarray (K, d)
+    covariances, factors : ndarray
+        Shapes by family. ``factors`` are upper triangular with ``inv(covariance) = factor @ factor.T``, so
+        ``(x - mean) @ factor`` is standard normal. scikit-learn calls them ``precisions_cholesky_``.
+    covariance_type : str
+        Name of the family.
+    """
+
+    weights: Floats
+    means: Floats
+    covariances: Floats
+    factors: Floats
+    covariance_type: str
+
+    @property
+    def n_components(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.means.shape[1]
+
+    @property
+    def log_weights(self) -> Floats:
+        """``log(weights)``, with -inf for a weight of 0."""
+        if self.weights.min() > 0:
+            return np.log(self.weights)
+        with np.errstate(divide="ignore"):
+            return np.log(self.weights)
+
+    @property
+    def family(self) -> Family:
+        return family(self.covariance_type)
+
+    @property
+    def log_det(self) -> Floats:
+        """Logarithm of each factor's determinant, (K,): minus half the covariance's log-determinant."""
+        logs = np.log(self.family.diagonals(self.factors))
+        sums = logs.sum(axis=1) * (self.n_features // logs.shape[1])
+        return np.broadcast_to(sums, (self.n_components,))
+
+    def precisions(self) -> Floats:
+        """Return the inverse covariances, in the family's shape."""
+        if self.family.matrices:
+            return self.factors @ np.swapaxes(self.factors, -1, -2)
+        return self.factors**2
+
+    def full_covariances(self) -> Floats:
+        """Return the covariances as (K, d, d), whatever the family."""
+        return self.family.full(self.covariances, *self.means.shape)
+
+    def full_factors(self) -> Floats:
+        """Return the factors as (K, d, d), whatever the family."""
+        return self.family.full(self.factors, *self.means.shape)
+
+
+def factor_covariances(covariances: Floats, family: Family) -> Floats:
+    """Return upper triangular factors with ``factor @ factor.T = inv(covariance)``.
+
+    Raises
+    ------
+    SingularCovarianceError
+        With the components whose covariance isn't positive definite.
+    """
+    if family.matrices:
+        factors, failed = inverse_cholesky(_stacked(covariances))
+        if failed.any():
+            raise SingularCovarianceError(np.flatnonzero(failed))
+        return factors.reshape(covariances.shape)
+    rows = covariances.reshape(len(covariances), -1)
+    bad = np.flatnonzero(~((rows > 0) & np.isfinite(rows)).all(axis=1))
+    if bad.size:
+        raise SingularCovarianceError(bad)
+    return 1.0 / np.sqrt(covariances)
+
+
+def make_params(weights: Floats, means: Floats, covariances: Floats, covariance_type: str) -> MixtureParams:
+    """Return parameters with their factors.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a covariance isn't positive definite.
+    """
+    factors = factor_covariances(covariances, family(covariance_type))
+    return MixtureParams(weights, means, covariances, factors, covariance_type)
+
+
+def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, covariance_type: str) -> MixtureParams:
+    """Return parameters from inverse covariances."""
+    if not family(covariance_type).matrices:
+        return MixtureParams(weights, means, 1.0 / precisions, np.sqrt(precisions), covariance_type)
+    # precision = U U' with U upper triangular: reverse rows and columns, and it's an ordinary Cholesky factor
+    factors = np.array(np.linalg.cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1], dtype=np.float64)
+    return params_from_factors(weights, means, factors, covariance_type)
+
+
+def params_from_factors(weights: Floats, means: Floats, factors: Floats, covariance_type: str) -> MixtureParams:
+    """Return parameters from triangular factors of the inverse covariances."""
+    if not family(covariance_type).matrices:
+        return MixtureParams(weights, means, 1.0 / factors**2, factors, covariance_type)
+    inverses = inverse_triangles(_stacked(factors))
+    covariances = (np.swapaxes(inverses, 1, 2) @ inverses).reshape(factors.shape)
+    return MixtureParams(weights, means, covariances, factors, covariance_type)
+
+
+def _stacked(matrices: Floats) -> Floats:
+    return matrices.reshape(-1, *matrices.shape[-2:])
