@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from copy import copy
 from functools import cached_property
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from residmix.design.columns import Metadata, open_metadata, plain_matrix, spotted
 from residmix.design.expressions import Call, Column
-from residmix.design.formula import parse_formula
+from residmix.design.formula import FormulaError, parse_formula
 from residmix.design.levels import Levels, missing_error
 from residmix.design.reader import RowReader
 from residmix.design.survey import Learned
@@ -75,7 +76,7 @@ class Design:
         for plan in self._plans:
             label = ":".join(factor.label for factor in plan.factors)
             levels = self._levels(plan.factors[0]) if len(plan.factors) == 1 else None
-            own = list(self._names(plan))
+            own = list(itertools.islice(self._names(plan), MAX_COLUMNS + 1))
             index = None
             if plan.kind == "absorbed":
                 assert levels is not None
@@ -99,7 +100,7 @@ class Design:
             if not plan.preserved:
                 self.n_removed += len(own)
             if len(names) > MAX_COLUMNS:
-                raise ValueError(
+                raise FormulaError(
                     f"the design has more than {MAX_COLUMNS} columns at term {label!r}; interactions of factors with "
                     "many levels are written out, only main effects are absorbed"
                 )

@@ -6,7 +6,39 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Call", "Column", "Contrast", "Expression", "Literal", "Number", "Operation", "Terms", "quoted"]
+__all__ = [
+    "CONTRASTS",
+    "FUNCTIONS",
+    "Call",
+    "Column",
+    "Contrast",
+    "Expression",
+    "Literal",
+    "Number",
+    "Operation",
+    "Terms",
+    "quoted",
+]
+
+# What each function takes besides its first argument, in positional order.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "C": ("contrast", "levels"),
+    "I": (),
+    "bs": ("df", "knots", "degree", "lower_bound", "upper_bound", "extrapolation"),
+    "cc": ("df", "knots", "lower_bound", "upper_bound"),
+    "center": (),
+    "cr": ("df", "knots", "lower_bound", "upper_bound", "extrapolation"),
+    "exp": (),
+    "expm1": (),
+    "log": (),
+    "log10": (),
+    "log1p": (),
+    "log2": (),
+    "poly": ("degree", "raw"),
+    "scale": ("center", "scale", "ddof"),
+    "sqrt": (),
+}
+CONTRASTS = ("contr.helmert", "contr.sum", "contr.treatment")
 
 
 @dataclass(frozen=True)

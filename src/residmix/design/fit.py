@@ -13,11 +13,14 @@ from residmix.design.coding import coded_terms
 from residmix.design.columns import Metadata, open_metadata
 from residmix.design.design import Design
 from residmix.design.expressions import Column, Terms
-from residmix.design.formula import parse_formula
+from residmix.design.formula import FormulaError, parse_formula
 from residmix.design.survey import Learned, survey
 from residmix.design.terms import DesignMatrix, Factor, Term
 
 __all__ = ["Design", "DesignMatrix", "Factor", "Term", "fit_design"]
+
+# Columns of interactions that are always let through.
+MAX_CROSSED = 300
 
 
 def fit_design(
@@ -111,8 +114,20 @@ def fit_design(
         plans,
         found.learned,
     )
+    _check_cost(design, found.n_rows)
     found.warn(design.terms)
     return design
+
+
+def _check_cost(design: Design, n_rows: int) -> None:
+    """Refuse interactions of more columns than the rows could tell apart; a solve costs their number cubed."""
+    crossed = [term for term in design.terms if ":" in term.name]
+    width = sum(term.columns.stop - term.columns.start for term in crossed)
+    if width > max(MAX_CROSSED, n_rows):
+        raise FormulaError(
+            f"the interactions {', '.join(term.name for term in crossed)} have {width} columns, which {n_rows} rows "
+            "can't tell apart; leave them out, or give their variables fewer levels"
+        )
 
 
 def _every_column(first: Metadata, kept: Terms) -> Terms:

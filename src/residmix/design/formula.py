@@ -10,9 +10,9 @@ A formula may come from a file that somebody else wrote, so its grammar is a lis
     primary    = "1" | name | call | "(" sum ")"
     call       = function "(" arithmetic {"," [key "="] literal} ")"
 
-with the functions of :data:`FUNCTIONS`, arithmetic ``+ - * / **`` inside a call, and literals that are numbers,
-strings, True, False, None, lists of them or contrasts such as ``contr.treatment("A")``. A column whose name isn't an
-identifier stands in backticks. The algebra of terms is that of Wilkinson and Rogers (1973), as in R.
+with the functions of `residmix.design.expressions`, arithmetic ``+ - * / **`` inside a call, and literals that are
+numbers, strings, True, False, None, lists of them or contrasts such as ``contr.treatment("A")``. A column whose name
+isn't an identifier stands in backticks. The algebra of terms is that of Wilkinson and Rogers (1973), as in R.
 """
 
 from __future__ import annotations
@@ -21,38 +21,31 @@ import ast
 import re
 from typing import NoReturn
 
-from residmix.design.expressions import Call, Column, Contrast, Expression, Literal, Number, Operation, Terms
+from residmix.design.expressions import (
+    CONTRASTS,
+    FUNCTIONS,
+    Call,
+    Column,
+    Contrast,
+    Expression,
+    Literal,
+    Number,
+    Operation,
+    Terms,
+)
 from residmix.errors import did_you_mean
 
-__all__ = ["FUNCTIONS", "FormulaError", "formula_columns", "parse_formula"]
-
-# What each function takes besides its first argument, in positional order.
-FUNCTIONS: dict[str, tuple[str, ...]] = {
-    "C": ("contrast", "levels"),
-    "I": (),
-    "bs": ("df", "knots", "degree", "lower_bound", "upper_bound", "extrapolation"),
-    "cc": ("df", "knots", "lower_bound", "upper_bound"),
-    "center": (),
-    "cr": ("df", "knots", "lower_bound", "upper_bound", "extrapolation"),
-    "exp": (),
-    "expm1": (),
-    "log": (),
-    "log10": (),
-    "log1p": (),
-    "log2": (),
-    "poly": ("degree", "raw"),
-    "scale": ("center", "scale", "ddof"),
-    "sqrt": (),
-}
-CONTRASTS = ("contr.helmert", "contr.sum", "contr.treatment")
+__all__ = ["FormulaError", "formula_columns", "parse_formula"]
 
 # Bounds on what a short text may ask for: (a+b+...)**9 would otherwise fill any memory.
 MAX_LENGTH, MAX_DEPTH, MAX_POWER = 20_000, 40, 9
 MAX_TERMS, MAX_FACTORS, MAX_OPERATIONS = 5_000, 7, 200
+# Digits of a number, and knots of all splines of one formula together: a basis costs the square of their number.
+MAX_DIGITS, MAX_KNOTS = 40, 500
 
 _TOKEN = re.compile(
     r"""\s*(?:
-      (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+      (?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.]))
     | (?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)
     | `(?P<quoted>(?:[^`]|``)*)`
     | (?P<string>"[^"\\\n]*"|'[^'\\\n]*')
@@ -107,7 +100,7 @@ class _Parser:
             raise FormulaError(f"a formula is a string such as 'age + C(site)', not {type(text).__name__}")
         if len(text) > MAX_LENGTH:
             raise FormulaError(f"the formula is {len(text)} characters long; at most {MAX_LENGTH} are let through")
-        self.text, self.depth, self.at, self.operations = text, 0, 0, 0
+        self.text, self.depth, self.at, self.operations, self.knots = text, 0, 0, 0, 0
         self.tokens: list[tuple[str, str, int]] = []
         place, end = 0, len(text.rstrip())
         while place < end:
@@ -116,6 +109,8 @@ class _Parser:
                 place += len(text[place:]) - len(text[place:].lstrip())
                 self.refuse(f"{text[place]!r} is not let through in a formula", place)
             kind = str(match.lastgroup)
+            if kind == "number" and len(match.group(kind)) > MAX_DIGITS:
+                self.refuse(f"a number has at most {MAX_DIGITS} characters", match.start(kind))
             self.tokens.append((kind, match.group(kind), match.start(kind)))
             place = match.end()
         self.tokens.append(("end", "", end))
@@ -344,7 +339,15 @@ class _Parser:
             options[key] = self.literal()
         self.expect(")")
         self.depth -= 1
+        self.count_knots(options)
         return Call(function, argument, tuple((key, options[key]) for key in names if key in options))
+
+    def count_knots(self, options: dict[str, Literal]) -> None:
+        knots, df = options.get("knots"), options.get("df")
+        self.knots += len(knots) if isinstance(knots, tuple) else 0
+        self.knots += df if type(df) is int and df > 0 else 0
+        if self.knots > MAX_KNOTS:
+            self.refuse(f"the splines of a formula have at most {MAX_KNOTS} knots together, these have {self.knots}")
 
     def literal(self) -> Literal:
         if self.accept("["):

@@ -117,6 +117,10 @@ class Survey:
     with_missing: frozenset[str]
     tallies: dict[str, _Tally]
 
+    @property
+    def n_rows(self) -> int:
+        return max((tally.rows for tally in self.tallies.values()), default=0)
+
     def warn(self, terms: Iterable[Term]) -> None:
         """Warn of integer codes used as numbers, and of levels with too few rows to estimate their effect."""
         terms = list(terms)
