@@ -111,7 +111,7 @@ def mdn_residualize(
             warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(residual)
     found = {
-        "beta": np.vstack([residualizer.coef_, residualizer.intercept_]),
+        "beta": np.vstack(residualizer.fit_.of_least_norm()),
         "residual": residual,
         "pi": mixture.weights_,
         "mu": mixture.means_,

@@ -149,17 +149,8 @@ def variance_shares(moments: Sequence[LinearMoments], terms: Sequence[slice | No
 
 def _in_sample(fit: LinearFit, term: slice) -> tuple[Array, Array, Array]:
     """Return share, p-value and numerator degrees of freedom of a term's F test, (d,) each."""
-    share, p_value = term_shares(fit, term)
-    if term == slice(0, len(fit.coef)):
-        share = explained(fit)
-    degrees = np.empty(len(share))
-    for group, covariance in enumerate(fit.covariance):
-        block = covariance[term, term]
-        spread = np.sqrt(np.maximum(np.diagonal(block), 0.0))
-        spread = np.where(spread > 0, spread, 1.0)
-        values = np.linalg.eigvalsh(block / spread[:, None] / spread) if len(block) else np.empty(0)
-        degrees[fit.group == group] = np.count_nonzero(values > 1e-10 * np.max(values, initial=0.0))
-    return share, p_value, degrees
+    share, p_value, degrees = term_shares(fit, term)
+    return explained(fit) if term == slice(0, len(fit.coef)) else share, p_value, degrees
 
 
 def _held_out_errors(

@@ -21,7 +21,7 @@ class LinearFit:
     Attributes
     ----------
     coef : ndarray (q, d)
-        Of minimum norm, with the intercept as one of the coefficients, when the design has not full rank.
+        Of least contributions when the design has not full rank (:mod:`residmix.moments.aliased`).
     constant : ndarray (d,)
         ``x - origin_x = constant + (a - origin_a) coef``.
     origin_a, origin_x : ndarray (q,), (d,)
@@ -43,6 +43,13 @@ class LinearFit:
         Weighted sums of squares of the residual, and of the centred feature.
     count, weight : ndarray (d,)
         Rows of positive weight and sum of weights, by feature.
+    scale : ndarray (n_groups, q)
+        Spread of the columns; 1 for those that don't vary.
+    null : tuple of ndarray (q, k)
+        By group, directions of ``coef * scale`` that leave the fit as it is, orthonormal.
+    unknown : ndarray of bool (n_groups, q + 1)
+        Coefficients, and intercept, that can't be estimated: the columns of their own and of earlier terms leave them
+        open.
     """
 
     coef: Array
@@ -60,6 +67,10 @@ class LinearFit:
     tss: Array
     count: Array
     weight: Array
+    # none of them in model files of before
+    scale: Array | None = None
+    null: tuple[Array, ...] = ()
+    unknown: NDArray[np.bool_] | None = None
 
     @property
     def intercept(self) -> Array:
@@ -77,3 +88,18 @@ class LinearFit:
         # A preserved effect stays, but not its mean: the residual is centred.
         mean_kept = np.einsum("dk,kd->d", self.offset_a[self.group][:, kept], self.coef[kept])
         return Affine(self.origin_x, self.origin_a[: kept.start], self.coef[: kept.start], self.constant + mean_kept)
+
+    def of_least_norm(self) -> tuple[Array, Array]:
+        """Return coefficients and intercept with the least sum of squares: the textbook's solution of [a 1] b = x."""
+        coef, intercept = self.coef.copy(), self.intercept
+        for g, null in enumerate(self.null):
+            if null.shape[1]:
+                assert self.scale is not None
+                own = self.group == g
+                directions = null / self.scale[g][:, None]
+                moved = -(self.origin_a + self.offset_a[g]) @ directions
+                basis, _ = np.linalg.qr(np.vstack([directions, moved]))
+                along = basis @ (basis.T @ np.vstack([coef[:, own], intercept[own]]))
+                coef[:, own] -= along[:-1]
+                intercept[own] -= along[-1]
+        return coef, intercept

@@ -17,6 +17,9 @@ __all__ = ["canonical_correlations", "coefficient_table", "correlations_beside_f
 
 Array = NDArray[np.float64]
 
+# As in residmix.moments.aliased: what moves coefficients by less doesn't.
+_MOVES = 1e-6
+
 
 def explained(fit: LinearFit) -> Array:
     """Return :math:`R^2 = 1 - RSS/TSS` per feature (d,); 0 for a constant feature, which leaves nothing to explain."""
@@ -76,11 +79,14 @@ def coefficient_table(fit: LinearFit, columns: Sequence[str], features: Sequence
     :math:`\nu_j` degrees, and partial :math:`R^2 = t^2/(t^2 + \nu_j)` is the share of the variance that the other
     columns leave which this one takes. With a ridge penalty C is the sandwich that belongs to the shrunk coefficients.
 
+    A coefficient that can't be estimated is NaN, with all that belongs to it: the columns of its own and of earlier
+    terms determine it. Of terms that share something, the earlier one has it (:mod:`residmix.moments.aliased`).
+
     Returns
     -------
     DataFrame
-        Columns feature, term, estimate, std_error, statistic, p_value, partial_r2. NaN where no degree of freedom is
-        left.
+        Columns feature, term, estimate, std_error, statistic, p_value, partial_r2. All but the estimate are NaN where
+        no degree of freedom is left.
     """
     import pandas as pd
     from scipy.special import stdtr
@@ -93,9 +99,12 @@ def coefficient_table(fit: LinearFit, columns: Sequence[str], features: Sequence
     )
     variances = np.vstack([variances, at_zero])
     estimate = np.vstack([fit.coef, fit.intercept])
+    if fit.unknown is not None:
+        estimate[fit.unknown[fit.group].T] = np.nan
     degrees = fit.residual_degrees
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.sqrt(np.where(degrees > 0, fit.rss / degrees, np.nan) * np.maximum(variances, 0.0))
+        error[np.isnan(estimate)] = np.nan
         statistic = estimate / error
         p_value = 2.0 * stdtr(degrees, -np.abs(statistic))
         partial = 1.0 / (1.0 + degrees / statistic**2)
@@ -112,23 +121,25 @@ def coefficient_table(fit: LinearFit, columns: Sequence[str], features: Sequence
     )
 
 
-def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array]:
-    r"""Return partial :math:`R^2` (d,) and the p-value (d,) of the F test of some columns together.
+def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array, Array]:
+    r"""Return partial :math:`R^2`, p-value and numerator's degrees of the F test of some columns together, each (d,).
 
-    The sum of squares that they add to the others is the Wald form :math:`b' (C_{bb})^{+} b`.
+    The sum of squares that they add to the others is the Wald form :math:`(L'b)' (L' C_{bb} L)^{-1} L'b` of what of
+    their coefficients b can be told from the others: L spans what no direction that leaves the fit as it is moves.
+    Columns that the others determine altogether add nothing, with 0 degrees and no p-value.
     """
     from scipy.special import fdtrc
 
-    gain = np.empty(len(fit.rss))
-    numerator = np.empty(len(fit.rss))
+    gain, numerator = np.zeros(len(fit.rss)), np.zeros(len(fit.rss))
     for g in range(len(fit.covariance)):
-        block = fit.covariance[g][columns, columns]
+        members = fit.group == g
+        tell, scale = _told_from_others(fit, g, columns)
+        block = tell.T @ (fit.covariance[g][columns, columns] * scale[:, None] * scale) @ tell
         spread = np.sqrt(np.maximum(np.diagonal(block), 0.0))
         spread = np.where(spread > 0, spread, 1.0)
         values, vectors = np.linalg.eigh(block / spread[:, None] / spread)
         keep = values > 1e-10 * np.max(values, initial=0.0)
-        members = fit.group == g
-        turned = vectors[:, keep].T @ (fit.coef[columns][:, members] / spread[:, None])
+        turned = vectors[:, keep].T @ (tell.T @ (fit.coef[columns][:, members] * scale[:, None]) / spread[:, None])
         gain[members] = np.sum(turned**2 / values[keep][:, None], axis=0)
         numerator[members] = np.count_nonzero(keep)
     degrees = fit.residual_degrees
@@ -138,4 +149,13 @@ def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array]:
         p_value = np.where(
             (degrees > 0) & (numerator > 0), fdtrc(numerator, np.maximum(degrees, 1.0), statistic), np.nan
         )
-    return np.where(gain > 0, share, 0.0), p_value
+    return np.where(gain > 0, share, 0.0), p_value, numerator
+
+
+def _told_from_others(fit: LinearFit, g: int, columns: slice) -> tuple[Array, Array]:
+    """Return what can be told (k, r) of the k coefficients of `columns` in units of their scale (k,)."""
+    width = len(range(*columns.indices(len(fit.coef))))
+    if fit.scale is None or not fit.null[g].shape[1]:
+        return np.eye(width), np.ones(width) if fit.scale is None else fit.scale[g, columns]
+    left, values, _ = np.linalg.svd(fit.null[g][columns])
+    return left[:, np.count_nonzero(values > _MOVES) :], fit.scale[g, columns]

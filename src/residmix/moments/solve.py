@@ -7,13 +7,14 @@ residual is tiny beside the effects, a further pass refines the solution with th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.twice import two_sum
+from residmix.moments.aliased import Part
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments, linear_moments, made_of_numbers, merge_moments
 from residmix.moments.second_pass import LeftOver, Triangularize, merge_residual_moments, merge_triangles
@@ -35,7 +36,11 @@ _MAX_PASSES = 5
 
 
 def fit_linear(
-    rows: Rows, *, penalty: Array | None = None, check: Callable[[LinearMoments], None] | None = None
+    rows: Rows,
+    *,
+    penalty: Array | None = None,
+    parts: Sequence[Part] | None = None,
+    check: Callable[[LinearMoments], None] | None = None,
 ) -> tuple[LinearFit, LinearMoments]:
     """Fit by least squares in one pass over `rows`, or more where accuracy asks for it.
 
@@ -45,6 +50,9 @@ def fit_linear(
         With a dense design; NaN in X means that the feature lacks the row.
     penalty : ndarray (q, q) or (d, q, q), optional
         Positive semi-definite P: adds ``b' P b`` to the sum of squares, in the design's own units.
+    parts : sequence of Part, optional
+        The terms, in order: what decides where columns are aliased (see :mod:`residmix.moments.aliased`). Default: each
+        column by itself.
     check : callable, optional
         Looks at the moments before anything is solved.
 
@@ -57,7 +65,7 @@ def fit_linear(
     moments = fold(rows, linear_moments, merge_moments, made_of_numbers)
     if check is not None:
         check(moments)
-    spectra = spectra_of(moments, penalty)
+    spectra = spectra_of(moments, penalty, parts)
     accurate = all(s.condition <= _GRAM_LIMIT and (s.null.shape[1] == 0 or s.spread.count == 0) for s in spectra)
     if accurate:
         fit = _solution(moments, spectra, _gram_coefficients(moments, spectra))
@@ -71,13 +79,15 @@ def fit_linear(
     return fit, moments
 
 
-def solve_moments(moments: LinearMoments, *, penalty: Array | None = None) -> LinearFit:
+def solve_moments(
+    moments: LinearMoments, *, penalty: Array | None = None, parts: Sequence[Part] | None = None
+) -> LinearFit:
     """Fit from moments alone, where the rows can't be seen again (streams, merged fits).
 
     As :func:`fit_linear`, but designs whose condition number is above about 1e3 keep fewer digits, and above about 1e6
     their nearly aliased directions count as aliased.
     """
-    spectra = spectra_of(moments, penalty)
+    spectra = spectra_of(moments, penalty, parts)
     return _solution(moments, spectra, _gram_coefficients(moments, spectra))
 
 
@@ -116,22 +126,21 @@ def _solution(moments: LinearMoments, spectra: list[Spectrum], coefficients: lis
         tss=moments.s_xx,
         count=np.broadcast_to(moments.count, d).copy(),
         weight=np.broadcast_to(moments.weight, d).copy(),
+        scale=np.array([s.spread.scale for s in spectra]).reshape(len(spectra), q),
+        null=tuple(s.null for s in spectra),
+        unknown=(unknown := np.zeros((len(spectra), q + 1), dtype=bool)),
     )
     with one_blas_thread():
         for g, (s, coef) in enumerate(zip(spectra, coefficients, strict=True)):
-            columns, scale = s.spread.columns, s.spread.scale
-            coef = _of_least_norm(np.where(constant[columns], 0.0, coef), moments, s)
+            columns = s.spread.columns
+            fit.group[columns] = g
+            coef = np.where(constant[columns], 0.0, coef)
+            fit.degrees[g], fit.covariance[g] = s.precision()
+            if s.null.shape[1]:
+                unknown[g, :-1] = s.aliases.unknown
+                unknown[g, -1] = s.moves_intercept(moments.origin_a)
             fit.coef[:, columns] = coef
             fit.constant[columns] = moments.offset_x[columns] - s.spread.offset @ coef
-            fit.group[columns] = g
-            inverse = (s.vectors / s.values) @ s.vectors.T
-            if s.spread.penalty is None:
-                fit.degrees[g] = s.rank
-            else:
-                hat = inverse @ (s.roots.T @ s.roots)
-                fit.degrees[g] = np.trace(hat)
-                inverse = hat @ inverse
-            fit.covariance[g] = inverse / scale[:, None] / scale / s.spread.weight
             if s.rank < q and s.spread.count > 0:
                 fit.aliased.update(_aliased(s))
             # |x - a b|^2 from moments; exact enough unless it is tiny, when a pass over the rows replaces it.
@@ -141,18 +150,6 @@ def _solution(moments: LinearMoments, spectra: list[Spectrum], coefficients: lis
             )
     np.maximum(fit.rss, 0.0, out=fit.rss)
     return fit
-
-
-def _of_least_norm(coef: Array, moments: LinearMoments, s: Spectrum) -> Array:
-    """Move `coef` along the null space of [a 1] to where the norm of coefficients and intercept is least."""
-    if s.null.shape[1] == 0:
-        return coef
-    directions = s.null / s.spread.scale[:, None]
-    mean = moments.origin_a + s.spread.offset
-    basis, _ = np.linalg.qr(np.vstack([directions, -mean @ directions]))
-    columns = s.spread.columns
-    intercept = (moments.origin_x + moments.offset_x)[columns] - mean @ coef
-    return coef - basis[:-1] @ (basis.T @ np.vstack([coef, intercept]))
 
 
 def _aliased(s: Spectrum) -> dict[int, tuple[int, ...]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.moments.aliased import Aliases, Part, aliases_of, own_columns
 from residmix.moments.linear import LinearMoments
 from residmix.moments.second_pass import Triangle
 from residmix.rows.threads import one_blas_thread
@@ -45,12 +48,41 @@ class Spectrum:
     rank: int  # of the design itself
     condition: float
     tolerance: float
+    parts: Sequence[Part]
 
     def solve(self, products: Array) -> Array:
         """Return coefficients (q, k) for right-hand sides (q, k), both in original units."""
         scale = self.spread.scale[:, None]
         scaled = np.where(self.spread.varies[:, None], products, 0.0) / (scale * self.spread.weight)
-        return (self.vectors @ ((self.vectors.T @ scaled) / self.values[:, None])) / scale
+        return self.settled(self.vectors @ ((self.vectors.T @ scaled) / self.values[:, None])) / scale
+
+    @cached_property
+    def aliases(self) -> Aliases:
+        return aliases_of(self.roots, self.null, self.parts, 16 * self.tolerance)
+
+    def settled(self, scaled: Array) -> Array:
+        """Return the coefficients of scaled columns that fit as these do, with least contributions."""
+        return self.aliases.project @ scaled if self.null.shape[1] else scaled
+
+    def moves_intercept(self, origin_a: Array) -> bool:
+        """Tell whether the prediction where every column is 0 is left open: a reference level without rows.
+
+        A column that is one value throughout says nothing, and leaves the intercept what it is without it.
+        """
+        at_zero = np.where(self.spread.varies, (origin_a + self.spread.offset) / self.spread.scale, 0.0)
+        moved = np.abs(at_zero @ self.aliases.within)
+        return bool(moved.max(initial=0.0) > 1e-6 * np.abs(at_zero).max(initial=0.0))
+
+    def precision(self) -> tuple[float, Array]:
+        """Return the effective number of columns, and coefficients' covariance (q, q) for a residual variance of 1."""
+        inverse = (self.vectors / self.values) @ self.vectors.T
+        degrees = float(self.rank)
+        if self.spread.penalty is not None:
+            hat = inverse @ (self.roots.T @ self.roots)
+            degrees = float(np.trace(hat))
+            inverse = hat @ inverse
+        scale = self.spread.scale
+        return degrees, self.settled(self.settled(inverse).T) / scale[:, None] / scale / self.spread.weight
 
 
 def _groups(moments: LinearMoments, penalty: Array | None) -> list[tuple[int, NDArray[np.int64]]]:
@@ -67,8 +99,10 @@ def _groups(moments: LinearMoments, penalty: Array | None) -> list[tuple[int, ND
     return [(members[0], np.array(members)) for members in groups.values()]
 
 
-def spectra_of(moments: LinearMoments, penalty: Array | None) -> list[Spectrum]:
+def spectra_of(moments: LinearMoments, penalty: Array | None, parts: Sequence[Part] | None) -> list[Spectrum]:
+    """Return the spectrum of each group of features; `parts` are the terms, by default each column by itself."""
     spectra = []
+    parts = own_columns(len(moments.origin_a)) if parts is None else parts
     with one_blas_thread():  # the number of threads must not change the last bits
         for g, columns in _groups(moments, penalty):
             weight = float(moments.weight[g]) or 1.0
@@ -91,11 +125,13 @@ def spectra_of(moments: LinearMoments, penalty: Array | None) -> list[Spectrum]:
             # A Gram matrix carries rounding of order eps: singular values below its root mean nothing.
             tolerance = np.sqrt(_EPS * 16 * max(len(scale), 1))
             singular = np.sqrt(np.maximum(values[::-1], 0.0))
-            spectra.append(_spectrum(spread, roots, singular, vectors[:, ::-1].T, tolerance))
+            spectra.append(_spectrum(spread, roots, singular, vectors[:, ::-1].T, tolerance, parts))
     return spectra
 
 
-def _spectrum(spread: Spread, roots: Array, singular: Array, right: Array, tolerance: float) -> Spectrum:
+def _spectrum(
+    spread: Spread, roots: Array, singular: Array, right: Array, tolerance: float, parts: Sequence[Part]
+) -> Spectrum:
     used = int(np.count_nonzero(singular > tolerance * np.max(singular, initial=0.0)))
     rank = used
     if spread.penalty is not None:
@@ -110,6 +146,7 @@ def _spectrum(spread: Spread, roots: Array, singular: Array, right: Array, toler
         rank=rank,
         condition=float(singular[0] / singular[used - 1]) if used else 1.0,
         tolerance=tolerance,
+        parts=parts,
     )
 
 
@@ -134,8 +171,8 @@ def triangular(spectra: list[Spectrum], triangle: Triangle) -> tuple[list[Spectr
             left, singular, right = np.linalg.svd(np.vstack(stacked), full_matrices=False)
             # A column is only known to its own rounding, which counts relative to its spread.
             known = _EPS * (np.max(s.mean_over_spread, initial=1.0) + np.sqrt(max(s.count, len(s.scale))))
-            new = _spectrum(s, roots, singular, right, 8 * known)
+            new = _spectrum(s, roots, singular, right, 8 * known, old.parts)
             scaled = left[: len(roots), : len(new.values)].T @ products[1:] / np.sqrt(new.values)[:, None]
             better.append(new)
-            coefficients.append((new.vectors @ scaled) / s.scale[:, None] / root)
+            coefficients.append(new.settled(new.vectors @ scaled) / s.scale[:, None] / root)
     return better, coefficients

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
+from residmix.design.terms import Term
 from residmix.effects.adjust import adjusted, of_features, rescaled
 from residmix.effects.blup import RandomEffects, shrunk_fit
 from residmix.effects.later_batches import Frozen, LaterBatches, LevelTotals
@@ -244,7 +245,14 @@ class ResidualFit(MetadataTransformer):
         if self.design_ is not None and self.design_.factors:
             sizes = tuple(len(factor.levels) for factor in self.design_.factors)
             return fit_factors(rows, sizes, self._check_moments)
-        return fit_linear(rows, penalty=ridge_penalty(self.design_, self.alpha), check=self._check_moments)
+        return fit_linear(
+            rows, penalty=ridge_penalty(self.design_, self.alpha), parts=self._parts, check=self._check_moments
+        )
+
+    @property
+    def _parts(self) -> tuple[Term, ...]:
+        """The terms in order, which decides where they are aliased."""
+        return () if self.design_ is None else self.design_.terms
 
     def _check_moments(self, moments: LinearMoments) -> None:
         if self.design_ is not None:
@@ -275,7 +283,7 @@ class ResidualFit(MetadataTransformer):
         if isinstance(moments, FactorMoments):
             fit: LinearFit = solve_factors(moments)
         else:
-            fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha))
+            fit = solve_moments(moments, penalty=ridge_penalty(self.design_, self.alpha), parts=self._parts)
         self._set(fit, moments, self._shrunk(fit, moments), None)
 
     def _set(

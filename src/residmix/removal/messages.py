@@ -49,9 +49,12 @@ def summary_text(
             if where.start == where.stop:
                 lines.append(f"{name:<{width}}  absorbed")
                 continue
-            share, p = term_shares(fit, where)
+            share, p, degrees = term_shares(fit, where)
             count = where.stop - where.start
             kept = "  (preserved)" if preserved else ""
+            if not degrees.any():
+                lines.append(f"{name:<{width}}  {count:>7}  can't be told from the other terms{kept}")
+                continue
             lines.append(
                 f"{name:<{width}}  {count:>7}  {np.median(share):>11.3f}, {share.max():<11.3f}"
                 f"  {np.count_nonzero(p < 0.05):>10}{kept}"
@@ -109,8 +112,9 @@ def warn_of_fit(
         told = "; ".join(aliases(fit, names, owners or {})[:8])
         more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
         warn(
-            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Residuals don't depend on "
-            "it; coefficients are those of least norm",
+            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Removed terms have what "
+            "they share with preserved ones, earlier terms what they share with later ones; coefficients that this "
+            "leaves open are NaN in tidy()",
             CollinearityWarning,
         )
     if len(correlations) and correlations[0] > _ENTANGLED:
