@@ -20,6 +20,7 @@ _HOMES = {
     "mdn_residualize": "functional",
     "save": "persistence",
     "scan": "sources.open",
+    "show_versions": "persistence.versions",
 }
 _ROOMS = ("nn",)
 
@@ -35,6 +36,7 @@ __all__ = [
     "nn",
     "save",
     "scan",
+    "show_versions",
 ]
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from residmix.functional import mdn_residualize
     from residmix.mixture.gaussian.gaussian import GaussianMixture
     from residmix.persistence import load, save
+    from residmix.persistence.versions import show_versions
     from residmix.removal.residualizer import Residualizer
     from residmix.sources.open import scan
 

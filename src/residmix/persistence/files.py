@@ -17,6 +17,7 @@ import numpy as np
 from residmix.atomic import atomic_path
 from residmix.persistence.kinds import name_of
 from residmix.persistence.nodes import Tensors, decode, encode
+from residmix.persistence.versions import versions
 
 __all__ = ["FORMAT", "describe", "load", "read", "save", "write"]
 
@@ -94,7 +95,7 @@ def write(value: Any, path: str | os.PathLike[str]) -> None:
 
     tensors: Tensors = {}
     node = encode(value, tensors, type(value).__name__)
-    header = {"format": FORMAT, "versions": _versions(), "model": node}
+    header = {"format": FORMAT, "versions": versions(), "model": node}
     header["checksum"] = _checksum(header, tensors)
     content = to_bytes(tensors, {_KEY: json.dumps(header, sort_keys=True)})
     try:
@@ -156,8 +157,8 @@ def _open(name: str) -> tuple[dict[str, Any], Tensors]:
     if type(number) is not int or number < 1:
         raise ValueError(f"{name!r} is damaged: its header has no format number")
     if number > FORMAT:
-        versions = header.get("versions")
-        writer = versions.get("residmix", "a newer version") if isinstance(versions, dict) else "a newer version"
+        told = header.get("versions")
+        writer = told.get("residmix", "a newer version") if isinstance(told, dict) else "a newer version"
         raise ValueError(
             f"{name!r} has model format {number}, written by residmix {writer}; this version "
             f"reads formats up to {FORMAT}. Upgrade with: pip install --upgrade residmix"
@@ -196,11 +197,3 @@ def _is_estimator(cls: type) -> bool:
     from sklearn.base import BaseEstimator
 
     return name_of(cls) is not None and issubclass(cls, BaseEstimator)
-
-
-def _versions() -> dict[str, str]:
-    import sklearn
-
-    from residmix import __version__
-
-    return {"residmix": __version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__}
