@@ -19,11 +19,11 @@ from collections.abc import Callable
 import nn_data
 import numpy as np
 import torch
+from nn_published import PublishedMDN, PublishedPMDN, PublishedRMDN
 from torch import Tensor, nn
 
 from residmix.errors import LeakageWarning
 from residmix.nn import MetadataSequential, Residualize, finalize
-from residmix.nn.compat import PublishedMDN, PublishedPMDN, PublishedRMDN
 
 Columns = tuple[Tensor, Tensor, Tensor]
 EPOCHS = {20: 20, 200: 100, 1000: 300}

@@ -23,7 +23,6 @@ _HOMES = {
     "density_report": "regressor.report",
     "finalize": "layer.finalization",
 }
-_ROOMS = ("compat",)
 
 __all__ = [
     "Audit",
@@ -34,13 +33,11 @@ __all__ = [
     "Residualize",
     "attach",
     "audit",
-    "compat",
     "density_report",
     "finalize",
 ]
 
 if TYPE_CHECKING:
-    from residmix.nn import compat
     from residmix.nn.density.head import MixtureDensityHead
     from residmix.nn.density.network import MixtureDensityNetwork
     from residmix.nn.layer.auditing import Audit, audit
@@ -52,14 +49,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES and name not in _ROOMS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'residmix.nn' has no attribute {name!r}")
     try:
         importlib.import_module("torch")
     except ModuleNotFoundError as absent:
         raise require_extra("torch", "nn", f"residmix.nn.{name}") from absent
-    if name in _ROOMS:
-        return importlib.import_module(f"residmix.nn.{name}")
     value = getattr(importlib.import_module(f"residmix.nn.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from residmix.nn import MetadataSequential, Residualize, attach, finalize
-from residmix.nn.compat import PublishedPMDN, PublishedRMDN
 
 
 class Block(nn.Module):
@@ -278,21 +277,3 @@ def test_attaching_twice_or_under_one_name_is_refused():
         attach(model, ["a.b", "a_b"], num_metadata=1)
     with pytest.raises(ValueError, match="no module ''"):
         attach(Image(), "", num_metadata=1)
-
-
-def test_published_recursion_is_recursive_least_squares():
-    layer = PublishedRMDN(3, 1, forgetting=1.0, noise=0.0).double()
-    x, m, y = torch.randn(90, 3).double(), torch.randn(90, 1).double(), torch.randn(90, 1).double()
-    for part in torch.arange(90).split(30):
-        layer(x[part], m[part], y[part])
-    design = torch.cat([y, m, torch.ones(90, 1)], 1)
-    ridge = torch.linalg.solve(design.T @ design + 0.01 * torch.eye(3), design.T @ x)
-    torch.testing.assert_close(layer.beta, ridge, atol=1e-9, rtol=0)
-
-
-def test_published_penalty_reaches_the_coefficients_only():
-    layer = PublishedPMDN(3, 1)
-    x = torch.randn(20, 3, requires_grad=True)
-    layer(x, torch.randn(20, 1), torch.randn(20, 1))
-    layer.penalty.backward()
-    assert x.grad is None and layer.beta.grad.abs().sum() > 0

@@ -1,6 +1,9 @@
-"""The published updates of Metadata Normalization layers, for benchmarks only: they have the defects that they have.
+"""The published updates of Metadata Normalization layers, to compare with: they have the defects that they have.
 
-Written from the formulas in the papers, not from anybody's code. Use `residmix.nn.Residualize` for work.
+    python benchmarks/nn_published.py
+
+checks the rewrites against closed forms. Written from the formulas in the papers, not from anybody's code. For work use
+`residmix.nn.Residualize`.
 
 ========================  =====================================================  ===================================
 class                     paper                                                  what it gets wrong
@@ -146,3 +149,28 @@ class PublishedRMDN(_Published):
                 self.P.copy_(P - gain @ design @ P + self.noise * torch.eye(self.width).to(x))
                 self.beta.add_(gain @ (x.flatten(1) - design @ self.beta))
         return self._less(x, design, self.beta)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    x, m, y = torch.randn(90, 3).double(), torch.randn(90, 1).double(), torch.randn(90, 1).double()
+    design = torch.cat([y, m, torch.ones(90, 1)], 1)
+    least = torch.linalg.lstsq(design, x).solution
+    whole = PublishedMDN(3, 1, design=torch.cat([y, m], 1)).double()
+    error = whole(x, m, y) - (x - design[:, 1:] @ least[1:])
+    print(f"MDN on the whole data set, error   {float(error.abs().max()):.1e}")
+    recursive = PublishedRMDN(3, 1, forgetting=1.0, noise=0.0).double()
+    for part in torch.arange(90).split(30):
+        recursive(x[part], m[part], y[part])
+    ridge = torch.linalg.solve(design.T @ design + 0.01 * torch.eye(3), design.T @ x)
+    print(f"R-MDN against ridge regression     {float((recursive.beta - ridge).abs().max()):.1e}")
+    penalised = PublishedPMDN(3, 1).double()
+    inputs = x.clone().requires_grad_()
+    penalised(inputs, m, y)
+    assert penalised.penalty is not None
+    penalised.penalty.backward()
+    print(f"PMDN's penalty reaches its inputs  {inputs.grad is not None}")
+
+
+if __name__ == "__main__":
+    main()
