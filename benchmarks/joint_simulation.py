@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from residmix import ResidualMixture
-from residmix.conditional.ecm import ConditionalParams
-from residmix.conditional.gate import make_gate
+from residmix.mixture.given.gate import make_gate
 from residmix.mixture.params import make_params
 
 SHIFT = np.array([3.0, -3.0, 2.0])
@@ -77,7 +77,7 @@ class FromTruth(ResidualMixture):
             "full",
         )
         gate = np.linalg.lstsq(columns, np.log(proportions[site]), rcond=None)[0].T
-        return [ConditionalParams(mixture, coef, make_gate(gate - gate.mean(axis=0)))]
+        return [replace(mixture, coef=coef, gate=make_gate(gate - gate.mean(axis=0)))]
 
 
 def many(asked: argparse.Namespace) -> None:

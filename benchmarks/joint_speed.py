@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from residmix.conditional.ecm import ConditionalEM, ConditionalParams
-from residmix.conditional.gate import make_gate
 from residmix.mixture.estep import mixture_block_rows
-from residmix.mixture.gaussian import MixtureEM
+from residmix.mixture.given.gate import make_gate
 from residmix.mixture.params import make_params
+from residmix.mixture.step import MixtureEM
 from residmix.rows.rows import ArrayRows
 
 
@@ -43,8 +43,8 @@ def main() -> None:
     rows = ArrayRows(X, u, block_rows=mixture_block_rows(d, K))
     coef = np.zeros((q, d))
     plain = seconds_a_pass(MixtureEM(rows, 1e-6), mixture)
-    constant = seconds_a_pass(ConditionalEM(rows, 1e-6), ConditionalParams(mixture, coef))
-    gated = seconds_a_pass(ConditionalEM(rows, 1e-6), ConditionalParams(mixture, coef, make_gate(np.zeros((K, q + 1)))))
+    constant = seconds_a_pass(MixtureEM(rows, 1e-6), replace(mixture, coef=coef))
+    gated = seconds_a_pass(MixtureEM(rows, 1e-6), replace(mixture, coef=coef, gate=make_gate(np.zeros((K, q + 1)))))
     print(f"{n} x {d}, {q} metadata columns, {K} components, full covariances")
     for name, value in (("plain mixture", plain), ("joint", constant), ("joint, gating", gated)):
         print(f"{name:15s} {value * 1e3:7.1f} ms a pass  {value / plain:5.2f} x")

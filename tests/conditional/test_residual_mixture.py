@@ -250,10 +250,10 @@ def test_weights_count_rows():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"estimation": "jont"}, "did you mean 'joint'"),
-        ({"gating": "site"}, "gating must be one of"),
-        ({"n_components": 0}, "n_components must be at least 1"),
-        ({"tol": -1.0}, "tol must be at least 0"),
+        ({"estimation": "jont"}, "'estimation' parameter of ResidualMixture must be a str among .*'joint'"),
+        ({"gating": "site"}, "'gating' parameter .* must be a str among"),
+        ({"n_components": 0}, "'n_components' parameter .* range \\[1, inf\\)"),
+        ({"tol": -1.0}, "'tol' parameter .* range \\[0.0, inf\\)"),
         ({"means_init": np.zeros((3, 3))}, "means"),
     ],
 )

@@ -8,10 +8,10 @@ from scipy.stats import multivariate_normal
 
 from residmix.kernels.exp import vector_exp
 from residmix.kernels.registers import WIDTH, integer, kernel, load, loop, store
-from residmix.mixture.estep import MixtureMoments, MixtureStep, log_joint, mixture_block, mixture_block_rows
+from residmix.mixture.estep import log_joint, mixture_block, mixture_block_rows
 from residmix.mixture.params import make_params
-from residmix.rows.block import Block
-from residmix.rows.rows import ArrayRows, fold
+from residmix.mixture.step import MixtureEM
+from residmix.rows.rows import ArrayRows
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 
@@ -126,7 +126,7 @@ def test_bits_do_not_depend_on_threads(family, monkeypatch):
 
     def run(threads):
         monkeypatch.setenv("RESIDMIX_NUM_THREADS", str(threads))
-        return fold(rows, MixtureStep(params), MixtureMoments.merge)
+        return MixtureEM(rows, 0.0).moments(params)
 
     one, four = run(1), run(4)
     assert one.log_likelihood == four.log_likelihood
@@ -220,7 +220,8 @@ def test_block_length_depends_on_the_problem_alone():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_likelihood_alone_has_the_bits_of_the_whole_step(d, family):
     X, params = problem(501, d, 3, family)
-    block = Block(0, X, weight=np.random.default_rng(1).uniform(0.0, 2.0, 501))
-    whole, alone = MixtureStep(params)(block), MixtureStep(params, with_moments=False)(block)
+    weight = np.random.default_rng(1).uniform(0.0, 2.0, 501)
+    whole = mixture_block(X, params, weight=weight)
+    alone = mixture_block(X, params, weight=weight, with_moments=False)
     assert alone.log_likelihood == whole.log_likelihood
     assert (alone.total, alone.rows) == (whole.total, whole.rows)

@@ -67,7 +67,7 @@ def test_a_stream_comes_near_the_optimum_of_all_its_rows(family):
 def test_a_decaying_share_settles_where_a_constant_one_does_not():
     X = overlapping(60_000)
     params = {"decaying": None, "constant": None}
-    start = rm.GaussianMixture(3, random_state=0).fit(X[:600])._params()
+    start = rm.GaussianMixture(3, random_state=0).fit(X[:600])._model()
     for kind in params:
         now = start
         for t, part in enumerate(np.split(X[600:], 99), 2):

@@ -50,7 +50,7 @@ def models():
     )
     yield "eraser", rm.Eraser().fit(X, metadata=age)
     mixture = rm.GaussianMixture(2, random_state=0).fit(X)
-    yield "checkpoint", Journal("a fit", (mixture._params(),), [EMState(mixture._params(), (0.0, 1.0), 3)])
+    yield "checkpoint", Journal("a fit", (mixture._model(),), [EMState(mixture._model(), (0.0, 1.0), 3)])
 
 
 @pytest.fixture(scope="module")

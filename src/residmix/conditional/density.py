@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from residmix.conditional.ecm import ConditionalParams, Scored, ToResidual
-from residmix.conditional.gate import log_priors
-from residmix.mixture.density import log_density, most_probable, per_row
+from residmix.conditional.coordinates import ToResidual
+from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.estep import mixture_block_rows, responsibilities
-from residmix.mixture.families.family import family
+from residmix.mixture.fit import MixtureFit
+from residmix.mixture.given.gate import log_priors
+from residmix.mixture.params import MixtureParams
 from residmix.moments.affine import Affine
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.block import Block
-from residmix.rows.checks import check_weight
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 from residmix.sources.output import delivered
@@ -32,18 +29,17 @@ __all__ = ["ConditionalDensity"]
 Floats = NDArray[np.float64]
 
 
-class ConditionalDensity(DensityMixin, BaseEstimator):
+class ConditionalDensity(MixtureFit):
     """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
 
-    n_components: int
-    covariance_type: str
-    random_state: Any
+    gate_coef_: Floats | None
     residualizer_: Residualizer
-    weights_: Floats
-    means_: Floats
     _to_residual: ToResidual
     _affine: Affine
-    _params: ConditionalParams
+    _params: MixtureParams
+
+    def _model(self) -> MixtureParams:
+        return self._params
 
     def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
@@ -57,7 +53,7 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
 
     # ---- using -------------------------------------------------------------------------------------------------------
 
-    def _rows(self, X: Any, metadata: Any) -> Rows:
+    def _feature_rows(self, X: Any, metadata: Any) -> Rows:
         check_is_fitted(self)
         residualizer = self.residualizer_
         if residualizer.design_ is None or not residualizer.design_.columns:
@@ -69,9 +65,8 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
             validate_data(self, X, reset=False, skip_check_array=True)
         return self._table_rows(table)
 
-    def _per_row(self, X: Any, metadata: Any, finish: Callable[[Floats], NDArray[Any]], out: Any) -> Any:
-        rows = self._rows(X, metadata)
-        return per_row(rows, Scored(self._to_residual, self._params, finish), len(self.weights_), out)
+    def _rows(self, X: Any, *given: Any) -> Rows:
+        return self._feature_rows(X, *given).mapped(self._to_residual)
 
     def score_samples(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return ``log p(x | m)`` of each row, (n,); or write it to a file, or into an array.
@@ -84,26 +79,25 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
             A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
             array. Or an array of float64 to put it in.
         """
-        return self._per_row(X, metadata, log_density, out)
+        return self._per_row(log_density, out, X, metadata)
 
     def score(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x | m)`` over the rows."""
-        density = self.score_samples(X, metadata=metadata)
-        return float(np.average(density, weights=check_weight(sample_weight, len(density))))
+        return self._score(sample_weight, X, metadata)
 
     def predict(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return the most probable component of each row, (n,).
 
         `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
         """
-        return self._per_row(X, metadata, most_probable, out)
+        return self._per_row(most_probable, out, X, metadata)
 
     def predict_proba(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return the probability of each component given row and metadata, (n, K).
 
         `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
         """
-        return self._per_row(X, metadata, responsibilities, out)
+        return self._per_row(responsibilities, out, X, metadata)
 
     def residuals(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X.
@@ -116,7 +110,7 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
             A Parquet file for the residuals, written as they come; its path is returned in place of an array. Or an
             array to put them in, which may be X itself.
         """
-        return delivered(self._rows(X, metadata), self._affine, self.residualizer_.features_, out)
+        return delivered(self._feature_rows(X, metadata), self._affine, self.residualizer_.features_, out)
 
     def sample(self, n_samples: int | None = None, *, metadata: Any = None) -> tuple[Floats, NDArray[np.intp]]:
         """Draw features given metadata.
@@ -157,7 +151,7 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
         u = (a - self._affine.origin_a) @ self._to_residual.basis - self._to_residual.offset
         prior = np.tile(self.weights_, (n, 1)) if params.gate is None else np.exp(log_priors(u, params.gate.coef))
         labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
-        lower = np.linalg.cholesky(params.mixture.full_covariances())
+        lower = np.linalg.cholesky(params.full_covariances())
         noise = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
         drawn = Block(0, self.means_[labels] + noise, a, codes)
         return replace(self._affine, sign=1)(drawn), labels
@@ -168,25 +162,24 @@ class ConditionalDensity(DensityMixin, BaseEstimator):
         """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
         K, d = self.means_.shape
         r = self._to_residual.basis.shape[1]
-        mixture = family(self.covariance_type).n_parameters(K, d) + K * d + K - 1
         design = self.residualizer_.design_
         absorbed = sum(len(factor.levels) - 1 for factor in design.factors) if design is not None else 0
-        return mixture + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
+        return super()._n_parameters() + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
 
-    def bic(self, X: Any, *, metadata: Any = None) -> float:
-        """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better."""
-        density = self.score_samples(X, metadata=metadata)
-        return float(-2 * density.sum() + self._n_parameters() * math.log(len(density)))
+    def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.
 
-    def aic(self, X: Any, *, metadata: Any = None) -> float:
-        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""
-        return float(-2 * self.score_samples(X, metadata=metadata).sum() + 2 * self._n_parameters())
+        With weights w log L is the sum of ``w log p(x | m)``, and n the sum of w, as if rows were repeated.
+        """
+        return self._bic(sample_weight, X, metadata)
 
-    def icl(self, X: Any, *, metadata: Any = None) -> float:
+    def aic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better. Weights as in :meth:`bic`."""
+        return self._aic(sample_weight, X, metadata)
+
+    def icl(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
 
         Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
         """
-        share = self.predict_proba(X, metadata=metadata)
-        entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)))
-        return self.bic(X, metadata=metadata) + 2 * float(entropy)
+        return self._icl(sample_weight, X, metadata)

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
+from residmix.conditional.coordinates import to_residual
 from residmix.conditional.density import ConditionalDensity
-from residmix.conditional.ecm import ConditionalEM, ConditionalParams, pack, to_residual, unpack
 from residmix.conditional.starts import conditional_starts
-from residmix.em.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
-from residmix.em.loop import Acceleration, EMState, run_em
-from residmix.em.observers import FitProgress, Progress
-from residmix.em.runs import fingerprint, run_starts
-from residmix.errors import DeadComponentWarning, keeps_notes, warn
+from residmix.em.callbacks import FitTasks, with_callbacks
+from residmix.em.runs import fingerprint
+from residmix.errors import keeps_notes
 from residmix.mixture.estep import mixture_block_rows
-from residmix.mixture.families.family import COVARIANCE_TYPES
-from residmix.mixture.params import SingularCovarianceError
-from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on
+from residmix.mixture.fit import MixtureFit, State
+from residmix.mixture.params import MixtureParams
+from residmix.mixture.starts import check_goes_on
+from residmix.mixture.step import MixtureEM
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.rows import Rows
+from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
-from residmix.validation import check_choice, check_number
 
 __all__ = ["ResidualMixture"]
 
 Floats = NDArray[np.float64]
 
 
-class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
+class ResidualMixture(ConditionalDensity):
     r"""Mixture of Gaussians around what the metadata explain.
 
     .. math:: p(x \mid m) = \sum_k \pi_k(m)\, N(x \mid b_0 + B' a(m) + \mu_k, \Sigma_k)
@@ -107,6 +108,16 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
     __metadata_request__predict_proba = {"metadata": True, "out": UNUSED}
     __metadata_request__score = {"metadata": True}
 
+    _parameter_constraints: dict[str, list[Any]] = MixtureFit._parameter_constraints | {
+        "formula": [str, None],
+        "preserve": [str, None],
+        "features": ["array-like", None],
+        "estimation": [StrOptions({"two-stage", "joint"})],
+        "gating": [StrOptions({"constant", "metadata"})],
+        "on_unknown": [StrOptions({"error", "mean", "shrink"})],
+        "missing": [StrOptions({"error", "mean", "indicator"})],
+    }
+
     def __init__(
         self,
         n_components: int = 3,
@@ -162,6 +173,7 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
 
     @keeps_notes
     @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Estimate coefficients, mixture and gate.
 
@@ -177,7 +189,11 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
         ValueError, TypeError
             For input that can't be used, with what to do about it.
         """
-        self._check()
+        if self.preserve is not None and self.estimation == "joint":
+            raise ValueError(
+                f"preserve={self.preserve!r} needs estimation='two-stage': joint estimation would credit the removed "
+                "columns with what the preserved ones explain, as its mixture doesn't see them"
+            )
         table = as_table(X, metadata=metadata)
         residualizer = Residualizer(
             self.formula,
@@ -219,7 +235,10 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             metadata=metadata,
             sample_weight=sample_weight,
         )
-        self._keep(self._best(rows, tasks, fingerprint(self, raw)), rows.n_rows)
+        em = MixtureEM(rows, self.reg_covar, joint=self.estimation == "joint")
+        with one_blas_thread():
+            self._keep(self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), rows.n_rows)
+        self._warn(em.revived)
         tasks.end()
         return self
 
@@ -227,72 +246,9 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
         """Fit, and return the most probable component of each row (n,)."""
         return self.fit(X, metadata=metadata, sample_weight=sample_weight).predict(X, metadata=metadata)
 
-    def _check(self) -> None:
-        check_choice("estimation", self.estimation, ("two-stage", "joint"))
-        check_choice("gating", self.gating, ("constant", "metadata"))
-        check_choice("covariance_type", self.covariance_type, COVARIANCE_TYPES)
-        check_choice("init_params", self.init_params, INIT_PARAMS)
-        check_choice("accelerate", self.accelerate, (False, True))
-        check_number("verbose_interval", self.verbose_interval, low=1, integral=True)
-        check_number("n_components", self.n_components, low=1, integral=True)
-        check_number("n_init", self.n_init, low=1, integral=True)
-        check_number("max_iter", self.max_iter, low=0, integral=True)
-        check_number("tol", self.tol, low=0)
-        check_number("reg_covar", self.reg_covar, low=0)
-        if self.preserve is not None and self.estimation == "joint":
-            raise ValueError(
-                f"preserve={self.preserve!r} needs estimation='two-stage': joint estimation would credit the removed "
-                "columns with what the preserved ones explain, as its mixture doesn't see them"
-            )
-
-    def _best(self, rows: Rows, tasks: FitTasks, fingerprint: str) -> EMState[ConditionalParams]:
-        """Run every start to the end; return the likeliest."""
-        em = ConditionalEM(rows, self.reg_covar, joint=self.estimation == "joint")
-
-        def run(i: int, start: Any, keep: Callable[[Any], Any] | None) -> EMState[ConditionalParams]:
-            report = Progress(self.verbose, self.verbose_interval, i)
-
-            def callback(state: EMState[Any]) -> bool:
-                report(state)
-                if keep is not None:
-                    keep(state)
-                return iterated(state)
-
-            with tasks.start(self.max_iter) as iterated:
-                state: EMState[Any] = self._run(em, start, callback)
-            report.end(state)
-            return state
-
-        ended = run_starts(
-            em,
-            lambda: self._starts(rows),
-            run,
-            failure=SingularCovarianceError,
-            path=self.checkpoint,
-            fingerprint=fingerprint,
-        )
-        best = max(ended, key=lambda state: state.log_likelihood)
-        if em.revived:
-            warn(
-                f"components {em.revived[-1]} of {self.n_components} lost all their rows and were re-seeded; fewer "
-                "components may fit as well",
-                DeadComponentWarning,
-            )
-        if not best.converged and self.max_iter > 0 and self.tol > 0:
-            warn(f"EM did not converge in {self.max_iter} iterations; raise max_iter or tol", ConvergenceWarning)
-        return best
-
-    def _starts(self, rows: Rows) -> list[ConditionalParams]:
+    def _starts(self, rows: Rows) -> list[MixtureParams]:
         if self.warm_start and hasattr(self, "_params"):
             return [self._last_params(rows.n_features)]
-        given = check_given(
-            self.weights_init,
-            self.means_init,
-            self.precisions_init,
-            self.covariance_type,
-            self.n_components,
-            rows.n_features,
-        )
         return conditional_starts(
             rows,
             self.n_components,
@@ -303,77 +259,43 @@ class ResidualMixture(CallbackSupportMixin, ConditionalDensity):
             gated=self.gating == "metadata",
             n_init=self.n_init,
             init_params=self.init_params,
-            given=given,
+            given=self._given_start(rows.n_features),
             finish=self._run,
             random_state=check_random_state(self.random_state),
         )
 
-    def _last_params(self, n_features: int) -> ConditionalParams:
+    def _last_params(self, n_features: int) -> MixtureParams:
         """Return where the last fit ended, if this one can go on from there."""
         params, width = self._params, self._to_residual.basis.shape[1]
-        mixture = params.mixture
         check_goes_on(
-            mixture.means, mixture.covariances, self.covariance_type, self.n_components, n_features, "warm_start"
+            params.means, params.covariances, self.covariance_type, self.n_components, n_features, "warm_start"
         )
         gated = self.gating == "metadata"
-        if len(params.coef) != width or (params.gate is not None) != gated:
+        if params.n_design != width or (params.gate is not None) != gated:
             raise ValueError(
-                f"warm_start goes on from the last fit, but that has {len(params.coef)} independent design columns and "
+                f"warm_start goes on from the last fit, but that has {params.n_design} independent design columns and "
                 f"{'no' if params.gate is None else 'a'} gate, and this one has {width} with gating={self.gating!r}; "
                 "begin anew with a clone of the estimator"
             )
         # two stages keep the coefficients of least squares, also after a joint fit
-        return params if self.estimation == "joint" else replace(params, coef=np.zeros_like(params.coef))
+        return params if self.estimation == "joint" else replace(params, coef=np.zeros((width, n_features)))
 
-    @property
-    def _quiet(self) -> bool:
-        return bool(self.verbose) or bool(getattr(self, "_skl_callbacks", None))
-
-    def _run(
-        self,
-        em: ConditionalEM,
-        start: ConditionalParams | EMState[ConditionalParams],
-        callback: Callable[[EMState[ConditionalParams]], Any] | None = None,
-    ) -> EMState[ConditionalParams]:
-        watched = FitProgress(
-            em.rows.n_rows,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            then=callback,
-            quiet=self._quiet,
-        )
-        with watched:
-            return run_em(
-                em,
-                start,
-                tol=self.tol,
-                max_iter=self.max_iter,
-                accelerate=Acceleration(pack, unpack) if self.accelerate and self.tol > 0 else None,
-                evaluate=em.evaluate,
-                callback=watched,
-            )
-
-    def _keep(self, state: EMState[ConditionalParams], n_rows: int) -> None:
+    def _keep(self, state: State, n_rows: int) -> None:
         params, to_residual = state.params, self._to_residual
+        assert params.coef is not None
         # residuals have mean zero by convention: what the components' means share belongs to the intercept
-        mixture = params.mixture
-        common = mixture.weights @ mixture.means
-        mixture = replace(mixture, means=mixture.means - common)
+        common = params.weights @ params.means
         self._params, self._common = params, common
         affine, basis, offset = to_residual.affine, to_residual.basis, to_residual.offset
         self.coef_ = affine.coef + basis @ params.coef
         constant = affine.constant - offset @ params.coef + common
         self._affine = replace(affine, coef=self.coef_, constant=constant)
         self.intercept_ = affine.origin_x + (constant - affine.origin_a @ self.coef_)
-        self.weights_, self.means_ = mixture.weights, mixture.means
-        self.covariances_, self.precisions_cholesky_ = mixture.covariances, mixture.factors
-        self.precisions_ = mixture.precisions()
+        self._keep_mixture(replace(params, means=params.means - common), state)
         self.gate_coef_ = self.gate_intercept_ = None
         if params.gate is not None:
             gate = params.gate.coef
             self.gate_coef_ = gate[:, :-1] @ basis.T
             self.gate_intercept_ = gate[:, -1] - gate[:, :-1] @ offset - self.gate_coef_ @ affine.origin_a
         self.design_columns_ = self.residualizer_.design_columns_
-        self.converged_, self.n_iter_ = state.converged, state.iteration
-        self.lower_bound_, self.lower_bounds_ = state.log_likelihood, list(state.log_likelihoods[1:])
         self._n_rows = n_rows

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from residmix.conditional.ecm import ConditionalEM, ConditionalParams
-from residmix.conditional.gate import Gate, make_gate
 from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.estep import log_joint, mixture_block_rows
 from residmix.mixture.families.family import family
+from residmix.mixture.given.gate import Gate, make_gate
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params
 from residmix.mixture.starts import find_start, subsample
 from residmix.mixture.step import MixtureEM
@@ -72,9 +71,9 @@ def conditional_starts(
     n_init: int,
     init_params: str,
     given: dict[str, Floats | None],
-    finish: Callable[[ConditionalEM, ConditionalParams], EMState[ConditionalParams]],
+    finish: Callable[[MixtureEM, MixtureParams], EMState[MixtureParams]],
     random_state: np.random.RandomState,
-) -> list[ConditionalParams]:
+) -> list[MixtureParams]:
     """Return where to begin: joint estimation also where two stages end, so that it can't do worse.
 
     Parameters
@@ -102,11 +101,11 @@ def conditional_starts(
             **given,
         )
         gate = constant_gate(mixture.weights, width) if gated else None
-        start = ConditionalParams(mixture, np.zeros((width, rows.n_features)), gate)
+        start = replace(mixture, coef=np.zeros((width, rows.n_features)), gate=gate)
         if joint:
             # a start that collapses here is judged, and reported, where all starts are run
             with suppress(SingularCovarianceError):
-                start = finish(ConditionalEM(rows, reg_covar, joint=False), start).params
+                start = finish(MixtureEM(rows, reg_covar, joint=False), start).params
         starts.append(start)
         if joint and all(value is None for value in given.values()):
             starts += joint_starts(
@@ -128,13 +127,13 @@ def joint_starts(
     reg_covar: float,
     gated: bool,
     random_state: np.random.RandomState,
-) -> list[ConditionalParams]:
+) -> list[MixtureParams]:
     """Return the most promising starts, the best first.
 
     Parameters
     ----------
     rows : Rows
-        Least-squares residuals and orthonormal design rows (:class:`residmix.conditional.ecm.ToResidual`).
+        Least-squares residuals and orthonormal design rows (:class:`residmix.conditional.coordinates.ToResidual`).
     n_components : int
     covariance_type : str
     reg_covar : float
@@ -159,9 +158,9 @@ def joint_starts(
                 found += _join(parts, lead, covariance_type, reg_covar, gated, random_state)
             found += _matched(parts, covariance_type, gated)
     few = ArrayRows(block.X, u, (), block.weight, mixture_block_rows(block.X.shape[1], n_components))
-    em = ConditionalEM(few, reg_covar)
+    em = MixtureEM(few, reg_covar)
     for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
-        ended: list[EMState[ConditionalParams]] = []
+        ended: list[EMState[MixtureParams]] = []
         for start in found:
             with suppress(SingularCovarianceError):
                 ended.append(run_em(em, start, tol=1e-5, max_iter=iterations))
@@ -262,7 +261,7 @@ def _join(
     reg_covar: float,
     gated: bool,
     random_state: np.random.RandomState,
-) -> list[ConditionalParams]:
+) -> list[MixtureParams]:
     """Return the starts that come of the groups' joining a leading one, the largest first.
 
     The second one has a mixture found anew among all rows, once they are where their shifts put them: clusters that
@@ -302,7 +301,7 @@ def _join(
     ]
 
 
-def _matched(groups: list[_Group], covariance_type: str, gated: bool) -> list[ConditionalParams]:
+def _matched(groups: list[_Group], covariance_type: str, gated: bool) -> list[MixtureParams]:
     """Return the starts that come of the likeliest matches of the groups' components, any with any."""
     rows = [float(len(group.x) if group.weight is None else group.weight.sum()) for group in groups]
     centres = np.stack([group.centre for group in groups])
@@ -329,7 +328,7 @@ def _start_from(
     sizes: Floats,
     covariance_type: str,
     gated: bool,
-) -> ConditionalParams:
+) -> MixtureParams:
     """Regress the groups' shifts and the logarithms of their weights on where they are."""
     about = centres - np.average(centres, axis=0, weights=sizes)
     common = np.average(shifts, axis=0, weights=sizes)
@@ -340,9 +339,9 @@ def _start_from(
     total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
     start = make_params(total / total.sum(), means, _as_family(mixture, covariance_type), covariance_type)
     if not gated:
-        return ConditionalParams(start, coef)
+        return replace(start, coef=coef)
     within = np.log(np.maximum(weights, 0.02))
     slopes = np.linalg.lstsq(root * about, root * (within - within.mean(axis=1, keepdims=True)), rcond=1e-8)[0]
     gate = constant_gate(start.weights, centres.shape[1]).coef.copy()
     gate[:, :-1] = slopes.T
-    return ConditionalParams(start, coef, make_gate(gate))
+    return replace(start, coef=coef, gate=make_gate(gate))

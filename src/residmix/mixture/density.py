@@ -1,43 +1,30 @@
-"""What a fitted Gaussian mixture is used for: densities, components, samples, criteria."""
+"""What a fitted mixture is used for, with metadata and without: densities, components, criteria."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn.utils import check_random_state
-from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.base import BaseEstimator, DensityMixin
 
-from residmix.mixture.estep import log_joint, mixture_block_rows, responsibilities
+from residmix.mixture.estep import responsibilities
 from residmix.mixture.families.family import family
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.step import block_log_joint
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
-from residmix.rows.rows import ArrayRows, Rows
-from residmix.sources.open import as_table, is_source
+from residmix.rows.rows import Rows
 from residmix.sources.output import delivered
-from residmix.sources.table import Table
 
-__all__ = ["MixtureDensity"]
+__all__ = ["MixtureDensity", "log_density", "most_probable"]
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """`finish` of the block's log-joint (b, K), as a picklable function of blocks."""
-
-    params: MixtureParams
-    finish: Callable[[Floats], NDArray[Any]]
-
-    def __call__(self, block: Block) -> NDArray[Any]:
-        return self.finish(log_joint(block.X, self.params))
 
 
 def log_density(joint: Floats) -> Floats:
@@ -45,25 +32,17 @@ def log_density(joint: Floats) -> Floats:
     return logsumexp(joint, axis=1)
 
 
-def per_row(rows: Rows, scored: Any, n_components: int, out: Any) -> Any:
-    """Return what a `scored` block, whose `finish` is one of the three below, is of all rows: see `delivered`."""
-    if scored.finish is responsibilities:
-        return delivered(rows, scored, [f"probability_{k}" for k in range(n_components)], out, dtype=np.float64)
-    if scored.finish is most_probable:
-        return delivered(rows, scored, ["component"], out, dtype=np.intp, flat=True)
-    return delivered(rows, scored, ["log_density"], out, dtype=np.float64, flat=True)
-
-
 def most_probable(joint: Floats) -> NDArray[np.intp]:
     """Return the component of the largest log p(x, k)."""
     return joint.argmax(axis=1)
 
 
-class MixtureDensity:
-    """The methods of a mixture that has been fitted."""
+def _finished(params: MixtureParams, finish: Callable[[Floats], NDArray[Any]], block: Block) -> NDArray[Any]:
+    return finish(block_log_joint(params, block))
 
-    __metadata_request__predict = {"out": UNUSED}  # a path is never routed
-    __metadata_request__predict_proba = {"out": UNUSED}
+
+class MixtureDensity(DensityMixin, BaseEstimator, ABC):
+    """What mixtures with and without metadata do alike: `given` is the metadata, or nothing."""
 
     n_components: int
     covariance_type: str
@@ -74,102 +53,55 @@ class MixtureDensity:
     precisions_cholesky_: Floats
     n_features_in_: int
 
-    def _params(self) -> MixtureParams:
-        check_is_fitted(self)
-        return MixtureParams(
-            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self.covariance_type
-        )
+    @abstractmethod
+    def _model(self) -> MixtureParams:
+        """Return the parameters."""
 
-    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
-        """Return the rows of a table that is no array; `reset` learns which columns they have."""
-        if reset or not hasattr(self, "feature_names_in_"):
-            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
-        else:
-            names = tuple(self.feature_names_in_)
-        if reset:
-            self.n_features_in_ = len(names)
-            self.__dict__.pop("feature_names_in_", None)
-            if table.named:
-                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
-        elif len(names) != self.n_features_in_:
-            raise ValueError(
-                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
-                "as input"
-            )
-        return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
+    @abstractmethod
+    def _rows(self, X: Any, *given: Any) -> Rows:
+        """Return rows in the coordinates of the parameters."""
 
-    def _per_row(self, X: Any, finish: Callable[[Floats], NDArray[Any]], out: Any) -> Any:
-        params = self._params()
-        if is_source(X):
-            rows: Rows = self._source_rows(as_table(X))
-        else:
-            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-            rows = ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], params.n_components))
-        return per_row(rows, Scored(params, finish), params.n_components, out)
+    def _per_row(self, finish: Callable[[Floats], NDArray[Any]], out: Any, X: Any, *given: Any) -> Any:
+        rows = self._rows(X, *given)
+        params = self._model()
+        function = partial(_finished, params, finish)
+        if finish is responsibilities:
+            names = [f"probability_{k}" for k in range(params.n_components)]
+            return delivered(rows, function, names, out, dtype=np.float64)
+        if finish is most_probable:
+            return delivered(rows, function, ["component"], out, dtype=np.intp, flat=True)
+        return delivered(rows, function, ["log_density"], out, dtype=np.float64, flat=True)
 
-    def score_samples(self, X: Any, *, out: Any = None) -> Any:
-        """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
-
-        Parameters
-        ----------
-        X : array (n, d) or table
-        out : path or ndarray, optional
-            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
-            array. Or an array of float64 to put it in.
-        """
-        return self._per_row(X, log_density, out)
-
-    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Return the (weighted) mean of ``log p(x)`` over the rows."""
-        density = self.score_samples(X)
+    def _score(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
+        density = self._per_row(log_density, None, X, *given)
         return float(np.average(density, weights=check_weight(sample_weight, len(density))))
 
-    def predict(self, X: Any, *, out: Any = None) -> Any:
-        """Return the most probable component of each row, (n,).
-
-        `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
-        """
-        return self._per_row(X, most_probable, out)
-
-    def predict_proba(self, X: Any, *, out: Any = None) -> Any:
-        """Return the probability of each component given the row, (n, K).
-
-        `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
-        """
-        return self._per_row(X, responsibilities, out)
-
-    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
-        """Draw rows from the mixture.
-
-        Returns
-        -------
-        X : ndarray (n_samples, d)
-            Ordered by component.
-        labels : ndarray (n_samples,)
-        """
-        params = self._params()
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
-        random = check_random_state(self.random_state)
-        counts = random.multinomial(n_samples, params.weights)
-        d = params.n_features
-        lower = np.linalg.cholesky(params.full_covariances())
-        drawn = [
-            mean + random.standard_normal((count, d)) @ root.T
-            for mean, root, count in zip(params.means, lower, counts, strict=True)
-        ]
-        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
+    # ---- judging -----------------------------------------------------------------------------------------------------
 
     def _n_parameters(self) -> int:
         """Return the number of free parameters."""
         K, d = self.means_.shape
         return family(self.covariance_type).n_parameters(K, d) + K * d + K - 1
 
-    def bic(self, X: Any) -> float:
-        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better."""
-        density = self.score_samples(X)
-        return float(-2 * density.sum() + self._n_parameters() * math.log(len(density)))
+    def _bic(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
+        log_likelihood, n = self._log_likelihood(sample_weight, X, *given)
+        return -2 * log_likelihood + self._n_parameters() * math.log(n)
 
-    def aic(self, X: Any) -> float:
-        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better."""
-        return float(-2 * self.score_samples(X).sum() + 2 * self._n_parameters())
+    def _aic(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
+        return -2 * self._log_likelihood(sample_weight, X, *given)[0] + 2 * self._n_parameters()
+
+    def _icl(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
+        share = self._per_row(responsibilities, None, X, *given)
+        entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
+        weight = check_weight(sample_weight, len(share))
+        doubt = float(entropy.sum() if weight is None else weight @ entropy)
+        return self._bic(sample_weight, X, *given) + 2 * doubt
+
+    def _log_likelihood(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> tuple[float, float]:
+        """Return the (weighted) sum of the rows' log-densities, and of their weights."""
+        density = self._per_row(log_density, None, X, *given)
+        weight = check_weight(sample_weight, len(density))
+        if weight is None:
+            return float(density.sum()), float(len(density))
+        counted = weight > 0  # a row that no component reaches may have weight 0
+        return float(weight[counted] @ density[counted]), float(weight.sum())

@@ -7,7 +7,7 @@ no cancellation to fear; `residmix.mixture.families` moves it to the new means.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,15 +19,14 @@ from residmix.kernels.compiled import readable, readable_weight
 from residmix.kernels.registers import CHUNK, WIDTH
 from residmix.kernels.shares import UNREACHED
 from residmix.kernels.tiles import full_block, full_places, scaled_block, scaled_places
-from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
 if TYPE_CHECKING:
+    from residmix.mixture.given.gate import GateMoments
     from residmix.mixture.params import MixtureParams
 
 __all__ = [
     "MixtureMoments",
-    "MixtureStep",
     "Problem",
     "log_joint",
     "mixture_block",
@@ -68,6 +67,7 @@ class MixtureMoments:
         :math:`\sum_i w_i`.
     rows : int
         Rows of positive weight.
+    gate : GateMoments or None
     """
 
     weight: Floats
@@ -76,6 +76,7 @@ class MixtureMoments:
     log_likelihood: float
     total: float
     rows: int
+    gate: GateMoments | None = None
 
     def merge(self, other: MixtureMoments) -> MixtureMoments:
         """Add moments about the same centres, in place."""
@@ -85,22 +86,65 @@ class MixtureMoments:
         self.log_likelihood += other.log_likelihood
         self.total += other.total
         self.rows += other.rows
+        if self.gate is not None and other.gate is not None:
+            self.gate.merge(other.gate)
         return self
 
 
-@dataclass(frozen=True)
-class MixtureStep:
-    """`mixture_block` as a picklable function of blocks, its parameters made ready once."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Parameters as the tile loops want them.
+
+    Attributes
+    ----------
+    params : MixtureParams
+    means : ndarray (K, d)
+    factors : ndarray
+        Triangles (K, d, d), or scales (K, d) divided by sqrt(2).
+    constant : ndarray (K,)
+        Logarithm of a component's density at its mean.
+    full : bool
+        Which of the two `factors` are.
+    origin, rotation : ndarray or None
+        What rows go through first.
+    """
 
     params: MixtureParams
-    with_moments: bool = True
-    _problem: Problem = field(init=False, repr=False)
+    means: Floats
+    factors: Floats
+    constant: Floats
+    full: bool
+    origin: Floats | None = None
+    rotation: Floats | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_problem", Problem.of(self.params))
+    @classmethod
+    def of(cls, params: MixtureParams, *, full: bool = False) -> Problem:
+        """Make parameters ready; with `full` as full covariances, whatever their family."""
+        K, d = params.means.shape
+        constant = params.log_det - 0.5 * d * LOG_2PI
+        if full or not (params.family.diagonal or params.family.shared):
+            return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True)
+        means, origin, rotation = params.means, None, None
+        if params.family.diagonal:
+            scales = params.family.diagonals(params.factors)
+        else:
+            # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the digits
+            origin, rotation = means.mean(axis=0), params.factors
+            means, scales = (means - origin) @ rotation, np.ones((1, 1))
+        scaled = np.sqrt(0.5) * np.broadcast_to(scales, (K, d))
+        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation)
 
-    def __call__(self, block: Block) -> MixtureMoments:
-        return mixture_block(block.X, self._problem, weight=block.weight, with_moments=self.with_moments)
+    def prepared(self, X: NDArray[np.floating]) -> Floats:
+        """Return the rows that `means` and `factors` are about."""
+        if self.origin is None or self.rotation is None:
+            return _plain(X)
+        return (X - self.origin) @ self.rotation
+
+    def prior(self, log_prior: Floats | None) -> tuple[Floats, Floats]:
+        """Return what is added to the log-densities: a constant per component, and what each row brings."""
+        if log_prior is None:
+            return self.constant + self.params.log_weights, _NONE
+        return self.constant, _plain(log_prior)
 
 
 def mixture_block_rows(n_features: int, n_components: int) -> int:
@@ -180,62 +224,6 @@ def mixture_block(
             sums *= unit
         moments.log_likelihood, moments.total = moments.log_likelihood * unit, moments.total * unit
     return moments
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Parameters as the tile loops want them.
-
-    Attributes
-    ----------
-    params : MixtureParams
-    means : ndarray (K, d)
-    factors : ndarray
-        Triangles (K, d, d), or scales (K, d) divided by sqrt(2).
-    constant : ndarray (K,)
-        Logarithm of a component's density at its mean.
-    full : bool
-        Which of the two `factors` are.
-    origin, rotation : ndarray or None
-        What rows go through first.
-    """
-
-    params: MixtureParams
-    means: Floats
-    factors: Floats
-    constant: Floats
-    full: bool
-    origin: Floats | None = None
-    rotation: Floats | None = None
-
-    @classmethod
-    def of(cls, params: MixtureParams, *, full: bool = False) -> Problem:
-        """Make parameters ready; with `full` as full covariances, whatever their family."""
-        K, d = params.means.shape
-        constant = params.log_det - 0.5 * d * LOG_2PI
-        if full or not (params.family.diagonal or params.family.shared):
-            return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True)
-        means, origin, rotation = params.means, None, None
-        if params.family.diagonal:
-            scales = params.family.diagonals(params.factors)
-        else:
-            # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the digits
-            origin, rotation = means.mean(axis=0), params.factors
-            means, scales = (means - origin) @ rotation, np.ones((1, 1))
-        scaled = np.sqrt(0.5) * np.broadcast_to(scales, (K, d))
-        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation)
-
-    def prepared(self, X: NDArray[np.floating]) -> Floats:
-        """Return the rows that `means` and `factors` are about."""
-        if self.origin is None or self.rotation is None:
-            return _plain(X)
-        return (X - self.origin) @ self.rotation
-
-    def prior(self, log_prior: Floats | None) -> tuple[Floats, Floats]:
-        """Return what is added to the log-densities: a constant per component, and what each row brings."""
-        if log_prior is None:
-            return self.constant + self.params.log_weights, _NONE
-        return self.constant, _plain(log_prior)
 
 
 def _unit(weight: Floats) -> float:

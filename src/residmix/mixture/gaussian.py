@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from collections.abc import Iterator
+from functools import partial
+from numbers import Real
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from residmix.em.callbacks import CallbackSupportMixin, FitTasks, with_callbacks
-from residmix.em.loop import Acceleration, EMState, run_em
-from residmix.em.observers import FitProgress, Progress
-from residmix.em.runs import fingerprint, run_starts
-from residmix.errors import DeadComponentWarning, ScaleWarning, keeps_notes, warn
-from residmix.mixture.density import MixtureDensity
-from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
-from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.em.callbacks import FitTasks, with_callbacks
+from residmix.em.runs import fingerprint
+from residmix.errors import ScaleWarning, keeps_notes, warn
+from residmix.mixture.density import log_density, most_probable
+from residmix.mixture.estep import mixture_block_rows, responsibilities
+from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
-from residmix.mixture.starts import INIT_PARAMS, check_given, check_goes_on, find_start
+from residmix.mixture.starts import check_goes_on, find_start
 from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
-from residmix.mixture.vector import pack, unpack
-from residmix.rows.rows import ArrayRows, Rows, fold
+from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source
+from residmix.sources.table import Table
 
 __all__ = ["GaussianMixture"]
 
 Floats = NDArray[np.float64]
 
 
-class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEstimator):
+class GaussianMixture(MixtureFit):
     r"""Mixture of Gaussians, :math:`p(x) = \sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same parameters, methods and attributes.
@@ -111,24 +110,11 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
     array([ 1., 10.])
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
-        "n_components": [Interval(Integral, 1, None, closed="left")],
-        "covariance_type": [StrOptions(set(COVARIANCE_TYPES))],
-        "tol": [Interval(Real, 0.0, None, closed="left")],
-        "reg_covar": [Interval(Real, 0.0, None, closed="left")],
-        "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "n_init": [Interval(Integral, 1, None, closed="left")],
-        "init_params": [StrOptions(set(INIT_PARAMS))],
-        "weights_init": ["array-like", None],
-        "means_init": ["array-like", None],
-        "precisions_init": ["array-like", None],
-        "accelerate": ["boolean"],
+    __metadata_request__predict = {"out": UNUSED}  # a path is never routed
+    __metadata_request__predict_proba = {"out": UNUSED}
+
+    _parameter_constraints: dict[str, list[Any]] = MixtureFit._parameter_constraints | {
         "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
-        "random_state": ["random_state"],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
-        "verbose_interval": [Interval(Integral, 1, None, closed="left")],
-        "checkpoint": [str, PathLike, None],
     }
 
     def __init__(
@@ -229,15 +215,15 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
 
     def _step(self, rows: Rows) -> None:
         self._check_goes_on("partial_fit", rows.n_features)
-        params = self._params()
-        moments = fold(rows, MixtureStep(params), MixtureMoments.merge)
+        params = self._model()
+        moments = MixtureEM(rows, self.reg_covar).moments(params)
         self.n_batches_ += 1
         self.n_samples_seen_ += moments.rows
         typical = self.n_samples_seen_ / self.n_batches_
         share = self.n_batches_**-self.learning_decay * min(1.0, moments.rows / typical)
         following = stepwise(params, moments, share, reg_covar=self.reg_covar, n_rows=self.n_samples_seen_)
         value = moments.log_likelihood / moments.total
-        self._keep(EMState(following, (value, value), self.n_iter_ + 1))
+        self._keep(State(following, (value, value), self.n_iter_ + 1))
 
     def _training_rows(self, X: Any, sample_weight: Any, *, reset: bool) -> Rows:
         """Return the checked rows of anything that can be fitted."""
@@ -273,112 +259,48 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
         return self.fit(X, y, sample_weight).predict(X)
 
     def _fit_rows(self, rows: Rows, **data: Any) -> None:
-        given = check_given(
-            self.weights_init,
-            self.means_init,
-            self.precisions_init,
-            self.covariance_type,
-            self.n_components,
-            rows.n_features,
-        )
-        random_state = check_random_state(self.random_state)
+        given = self._given_start(rows.n_features)
         resume = self.warm_start and hasattr(self, "converged_")
         if resume:
             self._check_goes_on("warm_start", rows.n_features)
         em = MixtureEM(rows, self.reg_covar)
-        history = self._history if resume else ()
         tasks = FitTasks(self, GaussianMixture._keep, n_starts=1 if resume else self.n_init, **data)
-
-        def starts() -> Iterator[MixtureParams]:
-            failure: SingularCovarianceError | None = None
-            found = 0
-            for _ in range(1 if resume else self.n_init):
-                try:
-                    yield self._params() if resume else self._start(rows, given, random_state)
-                    found += 1
-                except SingularCovarianceError as error:
-                    failure = error
-            if failure is not None and not found:
-                raise failure
-
-        def run(
-            i: int, start: MixtureParams | EMState[MixtureParams], keep: Callable[[EMState[MixtureParams]], Any] | None
-        ) -> EMState[MixtureParams]:
-            report = Progress(self.verbose, self.verbose_interval, i)
-            quiet = bool(self.verbose) or tasks.heard
-
-            def callback(state: EMState[MixtureParams]) -> bool:
-                report(state)
-                if keep is not None:
-                    keep(state)
-                return iterated(state)
-
-            watched = FitProgress(rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=quiet)
-            with tasks.start(self.max_iter) as iterated, watched:
-                ended = self._run(em, start, history, watched)
-            report.end(ended)
-            return ended
-
-        ended = run_starts(
-            em,
-            starts,
-            run,
-            failure=SingularCovarianceError,
-            path=self.checkpoint,
-            fingerprint=fingerprint(self, rows, resume=resume),
-        )
-        # the first of equals, so that more starts never change a result they don't improve
-        self._keep(max(ended, key=lambda state: state.log_likelihood))
+        starts = partial(self._starts, rows, given, resume)
+        history = self._history if resume else ()
+        self._keep(self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history))
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
-        self._warn(rows, em.revived)
+        self._warn(em.revived)
+        self._warn_of_scale(rows)
         tasks.end()
 
-    def _start(self, rows: Rows, given: dict[str, Floats | None], random_state: Any) -> MixtureParams:
-        return find_start(
-            rows,
-            self.n_components,
-            covariance_type=self.covariance_type,
-            reg_covar=self.reg_covar,
-            init_params=self.init_params,
-            random_state=random_state,
-            **given,
-        )
+    def _starts(self, rows: Rows, given: dict[str, Floats | None], resume: bool) -> Iterator[MixtureParams]:
+        if resume:
+            yield self._model()
+            return
+        failure: SingularCovarianceError | None = None
+        found, random_state = 0, check_random_state(self.random_state)
+        for _ in range(self.n_init):
+            try:
+                yield find_start(
+                    rows,
+                    self.n_components,
+                    covariance_type=self.covariance_type,
+                    reg_covar=self.reg_covar,
+                    init_params=self.init_params,
+                    random_state=random_state,
+                    **given,
+                )
+                found += 1
+            except SingularCovarianceError as error:
+                failure = error
+        if failure is not None and not found:
+            raise failure
 
-    def _run(
-        self,
-        em: MixtureEM,
-        start: MixtureParams | EMState[MixtureParams],
-        history: tuple[float, ...],
-        callback: Callable[[EMState[MixtureParams]], Any],
-    ) -> EMState[MixtureParams]:
-        return run_em(
-            em,
-            start,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            accelerate=Acceleration(pack, unpack) if self.accelerate and self.tol > 0 else None,
-            history=history,
-            evaluate=em.evaluate,
-            callback=callback,
-        )
-
-    def _keep(self, state: EMState[MixtureParams]) -> None:
-        params = state.params
-        self.weights_, self.means_ = params.weights, params.means
-        self.covariances_, self.precisions_cholesky_ = params.covariances, params.factors
-        self.precisions_ = params.precisions()
-        self.converged_, self.n_iter_ = state.converged, state.iteration
-        self.lower_bound_ = state.log_likelihood
-        self.lower_bounds_ = list(state.log_likelihoods[1:])
+    def _keep(self, state: State) -> None:
+        self._keep_mixture(state.params, state)
         self._history = (*getattr(self, "_history", ())[:-1], *state.log_likelihoods)[-3:]
 
-    def _warn(self, rows: Rows, revived: list[list[int]]) -> None:
-        if revived:
-            warn(
-                f"components {revived[-1]} of {self.n_components} lost all their rows and were re-seeded "
-                f"({len(revived)} times in this fit); fewer components may fit as well",
-                DeadComponentWarning,
-            )
+    def _warn_of_scale(self, rows: Rows) -> None:
         columns = overwhelmed_columns(rows, self.reg_covar)
         if columns.size:
             warn(
@@ -386,10 +308,108 @@ class GaussianMixture(MixtureDensity, CallbackSupportMixin, DensityMixin, BaseEs
                 f"{columns[:10].tolist()}: the covariances say more about reg_covar than about the data. Scale the "
                 "columns or lower reg_covar.",
                 ScaleWarning,
+                columns=columns.tolist(),
             )
-        if not self.converged_ and self.max_iter > 0:
-            warn(
-                "Best performing initialization did not converge. Try different init parameters, or increase "
-                "max_iter, tol, or check for degenerate data.",
-                ConvergenceWarning,
+
+    # -- using --------------------------------------------------------------------------------------------------
+
+    def _model(self) -> MixtureParams:
+        check_is_fitted(self)
+        return MixtureParams(
+            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self.covariance_type
+        )
+
+    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
+        """Return the rows of a table that is no array; `reset` learns which columns they have."""
+        if reset or not hasattr(self, "feature_names_in_"):
+            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
+        else:
+            names = tuple(self.feature_names_in_)
+        if reset:
+            self.n_features_in_ = len(names)
+            self.__dict__.pop("feature_names_in_", None)
+            if table.named:
+                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
+        elif len(names) != self.n_features_in_:
+            raise ValueError(
+                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input"
             )
+        return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
+
+    def _rows(self, X: Any, *given: Any) -> Rows:
+        check_is_fitted(self)
+        if is_source(X):
+            return self._source_rows(as_table(X))
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], self.n_components))
+
+    def score_samples(self, X: Any, *, out: Any = None) -> Any:
+        """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+        out : path or ndarray, optional
+            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
+            array. Or an array of float64 to put it in.
+        """
+        return self._per_row(log_density, out, X)
+
+    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return the (weighted) mean of ``log p(x)`` over the rows."""
+        return self._score(sample_weight, X)
+
+    def predict(self, X: Any, *, out: Any = None) -> Any:
+        """Return the most probable component of each row, (n,).
+
+        `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
+        """
+        return self._per_row(most_probable, out, X)
+
+    def predict_proba(self, X: Any, *, out: Any = None) -> Any:
+        """Return the probability of each component given the row, (n, K).
+
+        `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
+        """
+        return self._per_row(responsibilities, out, X)
+
+    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
+        """Draw rows from the mixture.
+
+        Returns
+        -------
+        X : ndarray (n_samples, d)
+            Ordered by component.
+        labels : ndarray (n_samples,)
+        """
+        params = self._model()
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
+        random = check_random_state(self.random_state)
+        counts = random.multinomial(n_samples, params.weights)
+        d = params.n_features
+        lower = np.linalg.cholesky(params.full_covariances())
+        drawn = [
+            mean + random.standard_normal((count, d)) @ root.T
+            for mean, root, count in zip(params.means, lower, counts, strict=True)
+        ]
+        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
+
+    def bic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better.
+
+        With weights w log L is the sum of ``w log p(x)``, and n the sum of w, as if rows were repeated.
+        """
+        return self._bic(sample_weight, X)
+
+    def aic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better. Weights as in :meth:`bic`."""
+        return self._aic(sample_weight, X)
+
+    def icl(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
+
+        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
+        """
+        return self._icl(sample_weight, X)

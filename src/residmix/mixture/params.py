@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
 from residmix.mixture.families.family import Family, family
+from residmix.mixture.given.gate import Gate
 
 __all__ = [
+    "ConditionalParams",
     "MixtureParams",
     "SingularCovarianceError",
     "make_params",
@@ -39,18 +42,22 @@ class SingularCovarianceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MixtureParams:
-    r"""Parameters of :math:`\sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`.
+    r"""Parameters of :math:`\sum_k \pi_k(u) N(x - u'D \mid \mu_k, \Sigma_k)`; without metadata there's no u.
 
     Attributes
     ----------
     weights : ndarray (K,)
-        Mixing proportions; sum to one.
+        Mixing proportions; sum to one. With a gate the average of the priors.
     means : ndarray (K, d)
     covariances, factors : ndarray
         Shapes by family. ``factors`` are upper triangular with ``inv(covariance) = factor @ factor.T``, so
         ``(x - mean) @ factor`` is standard normal. scikit-learn calls them ``precisions_cholesky_``.
     covariance_type : str
         Name of the family.
+    coef : ndarray (r, d) or None
+        D: effects of the design row u, which is centred.
+    gate : Gate or None
+        None for constant weights.
     """
 
     weights: Floats
@@ -58,6 +65,13 @@ class MixtureParams:
     covariances: Floats
     factors: Floats
     covariance_type: str
+    coef: Floats | None = None
+    gate: Gate | None = None
+
+    @property
+    def n_design(self) -> int:
+        """Columns of u that have effects."""
+        return 0 if self.coef is None else len(self.coef)
 
     @property
     def n_components(self) -> int:
@@ -99,6 +113,19 @@ class MixtureParams:
     def full_factors(self) -> Floats:
         """Return the factors as (K, d, d), whatever the family."""
         return self.family.full(self.factors, *self.means.shape)
+
+
+class ConditionalParams(MixtureParams):
+    """What files of version 0.1 hold of mixtures given metadata: parameters with coefficients and gate around them."""
+
+    @staticmethod
+    def _from_older(attributes: dict[str, Any]) -> dict[str, Any]:
+        mixture = attributes.pop("mixture", None)
+        return (
+            attributes
+            if mixture is None
+            else {field.name: getattr(mixture, field.name) for field in fields(mixture)} | attributes
+        )
 
 
 def factor_covariances(covariances: Floats, family: Family) -> Floats:

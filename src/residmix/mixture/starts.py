@@ -6,7 +6,6 @@ Several short runs of EM from random starts, the best of them run to the end: Bi
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from sklearn.utils.random import sample_without_replacement
 
 from residmix.em.loop import run_em
 from residmix.kernels.clusters import cluster_moments, lloyd, seed
-from residmix.mixture.estep import MixtureMoments, MixtureStep, mixture_block_rows
+from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.families.family import family
-from residmix.mixture.mstep import covariances_from_scatter, m_step
+from residmix.mixture.mstep import covariances_from_scatter
 from residmix.mixture.params import MixtureParams, make_params, params_from_precisions
+from residmix.mixture.step import MixtureEM
 from residmix.rows.block import Block
-from residmix.rows.rows import ArrayRows, Rows, fold
+from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.threads import one_blas_thread
 
 __all__ = ["INIT_PARAMS", "check_given", "check_goes_on", "find_start", "subsample"]
@@ -125,19 +125,13 @@ def _short_em(x: Floats, w: Floats, K: int, covariance_type: str, random_state: 
     z = (x - centre) / spread
     columns = np.ascontiguousarray(z.T)
     rows = ArrayRows(z, weight=None if (w == 1).all() else w, block_rows=mixture_block_rows(x.shape[1], K))
-    step = partial(_em_step, rows, SHORT_RIDGE)
     runs = []
     for run in range(SHORT_RUNS):
         labels = lloyd(columns, w, seed(columns, w, K, random_state), SHORT_ITERATIONS if run % 2 else 0)
         start = _from_labels(columns, w, labels, K, covariance_type, SHORT_RIDGE)
-        runs.append(run_em(step, start, tol=SHORT_TOL, max_iter=SHORT_ITERATIONS))
+        runs.append(run_em(MixtureEM(rows, SHORT_RIDGE), start, tol=SHORT_TOL, max_iter=SHORT_ITERATIONS))
     best = max(runs, key=lambda state: state.log_likelihood)
     return _rescaled(best.params, centre, spread)
-
-
-def _em_step(rows: Rows, reg_covar: float, params: MixtureParams) -> tuple[float, MixtureParams]:
-    moments = fold(rows, MixtureStep(params), MixtureMoments.merge)
-    return moments.log_likelihood / moments.total, m_step(moments, params, reg_covar=reg_covar)
 
 
 def _rescaled(params: MixtureParams, centre: Floats, spread: Floats) -> MixtureParams:

@@ -1,44 +1,191 @@
-"""One EM iteration of a Gaussian mixture over rows."""
+r"""One EM iteration of the mixture, with coefficients and a gate where there are metadata: ECM.
+
+.. math:: p(x \mid m) = \sum_k \pi_k(u) N(x - u'D \mid \mu_k, \Sigma_k)
+
+Rows come with u = u(m), their design in orthonormal coordinates (centred, unit covariance), and without one for a
+plain mixture. Given responsibilities the M-step is: D and the means by generalised least squares with the covariances
+fixed, then the covariances (Meng & Rubin 1993, "Maximum likelihood estimation via the ECM algorithm", Biometrika 80);
+both from the same per-component moments of the row [u, x], so repeating them costs no pass over the data. The gate
+(`residmix.mixture.given.gate`) has parameters of its own and takes one step.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.mixture.estep import MixtureMoments, MixtureStep
+from residmix.mixture.estep import MixtureMoments, Problem, log_joint, mixture_block
+from residmix.mixture.given.coefficients import coefficient_step
+from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
 from residmix.mixture.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
+from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
+from residmix.rows.threads import one_blas_thread
 
-__all__ = ["Floats", "MixtureEM", "overwhelmed_columns", "stepwise"]
+__all__ = ["MixtureEM", "block_log_joint", "block_moments", "ecm_step", "overwhelmed_columns", "stepwise"]
 
+Floats = NDArray[np.float64]
+
+# Rounds of (coefficients, covariances) per pass over the data.
+CYCLES = 2
 # A component that died this often in one fit stays dead: there's no room for it.
 MAX_REVIVALS = 5
 
 
 @dataclass
 class MixtureEM:
-    """One EM iteration over rows: the `step` that `residmix.em.loop.run_em` asks for."""
+    """One iteration over rows: the `step` that `residmix.em.loop.run_em` asks for.
+
+    Attributes
+    ----------
+    rows : Rows
+    reg_covar : float
+    joint : bool
+        Whether coefficients move; else only mixture and gate do.
+    revived : list
+        Components that died, one entry per time.
+    """
 
     rows: Rows
     reg_covar: float
+    joint: bool = True
     revived: list[list[int]] = field(default_factory=list)
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
-        moments = fold(self.rows, MixtureStep(params), MixtureMoments.merge)
+        moments = self.moments(params)
         dead = dead_components(moments)
         revive = len(self.revived) < MAX_REVIVALS
         if dead.any() and revive:
             self.revived.append(np.flatnonzero(dead).tolist())
-        following = m_step(moments, params, reg_covar=self.reg_covar, revive=revive)
+        with one_blas_thread():
+            following = ecm_step(moments, params, reg_covar=self.reg_covar, joint=self.joint, revive=revive)
         return moments.log_likelihood / moments.total, following
 
     def evaluate(self, params: MixtureParams) -> float:
         """Return the log-likelihood per row."""
-        moments = fold(self.rows, MixtureStep(params, with_moments=False), MixtureMoments.merge)
+        moments = self.moments(params, with_moments=False)
         return moments.log_likelihood / moments.total
+
+    def moments(self, params: MixtureParams, *, with_moments: bool = True) -> MixtureMoments:
+        """Return the moments of all rows: see :func:`block_moments`."""
+        with_design = _joins(params, self.joint)
+        problem = Problem.of(params, full=with_design)
+        step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments)
+        return fold(self.rows, step, MixtureMoments.merge)
+
+
+def _joins(params: MixtureParams, joint: bool) -> bool:
+    """Tell whether the moments must be those of [u, x], as coefficients that move and a gate ask for."""
+    return params.gate is not None or (joint and params.n_design > 0)
+
+
+def block_moments(problem: Problem, block: Block, *, with_design: bool, with_moments: bool = True) -> MixtureMoments:
+    """E-step and moments of one block.
+
+    Parameters
+    ----------
+    problem : Problem
+    block : Block
+    with_design : bool
+        Whether moments are those of [u, x - u'D] about [0, mean_k], or of x - u'D alone.
+    with_moments : bool
+        False for the likelihood alone, to the same bits.
+    """
+    params, u = problem.params, block.design
+    gate = params.gate
+    prior = None if gate is None or u is None else log_priors(u, gate.coef)
+    moments = mixture_block(
+        _without_effect(block, params),
+        problem,
+        log_prior=prior,
+        weight=block.weight,
+        extra=u if with_design else None,
+        with_moments=with_moments,
+    )
+    if gate is not None and u is not None and prior is not None and with_moments:
+        moments.gate = gate_moments(u, prior, block.weight, curvature=gate.needs_curvature())
+    return moments
+
+
+def block_log_joint(params: MixtureParams, block: Block) -> Floats:
+    r"""Return :math:`\log \pi_k(u_i) + \log N(x_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K)."""
+    prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
+    return log_joint(_without_effect(block, params), params, log_prior=prior)
+
+
+def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:
+    if params.coef is None or block.design is None or not params.coef.any():
+        return block.X
+    return block.X - block.design @ params.coef
+
+
+def ecm_step(
+    moments: MixtureMoments,
+    params: MixtureParams,
+    *,
+    reg_covar: float,
+    joint: bool = True,
+    revive: bool = True,
+) -> MixtureParams:
+    """Return parameters with a larger expected log-likelihood, unless it is at its maximum.
+
+    Parameters
+    ----------
+    moments : MixtureMoments
+        At `params`.
+    reg_covar : float
+        Added to the diagonals of covariances.
+    joint : bool
+        Whether the coefficients move.
+    revive : bool
+        As for `residmix.mixture.mstep.m_step`.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a component's rows don't span the space and `reg_covar` is 0.
+    """
+    r, gate, coef = moments.shift.shape[1] - params.n_features, params.gate, params.coef
+    if not r:
+        mixture = m_step(moments, params, reg_covar=reg_covar, revive=revive)
+    else:
+        mixture, step = params, np.zeros((r, params.n_features))
+        # With a covariance in common the first coefficients don't depend on it.
+        for _ in range(1 if params.family.shared or not joint else CYCLES):
+            if joint:
+                step = coefficient_step(moments, r, mixture)
+            mixture = m_step(residual_moments(moments, step), params, reg_covar=reg_covar, revive=revive)
+        coef = step if coef is None else coef + step
+    if gate is not None and moments.gate is not None:
+        target = np.column_stack([moments.shift[:, :r], moments.weight])
+        gate = gate_step(gate, target, moments.gate, moments.total)
+        dead = dead_components(moments)
+        if dead.any() and revive:
+            gate = _share_gate(gate, moments.weight, dead)
+    return mixture if coef is None and gate is None else replace(mixture, coef=coef, gate=gate)
+
+
+def _share_gate(gate: Gate, weight: Floats, dead: NDArray[np.bool_]) -> Gate:
+    """Give each revived component half of the heaviest one's prior, as `m_step` gave it half of its rows."""
+    coef, weight = gate.coef.copy(), np.where(dead, 0.0, weight)
+    for k in np.flatnonzero(dead):
+        heavy = int(np.argmax(weight))
+        coef[heavy, -1] -= np.log(2.0)
+        coef[k] = coef[heavy]
+        weight[k] = weight[heavy] = 0.5 * weight[heavy]
+    return Gate(coef - coef.mean(axis=0))
+
+
+def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
+    """Return the moments of x - u'step about the same means, from those of [u, x]."""
+    q = len(step)
+    change = np.vstack([-step, np.eye(step.shape[1])])
+    shift = moments.shift[:, q:] - moments.shift[:, :q] @ step
+    return replace(moments, weight=moments.weight.copy(), shift=shift, scatter=change.T @ moments.scatter @ change)
 
 
 def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:
@@ -47,9 +194,6 @@ def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:
     variance = x.var(axis=0)
     constant = variance <= (1e-12 * x.mean(axis=0)) ** 2
     return np.flatnonzero(~constant & (variance < 10 * reg_covar))
-
-
-Floats = NDArray[np.float64]
 
 
 def stepwise(

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,25 +32,39 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
 
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
     diagonals (of those that aren't kept as matrices the plain logarithm: units are a constant there): every vector is a
-    valid mixture, so an extrapolated one is, too.
+    valid mixture, so an extrapolated one is, too. Before them coefficients over the typical spread, and the gate.
     """
     scale = typical_spread(like)
     factors, (K, d) = params.factors, params.means.shape
     matrices = params.family.matrices
     n_matrices = factors.size // d**2
-    vector = np.empty(K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
+    whole = np.empty(_n_given(params) + K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
+    given, vector = np.split(whole, [_n_given(params)])
+    if params.coef is not None:
+        given[: params.coef.size] = (params.coef / scale).ravel()
+    if params.gate is not None:
+        given[given.size - params.gate.coef.size :] = params.gate.coef.ravel()
     np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
     np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
     if matrices:
         _pack_triangles(np.ascontiguousarray(factors).reshape(-1, d, d), scale, vector[K + K * d :])
     else:
         np.log(factors.ravel(), out=vector[K + K * d :])
-    return vector
+    return whole
 
 
-def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
-    """Return the mixture that `pack` made `vector` of; of a curved family the likeliest one nearby."""
+def _n_given(params: MixtureParams) -> int:
+    """Return how many numbers coefficients and gate are."""
+    return sum(part.size for part in (params.coef, params.gate and params.gate.coef) if part is not None)
+
+
+def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
+    """Return the mixture that `pack` made a vector of; of a curved family the likeliest one nearby.
+
+    The curvature of the gate of `like` still holds there.
+    """
     scale = typical_spread(like)
+    given, vector = np.split(whole, [_n_given(like)])
     K, d = like.means.shape
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()
@@ -59,10 +75,16 @@ def unpack(vector: Floats, like: MixtureParams) -> MixtureParams:
     else:
         factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
     params = params_from_factors(weights, means, factors, like.covariance_type)
-    if like.family.closed:
-        return params
-    nearest = like.family.fit(like.family.of_full(params.full_covariances(), weights), weights, like.full_covariances())
-    return make_params(weights, means, nearest, like.covariance_type)
+    if not like.family.closed:
+        W = like.family.of_full(params.full_covariances(), weights)
+        nearest = like.family.fit(W, weights, like.full_covariances())
+        params = make_params(weights, means, nearest, like.covariance_type)
+    if like.coef is not None:
+        params = replace(params, coef=given[: like.coef.size].reshape(like.coef.shape) * scale)
+    if like.gate is not None:
+        gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
+        params = replace(params, gate=replace(like.gate, coef=gate))
+    return params
 
 
 @compiled

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from residmix.conditional import gate as gating
-from residmix.conditional.gate import gate_moments, gate_step, log_priors, make_gate
+from residmix.mixture.given import gate as gating
+from residmix.mixture.given.gate import gate_moments, gate_step, log_priors, make_gate
 
 
 def problem(seed, n=400, r=3, K=3, steep=1.0):

@@ -1,0 +1,61 @@
+"""The coordinates that a mixture given metadata is fitted in: least-squares residuals, orthonormal design rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.moments.absorbed import FactorMoments
+from residmix.moments.affine import Affine
+from residmix.moments.linear import LinearMoments
+from residmix.rows.block import Block
+from residmix.rows.scratch import scratch
+
+__all__ = ["ToResidual", "to_residual"]
+
+Floats = NDArray[np.float64]
+
+# Directions of the design whose variance is below this share of the largest are aliased.
+ALIASED = 1e-12
+
+
+@dataclass(frozen=True)
+class ToResidual:
+    """Block of (x, a) to block of (least-squares residual, orthonormal design row), both float64.
+
+    Attributes
+    ----------
+    affine : Affine
+        To the least-squares residual.
+    basis : ndarray (p, r)
+        u = (a - origin) basis - offset.
+    offset : ndarray (r,)
+    """
+
+    affine: Affine
+    basis: Floats
+    offset: Floats
+
+    def __call__(self, block: Block) -> Block:
+        X = np.asarray(block.X, dtype=np.float64)
+        residual, u = scratch(X.shape, np.float64), scratch((block.n_rows, self.basis.shape[1]), np.float64)
+        self.affine.into(replace(block, X=X), residual)
+        if block.design is not None and u.shape[1]:
+            np.matmul(block.design[:, : len(self.basis)] - self.affine.origin_a, self.basis, out=u)
+            u -= self.offset
+        return Block(block.start, residual, u, (), block.weight)
+
+
+def to_residual(affine: Affine, moments: LinearMoments | FactorMoments, p: int) -> ToResidual:
+    """Return the map to least-squares residuals and to orthonormal, centred coordinates of the first p columns."""
+    if isinstance(moments, FactorMoments):  # effects of thousands of levels: two stages only, which need no basis
+        return ToResidual(affine, np.empty((p, 0)), np.empty(0))
+    scatter = moments.s_aa[0][:p, :p] / moments.weight[0]
+    scale = np.sqrt(np.diag(scatter))
+    scale = np.where(scale > 0, scale, 1.0)
+    values, vectors = np.linalg.eigh(scatter / scale[:, None] / scale) if p else (np.empty(0), np.empty((0, 0)))
+    kept = values > ALIASED * max(values[-1], 0.0) if p else np.zeros(0, dtype=bool)
+    basis = vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None]
+    return ToResidual(affine, basis, (moments.mean_a[0][:p] - affine.origin_a) @ basis)
