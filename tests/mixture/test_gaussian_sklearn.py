@@ -8,6 +8,7 @@ import importlib
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from residmix import GaussianMixture
@@ -29,6 +30,10 @@ LEFT_OUT = {
     # expects equal iteration counts from scikit-learn's k-means start; our default start is another
     "test_gaussian_mixture_precisions_init_diag",
 }
+
+if sklearn.__version__ < "1.7":
+    # asks for the words of an error, which scikit-learn has changed since, and ours are the new ones
+    LEFT_OUT.add("test_regularisation")
 
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -196,6 +196,8 @@ def _solver(
 
     def solve(right: Array) -> Array:
         out = np.zeros_like(right)
+        if not rank:  # LAPACK refuses matrices without rows
+            return out
         inner = solve_triangular(lower, right[order] / root[order][:, None], lower=True)
         out[order] = solve_triangular(lower, inner, lower=True, trans="T") / root[order][:, None]
         return out

@@ -158,7 +158,6 @@ class Residualizer(ResidualFit):
     [-1.0, 0.0, -1.0, 0.0, 1.0, 1.0]
     """
 
-    __metadata_request__adapt = {"metadata": True}
     __metadata_request__fit = {"metadata": True}
     __metadata_request__partial_fit = {"metadata": True}
     __metadata_request__transform = {"metadata": True, "out": UNUSED}  # a path is never routed
