@@ -96,9 +96,10 @@ class MixtureParams:
     @property
     def log_det(self) -> Floats:
         """Logarithm of each factor's determinant, (K,): minus half the covariance's log-determinant."""
+        K, d = self.means.shape
         logs = np.log(self.family.diagonals(self.factors))
-        sums = logs.sum(axis=1) * (self.n_features // logs.shape[1])
-        return np.broadcast_to(sums, (self.n_components,))
+        sums = logs.sum(axis=1) if logs.shape[1] == d else d * logs[:, 0]
+        return sums if len(sums) == K else np.full(K, sums[0])
 
     def precisions(self) -> Floats:
         """Return the inverse covariances, in the family's shape."""

@@ -24,7 +24,6 @@ from residmix.mixture.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
-from residmix.rows.threads import one_blas_thread
 
 __all__ = ["MixtureEM", "block_log_joint", "block_moments", "ecm_step", "overwhelmed_columns", "stepwise"]
 
@@ -61,8 +60,7 @@ class MixtureEM:
         revive = len(self.revived) < MAX_REVIVALS
         if dead.any() and revive:
             self.revived.append(np.flatnonzero(dead).tolist())
-        with one_blas_thread():
-            following = ecm_step(moments, params, reg_covar=self.reg_covar, joint=self.joint, revive=revive)
+        following = ecm_step(moments, params, reg_covar=self.reg_covar, joint=self.joint, revive=revive)
         return moments.log_likelihood / moments.total, following
 
     def evaluate(self, params: MixtureParams) -> float:

@@ -55,7 +55,7 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
 
 def _n_given(params: MixtureParams) -> int:
     """Return how many numbers coefficients and gate are."""
-    return sum(part.size for part in (params.coef, params.gate and params.gate.coef) if part is not None)
+    return (0 if params.coef is None else params.coef.size) + (0 if params.gate is None else params.gate.coef.size)
 
 
 def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:

@@ -33,50 +33,53 @@ class Family:
     orientation : {"I", "E", "V"}
     kept : tuple of str
         Shape of the arrays of covariances, precisions and factors.
+    name : str
+        mclust's.
+    free : bool
+        Whether every entry of every covariance is free.
+    diagonal, isotropic : bool
+        Whether the axes are those of the features; whether all axes are alike.
+    shared, linked : bool
+        Whether components have one covariance; or parts of one, at least.
+    matrices : bool
+        Whether arrays hold whole matrices.
+    closed : bool
+        Whether a line through two mixtures of the family, as `residmix.mixture.vector` packs them, stays in it.
+    unit_free : bool
+        Whether a mixture of the family stays in it when features change units, each its own.
     """
 
     volume: str
     shape: str
     orientation: str
     kept: tuple[str, ...] = ("K", "d", "d")
+    name: str = field(init=False)
+    free: bool = field(init=False)
     diagonal: bool = field(init=False)
     isotropic: bool = field(init=False)
     shared: bool = field(init=False)
     linked: bool = field(init=False)
     matrices: bool = field(init=False)
+    closed: bool = field(init=False)
+    unit_free: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        letters = self.name
+        name = self.volume + self.shape + self.orientation
+        free, diagonal, isotropic = name == "VVV", self.orientation == "I", self.shape == "I"
+        shared, linked = "V" not in name, "E" in name
         facts = {
-            # axes are those of the features; all axes are alike; components have one covariance, or parts of one
-            "diagonal": self.orientation == "I",
-            "isotropic": self.shape == "I",
-            "shared": "V" not in letters,
-            "linked": "E" in letters,
+            "name": name,
+            "free": free,
+            "diagonal": diagonal,
+            "isotropic": isotropic,
+            "shared": shared,
+            "linked": linked,
             "matrices": self.kept[-2:] == ("d", "d"),
+            "closed": diagonal or shared or not linked,
+            "unit_free": not isotropic and (diagonal or free or name in ("EEE", "VEE", "EVV")),
         }
-        for name, fact in facts.items():
-            object.__setattr__(self, name, fact)
-
-    @property
-    def name(self) -> str:
-        """mclust's name."""
-        return self.volume + self.shape + self.orientation
-
-    @property
-    def free(self) -> bool:
-        """Whether every entry of every covariance is free."""
-        return self.name == "VVV"
-
-    @property
-    def closed(self) -> bool:
-        """Whether a line through two mixtures of the family, as `residmix.mixture.vector` packs them, stays in it."""
-        return self.diagonal or self.shared or not self.linked
-
-    @property
-    def unit_free(self) -> bool:
-        """Whether a mixture of the family stays in it when features change units, each its own."""
-        return not self.isotropic and (self.diagonal or self.free or self.name in ("EEE", "VEE", "EVV"))
+        for fact, value in facts.items():
+            object.__setattr__(self, fact, value)
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         """Return the number of free parameters of the covariances."""
@@ -93,10 +96,10 @@ class Family:
 
     def diagonals(self, kept: Floats) -> Floats:
         """Return the diagonals of kept covariances or factors: (K or 1, d or 1)."""
-        rows = np.diagonal(kept, axis1=-2, axis2=-1) if self.matrices else kept
-        if self.kept[0] != "K":
-            return rows[None]
-        return rows if rows.ndim == 2 else rows[:, None]
+        rows = kept.diagonal(0, -2, -1) if self.matrices else kept
+        if rows.ndim == 2:
+            return rows
+        return rows[:, None] if self.isotropic else rows[None]
 
     def full(self, kept: Floats, n_components: int, n_features: int) -> Floats:
         """Return kept covariances or factors as (K, d, d); of matrices a view."""
