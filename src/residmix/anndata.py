@@ -126,7 +126,7 @@ def residualize(
     adata.uns[key] = {
         **_described(formula, preserve, layer, basis),
         "r2": np.asarray(model.r2_),
-        "design": json.dumps(model.design_.to_dict()) if model.design_ is not None else "",
+        "design": json.dumps(model.design_.to_dict()),
     }
     if model.estimator is None:
         adata.uns[key] |= {

@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 import residmix as rm
-from residmix.effects.blup import random_effects
+from residmix.effects.random.one import random_effects
 
 NAMES = np.array(list("abcdefgh"))
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from residmix import Residualizer
-from residmix.effects.combat import posterior, posterior_shift
+from residmix.effects.posterior import posterior, posterior_shift
 from residmix.errors import DesignWarning, LeakageWarning
 
 GENES = 80

@@ -6,8 +6,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import residmix as rm
-from residmix.effects.combat import posterior, posterior_shift
-from residmix.effects.level_priors import level_prior
+from residmix.effects.posterior import posterior, posterior_shift
+from residmix.effects.unseen.priors import level_prior
 
 
 def sites(n_sites, rows, *, spread=1.0, noise=1.0, seed=0, first=0, d=3):

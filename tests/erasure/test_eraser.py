@@ -329,7 +329,7 @@ def test_wrong_input_is_told():
         Eraser("site").fit(X)
     with pytest.raises(ValueError, match="preserve needs something"):
         Eraser(preserve="age").fit(X)
-    with pytest.raises(ValueError, match="missing must be one of"):
+    with pytest.raises(ValueError, match="'missing' parameter of Eraser must be a str among"):
         Eraser(missing="drop").fit(X, metadata=labels)
     X[3, 1] = np.nan
     with pytest.raises(ValueError, match="NaN"):

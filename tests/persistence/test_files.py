@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator
 import residmix as rm
 from residmix.atomic import atomic_path
 from residmix.data import penguins
-from residmix.effects.later_batches import LevelTotals
+from residmix.effects.unseen.batches import LevelTotals
 from residmix.persistence import describe, read, write
 from residmix.persistence.files import _checksum as checksum
 from residmix.persistence.kinds import FORMAT_1, HOMES, name_of, type_of
@@ -91,7 +91,7 @@ def test_types_of_the_table_come_back_and_others_are_refused_byname_of():
     back = round_trip(LevelTotals(("a", 2), np.ones((5, 2, 1))))
     assert type(back) is LevelTotals
     assert back.labels == ("a", 2)
-    np.testing.assert_array_equal(back.sums, np.ones((5, 2, 1)))
+    np.testing.assert_array_equal(back.centred, np.ones((5, 2, 1)))
     with pytest.raises(TypeError, match=r"model\.rows is a residmix\..*Block, which the model format doesn't keep"):
         encode(Block(0, np.zeros((1, 1))), {}, "model.rows")
     with pytest.raises(TypeError, match=r"model\.random_state is a .*RandomState"):

@@ -216,7 +216,7 @@ def test_what_does_not_go_together_is_told():
     cases = (
         ({"residuals": "loo", "scale": True}, "exact for least squares"),
         ({"estimator": SVR(), "alpha": 1.0}, "belong to least squares"),
-        ({"residuals": "leave-one-out"}, "residuals must be one of"),
+        ({"residuals": "leave-one-out"}, "The 'residuals' parameter of Residualizer must be a str among"),
         ({"shrinkage": "bayes"}, "shrinkage"),
     )
     for options, message in cases:

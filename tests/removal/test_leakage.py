@@ -15,9 +15,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.svm import SVR
 
 import residmix as rm
-from residmix.effects.adjust import of_features
 from residmix.errors import CollinearityWarning, LeakageWarning
-from residmix.removal.leakage import few_valued
+from residmix.removal.lattices import few_valued
 from residmix.rows.block import Block
 from residmix.rows.sampled import Sample
 
@@ -163,10 +162,10 @@ def test_later_batches_are_looked_at_and_told_of_once():
     later = [told(lambda batch=batch: model.partial_fit(batch)) for batch in [lattice(300, s) for s in range(3, 20)]]
     assert sum(map(len, later)) == 1
     assert re.search(r"few-valued features \('x'\).*'site\[T\.[bc]\]' back", next(t[0] for t in later if t))
-    assert model._sample.n_rows == 20 * 300
-    assert model._sample.block.n_rows == 1000
+    assert model._watch.sample.n_rows == 20 * 300
+    assert model._watch.sample.block.n_rows == 1000
     # every row had the same chance: 150 of 1000 would be of the first three batches, which are smooth
-    assert 110 < np.sum(model._sample.block.X[:, 0] % 1 != 0) < 190
+    assert 110 < np.sum(model._watch.sample.block.X[:, 0] % 1 != 0) < 190
 
 
 def test_merged_models_are_looked_at():
@@ -187,14 +186,14 @@ def test_rows_that_are_kept_to_look_at_are_neither_saved_nor_pickled(tmp_path):
     data = smooth(300)
     data.loc[:, "x"] += 123456.789
     model = rm.Residualizer("site").fit(data)
-    assert model._sample.block.n_rows == 300
-    assert copy.deepcopy(model)._sample.block.n_rows == 300
+    assert model._watch.sample.block.n_rows == 300
+    assert copy.deepcopy(model)._watch.sample.block.n_rows == 300
     rm.save(model, tmp_path / "m.safetensors")
     for again in (pickle.loads(pickle.dumps(model)), rm.load(tmp_path / "m.safetensors")):
-        assert again._sample.block is None
+        assert again._watch.sample.block is None
         assert_array_equal(again.transform(data), model.transform(data))
         again.partial_fit(data)  # and goes on
-        assert again._sample.n_rows == 300
+        assert again._watch.sample.n_rows == 300
     row = data[["x", "y"]].to_numpy()[17].tobytes()
     assert row not in pickle.dumps(model)
     assert row not in (tmp_path / "m.safetensors").read_bytes()
@@ -226,10 +225,10 @@ def test_residuals_of_some_features_are_those_of_all(options):
     data["day"] = [f"d{k}" for k in rng.permutation(np.arange(900) % 300)]
     data["z"], data["u"], data["v"] = rng.normal(size=(3, 900))
     model = rm.Residualizer(**{"formula": "site + z", "features": ["x", "u", "v"]} | options).fit(data)
-    sample = model._sample.block
+    sample = model._watch.sample.block
     some = np.array([0, 2])
-    narrow = of_features(model._map(), some)(Block(0, sample.X[:, some], sample.design, sample.codes))
-    assert_allclose(narrow, model._map()(sample)[:, some], atol=1e-13)
+    narrow = model._remover().select(some)(Block(0, sample.X[:, some], sample.design, sample.codes))
+    assert_allclose(narrow, model._remover()(sample)[:, some], atol=1e-13)
 
 
 def test_only_the_features_that_are_looked_at_are_kept():
@@ -239,7 +238,7 @@ def test_only_the_features_that_are_looked_at_are_kept():
     X[:, 999] = rng.poisson(3 + site)
     model = rm.Residualizer()
     assert "'x999'" in told(lambda: model.fit(X, metadata=site.astype(float)))[0]
-    assert model._sample.block.X.shape == (200, 256)
+    assert model._watch.sample.block.X.shape == (200, 256)
 
 
 def test_a_regressor_that_leaves_effects_is_told_of():

@@ -322,7 +322,7 @@ def test_new_data_need_not_show_every_level():
 @pytest.mark.parametrize("block", [None, 7])
 def test_each_feature_is_fitted_on_the_rows_that_it_has(block, monkeypatch):
     if block:  # several blocks, so that moments with and without gaps meet in merges
-        monkeypatch.setattr("residmix.removal.fit.linear_block_rows", lambda d, q: block)
+        monkeypatch.setattr("residmix.removal.transformer.linear_block_rows", lambda d, q: block)
     gappy = X.copy()
     gappy[RNG.random(X.shape) < 0.2] = np.nan
     gappy[:21] = X[:21]
@@ -624,9 +624,12 @@ def test_summary_tells_terms_rank_and_shares(capsys):
         (lambda: Residualizer(preserve="group").fit(table()), "preserve needs something to remove"),
         (lambda: Residualizer("site", features=["thicknes"]).fit(table()), "did you mean 'thickness'"),
         (lambda: Residualizer("site", alpha={"sit": 1.0}).fit(table()), "did you mean 'site'"),
-        (lambda: Residualizer(alpha=-1.0).fit(X, metadata=M), "alpha must be at least 0, not -1.0"),
-        (lambda: Residualizer(on_unknown="eror").fit(X, metadata=M), "did you mean 'error'"),
-        (lambda: Residualizer(missing="drop").fit(X, metadata=M), "missing must be one of"),
+        (lambda: Residualizer(alpha=-1.0).fit(X, metadata=M), "'alpha' parameter of Residualizer must be .* Got -1.0"),
+        (lambda: Residualizer(on_unknown="eror").fit(X, metadata=M), "'on_unknown' parameter .* Got 'eror'"),
+        (
+            lambda: Residualizer(missing="drop").fit(X, metadata=M),
+            "'missing' parameter of .* must be a str among",
+        ),
         (lambda: Residualizer().fit(X, metadata=M, sample_weight=-np.ones(N)), "negative"),
         (lambda: Residualizer().fit(X, metadata=M, sample_weight=np.zeros(N)), "0 for every row"),
         (lambda: Residualizer().fit(X, metadata=M, sample_weight=np.ones(3)), "sample_weight must be one number for"),

@@ -22,7 +22,6 @@ from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 from residmix.sources.output import delivered
-from residmix.sources.table import Table
 
 __all__ = ["ConditionalDensity"]
 
@@ -43,25 +42,15 @@ class ConditionalDensity(MixtureFit):
 
     def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
-        return table.rows(
-            residualizer._columns(table),
-            design=residualizer.design_,
-            weight=sample_weight,
-            preserved=False,
-            block_rows=mixture_block_rows(len(residualizer.features_), self.n_components),
-        )
+        block_rows = mixture_block_rows(len(residualizer.features_), self.n_components)
+        return residualizer.rows_of(table, sample_weight, block_rows=block_rows)
 
     # ---- using -------------------------------------------------------------------------------------------------------
 
     def _feature_rows(self, X: Any, metadata: Any) -> Rows:
         check_is_fitted(self)
-        residualizer = self.residualizer_
-        if residualizer.design_ is None or not residualizer.design_.columns:
-            metadata = None
-        elif residualizer._apart and metadata is None and not isinstance(X, Table):
-            raise ValueError("metadata is needed: this model was fitted with metadata=; pass it here too")
-        table = as_table(X, metadata=metadata)
-        if residualizer.design_ is None or residualizer._apart:
+        table = self.residualizer_.open_rows(X, metadata, check=False)
+        if self.residualizer_.x_is_features:
             validate_data(self, X, reset=False, skip_check_array=True)
         return self._table_rows(table)
 
@@ -131,7 +120,7 @@ class ConditionalDensity(MixtureFit):
         design = self.residualizer_.design_
         a = np.empty((1 if n_samples is None else n_samples, 0))
         codes: tuple[NDArray[np.integer[Any]], ...] = ()
-        if design is not None and design.columns:
+        if design.columns:
             if metadata is None:
                 raise ValueError("sample needs metadata=: the model is conditional on it, one row is drawn for each")
             # a table makes of text in an array what fit made of it
@@ -163,7 +152,7 @@ class ConditionalDensity(MixtureFit):
         K, d = self.means_.shape
         r = self._to_residual.basis.shape[1]
         design = self.residualizer_.design_
-        absorbed = sum(len(factor.levels) - 1 for factor in design.factors) if design is not None else 0
+        absorbed = sum(len(factor.levels) - 1 for factor in design.factors)
         return super()._n_parameters() + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:

@@ -202,14 +202,14 @@ class ResidualMixture(ConditionalDensity):
             on_unknown=self.on_unknown,
             missing=self.missing,
         )
-        least_squares_rows, _ = residualizer._fit(table, None, sample_weight, quiet=self._quiet, allow_nan=False)
+        least_squares_rows, _ = residualizer.fit_to(table, table, sample_weight, quiet=self._quiet, allow_nan=False)
         self.residualizer_ = residualizer
-        if residualizer.design_ is None or residualizer._apart:
+        if residualizer.x_is_features:
             validate_data(self, X, reset=True, skip_check_array=True)
         else:
             self.feature_names_in_, self.n_features_in_ = residualizer.features_, len(residualizer.features_)
         design = residualizer.design_
-        if design is not None and design.factors and (self.estimation, self.gating) != ("two-stage", "constant"):
+        if design.factors and (self.estimation, self.gating) != ("two-stage", "constant"):
             raise ValueError(
                 f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
                 f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "

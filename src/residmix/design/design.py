@@ -68,6 +68,16 @@ class Design:
         self.new_levels: dict[str, tuple[Any, ...]] = {}
         self._lay_out()
 
+    @classmethod
+    def empty(cls) -> Design:
+        """Return the design of no metadata: it has no columns, and nothing is taken out by it."""
+        return cls(None, None, "error", "error", None, (), Learned({}, {}, {}, {}))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of levels of the absorbed factors."""
+        return tuple(len(factor.levels) for factor in self.factors)
+
     def _lay_out(self) -> None:
         terms: list[Term] = []
         factors: list[Factor] = []
@@ -260,6 +270,16 @@ class Design:
             raise ValueError(f"{term.name} is no factor with columns of its own")
         ((_, full),) = plan.coding[0]
         return levels.coded(np.arange(levels.n_levels, dtype=np.int32), full=full)
+
+    def n_known_levels(self, term: Term) -> int:
+        """Return how many levels a factor's main effect has, missing values not among them."""
+        levels = self.levels_of(self.column_of(term))
+        assert levels is not None
+        return len(levels.levels)
+
+    def known_level_rows(self, term: Term) -> NDArray[np.float64]:
+        """Return the design columns of each of these levels."""
+        return self.level_rows(term)[: self.n_known_levels(term)]
 
     def same_coding(self, other: Design) -> bool:
         """Tell whether `other` makes the same rows of the same metadata; how often a level was seen may differ."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.expressions import Call, Column
+from residmix.errors import did_you_mean
 
-__all__ = ["DesignMatrix", "Factor", "Plan", "Term"]
+__all__ = ["DesignMatrix", "Factor", "Plan", "Term", "find_term"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,23 @@ class Plan:
     coding: tuple[tuple[tuple[int, bool], ...], ...]
     preserved: bool
     kind: str
+
+
+def find_term(terms: Sequence[Term], name: str, where: str) -> Term:
+    """Return the term called `name`, or the only one that uses the metadata column `name`.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or the column is used by several terms.
+    """
+    exact = [term for term in terms if term.name == name]
+    using = exact or [term for term in terms if term.variables == (name,)]
+    if len(using) == 1:
+        return using[0]
+    names = [term.name for term in terms]
+    if not names:
+        raise ValueError(f"{where} names the term {name!r}, but there is no metadata and so no term")
+    if using:
+        raise ValueError(f"{where}: {name!r} is in several terms: {', '.join(term.name for term in using)}; name one")
+    raise ValueError(f"{where}: unknown term {name!r}{did_you_mean(name, names)}; the terms are {', '.join(names)}")

@@ -1,176 +1,71 @@
-"""Effects of a factor's levels as random effects: shrunk by how much levels differ beside the noise."""
+"""Effects of factors as random ones, shrunk by how much levels differ beside the noise."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from residmix.design.design import Design
-from residmix.effects.crossed import RandomEffects, crossed_effects, generalised_inverse, level_indicators
-from residmix.effects.penalty import find_term
+from residmix.design.terms import Term, find_term
+from residmix.effects.least_squares import LeastSquares
+from residmix.effects.random.crossed import crossed_effects
+from residmix.effects.random.one import random_effects
+from residmix.effects.removal import LinearRemoval
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit, constant_features
-from residmix.rows.threads import one_blas_thread
+from residmix.rows.rows import Rows
 
-__all__ = ["RandomEffects", "random_effects", "shrunk_fit"]
-
-Array = NDArray[np.float64]
-
-# Below this share of its largest eigenvalue, a direction of the levels is one that the other columns hold already.
-_NULL = 1e-10
-# Variance ratios looked at, relative to the rows of a typical level: from none of the noise to all of the signal.
-_SPAN = np.linspace(-18.0, 23.0, 83)
+__all__ = ["Blup"]
 
 
-def random_effects(
-    moments: LinearMoments, fit: LinearFit, columns: slice, levels: Array, ratio: Array | None = None
-) -> tuple[LinearFit, RandomEffects]:
-    r"""Return `fit` with the effects of one factor shrunk, the other columns estimated beside them.
+@dataclass(frozen=True)
+class Blup:
+    r"""Best linear unbiased prediction: :math:`u \sim N(0, \tau_f^2 I)` for the levels of each factor named.
 
-    .. math:: x = F \beta + Z u + e, \quad u \sim N(0, \tau^2 I), \quad e \sim N(0, \sigma^2 W^{-1})
+    Each feature has variance ratios of its own, by restricted maximum likelihood
+    (:func:`residmix.effects.random.one.random_effects`, :func:`residmix.effects.random.crossed.crossed_effects`).
 
-    F is the intercept and every other design column, Z the indicators of the levels. The variance ratio of each feature
-    maximises the restricted likelihood (REML), which needs nothing but moments: with M the projection off F and
-    :math:`Z'MZ = V \mathrm{diag}(s) V'`, the contrasts :math:`c = s^{-1/2} V'Z'Mx` are independent
-    :math:`N(0, \sigma^2 + \tau^2 s)`, and the residual sum of squares has the other degrees of freedom. So one
-    eigenproblem serves all features, and what is left is a function of one number per feature, minimised on a grid and
-    then by bisection of its derivative. Effects are :math:`\hat u = V (s + \lambda)^{-1} V'Z'Mx`, the ridge solution
-    with penalty :math:`\lambda` on the effects about their mean.
-
-    Parameters
+    Attributes
     ----------
-    moments, fit
-        As :func:`residmix.moments.solve.fit_linear` returned them, without penalty. Columns whose condition number is
-        above 1e3 keep fewer digits than there, since this works from the moments.
-    columns : slice
-        Columns of the factor in the design.
-    levels : ndarray (L, w)
-        Its design columns for each level.
-    ratio : ndarray (d,), optional
-        Variance ratios to use instead of estimated ones.
-
-    Raises
-    ------
-    ValueError
-        If the columns do not tell all levels apart.
-
-    References
-    ----------
-    Patterson and Thompson, Biometrika 58, 1971 (REML); Robinson, Statistical Science 6, 1991 (BLUP); Kang et al.,
-    Genetics 178, 2008 (the restricted likelihood diagonalised).
+    factors : tuple of str
+        Terms, or the metadata columns that one term uses.
     """
-    L = len(levels)
-    start, turn = level_indicators(levels)
-    q, d = moments.s_ax.shape
-    products = np.where(constant_features(moments), 0.0, moments.s_ax)
-    others = np.setdiff1d(np.arange(q), np.arange(columns.start, columns.stop))
-    coef, found = np.empty((q, d)), np.empty(d)
-    effects, rows = np.empty((L, d)), np.empty((L, d))
-    with one_blas_thread():
-        for g in range(len(moments.weight)):
-            mine = np.arange(d) if len(moments.weight) == 1 else np.array([g])
-            scatter, cross = moments.s_aa[g], products[:, mine]
-            free = generalised_inverse(scatter[np.ix_(others, others)])
-            beside = turn.T @ scatter[columns][:, others]
-            own = turn.T @ scatter[columns, columns] @ turn
-            values, vectors = np.linalg.eigh(own - beside @ free @ beside.T)
-            keep = values > _NULL * np.trace(own) if np.trace(own) > 0 else np.zeros(L, dtype=bool)
-            values, vectors = values[keep], vectors[:, keep]
-            turned = vectors.T @ (turn.T @ cross[columns] - beside @ (free @ cross[others]))
-            if ratio is None:
-                size = turned**2 / values[:, None]
-                found[mine] = 1.0 / _variance_ratio(values, size, fit.rss[mine], fit.residual_degrees[mine])
-            else:
-                found[mine] = ratio[mine]
-            shrunk = vectors @ (turned / (values[:, None] + found[mine]))
-            effects[:, mine] = shrunk
-            coef[columns, mine] = turn @ shrunk
-            coef[others[:, None], mine] = free @ (cross[others] - beside.T @ shrunk)
-            mean = start + moments.mean_a[g, columns] @ turn
-            rows[:, mine] = (moments.weight[g] * mean)[:, None]
-    offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, (d, q)), coef)
-    return replace(fit, coef=coef, constant=moments.offset_x - offset), RandomEffects(effects, found, rows)
 
+    factors: tuple[str, ...]
 
-def shrunk_fit(
-    moments: LinearMoments | FactorMoments, fit: LinearFit, design: Design | None, shrinkage: dict[str, str]
-) -> tuple[LinearFit, dict[str, RandomEffects]]:
-    """Return the fit with the effects of the factors that `shrinkage` names shrunk, and these effects by name.
+    merges: ClassVar[bool] = True
+    exact_loo: ClassVar[bool] = False
+    columns_up_to: ClassVar[int] = 2_000
 
-    Raises
-    ------
-    ValueError
-        Unless it names factors that have columns of their own, and asks for "blup".
-    """
-    for name, kind in shrinkage.items():
-        if kind != "blup":
-            raise ValueError(f"shrinkage[{name!r}] must be 'blup', not {kind!r}")
-    if not shrinkage:
-        raise ValueError("shrinkage={} names no factor; give one as {'site': 'blup'}, or leave shrinkage out")
-    terms = {}
-    for name in shrinkage:
-        if design is None:
-            raise ValueError(f"shrinkage names the factor {name!r}, but there is no metadata and so no term")
-        term = find_term(design, name, "shrinkage")
-        if term.kind == "absorbed" or isinstance(moments, FactorMoments):
-            raise ValueError(
-                f"shrinkage='blup' needs a column per level, and {design.factors[0].name!r} has too many levels"
-            )
-        if term.kind != "factor":
-            raise ValueError(f"shrinkage: {name!r} is no factor but {term.kind}; 'blup' shrinks effects of levels")
-        terms[term.name] = (term.columns, design.level_rows(term))
-    assert isinstance(moments, LinearMoments)
-    if len(terms) == 1:
-        ((columns, levels),) = terms.values()
-        applied, one = random_effects(moments, fit, columns, levels)
-        return applied, dict.fromkeys(terms, one)
-    applied, found = crossed_effects(moments, fit, list(terms.values()))
-    return applied, dict(zip(terms, found, strict=True))
+    def check(self, design: Design) -> None:
+        """Raise ValueError unless these are factors that have columns of their own."""
+        self._terms(design)
 
+    def fit(self, rows: Rows, design: Design) -> LinearRemoval:
+        return self._shrunk(LeastSquares().fit(rows, design), design)
 
-def _variance_ratio(values: Array, size: Array, rss: Array, degrees: Array) -> Array:
-    """Return the REML estimates (d,) of variance of levels over that of noise; a tiny number stands for 0.
+    def refit(self, moments: LinearMoments | FactorMoments, design: Design) -> LinearRemoval:
+        return self._shrunk(LeastSquares().refit(moments, design), design)
 
-    Parameters
-    ----------
-    values : ndarray (r,)
-        Eigenvalues s.
-    size : ndarray (r, d)
-        Squared contrasts, of expectation ``sigma^2 (1 + ratio s)``.
-    rss, degrees : ndarray (d,)
-        Of the noise.
-    """
-    none = np.full(len(rss), np.finfo(float).tiny)
-    total = rss + size.sum(axis=0)
-    usable = (degrees > 0) & (total > 0)
-    if not len(values) or not usable.any():
-        return none
-    # Without this floor a feature that its levels explain exactly has no optimum.
-    rss = np.maximum(rss, 1e-15 * total)
-    typical = values.mean()
-    count = np.where(usable, degrees + len(values), 1.0)
+    def _shrunk(self, found: LinearRemoval, design: Design) -> LinearRemoval:
+        assert isinstance(found.moments, LinearMoments)
+        terms = self._terms(design)
+        columns = [(term.columns, design.level_rows(term)) for term in terms]
+        if len(columns) == 1:
+            shrunk, one = random_effects(found.moments, found.fit, *columns[0])
+            several = [one]
+        else:
+            shrunk, several = crossed_effects(found.moments, found.fit, columns)
+        names = [term.name for term in terms]
+        return replace(found, shrunk=shrunk, random=dict(zip(names, several, strict=True)))
 
-    def deviance(t: Array) -> Array:
-        inflated = 1.0 + np.exp(t) / typical * values[:, None]
-        return count * np.log(np.where(usable, rss + (size / inflated).sum(axis=0), 1.0)) + np.log(inflated).sum(axis=0)
-
-    def slope(t: Array) -> Array:
-        gain = np.exp(t) / typical
-        inflated = 1.0 + gain * values[:, None]
-        noise = np.where(usable, rss + (size / inflated).sum(axis=0), 1.0)
-        falls = count * (size * values[:, None] / inflated**2).sum(axis=0) / noise
-        return (values[:, None] / inflated).sum(axis=0) - falls
-
-    grid = np.array([deviance(np.full(len(rss), t)) for t in _SPAN])
-    best = grid.argmin(axis=0)
-    low, high = _SPAN[np.maximum(best - 1, 0)], _SPAN[np.minimum(best + 1, len(_SPAN) - 1)]
-    for _ in range(50):
-        middle = (low + high) / 2
-        rising = slope(middle) > 0
-        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
-    at = (low + high) / 2
-    at_zero = count * np.log(np.where(usable, total, 1.0))
-    return np.where(usable & (deviance(at) < at_zero), np.exp(at) / typical, none)
+    def _terms(self, design: Design) -> list[Term]:
+        terms = [find_term(design.terms, name, "shrinkage") for name in self.factors]
+        for name, term in zip(self.factors, terms, strict=True):
+            if term.kind == "absorbed" or design.factors:
+                raise ValueError(
+                    f"shrinkage='blup' needs a column per level, and {design.factors[0].name!r} has too many levels"
+                )
+            if term.kind != "factor":
+                raise ValueError(f"shrinkage: {name!r} is no factor but {term.kind}; 'blup' shrinks effects of levels")
+        return terms

@@ -2,181 +2,212 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.design import Design
+from residmix.design.terms import Term
+from residmix.effects.effect import Effect, need_dense
+from residmix.effects.posterior import posterior, posterior_shift
+from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Location, Scale
-from residmix.errors import DesignWarning, warn
+from residmix.effects.unseen.batches import Frozen
+from residmix.errors import DesignWarning, did_you_mean, warn
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["Shrunk", "posterior", "posterior_shift", "shrink_levels"]
+__all__ = ["EmpiricalBayes"]
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Shrunk:
-    """What shrinkage changes in a linear fit.
-
-    Attributes
-    ----------
-    coef : ndarray (q, d)
-        To be added to the coefficients; zero but for the columns of the factor.
-    intercept : ndarray (d,)
-        To be added to the prediction where every design column is 0.
-    scale : Scale or None
-        The factor's effect on the spread, where it was asked for.
-    grand : ndarray (d,)
-        Mean effect of the levels before shrinkage, each counting with its rows: what shifts are relative to.
-    pooled : ndarray (d,)
-        Pooled standard deviation; 0 for features that were not shrunk.
-    """
-
-    coef: Array
-    intercept: Array
-    scale: Scale | None
-    grand: Array
-    pooled: Array
-
-
-def shrink_levels(
-    rows: Rows,
-    location: Location,
-    coef: Array,
-    columns: slice,
-    levels: Array,
-    n_removed: int,
-    *,
-    spread: bool,
-    reference: int | None = None,
-    one_row: bool = False,
-) -> Shrunk:
-    r"""Shrink the effects of one factor's levels towards what they have in common over the features.
+class EmpiricalBayes:
+    r"""Effects of one factor's levels, shrunk towards what they have in common over the features.
 
     With the residuals' pooled variance :math:`s_j^2 = \sum_i e_{ij}^2 / n` and the level effects
     :math:`\hat\gamma_{kj}`, :math:`\hat\delta_{kj}` (shift and variance ratio, in units of :math:`s_j`), the priors
     :math:`\gamma_{kj} \sim N(\bar\gamma_k, \tau_k^2)` and :math:`\delta_{kj} \sim` InverseGamma have their parameters
     from the moments over the features. Shift and spread are replaced by their posterior means.
 
-    Parameters
+    Attributes
     ----------
-    rows : Rows
-        With a dense design.
-    location : callable
-        ``location(block)``: residuals (b, d) after all effects on the mean. Must be picklable.
-    coef : ndarray (q, d)
-        Least-squares coefficients of all design columns.
-    columns : slice
-        The factor's columns.
-    levels : ndarray (K, columns)
-        How each level is coded in them.
-    n_removed : int
-        Design columns to remove, this factor's among them.
+    mean : Effect
+        How the effects are estimated before.
     spread : bool
         Whether to shrink and remove the levels' effect on the variance too. If not, all variance ratios are 1.
-    reference : int, optional
-        A level whose rows stay as they are: shifts are relative to it, and s_j is the standard deviation within it.
     one_row : bool
         Take every level for one of a single row, as sva's ``mean.only`` does.
+    reference : level, optional
+        A level whose rows stay as they are: shifts are relative to it, and s_j is the standard deviation within it.
 
     Notes
     -----
-    With ``spread=True`` this is the parametric ComBat. ``sva::ComBat`` stops when no estimate moves by more than 1e-4
-    of itself; here the fixed point is iterated to rounding. With ``spread=False``, a level of :math:`n_k` rows gets
-    the posterior mean for :math:`n_k` rows, unless `one_row`.
+    With `spread` this is the parametric ComBat. ``sva::ComBat`` stops when no estimate moves by more than 1e-4 of
+    itself; here the fixed point is iterated to rounding. Without it, a level of :math:`n_k` rows gets the posterior
+    mean for :math:`n_k` rows, unless `one_row`.
 
     References
     ----------
     Johnson, Li and Rabinovic, "Adjusting batch effects in microarray expression data using empirical Bayes
     methods", Biostatistics 8 (2007), section 3.
     """
-    n, means, squares = fold(rows, _LevelSums(location, columns, levels), _add)
-    present = n.max(axis=1) > 0
-    n, means, squares, levels = n[present], means[present], squares[present], levels[present]
-    squares = np.maximum(squares - n * means**2, 0.0)
-    effect = levels @ coef[columns] + means
-    total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
-    grand = np.sum(n * effect, axis=0) / total
-    pooled = np.sqrt(np.sum(squares, axis=0) / total)
-    if reference is not None:
-        reference = int(np.count_nonzero(present[:reference]))
-        grand = effect[reference]
-        pooled = np.sqrt(squares[reference] / np.where(n[reference] > 0, n[reference], 1.0))
-    shift = effect - grand
 
-    several = n >= 2
-    usable = (pooled > 0) & np.all(~several | (squares > 1e-20 * pooled**2), axis=0)
-    if usable.sum() < 2:
-        raise ValueError(
-            f"shrinkage='eb' pools over features, but {usable.sum()} of {usable.size} vary inside every level; "
-            "use shrinkage=None"
-        )
-    if not usable.all():
-        some = ", ".join(map(str, np.flatnonzero(~usable)[:5]))
-        warn(
-            f"{np.sum(~usable)} of {usable.size} features (number {some}) do not vary inside some level; "
-            "for these the plain level means are removed, without shrinkage",
-            DesignWarning,
-        )
-    gamma = shift[:, usable] / pooled[usable]
-    if spread:
-        delta = squares[:, usable] / np.maximum(n[:, usable] - 1, 1) / pooled[usable] ** 2
-        gamma, delta = posterior(gamma, delta, n[:, usable])
-    else:
-        delta = np.ones_like(gamma)
-        gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if one_row else n[:, usable])
-    if reference is not None:
-        gamma[reference], delta[reference] = 0.0, 1.0
+    mean: Effect
+    spread: bool = False
+    one_row: bool = False
+    reference: Any = None
 
-    change, log_sd = np.zeros_like(shift), np.zeros_like(shift)
-    change[:, usable] = gamma * pooled[usable] - shift[:, usable]
-    log_sd[:, usable] = 0.5 * np.log(delta)
-    to_columns = np.linalg.pinv(np.concatenate([levels, np.ones((len(levels), 1))], axis=1))
-    scale = None
-    if spread:
+    merges: ClassVar[bool] = False
+    exact_loo: ClassVar[bool] = False
+
+    @property
+    def columns_up_to(self) -> int:
+        return self.mean.columns_up_to
+
+    def check(self, design: Design) -> None:
+        """Raise ValueError unless exactly one factor is removed, and knows the reference."""
+        self.mean.check(design)
+        if not design.terms:
+            raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
+        need_dense(design)
+        factor = _only_factor(design)
+        if self.reference is not None:
+            _place(design, factor, self.reference)
+
+    def fit(self, rows: Rows, design: Design) -> LinearRemoval:
+        found: LinearRemoval = self.mean.fit(rows, design)
+        return self._shrunk(found, rows, design)
+
+    def _shrunk(self, found: LinearRemoval, rows: Rows, design: Design) -> LinearRemoval:
+        factor = _only_factor(design)
+        reference = None if self.reference is None else _place(design, factor, self.reference)
+        coded = design.level_rows(factor)
+        sums = fold(rows, partial(_level_sums, found.everything(), factor.columns, coded), _add)
+        levels = _Levels.of(*sums, coded, found.applied.coef[factor.columns], reference)
+        usable = levels.usable()
+        change, log_sd = np.zeros_like(levels.shift), np.zeros_like(levels.shift)
+        gamma, delta = self._posterior(levels, usable)
+        change[:, usable] = gamma * levels.pooled[usable] - levels.shift[:, usable]
+        log_sd[:, usable] = 0.5 * np.log(delta)
+
+        fit, width = found.applied, design.n_removed
+        average = design.known_level_rows(factor).mean(axis=0)
+        to_columns = np.linalg.pinv(np.column_stack([levels.coded, np.ones(len(levels.coded))]))
+        of_level = to_columns @ change
+        added = _padded(of_level[:-1], factor.columns, len(fit.coef))
+        shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + of_level[-1] + fit.origin_a @ added)
+        frozen = Frozen(
+            np.where(usable, levels.pooled, 0.0),
+            average @ shrunk.coef[factor.columns] + of_level[-1] - levels.grand,
+            None,
+            self.one_row,
+        )
+        if not self.spread:
+            return replace(found, shrunk=shrunk, frozen=frozen)
         of_level = to_columns @ log_sd
-        scale = Scale(np.zeros(n_removed), of_level[-1], _padded(of_level[:-1], columns, n_removed))
-    of_level = to_columns @ change
-    added = _padded(of_level[:-1], columns, len(coef))
-    return Shrunk(added, of_level[-1], scale, grand, np.where(usable, pooled, 0.0))
+        scale = Scale(np.zeros(width), of_level[-1], _padded(of_level[:-1], factor.columns, width))
+        frozen = replace(frozen, log_sd=scale.intercept + average @ scale.coef[factor.columns])
+        return replace(found, shrunk=shrunk, scale=scale, frozen=frozen)
+
+    def _posterior(self, levels: _Levels, usable: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return shifts and variance ratios (K, usable) given those of all features."""
+        n, pooled = levels.n[:, usable], levels.pooled[usable]
+        gamma = levels.shift[:, usable] / pooled
+        if self.spread:
+            gamma, delta = posterior(gamma, levels.squares[:, usable] / np.maximum(n - 1, 1) / pooled**2, n)
+        else:
+            delta = np.ones_like(gamma)
+            gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if self.one_row else n)
+        if levels.reference is not None:
+            gamma[levels.reference], delta[levels.reference] = 0.0, 1.0
+        return gamma, delta
 
 
-def posterior_shift(gamma: Array, delta: Array, n: Array) -> Array:
-    r"""Posterior mean of shifts (K, d), :math:`(n \tau^2 \hat\gamma + \delta \bar\gamma) / (n \tau^2 + \delta)`."""
-    common, spread = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
-    return (n * spread * gamma + delta * common) / (n * spread + delta)
+@dataclass(frozen=True)
+class _Levels:
+    """What the rows tell of each level before shrinkage.
 
-
-def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
-    r"""Return posterior means of shifts and variance ratios, each (K, d); Johnson et al. (2007), eq. 3.1.
-
-    Parameters
+    Attributes
     ----------
-    gamma, delta : ndarray (K, d)
-        Estimated shifts and variance ratios (divisor n - 1). A level with one row has no ratio; it keeps 1.
-    n : ndarray (K, d)
-        Rows behind each.
+    coded : ndarray (K, w)
+        Design columns of the levels that have rows.
+    n, squares : ndarray (K, d)
+        Weight of their rows, and sum of squares about their mean.
+    shift : ndarray (K, d)
+        Effect beyond `grand`.
+    grand, pooled : ndarray (d,)
+        Mean effect, each level counting with its rows, and standard deviation within levels; or the reference's.
+    reference : int or None
+        Which level it is.
     """
-    common, between = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
-    single = n < 2
-    mean = delta.mean(axis=1, keepdims=True)
-    # Equal ratios in all features would make the prior infinitely sharp.
-    vary = np.maximum(delta.var(axis=1, ddof=1, keepdims=True), 1e-14 * mean**2 + 1e-300)
-    shape, rate = (2 * vary + mean**2) / vary, (mean * vary + mean**3) / vary
-    inside = (n - 1) * delta
-    ratio = np.where(single, 1.0, delta)
-    for _ in range(10_000):
-        shifted = (n * between * gamma + ratio * common) / (n * between + ratio)
-        sharper = (0.5 * (inside + n * (gamma - shifted) ** 2) + rate) / (0.5 * n + shape - 1)
-        sharper = np.where(single, 1.0, sharper)
-        moved = np.max(np.abs(sharper - ratio) / ratio)
-        ratio = sharper
-        if moved <= 1e-14:
-            break
-    return (n * between * gamma + ratio * common) / (n * between + ratio), ratio
+
+    coded: Array
+    n: Array
+    squares: Array
+    shift: Array
+    grand: Array
+    pooled: Array
+    reference: int | None
+
+    @classmethod
+    def of(cls, n: Array, means: Array, squares: Array, coded: Array, coef: Array, reference: int | None) -> _Levels:
+        """Return what is told by what `_level_sums` gives, and by the factor's coefficients."""
+        present = n.max(axis=1) > 0
+        n, means, squares, coded = n[present], means[present], squares[present], coded[present]
+        effect = coded @ coef + means
+        total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
+        grand = np.sum(n * effect, axis=0) / total
+        pooled = np.sqrt(np.sum(squares, axis=0) / total)
+        if reference is not None:
+            reference = int(np.count_nonzero(present[:reference]))
+            grand = effect[reference]
+            pooled = np.sqrt(squares[reference] / np.where(n[reference] > 0, n[reference], 1.0))
+        return cls(coded, n, squares, effect - grand, grand, pooled, reference)
+
+    def usable(self) -> NDArray[np.bool_]:
+        """Tell which features (d,) vary inside every level, so that they take part in the pooling; warn of others."""
+        usable = (self.pooled > 0) & np.all((self.n < 2) | (self.squares > 1e-20 * self.pooled**2), axis=0)
+        if usable.sum() < 2:
+            raise ValueError(
+                f"shrinkage='eb' pools over features, but {usable.sum()} of {usable.size} vary inside every level; "
+                "use shrinkage=None"
+            )
+        if not usable.all():
+            some = ", ".join(map(str, np.flatnonzero(~usable)[:5]))
+            warn(
+                f"{np.sum(~usable)} of {usable.size} features (number {some}) do not vary inside some level; "
+                "for these the plain level means are removed, without shrinkage",
+                DesignWarning,
+            )
+        return usable
+
+
+def _level_sums(location: Location, columns: slice, levels: Array, block: Block) -> tuple[Array, Array, Array]:
+    """Weight and mean of the residuals by level, and sum of squares about it, (K, d) each."""
+    coded = np.empty((block.n_rows, 0)) if block.design is None else block.design[:, columns]
+    distance = np.sum(levels**2, axis=1) - 2 * coded @ levels.T
+    own = distance.argmin(axis=1)
+    member = np.zeros(distance.shape)
+    member[np.arange(len(member)), own] = 1.0 if block.weight is None else block.weight
+    e = np.array(location(block), dtype=np.float64)
+    have = ~np.isnan(e)
+    e[~have] = 0.0
+    n = member.T @ have.astype(np.float64)
+    mean = member.T @ e / np.where(n > 0, n, 1.0)
+    return n, mean, member.T @ np.where(have, e - mean[own], 0.0) ** 2
+
+
+def _add(one: tuple[Array, Array, Array], two: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """Return the same of the rows of both, by Chan's formula."""
+    n = one[0] + two[0]
+    share = two[0] / np.where(n > 0, n, 1.0)
+    step = two[1] - one[1]
+    return n, one[1] + share * step, one[2] + two[2] + one[0] * share * step**2
 
 
 def _padded(values: Array, columns: slice, width: int) -> Array:
@@ -185,27 +216,25 @@ def _padded(values: Array, columns: slice, width: int) -> Array:
     return out
 
 
-@dataclass(frozen=True)
-class _LevelSums:
-    """Weight, mean and sum of squares of the residuals by level, (K, d) each."""
-
-    location: Location
-    columns: slice
-    levels: Array
-
-    def __call__(self, block: Block) -> tuple[Array, Array, Array]:
-        coded = np.empty((block.n_rows, 0)) if block.design is None else block.design[:, self.columns]
-        distance = np.sum(self.levels**2, axis=1) - 2 * coded @ self.levels.T
-        member = np.zeros(distance.shape)
-        member[np.arange(len(member)), distance.argmin(axis=1)] = 1.0 if block.weight is None else block.weight
-        e = np.array(self.location(block), dtype=np.float64)
-        missing = np.isnan(e)
-        e[missing] = 0.0
-        n = member.T @ (~missing).astype(np.float64)
-        return n, member.T @ e / np.where(n > 0, n, 1.0), member.T @ e**2
+def _place(design: Design, factor: Term, level: Any) -> int:
+    """Return which of a factor's levels `level` is."""
+    known = design.levels_of(design.column_of(factor))
+    assert known is not None
+    if level not in known.levels:
+        raise ValueError(
+            f"reference={level!r} is no level of {factor.name}{did_you_mean(str(level), known.labels)}; there are: "
+            f"{', '.join(map(repr, known.levels[:12]))}"
+        )
+    return known.levels.index(level)
 
 
-def _add(one: tuple[Array, Array, Array], two: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    n = one[0] + two[0]
-    mean = (one[0] * one[1] + two[0] * two[1]) / np.where(n > 0, n, 1.0)
-    return n, mean, one[2] + two[2]
+def _only_factor(design: Design) -> Term:
+    removed = [term for term in design.terms if not term.preserved]
+    factors = [term for term in removed if term.kind == "factor"]
+    if len(factors) != 1:
+        raise ValueError(
+            f"shrinkage='eb' shrinks the effects of one factor, the batch, but {len(factors)} factors are removed "
+            f"({', '.join(term.name for term in removed) or 'nothing'}); name one in the formula, as C(batch); batches "
+            "from several columns go into one column first"
+        )
+    return factors[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ __all__ = ["Scale", "fit_scale"]
 
 Array = NDArray[np.float64]
 Location = Callable[[Block], Array]
+View = Callable[[Block], tuple[Array, Array, Array, Array]]
 
 # Squared residuals count as at least this share of the pooled variance: where a feature is constant its log variance
 # would be -inf. A fit that ends within ten times of it is such a case and isn't used.
@@ -56,6 +59,10 @@ class Scale:
     def factor(self, design: Array) -> Array:
         """Return the factors (b, d): divide by them to even the spread out, multiply to bring it back."""
         return np.exp(self.intercept + (design[:, : len(self.origin)] - self.origin) @ self.coef)
+
+    def select(self, features: NDArray[np.integer[Any]]) -> Scale:
+        """Return what holds for some of the features."""
+        return Scale(self.origin, self.intercept[features], self.coef[:, features])
 
 
 def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
@@ -96,20 +103,20 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
     Smyth, "An efficient algorithm for REML in heteroscedastic regression", JCGS 11 (2002).
     """
     mean, sd = _centre(rows)
-    view = _View(location, mean, sd)
-    gram, squares, seen, size = fold(rows, _Sums(view), _add)
+    view = partial(_view, location, mean, sd)
+    gram, squares, seen, size = fold(rows, partial(_sums, view), _add)
     inverse = np.linalg.pinv(gram, rcond=1e-13, hermitian=True)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
 
     about_mean = gram - np.outer(gram[0], gram[0]) / gram[0, 0]
-    (free_gram,) = fold(rows, _FreeGram(view, inverse), _add)
+    (free_gram,) = fold(rows, partial(_free_gram, view, inverse), _add)
     solve = np.linalg.pinv(free_gram + _PULL * about_mean, rcond=1e-14, hermitian=True)
     coef = np.zeros((len(gram), rows.n_features))
     step, best = np.zeros_like(coef), np.full(rows.n_features, -np.inf)
     for turn in range(_MAX_PASSES):
         trial, newton = coef + step, turn >= _SCORING_PASSES
-        likelihood, score, observed = fold(rows, _Likelihood(view, inverse, pooled, trial, newton), _add)
+        likelihood, score, observed = fold(rows, partial(_likelihood, view, inverse, pooled, trial, newton), _add)
         pull = _PULL * about_mean @ trial
         likelihood -= 0.5 * np.sum(trial * pull, axis=0)
         # Rounding of a sum of many terms must not look like a fall.
@@ -130,7 +137,7 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
     coef += step
 
     removed = coef[1 : 1 + n_removed]
-    left, lowest = fold(rows, _Norm(view, coef, removed), _add_and_lowest)
+    left, lowest = fold(rows, partial(_norm, view, coef, removed), _add_and_lowest)
     flat = varying & (lowest < np.log(10 * _FLOOR))
     if flat.any():
         some = ", ".join(map(str, np.flatnonzero(flat)[:5]))
@@ -157,25 +164,18 @@ def _design_scatter(block: Block) -> Scatter:
     return block_scatter(replace(block, X=np.empty((block.n_rows, 0))))
 
 
-@dataclass(frozen=True)
-class _View:
+def _view(location: Location, mean: Array, sd: Array, block: Block) -> tuple[Array, Array, Array, Array]:
     """What every pass needs of a block: [1, standardised design], weights, squared residuals, and which are there."""
-
-    location: Location
-    mean: Array
-    sd: Array
-
-    def __call__(self, block: Block) -> tuple[Array, Array, Array, Array]:
-        a = np.ones((block.n_rows, 1 + len(self.mean)))
-        if block.design is not None:
-            a[:, 1:] = (block.design - self.mean) / self.sd
-        weight = np.ones(block.n_rows) if block.weight is None else block.weight
-        squares = np.square(self.location(block), dtype=np.float64)
-        missing = np.isnan(squares)
-        if not missing.any():
-            return a, weight, squares, np.ones((1, 1))
-        squares[missing] = 0.0
-        return a, weight, squares, (~missing).astype(np.float64)
+    a = np.ones((block.n_rows, 1 + len(mean)))
+    if block.design is not None:
+        a[:, 1:] = (block.design - mean) / sd
+    weight = np.ones(block.n_rows) if block.weight is None else block.weight
+    squares = np.square(location(block), dtype=np.float64)
+    missing = np.isnan(squares)
+    if not missing.any():
+        return a, weight, squares, np.ones((1, 1))
+    squares[missing] = 0.0
+    return a, weight, squares, (~missing).astype(np.float64)
 
 
 def _add(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -212,62 +212,37 @@ def _free(a: Array, weight: Array, inverse: Array) -> Array:
     return np.clip(1.0 - weight * np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None]
 
 
-@dataclass(frozen=True)
-class _Sums:
+def _sums(view: View, block: Block) -> tuple[Array, Array, Array, Array]:
     """Gram matrix of [1, design], sums of squared residuals, the weight they come from, and sums of squares of x."""
-
-    view: _View
-
-    def __call__(self, block: Block) -> tuple[Array, Array, Array, Array]:
-        a, weight, squares, seen = self.view(block)
-        size = weight @ np.nan_to_num(np.square(block.X, dtype=np.float64))
-        return (a * weight[:, None]).T @ a, weight @ squares, weight @ np.broadcast_to(seen, squares.shape), size
+    a, weight, squares, seen = view(block)
+    size = weight @ np.nan_to_num(np.square(block.X, dtype=np.float64))
+    return (a * weight[:, None]).T @ a, weight @ squares, weight @ np.broadcast_to(seen, squares.shape), size
 
 
-@dataclass(frozen=True)
-class _FreeGram:
+def _free_gram(view: View, inverse: Array, block: Block) -> tuple[Array]:
     """Gram matrix of [1, design] with weights w (1 - h)."""
-
-    view: _View
-    inverse: Array
-
-    def __call__(self, block: Block) -> tuple[Array]:
-        a, weight, _, _ = self.view(block)
-        return ((a * (weight[:, None] * _free(a, weight, self.inverse))).T @ a,)
+    a, weight, _, _ = view(block)
+    return ((a * (weight[:, None] * _free(a, weight, inverse))).T @ a,)
 
 
-@dataclass(frozen=True)
-class _Likelihood:
+def _likelihood(
+    view: View, inverse: Array, pooled: Array, coef: Array, newton: bool, block: Block
+) -> tuple[Array, Array, Array]:
     """Log-likelihood (up to a constant), score and (if asked) observed information of a log variance."""
-
-    view: _View
-    inverse: Array
-    pooled: Array
-    coef: Array
-    newton: bool
-
-    def __call__(self, block: Block) -> tuple[Array, Array, Array]:
-        a, weight, squares, seen = self.view(block)
-        free = _free(a, weight, self.inverse) * seen
-        eta = a @ self.coef
-        u = (squares / self.pooled + _FLOOR * free) * np.exp(-eta)
-        likelihood, weighted = -0.5 * (weight @ (u + free * eta)), a * weight[:, None]
-        observed = np.zeros(0)
-        if self.newton:
-            left, right = np.triu_indices(a.shape[1])
-            observed = u.T @ (weighted[:, left] * a[:, right])
-        return likelihood, weighted.T @ (u - free), observed
+    a, weight, squares, seen = view(block)
+    free = _free(a, weight, inverse) * seen
+    eta = a @ coef
+    u = (squares / pooled + _FLOOR * free) * np.exp(-eta)
+    likelihood, weighted = -0.5 * (weight @ (u + free * eta)), a * weight[:, None]
+    observed = np.zeros(0)
+    if newton:
+        left, right = np.triu_indices(a.shape[1])
+        observed = u.T @ (weighted[:, left] * a[:, right])
+    return likelihood, weighted.T @ (u - free), observed
 
 
-@dataclass(frozen=True)
-class _Norm:
+def _norm(view: View, coef: Array, removed: Array, block: Block) -> tuple[Array, Array]:
     """Sum of squares after the removed part of the spread, and the lowest log variance ratio met."""
-
-    view: _View
-    coef: Array
-    removed: Array
-
-    def __call__(self, block: Block) -> tuple[Array, Array]:
-        a, weight, squares, _ = self.view(block)
-        left = weight @ (squares * np.exp(-(a[:, 1 : 1 + len(self.removed)] @ self.removed)))
-        return left, (a @ self.coef).min(axis=0)
+    a, weight, squares, _ = view(block)
+    left = weight @ (squares * np.exp(-(a[:, 1 : 1 + len(removed)] @ removed)))
+    return left, (a @ coef).min(axis=0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from residmix.design.design import Design
 from residmix.errors import DesignWarning, EntangledEffectsWarning, keeps_notes, warn
 from residmix.moments.erase import Erasure, column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
@@ -21,7 +23,6 @@ from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 from residmix.sources.output import delivered
 from residmix.sources.table import Table
-from residmix.validation import check_choice
 
 __all__ = ["Eraser"]
 
@@ -68,7 +69,7 @@ class Eraser(MetadataTransformer):
     rank_ : int
         k.
     features_ : ndarray of str (d,)
-    design_ : Design or None
+    design_ : Design
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Only if X had column names.
@@ -105,7 +106,14 @@ class Eraser(MetadataTransformer):
 
     __metadata_request__fit = {"metadata": True}
     __metadata_request__partial_fit = {"metadata": True}
-    __metadata_request__transform = {"out": UNUSED}  # a path is never routed
+    __metadata_request__transform = {"metadata": True, "out": UNUSED}  # a path is never routed
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "formula": [str, None],
+        "preserve": [str, None],
+        "features": "no_validation",  # by the table, which knows its columns
+        "missing": [StrOptions({"error", "mean", "indicator"})],
+    }
 
     def __init__(
         self,
@@ -152,14 +160,14 @@ class Eraser(MetadataTransformer):
         The first call learns the design, so its rows must show every level.
         """
         if hasattr(self, "moments_"):
-            self._check_metadata(X, metadata)
-        for table in as_table(X, metadata=metadata).batches():
-            if not hasattr(self, "moments_"):
-                self._start(X, table, sample_weight)
-                self._set(joint_scatter(self._rows(table, sample_weight)))
-            else:
-                self._check_columns(X)
-                self._set(self.moments_.merge(joint_scatter(self._rows(table, sample_weight))))
+            tables = self.open_rows(X, metadata, fitting=True).batches()
+        else:
+            tables = as_table(X, metadata=metadata).batches()
+            first = next(tables)
+            self._start(X, first, sample_weight)
+            self._set(joint_scatter(self._rows(first, sample_weight)))
+        for table in tables:
+            self._set(self.moments_.merge(joint_scatter(self._rows(table, sample_weight))))
         return self
 
     @keeps_notes
@@ -171,58 +179,42 @@ class Eraser(MetadataTransformer):
         TypeError, ValueError
             If `other` is something else, or designs or features differ.
         """
-        if not isinstance(other, Eraser):
-            raise TypeError(f"merge takes another Eraser, not {type(other).__name__}")
-        check_is_fitted(self)
-        check_is_fitted(other)
-        if list(self.features_) != list(other.features_):
-            raise ValueError("can't merge: the features differ")
-        mine, theirs = self.design_, other.design_
-        if mine is not theirs and (mine is None or theirs is None or not mine.same_coding(theirs)):
-            raise ValueError("can't merge: the designs differ (formula, levels or knots)")
+        self._refuse_other(other)
         self._set(self.moments_.merge(other.moments_))
         return self
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
-        check_choice("missing", self.missing, ("error", "mean", "indicator"))
+        self._validate_params()
         self._learn(X, table, sample_weight, missing=self.missing, absorb_above=_NEVER)
 
     def _rows(self, table: Table, sample_weight: Any) -> Rows:
-        q = 0 if self.design_ is None else len(self.design_.column_names)
-        return table.rows(
-            self._columns(table),
-            design=self.design_,
-            weight=sample_weight,
-            preserved=True,
-            block_rows=_block_rows(q + len(self.features_)),
-        )
+        width = len(self.design_.column_names) + len(self.features_)
+        return self.rows_of(table, sample_weight, preserved=True, block_rows=_block_rows(width))
 
     def _set(self, moments: Scatter) -> None:
-        n_erased, n_kept = (0, 0) if self.design_ is None else (self.design_.n_removed, self.design_.n_preserved)
-        if self.design_ is not None:
-            covariance, q = moments.covariance, n_erased + n_kept
-            variance = np.diagonal(covariance)
-            check_magnitudes(
-                self.design_.column_names, moments.mean[:q], variance[:q], covariance[:q, q:], variance[q:]
-            )
+        n_erased, n_kept = self.design_.n_removed, self.design_.n_preserved
+        covariance, q = moments.covariance, n_erased + n_kept
+        variance = np.diagonal(covariance)
+        check_magnitudes(self.design_.column_names, moments.mean[:q], variance[:q], covariance[:q, q:], variance[q:])
         map_ = erasure(moments.mean, moments.covariance, n_erased, n_kept)
         self.moments_ = moments
         self.mean_, self.left_, self.right_ = map_.mean, map_.left, map_.right
         self.correlations_, self.entangled_ = map_.correlations, map_.entangled
         self.rank_ = len(map_.right)
-        metadata = () if self.design_ is None else self.design_.columns
         varies = column_scale(moments.mean[:n_erased], moments.covariance[:n_erased, :n_erased]).any()
-        _warn(map_, n_erased, metadata, bool(varies))
+        _warn(map_, n_erased, self.design_.columns, bool(varies))
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
-    def transform(self, X: Any, *, out: Any = None) -> Any:
+    def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return the features (n, d) without what a linear model could tell of the metadata, in the dtype of X.
 
         Parameters
         ----------
         X : array (n, d) or table
-            The features; no metadata are needed, and columns that aren't features may be there or not.
+            The features; columns that aren't features may be there or not.
+        metadata : ignored
+            None are needed; they may be given as to any other transformer here.
         out : path or ndarray, optional
             A Parquet file for them, written as they come, so that they needn't fit into memory. It appears when it is
             whole; its path is returned in place of an array. Or an array to put them in, which may be X itself.
@@ -230,9 +222,8 @@ class Eraser(MetadataTransformer):
         check_is_fitted(self)
         if out is not None:
             refuse_frames(self)
-        table = as_table(X)
-        self._check_columns(X)
-        rows = table.rows(self._columns(table), block_rows=_block_rows(len(self.features_)))
+        table = self.open_rows(X, wanted=False)
+        rows = self.rows_of(table, design=Design.empty(), block_rows=_block_rows(len(self.features_)))
         with watched(rows) as seen:
             return delivered(seen, _Apply(self.mean_, self.left_, self.right_), self.features_, out)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,20 @@ class Affine:
         self.into(block, out)
         return out
 
+    @property
+    def effects(self) -> tuple[Array, ...]:
+        """Effects by level, of which there are none here."""
+        return ()
+
+    def select(self, features: NDArray[np.integer[Any]]) -> Self:
+        """Return the map for some of the features only."""
+        return replace(
+            self,
+            origin_x=self.origin_x[features],
+            coef=np.ascontiguousarray(self.coef[:, features]),
+            constant=self.constant[features],
+        )
+
     def into(self, block: Block, out: NDArray[Any]) -> None:
         """Write the residual to `out`, of the shape and dtype of X and C-contiguous."""
         self._subtract(block, out, NO_EFFECTS, NO_CODES)
@@ -99,6 +113,10 @@ class WithEffects(Affine):
     """
 
     effects: tuple[Array, ...] = ()
+
+    def select(self, features: NDArray[np.integer[Any]]) -> Self:
+        effects = tuple(np.ascontiguousarray(effects[:, features]) for effects in self.effects)
+        return replace(super().select(features), effects=effects)
 
     def into(self, block: Block, out: NDArray[Any]) -> None:
         exact = out if out.dtype == np.float64 or len(self.effects) < 2 else np.empty(out.shape)

@@ -73,6 +73,21 @@ class LinearFit:
     unknown: NDArray[np.bool_] | None = None
 
     @property
+    def effects(self) -> tuple[Array, ...]:
+        """Effects of the levels of absorbed factors, of which there are none here."""
+        return ()
+
+    @property
+    def level_weight(self) -> tuple[Array, ...]:
+        """Their weights."""
+        return ()
+
+    @property
+    def nested(self) -> dict[int, tuple[int, ...]] | None:
+        """Those that others determine."""
+        return None
+
+    @property
     def intercept(self) -> Array:
         """Prediction where every design column is 0, (d,)."""
         return Affine(self.origin_x, self.origin_a, self.coef, self.constant).intercept

@@ -64,6 +64,11 @@ class LinearMoments:
     s_xx: Array
 
     @property
+    def linear(self) -> LinearMoments:
+        """These: what moments with absorbed factors hold beside their sums by level."""
+        return self
+
+    @property
     def mean_a(self) -> Array:
         """Mean of the design, (g, q)."""
         return self.origin_a + self.offset_a

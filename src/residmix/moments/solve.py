@@ -22,7 +22,7 @@ from residmix.moments.spectrum import Spectrum, spectra_of, triangular
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["LinearFit", "constant_features", "fit_linear", "solve_moments"]
+__all__ = ["LinearFit", "constant_features", "fit_linear", "fit_moments", "fold_linear", "solve_moments"]
 
 Array = NDArray[np.float64]
 
@@ -62,9 +62,21 @@ def fit_linear(
     moments : LinearMoments
         Of the first pass; they merge with those of other rows.
     """
-    moments = fold(rows, linear_moments, merge_moments, made_of_numbers)
+    moments = fold_linear(rows)
     if check is not None:
         check(moments)
+    return fit_moments(moments, rows, penalty=penalty, parts=parts), moments
+
+
+def fold_linear(rows: Rows) -> LinearMoments:
+    """Return the moments of all rows, by one ordered fold."""
+    return fold(rows, linear_moments, merge_moments, made_of_numbers)
+
+
+def fit_moments(
+    moments: LinearMoments, rows: Rows, *, penalty: Array | None = None, parts: Sequence[Part] | None = None
+) -> LinearFit:
+    """Fit from the moments of `rows`, which are read again where accuracy asks for it."""
     spectra = spectra_of(moments, penalty, parts)
     accurate = all(s.condition <= _GRAM_LIMIT and (s.null.shape[1] == 0 or s.spread.count == 0) for s in spectra)
     if accurate:
@@ -76,7 +88,7 @@ def fit_linear(
         fit = _solution(moments, spectra, coefficients)
     if not accurate or _effects_dwarf_residual(fit, spectra):
         fit = _refined(rows, fit, spectra, constant_features(moments))
-    return fit, moments
+    return fit
 
 
 def solve_moments(

@@ -29,7 +29,14 @@ from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["FactorFit", "features_with_gaps", "fit_factors", "solve_factors"]
+__all__ = [
+    "FactorFit",
+    "features_with_gaps",
+    "fit_factor_moments",
+    "fit_factors",
+    "fold_factors",
+    "solve_factors",
+]
 
 Array = NDArray[np.float64]
 
@@ -104,17 +111,28 @@ def fit_factors(
     check : callable, optional
         Looks at the moments before anything is solved.
     """
-    rows = rows.with_block_rows(factor_block_rows(sizes, rows.n_features))
-    moments = fold(rows, FactorStep(sizes), merge_factor_moments, lambda found: made_of_numbers(found.linear))
+    moments = fold_factors(rows, sizes)
     if check is not None:
         check(moments.linear)
+    return fit_factor_moments(moments, rows), moments
+
+
+def fold_factors(rows: Rows, sizes: tuple[int, ...]) -> FactorMoments:
+    """Return the moments of all rows, by one ordered fold."""
+    rows = rows.with_block_rows(factor_block_rows(sizes, rows.n_features))
+    return fold(rows, FactorStep(sizes), merge_factor_moments, lambda found: made_of_numbers(found.linear))
+
+
+def fit_factor_moments(moments: FactorMoments, rows: Rows) -> FactorFit:
+    """Fit from the moments of `rows`, which are read again where accuracy asks for it."""
+    rows = rows.with_block_rows(factor_block_rows(moments.sizes, rows.n_features))
     if features_with_gaps(moments).any():
-        return _by_feature(rows, sizes), moments
+        return _by_feature(rows, moments.sizes)
     fit, system = _solved(moments)
     dwarfed = fit.rss < 1e-6 * fit.tss
     if system.weakest < _WEAK or dwarfed.any():
         fit = _refined(rows, fit, system)
-    return fit, moments
+    return fit
 
 
 def features_with_gaps(moments: FactorMoments) -> NDArray[np.bool_]:

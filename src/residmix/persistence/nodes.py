@@ -8,6 +8,7 @@ lacks.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 from typing import Any
@@ -167,6 +168,8 @@ def _object(node: dict[str, Any], tensors: Tensors) -> Any:
     if upgrade is not None:
         attributes = upgrade(attributes)
     value: Any = object.__new__(cls)
+    if hasattr(cls, "_get_param_names"):  # parameters that older files don't know
+        attributes = _default_parameters(cls) | attributes
     if dataclasses.is_dataclass(cls):
         attributes = _defaults(cls) | attributes
         lacking = [field.name for field in dataclasses.fields(cls) if field.name not in attributes]
@@ -177,6 +180,12 @@ def _object(node: dict[str, Any], tensors: Tensors) -> Any:
             raise ValueError(f"its {node['$object']} has a value in the place of its own {name!r}")
         object.__setattr__(value, name, item)  # frozen dataclasses too
     return value
+
+
+def _default_parameters(cls: Any) -> dict[str, Any]:
+    """Return the parameters of an estimator that have a default, and these."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {own.name: own.default for own in parameters if own.default is not inspect.Parameter.empty}
 
 
 def _defaults(cls: Any) -> dict[str, Any]:

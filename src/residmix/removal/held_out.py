@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from residmix.errors import RareLevelWarning, ResidmixWarning, warn
+from residmix.effects.removal import LinearRemoval
+from residmix.errors import RareLevelWarning, warn
 from residmix.moments.affine import Affine
-from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit
 from residmix.rows.block import Block
+from residmix.rows.folds import cross_fitted
 from residmix.sources.open import as_table
 
-__all__ = ["LeaveOneOut", "cross_fitted", "leave_one_out", "refitted_by_fold", "splits"]
+__all__ = ["LeaveOneOut", "leave_one_out", "refitted_by_fold"]
 
 Array = NDArray[np.float64]
 
@@ -114,52 +112,24 @@ class LeaveOneOut:
         return e * (1.0 + pull[:, None]) + kept
 
 
-def leave_one_out(
-    fit: LinearFit, moments: LinearMoments, penalty: Array | None = None, n_preserved: int = 0
-) -> LeaveOneOut:
+def leave_one_out(found: LinearRemoval, penalty: Array | None = None) -> LeaveOneOut:
     """Return the map from training blocks to their leave-one-out residuals.
 
     Parameters
     ----------
-    fit, moments
-        As :func:`residmix.moments.solve.fit_linear` returned them.
+    found : LinearRemoval
+        By least squares with a column for every effect, or with a penalty.
     penalty : ndarray (q, q), optional
         As it was given to the fit, which is what stays the same when a row is left out.
-    n_preserved : int
-        Design columns, the last ones, whose effect stays in the residual.
     """
+    fit, moments = found.fit, found.moments.linear
     inverse = fit.covariance
     if penalty is not None:
         # The covariance of penalised coefficients is another matrix than the one that leverages need.
         several = len(moments.s_aa) > 1
         scatters = [moments.s_aa[np.argmax(fit.group == g) if several else 0] for g in range(len(fit.covariance))]
         inverse = np.array([np.linalg.pinv(scatter + penalty, rcond=1e-13, hermitian=True) for scatter in scatters])
-    preserved = fit.coef[len(fit.coef) - n_preserved :]
-    return LeaveOneOut(fit.affine(), preserved, inverse, fit.offset_a, fit.group, fit.weight)
-
-
-def splits(cv: Any, n_rows: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield (train, test) row indices: of a number of shuffled folds, of a splitter, or as given.
-
-    Raises
-    ------
-    ValueError
-        Unless every row is in exactly one test set.
-    """
-    from sklearn.model_selection import KFold
-
-    if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
-        # Shuffled, since tables are often sorted by site; fixed, so that the same call gives the same residuals.
-        cv = KFold(int(cv), shuffle=True, random_state=0)
-    pairs: Iterable[Any] = cv.split(np.empty((n_rows, 1))) if hasattr(cv, "split") else cv
-    found = [(np.asarray(train), np.asarray(test)) for train, test in pairs]
-    seen = np.bincount(np.concatenate([test for _, test in found]), minlength=n_rows)
-    if len(seen) > n_rows or np.any(seen != 1):
-        raise ValueError(
-            f"cross-fitting needs every row in exactly one test set, but cv leaves {np.sum(seen == 0)} rows out and "
-            f"has {np.sum(seen > 1)} rows in several; use a partition such as KFold"
-        )
-    yield from found
+    return LeaveOneOut(found.everything(), found.preserved_coef, inverse, fit.offset_a, fit.group, fit.weight)
 
 
 def take_rows(data: Any, rows: NDArray[np.intp]) -> Any:
@@ -183,25 +153,6 @@ def take_rows(data: Any, rows: NDArray[np.intp]) -> Any:
     return frame[rows].to_native()
 
 
-def cross_fitted(
-    fit_and_apply: Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[Any]], cv: Any, n_rows: int
-) -> NDArray[Any]:
-    """Return, for every row, what ``fit_and_apply(train, test)`` gives for it when it is in `test`.
-
-    What residmix warns about is left to the fit on all rows: a fold is like it, only smaller.
-    """
-    out = None
-    for train, test in splits(cv, n_rows):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResidmixWarning)
-            part = fit_and_apply(train, test)
-        if out is None:
-            out = np.empty((n_rows, *part.shape[1:]), dtype=part.dtype)
-        out[test] = part
-    assert out is not None
-    return out
-
-
 def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_rows: int) -> NDArray[Any]:
     """Return residuals (n, d) of every row by a clone of `residualizer` that was fitted on the other folds.
 
@@ -222,7 +173,7 @@ def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_ro
         own = weight if weight is None or isinstance(weight, str) else np.asarray(weight)[train]
         fitted = one.fit(take_rows(X, train), metadata=take_rows(metadata, train), sample_weight=own)
         X_test, metadata_test = take_rows(X, test), take_rows(metadata, test)
-        if residualizer.on_unknown == "error" and fitted.design_ is not None and fitted.design_.columns:
+        if residualizer.on_unknown == "error" and fitted.design_.columns:
             for chunk in as_table(X_test, metadata=metadata_test).chunks(fitted.design_.columns):
                 for column, levels in fitted.design_.matrix(chunk).unknown_levels.items():
                     lacking.setdefault(column, {}).update(dict.fromkeys(levels))

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import LeakageWarning, warn
+from residmix.removal.lattices import few_valued, skewed, spread_out
 
-__all__ = [
-    "LOOKED_AT_ROWS",
-    "Leakage",
-    "effect_leakage",
-    "few_valued",
-    "leakage",
-    "looked_at",
-    "looked_at_features",
-    "warn_of_leakage",
-]
+__all__ = ["Leakage", "effect_leakage", "leakage"]
 
 Array = NDArray[np.float64]
 
-# The check costs three small trees, up to three times: enough rows to see a lattice, few enough not to be felt.
-LOOKED_AT_ROWS = 1000
-_LOOKED_AT = 256
 _SCREENED = 64
 _FEATURES = 32
 _COLUMNS = 32
@@ -35,10 +22,6 @@ _WORTH_TELLING = 0.2
 # Bins of a residual that are looked at before any tree is grown, and how much they must tell beyond chance: n times the
 # share of variance between them has about _BINS - 1 +- 5 by chance, so 50 is out of its reach in 8000 tries.
 _BINS = 16
-# A feature is skewed or heavy-tailed if its range is so many times that of its middle half, or lies so much to one side
-# of the median. Of 1000 rows, Gaussian ones have about 5 and 0, exponential ones 7 and 5.
-_TAILS = 12.0
-_SKEW = 3.0
 _BEYOND_CHANCE = 50.0
 _FEWEST_ROWS = 30
 # Trees, of one feature each, that look for effects of a factor without columns.
@@ -71,51 +54,6 @@ class Leakage:
     features: NDArray[np.intp]
     few: NDArray[np.intp]
     from_values: bool
-
-
-def few_valued(X: NDArray[Any], ordered: NDArray[Any] | None = None) -> NDArray[np.intp]:
-    """Return the features, fewest values first, in which more than a tenth of the rows repeat a value, or some pile up.
-
-    Rows that are repeated as a whole (weights written out, a bootstrap) count once, unless hardly any is not. Rows pile
-    up at a value (zero, a detection limit) that is far more frequent than those around it. Missing values don't count.
-    `ordered` are the columns of X sorted, where they are at hand.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> few_valued(np.column_stack([np.arange(50) / 7, np.arange(50) % 3])).tolist()
-    [1]
-    """
-    ordered = np.sort(X, axis=0) if ordered is None else ordered
-    rows = np.sum(~np.isnan(X), axis=0)
-    values = np.minimum(rows, 1) + np.sum(ordered[1:] > ordered[:-1], axis=0)
-    repeated = np.flatnonzero((values < 0.9 * rows) & (values > 1))
-    piled = [j for j in np.flatnonzero((values < 0.99 * rows) & (values > 1)) if len(_piles(ordered[: rows[j], j]))]
-    if len(repeated) and (distinct := len(np.unique(np.nan_to_num(X), axis=0))) > len(X) / 4:
-        repeated = repeated[values[repeated] < 0.9 * np.minimum(distinct, rows[repeated])]
-    few = np.union1d(repeated, np.array(piled, dtype=np.intp))
-    return few[np.argsort(values[few], kind="stable")]
-
-
-def _skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which features have a tail that is far from most rows, (d,); ties of the middle half count as one, too."""
-    rows = np.sum(~np.isnan(ordered), axis=0)
-    low, first, middle, third, high = (
-        ordered[np.maximum((rows - 1) * k // 4, 0), np.arange(len(rows))].astype(np.float64) for k in range(5)
-    )
-    with np.errstate(over="ignore", invalid="ignore"):
-        within = third - first
-        return ((high - low) > _TAILS * within) | (np.abs(high - 2.0 * middle + low) > _SKEW * within)
-
-
-def _piles(column: Array) -> Array:
-    """Return the values at which rows pile up: in 1 % of them, and five times as many as at the values around."""
-    values, counts = np.unique(column, return_counts=True)
-    frequent = np.flatnonzero(counts >= max(5, 0.01 * len(column)))
-    if len(values) < 10 or len(frequent) == 0 or len(frequent) > 10:
-        return np.empty(0)
-    around = [np.median(np.r_[counts[max(i - 5, 0) : i], counts[i + 1 : i + 6]]) for i in frequent]
-    return np.asarray(values[frequent[counts[frequent] >= 5 * np.array(around)]], dtype=np.float64)
 
 
 def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squares: bool = True) -> Leakage | None:
@@ -243,7 +181,7 @@ def _suspects(X: NDArray[Any], least_squares: bool) -> tuple[NDArray[np.intp], N
     few = few_valued(X, ordered)
     screened = np.unique(np.linspace(0, X.shape[1] - 1, _SCREENED).astype(np.intp))
     if least_squares:
-        screened = screened[_skewed(ordered[:, screened])]
+        screened = screened[skewed(ordered[:, screened])]
     return few, np.union1d(few[:_FEATURES], screened)
 
 
@@ -263,9 +201,9 @@ def _read_back(
         return found, found, found
     before = smooth = _predicted_share(tree, X, target)
     if few.any():
-        spread_out = residual.copy()
-        spread_out[:, few] = _spread_out(X[:, few], residual[:, few])
-        smooth = _predicted_share(tree, spread_out, target)
+        unlike = residual.copy()
+        unlike[:, few] = spread_out(X[:, few], residual[:, few])
+        smooth = _predicted_share(tree, unlike, target)
     return found, before, smooth
 
 
@@ -304,28 +242,6 @@ def _neighbours_share(residual: Array, target: Array) -> Array:
     return np.asarray(np.clip(cosine, 0.0, 1.0) ** 2)
 
 
-def _spread_out(X: Array, residual: Array) -> Array:
-    """Return the residuals that there would be if values didn't repeat.
-
-    A value lies anywhere between the midpoints to its neighbours; rows at a value where they pile up have the residual
-    of any other row.
-    """
-    rng = np.random.default_rng(0)
-    uniform = rng.uniform(-0.5, 0.5, X.shape)
-    out = residual.copy()
-    for j, column in enumerate(X.T):
-        have = np.flatnonzero(~np.isnan(column))
-        values, where = np.unique(column[have], return_inverse=True)
-        gap = np.diff(values)
-        below, above = np.r_[gap[0], gap][where], np.r_[gap, gap[-1]][where]
-        out[have, j] += uniform[have, j] * np.where(uniform[have, j] < 0, below, above)
-        piled = np.isin(column, _piles(column[have]))
-        others = np.flatnonzero(~piled & ~np.isnan(column))
-        if len(others):
-            out[piled, j] = out[rng.choice(others, piled.sum()), j]
-    return out
-
-
 def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
     """Squared correlation of each target with its cross-validated prediction, (p,); 0 if that points the wrong way."""
     # Trees see nothing but the order of values, and scikit-learn's see it in single precision; missing ones come last.
@@ -339,72 +255,3 @@ def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
     length = np.linalg.norm(predicted, axis=0)
     cosine = np.sum(predicted * target, axis=0) / np.where(length > 0, length, 1.0) / np.sqrt(len(target))
     return np.clip(cosine, 0.0, 1.0) ** 2
-
-
-def looked_at(n_rows: int) -> NDArray[np.intp]:
-    """Return the rows that the check is made of, spread evenly."""
-    return np.unique(np.linspace(0, n_rows - 1, LOOKED_AT_ROWS).astype(np.intp))
-
-
-def looked_at_features(n_features: int) -> NDArray[np.intp]:
-    """Return the features that the check is made of, spread evenly."""
-    return np.unique(np.linspace(0, n_features - 1, _LOOKED_AT).astype(np.intp))
-
-
-def warn_of_leakage(
-    X: NDArray[Any],
-    residual: NDArray[Any],
-    design: Array,
-    columns: Sequence[str],
-    features: Sequence[Any],
-    *,
-    effects: Mapping[str, Array] | None = None,
-    least_squares: bool = True,
-) -> bool:
-    """Warn if a tree reads more of the metadata from residuals than the features told; return whether it does.
-
-    Parameters
-    ----------
-    X, residual, design
-        As in :func:`leakage`; further columns of the design are ignored.
-    columns : sequence of str
-        Names of the design columns that are removed.
-    features : sequence
-        Names of the features.
-    effects : mapping of str to ndarray (n, d), optional
-        By factor without columns, what was removed for it (:func:`effect_leakage`).
-    least_squares : bool
-        Whether the residuals are those of least squares, so that means are gone for certain.
-
-    Warns
-    -----
-    LeakageWarning
-        With the column or effect that is read best, how well, how well it was or would be otherwise, and what to do.
-    """
-    found = leakage(X, residual, design[:, : len(columns)], least_squares=least_squares)
-    read = "" if found is None else repr(columns[found.column])
-    for factor, removed in (effects or {}).items():
-        if found is None and (found := effect_leakage(X, residual, removed)) is not None:
-            read = f"the effect of {factor!r} on {str(features[found.column])!r}"
-    if found is None:
-        return False
-    which = found.few if found.from_values else found.features
-    names = ", ".join(repr(str(features[j])) for j in which[:5]) + (", ..." if len(which) > 5 else "")
-    safe = "Linear learners are safe; for trees, forests and neighbours" if least_squares else "Before other learners,"
-    if found.from_values:
-        kind, otherwise = "few-valued features", "had they more values"
-        remedy = "add noise of the size of a step to these features first, or use an Eraser"
-    else:
-        kind, otherwise = "features", "from the features before"
-        remedy = (
-            "transform skewed, heavy-tailed or clustered features, whose means lie apart from most rows (logarithms "
-            "or ranks), or use an Eraser"
-        )
-        if not least_squares:
-            remedy = f"see whether the estimator fits the metadata's effects at all; {remedy}"
-    warn(
-        f"residuals of {kind} ({names}) let a decision tree read {read} back: squared correlation "
-        f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
-        LeakageWarning,
-    )
-    return True

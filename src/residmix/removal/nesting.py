@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from residmix.design.terms import Factor
 from residmix.moments.absorbed import FactorMoments
-from residmix.moments.solve_absorbed import FactorFit
+from residmix.moments.solve import LinearFit
 
 __all__ = ["nested_factors", "owners"]
 
@@ -22,7 +23,7 @@ _PARTS = 3
 _CONSTANT = 1e-11
 
 
-def nested_factors(fit: FactorFit, moments: FactorMoments, factors: Sequence[Factor]) -> list[str]:
+def nested_factors(fit: LinearFit, moments: Any, factors: Sequence[Factor]) -> list[str]:
     """Return a sentence for each factor of which other factors determine levels.
 
     Two factors are tied by the graph whose edges are the pairs of levels that occur together. Each of its parts has a
@@ -64,8 +65,10 @@ def nested_factors(fit: FactorFit, moments: FactorMoments, factors: Sequence[Fac
     return told
 
 
-def owners(fit: FactorFit, moments: FactorMoments, factors: Sequence[Factor]) -> dict[int, str]:
+def owners(fit: LinearFit, moments: Any, factors: Sequence[Factor]) -> dict[int, str]:
     """Return, for each aliased dense column, the factors that determine it: each alone, or all together."""
+    if not factors:
+        return {}
     linear = moments.linear
     everything = "the levels of " + " and ".join(repr(factor.name) for factor in factors) + " and other columns"
     told = {}

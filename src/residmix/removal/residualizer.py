@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self, cast
 
 from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix.effects.new_levels import (
-    adapted,
-    refuse_new_levels,
-)
-from residmix.effects.penalty import ridge_penalty
+from residmix.effects.least_squares import LeastSquares
+from residmix.effects.removal import LinearRemoval
+from residmix.effects.ridge import need_columns
+from residmix.effects.unseen.levels import adapted, priors
 from residmix.errors import keeps_notes
-from residmix.moments import inference
-from residmix.moments.linear import LinearMoments
-from residmix.removal.fit import ResidualFit
+from residmix.removal.fitting import fitted, moments_of, refitted
 from residmix.removal.held_out import leave_one_out, refitted_by_fold
-from residmix.removal.leakage import LOOKED_AT_ROWS
-from residmix.removal.messages import summary_text
+from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels, warn_of_target
+from residmix.removal.told import Told
 from residmix.removal.transformer import refuse_frames
+from residmix.removal.watch import Watch
+from residmix.rows.block import Block
 from residmix.rows.progress import watched
+from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 from residmix.sources.output import collect, delivered
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from residmix.sources.table import Table
 
 __all__ = ["Residualizer"]
 
 
-class Residualizer(ResidualFit):
+class Residualizer(Told):
     r"""Residuals of features on metadata, fitted by least squares.
 
     .. math:: r = x - \bar x - (a(m) - \bar a)' B
@@ -62,8 +59,8 @@ class Residualizer(ResidualFit):
         needs the preserved columns too, since only what no effect explains is rescaled.
     shrinkage : {None, "eb", "eb-one-row"} or dict
         ``{"site": "blup"}``: the effects of this factor are random ones, each feature's shrunk by its own ratio of
-        variances (:func:`residmix.effects.blup.random_effects`), so that a level with few rows stays near the mean.
-        Several factors have a variance each (:func:`residmix.effects.crossed.crossed_effects`).
+        variances (:func:`residmix.effects.random.one.random_effects`), so that a level with few rows stays near the
+        mean. Several factors have a variance each (:func:`residmix.effects.random.crossed.crossed_effects`).
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
         takes each batch for a single row, as ``sva::ComBat(mean.only=TRUE)`` does, whatever its number of rows.
@@ -82,7 +79,7 @@ class Residualizer(ResidualFit):
     on_unknown : {"error", "mean", "shrink"}, default "error"
         What to do in transform with a level that fit didn't see: raise; give it the known levels' average effect, each
         level counting alike; or the effect to be expected of a further level, where known ones with few rows count less
-        (:func:`residmix.effects.level_priors.level_prior`). `adapt` learns such a level from a few of its rows.
+        (:func:`residmix.effects.unseen.priors.level_prior`). `adapt` learns such a level from a few of its rows.
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
@@ -118,8 +115,8 @@ class Residualizer(ResidualFit):
         order of ``design_.factors[i].levels``.
     new_levels_ : dict of str to NewLevels or LaterBatches
         By term, effects of levels that fit didn't see: with ``on_unknown="shrink"``, and after `adapt`.
-    design_ : Design or None
-        The fitted map from metadata to design columns.
+    design_ : Design
+        The fitted map from metadata to design columns; without metadata an empty one.
     fit_ : LinearFit
         Everything least squares found, before shrinkage over features.
     n_features_in_ : int
@@ -162,6 +159,8 @@ class Residualizer(ResidualFit):
     __metadata_request__partial_fit = {"metadata": True}
     __metadata_request__transform = {"metadata": True, "out": UNUSED}  # a path is never routed
     __metadata_request__inverse_transform = {"metadata": True}
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = CONSTRAINTS
 
     def __init__(
         self,
@@ -211,23 +210,22 @@ class Residualizer(ResidualFit):
         ValueError, TypeError
             For input that can't be used, with what to do about it.
         """
-        self._fit(X, metadata, sample_weight)
-        self._warn_of_target(y)
+        self.fit_to(X, as_table(X, metadata=metadata), sample_weight)
+        warn_of_target(self, y)
         return self
 
     @keeps_notes
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the residuals (n, d) of the same rows."""
-        rows, residual = self._fit(X, metadata, sample_weight)
-        self._warn_of_target(y)
+        rows, residual = self.fit_to(X, as_table(X, metadata=metadata), sample_weight)
+        warn_of_target(self, y)
         if residual is not None:
             return residual
         if self.residuals == "cross-fitted":
             return refitted_by_fold(self, X, metadata, sample_weight, rows.n_rows)
-        if self.residuals == "loo" and isinstance(self.moments_, LinearMoments):
-            penalty = ridge_penalty(self.design_, self.alpha)
-            return collect(rows, leave_one_out(self.fit_, self.moments_, penalty, len(self.preserved_coef_)))
-        return collect(rows, self._map())
+        if self.residuals == "loo":
+            return collect(rows, leave_one_out(self._linear, cast(LeastSquares, effect_of(self)).penalty(self.design_)))
+        return collect(rows, self._found.remover())
 
     @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
@@ -236,18 +234,15 @@ class Residualizer(ResidualFit):
         The first call learns the design (levels, knots), so its rows must show every level. Rows aren't seen again,
         so a design whose condition number is above 1e3 keeps fewer digits than `fit` gives it.
         """
-        self._refuse_moments_alone()
-        if hasattr(self, "moments_"):
-            self._check_metadata(X, metadata)
-        for table in as_table(X, metadata=metadata).batches():
-            if not hasattr(self, "moments_"):
-                self._start(X, table, sample_weight)
-                self._solve(self._rows(table, sample_weight))
-            else:
-                self._check_columns(X)
-                _, moments = self._sampled_least_squares(self._rows(table, sample_weight))
-                self._update(self._merged(moments))
-                self._look_for_leakage()
+        refuse_moments_alone(self)
+        if not self.__sklearn_is_fitted__():
+            tables = as_table(X, metadata=metadata).batches()
+            self.fit_to(X, next(tables), sample_weight)
+        else:
+            tables = self.open_rows(X, metadata, fitting=True).batches()
+        for table in tables:
+            rows = self.rows_of(table, sample_weight, preserved=True, allow_nan=True)
+            self._refit(*moments_of(rows, self.design_, self._watch))
         return self
 
     @keeps_notes
@@ -259,21 +254,9 @@ class Residualizer(ResidualFit):
         TypeError, ValueError
             If `other` is something else, or designs or features differ.
         """
-        if not isinstance(other, Residualizer):
-            raise TypeError(f"merge takes another Residualizer, not {type(other).__name__}")
-        check_is_fitted(self)
-        check_is_fitted(other)
-        self._refuse_moments_alone()
-        mine, theirs = self.design_, other.design_
-        if list(self.features_) != list(other.features_):
-            raise ValueError("can't merge: the features differ")
-        if mine is not theirs and (mine is None or theirs is None or not mine.same_coding(theirs)):
-            raise ValueError(
-                "can't merge: the designs differ (formula, levels or knots); fit both from the same levels"
-            )
-        self._update(self._merged(other.moments_))
-        self._sample = self._sample.merged(other._sample, LOOKED_AT_ROWS)
-        self._look_for_leakage()
+        self._refuse_other(other)
+        refuse_moments_alone(self)
+        self._refit(other.moments_, self._watch.merged(other._watch))
         return self
 
     @keeps_notes
@@ -282,9 +265,10 @@ class Residualizer(ResidualFit):
 
         The effect of a new level is the mean of its rows, less all other effects, shrunk to what is expected of a
         further level; with ``scale=True`` its effect on the spread is learned and shrunk alike
-        (:class:`residmix.effects.new_levels.NewLevels`). With ``shrinkage="eb"`` it is what ComBat gives to a further
-        batch, with the mean and the pooled variance of the fit (:class:`residmix.effects.later_batches.LaterBatches`).
-        Further calls add rows. Effects of everything else stay as they are, and rows of known levels aren't used.
+        (:class:`~residmix.effects.unseen.levels.NewLevels`). With ``shrinkage="eb"`` it is what ComBat gives to a
+        further batch, with the mean and the pooled variance of the fit
+        (:class:`~residmix.effects.unseen.batches.LaterBatches`). Further calls add rows. Effects of everything else
+        stay as they are, and rows of known levels aren't used.
 
         Parameters
         ----------
@@ -299,18 +283,67 @@ class Residualizer(ResidualFit):
         """
         check_is_fitted(self)
         refuse_new_levels(self.estimator, "adapt")
-        self._check_columns(X)
-        table = as_table(X, metadata=metadata)
+        table = self.open_rows(X, metadata)
         self.new_levels_ = adapted(
+            self._linear,
             self.design_,
-            self._priors,
             self.new_levels_,
             table,
-            lambda design: self._rows(table, sample_weight, design=design),
-            self._applied.affine(),
-            self.scale_ if self._frozen is None else None,
+            lambda design: self.rows_of(table, sample_weight, design=design, preserved=True, allow_nan=True),
         )
         return self
+
+    # ---- how a fit is made -------------------------------------------------------------------------------------------
+
+    def fit_to(
+        self, X: Any, table: Table, sample_weight: Any = None, *, quiet: bool = False, allow_nan: bool = True
+    ) -> tuple[Rows, NDArray[Any] | None]:
+        """Fit to a table; return its rows, and their residuals where these come with the fit.
+
+        Parameters
+        ----------
+        X : what `table` was opened from, whose columns are remembered
+        table : Table
+        sample_weight : array or str, optional
+        quiet : bool
+            Whether no line of progress is shown.
+        allow_nan : bool
+            Whether features may have gaps.
+        """
+        self._validate_params()
+        effect = effect_of(self)
+        known_only = "mean" if self.on_unknown == "shrink" else self.on_unknown
+        self.__dict__.pop("_found", None)
+        self._learn(
+            X,
+            table,
+            sample_weight,
+            on_unknown=known_only,
+            missing=self.missing,
+            absorb_above=effect.columns_up_to,
+        )
+        effect.check(self.design_)
+        if self.residuals == "loo":
+            need_columns(self.design_)
+        rows = self.rows_of(table, sample_weight, preserved=True, allow_nan=allow_nan)
+        with watched(rows, quiet=quiet) as seen:
+            # moments of features with gaps are sound numbers: unless gaps are allowed, each block must be looked at
+            seen = seen if allow_nan else seen.mapped(_as_it_is)
+            found, residual, watch = fitted(effect, seen, self.design_, list(self.features_))
+        self._keep(found, watch)
+        return rows, residual
+
+    def _refit(self, moments: Any, watch: Watch) -> None:
+        """Fit again with further rows."""
+        self._keep(refitted(effect_of(self), self._linear, moments, self.design_, list(self.features_)), watch)
+
+    def _keep(self, found: Any, watch: Watch) -> None:
+        self._found, self._watch, self.new_levels_ = found, watch, {}
+        if isinstance(found, LinearRemoval):
+            if self.on_unknown == "shrink":
+                self.new_levels_ = priors(found, self.design_)
+            self._warn()
+            self._watch = watch.look(found, self.design_, list(self.features_))
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -337,8 +370,8 @@ class Residualizer(ResidualFit):
         check_is_fitted(self)
         if out is not None:
             refuse_frames(self)
-        with watched(self._new_rows(X, metadata)) as rows:
-            return delivered(rows, self._map(), self.features_, out)
+        with watched(self._later_rows(self.open_rows(X, metadata))) as rows:
+            return delivered(rows, self._remover(), self.features_, out)
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
         """Put the effect of the metadata back: features (n, d) from residuals.
@@ -351,42 +384,17 @@ class Residualizer(ResidualFit):
             The profile to put the effect of: the rows' own, or another one ("as if all were measured at site A").
         """
         check_is_fitted(self)
-        return collect(self._new_rows(X, metadata, check=False), self._map(sign=1))
+        return collect(self._later_rows(self.open_rows(X, metadata, check=False)), self._remover(sign=1))
 
-    # ---- telling -----------------------------------------------------------------------------------------------------
+    def _later_rows(self, table: Table) -> Rows:
+        design = self.design_
+        if self.new_levels_:
+            design = design.following({name: levels.labels for name, levels in self.new_levels_.items()})
+        return self.rows_of(table, design=design, preserved=self._found.needs_preserved, allow_nan=True)
 
-    def tidy(self) -> pd.DataFrame:
-        """Return a table of coefficients: feature, term, estimate, std_error, statistic, p_value, partial_r2.
+    def _remover(self, sign: int = -1) -> Any:
+        return self._found.remover(sign, new=self.new_levels_, shrink=self.on_unknown == "shrink")
 
-        See Also
-        --------
-        residmix.moments.inference.coefficient_table : The formulas.
-        """
-        names = self._design_names()
-        return inference.coefficient_table(self.fit_, names, list(self.features_))
 
-    def summary(self) -> None:
-        """Print what the metadata explain, term by term, and which features they explain most."""
-        names = self._design_names()
-        terms = () if self.design_ is None else self.design_.terms
-        print(
-            summary_text(
-                self.fit_,
-                [(term.name, term.columns, term.preserved) for term in terms],
-                names,
-                [str(name) for name in self.features_],
-                self._owners(),
-            )
-        )
-
-    def _design_names(self) -> tuple[str, ...]:
-        check_is_fitted(self)
-        if self.estimator is not None:
-            raise ValueError("with estimator= there are no coefficients to tell; r2_ has the cross-fitted shares")
-        return () if self.design_ is None else self.design_.column_names
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
+def _as_it_is(block: Block) -> Block:
+    return block

@@ -13,6 +13,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.design.fit import Design, fit_design
 from residmix.design.formula import formula_columns
+from residmix.moments.linear import linear_block_rows
+from residmix.rows.rows import Rows
+from residmix.sources.open import as_table
 from residmix.sources.table import Table
 
 __all__ = ["MetadataTransformer", "refuse_frames"]
@@ -30,55 +33,125 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     formula: str | None
     preserve: str | None
     features: Sequence[str] | None
+    design_: Design
+    features_: NDArray[Any]
+    _apart: bool
+    _named: bool
 
     def _learn(self, X: Any, table: Table, sample_weight: Any, **options: Any) -> None:
         """Settle design and features; `options` go to :func:`residmix.design.fit.fit_design`."""
-        self.design_: Design | None = None
-        used: tuple[str, ...] = (sample_weight,) if isinstance(sample_weight, str) else ()
-        if table.has_metadata or self.formula is not None:
-            if not table.metadata_columns or not (table.named or table.has_metadata):
-                raise ValueError(
-                    f"formula {self.formula!r} needs metadata, and X is an array without column names; pass metadata=, "
-                    "or X as a table"
-                )
-            wanted = None
-            if self.formula is not None:
-                both = [text for text in (self.formula, self.preserve) if text is not None]
-                wanted = tuple(dict.fromkeys(name for text in both for name in formula_columns(text)))
-                used += wanted
-            self.design_ = fit_design(
-                (lambda: table.chunks(wanted)) if wanted != () else None,
-                formula=self.formula,
-                preserve=self.preserve,
-                **options,
-            )
-        elif self.preserve is not None:
-            raise ValueError("preserve needs something to remove: give a formula, or metadata=")
-        self._apart = table.has_metadata
+        self.design_, used = self._learned_design(table, options)
+        if isinstance(sample_weight, str):
+            used = (*used, sample_weight)
+        self._apart, self._named = table.has_metadata, table.named
         self.features_ = np.asarray(table.feature_names(self.features, exclude=used), dtype=object)
-        self._named = table.named
-        if self.design_ is None or self._apart:
+        if self.x_is_features:
             validate_data(self, X, reset=True, skip_check_array=True)
         else:
             self.feature_names_in_ = self.features_
             self.n_features_in_ = len(self.features_)
 
-    def _check_metadata(self, X: Any, metadata: Any) -> None:
-        """Check that further rows come with metadata if the first ones did."""
-        if metadata is not None and self.design_ is None:
+    def _learned_design(self, table: Table, options: dict[str, Any]) -> tuple[Design, tuple[str, ...]]:
+        """Return the design of the metadata, and the columns that a formula names."""
+        if not table.has_metadata and self.formula is None:
+            if self.preserve is not None:
+                raise ValueError("preserve needs something to remove: give a formula, or metadata=")
+            return Design.empty(), ()
+        if not table.metadata_columns or not (table.named or table.has_metadata):
+            raise ValueError(
+                f"formula {self.formula!r} needs metadata, and X is an array without column names; pass metadata=, "
+                "or X as a table"
+            )
+        wanted: tuple[str, ...] | None = None
+        if self.formula is not None:
+            both = [text for text in (self.formula, self.preserve) if text is not None]
+            wanted = tuple(dict.fromkeys(name for text in both for name in formula_columns(text)))
+        design = fit_design(
+            (lambda: table.chunks(wanted)) if wanted != () else None,
+            formula=self.formula,
+            preserve=self.preserve,
+            **options,
+        )
+        return design, wanted or ()
+
+    @property
+    def x_is_features(self) -> bool:
+        """Whether X holds the features and nothing else."""
+        return self._apart or self.formula is None
+
+    # ---- later rows --------------------------------------------------------------------------------------------------
+
+    def open_rows(
+        self, X: Any, metadata: Any = None, *, check: bool = True, fitting: bool = False, wanted: bool = True
+    ) -> Table:
+        """Return rows that come after fit as a table, with the metadata where they are needed: the one gate for them.
+
+        Parameters
+        ----------
+        X, metadata
+            As in the first fit. What nothing is taken out by is ignored.
+        check : bool
+            Whether X must have the columns that it had in fit.
+        fitting : bool
+            Whether they are further rows to learn from, which must bring what the first ones brought.
+        wanted : bool
+            Whether the metadata are used at all.
+
+        Raises
+        ------
+        ValueError
+            For metadata that are missing, and in fitting for metadata that the first rows didn't have.
+        """
+        if metadata is not None and fitting and not self._apart and self.formula is None:
             raise ValueError(
                 f"metadata= is given, but this {type(self).__name__} was fitted without any, so it takes nothing out; "
                 "fit it with metadata="
             )
-        if metadata is None and self._apart and self.design_ is not None and hasattr(X, "shape"):
+        if not wanted or not (self.design_.columns or fitting):
+            metadata = None
+        elif metadata is None and self._apart and hasattr(X, "shape"):
             raise ValueError(
                 f"metadata is needed: this {type(self).__name__} was fitted with metadata=; pass it here too"
             )
-
-    def _check_columns(self, X: Any) -> None:
-        """Check that X is as in fit, where it holds the features and nothing else."""
-        if self.design_ is None or self._apart:
+        table = as_table(X, metadata=metadata)
+        if check and self.x_is_features:
             validate_data(self, X, reset=False, skip_check_array=True)
+        return table
+
+    def rows_of(
+        self,
+        table: Table,
+        sample_weight: Any = None,
+        *,
+        design: Design | None = None,
+        preserved: bool = False,
+        block_rows: int | None = None,
+        allow_nan: bool = False,
+    ) -> Rows:
+        """Return the rows of a table with the features and design columns of this fit.
+
+        Parameters
+        ----------
+        table : Table
+        sample_weight : array or str, optional
+        design : Design, optional
+            Another one for the same metadata.
+        preserved : bool
+            Whether they have the preserved columns, too.
+        block_rows : int, optional
+            Default: for sums of products.
+        allow_nan : bool
+            Whether features may have gaps.
+        """
+        design = self.design_ if design is None else design
+        return table.rows(
+            self._columns(table),
+            design=design,
+            weight=sample_weight,
+            preserved=preserved,
+            block_rows=block_rows or linear_block_rows(len(self.features_), len(design.column_names)),
+            allow_nan=allow_nan,
+        )
 
     def _columns(self, table: Table) -> tuple[str, ...]:
         """Return what the features are called in `table`: by name, or by position where one side has no names."""
@@ -94,3 +167,24 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         """Return the names of the features, which are also the names of what comes out."""
         check_is_fitted(self)
         return np.asarray(self.features_, dtype=object)
+
+    def _refuse_other(self, other: MetadataTransformer) -> None:
+        """Raise unless `other` is of the same kind and was fitted with the same features and design."""
+        kind = type(self).__name__
+        if not isinstance(other, type(self)):
+            raise TypeError(f"merge takes another {kind}, not {type(other).__name__}")
+        check_is_fitted(self)
+        check_is_fitted(other)
+        if list(self.features_) != list(other.features_):
+            raise ValueError("can't merge: the features differ")
+        if self.design_ is not other.design_ and not self.design_.same_coding(other.design_):
+            raise ValueError(
+                "can't merge: the designs differ (formula, levels or knots); fit both from the same levels"
+            )
+
+    @staticmethod
+    def _from_older(attributes: dict[str, Any]) -> dict[str, Any]:
+        """Return what model files hold today of what earlier ones hold: no design was None."""
+        if attributes.get("design_", Design) is None:
+            return attributes | {"design_": Design.empty()}
+        return attributes

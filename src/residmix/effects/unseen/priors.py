@@ -9,17 +9,15 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term
-from residmix.effects.crossed import RandomEffects, level_indicators
+from residmix.effects.random.predicted import RandomEffects, level_indicators
 from residmix.effects.scale import Scale
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit
-from residmix.moments.solve_absorbed import FactorFit
 
 __all__ = [
     "LevelPrior",
     "SpreadPrior",
-    "known_level_rows",
     "level_prior",
     "log_variance",
     "removed_factors",
@@ -153,7 +151,7 @@ def spread_prior(
     variance = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
     # features that don't vary somewhere keep their spread, and so do those of new levels
     variance = np.where((scale.intercept == 0) & (scale.coef == 0).all(axis=0), 0.0, variance)
-    effects = known_level_rows(design, term) @ scale.coef[term.columns]
+    effects = design.known_level_rows(term) @ scale.coef[term.columns]
     rows = _estimated(design, term, fit, moments)[1]
     bias, weight = log_variance(np.maximum(rows - 1.0, 1e-3))
     deviations = effects - effects.mean(axis=0) - bias
@@ -162,29 +160,17 @@ def spread_prior(
     return SpreadPrior(LevelPrior(np.where(nothing, 0.0, prior.mean), np.where(nothing, np.inf, prior.ratio)), variance)
 
 
-def known_level_rows(design: Design, term: Term) -> Array:
-    """Return the design columns (L, columns) of each level of a factor that isn't a missing value."""
-    return design.level_rows(term)[: _n_known(design, term)]
-
-
-def _n_known(design: Design, term: Term) -> int:
-    levels = design.levels_of(design.column_of(term))
-    assert levels is not None
-    return len(levels.levels)
-
-
 def _estimated(
     design: Design, term: Term, fit: LinearFit, moments: LinearMoments | FactorMoments
 ) -> tuple[Array, Array]:
     """Return estimated effects and weights (L, d) of a factor's levels, missing values not among them."""
-    known = slice(0, _n_known(design, term))
+    known = slice(0, design.n_known_levels(term))
     if term.factor is not None:
-        assert isinstance(fit, FactorFit)
         weight = fit.level_weight[term.factor][known]
         seen = weight > 0
         effects = fit.effects[term.factor][known][seen]
         return effects, np.broadcast_to(weight[seen, None], (int(seen.sum()), len(fit.rss)))
-    linear = moments.linear if isinstance(moments, FactorMoments) else moments
+    linear = moments.linear
     levels = design.level_rows(term)
     start, turn = level_indicators(levels)
     shares = start + linear.mean_a[:, term.columns] @ turn

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
-from residmix.effects.later_batches import LaterBatches, LevelTotals, with_known_and_unseen
-from residmix.effects.level_priors import LevelPrior, SpreadPrior, log_variance, removed_factors
+from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Scale
-from residmix.moments.affine import Affine, WithEffects
+from residmix.effects.unseen.batches import LaterBatches, LevelTotals, merged_totals, with_known_and_unseen
+from residmix.effects.unseen.priors import (
+    LevelPrior,
+    SpreadPrior,
+    log_variance,
+    removed_factors,
+    spread_prior,
+    term_prior,
+)
+from residmix.moments.affine import Affine
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.sources.table import Table
 
-__all__ = ["NewLevelSums", "NewLevels", "adapted", "merge_sums", "refuse_new_levels", "with_new_levels"]
+__all__ = ["NewLevels", "adapted", "priors"]
 
 Array = NDArray[np.float64]
 
@@ -90,9 +99,9 @@ class NewLevels:
         bias, weight = log_variance(np.where(known, degrees, 1.0))
         return _expected(self.spread.prior, np.where(known, weight, 0.0), 0.5 * np.log(ratio) - bias, shrink)
 
-    def seen(self, labels: tuple[Any, ...], sums: Array) -> NewLevels:
+    def seen(self, labels: tuple[Any, ...], totals: Array) -> NewLevels:
         """Return these levels after further rows."""
-        return replace(self, totals=self.totals.seen(labels, sums))
+        return replace(self, totals=self.totals.seen(labels, totals))
 
 
 def _expected(prior: LevelPrior, weight: Array, estimate: Array, shrink: bool) -> Array:
@@ -102,97 +111,75 @@ def _expected(prior: LevelPrior, weight: Array, estimate: Array, shrink: bool) -
     return with_known_and_unseen(own, prior.mean if shrink else np.zeros_like(prior.mean))
 
 
-@dataclass(frozen=True)
-class NewLevelSums:
-    """``block -> sums of residuals by new level``, (5, L, d) for each factor; see :class:`LevelTotals`.
-
-    Attributes
-    ----------
-    residual : Affine
-        What takes everything else out.
-    sizes : tuple of int
-        Numbers of new levels of the factors, whose codes are the last ones of a block.
-    scale : Scale or None
-        The known effects on the spread.
-    """
-
-    residual: Affine
-    sizes: tuple[int, ...]
-    scale: Scale | None = None
-
-    def __call__(self, block: Block) -> list[Array]:
-        own = block.codes[len(block.codes) - len(self.sizes) :]
-        new = [(codes >= 0) & (codes < size) for codes, size in zip(own, self.sizes, strict=True)]
-        twice = np.sum(new, axis=0) > 1
-        if twice.any():
-            raise ValueError(
-                f"row {block.start + int(np.argmax(twice))} has new levels of two factors, whose effects can't be told "
-                "apart by it; adapt to one factor after the other, with rows whose other levels are known"
-            )
-        before = replace(block, codes=block.codes[: len(block.codes) - len(self.sizes)])
-        out = np.asarray(self.residual(before), dtype=np.float64)
-        w = np.ones(len(out)) if block.weight is None else block.weight
-        precision = np.ones((1, 1))
-        if self.scale is not None and block.design is not None:
-            precision = self.scale.factor(block.design) ** -2.0
-        precision = np.broadcast_to(precision, out.shape)
-        found = []
-        for codes, mine, size in zip(own, new, self.sizes, strict=True):
-            indicator = (codes[mine][:, None] == np.arange(size)) * w[mine][:, None]
-            have, sharp = np.isfinite(out[mine]), precision[mine]
-            r = np.where(have, out[mine], 0.0)
-            values = (have.astype(np.float64), r, have * sharp, r * sharp, r**2 * sharp)
-            found.append(np.stack([indicator.T @ value for value in values]))
-        return found
-
-
-def merge_sums(one: list[Array], two: list[Array]) -> list[Array]:
-    """Add the sums of other rows."""
-    return [a + b for a, b in zip(one, two, strict=True)]
-
-
-def with_new_levels(affine: Affine, effects: list[Array]) -> Affine:
-    """Return the map for rows that have codes of unseen levels behind those of absorbed factors."""
-    before = affine.effects if isinstance(affine, WithEffects) else ()
-    return WithEffects(affine.origin_x, affine.origin_a, affine.coef, affine.constant, affine.sign, (*before, *effects))
-
-
-def refuse_new_levels(estimator: Any, what: str) -> None:
-    """Raise where levels have no effects."""
-    if estimator is not None:
+def _level_totals(residual: Affine, sizes: tuple[int, ...], scale: Scale | None, block: Block) -> list[Array]:
+    """Return the (5, L, d) of :class:`LevelTotals` by factor; the codes of new levels are the last ones of a block."""
+    own = block.codes[len(block.codes) - len(sizes) :]
+    new = [(codes >= 0) & (codes < size) for codes, size in zip(own, sizes, strict=True)]
+    twice = np.sum(new, axis=0) > 1
+    if twice.any():
         raise ValueError(
-            f"{what} belongs to least squares, which has effects of levels; with estimator= there are none"
+            f"row {block.start + int(np.argmax(twice))} has new levels of two factors, whose effects can't be told "
+            "apart by it; adapt to one factor after the other, with rows whose other levels are known"
         )
+    before = replace(block, codes=block.codes[: len(block.codes) - len(sizes)])
+    out = np.asarray(residual(before), dtype=np.float64)
+    w = np.ones(len(out)) if block.weight is None else block.weight
+    precision = np.ones((1, 1))
+    if scale is not None and block.design is not None:
+        precision = scale.factor(block.design) ** -2.0
+    precision = np.broadcast_to(precision, out.shape)
+    found = []
+    for codes, mine, size in zip(own, new, sizes, strict=True):
+        at = codes[mine]
+        indicator = (at[:, None] == np.arange(size)) * w[mine][:, None]
+        have, r = np.isfinite(out[mine]), np.where(np.isfinite(out[mine]), out[mine], 0.0)
+        sharp = have * precision[mine]
+        total = indicator.T @ have.astype(np.float64)
+        mean = indicator.T @ r / np.where(total > 0, total, 1.0)
+        step = r - mean[at]
+        found.append(np.stack([total, mean, *(indicator.T @ (sharp * step**k) for k in (0, 1, 2))]))
+    return found
+
+
+def _merge(one: list[Array], two: list[Array]) -> list[Array]:
+    return [merged_totals(a, b) for a, b in zip(one, two, strict=True)]
+
+
+def priors(removal: LinearRemoval, design: Design) -> dict[str, NewLevels | LaterBatches]:
+    """Return what is expected of unseen levels of every factor that is removed."""
+    if removal.frozen is not None:
+        totals = LevelTotals.none(len(removal.frozen.shift))
+        return {term.name: LaterBatches(removal.frozen, totals) for term in removed_factors(design)}
+    found: dict[str, NewLevels | LaterBatches] = {}
+    for term in removed_factors(design):
+        prior = term_prior(design, term, removal.fit, removal.moments, removal.random.get(term.name))
+        spread = None
+        if removal.scale is not None:
+            spread = spread_prior(design, term, removal.fit, removal.moments, removal.scale)
+        found[term.name] = NewLevels.none(prior, spread)
+    return found
 
 
 def adapted(
-    design: Design | None,
-    priors: Callable[[], dict[str, NewLevels | LaterBatches]],
+    removal: LinearRemoval,
+    design: Design,
     before: dict[str, NewLevels | LaterBatches],
     table: Table,
     rows: Callable[[Design], Rows],
-    residual: Affine,
-    scale: Scale | None,
 ) -> dict[str, NewLevels | LaterBatches]:
     """Return the new levels of all factors after the rows of a table.
 
     Parameters
     ----------
-    design : Design or None
+    removal, design
         As fitted.
-    priors : callable
-        What is expected of unseen levels, for factors that no rows of new levels were seen of before.
     before : dict
         New levels so far.
     rows : callable
         The rows of the table with another design.
-    residual : Affine
-        What takes out every effect, preserved ones too.
-    scale : Scale or None
-        Known effects on the spread.
     """
-    terms = () if design is None else tuple(removed_factors(design))
-    if design is None or not terms:
+    terms = removed_factors(design)
+    if not terms:
         raise ValueError("adapt learns new levels of factors, but no factor is removed")
     open_design = design.following({}, on_unknown="mean")
     found: dict[str, dict[Any, None]] = {}
@@ -207,9 +194,11 @@ def adapted(
     if not labels:
         known = ", ".join(repr(term.name) for term in terms)
         raise ValueError(f"adapt learns levels that fit didn't see, but all levels of {known} here are known")
-    step = NewLevelSums(residual, tuple(len(new) for new in labels.values()), scale)
-    sums = fold(rows(design.following(labels, on_unknown="mean")), step, merge_sums)
-    after = {**priors(), **before}
-    for (name, new), total in zip(labels.items(), sums, strict=True):
+    # pooled effects are compared with the frozen spread, not with that of a level
+    scale = removal.scale if removal.frozen is None else None
+    step = partial(_level_totals, removal.everything(), tuple(len(new) for new in labels.values()), scale)
+    totals = fold(rows(design.following(labels, on_unknown="mean")), step, _merge)
+    after = {**priors(removal, design), **before}
+    for (name, new), total in zip(labels.items(), totals, strict=True):
         after[name] = after[name].seen(new, total)
     return after

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.effects.combat import posterior, posterior_shift
+from residmix.effects.posterior import posterior, posterior_shift
 
-__all__ = ["Array", "Frozen", "LaterBatches", "LevelTotals", "with_known_and_unseen"]
+__all__ = ["Frozen", "LaterBatches", "LevelTotals", "merged_totals", "with_known_and_unseen"]
 
 Array = NDArray[np.float64]
 
@@ -51,8 +51,8 @@ class LaterBatches:
         \quad
         \delta_j^{*2} = \frac{\bar\theta + \frac12 \sum_i (z_{ij} - \gamma_j^*)^2}{\frac n2 + \bar\lambda - 1},
 
-    as in the fit (:func:`residmix.effects.combat.posterior`). So a later batch gets what a fit of all batches together
-    would give it, but that this one can't move the mean and the pooled variance.
+    as in the fit (:func:`residmix.effects.posterior.posterior`). So a later batch gets what a fit of all batches
+    together would give it, but that this one can't move the mean and the pooled variance.
 
     Attributes
     ----------
@@ -73,9 +73,9 @@ class LaterBatches:
     def labels(self) -> tuple[Any, ...]:
         return self.totals.labels
 
-    def seen(self, labels: tuple[Any, ...], sums: Array) -> LaterBatches:
+    def seen(self, labels: tuple[Any, ...], totals: Array) -> LaterBatches:
         """Return the batches after further rows."""
-        return LaterBatches(self.frozen, self.totals.seen(labels, sums))
+        return LaterBatches(self.frozen, self.totals.seen(labels, totals))
 
     def effects(self, *, shrink: bool = False) -> Array:
         """Return effects (L + 2, d) beyond the average batch's: of each batch, of an unseen one, of known ones."""
@@ -112,49 +112,74 @@ class LaterBatches:
 
 @dataclass(frozen=True)
 class LevelTotals:
-    r"""Sums over the rows of each level.
+    r"""What the rows of each level tell: weights, means and centred squares, which add up by Chan's formula.
 
     Attributes
     ----------
     labels : tuple
         The levels.
-    sums : ndarray (5, L, d)
-        Of :math:`w`, :math:`w r`, :math:`w / f^2`, :math:`w r / f^2` and :math:`w r^2 / f^2`, where r is what all other
-        effects leave of a row, relative to the average level, and f its spread as far as it is known.
+    centred : ndarray (5, L, d)
+        With r what all other effects leave of a row, relative to the average level, and f its spread as far as it is
+        known: :math:`n = \sum w`, :math:`\bar r = \sum w r / n`, and of :math:`w / f^2`, :math:`w (r - \bar r) / f^2`
+        and :math:`w (r - \bar r)^2 / f^2` the sums.
     """
 
     labels: tuple[Any, ...]
-    sums: Array
+    centred: Array
 
     @classmethod
     def none(cls, n_features: int) -> LevelTotals:
         """Return what there is before any rows."""
         return cls((), np.empty((5, 0, n_features)))
 
-    def seen(self, labels: tuple[Any, ...], sums: Array) -> LevelTotals:
+    def seen(self, labels: tuple[Any, ...], centred: Array) -> LevelTotals:
         """Return the totals after further rows."""
         known = (*self.labels, *(label for label in labels if label not in self.labels))
-        whole = np.zeros((5, len(known), self.sums.shape[2]))
-        whole[:, : len(self.labels)] = self.sums
-        whole[:, [known.index(label) for label in labels]] += sums
-        return LevelTotals(known, whole)
+        whole = np.zeros((2, 5, len(known), self.centred.shape[2]))
+        whole[0, :, : len(self.labels)] = self.centred
+        whole[1, :, [known.index(label) for label in labels]] = np.moveaxis(centred, 1, 0)
+        return LevelTotals(known, merged_totals(*whole))
 
     @property
     def weight(self) -> Array:
         """Rows of each level, (L, d)."""
-        return self.sums[0]
+        return self.centred[0]
 
     @property
     def mean(self) -> Array:
         r"""Mean of r, :math:`\bar r`; 0 without rows, (L, d)."""
-        return self.sums[1] / np.where(self.weight > 0, self.weight, 1.0)
+        return self.centred[1]
 
     @property
     def within(self) -> Array:
         r"""Sum of :math:`w (r - \bar r)^2 / f^2`, (L, d)."""
-        mean = self.mean
-        squares = self.sums[4] - 2.0 * mean * self.sums[3] + mean**2 * self.sums[2]
-        return np.where(squares > 1e-13 * self.sums[4], squares, 0.0)
+        _, mean, sharp, _, squares = self.centred
+        # what subtracting leaves of equal values is no spread
+        return np.where(squares > 1e-20 * sharp * mean**2, squares, 0.0)
+
+    @staticmethod
+    def _from_older(attributes: dict[str, Any]) -> dict[str, Any]:
+        """Return what files hold today of what earlier ones hold: sums that weren't centred."""
+        if "sums" not in attributes:
+            return attributes
+        n, first, sharp, sharp_first, second = attributes["sums"]
+        mean = first / np.where(n > 0, n, 1.0)
+        squares = second - 2.0 * mean * sharp_first + mean**2 * sharp
+        squares = np.where(squares > 1e-13 * second, squares, 0.0)
+        centred = np.stack([n, mean, sharp, sharp_first - sharp * mean, squares])
+        return {"labels": attributes["labels"], "centred": centred}
+
+
+def merged_totals(one: Array, two: Array) -> Array:
+    """Return the (5, L, d) of :class:`LevelTotals` for the rows of both."""
+    weight = one[0] + two[0]
+    mean = one[1] + two[0] / np.where(weight > 0, weight, 1.0) * (two[1] - one[1])
+    out = np.stack([weight, mean, one[2] + two[2], np.zeros_like(mean), np.zeros_like(mean)])
+    for part in (one, two):
+        step = part[1] - mean
+        out[3] += part[3] + step * part[2]
+        out[4] += part[4] + 2.0 * step * part[3] + step**2 * part[2]
+    return out
 
 
 def with_known_and_unseen(own: Array, unseen: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,36 +10,17 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from residmix.effects.random.predicted import RandomEffects, generalised_inverse, level_indicators
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit, constant_features
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["RandomEffects", "crossed_effects", "generalised_inverse", "level_indicators"]
+__all__ = ["crossed_effects"]
 
 Array = NDArray[np.float64]
 
 # Logarithms of a variance ratio that are looked at, relative to the rows of a typical level: as for one factor.
 _LOWEST, _HIGHEST = -18.0, 23.0
-
-
-@dataclass(frozen=True)
-class RandomEffects:
-    r"""Best linear unbiased predictions of the effects of one factor's levels.
-
-    Attributes
-    ----------
-    effects : ndarray (L, d)
-        Of each level, in the units of x; their mean over the levels is 0.
-    ratio : ndarray (d,)
-        :math:`\lambda = \sigma^2 / \tau^2`, variance of the noise over that of the levels; above 1e300 where levels
-        don't differ more than noise lets them. A level with n rows keeps about :math:`n / (n + \lambda)` of its mean.
-    rows : ndarray (L, d)
-        Weight of the rows of each level.
-    """
-
-    effects: Array
-    ratio: Array
-    rows: Array
 
 
 def crossed_effects(
@@ -157,31 +138,3 @@ def _ratios(own: Array, turned: Array, total: float, degrees: float, parts: list
         key=lambda found: float(found.fun),
     )
     return np.where(best.x > _LOWEST + 1e-6, np.exp(best.x) / typical, none)
-
-
-def level_indicators(levels: Array) -> tuple[Array, Array]:
-    """Return `start` (L,) and `turn` (L - 1, L): a row of indicators is ``start + a @ turn``, `a` the factor's columns.
-
-    Parameters
-    ----------
-    levels : ndarray (L, L - 1)
-        The design columns of each level.
-
-    Raises
-    ------
-    ValueError
-        If the columns do not tell all levels apart.
-    """
-    L, w = levels.shape
-    if w != L - 1:
-        raise ValueError(f"a factor of {L} levels needs {L - 1} columns of its own to be shrunk, but has {w}")
-    inverse = np.linalg.inv(np.column_stack([np.ones(L), levels]))
-    return inverse[0], inverse[1:]
-
-
-def generalised_inverse(scatter: Array) -> Array:
-    """Return the generalised inverse of a scatter matrix whose columns may have any units."""
-    scale = np.sqrt(np.maximum(np.diagonal(scatter), 0.0))
-    scale = np.where(scale > 0, scale, 1.0)
-    inverse = np.linalg.pinv(scatter / scale[:, None] / scale, rcond=1e-12, hermitian=True)
-    return np.asarray(inverse / scale[:, None] / scale, dtype=np.float64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,12 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.utils import get_tags
 from sklearn.utils.validation import has_fit_parameter
 
-from residmix.removal.held_out import cross_fitted
+from residmix.design.design import Design
 from residmix.rows.block import Block
+from residmix.rows.folds import cross_fitted
 from residmix.rows.rows import Rows
 
-__all__ = ["Nuisance", "fit_nuisance"]
+__all__ = ["Nuisance", "Regressor", "RegressorRemoval", "fit_nuisance"]
 
 Array = NDArray[np.float64]
 
@@ -41,6 +43,58 @@ class Nuisance:
         assert block.design is not None
         fitted = _predict(self.estimator, block.design[:, : self.n_removed], block.X.shape[1])
         return (block.X + self.sign * fitted).astype(block.X.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class RegressorRemoval:
+    """What a regressor found.
+
+    Attributes
+    ----------
+    nuisance : Nuisance
+        Fitted on all rows, for new ones.
+    preserved_coef : ndarray (k, d)
+    r2 : ndarray (d,)
+        Share of the variance that the cross-fitted predictions explain.
+    """
+
+    nuisance: Nuisance
+    preserved_coef: Array
+    r2: Array
+
+    needs_preserved: ClassVar[bool] = False
+
+    def remover(self, sign: int = -1, *, new: Mapping[str, Any] | None = None, shrink: bool = False) -> Nuisance:
+        """Return the function of blocks that takes the effects out, or with sign 1 puts them back."""
+        return replace(self.nuisance, sign=sign)
+
+
+@dataclass(frozen=True)
+class Regressor:
+    """Predict the features from the design by a scikit-learn regressor.
+
+    Attributes
+    ----------
+    estimator : regressor
+        Cloned, never changed.
+    cv : int or splitter
+    """
+
+    estimator: Any
+    cv: Any = field(default=5)
+
+    merges: ClassVar[bool] = False
+    exact_loo: ClassVar[bool] = False
+    # it wants to see columns, whatever their number
+    columns_up_to: ClassVar[int] = 20_000
+
+    def check(self, design: Design) -> None:
+        """Accept every design."""
+
+    def fit(self, rows: Rows, design: Design) -> tuple[RegressorRemoval, NDArray[Any]]:
+        """Return what was found, and the cross-fitted residuals of the rows."""
+        nuisance, coef, residual, r2 = fit_nuisance(self.estimator, rows, design.n_removed, design.n_preserved, self.cv)
+        return RegressorRemoval(nuisance, coef, r2), residual
 
 
 def fit_nuisance(

@@ -1,0 +1,55 @@
+"""Effect: how what the metadata explain is estimated, as a value."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from residmix.design.design import Design
+from residmix.rows.rows import Rows
+
+__all__ = ["Additive", "Effect", "need_dense"]
+
+
+class Effect(Protocol):
+    """How effects are estimated. A frozen value, which can be compared and printed.
+
+    Attributes
+    ----------
+    merges : bool
+        Whether moments are enough, so that a fit goes on with further rows and merges with others.
+    exact_loo : bool
+        Whether the fit tells the residual of each row by the fit of all others.
+    columns_up_to : int
+        Levels of a factor up to which it wants a column for each; beyond, they are absorbed.
+    """
+
+    @property
+    def merges(self) -> bool: ...
+
+    @property
+    def exact_loo(self) -> bool: ...
+
+    @property
+    def columns_up_to(self) -> int: ...
+
+    def check(self, design: Design) -> None:
+        """Raise ValueError for a design that it can't be used with."""
+
+    def fit(self, rows: Rows, design: Design) -> Any:
+        """Estimate from rows: a LinearRemoval, or a RegressorRemoval."""
+
+
+class Additive(Effect, Protocol):
+    """An effect that `merges`."""
+
+    def refit(self, moments: Any, design: Design) -> Any:
+        """Estimate from moments alone."""
+
+
+def need_dense(design: Design) -> None:
+    """Raise ValueError for absorbed factors, whose levels have no columns."""
+    if design.factors:
+        raise ValueError(
+            f"scale= and shrinkage='eb' need the levels of {design.factors[0].name!r} as columns, but there are "
+            f"{len(design.factors[0].levels)} of them; remove such a factor's mean effect only"
+        )

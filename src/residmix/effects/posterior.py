@@ -1,0 +1,45 @@
+"""Posterior means of shifts and variance ratios, given priors whose parameters come from all features."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["posterior", "posterior_shift"]
+
+Array = NDArray[np.float64]
+
+
+def posterior_shift(gamma: Array, delta: Array, n: Array) -> Array:
+    r"""Posterior mean of shifts (K, d), :math:`(n \tau^2 \hat\gamma + \delta \bar\gamma) / (n \tau^2 + \delta)`."""
+    common, spread = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
+    return (n * spread * gamma + delta * common) / (n * spread + delta)
+
+
+def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
+    r"""Return posterior means of shifts and variance ratios, each (K, d); Johnson et al. (2007), eq. 3.1.
+
+    Parameters
+    ----------
+    gamma, delta : ndarray (K, d)
+        Estimated shifts and variance ratios (divisor n - 1). A level with one row has no ratio; it keeps 1.
+    n : ndarray (K, d)
+        Rows behind each.
+    """
+    common, between = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
+    single = n < 2
+    mean = delta.mean(axis=1, keepdims=True)
+    # Equal ratios in all features would make the prior infinitely sharp.
+    vary = np.maximum(delta.var(axis=1, ddof=1, keepdims=True), 1e-14 * mean**2 + 1e-300)
+    shape, rate = (2 * vary + mean**2) / vary, (mean * vary + mean**3) / vary
+    inside = (n - 1) * delta
+    ratio = np.where(single, 1.0, delta)
+    for _ in range(10_000):
+        shifted = (n * between * gamma + ratio * common) / (n * between + ratio)
+        sharper = (0.5 * (inside + n * (gamma - shifted) ** 2) + rate) / (0.5 * n + shape - 1)
+        sharper = np.where(single, 1.0, sharper)
+        moved = np.max(np.abs(sharper - ratio) / ratio)
+        ratio = sharper
+        if moved <= 1e-14:
+            break
+    return (n * between * gamma + ratio * common) / (n * between + ratio), ratio

@@ -1,0 +1,130 @@
+"""What least squares found and what is taken out by it, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.effects.random.predicted import RandomEffects
+from residmix.effects.rescale import Rescaled, rescaled
+from residmix.effects.scale import Scale
+from residmix.effects.unseen.batches import Frozen
+from residmix.moments import inference
+from residmix.moments.absorbed import FactorMoments
+from residmix.moments.affine import Affine, WithEffects
+from residmix.moments.equations import equations
+from residmix.moments.linear import LinearMoments
+from residmix.moments.solve import LinearFit
+
+__all__ = ["LinearRemoval", "NewEffects"]
+
+Array = NDArray[np.float64]
+
+
+class NewEffects(Protocol):
+    """Effects of a factor's levels that fit didn't see, by their codes."""
+
+    def effects(self, *, shrink: bool) -> Array:
+        """Return what is added to the average level's effect, (L + 2, d)."""
+
+    def spreads(self, *, shrink: bool) -> Array | None:
+        """Return what is added to the log standard deviation, (L + 2, d), if that is removed."""
+
+
+@dataclass(frozen=True)
+class LinearRemoval:
+    """What a fit of linear effects found, before and after shrinkage; everything else is derived from it.
+
+    Attributes
+    ----------
+    n_removed : int
+        Design columns that are removed, the first ones; the others are preserved.
+    moments : LinearMoments or FactorMoments
+        Of all rows.
+    fit : LinearFit
+        Of least squares, or with a ridge penalty.
+    shrunk : LinearFit or None
+        With shrunk effects; None if that is `fit`.
+    scale : Scale or None
+        Effects on the log standard deviation that are removed as well.
+    random : dict of str to RandomEffects
+        Of the factors whose effects are random ones.
+    frozen : Frozen or None
+        What batches that come later are compared with, where effects were pooled over features.
+    """
+
+    n_removed: int
+    moments: LinearMoments | FactorMoments
+    fit: LinearFit
+    shrunk: LinearFit | None = None
+    scale: Scale | None = None
+    random: dict[str, RandomEffects] = field(default_factory=dict)
+    frozen: Frozen | None = None
+
+    @property
+    def applied(self) -> LinearFit:
+        """The fit whose effects are taken out."""
+        return self.fit if self.shrunk is None else self.shrunk
+
+    @property
+    def coef(self) -> Array:
+        """Coefficients of the removed columns, (p, d)."""
+        return self.applied.coef[: self.n_removed]
+
+    @property
+    def preserved_coef(self) -> Array:
+        """Coefficients of the preserved columns, (k, d)."""
+        return self.applied.coef[self.n_removed :]
+
+    @property
+    def intercept(self) -> Array:
+        """So that the residual is ``x - intercept - a @ coef``, (d,)."""
+        return self.applied.affine(self.n_removed).intercept
+
+    @property
+    def r2(self) -> Array:
+        """Share of the variance that the design explains, (d,)."""
+        return inference.explained(self.fit)
+
+    @property
+    def correlations(self) -> Array:
+        """Canonical correlations of removed and preserved effects, largest first."""
+        sizes = tuple(len(effects) for effects in self.fit.effects)
+        return equations(sizes).correlations(self.fit, self.moments, self.n_removed)
+
+    @property
+    def needs_preserved(self) -> bool:
+        """Whether taking the effects out takes the preserved columns, too."""
+        return self.scale is not None
+
+    def remover(
+        self, sign: int = -1, *, new: Mapping[str, NewEffects] | None = None, shrink: bool = False
+    ) -> Affine | Rescaled:
+        """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back.
+
+        Parameters
+        ----------
+        sign : {-1, 1}
+        new : mapping of str to NewEffects, optional
+            Of levels that fit didn't see, by factor; blocks must have their codes.
+        shrink : bool
+            Whether a level that isn't among these either gets the effect to be expected, not the average one.
+        """
+        affine, spreads = self.applied.affine(self.n_removed), []
+        if new:
+            more = tuple(levels.effects(shrink=shrink) for levels in new.values())
+            affine = WithEffects(
+                affine.origin_x, affine.origin_a, affine.coef, affine.constant, affine.sign, (*affine.effects, *more)
+            )
+            changes = (levels.spreads(shrink=shrink) for levels in new.values())
+            spreads = [change for change in changes if change is not None]
+        affine = replace(affine, sign=sign)
+        return affine if self.scale is None else rescaled(affine, self.applied, self.scale, tuple(spreads))
+
+    def everything(self) -> Affine:
+        """Return the map that takes out preserved effects as well."""
+        return self.applied.affine()

@@ -1,0 +1,77 @@
+"""Residuals whose spread is evened out as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.effects.scale import Scale
+from residmix.moments.affine import Affine
+from residmix.moments.solve import LinearFit
+from residmix.rows.block import Block
+
+__all__ = ["Rescaled", "rescaled"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    r"""Residual with the spread evened out, :math:`r = k + (x - \hat x - k) / f(a)`, or back.
+
+    k are the preserved effects about their mean, which keep their size: only what no effect explains is rescaled.
+
+    Attributes
+    ----------
+    affine : Affine
+        ``x - fitted``, or ``x + fitted`` if its sign is 1: then residuals come in and features go out.
+    preserved : ndarray (k, d)
+        Coefficients of the preserved columns, which stand behind the removed ones in the design.
+    origin : ndarray (k,)
+    offset : ndarray (d,)
+        Preserved effects are ``(a - origin) @ preserved - offset``.
+    scale : Scale
+    spreads : tuple of ndarray (L + 2, d)
+        Changes of the log standard deviation by level that fit didn't see, whose codes are a block's last ones.
+    """
+
+    affine: Affine
+    preserved: Array
+    origin: Array
+    offset: Array
+    scale: Scale
+    spreads: tuple[Array, ...] = ()
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        assert block.design is not None
+        factor = self.scale.factor(block.design)
+        for spread, codes in zip(self.spreads, block.codes[len(block.codes) - len(self.spreads) :], strict=True):
+            factor *= np.exp(spread[codes])
+        kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
+        exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
+        if self.affine.sign < 0:
+            out = kept + (self.affine(exact) - kept) / factor
+        else:
+            out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor))
+        return out.astype(block.X.dtype, copy=False)
+
+    def select(self, features: NDArray[np.integer[Any]]) -> Rescaled:
+        """Return the map for some of the features only."""
+        return replace(
+            self,
+            affine=self.affine.select(features),
+            preserved=self.preserved[:, features],
+            offset=self.offset[features],
+            scale=self.scale.select(features),
+            spreads=tuple(spread[:, features] for spread in self.spreads),
+        )
+
+
+def rescaled(affine: Affine, fit: LinearFit, scale: Scale, spreads: tuple[Array, ...] = ()) -> Rescaled:
+    """Return the map for `affine`, which takes out (or puts back) the first columns of `fit`."""
+    kept = slice(len(affine.coef), None)
+    offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], fit.coef[kept])
+    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale, spreads)

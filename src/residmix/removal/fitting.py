@@ -1,0 +1,69 @@
+"""Fits and fits gone on with: what differs is where the moments come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design.design import Design
+from residmix.effects.effect import Additive, Effect
+from residmix.effects.removal import LinearRemoval
+from residmix.moments.equations import equations
+from residmix.removal.watch import Watch, look_at_predictions
+from residmix.rows.rows import Rows
+from residmix.rows.sampled import SampledRows
+
+__all__ = ["fitted", "moments_of", "refitted"]
+
+
+def fitted(
+    effect: Effect, rows: Rows, design: Design, features: Sequence[Any]
+) -> tuple[Any, NDArray[Any] | None, Watch]:
+    """Return what was found, the residuals of the rows where they come with the fit, and a watch over the rows."""
+    watch = Watch()
+    sampled = watch.over(rows)
+    found = effect.fit(sampled, design)
+    if isinstance(found, LinearRemoval):
+        return found, None, _seen(watch, sampled, design)
+    found, residual = found
+    if design.n_removed:
+        look_at_predictions(rows, residual, design, features)
+    return found, residual, watch
+
+
+def moments_of(rows: Rows, design: Design, watch: Watch) -> tuple[Any, Watch]:
+    """Return the moments of further rows, and the watch after them."""
+    sampled = watch.over(rows)
+    moments = equations(design.sizes).moments(sampled)
+    return moments, _seen(watch, sampled, design)
+
+
+def refitted(
+    effect: Effect, before: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]
+) -> LinearRemoval:
+    """Return what is found from the rows of a fit and those that the moments are of.
+
+    Raises
+    ------
+    ValueError
+        Where features have gaps beside absorbed factors, whose sums then don't add up.
+    """
+    ways = equations(design.sizes)
+    gaps = ways.gaps(before.moments) | ways.gaps(moments)
+    if gaps.any():
+        factor, some = design.factors[0], [str(features[j]) for j in np.flatnonzero(gaps)[:5]]
+        raise ValueError(
+            f"partial_fit and merge can't go on where features have missing values ({', '.join(map(repr, some))}) "
+            f"beside a factor without columns ({factor.name!r}, {len(factor.levels)} levels); fit all rows at once, or "
+            "fill the gaps"
+        )
+    found: LinearRemoval = cast(Additive, effect).refit(ways.merge(before.moments, moments), design)
+    return found
+
+
+def _seen(watch: Watch, rows: SampledRows, design: Design) -> Watch:
+    """Return the watch after these rows, if there is something to watch for."""
+    return watch.seen(rows) if design.n_removed or design.factors else watch

@@ -1,0 +1,84 @@
+"""Features whose values repeat, and what they would be if they didn't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["few_valued", "skewed", "spread_out"]
+
+Array = NDArray[np.float64]
+
+# A feature is skewed or heavy-tailed if its range is so many times that of its middle half, or lies so much to one side
+# of the median. Of 1000 rows, Gaussian ones have about 5 and 0, exponential ones 7 and 5.
+_TAILS = 12.0
+_SKEW = 3.0
+
+
+def few_valued(X: NDArray[Any], ordered: NDArray[Any] | None = None) -> NDArray[np.intp]:
+    """Return the features, fewest values first, in which more than a tenth of the rows repeat a value, or some pile up.
+
+    Rows that are repeated as a whole (weights written out, a bootstrap) count once, unless hardly any is not. Rows pile
+    up at a value (zero, a detection limit) that is far more frequent than those around it. Missing values don't count.
+    `ordered` are the columns of X sorted, where they are at hand.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> few_valued(np.column_stack([np.arange(50) / 7, np.arange(50) % 3])).tolist()
+    [1]
+    """
+    ordered = np.sort(X, axis=0) if ordered is None else ordered
+    rows = np.sum(~np.isnan(X), axis=0)
+    values = np.minimum(rows, 1) + np.sum(ordered[1:] > ordered[:-1], axis=0)
+    repeated = np.flatnonzero((values < 0.9 * rows) & (values > 1))
+    piled = [j for j in np.flatnonzero((values < 0.99 * rows) & (values > 1)) if len(_piles(ordered[: rows[j], j]))]
+    if len(repeated) and (distinct := len(np.unique(np.nan_to_num(X), axis=0))) > len(X) / 4:
+        repeated = repeated[values[repeated] < 0.9 * np.minimum(distinct, rows[repeated])]
+    few = np.union1d(repeated, np.array(piled, dtype=np.intp))
+    return few[np.argsort(values[few], kind="stable")]
+
+
+def skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which features have a tail that is far from most rows, (d,); ties of the middle half count as one, too."""
+    rows = np.sum(~np.isnan(ordered), axis=0)
+    low, first, middle, third, high = (
+        ordered[np.maximum((rows - 1) * k // 4, 0), np.arange(len(rows))].astype(np.float64) for k in range(5)
+    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        within = third - first
+        return ((high - low) > _TAILS * within) | (np.abs(high - 2.0 * middle + low) > _SKEW * within)
+
+
+def _piles(column: Array) -> Array:
+    """Return the values at which rows pile up: in 1 % of them, and five times as many as at the values around."""
+    values, counts = np.unique(column, return_counts=True)
+    frequent = np.flatnonzero(counts >= max(5, 0.01 * len(column)))
+    if len(values) < 10 or len(frequent) == 0 or len(frequent) > 10:
+        return np.empty(0)
+    around = [np.median(np.r_[counts[max(i - 5, 0) : i], counts[i + 1 : i + 6]]) for i in frequent]
+    return np.asarray(values[frequent[counts[frequent] >= 5 * np.array(around)]], dtype=np.float64)
+
+
+def spread_out(X: Array, residual: Array) -> Array:
+    """Return the residuals that there would be if values didn't repeat.
+
+    A value lies anywhere between the midpoints to its neighbours; rows at a value where they pile up have the residual
+    of any other row.
+    """
+    rng = np.random.default_rng(0)
+    uniform = rng.uniform(-0.5, 0.5, X.shape)
+    out = residual.copy()
+    for j, column in enumerate(X.T):
+        have = np.flatnonzero(~np.isnan(column))
+        values, where = np.unique(column[have], return_inverse=True)
+        gap = np.diff(values)
+        below, above = np.r_[gap[0], gap][where], np.r_[gap, gap[-1]][where]
+        out[have, j] += uniform[have, j] * np.where(uniform[have, j] < 0, below, above)
+        piled = np.isin(column, _piles(column[have]))
+        others = np.flatnonzero(~piled & ~np.isnan(column))
+        if len(others):
+            out[piled, j] = out[rng.choice(others, piled.sum()), j]
+    return out

@@ -1,0 +1,188 @@
+"""What a fitted Residualizer tells: its attributes, tables and warnings, all derived from what the fit found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from residmix.effects.random.predicted import RandomEffects
+from residmix.effects.regressor import Nuisance, RegressorRemoval
+from residmix.effects.removal import LinearRemoval
+from residmix.effects.scale import Scale
+from residmix.effects.unseen.batches import LaterBatches
+from residmix.effects.unseen.levels import NewLevels
+from residmix.moments import inference
+from residmix.moments.absorbed import FactorMoments
+from residmix.moments.linear import LinearMoments
+from residmix.moments.solve import LinearFit
+from residmix.removal.messages import summary_text, warn_of_fit
+from residmix.removal.nesting import nested_factors, owners
+from residmix.removal.transformer import MetadataTransformer
+from residmix.removal.watch import Watch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Told"]
+
+Array = NDArray[np.float64]
+
+
+class Told(MetadataTransformer):
+    """What :class:`residmix.Residualizer`, where these are documented, tells of its fit."""
+
+    alpha: float | dict[str, float]
+    estimator: Any
+    new_levels_: dict[str, NewLevels | LaterBatches]
+    _found: Any  # LinearRemoval or RegressorRemoval
+    _watch: Watch
+
+    # ---- attributes --------------------------------------------------------------------------------------------------
+
+    @property
+    def coef_(self) -> Array:
+        return self._linear.coef
+
+    @property
+    def preserved_coef_(self) -> Array:
+        return self._found.preserved_coef
+
+    @property
+    def intercept_(self) -> Array:
+        return self._linear.intercept
+
+    @property
+    def design_columns_(self) -> list[str]:
+        self._linear  # noqa: B018 - a regressor has none
+        return list(self.design_.column_names[: self.design_.n_removed])
+
+    @property
+    def rank_(self) -> int:
+        return self._linear.fit.rank
+
+    @property
+    def condition_number_(self) -> float:
+        return self._linear.fit.condition_number
+
+    @property
+    def r2_(self) -> Array:
+        return self._found.r2
+
+    @property
+    def canonical_correlations_(self) -> Array:
+        return self._linear.correlations
+
+    @property
+    def random_effects_(self) -> dict[str, RandomEffects]:
+        return self._linear.random
+
+    @property
+    def scale_(self) -> Scale | None:
+        return self._linear.scale
+
+    @property
+    def estimator_(self) -> Nuisance:
+        if isinstance(self._found, RegressorRemoval):
+            return self._found.nuisance
+        raise AttributeError("there is no estimator_: the effects are linear, and coef_ holds them")
+
+    @property
+    def effects_(self) -> dict[str, Array]:
+        names = (factor.name for factor in self.design_.factors)
+        return dict(zip(names, self._linear.fit.effects, strict=True))
+
+    @property
+    def fit_(self) -> LinearFit:
+        return self._linear.fit
+
+    @property
+    def moments_(self) -> LinearMoments | FactorMoments:
+        return self._linear.moments
+
+    @property
+    def _linear(self) -> LinearRemoval:
+        if isinstance(self._found, LinearRemoval):
+            return self._found
+        raise AttributeError("with estimator= there are no coefficients; estimator_ holds what was fitted")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_found" in vars(self)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # ---- tables ------------------------------------------------------------------------------------------------------
+
+    def tidy(self) -> pd.DataFrame:
+        """Return a table of coefficients: feature, term, estimate, std_error, statistic, p_value, partial_r2.
+
+        See Also
+        --------
+        residmix.moments.inference.coefficient_table : The formulas.
+        """
+        self._need_coefficients()
+        return inference.coefficient_table(self.fit_, self.design_.column_names, list(self.features_))
+
+    def summary(self) -> None:
+        """Print what the metadata explain, term by term, and which features they explain most."""
+        self._need_coefficients()
+        print(
+            summary_text(
+                self.fit_,
+                [(term.name, term.columns, term.preserved) for term in self.design_.terms],
+                self.design_.column_names,
+                [str(name) for name in self.features_],
+                owners(self.fit_, self.moments_, self.design_.factors),
+            )
+        )
+
+    def _need_coefficients(self) -> None:
+        check_is_fitted(self)
+        if self.estimator is not None:
+            raise ValueError("with estimator= there are no coefficients to tell; r2_ has the cross-fitted shares")
+
+    def _warn(self) -> None:
+        """Warn of what is doubtful about a fit of linear effects."""
+        factors = self.design_.factors
+        warn_of_fit(
+            self.fit_,
+            self.design_.column_names,
+            self.features_,
+            self.canonical_correlations_,
+            penalised=self.alpha != 0 or bool(self.random_effects_),
+            owners=owners(self.fit_, self.moments_, factors),
+            nested=nested_factors(self.fit_, self.moments_, factors),
+        )
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _from_older(attributes: dict[str, Any]) -> dict[str, Any]:
+        """Return what model files hold today of what earlier ones hold: each attribute by itself."""
+        old = MetadataTransformer._from_older(attributes)
+        if "r2_" not in old:
+            return old
+        found: LinearRemoval | RegressorRemoval
+        if "estimator_" in old:
+            found = RegressorRemoval(old["estimator_"], old["preserved_coef_"], old["r2_"])
+        else:
+            adjusted = old["shrinkage"] is not None
+            found = LinearRemoval(
+                n_removed=len(old["coef_"]),
+                moments=old["moments_"],
+                fit=old["fit_"],
+                shrunk=old["_applied"] if adjusted else None,
+                scale=old["scale_"],
+                random=old["random_effects_"],
+                frozen=old.get("_frozen"),
+            )
+        kept = {name: value for name, value in old.items() if not isinstance(getattr(Told, name, None), property)}
+        for name in ("_applied", "_frozen", "_sample", "_last_look"):
+            kept.pop(name, None)
+        return kept | {"_found": found, "_watch": Watch()}

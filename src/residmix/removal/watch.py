@@ -1,0 +1,153 @@
+"""The watch for residuals that give the metadata back: a sample of the rows of a fit, looked at now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design.design import Design
+from residmix.effects.removal import LinearRemoval
+from residmix.errors import LeakageWarning, warn
+from residmix.removal.leakage import effect_leakage, leakage
+from residmix.rows.rows import Rows
+from residmix.rows.sampled import Sample, SampledRows
+
+__all__ = ["Watch", "look_at_predictions", "warn_of_leakage"]
+
+Array = NDArray[np.float64]
+
+# The check costs three small trees, up to three times: enough rows to see a lattice, few enough not to be felt.
+_ROWS = 1000
+_FEATURES = 256
+# As a number of rows: a model that leaks is told of once.
+_NEVER_AGAIN = 1 << 62
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A sample of the rows that a fit has seen, and when it was last looked at.
+
+    Attributes
+    ----------
+    sample : Sample
+    looked : int
+        Rows seen then.
+    """
+
+    sample: Sample = field(default_factory=Sample)
+    looked: int = 0
+
+    def over(self, rows: Rows) -> SampledRows:
+        """Return `rows`, the first fold over which sets a sample aside, since files needn't be read again for it."""
+        return SampledRows(rows, _spread_over(rows.n_rows, _ROWS), _spread_over(rows.n_features, _FEATURES))
+
+    def seen(self, rows: SampledRows) -> Watch:
+        """Return the watch after these rows."""
+        own = Sample.of(rows.sample(), rows.n_rows, seed=self.sample.n_rows)
+        return replace(self, sample=self.sample.merged(own, _ROWS))
+
+    def merged(self, other: Watch) -> Watch:
+        """Return the watch over the rows of both."""
+        return replace(self, sample=self.sample.merged(other.sample, _ROWS))
+
+    def look(self, removal: LinearRemoval, design: Design, features: Sequence[Any]) -> Watch:
+        """Warn if residuals of the sample give metadata back, but look again only when the rows have doubled."""
+        block = self.sample.block
+        if block is None or self.sample.n_rows < 2 * self.looked:
+            return self
+        some = _spread_over(len(features), _FEATURES)
+        remove = removal.remover().select(some)
+        assert block.design is not None
+        names = [factor.name for factor in design.factors]
+        effects = {}
+        if design.factors:
+            removed = removal.applied.affine(removal.n_removed).select(some).effects
+            effects = {name: own[at] for name, own, at in zip(names, removed, block.codes, strict=True)}
+        columns = design.column_names[: design.n_removed]
+        told = warn_of_leakage(
+            block.X, remove(block), block.design, columns, [features[j] for j in some], effects=effects
+        )
+        return replace(self, looked=_NEVER_AGAIN if told else self.sample.n_rows)
+
+
+def look_at_predictions(rows: Rows, residual: NDArray[Any], design: Design, features: Sequence[Any]) -> None:
+    """Warn if residuals (n, d) of a regressor give metadata back, in a sample of the rows."""
+    index, some = _spread_over(rows.n_rows, _ROWS), _spread_over(rows.n_features, _FEATURES)
+    sample = rows.take(index)
+    assert sample.design is not None
+    warn_of_leakage(
+        sample.X[:, some],
+        residual[index][:, some],
+        sample.design,
+        design.column_names[: design.n_removed],
+        [features[j] for j in some],
+        least_squares=False,
+    )
+
+
+def _spread_over(n: int, most: int) -> NDArray[np.intp]:
+    """Return at most so many of n indices, spread evenly."""
+    return np.unique(np.linspace(0, n - 1, most).astype(np.intp))
+
+
+def warn_of_leakage(
+    X: NDArray[Any],
+    residual: NDArray[Any],
+    design: Array,
+    columns: Sequence[str],
+    features: Sequence[Any],
+    *,
+    effects: Mapping[str, Array] | None = None,
+    least_squares: bool = True,
+) -> bool:
+    """Warn if a tree reads more of the metadata from residuals than the features told; return whether it does.
+
+    Parameters
+    ----------
+    X, residual, design
+        As in :func:`leakage`; further columns of the design are ignored.
+    columns : sequence of str
+        Names of the design columns that are removed.
+    features : sequence
+        Names of the features.
+    effects : mapping of str to ndarray (n, d), optional
+        By factor without columns, what was removed for it (:func:`effect_leakage`).
+    least_squares : bool
+        Whether the residuals are those of least squares, so that means are gone for certain.
+
+    Warns
+    -----
+    LeakageWarning
+        With the column or effect that is read best, how well, how well it was or would be otherwise, and what to do.
+    """
+    found = leakage(X, residual, design[:, : len(columns)], least_squares=least_squares)
+    read = "" if found is None else repr(columns[found.column])
+    for factor, removed in (effects or {}).items():
+        if found is None and (found := effect_leakage(X, residual, removed)) is not None:
+            read = f"the effect of {factor!r} on {str(features[found.column])!r}"
+    if found is None:
+        return False
+    which = found.few if found.from_values else found.features
+    names = ", ".join(repr(str(features[j])) for j in which[:5]) + (", ..." if len(which) > 5 else "")
+    safe = "Linear learners are safe; for trees, forests and neighbours" if least_squares else "Before other learners,"
+    if found.from_values:
+        kind, otherwise = "few-valued features", "had they more values"
+        remedy = "add noise of the size of a step to these features first, or use an Eraser"
+    else:
+        kind, otherwise = "features", "from the features before"
+        remedy = (
+            "transform skewed, heavy-tailed or clustered features, whose means lie apart from most rows (logarithms "
+            "or ranks), or use an Eraser"
+        )
+        if not least_squares:
+            remedy = f"see whether the estimator fits the metadata's effects at all; {remedy}"
+    warn(
+        f"residuals of {kind} ({names}) let a decision tree read {read} back: squared correlation "
+        f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
+        LeakageWarning,
+    )
+    return True
