@@ -1,10 +1,9 @@
-"""Seeds, k-means and the clusters' moments against plain numpy; factors on both sides of where LAPACK takes over."""
+"""Seeds, k-means and the clusters' moments against plain numpy."""
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.kernels.cholesky import SMALL, inverse_cholesky, inverse_triangles
 from residmix.kernels.clusters import cluster_moments, lloyd, seed
 
 RNG = np.random.default_rng(0)
@@ -50,26 +49,3 @@ def test_moments_of_clusters_are_those_of_numpy(diagonal):
         full = np.cov(x.T, aweights=w, ddof=0) * w.sum()
         assert_allclose(scatter[k], np.diag(full) if diagonal else full, rtol=1e-10)
     assert weight[3] == 0 and not scatter[3].any()
-
-
-@pytest.mark.parametrize("d", [1, 5, SMALL, SMALL + 1])
-def test_factors_and_inverses_on_both_sides_of_lapack(d):
-    root = RNG.normal(size=(3, d, 2 * d)) * 10.0 ** RNG.uniform(-3, 3, d)[:, None]
-    matrices = root @ root.transpose(0, 2, 1)
-    factors, failed = inverse_cholesky(matrices)
-    assert not failed.any()
-    assert not np.tril(factors, -1).any()
-    whitened = factors.transpose(0, 2, 1) @ matrices @ factors
-    assert_allclose(whitened, np.broadcast_to(np.eye(d), (3, d, d)), atol=1e-9)
-    inverses = inverse_triangles(factors)
-    assert not np.tril(inverses, -1).any()
-    # back in units of each column's spread
-    spread = np.sqrt(matrices.diagonal(0, 1, 2))
-    again = (inverses.transpose(0, 2, 1) @ inverses - matrices) / spread[:, :, None] / spread[:, None, :]
-    assert_allclose(again, 0.0, atol=1e-10)
-
-
-@pytest.mark.parametrize("d", [3, SMALL + 1])
-def test_what_has_no_factor_is_told(d):
-    matrices = np.stack([np.eye(d), np.ones((d, d)) - 0.1 * np.eye(d), np.full((d, d), np.nan), -np.eye(d)])
-    assert inverse_cholesky(matrices)[1].tolist() == [False, True, True, True]

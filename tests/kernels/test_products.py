@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from residmix import Residualizer
-from residmix.kernels import products
-from residmix.kernels.compiled import readable
-from residmix.kernels.products import COLUMNS, centred_products
+from residmix.kernels.arrays import readable, readable_weight
+from residmix.kernels.loops import products
+from residmix.kernels.loops.products import COLUMNS
+from residmix.kernels.pairs import centred_products
 from residmix.moments.affine import Affine, WithEffects
 from residmix.moments.linear import linear_moments
 from residmix.rows.block import Block
@@ -29,7 +30,9 @@ def test_products_are_those_of_the_formula(n, d, q, weighted, dtype):
     X, A = RNG.normal(size=(n, d)).astype(dtype), RNG.normal(size=(n, q))
     weight = RNG.uniform(0, 2, n) if weighted else None
     origins = RNG.normal(size=d), RNG.normal(size=q)
-    for ours, theirs in zip(centred_products(X, A, *origins, weight), expected(X, A, *origins, weight), strict=True):
+    for ours, theirs in zip(
+        centred_products(X, A, *origins, readable_weight(weight)), expected(X, A, *origins, weight), strict=True
+    ):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12 * n)
 
@@ -37,9 +40,9 @@ def test_products_are_those_of_the_formula(n, d, q, weighted, dtype):
 def test_tiles_and_blas_agree(monkeypatch):
     X, A = RNG.normal(size=(3000, 3 * COLUMNS)), RNG.normal(size=(3000, 6))
     origins = X.mean(axis=0), A.mean(axis=0)
-    tiles = centred_products(X, A, *origins, None)
+    tiles = centred_products(X, A, *origins, readable_weight(None))
     monkeypatch.setattr(products, "COLUMNS", 10_000)
-    for one, two in zip(tiles, centred_products(X, A, *origins, None), strict=True):
+    for one, two in zip(tiles, centred_products(X, A, *origins, readable_weight(None)), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-11, atol=1e-10)
 
 

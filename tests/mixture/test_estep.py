@@ -6,8 +6,8 @@ from numba import njit
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from residmix.kernels.exp import vector_exp
-from residmix.kernels.registers import WIDTH, integer, kernel, load, loop, store
+from residmix.kernels.compiled import WIDTH, integer, kernel, load, loop, store
+from residmix.kernels.writers.exp import vector_exp
 from residmix.mixture.estep import log_joint, mixture_block, mixture_block_rows
 from residmix.mixture.params import make_params
 from residmix.mixture.step import MixtureEM
@@ -84,7 +84,7 @@ def test_columns_and_panels_give_the_same_moments(d, separation, monkeypatch):
     _, mass, shift, scatter, log_likelihood = reference(X, params)
     # some of the components hold few rows of a tile, some all: both ways at work in one block, and each alone
     for dense in (-1.0, 0.3, 1.0):
-        monkeypatch.setattr("residmix.mixture.estep.DENSE", ((np.inf, dense),))
+        monkeypatch.setattr("residmix.kernels.loops.blocks.DENSE", ((np.inf, dense),))
         moments = mixture_block(X, params)
         np.testing.assert_allclose(moments.weight, mass, rtol=1e-11)
         np.testing.assert_allclose(moments.shift, shift, rtol=1e-10, atol=1e-10 * mass.max())

@@ -165,13 +165,3 @@ def test_a_fit_seeds_a_dead_component_anew_and_says_so(family):
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeadComponentWarning)
         model.fit(X)
-
-
-def test_the_compiled_step_is_the_general_one(monkeypatch):
-    X, params = example("full")
-    moments = mixture_block(X, params)
-    compiled = m_step(moments, params, reg_covar=RIDGE)
-    monkeypatch.setattr("residmix.mixture.mstep.full_step", lambda *given: False)
-    general = m_step(moments, params, reg_covar=RIDGE)
-    for name in ("weights", "means", "covariances", "factors"):
-        np.testing.assert_allclose(getattr(compiled, name), getattr(general, name), rtol=1e-12, atol=1e-13)

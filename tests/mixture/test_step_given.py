@@ -70,7 +70,7 @@ def test_density_and_moments_are_those_of_plain_numpy(kind, gated):
     params = start(kind, x, 2, mu, gated)
     block = Block(0, x, u, (), w)
     log_joint = reference_log_joint(x, u, params)
-    assert_allclose(block_log_joint(params, block), log_joint, rtol=1e-9, atol=1e-9)
+    assert_allclose(block_log_joint(Problem.of(params), block), log_joint, rtol=1e-9, atol=1e-9)
     moments = moments_of(block, params)
     share = np.exp(log_joint - logsumexp(log_joint, axis=1, keepdims=True)) * w[:, None]
     assert_allclose(moments.log_likelihood, w @ logsumexp(log_joint, axis=1), rtol=1e-11)

@@ -24,7 +24,7 @@ from scipy.special import logsumexp
 from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed
-from residmix.mixture.estep import log_joint, mixture_block_rows
+from residmix.mixture.estep import Problem, log_joint, mixture_block_rows
 from residmix.mixture.families.family import family
 from residmix.mixture.given.gate import Gate, make_gate
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params
@@ -224,7 +224,8 @@ class _Group:
         factors = mixture.full_factors()
         precisions = factors @ factors.swapaxes(1, 2)
         for _ in range(SHIFT_ITERATIONS):
-            joint = log_joint(self.x - shift, replace(mixture, weights=weights))
+            problem = Problem.of(replace(mixture, weights=weights), n_rows=len(self.x))
+            joint = log_joint(self.x - shift, problem)
             density = logsumexp(joint, axis=1)
             shares = np.exp(joint - density[:, None])
             if self.weight is not None:

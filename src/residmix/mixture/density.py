@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 
-from residmix.mixture.estep import responsibilities
+from residmix.mixture.estep import Problem, responsibilities
 from residmix.mixture.families.family import family
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.step import block_log_joint
@@ -37,8 +37,8 @@ def most_probable(joint: Floats) -> NDArray[np.intp]:
     return joint.argmax(axis=1)
 
 
-def _finished(params: MixtureParams, finish: Callable[[Floats], NDArray[Any]], block: Block) -> NDArray[Any]:
-    return finish(block_log_joint(params, block))
+def _finished(problem: Problem, finish: Callable[[Floats], NDArray[Any]], block: Block) -> NDArray[Any]:
+    return finish(block_log_joint(problem, block))
 
 
 class MixtureDensity(DensityMixin, BaseEstimator, ABC):
@@ -64,7 +64,7 @@ class MixtureDensity(DensityMixin, BaseEstimator, ABC):
     def _per_row(self, finish: Callable[[Floats], NDArray[Any]], out: Any, X: Any, *given: Any) -> Any:
         rows = self._rows(X, *given)
         params = self._model()
-        function = partial(_finished, params, finish)
+        function = partial(_finished, Problem.of(params, n_rows=rows.n_rows), finish)
         if finish is responsibilities:
             names = [f"probability_{k}" for k in range(params.n_components)]
             return delivered(rows, function, names, out, dtype=np.float64)

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.collect import column_pairs
-from residmix.kernels.compiled import readable, readable_weight
-from residmix.kernels.registers import CHUNK, WIDTH
-from residmix.kernels.shares import UNREACHED
-from residmix.kernels.tiles import full_block, full_places, scaled_block, scaled_places
-from residmix.rows.scratch import scratch
+from residmix.kernels.arrays import readable, readable_weight
+from residmix.kernels.cholesky import inverse_triangles
+from residmix.kernels.pairs import full_joint, full_sums, scaled_joint, scaled_sums, small, tied_gram
 
 if TYPE_CHECKING:
     from residmix.mixture.given.gate import GateMoments
@@ -37,10 +33,6 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 LOG_2PI = float(np.log(2 * np.pi))
-
-# Columns take all rows of a tile, panels those that belong to a component at all: by the number of columns, the share
-# of such rows above which columns are quicker (measured).
-DENSE = ((12, -1.0), (24, 0.3), (64, 0.7), (math.inf, 1.0))
 
 # If no weight in a block is above this, they are magnified: shares below `NOTHING` of a row of weight 1 are left out.
 TINY_WEIGHT = 1e-6
@@ -107,6 +99,8 @@ class Problem:
         Which of the two `factors` are.
     origin, rotation : ndarray or None
         What rows go through first.
+    plain : bool
+        Whether the twins of the loops do the work, see `residmix.kernels.pairs.small`.
     """
 
     params: MixtureParams
@@ -116,23 +110,27 @@ class Problem:
     full: bool
     origin: Floats | None = None
     rotation: Floats | None = None
+    plain: bool = False
 
     @classmethod
-    def of(cls, params: MixtureParams, *, full: bool = False) -> Problem:
-        """Make parameters ready; with `full` as full covariances, whatever their family."""
+    def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None) -> Problem:
+        """Make parameters ready, for so many rows in all; with `full` as full covariances, whatever their family.
+
+        The number of rows of a fit decides, with its shape, whether loops or their twins run; unknown is many.
+        """
         K, d = params.means.shape
-        constant = params.log_det - 0.5 * d * LOG_2PI
+        constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K * d)
         if full or not (params.family.diagonal or params.family.shared):
-            return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True)
+            return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True, plain=plain)
         means, origin, rotation = params.means, None, None
         if params.family.diagonal:
-            scales = params.family.diagonals(params.factors)
+            scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors), (K, d))
         else:
-            # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the digits
-            origin, rotation = means.mean(axis=0), params.factors
-            means, scales = (means - origin) @ rotation, np.ones((1, 1))
-        scaled = np.sqrt(0.5) * np.broadcast_to(scales, (K, d))
-        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation)
+            # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the
+            # digits. Over sqrt(2), so that a squared distance is half of what it was.
+            origin, rotation = means.mean(axis=0), np.sqrt(0.5) * params.factors
+            means, scaled = (means - origin) @ rotation, np.ones((K, d))
+        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation, plain)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:
         """Return the rows that `means` and `factors` are about."""
@@ -153,24 +151,20 @@ def mixture_block_rows(n_features: int, n_components: int) -> int:
     return int(2 ** np.clip(np.round(np.log2(5e5 / np.sqrt(work_per_row))), 10, 15))
 
 
-def log_joint(X: NDArray[np.floating], params: MixtureParams, *, log_prior: Floats | None = None) -> Floats:
+def log_joint(X: NDArray[np.floating], params: MixtureParams | Problem, *, log_prior: Floats | None = None) -> Floats:
     r"""Return :math:`\log \pi_k + \log N(x_i \mid \mu_k, \Sigma_k)`, shape (b, K).
 
     Parameters
     ----------
     X : ndarray (b, d)
-    params : MixtureParams
+    params : MixtureParams, or Problem
+        The latter for many blocks.
     log_prior : ndarray (b, K), optional
         Replaces the log-weights, row by row.
     """
-    problem = Problem.of(params)
-    rows = problem.prepared(X)
-    joint = np.empty((len(rows), params.n_components))
-    if problem.full:
-        _full_moments(rows, problem.means, problem, log_prior, None, False, joint)
-    else:
-        _scaled_moments(rows, problem, log_prior, None, joint)
-    return joint
+    problem = params if isinstance(params, Problem) else Problem.of(params)
+    loop: Any = full_joint if problem.full else scaled_joint
+    return loop(problem.prepared(X), problem.means, problem.factors, *problem.prior(log_prior), plain=problem.plain)
 
 
 def mixture_block(
@@ -206,17 +200,11 @@ def mixture_block(
     unit = 1.0 if weight is None else _unit(weight)
     if weight is not None and unit != 1.0:
         weight = weight / unit
-    if extra is not None:
-        q, means = extra.shape[1], problem.params.means
-        centre = np.zeros(q) if extra_centre is None else extra_centre
-        centres = np.hstack([np.broadcast_to(centre, (len(means), q)), means])
-        moments = _full_moments(np.hstack([extra, X]), centres, problem, log_prior, weight, with_moments)
-    elif problem.full:
-        moments = _full_moments(X, problem.means, problem, log_prior, weight, with_moments)
-    elif problem.rotation is not None:
-        moments = _tied_moments(X, problem, log_prior, weight)
+    w = readable_weight(weight)
+    if problem.rotation is not None:
+        moments = _tied_moments(X, problem, log_prior, w)
     else:
-        moments = _scaled_moments(X, problem, log_prior, weight)
+        moments = _own_moments(X, problem, log_prior, w, extra, extra_centre, with_moments)
     moments.total = float(len(X)) if weight is None else float(weight.sum())
     moments.rows = len(X) if weight is None else int(np.count_nonzero(weight))
     if unit != 1.0:
@@ -224,6 +212,31 @@ def mixture_block(
             sums *= unit
         moments.log_likelihood, moments.total = moments.log_likelihood * unit, moments.total * unit
     return moments
+
+
+def _own_moments(
+    X: NDArray[np.floating],
+    problem: Problem,
+    log_prior: Floats | None,
+    weight: Floats,
+    extra: Floats | None,
+    extra_centre: Floats | None,
+    with_moments: bool,
+) -> MixtureMoments:
+    """Return the moments where each component has its own scatter."""
+    rows, centres, prior = X, problem.means, problem.prior(log_prior)
+    if extra is not None:
+        q = extra.shape[1]
+        centre = np.zeros(q) if extra_centre is None else extra_centre
+        centres = np.hstack([np.broadcast_to(centre, (len(centres), q)), centres])
+        rows = np.hstack([extra, X])
+    if problem.full:
+        given: Any = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments
+        log_likelihood, *sums = full_sums(*given, plain=problem.plain)
+    else:
+        given = _plain(rows), centres, problem.factors, *prior, weight
+        log_likelihood, *sums = scaled_sums(*given, plain=problem.plain)
+    return MixtureMoments(*sums, log_likelihood, 0.0, 0)
 
 
 def _unit(weight: Floats) -> float:
@@ -237,139 +250,31 @@ def _plain(array: NDArray[np.floating]) -> Floats:
     return readable(np.asarray(array, dtype=np.float64))
 
 
-def tile_rows(n_columns: int, n_components: int) -> int:
-    """Return how many rows go through the cache at once: whole chunks, about 48 KB, at most 60 vectors."""
-    rows = 6144 // (n_columns + n_components + 4)
-    return CHUNK * min(max(rows // CHUNK, 1), 60 * WIDTH // CHUNK)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How a loop over tiles does a problem of one size: see `full_block`."""
-
-    tile_rows: int
-    places: NDArray[np.int64]
-    pairs: NDArray[np.int64] | None = None
-    panels: int = 0
-
-    def work(self) -> Floats:
-        return scratch((int(self.places[-1]),), np.float64)
-
-
-@lru_cache(maxsize=32)
-def _full_plan(m: int, d: int, K: int, dense: float, with_moments: bool) -> _Plan:
-    tile = max(96 // CHUNK * CHUNK, CHUNK) if dense >= 1 else tile_rows(m, K)
-    columns = m if with_moments and dense < 1 else 0
-    panels = -(-m // WIDTH) if with_moments and dense >= 0 else 0
-    return _Plan(tile, full_places(m, d, K, tile, columns, panels), column_pairs(columns), panels)
-
-
-@lru_cache(maxsize=32)
-def _scaled_plan(d: int, K: int) -> _Plan:
-    tile = tile_rows(d, K)
-    return _Plan(tile, scaled_places(d, K, tile))
-
-
-def _full_moments(
-    rows: NDArray[np.floating],
-    centres: Floats,
-    problem: Problem,
-    log_prior: Floats | None,
-    weight: Floats | None,
-    with_moments: bool,
-    joints: Floats = _NONE,
-) -> MixtureMoments:
-    K, m = centres.shape
-    d = problem.means.shape[1]
-    dense = next(share for columns, share in DENSE if m < columns)
-    plan = _full_plan(m, d, K, dense, with_moments)
-    if plan.panels * WIDTH > m:
-        centres = np.hstack([centres, np.zeros((K, plan.panels * WIDTH - m))])
-    moments = MixtureMoments(np.zeros(K), np.zeros((K, m)), np.zeros((K, m, m)), 0.0, 0.0, 0)
-    moments.log_likelihood = full_block(
-        _plain(rows),
-        d,
-        _plain(centres),
-        problem.factors,
-        *problem.prior(log_prior),
-        readable_weight(weight),
-        plan.tile_rows,
-        dense,
-        plan.places,
-        plan.pairs,
-        plan.work(),
-        moments.weight,
-        moments.shift,
-        moments.scatter,
-        joints,
-    )
-    return moments
-
-
-def _scaled_moments(
-    rows: NDArray[np.floating],
-    problem: Problem,
-    log_prior: Floats | None,
-    weight: Floats | None,
-    joints: Floats = _NONE,
-) -> MixtureMoments:
-    K, d = problem.means.shape
-    plan = _scaled_plan(d, K)
-    moments = MixtureMoments(np.zeros(K), np.empty((K, d)), np.empty((K, d)), 0.0, 0.0, 0)
-    moments.log_likelihood = scaled_block(
-        _plain(rows),
-        problem.means,
-        problem.factors,
-        *problem.prior(log_prior),
-        readable_weight(weight),
-        plan.tile_rows,
-        plan.places,
-        plan.work(),
-        moments.weight,
-        moments.shift,
-        moments.scatter,
-        joints,
-    )
-    return moments
-
-
 def _tied_moments(
-    X: NDArray[np.floating], problem: Problem, log_prior: Floats | None, weight: Floats | None
+    X: NDArray[np.floating], problem: Problem, log_prior: Floats | None, weight: Floats
 ) -> MixtureMoments:
-    r"""Pooled scatter in n d (d + 2 K) steps instead of n K d^2, without cancellation.
+    r"""Pooled scatter in n d (d + 2 K) / 2 steps instead of n K d^2, without cancellation.
 
     With a row's expected mean :math:`\bar\mu_i = \sum_k r_{ik} \mu_k` and :math:`G = R' W R`,
 
     .. math:: \sum_{ik} w_i r_{ik} (x_i - \mu_k)(x_i - \mu_k)' = \sum_i w_i (x_i - \bar\mu_i)(x_i - \bar\mu_i)'
-        + \sum_{k < l} G_{kl} (\mu_k - \mu_l)(\mu_k - \mu_l)',
+        + \frac12 \sum_{kl} G_{kl} (\mu_k - \mu_l)(\mu_k - \mu_l)',
 
-    because the responsibilities of a row add up to one.
+    because the responsibilities of a row add up to one. All of it is taken of whitened rows, and moved back.
     """
-    params, y = problem.params, problem.prepared(X)
-    K = params.n_components
-    joint = np.empty((len(y), K))
-    _scaled_moments(y, problem, log_prior, None, joint)
-    shares, log_density = _normalised(joint)
-    reached = np.isfinite(log_density)
-    if not reached.all():
-        # as in the tile loops: a row that no component reaches has no share in any
-        X = np.where(reached[:, None], X, params.means.mean(axis=0))
-        weight = reached * (1.0 if weight is None else weight)
-        log_density = np.where(reached, log_density, UNREACHED)
-    if weight is not None:
-        log_density = np.where(reached, weight, 1.0) * log_density
-    weighted = shares if weight is None else shares * weight[:, None]
-    origin = params.means.mean(axis=0)
-    x, means = X - origin, params.means - origin
-    mass = weighted.sum(axis=0)
-    shift = weighted.T @ x - mass[:, None] * means
-    rest = x - shares @ means
-    scatter = (rest if weight is None else rest * weight[:, None]).T @ rest
+    K, means = len(problem.means), problem.means
+    assert problem.origin is not None and problem.rotation is not None
+    log_likelihood, gram = tied_gram(
+        _plain(X), problem.origin, problem.rotation, means, *problem.prior(log_prior), weight, plain=problem.plain
+    )
+    common, rest = gram[:K, :K], gram[:K, K:]
+    mass = common.sum(axis=1)
+    shift = rest + np.einsum("kl,klj->kj", common, means - means[:, None])
     first, second = np.triu_indices(K, 1)
-    common = (weighted.T @ shares)[first, second]
-    apart = (means[first] - means[second])[common > 0]
-    scatter += (apart * common[common > 0, None]).T @ apart
-    return MixtureMoments(mass, shift, scatter, float(log_density.sum()), 0.0, 0)
+    apart = (means[first] - means[second]) * np.sqrt(common[first, second])[:, None]
+    back = inverse_triangles(problem.rotation[None])[0]
+    scatter = back.T @ (gram[K:, K:] + apart.T @ apart) @ back
+    return MixtureMoments(mass, shift @ back, scatter, log_likelihood, 0.0, 0)
 
 
 def responsibilities(joint: Floats) -> Floats:

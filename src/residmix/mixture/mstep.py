@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.cholesky import SMALL, factor_stack, full_step
-from residmix.kernels.compiled import readable
-
 if TYPE_CHECKING:
     from residmix.mixture.estep import MixtureMoments
 from residmix.mixture.families.family import Family, family
@@ -74,15 +71,6 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
         If a component's rows don't span the space and `reg_covar` is 0.
     """
     floor = DEAD_ROWS * moments.total / moments.rows
-    if params.family.free and params.n_features <= SMALL:
-        K, d = params.means.shape
-        weights, means, covariances, factors = np.empty(K), np.empty((K, d)), np.empty((K, d, d)), np.empty((K, d, d))
-        given = readable(moments.shift), readable(moments.scatter), readable(params.means)
-        e, root, failed = np.empty(d), np.empty(d), np.empty(K, dtype=bool)
-        if full_step(
-            moments.weight, *given, floor, CANCELLED, reg_covar, weights, means, covariances, e
-        ) and factor_stack(covariances, factors, failed, root, e):
-            return MixtureParams(weights, means, covariances, factors, params.covariance_type)
     dead = dead_components(moments)
     weight = np.maximum(moments.weight, floor)
     e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])

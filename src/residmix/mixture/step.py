@@ -71,7 +71,7 @@ class MixtureEM:
     def moments(self, params: MixtureParams, *, with_moments: bool = True) -> MixtureMoments:
         """Return the moments of all rows: see :func:`block_moments`."""
         with_design = _joins(params, self.joint)
-        problem = Problem.of(params, full=with_design)
+        problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows)
         step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments)
         return fold(self.rows, step, MixtureMoments.merge)
 
@@ -109,10 +109,11 @@ def block_moments(problem: Problem, block: Block, *, with_design: bool, with_mom
     return moments
 
 
-def block_log_joint(params: MixtureParams, block: Block) -> Floats:
+def block_log_joint(problem: Problem, block: Block) -> Floats:
     r"""Return :math:`\log \pi_k(u_i) + \log N(x_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K)."""
+    params = problem.params
     prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
-    return log_joint(_without_effect(block, params), params, log_prior=prior)
+    return log_joint(_without_effect(block, params), problem, log_prior=prior)
 
 
 def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:

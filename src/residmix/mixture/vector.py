@@ -1,16 +1,13 @@
 """A mixture as one unconstrained vector, which can be extrapolated, and back."""
 
-# numba infers the types of what follows from the call
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.compiled import compiled
 from residmix.mixture.params import MixtureParams, make_params, params_from_factors
 
 __all__ = ["pack", "typical_spread", "unpack"]
@@ -19,6 +16,13 @@ Floats = NDArray[np.float64]
 
 # Logarithms beyond this would overflow, or make what can't be told from 0.
 LARGEST_LOG = 300.0
+
+
+@lru_cache(maxsize=32)
+def _triangle(d: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows and columns of an upper triangle's entries, row by row, and which of these are on the diagonal."""
+    rows, columns = np.triu_indices(d)
+    return rows, columns, np.flatnonzero(rows == columns)
 
 
 def typical_spread(params: MixtureParams) -> Floats:
@@ -47,7 +51,10 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
     np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
     if matrices:
-        _pack_triangles(np.ascontiguousarray(factors).reshape(-1, d, d), scale, vector[K + K * d :])
+        triangles = vector[K + K * d :].reshape(n_matrices, -1)
+        rows, columns, on_diagonal = _triangle(d)
+        np.multiply(factors.reshape(-1, d, d)[:, rows, columns], scale[rows], out=triangles)
+        triangles[:, on_diagonal] = np.log(triangles[:, on_diagonal])
     else:
         np.log(factors.ravel(), out=vector[K + K * d :])
     return whole
@@ -70,8 +77,11 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
     weights /= weights.sum()
     means, rest = vector[K : K + K * d].reshape(K, d) * scale, vector[K + K * d :]
     if like.family.matrices:
-        factors = np.empty(like.factors.shape)
-        _unpack_triangles(rest, scale, factors.reshape(-1, d, d))
+        rows, columns, on_diagonal = _triangle(d)
+        triangles = rest.reshape(-1, len(rows)).copy()
+        triangles[:, on_diagonal] = np.exp(np.clip(triangles[:, on_diagonal], -LARGEST_LOG, LARGEST_LOG))
+        factors = np.zeros(like.factors.shape)
+        factors.reshape(-1, d, d)[:, rows, columns] = triangles / scale[rows]
     else:
         factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
     params = params_from_factors(weights, means, factors, like.covariance_type)
@@ -85,31 +95,3 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
         params = replace(params, gate=replace(like.gate, coef=gate))
     return params
-
-
-@compiled
-def _pack_triangles(factors, scale, vector):
-    """Fill `vector` with upper triangles, row by row, their rows times `scale` and logarithms on the diagonals."""
-    d, entry = len(scale), 0
-    for k in range(len(factors)):
-        for i in range(d):
-            vector[entry] = np.log(factors[k, i, i] * scale[i])
-            entry += 1
-            for j in range(i + 1, d):
-                vector[entry] = factors[k, i, j] * scale[i]
-                entry += 1
-
-
-@compiled
-def _unpack_triangles(vector, scale, factors):
-    """Undo `_pack_triangles`, with zeros below the diagonals."""
-    d, entry = len(scale), 0
-    for k in range(len(factors)):
-        for i in range(d):
-            for j in range(i):
-                factors[k, i, j] = 0.0
-            factors[k, i, i] = np.exp(min(max(vector[entry], -LARGEST_LOG), LARGEST_LOG)) / scale[i]
-            entry += 1
-            for j in range(i + 1, d):
-                factors[k, i, j] = vector[entry] / scale[i]
-                entry += 1

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from residmix.kernels.compiled import readable, readable_weight
-from residmix.kernels.rowwise import _locate, _sum_levels
+from residmix.kernels.arrays import readable, readable_weight
+from residmix.kernels.pairs import locate_levels, sum_levels
 from residmix.moments.linear import (
     LinearMoments,
     block_origins,
@@ -151,7 +151,7 @@ class FactorStep:
         sums, places = [], []
         for codes, size in zip(block.codes, self.sizes, strict=True):
             # few levels among many: only those that occur
-            present, local = (None, codes) if size <= n // 2 else _locate(codes, size)
+            present, local = (None, codes) if size <= n // 2 else locate_levels(codes, size)
             total = _total(local, block.weight, size if present is None else len(present))
             sums.append(LevelSums(present, total, np.zeros((len(total), q)), np.zeros((len(total), d))))
             places.append(readable(local))
@@ -162,9 +162,9 @@ class FactorStep:
             tile = slice(start, start + rows)
             X, own = readable(block.X[tile]), weight[tile]
             for f, (by_level, codes) in enumerate(zip(sums, places, strict=True)):
-                _sum_levels(X, origin_x, codes[tile], own, by_level.x, unused if f or q else squares)
+                sum_levels(X, origin_x, codes[tile], own, by_level.x, unused if f or q else squares)
                 if q:
-                    _sum_levels(readable(A[tile]), origin_a, codes[tile], own, by_level.a, unused)
+                    sum_levels(readable(A[tile]), origin_a, codes[tile], own, by_level.a, unused)
             if q:
                 parts.append(linear_moments(replace(block.select(tile), codes=()), (origin_x, origin_a)))
         if parts:

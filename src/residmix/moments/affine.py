@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
-from residmix.kernels.compiled import readable
-from residmix.kernels.rowwise import add_effects, subtract_rows
+from residmix.kernels.pairs import add_effects, small, subtract_rows
 from residmix.kernels.twice import dot_twice
 from residmix.moments.linear import block_design
 from residmix.rows.block import Block
@@ -82,9 +81,10 @@ class Affine:
     def _subtract(self, block: Block, out: NDArray[Any], effects: Array, codes: NDArray[np.integer[Any]]) -> None:
         p = len(self.coef)
         if p <= _NARROW_DESIGN:
-            X, design, sign = readable(block.X), readable(block_design(block)), float(self.sign)
             about = self.origin_x, self.origin_a, self.coef, self.constant
-            subtract_rows(X, design, *map(readable, about), sign, effects, readable(codes), out)
+            given = block.X, block_design(block), *about, float(self.sign), effects, codes, out
+            # the twin has the same bits, so any block may choose
+            subtract_rows(*given, plain=small(len(out), (p + 2) * out.shape[1]))
             return
         exact = out if out.dtype == np.float64 else scratch(out.shape, np.float64)
         a = np.empty((len(exact), p + 1))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.products import centred_products
+from residmix.kernels.arrays import readable_weight
+from residmix.kernels.pairs import centred_products
 from residmix.rows.block import Block
 
 __all__ = [
@@ -84,15 +85,16 @@ def linear_block_rows(d: int, q: int) -> int:
     return int(np.clip(2 ** int(np.log2(1048576 / max(d + q, 1))), 256, 16384))
 
 
-def linear_moments(block: Block, origins: tuple[Array, Array] | None = None) -> LinearMoments:
+def linear_moments(block: Block, origins: tuple[Array, Array] | None = None, *, plain: bool = False) -> LinearMoments:
     """Return the moments of one block; NaN in X means that this feature lacks this row.
 
-    The origins, of features and of the design, are points near the rows; by default of the block's own.
+    The origins, of features and of the design, are points near the rows; by default of the block's own. `plain` is of
+    `residmix.kernels.pairs.small`.
     """
     A = block_design(block)
     with np.errstate(invalid="ignore", over="ignore"):
         origins = origins or block_origins(block.X, A, block.weight)
-        sums = centred_products(block.X, A, *origins, block.weight)
+        sums = centred_products(block.X, A, *origins, readable_weight(block.weight), plain=plain)
         moments = moments_about(*origins, *sums, block.n_rows, block.weight)
     # a sum is a number only if every term is; infinite ones, of huge numbers, are looked at again
     if not made_of_numbers(moments) and (missing := np.isnan(block.X)).any():

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.twice import products_twice, residual_twice, two_sum
+from residmix.kernels.pairs import products_twice, residual_twice
+from residmix.kernels.twice import two_sum
 from residmix.moments.linear import block_design
 from residmix.rows.block import Block
 
@@ -107,19 +108,22 @@ class LeftOver:
     ----------
     coef, constant : tuple of ndarray (q, d), (d,)
         High and low parts.
+    plain : bool
+        Of `residmix.kernels.pairs.small`.
     """
 
     origin_x: Array
     origin_a: Array
     coef: tuple[Array, Array]
     constant: tuple[Array, Array]
+    plain: bool = False
 
     def __call__(self, block: Block) -> ResidualMoments:
         X, A, w = np.asarray(block.X, dtype=np.float64), block_design(block), block.weight
-        residual = residual_twice(X, A, self.origin_x, self.origin_a, self.coef, self.constant)
+        residual = residual_twice(X, A, self.origin_x, self.origin_a, self.coef, self.constant, plain=self.plain)
         r = residual[0]
         rss = np.einsum("ij,ij->j", r, r) if w is None else np.einsum("i,ij,ij->j", w, r, r)
-        return ResidualMoments(*products_twice(A, self.origin_a, residual, w), rss)
+        return ResidualMoments(*products_twice(A, self.origin_a, residual, w, plain=self.plain), rss)
 
 
 def merge_residual_moments(one: ResidualMoments, two: ResidualMoments) -> ResidualMoments:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.kernels.pairs import small
 from residmix.kernels.twice import two_sum
 from residmix.moments.aliased import Part
 from residmix.moments.fit import LinearFit
@@ -70,7 +72,8 @@ def fit_linear(
 
 def fold_linear(rows: Rows) -> LinearMoments:
     """Return the moments of all rows, by one ordered fold."""
-    return fold(rows, linear_moments, merge_moments, made_of_numbers)
+    step = partial(linear_moments, plain=small(rows.n_rows, rows.n_features))
+    return fold(rows, step, merge_moments, made_of_numbers)
 
 
 def fit_moments(
@@ -203,9 +206,10 @@ def _refined(rows: Rows, fit: LinearFit, spectra: list[Spectrum], constant: NDAr
     are kept in two parts meanwhile, since rounding them would leave :math:`\kappa` times as much.
     """
     coef, constant_ = (fit.coef, np.zeros_like(fit.coef)), (fit.constant, np.zeros_like(fit.constant))
-    rss = fit.rss
+    rss, plain = fit.rss, small(rows.n_rows, fit.coef.size)
     for _ in range(_MAX_PASSES):
-        left = fold(rows, LeftOver(fit.origin_x, fit.origin_a, coef, constant_), merge_residual_moments)
+        task = LeftOver(fit.origin_x, fit.origin_a, coef, constant_, plain)
+        left = fold(rows, task, merge_residual_moments)
         rss, change = left.rss, 0.0
         step, shift = np.zeros_like(fit.coef), np.zeros_like(fit.constant)
         with one_blas_thread():

@@ -1,14 +1,11 @@
 """Matrices that components have in common up to their volume, and axes that they have in common."""
 
-# numba infers the types of what follows from the call
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.compiled import compiled
+from residmix.kernels.pairs import turn_axes
 from residmix.mixture.families.axes import MOST, SETTLED, axis_variances
 
 __all__ = ["common_axes", "common_form"]
@@ -76,42 +73,8 @@ def _settled(W: Floats, n: Floats, volume: str, D: Floats) -> tuple[float, Float
     turned = np.ascontiguousarray(D.T @ W @ D)
     for _ in range(MOST):
         variances = axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V")
-        if not _turn(turned, D, n[:, None] / variances) > TURNED:
+        if not turn_axes(turned, D, n[:, None] / variances) > TURNED:
             break
     variances = axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V")
     value = float(n @ np.log(variances).sum(axis=1))
     return value if np.isfinite(value) else np.inf, (D * variances[:, None, :]) @ D.T
-
-
-@compiled
-def _turn(W, D, precision):
-    """Turn each pair of axes where sum_kj precision_kj W_kjj is least, and W and D with them; return the largest sine.
-
-    With the axis u = c e_i + s e_j in place of e_i the sum is u' M u and what doesn't depend on u, M the sum over k of
-    (precision_ki - precision_kj) times the pair's block of W_k: so u is its eigenvector of the smaller eigenvalue.
-    """
-    K, d, largest = len(W), len(D), 0.0
-    for i in range(d):
-        for j in range(i + 1, d):
-            own, cross, other = 0.0, 0.0, 0.0
-            for k in range(K):
-                more = precision[k, i] - precision[k, j]
-                own += more * W[k, i, i]
-                cross += more * W[k, i, j]
-                other += more * W[k, j, j]
-            angle = 0.5 * np.arctan2(-2.0 * cross, other - own)
-            c, s = np.cos(angle), np.sin(angle)
-            if not abs(s) > 0.0:
-                continue
-            largest = max(largest, abs(s))
-            for row in range(d):
-                left, right = D[row, i], D[row, j]
-                D[row, i], D[row, j] = c * left + s * right, c * right - s * left
-            for k in range(K):
-                for row in range(d):
-                    left, right = W[k, row, i], W[k, row, j]
-                    W[k, row, i], W[k, row, j] = c * left + s * right, c * right - s * left
-                for column in range(d):
-                    left, right = W[k, i, column], W[k, j, column]
-                    W[k, i, column], W[k, j, column] = c * left + s * right, c * right - s * left
-    return largest

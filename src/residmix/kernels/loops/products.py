@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 
-from residmix.kernels.compiled import compiled, readable, readable_weight
-from residmix.kernels.registers import (
+from residmix.kernels import plain
+from residmix.kernels.arrays import readable
+from residmix.kernels.compiled import (
     I64,
     WIDTH,
     Builder,
@@ -25,6 +26,7 @@ from residmix.kernels.registers import (
     broadcast,
     choose,
     clear,
+    compiled,
     fewer,
     get,
     integer,
@@ -36,7 +38,6 @@ from residmix.kernels.registers import (
     put,
     store,
 )
-from residmix.kernels.rowwise import centre
 from residmix.rows.scratch import scratch
 
 __all__ = ["centred_products"]
@@ -52,57 +53,21 @@ RUN_ROWS = 1024
 
 
 def centred_products(
-    X: NDArray[np.floating], A: Array, origin_x: Array, origin_a: Array, weight: Array | None
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Return the (weighted) sums of ``x = X - origin_x`` and ``a = A - origin_a``, and of their products.
-
-    Parameters
-    ----------
-    X : ndarray (n, d), float64 or float32
-    A : ndarray (n, q)
-    origin_x, origin_a : ndarray (d,), (q,)
-    weight : ndarray (n,), optional
-
-    Returns
-    -------
-    sum_x, sum_a : ndarray (d,), (q,)
-    aa, ax : ndarray (q, q), (q, d)
-    squares : ndarray (d,)
-        Of x, each column with itself.
-    """
-    (n, q), d = A.shape, X.shape[1]
-    X, A = readable(X), readable(A)
-    a = scratch((n, q), np.float64)
-    weighted = a if weight is None else scratch((n, q), np.float64)
-    # BLAS wins where columns don't fill the registers, and where both sides are so wide that it blocks better
-    if d >= COLUMNS and min(q, d) <= 256:
-        return _by_tiles(X, A, origin_x, origin_a, weight, a, weighted)
-    x = scratch(X.shape, np.float64)
-    sum_x, squares, sum_a, unused = np.zeros(d), np.zeros(d), np.zeros(q), np.zeros(q)
-    centre(X, readable(origin_x), x, sum_x, squares)
-    centre(A, readable(origin_a), a, sum_a, unused)
-    if weight is not None:
-        np.multiply(a, weight[:, None], out=weighted)
-        sum_x, sum_a, squares = weight @ x, weight @ a, np.einsum("i,ij,ij->j", weight, x, x)
-    return sum_x, sum_a, weighted.T @ a, weighted.T @ x, squares
-
-
-def _by_tiles(
-    X: NDArray[np.floating],
-    A: Array,
-    origin_x: Array,
-    origin_a: Array,
-    weight: Array | None,
-    a: Array,
-    weighted: Array,
+    X: NDArray[np.floating], A: Array, origin_x: Array, origin_a: Array, weight: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
     q, d = A.shape[1], X.shape[1]
+    # BLAS wins where columns don't fill the registers, and where both sides are so wide that it blocks better
+    if d < COLUMNS or min(q, d) > 256:
+        return plain.centred_products(X, A, origin_x, origin_a, weight)
+    X, A = readable(X), readable(A)
+    a = scratch(A.shape, np.float64)
+    weighted = scratch(A.shape, np.float64) if weight.size else a
     begins, columns = _chunks(d)
     run, x = np.empty((q + 2) * len(columns)), np.empty(TILE_ROWS * COLUMNS)
     origins, sums_a, sums = np.empty((TILE_ROWS, q)), np.zeros((TILE_ROWS, q)), np.zeros((q + 2, d))
     origins[:] = origin_a
     centre = origin_x[columns]
-    _add_tiles(X, A, origins, centre, readable_weight(weight), begins, x, a, weighted, run, sums_a, sums)
+    _add_tiles(X, A, origins, centre, weight, begins, x, a, weighted, run, sums_a, sums)
     # numpy has a matrix times itself by another routine, which few columns are slow with
     aa = weighted.T @ a if q > 16 else dgemm(1.0, a.T, weighted.T, trans_b=True).T
     return sums[q], sums_a.sum(axis=0), aa, sums[:q], sums[q + 1]

@@ -1,10 +1,11 @@
-"""Micro-kernels of the moments: share-weighted sums and scatters of a tile's rows (see `registers`)."""
+"""Micro-kernels of the moments: share-weighted sums and scatters of a tile's rows (see `residmix.kernels.compiled`)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
-from residmix.kernels.registers import (
+from residmix.kernels.compiled import (
     I64,
     WIDTH,
     Builder,
@@ -19,9 +20,9 @@ from residmix.kernels.registers import (
     multiply_add,
     store,
 )
-from residmix.kernels.shares import NOTHING
+from residmix.kernels.plain import NOTHING
 
-__all__ = ["load_panels", "scatter_columns", "scatter_panels", "scatter_squares"]
+__all__ = ["scatter_columns", "scatter_panels", "scatter_squares", "sift_panels"]
 
 # -- in columns -----------------------------------------------------------------------------------------------------
 
@@ -60,6 +61,75 @@ def scatter_squares(
     loop(b, d, [], column)
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """One component's part of a tile in columns, and where its sums are; see `scatter_columns`."""
+
+    b: Builder
+    x: Value
+    stride: Value
+    centres: Value
+    mean0: Value
+    joint: Value
+    share: Value
+    weighted: Value
+    scatter: Value
+    shift: Value
+    sums0: Value
+
+    def deviations(self, j: Value, row: Value, means: list[Value]) -> list[Value]:
+        """Return a vector of rows of each column from j on, less the columns' means."""
+        b, first = self.b, self.b.mul(j, self.stride)
+        places = [b.mul(self.stride, integer(c)) for c in range(len(means))]
+        return [b.fsub(load(b, self.x, first, row, c), mean) for c, mean in zip(places, means, strict=True)]
+
+    def itself(self, j: Value, entry: Value, width: int, keep: bool) -> None:
+        """Pair a group of columns with itself, and keep it weighted."""
+        b, vectors = self.b, self.b.sdiv(self.stride, integer(WIDTH))
+        means = [broadcast(b, self.centres, self.mean0, j, c) for c in range(width)]
+        n_pairs, place = width * (width + 1) // 2, b.mul(at(b, self.sums0, j), integer(WIDTH))
+
+        def body(i: Value, sums: list[Value]) -> list[Value]:
+            row = b.mul(i, integer(WIDTH))
+            share_i = load(b, self.joint, self.share, row)
+            columns = self.deviations(j, row, means)
+            sums, pair = list(sums), 0
+            for c in range(width):
+                value = b.fmul(share_i, columns[c])
+                if keep:
+                    store(b, value, self.weighted, row, b.mul(self.stride, integer(c)))
+                sums[n_pairs + c] = b.fadd(sums[n_pairs + c], value)
+                for other in columns[c:]:
+                    sums[pair] = multiply_add(b, value, other, sums[pair])
+                    pair += 1
+            return sums
+
+        sums = [load(b, self.scatter, entry, pair * WIDTH) for pair in range(n_pairs)]
+        sums = loop(b, vectors, sums + [load(b, self.shift, place, c * WIDTH) for c in range(width)], body)
+        for pair in range(n_pairs):
+            store(b, sums[pair], self.scatter, entry, pair * WIDTH)
+        for c in range(width):
+            store(b, sums[n_pairs + c], self.shift, place, c * WIDTH)
+
+    def others(self, j: Value, entry: Value, width: int) -> None:
+        """Pair the weighted group with the columns from j on."""
+        b, vectors = self.b, self.b.sdiv(self.stride, integer(WIDTH))
+        means = [broadcast(b, self.centres, self.mean0, j, c) for c in range(width)]
+
+        def body(i: Value, sums: list[Value]) -> list[Value]:
+            row = b.mul(i, integer(WIDTH))
+            columns = self.deviations(j, row, means)
+            new = []
+            for a in range(4):
+                value = load(b, self.weighted, row, b.mul(self.stride, integer(a)))
+                new += [multiply_add(b, value, columns[c], sums[a * width + c]) for c in range(width)]
+            return new
+
+        sums = loop(b, vectors, [load(b, self.scatter, entry, pair * WIDTH) for pair in range(4 * width)], body)
+        for pair in range(4 * width):
+            store(b, sums[pair], self.scatter, entry, pair * WIDTH)
+
+
 @kernel
 def scatter_columns(
     b: Builder,
@@ -79,62 +149,20 @@ def scatter_columns(
     The centres of two components are `between` apart. A group is centred and weighted once, in `weighted` (4, stride),
     and paired with itself, then with the columns after it. `collect_columns` knows the order of the sums.
     """
-    vectors, mean0 = b.sdiv(stride, integer(WIDTH)), b.mul(k, between)
-    share, sums0 = b.mul(k, stride), b.mul(k, m)
+    mean0, share, sums0 = b.mul(k, between), b.mul(k, stride), b.mul(k, m)
     entry = b.mul(k, b.mul(b.sdiv(b.mul(m, at(b, m, 1)), integer(2)), integer(WIDTH)))
     groups = b.sdiv(b.sub(m, integer(1)), integer(4))
-
-    def itself(j: Value, entry: Value, width: int, keep: bool) -> None:
-        means = [broadcast(b, centres, mean0, j, c) for c in range(width)]
-        n_pairs, place = width * (width + 1) // 2, b.mul(at(b, sums0, j), integer(WIDTH))
-
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(WIDTH))
-            share_i = load(b, joint, share, row)
-            columns = _deviations(b, x, b.mul(j, stride), stride, row, means)
-            sums, pair = list(sums), 0
-            for c in range(width):
-                value = b.fmul(share_i, columns[c])
-                if keep:
-                    store(b, value, weighted, row, b.mul(stride, integer(c)))
-                sums[n_pairs + c] = b.fadd(sums[n_pairs + c], value)
-                for other in columns[c:]:
-                    sums[pair] = multiply_add(b, value, other, sums[pair])
-                    pair += 1
-            return sums
-
-        sums = [load(b, scatter, entry, pair * WIDTH) for pair in range(n_pairs)]
-        sums = loop(b, vectors, sums + [load(b, shift, place, c * WIDTH) for c in range(width)], body)
-        for pair in range(n_pairs):
-            store(b, sums[pair], scatter, entry, pair * WIDTH)
-        for c in range(width):
-            store(b, sums[n_pairs + c], shift, place, c * WIDTH)
-
-    def others(j: Value, entry: Value, width: int) -> None:
-        means = [broadcast(b, centres, mean0, j, c) for c in range(width)]
-
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(WIDTH))
-            columns = _deviations(b, x, b.mul(j, stride), stride, row, means)
-            new = []
-            for a in range(4):
-                value = load(b, weighted, row, b.mul(stride, integer(a)))
-                new += [multiply_add(b, value, columns[c], sums[a * width + c]) for c in range(width)]
-            return new
-
-        sums = loop(b, vectors, [load(b, scatter, entry, pair * WIDTH) for pair in range(4 * width)], body)
-        for pair in range(4 * width):
-            store(b, sums[pair], scatter, entry, pair * WIDTH)
+    of = _Columns(b, x, stride, centres, mean0, joint, share, weighted, scatter, shift, sums0)
 
     def group(g: Value, carried: list[Value]) -> list[Value]:
         j, entry = b.mul(g, integer(4)), carried[0]
-        itself(j, entry, 4, True)
+        of.itself(j, entry, 4, True)
         after, entry = at(b, j, 4), at(b, entry, 10 * WIDTH)
         left = b.sub(m, after)
         fours = b.sdiv(left, integer(4))
 
         def four(o: Value, carried: list[Value]) -> list[Value]:
-            others(at(b, after, b.mul(o, integer(4))), carried[0], 4)
+            of.others(at(b, after, b.mul(o, integer(4))), carried[0], 4)
             return [at(b, carried[0], 16 * WIDTH)]
 
         entry = loop(b, fours, [entry], four)[0]
@@ -142,13 +170,13 @@ def scatter_columns(
 
         def rest(width: int) -> list[Value]:
             if width:
-                others(at(b, after, done), entry, width)
+                of.others(at(b, after, done), entry, width)
             return [at(b, entry, 4 * width * WIDTH)]
 
         return choose(b, b.sub(left, done), [partial(rest, width) for width in range(4)])
 
     def last(width: int) -> list[Value]:
-        itself(b.mul(groups, integer(4)), entry, width, False)
+        of.itself(b.mul(groups, integer(4)), entry, width, False)
         return []
 
     entry = loop(b, groups, [entry], group)[0]
@@ -156,34 +184,11 @@ def scatter_columns(
     choose(b, b.sub(tail, integer(1)), [partial(last, width) for width in (1, 2, 3, 4)])
 
 
-def _deviations(b: Builder, x: Value, x0: Value, stride: Value, row: Value, means: list[Value]) -> list[Value]:
-    """Return a vector of rows of each column, less the columns' means."""
-    return [b.fsub(load(b, x, x0, row, b.mul(stride, integer(j))), mean) for j, mean in enumerate(means)]
-
-
 # -- in panels ------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def load_panels(b: Builder, rows: Value, start: Value, n: Value, m: Value, stride: Value, x: Value) -> None:
-    """Turn n rows of m columns into panels of `stride` rows; columns that aren't there stay what they are."""
-
-    def row(i: Value, _: list[Value]) -> list[Value]:
-        source = b.mul(at(b, start, i), m)
-
-        def column(j: Value, _: list[Value]) -> list[Value]:
-            panel, within = b.sdiv(j, integer(WIDTH)), b.srem(j, integer(WIDTH))
-            place = at(b, b.mul(at(b, b.mul(panel, stride), i), integer(WIDTH)), within)
-            b.store(b.load(b.gep(rows, [at(b, source, j)])), b.gep(x, [place]))
-            return []
-
-        return loop(b, m, [], column)
-
-    loop(b, n, [], row)
-
-
-@kernel
-def scatter_panels(
+def sift_panels(
     b: Builder,
     x: Value,
     panels: Value,
@@ -195,13 +200,12 @@ def scatter_panels(
     index: Value,
     share: Value,
     deviation: Value,
-    weighted: Value,
-    scatter: Value,
-    shift: Value,
 ) -> None:
-    """Add component k's moments of a tile in panels, by blocks of panels; rows without a share are passed over."""
-    size, block, rows = b.mul(stride, integer(WIDTH)), WIDTH * WIDTH, b.bitcast(index, I64.as_pointer())
-    sums0 = b.mul(k, panels)
+    """Keep the rows of a tile that have a share in component k: the shares, and panels less the component's centre.
+
+    index[0] is how many there are, in the end.
+    """
+    size, rows = b.mul(stride, integer(WIDTH)), b.bitcast(index, I64.as_pointer())
 
     def sift(i: Value, carried: list[Value]) -> list[Value]:
         value = b.load(b.gep(joint, [at(b, b.mul(k, stride), i)]))
@@ -213,7 +217,8 @@ def scatter_panels(
     used = loop(b, n, [integer(0)], sift)[0]
 
     def centre(p: Value, _: list[Value]) -> list[Value]:
-        mean, first = load(b, centres, b.mul(at(b, sums0, p), integer(WIDTH))), b.mul(p, size)
+        mean = load(b, centres, b.mul(at(b, b.mul(k, panels), p), integer(WIDTH)))
+        first = b.mul(p, size)
 
         def body(i: Value, _: list[Value]) -> list[Value]:
             row = b.mul(b.load(b.gep(rows, [i])), integer(WIDTH))
@@ -222,16 +227,47 @@ def scatter_panels(
 
         return loop(b, used, [], body)
 
-    def weigh(p: Value) -> None:
-        place = b.mul(at(b, sums0, p), integer(WIDTH))
+    loop(b, panels, [], centre)
+    b.store(used, rows)
 
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(WIDTH))
-            value = b.fmul(load(b, deviation, b.mul(p, size), row), broadcast(b, share, i))
-            store(b, value, weighted, row)
-            return [b.fadd(sums[0], value)]
 
-        store(b, loop(b, used, [load(b, shift, place)], body)[0], shift, place)
+def _weigh(
+    b: Builder,
+    deviation: Value,
+    first: Value,
+    used: Value,
+    share: Value,
+    weighted: Value,
+    shift: Value,
+    place: Value,
+) -> None:
+    """Weigh a panel with the rows' shares, and add up what comes out."""
+
+    def body(i: Value, sums: list[Value]) -> list[Value]:
+        row = b.mul(i, integer(WIDTH))
+        value = b.fmul(load(b, deviation, first, row), broadcast(b, share, i))
+        store(b, value, weighted, row)
+        return [b.fadd(sums[0], value)]
+
+    store(b, loop(b, used, [load(b, shift, place)], body)[0], shift, place)
+
+
+@kernel
+def scatter_panels(
+    b: Builder,
+    deviation: Value,
+    panels: Value,
+    k: Value,
+    stride: Value,
+    index: Value,
+    share: Value,
+    weighted: Value,
+    scatter: Value,
+    shift: Value,
+) -> None:
+    """Add component k's moments of the rows that `sift_panels` kept, by blocks of panels."""
+    size, block = b.mul(stride, integer(WIDTH)), WIDTH * WIDTH
+    used, sums0 = b.load(b.bitcast(index, I64.as_pointer())), b.mul(k, panels)
 
     def outer(other: Value, entry: Value, width: int) -> None:
         def body(i: Value, sums: list[Value]) -> list[Value]:
@@ -250,7 +286,7 @@ def scatter_panels(
             store(b, value, scatter, entry, offset)
 
     def panel(p: Value, carried: list[Value]) -> list[Value]:
-        weigh(p)
+        _weigh(b, deviation, b.mul(p, size), used, share, weighted, shift, b.mul(at(b, sums0, p), integer(WIDTH)))
         left = b.sub(panels, p)
         threes = b.sdiv(left, integer(3))
 
@@ -268,6 +304,5 @@ def scatter_panels(
 
         return choose(b, b.sub(left, done), [partial(rest, width) for width in range(3)])
 
-    loop(b, panels, [], centre)
     pairs = b.sdiv(b.mul(panels, at(b, panels, 1)), integer(2))
     loop(b, panels, [b.mul(k, b.mul(pairs, integer(block)))], panel)

@@ -1,22 +1,14 @@
-"""Micro-kernels of responsibilities: log p(x, k) of a tile's rows into weighted shares (see `registers`)."""
+"""Micro-kernels of responsibilities: log p(x, k) of rows into weighted shares (see `residmix.kernels.compiled`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from llvmlite import ir
-
-from residmix.kernels.exp import vector_exp
-from residmix.kernels.registers import (
-    I64,
-    VECTOR,
+from residmix.kernels.compiled import (
     WIDTH,
     ZERO,
     Builder,
     Value,
     at,
-    choose,
-    get,
+    everywhere,
     integer,
     kernel,
     load,
@@ -25,79 +17,13 @@ from residmix.kernels.registers import (
     store,
     total,
 )
+from residmix.kernels.plain import NOTHING, UNREACHED
+from residmix.kernels.writers.exp import vector_exp
 
-__all__ = ["NOTHING", "UNREACHED", "add_prior", "copy_joint", "load_weights", "share_rows", "sum_logs", "sum_shares"]
-
-# The log-density that stands for "no component reaches this row".
-UNREACHED = -1e300
-
-# A share this small (of one row) leaves no trace in any sum.
-NOTHING = 1e-25
+__all__ = ["share_rows", "sum_shares"]
 
 # Registers of rows under way at once, to hide the latency of one; divides every CHUNK.
 _ABREAST = 3
-
-
-@kernel
-def load_weights(b: Builder, weight: Value, given: Value, start: Value, n: Value, stride: Value, w: Value) -> None:
-    """w[i] = weight[start + i], 1 if none is given, for i < n; 0 for the other of `stride` rows."""
-    one, zero = (ir.Constant(VECTOR.element, value) for value in (1.0, 0.0))
-
-    def fill(begin: Value, end: Value, value: Callable[[Value], Value]) -> list[Value]:
-        def body(i: Value, _: list[Value]) -> list[Value]:
-            put(b, value(i), w, begin, i)
-            return []
-
-        return loop(b, b.sub(end, begin), [], body)
-
-    none = integer(0)
-    ways = [lambda: fill(none, n, lambda _: one), lambda: fill(none, n, lambda i: get(b, weight, start, i))]
-    choose(b, b.zext(given, I64), ways)
-    fill(n, stride, lambda _: zero)
-
-
-@kernel
-def add_prior(b: Builder, prior: Value, K: Value, start: Value, n: Value, stride: Value, joint: Value) -> None:
-    """joint[k, i] += prior[start + i, k] for n rows and K components, which may be 0."""
-
-    def component(k: Value, _: list[Value]) -> list[Value]:
-        def row(i: Value, _: list[Value]) -> list[Value]:
-            place = at(b, b.mul(k, stride), i)
-            put(b, b.fadd(get(b, joint, place), get(b, prior, b.mul(at(b, start, i), K), k)), joint, place)
-            return []
-
-        return loop(b, n, [], row)
-
-    loop(b, K, [], component)
-
-
-@kernel
-def copy_joint(b: Builder, joint: Value, K: Value, start: Value, n: Value, stride: Value, out: Value) -> None:
-    """out[start + i, k] = joint[k, i] for n rows."""
-
-    def row(i: Value, _: list[Value]) -> list[Value]:
-        def component(k: Value, _: list[Value]) -> list[Value]:
-            put(b, get(b, joint, b.mul(k, stride), i), out, b.mul(at(b, start, i), K), k)
-            return []
-
-        return loop(b, K, [], component)
-
-    loop(b, n, [], row)
-
-
-@kernel
-def sum_logs(b: Builder, weight: Value, top: Value, total: Value, n: Value, out: Value) -> None:
-    """out[0] = sum_i weight[i] (top[i] + log(total[i])) over n rows; the logarithm of 0 counts as 0."""
-    double = VECTOR.element
-    log = b.module.declare_intrinsic("llvm.log", [double])
-    one, zero = (ir.Constant(double, value) for value in (1.0, 0.0))
-
-    def row(i: Value, carried: list[Value]) -> list[Value]:
-        value = get(b, total, i)
-        logarithm = b.call(log, [b.select(b.fcmp_ordered(">", value, zero), value, one)])
-        return [b.fadd(carried[0], b.fmul(get(b, weight, i), b.fadd(get(b, top, i), logarithm)))]
-
-    put(b, loop(b, n, [zero], row)[0], out)
 
 
 @kernel
@@ -108,19 +34,19 @@ def share_rows(
     stride: Value,
     n: Value,
     weight: Value,
+    scale: Value,
     top: Value,
     total: Value,
     product: Value,
     sum_top: Value,
 ) -> None:
-    """Turn joint[k, i] = log p(x_i, k), rows `stride` apart, into weight[i] p(k | x_i), for i < n WIDTH.
+    """Turn joint[k, i] = log p(x_i, k), rows `stride` apart, into scale[i] p(k | x_i), for i < n WIDTH.
 
     top[i] = max_k joint[k, i], NaN passed over; total[i] = sum_k exp(joint[k, i] - top[i]), 0 where no component
     reaches, and all shares are 0 then. Over the rows of positive weight, in lanes, product is that of the totals (0
     counts as 1) and sum_top the sum of the tops: the unweighted log-likelihood is sum_top + log(product).
     """
-    one = ir.Constant(VECTOR, [1.0] * WIDTH)
-    unreached = ir.Constant(VECTOR, [UNREACHED] * WIDTH)
+    one, unreached = everywhere(1.0), everywhere(UNREACHED)
     wide = range(_ABREAST)
 
     def body(i: Value, carried: list[Value]) -> list[Value]:
@@ -156,7 +82,7 @@ def share_rows(
             weights = load(b, weight, row, r * WIDTH)
             reached, counts = b.fcmp_ordered(">", totals[r], ZERO), b.fcmp_ordered(">", weights, ZERO)
             safe = b.select(reached, totals[r], one)
-            scales.append(b.select(reached, b.fdiv(weights, safe), ZERO))
+            scales.append(b.select(reached, b.fdiv(load(b, scale, row, r * WIDTH), safe), ZERO))
             products = b.fmul(products, b.select(counts, safe, one))
             sums = b.fadd(sums, b.select(counts, tops[r], ZERO))
         loop(b, K, [], scaled)
@@ -170,7 +96,7 @@ def share_rows(
 @kernel
 def sum_shares(b: Builder, x: Value, x0: Value, n: Value, out: Value) -> None:
     """out[0] = the sum of n vectors, lane by lane first; out[1] = how many of their entries leave a trace."""
-    nothing, one = ir.Constant(VECTOR, [NOTHING] * WIDTH), ir.Constant(VECTOR, [1.0] * WIDTH)
+    nothing, one = everywhere(NOTHING), everywhere(1.0)
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
         row, new = b.mul(i, integer(_ABREAST * WIDTH)), []

@@ -1,16 +1,13 @@
-"""Micro-kernels of the E-step: rows into columns, and squared distances of a tile's rows (see `registers`)."""
+"""Micro-kernels of the E-step: rows into columns, rotated rows, squared distances (see `residmix.kernels.compiled`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from llvmlite import ir
-
-from residmix.kernels.registers import (
+from residmix.kernels.compiled import (
     CHUNK,
     REGISTERS,
-    VECTOR,
     WIDTH,
     ZERO,
     Builder,
@@ -19,16 +16,21 @@ from residmix.kernels.registers import (
     broadcast,
     choose,
     fewer,
+    get,
     integer,
     kernel,
     load,
+    load_four,
     loop,
     multiply_add,
+    number,
+    pick,
+    put,
     store,
     subtract_square,
 )
 
-__all__ = ["join_full", "join_scaled", "load_columns", "pack_factors"]
+__all__ = ["join_full", "join_scaled", "load_columns", "rotate", "take_expected"]
 
 # Columns up to which a group of columns of the factor takes the rows less their means, rather than copies of them:
 # subtracting twice is cheaper than to store and load.
@@ -56,12 +58,11 @@ def load_columns(b: Builder, rows: Value, start: Value, n: Value, m: Value, stri
 
         def copy(i: Value, _: list[Value]) -> list[Value]:
             i = at(b, begin, i)
-            value = b.load(b.gep(rows, [at(b, first, b.mul(i, m), j)]))
-            b.store(value, b.gep(x, [at(b, column, i)]))
+            put(b, get(b, rows, first, b.mul(i, m), j), x, column, i)
             return []
 
         def clear(i: Value, _: list[Value]) -> list[Value]:
-            b.store(ir.Constant(ir.DoubleType(), 0.0), b.gep(x, [at(b, column, n, i)]))
+            put(b, number(0.0), x, column, n, i)
             return []
 
         loop(b, b.sub(n, begin), [], copy)
@@ -73,67 +74,23 @@ def load_columns(b: Builder, rows: Value, start: Value, n: Value, m: Value, stri
 
 def _transpose(b: Builder, rows: Value, r0: Value, n_columns: Value, x: Value, x0: Value, stride: Value) -> None:
     """x[j, :WIDTH] = rows[:WIDTH, j] for 4 columns; rows are `n_columns` apart, columns of `x` are `stride` apart."""
-    four = ir.VectorType(VECTOR.element, 4)
-
-    def mask(order: list[int]) -> Value:
-        return ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
-
-    def row(i: int) -> Value:
-        pointer = b.gep(rows, [at(b, r0, b.mul(n_columns, integer(i)))])
-        value = b.load(b.bitcast(pointer, four.as_pointer()))
-        value.align = 8
-        return value
-
-    lines = [row(i) for i in range(WIDTH)]
+    lines = [load_four(b, rows, r0, b.mul(n_columns, integer(i))) for i in range(WIDTH)]
     if WIDTH == 8:
         # rows i and i + 4 side by side: what is left are two 4 x 4 transposes, one in each half
-        lines = [b.shuffle_vector(lines[i], lines[i + 4], mask(list(range(8)))) for i in range(4)]
+        lines = [pick(b, lines[i], lines[i + 4], list(range(8))) for i in range(4)]
     halves = range(0, WIDTH, 4)
     if WIDTH == 2:
-        columns = [b.shuffle_vector(lines[0], lines[1], mask([j, 4 + j])) for j in range(4)]
+        columns = [pick(b, lines[0], lines[1], [j, 4 + j]) for j in range(4)]
     else:
         columns = [ZERO] * 4
         for odd in (0, 1):
-            pick = [h + e + s for h in halves for e in (odd, odd + 2) for s in (0, WIDTH)]
-            one, two = (b.shuffle_vector(lines[i], lines[i + 1], mask(pick)) for i in (0, 2))
+            order = [h + e + s for h in halves for e in (odd, odd + 2) for s in (0, WIDTH)]
+            one, two = (pick(b, lines[i], lines[i + 1], order) for i in (0, 2))
             for late in (0, 2):
                 order = [h + late + s + t for h in halves for s in (0, WIDTH) for t in (0, 1)]
-                columns[odd + late] = b.shuffle_vector(one, two, mask(order))
+                columns[odd + late] = pick(b, one, two, order)
     for j, column in enumerate(columns):
         store(b, column, x, x0, b.mul(stride, integer(j)))
-
-
-@kernel
-def pack_factors(b: Builder, factors: Value, K: Value, d: Value, packed: Value) -> None:
-    """Lay upper triangular factors (K, d, d) out as `join_full` reads them, divided by sqrt(2).
-
-    Four columns at a time, row by row down to the diagonal; so the sum of squares is half the squared distance.
-    Component k's begin at k d d.
-    """
-    root = ir.Constant(ir.DoubleType(), 0.5**0.5)
-
-    def component(k: Value, _: list[Value]) -> list[Value]:
-        def group(g: Value, carried: list[Value]) -> list[Value]:
-            above = b.mul(g, integer(4))
-            width = fewer(b, integer(4), b.sub(d, above))
-
-            def row(i: Value, carried: list[Value]) -> list[Value]:
-                source = at(b, b.mul(at(b, b.mul(k, d), i), d), above)
-
-                def column(j: Value, _: list[Value]) -> list[Value]:
-                    value = b.fmul(root, b.load(b.gep(factors, [at(b, source, j)])))
-                    b.store(value, b.gep(packed, [at(b, carried[0], j)]))
-                    return []
-
-                loop(b, width, [], column)
-                return [at(b, carried[0], width)]
-
-            return loop(b, at(b, above, width), carried, row)
-
-        loop(b, _groups(b, d), [b.mul(k, b.mul(d, d))], group)
-        return []
-
-    loop(b, K, [], component)
 
 
 @kernel
@@ -200,17 +157,24 @@ def _groups(b: Builder, d: Value) -> Value:
     return b.sdiv(at(b, d, 3), integer(4))
 
 
-def _distances(
-    b: Builder, row: Callable[[Value], list[Value]], packed: Value, f0: Value, d: Value, begin: Value
+def _products(
+    b: Builder,
+    row: Callable[[Value], list[Value]],
+    packed: Value,
+    f0: Value,
+    d: Value,
+    carried: list[Value],
+    finish: Callable[[list[Value], Value, int, list[Value]], list[Value]],
 ) -> list[Value]:
-    """Return `begin` minus the squared products of a chunk with the columns of a factor; `row` is one of its columns.
+    """Multiply a chunk of rows with a packed triangular factor; `row` is one of the chunk's columns.
 
     A group of four columns of the factor keeps its sums in registers: over the rows above the tip of its triangle in a
-    loop, then over the triangle's. The last group is of 1 ... 4.
+    loop, then over the triangle's. The last group is of 1 ... 4. ``finish(carried, first column, how many, sums)`` is
+    given each group's, and returns what is carried on to the next.
     """
 
     def group(g: Value, carried: list[Value]) -> list[Value]:
-        above, left, entry = b.mul(g, integer(4)), carried[:-1], carried[-1]
+        above, entry = b.mul(g, integer(4)), carried[-1]
 
         def products(width: int) -> list[Value]:
             def multiply(j: Value, sums: list[Value], columns: range) -> list[Value]:
@@ -224,16 +188,88 @@ def _distances(
             sums = loop(b, above, [ZERO] * (width * REGISTERS), lambda j, sums: multiply(j, sums, range(width)))
             for c in range(width):
                 sums = multiply(at(b, above, c), sums, range(c, width))
-            new = list(left)
-            for r in range(REGISTERS):
-                for c in range(width):
-                    new[r] = subtract_square(b, new[r], sums[c * REGISTERS + r])
-            return [*new, at(b, entry, b.mul(integer(width), at(b, above, width)))]
+            done = finish(carried[:-1], above, width, sums)
+            return [*done, at(b, entry, b.mul(integer(width), at(b, above, width)))]
 
         wide = fewer(b, integer(3), b.sub(b.sub(d, above), integer(1)))
         return choose(b, wide, [partial(products, width) for width in (1, 2, 3, 4)])
 
-    return loop(b, _groups(b, d), [begin] * REGISTERS + [f0], group)[:-1]
+    return loop(b, _groups(b, d), [*carried, f0], group)[:-1]
+
+
+def _distances(
+    b: Builder, row: Callable[[Value], list[Value]], packed: Value, f0: Value, d: Value, begin: Value
+) -> list[Value]:
+    """Return `begin` minus the squared products of a chunk with the columns of a factor."""
+
+    def squares(left: list[Value], above: Value, width: int, sums: list[Value]) -> list[Value]:
+        new = list(left)
+        for r in range(REGISTERS):
+            for c in range(width):
+                new[r] = subtract_square(b, new[r], sums[c * REGISTERS + r])
+        return new
+
+    return _products(b, row, packed, f0, d, [begin] * REGISTERS, squares)
+
+
+@kernel
+def rotate(b: Builder, x: Value, stride: Value, packed: Value, d: Value, out: Value) -> None:
+    """out[c, i] = sum_j x[j, i] factor[j, c] for `stride` rows, with one packed triangular factor."""
+
+    def rows(i: Value, _: list[Value]) -> list[Value]:
+        first = b.mul(i, integer(CHUNK))
+
+        def row(j: Value) -> list[Value]:
+            return [load(b, x, first, b.mul(j, stride), r * WIDTH) for r in range(REGISTERS)]
+
+        def keep(_: list[Value], above: Value, width: int, sums: list[Value]) -> list[Value]:
+            for c in range(width):
+                for r in range(REGISTERS):
+                    store(b, sums[c * REGISTERS + r], out, first, b.mul(at(b, above, c), stride), r * WIDTH)
+            return []
+
+        return _products(b, row, packed, integer(0), d, [], keep)
+
+    loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
+
+
+@kernel
+def take_expected(
+    b: Builder, y: Value, stride: Value, means: Value, K: Value, d: Value, joint: Value, reached: Value
+) -> None:
+    """y[j, i] -= sum_k joint[k, i] means[k, j], in place, for `stride` rows; 0 where reached[i] isn't positive."""
+
+    def rows(i: Value, _: list[Value]) -> list[Value]:
+        first = b.mul(i, integer(CHUNK))
+        counts = [b.fcmp_ordered(">", load(b, reached, first, r * WIDTH), ZERO) for r in range(REGISTERS)]
+
+        def group(g: Value, _: list[Value]) -> list[Value]:
+            j = b.mul(g, integer(4))
+
+            def columns(width: int) -> list[Value]:
+                places = [(at(b, first, b.mul(at(b, j, c), stride)), r) for c in range(width) for r in range(REGISTERS)]
+
+                def component(k: Value, left: list[Value]) -> list[Value]:
+                    share, new = b.mul(k, stride), []
+                    shares = [load(b, joint, share, first, r * WIDTH) for r in range(REGISTERS)]
+                    for c in range(width):
+                        mean = broadcast(b, means, b.mul(k, d), j, c)
+                        for r in range(REGISTERS):
+                            product = b.fmul(shares[r], mean, flags=("contract",))
+                            new.append(b.fsub(left[c * REGISTERS + r], product, flags=("contract",)))
+                    return new
+
+                left = loop(b, K, [load(b, y, begin, r * WIDTH) for begin, r in places], component)
+                for value, (begin, r) in zip(left, places, strict=True):
+                    store(b, b.select(counts[r], value, ZERO), y, begin, r * WIDTH)
+                return []
+
+            wide = fewer(b, integer(3), b.sub(b.sub(d, j), integer(1)))
+            return choose(b, wide, [partial(columns, width) for width in (1, 2, 3, 4)])
+
+        return loop(b, _groups(b, d), [], group)
+
+    loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
 
 
 @kernel

@@ -9,9 +9,7 @@ result is 0: sums can't tell it from 1e-283, and products with a denormal number
 
 from __future__ import annotations
 
-from typing import Any
-
-from llvmlite import ir
+from residmix.kernels.compiled import WHOLE, ZERO, Builder, Value, everywhere, multiply_add, whole
 
 __all__ = ["LOWEST", "vector_exp"]
 
@@ -37,30 +35,20 @@ _SHIFTER = 6755399441055744.0
 _EXPONENT_BIAS, _MANTISSA_BITS = 1023, 52
 
 
-def vector_exp(builder: Any, x: Any) -> Any:
-    """Emit code for the exponential of a vector of doubles, none of them above 0; NaN gives 0."""
-    kind = x.type
-    n = kind.count
-
-    def constant(value: float) -> Any:
-        return ir.Constant(kind, [value] * n)
-
-    def multiply_add(a: Any, b: Any, c: Any) -> Any:
-        return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
-
+def vector_exp(b: Builder, x: Value) -> Value:
+    """Emit code for the exponential of a register of numbers, none of them above 0; NaN gives 0."""
+    lowest, shifter = everywhere(LOWEST), everywhere(_SHIFTER)
     # an ordered comparison is false for NaN, so that NaN takes the other branch
-    in_range = builder.fcmp_ordered(">", x, constant(LOWEST))
-    x = builder.select(in_range, x, constant(LOWEST))
-    shifted = multiply_add(x, constant(_LOG2_E), constant(_SHIFTER))
-    k = builder.fsub(shifted, constant(_SHIFTER))
-    f = multiply_add(k, constant(-_LOG_2_HIGH), x)
-    f = multiply_add(k, constant(-_LOG_2_LOW), f)
-    g = constant(_G[-1])
+    in_range = b.fcmp_ordered(">", x, lowest)
+    x = b.select(in_range, x, lowest)
+    shifted = multiply_add(b, x, everywhere(_LOG2_E), shifter)
+    k = b.fsub(shifted, shifter)
+    f = multiply_add(b, k, everywhere(-_LOG_2_HIGH), x)
+    f = multiply_add(b, k, everywhere(-_LOG_2_LOW), f)
+    g = everywhere(_G[-1])
     for coefficient in _G[-2::-1]:
-        g = multiply_add(g, f, constant(coefficient))
-    mantissa = builder.fadd(multiply_add(builder.fmul(f, f), g, f), constant(1.0))
-    integers = ir.VectorType(ir.IntType(64), n)
-    bits = builder.bitcast(shifted, integers)
-    biased = builder.add(bits, ir.Constant(integers, [_EXPONENT_BIAS] * n))
-    scale = builder.bitcast(builder.shl(biased, ir.Constant(integers, [_MANTISSA_BITS] * n)), kind)
-    return builder.select(in_range, builder.fmul(mantissa, scale), constant(0.0))
+        g = multiply_add(b, g, f, everywhere(coefficient))
+    mantissa = b.fadd(multiply_add(b, b.fmul(f, f), g, f), everywhere(1.0))
+    bits = b.bitcast(shifted, WHOLE)
+    scale = b.bitcast(b.shl(b.add(bits, whole(_EXPONENT_BIAS)), whole(_MANTISSA_BITS)), x.type)
+    return b.select(in_range, b.fmul(mantissa, scale), ZERO)

@@ -1,0 +1,1 @@
+"""Compiled loops over a block's rows; importing them imports the compiler."""

@@ -1,0 +1,144 @@
+"""Compiled loops, each beside its twin in numpy, and which of the two does the work.
+
+A twin says what a loop computes, is what tests compare it with, serves problems so small that compiling would take
+longer than fitting, and takes over where nothing can be compiled. Both compute the same to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from residmix.errors import ResidmixWarning, warn
+from residmix.kernels import plain, twice
+
+__all__ = [
+    "PAIRS",
+    "Pair",
+    "add_effects",
+    "centred_products",
+    "full_joint",
+    "full_sums",
+    "locate_levels",
+    "products_twice",
+    "residual_twice",
+    "scaled_joint",
+    "scaled_sums",
+    "small",
+    "subtract_rows",
+    "sum_levels",
+    "tied_gram",
+    "turn_axes",
+]
+
+# Rows x features x components up to which a fit runs the twins. Measured: there the two take the same time for a fit
+# with its starts, to a third; a process that finds nothing compiled yet is spared seconds.
+SMALL = 24_000
+
+_LOCK = threading.Lock()
+_told = False
+
+
+def small(n_rows: int | None, width: int) -> bool:
+    """Tell whether a fit of so many rows, each of so much work, runs the twins.
+
+    Asked once a fit and carried in what its blocks go through: never by block, worker, or what is compiled already, so
+    that bits don't depend on these. Unknown numbers of rows are large.
+    """
+    return n_rows is not None and n_rows * width <= SMALL
+
+
+class Pair:
+    """A compiled loop and its twin.
+
+    Attributes
+    ----------
+    twin : callable
+        In numpy.
+    home : str
+        Module of the loop, imported when it is needed first.
+    """
+
+    def __init__(self, twin: Callable[..., Any], home: str) -> None:
+        self.twin, self.home, self.name = twin, home, twin.__name__
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any, plain: bool = False) -> Any:
+        """Run the loop; or the twin if it is asked for, or nothing can be compiled."""
+        if plain:
+            return self.twin(*arguments)
+        if self._run is None:
+            return self._first(arguments)
+        return self._run(*arguments)
+
+    def _first(self, arguments: tuple[Any, ...]) -> Any:
+        try:
+            loop = self.loop()
+            result = loop(*arguments)
+        except MemoryError:
+            raise
+        # whatever moved inside a compiler may be missing in any way
+        except Exception as error:
+            self._run = self.twin
+            _tell(error)
+            return self.twin(*arguments)
+        self._run = loop
+        return result
+
+    def loop(self) -> Callable[..., Any]:
+        """Return the compiled loop.
+
+        Raises
+        ------
+        ImportError
+            If compilers are switched off or not there.
+        """
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            raise ImportError("NUMBA_DISABLE_JIT is set")
+        found: Callable[..., Any] = getattr(import_module(self.home), self.name)
+        return found
+
+
+def _tell(error: Exception) -> None:
+    """Warn once a process that the twins do the work of the loops."""
+    global _told
+    with _LOCK:
+        if _told:
+            return
+        _told = True
+    warn(
+        f"numba can't compile the loops ({type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}), so "
+        "plain numpy does their work, several times slower. Install a version of numba that residmix was tested with.",
+        ResidmixWarning,
+        kind="nothing compiled",
+    )
+
+
+_BLOCKS, _ROWWISE, _PRODUCTS, _TWICE = (
+    f"residmix.kernels.loops.{name}" for name in ("blocks", "rowwise", "products", "twice")
+)
+
+full_sums = Pair(plain.full_sums, _BLOCKS)
+full_joint = Pair(plain.full_joint, _BLOCKS)
+scaled_sums = Pair(plain.scaled_sums, _BLOCKS)
+scaled_joint = Pair(plain.scaled_joint, _BLOCKS)
+tied_gram = Pair(plain.tied_gram, _BLOCKS)
+centred_products = Pair(plain.centred_products, _PRODUCTS)
+subtract_rows = Pair(plain.subtract_rows, _ROWWISE)
+add_effects = Pair(plain.add_effects, _ROWWISE)
+locate_levels = Pair(plain.locate_levels, _ROWWISE)
+sum_levels = Pair(plain.sum_levels, _ROWWISE)
+
+residual_twice = Pair(twice.residual_twice, _TWICE)
+products_twice = Pair(twice.products_twice, _TWICE)
+turn_axes = Pair(plain.turn_axes, "residmix.kernels.loops.orientation")
+
+#: All of them, for whoever checks them.
+PAIRS = (
+    *(full_sums, full_joint, scaled_sums, scaled_joint, tied_gram),
+    *(centred_products, subtract_rows, add_effects, locate_levels, sum_levels),
+    *(residual_twice, products_twice, turn_axes),
+)

@@ -1,0 +1,251 @@
+"""What the compiled loops compute, in plain numpy: the twins of `residmix.kernels.loops`.
+
+Rows are (n, m), weights (n,) or (0,) where all are 1, priors (n, K) or (0, 0) where there are none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "NOTHING",
+    "UNREACHED",
+    "add_effects",
+    "centred_products",
+    "full_joint",
+    "full_sums",
+    "locate_levels",
+    "scaled_joint",
+    "scaled_sums",
+    "subtract_rows",
+    "sum_levels",
+    "tied_gram",
+    "turn_axes",
+]
+
+Floats = NDArray[np.float64]
+
+# The log-density that stands for "no component reaches this row".
+UNREACHED = -1e300
+
+# A share this small (of one row) leaves no trace in any sum.
+NOTHING = 1e-25
+
+# exp of less than this is 0
+_VANISHED = -800.0
+
+# -- mixtures --------------------------------------------------------------------------------------------------------
+
+
+def full_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
+    """Return ``constant[k] + prior[i, k] - |(x_i - mean_k)' factor_k|**2 / 2``, (n, K), of a row's last d columns."""
+    return _joined(_full_squares(rows, means, factors), constant, prior).T
+
+
+def full_sums(
+    rows: Floats,
+    d: int,
+    centres: Floats,
+    factors: Floats,
+    constant: Floats,
+    prior: Floats,
+    weight: Floats,
+    moments: bool = True,
+) -> tuple[float, Floats, Floats, Floats]:
+    """Return the log-likelihood and the moments of one block; the density is of the last d of a row's m columns.
+
+    Parameters
+    ----------
+    rows, centres : (n, m), (K, m)
+    factors : (K, d, d)
+        Upper triangular.
+    constant, prior, weight : (K,), (n, K), (n,)
+    moments : bool
+        Nothing else than the log-likelihood is asked for if it is False.
+
+    Returns
+    -------
+    log_likelihood : float
+        ``sum_i w_i log p(x_i)``.
+    mass, shift, scatter : (K,), (K, m), (K, m, m)
+        Sums over rows of ``w_i p(k | x_i)``, times ``row_i - centre_k``, and times its square.
+    """
+    joint = _joined(_full_squares(rows, centres[:, -d:], factors), constant, prior)
+    log_likelihood, shares = _shares(joint, weight, weighted=True)
+    gap = rows - centres[:, None]
+    weighted = shares[:, :, None] * gap
+    scatter = weighted.transpose(0, 2, 1) @ gap
+    return log_likelihood, shares.sum(axis=1), (shares[:, None] @ gap)[:, 0], scatter
+
+
+def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
+    """Return ``constant[k] + prior[i, k] - |(x_i - mean_k) * factor_k|**2``, (n, K)."""
+    return _joined(_scaled_squares(rows, means, factors), constant, prior).T
+
+
+def scaled_sums(
+    rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats, weight: Floats
+) -> tuple[float, Floats, Floats, Floats]:
+    """Return what `full_sums` does, with the diagonals (K, d) of the scatters alone."""
+    joint = _joined(_scaled_squares(rows, means, factors), constant, prior)
+    log_likelihood, shares = _shares(joint, weight, weighted=True)
+    gap = rows - means[:, None]
+    weighted = shares[:, :, None] * gap
+    scatter = np.einsum("kij,kij->kj", weighted, gap)
+    return log_likelihood, shares.sum(axis=1), (shares[:, None] @ gap)[:, 0], scatter
+
+
+def tied_gram(
+    rows: Floats, origin: Floats, rotation: Floats, means: Floats, constant: Floats, prior: Floats, weight: Floats
+) -> tuple[float, Floats]:
+    """Return the log-likelihood and ``sum_i w_i z_i z_i'`` of ``z_i = [p(k | x_i), y_i - sum_k p(k | x_i) mean_k]``.
+
+    The density is that of `scaled_joint`, with factors of 1, for ``y = (row - origin)' rotation``.
+    """
+    y = (rows - origin) @ rotation
+    joint = _joined(_scaled_squares(y, means, np.ones(means.shape)), constant, prior)
+    log_likelihood, shares = _shares(joint, weight, weighted=False)
+    # a row that no component reaches has no share in anything
+    rest = np.where(shares.any(axis=0), (y - shares.T @ means).T, 0.0)
+    z = np.vstack([shares, rest])
+    return log_likelihood, (z * weight if weight.size else z) @ z.T
+
+
+def _full_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = (rows[:, -means.shape[1] :] - means[:, None]) @ factors
+        return -0.5 * np.einsum("kij,kij->ki", z, z)
+
+
+def _scaled_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = (rows - means[:, None]) * factors[:, None]
+        return -np.einsum("kij,kij->ki", z, z)
+
+
+def _joined(logs: Floats, constant: Floats, prior: Floats) -> Floats:
+    logs += constant[:, None]
+    if prior.size:
+        logs += prior.T
+    return logs
+
+
+def _shares(joint: Floats, weight: Floats, *, weighted: bool) -> tuple[float, Floats]:
+    """Return ``sum_i w_i log p(x_i)`` and p(k | x_i), or w_i times that, (K, n): 0 where no component reaches."""
+    # NaN is passed over, as a component that isn't there
+    top = np.fmax.reduce(joint, axis=0, initial=UNREACHED)
+    shares = np.exp(np.fmax(joint - top, _VANISHED))
+    total = shares.sum(axis=0)
+    reached = np.where(total > 0, total, 1.0)
+    logs = top + np.log(reached)
+    shares *= (weight if weighted and weight.size else 1.0) / reached
+    return float(weight @ logs if weight.size else logs.sum()), shares
+
+
+# -- least squares ---------------------------------------------------------------------------------------------------
+
+
+def centred_products(
+    X: NDArray[np.floating], A: Floats, origin_x: Floats, origin_a: Floats, weight: Floats
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Return the weighted sums of ``x = X - origin_x`` and ``a = A - origin_a``, and of their products.
+
+    Returns
+    -------
+    sum_x, sum_a : ndarray (d,), (q,)
+    aa, ax : ndarray (q, q), (q, d)
+    squares : ndarray (d,)
+        Of x, each column with itself.
+    """
+    x, a = X - origin_x, A - origin_a
+    if weight.size:
+        weighted = a * weight[:, None]
+        return weight @ x, weight @ a, weighted.T @ a, weighted.T @ x, np.einsum("i,ij,ij->j", weight, x, x)
+    return x.sum(axis=0), a.sum(axis=0), a.T @ a, a.T @ x, np.einsum("ij,ij->j", x, x)
+
+
+def subtract_rows(
+    X: NDArray[np.floating],
+    design: Floats,
+    origin_x: Floats,
+    origin_a: Floats,
+    coef: Floats,
+    constant: Floats,
+    sign: float,
+    effects: Floats,
+    codes: NDArray[np.integer[Any]],
+    out: NDArray[np.floating],
+) -> None:
+    """Write ``X + sign * (origin_x + (design - origin_a) coef + constant + effects[codes])`` to `out`, in its dtype.
+
+    Only the first p columns of `design` are read, for `coef` (p, d). Without codes there are no effects; code -1 finds
+    the last one: the mean of the levels. The loop has the same bits: it adds in this order.
+    """
+    row = X + sign * origin_x + sign * constant
+    if codes.size:
+        row += sign * effects[codes]
+    p = len(coef)
+    factors = sign * (design[:, :p] - origin_a)
+    for first in range(0, p // 4 * 4, 4):
+        total = factors[:, first, None] * coef[first]
+        for k in range(first + 1, first + 4):
+            total += factors[:, k, None] * coef[k]
+        row += total
+    for k in range(p // 4 * 4, p):
+        row += factors[:, k, None] * coef[k]
+    out[...] = row
+
+
+def add_effects(out: Floats, effects: Floats, codes: NDArray[np.integer[Any]], sign: float) -> None:
+    """Add ``sign * effects[codes]`` to `out` (n, d); code -1 finds the last row of the effects."""
+    out += sign * effects[codes]
+
+
+def locate_levels(codes: NDArray[np.integer[Any]], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of `size` levels occur, in the order in which they first do, and each row's place among them."""
+    levels, first, local = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return levels[order].astype(np.int64), np.argsort(order)[local]
+
+
+def sum_levels(
+    values: NDArray[np.floating],
+    origin: Floats,
+    codes: NDArray[np.int64],
+    weight: Floats,
+    sums: Floats,
+    squares: Floats,
+) -> None:
+    """Add each row less the origin to the sums of its level, and its squares to `squares`, all weighted."""
+    rows = values - origin
+    weighted = rows * weight[:, None] if weight.size else rows
+    np.add.at(sums, codes, weighted)
+    squares += np.einsum("ij,ij->j", weighted, rows)
+
+
+# -- covariances -----------------------------------------------------------------------------------------------------
+
+
+def turn_axes(W: Floats, D: Floats, precision: Floats) -> float:
+    """Turn each pair of axes where sum_kj precision_kj W_kjj is least, and W and D with them; return the largest sine.
+
+    With the axis u = c e_i + s e_j in place of e_i the sum is u' M u and what doesn't depend on u, M the sum over k of
+    (precision_ki - precision_kj) times the pair's block of W_k: so u is its eigenvector of the smaller eigenvalue.
+    """
+    largest = 0.0
+    for i in range(len(D)):
+        for j in range(i + 1, len(D)):
+            more = precision[:, i] - precision[:, j]
+            own, cross, other = more @ W[:, i, i], more @ W[:, i, j], more @ W[:, j, j]
+            angle = 0.5 * np.arctan2(-2.0 * cross, other - own)
+            c, s = np.cos(angle), np.sin(angle)
+            if not abs(s) > 0.0:
+                continue
+            largest, turn = max(largest, abs(s)), np.array([[c, -s], [s, c]])
+            D[:, [i, j]] = D[:, [i, j]] @ turn
+            W[:, :, [i, j]] = W[:, :, [i, j]] @ turn
+            W[:, [i, j]] = turn.T @ W[:, [i, j]]
+    return float(largest)

@@ -1,0 +1,250 @@
+"""Every compiled loop against its twin in numpy, and the twins where nothing can be compiled."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from residmix.errors import ResidmixWarning
+from residmix.kernels import pairs
+from residmix.kernels.pairs import PAIRS, Pair, small
+
+NONE = np.empty((0, 0))
+NO_WEIGHT = np.empty(0)
+
+
+def mixtures(rng):
+    """Yield rows of every sort: ordinary, none at all, NaN, out of reach; weights and priors with and without."""
+    for n, d, K in [
+        (1, 1, 1),
+        (0, 3, 2),
+        (50, 3, 2),
+        (211, 4, 3),
+        (333, 5, 2),
+        (150, 13, 3),
+        (90, 30, 4),
+        (120, 65, 2),
+    ]:
+        rows, means = rng.normal(size=(n, d)), rng.normal(size=(K, d))
+        factors = np.triu(rng.normal(size=(K, d, d))) / d + np.eye(d)
+        constant = rng.normal(size=K)
+        for weight, prior in [(NO_WEIGHT, NONE), (rng.integers(0, 3, n).astype(float), rng.normal(size=(n, K)))]:
+            if n > 20:
+                rows = rows.copy()
+                rows[3], rows[7], rows[11, 0] = 1e200, -1e160, np.nan
+            yield rows, means, factors, constant, prior, weight
+
+
+def full_joint(rng):
+    return [(r, m, f, c, p) for r, m, f, c, p, _ in mixtures(rng)]
+
+
+def full_sums(rng):
+    for rows, means, factors, constant, prior, weight in mixtures(rng):
+        d = rows.shape[1]
+        rows = np.where(np.isnan(rows), 0.0, rows)  # what is sent to sums has been looked at
+        yield rows, d, means, factors, constant, prior, weight
+        extra, centre = rng.normal(size=(len(rows), 2)), rng.normal(size=(len(means), 2))
+        yield np.hstack([extra, rows]), d, np.hstack([centre, means]), factors, constant, prior, weight
+
+
+def scaled_joint(rng):
+    return [(r, m, np.abs(f[:, 0]) + 0.1, c, p) for r, m, f, c, p, _ in mixtures(rng)]
+
+
+def scaled_sums(rng):
+    for rows, means, factors, *rest in mixtures(rng):
+        yield np.where(np.isnan(rows), 0.0, rows), means, np.abs(factors[:, 0]) + 0.1, *rest
+
+
+def tied_gram(rng):
+    for rows, means, factors, *rest in mixtures(rng):
+        yield np.where(np.isnan(rows), 0.0, rows), means.mean(axis=0), factors[0], means, *rest
+
+
+def centred_products(rng):
+    for n, d, q in [(1, 1, 0), (0, 3, 1), (65, 32, 3), (200, 70, 5), (2100, 40, 1)]:
+        for dtype in (np.float64, np.float32):
+            X, A = rng.normal(size=(n, d)).astype(dtype), rng.normal(size=(n, q))
+            for weight in (NO_WEIGHT, rng.uniform(0, 2, n)):
+                yield X, A, rng.normal(size=d), rng.normal(size=q), weight
+
+
+def subtract_rows(rng):
+    for n, d, p in [(50, 1, 0), (0, 3, 2), (50, 255, 3), (50, 600, 9), (50, 4, 4), (50, 4, 16)]:
+        for dtype in (np.float64, np.float32):
+            X, A = rng.normal(size=(n, d)).astype(dtype), rng.normal(size=(n, p + 1))
+            about = [rng.normal(size=size) for size in (d, p, (p, d), d)]
+            for sign, levels in [(-1.0, 0), (1.0, 5)]:
+                codes = rng.integers(-1, levels, n).astype(np.int32) if levels else np.empty(0, np.int32)
+                yield X, A, *about, sign, rng.normal(size=(levels + 1, d)), codes, np.empty_like(X)
+
+
+def add_effects(rng):
+    return [(rng.normal(size=(n, 3)), rng.normal(size=(6, 3)), rng.integers(-1, 5, n), -1.0) for n in (0, 40)]
+
+
+def locate_levels(rng):
+    return [(rng.integers(0, 50, n), 50) for n in (0, 1, 30, 400)]
+
+
+def sum_levels(rng):
+    for n, dtype in [(0, np.float64), (60, np.float64), (60, np.float32)]:
+        for weight in (NO_WEIGHT, rng.uniform(0, 2, n)):
+            values, codes = rng.normal(size=(n, 3)).astype(dtype), rng.integers(0, 4, n)
+            yield values, rng.normal(size=3), codes, weight, np.zeros((4, 3)), np.zeros(3)
+
+
+def residual_twice(rng):
+    for n, d, q in [(1, 1, 0), (40, 3, 2)]:
+        X = 1e8 * rng.normal(size=(n, d))
+        X[n // 2, 0] = np.nan
+        two = [(rng.normal(size=size), 1e-17 * rng.normal(size=size)) for size in ((q, d), (d,))]
+        yield X, rng.normal(size=(n, q)), rng.normal(size=d), rng.normal(size=q), *two
+
+
+def products_twice(rng):
+    for n, d, q in [(1, 1, 0), (40, 3, 2)]:
+        residual = rng.normal(size=(n, d)), 1e-17 * rng.normal(size=(n, d))
+        for weight in (None, rng.uniform(size=n)):
+            yield rng.normal(size=(n, q)), rng.normal(size=q), residual, weight
+
+
+def turn_axes(rng):
+    for K, d in [(1, 1), (3, 4)]:
+        W = rng.normal(size=(K, d, 2 * d))
+        yield W @ W.transpose(0, 2, 1), np.eye(d), rng.uniform(1, 2, (K, d))
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        *(full_joint, full_sums, scaled_joint, scaled_sums, tied_gram, centred_products, subtract_rows, add_effects),
+        *(locate_levels, sum_levels, residual_twice, products_twice, turn_axes),
+    )
+}
+
+# Of each number relative to the largest of its array: sums of a few hundred terms of both signs, in another order.
+ROUNDING = 1e-11
+# These add in the same order: no difference at all. What they do may depend on how many rows there are, then.
+SAME_BITS = {"subtract_rows", "add_effects", "locate_levels"}
+
+TWICE = {"residual_twice", "products_twice"}
+
+
+def outcome(function, arguments):
+    """Return what a function gives and leaves in its arguments, as a flat list of arrays, or its exception."""
+    arguments = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        return type(error)
+    found = [*(result if isinstance(result, tuple) else [result]), *arguments]
+    return [np.asarray(value) for value in found if isinstance(value, (np.ndarray, float, np.floating))]
+
+
+def compare(pair, arguments):
+    ours, theirs = outcome(pair.loop(), arguments), outcome(pair.twin, arguments)
+    if isinstance(theirs, type) or isinstance(ours, type):
+        assert ours is theirs
+        return
+    if pair.name in TWICE:  # high + low counts, not how the two share it
+        left = (ours[0] - theirs[0]) + (ours[1] - theirs[1])
+        assert_allclose(left, 0.0, atol=1e-27 * np.abs(theirs[0]).max(initial=1.0))
+        ours, theirs = ours[2:], theirs[2:]
+    for one, two in zip(ours, theirs, strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+        if pair.name in SAME_BITS:
+            np.testing.assert_array_equal(one, two)
+        else:
+            finite = np.abs(two[np.isfinite(two) & (np.abs(two.astype(float)) < 1e250)])
+            assert_allclose(one, two, rtol=ROUNDING, atol=ROUNDING * finite.max(initial=0.0))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_a_loop_and_its_twin_agree(pair):
+    cases = list(CASES[pair.name](np.random.default_rng(0)))
+    assert cases
+    for arguments in cases:
+        compare(pair, arguments)
+
+
+def test_a_wrong_twin_is_found():
+    good = next(pair for pair in PAIRS if pair.name == "full_joint")
+    wrong = Pair(lambda *a: good.twin(*a) * (1 + 1e-9), good.home)
+    wrong.name = good.name
+    with pytest.raises(AssertionError):
+        for arguments in CASES[good.name](np.random.default_rng(0)):
+            compare(wrong, arguments)
+
+
+def test_which_of_the_two_runs_depends_on_the_size_of_the_fit_alone():
+    assert small(300, 12) and not small(100_000, 12) and not small(None, 1)
+    called = []
+
+    def numbers(*, plain=None):
+        called.append("twin")
+
+    pair = Pair(numbers, "nowhere")
+    pair(plain=True)
+    assert called == ["twin"]
+
+
+def test_where_a_loop_cannot_be_compiled_its_twin_takes_over_with_one_warning(monkeypatch):
+    monkeypatch.setattr(pairs, "_told", False)
+    broken = Pair(lambda x: 2 * x, "residmix.kernels.no_such_module")
+    with pytest.warns(ResidmixWarning, match="numba can't compile the loops .ModuleNotFoundError") as caught:
+        assert broken(3) == 6
+    assert broken(4) == 8 and len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Pair(lambda x: 2 * x, "residmix.kernels.no_such_module")(5) == 10
+
+
+SCRIPT = """
+import sys, warnings
+{before}
+import numpy as np
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from residmix import GaussianMixture, Residualizer
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6000, 4)) + 4.0 * rng.integers(0, 2, (6000, 1))
+    for family in ("full", "tied", "diag"):
+        model = GaussianMixture(2, covariance_type=family, random_state=0).fit(X)
+        print(round(model.score(X), 9))
+    M = rng.normal(size=(6000, 2))
+    print(np.round(np.abs(Residualizer().fit_transform(np.hstack([X] * 10), metadata=M)).sum(), 6))
+print(sorted(str(w.message)[:40] for w in caught))
+"""
+
+
+def run(before="", **variables):
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(before=before)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *numbers, told = done.stdout.splitlines()
+    return [float(number) for number in numbers], told
+
+
+def test_everything_runs_without_numba_and_with_it_switched_off_to_the_same_numbers():
+    expected, told = run()
+    assert told == "[]"
+    for before, variables in [
+        ("sys.modules['numba'] = None", {}),
+        ("", {"NUMBA_DISABLE_JIT": "1"}),
+        # a piece of numba that another version has elsewhere
+        ("import numba.np.arrayobj; del numba.np.arrayobj.populate_array", {}),
+    ]:
+        numbers, told = run(before, **variables)
+        assert_allclose(numbers, expected, rtol=1e-7)
+        assert told.count("numba can't compile") == 1 and told.count(",") == 0
