@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from distributed import Client
 from sklearn.base import clone
 
 import residmix as rm
@@ -150,6 +149,7 @@ def test_one_number_that_changed_in_any_row_is_noticed_and_unchanged_data_go_on(
 
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
 def test_a_fit_on_a_cluster_goes_on_with_another_client(estimation, tmp_path, monkeypatch):
+    Client = pytest.importorskip("distributed", reason="a cluster needs the extra dask").Client
     rng = np.random.default_rng(2)
     site = rng.choice(["a", "b"], 3000)
     frame = pd.DataFrame(rng.normal(size=(3000, 2)), columns=["x", "y"]).assign(site=site)

@@ -182,6 +182,7 @@ def test_a_file_that_names_anything_else_is_refused_without_importing_it(named, 
 
 
 def test_the_table_is_of_classes_where_they_live_and_every_name_of_format_1_is_in_it():
+    pytest.importorskip("torch", reason="networks need the extra nn")
     for name, home in HOMES.items():
         cls = type_of(name)
         assert f"{cls.__module__}:{cls.__qualname__}" == home
@@ -191,6 +192,7 @@ def test_the_table_is_of_classes_where_they_live_and_every_name_of_format_1_is_i
 
 
 def test_every_public_estimator_and_all_that_annotations_say_a_model_holds_is_in_the_table():
+    pytest.importorskip("torch", reason="networks need the extra nn")
     public = [getattr(room, name) for room in (rm, rm.nn) for name in room.__all__]
     for cls in public:
         assert not (isinstance(cls, type) and issubclass(cls, BaseEstimator)) or name_of(cls) is not None, cls
@@ -250,6 +252,7 @@ class Written:
 
 @pytest.fixture(scope="module", params=sorted(path.name for path in MODELS.glob("format*")))
 def written(request, tmp_path_factory):
+    pytest.importorskip("torch", reason="some of the models are networks, which need the extra nn")
     return Written(MODELS / request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -85,8 +84,13 @@ KINDS = {
     "feather": lambda frame, where: parts(pa.Table.from_pandas(frame), where / "f", "feather"),
     "arrow stream": lambda frame, where: parts(encoded(pa.Table.from_pandas(frame)), where / "s", "arrow"),
     "csv": lambda frame, where: parts(pa.Table.from_pandas(frame), where / "c", "csv"),
-    "dask": lambda frame, _: dd.from_pandas(frame, npartitions=4, sort=False),
+    "dask": lambda frame, _: dask_frame(frame),
 }
+
+
+def dask_frame(frame):
+    dd = pytest.importorskip("dask.dataframe", reason="Dask's data frames need the extra dask")
+    return dd.from_pandas(frame, npartitions=4, sort=False)
 
 
 def answers(table):

@@ -1,6 +1,5 @@
 """Tables as files and other programs leave them: row numbers, foreign byte orders, labels that aren't names."""
 
-import anndata
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -62,6 +61,7 @@ def test_metadata_of_other_kinds_are_refused_with_what_to_do(metadata, message):
 
 
 def test_an_anndata_object_is_told_where_to_go():
+    anndata = pytest.importorskip("anndata", reason="AnnData needs the extra anndata")
     with pytest.raises(TypeError, match=r"X is an AnnData object; .*residmix\.anndata\.from_anndata"):
         rm.Residualizer("site").fit(anndata.AnnData(TABLE[["x", "y"]].to_numpy()))
 
