@@ -5,24 +5,16 @@ python examples/penguins_picture.py docs/_static/penguins.png
 
 import sys
 
-import numpy as np
+from matplotlib.figure import Figure
 
 import residmix as rm
 from residmix.data import penguins
-from residmix.report.plots import scatter_before_after
-from residmix.report.summarise import component_order
 
 table = penguins()
 measured = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"]
 model = rm.ResidualMixture(3, formula="C(sex)", features=measured, random_state=0).fit(table)
-order = component_order(model)
-figure = scatter_before_after(
-    table[measured].to_numpy(),
-    model.residuals(table),
-    np.argsort(order)[model.predict(table)],
-    model.means_[order],
-    model.covariances_[order],
-    measured,
-    ("species", table["species"].to_numpy()),
-)
+figure = Figure(figsize=(9.6, 4.3), layout="constrained")
+titles = {"before": "as measured", "after": "residual: sex taken out"}
+for axes, (stage, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+    rm.plot_components(model, table, stage=stage, groups="species", ax=axes).set_title(title, fontsize=10.5)
 figure.savefig(sys.argv[1], dpi=110, facecolor="white")

@@ -18,6 +18,13 @@ _HOMES = {
     "association": "diagnostics.association",
     "load": "persistence",
     "mdn_residualize": "functional",
+    "plot_association": "plots.association",
+    "plot_components": "plots.components",
+    "plot_convergence": "plots.convergence",
+    "plot_levels": "plots.levels",
+    "plot_pit": "plots.pit",
+    "plot_residuals_vs_metadata": "plots.residuals",
+    "plot_selection": "plots.selection",
     "save": "persistence",
     "scan": "sources.open",
     "show_versions": "persistence.versions",
@@ -34,6 +41,13 @@ __all__ = [
     "load",
     "mdn_residualize",
     "nn",
+    "plot_association",
+    "plot_components",
+    "plot_convergence",
+    "plot_levels",
+    "plot_pit",
+    "plot_residuals_vs_metadata",
+    "plot_selection",
     "save",
     "scan",
     "show_versions",
@@ -48,6 +62,13 @@ if TYPE_CHECKING:
     from residmix.mixture.gaussian.gaussian import GaussianMixture
     from residmix.persistence import load, save
     from residmix.persistence.versions import show_versions
+    from residmix.plots.association import plot_association
+    from residmix.plots.components import plot_components
+    from residmix.plots.convergence import plot_convergence
+    from residmix.plots.levels import plot_levels
+    from residmix.plots.pit import plot_pit
+    from residmix.plots.residuals import plot_residuals_vs_metadata
+    from residmix.plots.selection import plot_selection
     from residmix.removal.residualizer import Residualizer
     from residmix.sources.open import scan
 

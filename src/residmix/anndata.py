@@ -7,11 +7,13 @@ object. scanpy isn't needed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from residmix.atomic import atomic_path
 from residmix.design.formula import formula_columns
 from residmix.errors import did_you_mean, require_extra
 from residmix.sources.open import as_table
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from residmix.conditional.residual_mixture import ResidualMixture
     from residmix.removal.residualizer import Residualizer
 
-__all__ = ["from_anndata", "mixture", "residualize"]
+__all__ = ["from_anndata", "mixture", "read_h5ad", "residualize", "write_h5ad"]
 
 BATCH_BYTES = 1 << 26  # of a densified block
 
@@ -186,6 +188,94 @@ def mixture(
         "log_likelihood": float(model.lower_bound_),
     }
     return model
+
+
+def read_h5ad(path: Any, *, layer: str | None = None, basis: str | None = None) -> tuple[Table, tuple[str, ...]]:
+    """Return an .h5ad file as one table with the columns of ``obs`` and of the matrix, and the names of the latter.
+
+    The matrix is read a block of rows at a time. Columns of an embedding are called ``X_pca_0``, ``X_pca_1``, ...
+
+    Parameters
+    ----------
+    path : path
+    layer, basis : str, optional
+        See :func:`from_anndata`.
+
+    Raises
+    ------
+    MissingExtraError
+        If anndata isn't installed.
+    OSError, ValueError
+        If the file can't be read, or a gene and a column of ``obs`` share a name.
+    """
+    import pandas as pd
+
+    adata = _opened(path)
+    matrix = _matrix(adata, layer, basis)
+    known = _names(adata, matrix, basis)
+    if known is None and basis is None:
+        raise ValueError(f"{str(path)!r} has genes of the same name; call adata.var_names_make_unique() and write it")
+    names = [f"{basis}_{j}" for j in range(matrix.shape[1])] if known is None else [str(name) for name in known]
+    obs = adata.obs
+    for name in names:
+        if name in obs:
+            raise ValueError(f"{name!r} is a column of obs and a feature of {str(path)!r}; rename one")
+    rows = int(max(256, BATCH_BYTES // (8 * max(matrix.shape[1], 1))))
+
+    def batches() -> Iterator[Any]:
+        for start in range(0, adata.n_obs, rows):
+            part = slice(start, start + rows)
+            values = _named(matrix[part], pd.Index(names))
+            values.index = pd.RangeIndex(len(values))
+            yield pd.concat([obs.iloc[part].reset_index(drop=True), values], axis=1)
+
+    return as_table(batches), tuple(names)
+
+
+def write_h5ad(
+    source: Any,
+    path: Any,
+    *,
+    residual: Any = None,
+    labels: Any = None,
+    layer: str | None = None,
+    basis: str | None = None,
+) -> None:
+    """Write an .h5ad file as it is, with residuals or components beside what it holds.
+
+    Parameters
+    ----------
+    source, path : path
+        What is read and what is written, under a temporary name first.
+    residual : ndarray (n, d), optional
+        Goes to ``layers["residual"]``, or with `basis` to ``obsm[basis + "_residual"]``.
+    labels : ndarray (n,), optional
+        Go to ``obs["residmix"]``, as categories.
+    """
+    import pandas as pd
+
+    adata = _opened(source, backed=False)
+    if residual is not None and basis is None:
+        adata.layers["residual"] = residual
+    elif residual is not None:
+        adata.obsm[f"{basis}_residual"] = residual
+    if labels is not None:
+        adata.obs["residmix"] = pd.Categorical([str(label) for label in labels])
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary)
+
+
+def _opened(path: Any, *, backed: bool = True) -> Any:
+    try:
+        from anndata import read_h5ad as read
+    except ImportError:
+        raise require_extra("anndata", "anndata", "reading .h5ad files") from None
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no file matches {str(path)!r}")
+    try:
+        return read(path, backed="r" if backed else None)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise OSError(f"can't read {str(path)!r}: {error}") from error
 
 
 def _both(formula: str, preserve: str | None) -> str:

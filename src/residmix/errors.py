@@ -104,8 +104,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     --------
     >>> "unknown column 'sight'" + did_you_mean("sight", ["site", "age"])
     "unknown column 'sight' - did you mean 'site'?"
+    >>> did_you_mean("v0", ["v10", "v00", "v01"])
+    " - did you mean 'v00'?"
     """
-    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
+    names = [str(item) for item in known]
+    # what was typed begins one: "v0" means "v00", not "v30", which is as close by letters
+    begun = [own for own in names if str(name) and own.lower().startswith(str(name).lower())]
+    close = begun[:1] or difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f" - did you mean {close[0]!r}?" if close else ""
 
 

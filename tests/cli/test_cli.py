@@ -32,7 +32,7 @@ def test_the_demo_shows_what_it_found_and_writes_report_and_model(demo):
     model = rm.load(folder / "penguins.safetensors")
     assert model.predict(penguins()).shape == (333,)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2
+    assert page.count("<svg") >= 6
     assert "Adelie" in page
 
 
@@ -83,16 +83,16 @@ def test_fit_equals_the_library_call(files):
 
 
 def test_joint_estimation_and_reports_work_from_the_command_line(files):
-    options = (*OPTIONS, "--estimation", "joint", "--gating", "metadata", "--covariance", "tied", "-k", 2)
+    options = (*OPTIONS, "--joint", "--family", "tied", "-k", 2)
     result = run("fit", files / "p.csv", *options, "--report", files / "r.html")
     assert "Log-likelihood per row" in result.stdout
-    assert "estimated together by maximum likelihood" in (files / "r.html").read_text(encoding="utf-8")
+    assert "estimated jointly with the mixture" in (files / "r.html").read_text(encoding="utf-8")
 
 
 def test_missing_rows_are_left_out_only_when_told(tmp_path):
     penguins(complete=False).to_csv(tmp_path / "p.csv", index=False)
     result = run("fit", tmp_path / "p.csv", *OPTIONS, code=1)
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("Error") == 1
     summary = json.loads(run("fit", tmp_path / "p.csv", *OPTIONS, "--drop-missing", "--json").stdout)
     assert summary["n_rows"] == 333
 
@@ -160,7 +160,6 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path):
     assert all(shown.count(name) for name in ("[a]", "[u]", "[/v]"))
 
 
-@pytest.mark.filterwarnings("always")
 def test_warnings_are_one_line_each_and_quiet_means_quiet(files):
     options = (files / "p.csv", "--formula", "C(sex)", "--features", "year,body_mass_g", "-k", 1)
     told = [line for line in run("fit", *options).stderr.splitlines() if "Warning" in line]

@@ -227,3 +227,18 @@ def test_errors_suggest_what_was_meant():
         parse_formula("bs(age, 4, df=4)")
     with pytest.raises(FormulaError, match="a formula is a string"):
         parse_formula(["age"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Age (years) + site", "backticks: `Age (years)`"),
+        ("site + vol (mm3)", "backticks: `vol (mm3)`"),
+        ("total volume", "backticks: `total volume`"),
+        ("site, age", "write '+' in place of ','"),
+    ],
+)
+def test_what_people_write_by_habit_is_told_with_what_is_right(text, told):
+    with pytest.raises(FormulaError) as raised:
+        parse_formula(text)
+    assert told in str(raised.value)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["penguins"]
+__all__ = ["penguins", "penguins_file"]
 
 
 def penguins(*, complete: bool = True) -> pd.DataFrame:
@@ -36,6 +38,18 @@ def penguins(*, complete: bool = True) -> pd.DataFrame:
     """
     import pandas as pd
 
-    with as_file(files(__name__) / "penguins.csv") as path:
+    with penguins_file() as path:
         table = pd.read_csv(path)
     return table.dropna().reset_index(drop=True) if complete else table
+
+
+def penguins_file() -> AbstractContextManager[Path]:
+    """Return a context that gives the path of the penguins' CSV file, all 344 rows.
+
+    Examples
+    --------
+    >>> with penguins_file() as path:
+    ...     print(path.name)
+    penguins.csv
+    """
+    return as_file(files(__name__) / "penguins.csv")

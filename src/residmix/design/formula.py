@@ -148,8 +148,26 @@ class _Parser:
             self.refuse("the formula is empty; write '1' to take out the mean only")
         terms = self.sum()
         if self.peek()[0] != "end":
-            self.refuse(f"cannot read {self.peek()[1]!r} here")
+            self.refuse(f"cannot read {self.peek()[1]!r} here{self.instead()}")
         return tuple(sorted((term for term in terms if term), key=len))
+
+    def instead(self) -> str:
+        """Return what was probably meant where terms stand side by side: a sum, or one column of several words."""
+        kind, value = self.peek()
+        if value == ",":
+            return "; terms are added: write '+' in place of ','"
+        before = self.tokens[self.at - 1] if self.at else ("end", "", 0)
+        if kind == "name" and before[0] == "name":
+            return f"; a column whose name has a space stands in backticks: `{before[1]} {value}`"
+        return ""
+
+    def spaced(self) -> str:
+        """Return a column's name such as ``Age (years)``, if one begins at this token and a call can't be meant."""
+        place, end = self.tokens[self.at][2], self.tokens[self.at + 1][2]
+        close = self.text.find(")", end)
+        inside = self.text[end + 1 : close]
+        plain = close > 0 and re.fullmatch(r"[^()`,=\"']*", inside)
+        return self.text[place : close + 1] if plain and self.text[end - 1].isspace() else ""
 
     def sum(self) -> Terms:
         sign = self.accept("+", "-")
@@ -309,6 +327,8 @@ class _Parser:
 
     def call(self, function: str) -> Call:
         if function not in FUNCTIONS:
+            if column := self.spaced():
+                self.refuse(f"{function}() is no function; a column of that name stands in backticks: `{column}`")
             hint = did_you_mean(function.split(".")[-1], FUNCTIONS)
             self.refuse(f"{function}() is not let through{hint}; there are {', '.join(FUNCTIONS)}")
         self.at += 2

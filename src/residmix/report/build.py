@@ -1,54 +1,49 @@
-"""From a fitted mixture and rows to the page: summary, pictures, HTML."""
+"""From a fitted model, and rows if there are any, to a page or its JSON twin."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from residmix.mixture.families.family import family
+from residmix.atomic import atomic_path
+from residmix.report.gather import Evidence, gather
 from residmix.report.html import render
-from residmix.report.plots import explained_bars, figure_svg, scatter_before_after
-from residmix.report.summarise import component_order, summarise
+from residmix.report.pictures import pictures
+from residmix.report.summarise import summarise
 
-__all__ = ["build_report"]
+__all__ = ["page", "report", "write"]
 
 
-def build_report(
-    model: Any,
-    X: NDArray[Any],
-    residual: NDArray[Any],
-    labels: NDArray[np.integer[Any]],
-    *,
-    feature_names: Sequence[str],
-    metadata: dict[str, NDArray[Any]] | None = None,
-    reference: tuple[str, NDArray[Any]] | None = None,
-    association: Any = None,
-    n_rows: int | None = None,
-    command: str | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Return the summary dict of :func:`~residmix.report.summarise.summarise` and the HTML page made from it."""
-    summary = summarise(
-        model,
-        X,
-        residual,
-        labels,
-        feature_names=feature_names,
-        metadata=metadata,
-        reference=reference,
-        association=association,
-        n_rows=n_rows,
-        command=command,
-    )
-    order = component_order(model)
-    covariances = family(model.covariance_type).full(model.covariances_, *model.means_.shape)[order]
-    shown = np.argsort(order)[labels]
-    few = reference or next(iter((metadata or {}).items()), None)
-    scatter = scatter_before_after(X, residual, shown, np.asarray(model.means_)[order], covariances, feature_names, few)
-    pictures = {
-        "scatter": figure_svg(scatter),
-        "explained": figure_svg(explained_bars(summary["features"])),
-    }
-    return summary, render(summary, pictures)
+def report(model: Any, path: str | os.PathLike[str], X: Any = None, *, metadata: Any = None, **options: Any) -> Path:
+    """Write a report on a fitted model to one file: an HTML page, or JSON if `path` ends in ``.json``.
+
+    Parameters
+    ----------
+    model : Residualizer, ResidualMixture or GaussianMixture
+    path : path
+        Written under a temporary name first.
+    X, metadata
+        Rows to describe the model on, as for its `fit`.
+    **options
+        Of :func:`residmix.report.gather.gather`.
+    """
+    found = gather(model, X, metadata=metadata, **options)
+    write(found, summarise(found), path)
+    return Path(path)
+
+
+def write(found: Evidence, summary: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write what was gathered and summarised."""
+    if os.fspath(path).endswith(".json"):
+        text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    else:
+        text = page(found, summary)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page(found: Evidence, summary: dict[str, Any]) -> str:
+    """Return the HTML page."""
+    return render(summary, pictures(found, summary))

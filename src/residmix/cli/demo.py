@@ -1,0 +1,57 @@
+"""``residmix demo``: a minute with the penguins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from residmix.cli.fit import run
+from residmix.cli.shared.options import ATTENDED, Examples, options, seed
+from residmix.cli.shared.telling import say, told_plainly
+
+__all__ = ["demo"]
+
+FEATURES = "bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g"
+
+
+@click.command(
+    cls=Examples,
+    examples="""
+    residmix demo
+    residmix demo --output-dir /tmp/penguins --force
+    """,
+)
+@options(
+    click.option(
+        "--output-dir", "-o", type=click.Path(file_okay=False, path_type=Path), default=Path("residmix-demo"),
+        show_default=True, help="Folder for the report and the model.",
+    ),
+    seed(),
+    ATTENDED,
+)  # fmt: skip
+@told_plainly
+def demo(output_dir: Path, **chosen: Any) -> None:
+    """Find the species of 333 penguins, with their sex taken out.
+
+    The measurements of the Palmer penguins, which ship with the package, are residualized on sex; a mixture of three
+    Gaussians is fitted to what is left and compared with the species, which it has not seen.
+    """
+    from residmix.data import penguins_file
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    say(chosen["quiet"], "344 penguins; metadata: sex")
+    with penguins_file() as path:
+        run(
+            str(path),
+            SimpleNamespace(
+                formula="C(sex)", preserve=None, features=FEATURES, exclude=None, components=3, family="full",
+                joint=False, scale=False, shrinkage=None, reference=None, missing="error", on_unknown="error",
+                drop_missing=True,
+                compare="species", output=output_dir / "penguins.safetensors", report=output_dir / "report.html",
+                residuals=None, labels=None, fail_if_left=None, checkpoint=None, resume=False, dask=None, dry_run=False,
+                layer=None, basis=None, **chosen,
+            ),
+        )  # fmt: skip

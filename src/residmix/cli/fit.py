@@ -1,0 +1,208 @@
+"""``residmix fit``: take out, model, write."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from residmix.cli.shared.columns import Columns, plan_columns
+from residmix.cli.shared.data import Data, complete_rows, open_data
+from residmix.cli.shared.estimators import components, make_estimator, remover
+from residmix.cli.shared.options import ATTENDED, FORMULA, READING, Examples, options, seed, written
+from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
+from residmix.cli.shared.summary import check_left, command_line, print_summary
+from residmix.cli.shared.telling import say, tell_notes, told_plainly
+
+__all__ = ["fit", "run"]
+
+
+@click.command(
+    cls=Examples,
+    examples="""
+    residmix fit scans.parquet --formula "C(site) + age" -o model.safetensors --report scans.html
+    residmix fit scans.csv --formula "C(site)" --preserve "age + C(sex)" --shrinkage eb --scale --residuals clean.csv
+    residmix fit cells.h5ad --basis X_pca --formula "C(batch)" -k 8 --labels clusters.csv
+    residmix fit 'parts/*.parquet' --formula "C(site)" --joint -o m.safetensors
+    residmix fit scans.csv --formula "C(site)" --fail-if-left 0.6
+    """,
+)
+@click.argument("data")
+@options(
+    FORMULA,
+    click.option(
+        "--components", "-k", type=components, default=None,
+        help="Gaussians in what is left; 0 for none.  [default: 3, with --scale, --shrinkage or --reference 0]",
+    ),
+    click.option(
+        "--family", "--covariance", "family", default="full", show_default=True,
+        help="Of the covariances: full, tied, diag, spherical, or one of mclust's fourteen, EII to VVV.",
+    ),
+    click.option(
+        "--joint", is_flag=True, help="Estimate effects and mixture together, with weights that depend on the metadata."
+    ),
+    click.option("--scale", is_flag=True, help="Bring the spread of each level to the pooled one, too."),
+    click.option("--shrinkage", help="Shrink effects: eb (ComBat), eb-one-row, or blup for the levels of one factor."),
+    click.option("--reference", help="The level that the others are brought to."),
+    click.option(
+        "--missing", type=click.Choice(["error", "mean", "indicator"]), default="error", show_default=True,
+        help="What to do with missing metadata.",
+    ),
+    click.option("--drop-missing", is_flag=True, help="Leave out rows in which a used column is missing."),
+    click.option(
+        "--on-unknown", type=click.Choice(["error", "mean"]), default="error", show_default=True,
+        help="What later rows with a level that isn't in DATA get.",
+    ),
+    click.option("--compare", help="A column to compare the components with."),
+    seed(),
+    written("output", "-o", "--output", help="Model file to write."),
+    written("residuals", "--residuals", help="What is left: .parquet, .csv, .tsv, .arrow, or - for CSV."),
+    written("labels", "--labels", help="The component of each row, in the order of DATA."),
+    written("report", "--report", help="Report to write: .html, or .json."),
+    click.option(
+        "--fail-if-left", type=click.FloatRange(0.5, 1.0), metavar="AUC",
+        help="Exit with 1 if a held-out probe still reads a removed column better than this.",
+    ),
+    READING,
+    written("checkpoint", "--checkpoint", help="File that holds the state of the fit while it runs."),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint."),
+    click.option("--dask", metavar="ADDRESS", help="Let the workers of this Dask cluster read the files."),
+    click.option("--dry-run", is_flag=True, help="Say what would be done with rows and columns, and stop."),
+    ATTENDED,
+)  # fmt: skip
+@told_plainly
+def fit(data: str, **chosen: Any) -> None:
+    """Take out of DATA what a formula explains, and fit a mixture to the rest.
+
+    DATA is a Parquet, Arrow, CSV or .h5ad file, a folder or a pattern of files, or - for CSV on standard input.
+    """
+    run(data, SimpleNamespace(**chosen))
+
+
+def run(data: str, chosen: SimpleNamespace) -> None:
+    """Fit, write, describe."""
+    from residmix.errors import noting
+
+    _check_options(chosen)
+    _check_outputs(data, chosen, reads=())
+    with noting() as notes:
+        source = open_data(data, chosen)
+        _check_outputs(data, chosen, reads=source.paths)
+        columns = plan_columns(source, chosen)
+        say(chosen.quiet, columns.told())
+        if chosen.drop_missing:
+            source = complete_rows(source, columns.used, chosen.quiet)
+        model = make_estimator(chosen, columns.features)
+        tell_notes(chosen.quiet, [note for note in notes if note["kind"] != "left-out-columns"])
+        if chosen.dry_run:
+            _tell_plan(source, columns, model, chosen)
+            return
+        began = time.perf_counter()
+        model.fit(source.table)
+    seconds = time.perf_counter() - began
+    model.notes_ = notes  # what was left out belongs to what the fit has to tell, here and in the file
+    _write_model(model, source, chosen)
+    tell_notes(chosen.quiet, [note for note in notes if note["kind"] != "left-out-columns"])
+    iterations = f", {model.n_iter_} iterations" if hasattr(model, "n_iter_") else ""
+    say(chosen.quiet, f"fitted in {seconds:.1f} s{iterations}")
+    _describe(model, source, chosen)
+
+
+def _check_options(chosen: SimpleNamespace) -> None:
+    if chosen.resume and chosen.checkpoint is None:
+        raise click.UsageError("--resume goes on from a checkpoint: name it with --checkpoint")
+    if chosen.fail_if_left is not None and chosen.formula is None:
+        raise click.UsageError("--fail-if-left needs something to look for: give --formula")
+    if chosen.formula is None and (chosen.preserve or chosen.scale or chosen.shrinkage or chosen.joint):
+        raise click.UsageError(
+            "--preserve, --scale, --shrinkage and --joint need something to take out: give --formula"
+        )
+
+
+def _check_outputs(data: str, chosen: SimpleNamespace, reads: Any) -> None:
+    targets: dict[str, Path | None] = {
+        "--output": chosen.output, "--report": chosen.report, "--residuals": chosen.residuals, "--labels": chosen.labels
+    }  # fmt: skip
+    for option in ("--residuals", "--labels"):
+        path = targets[option]
+        if path is not None:
+            check_columns_file(path, option)
+    check_targets(targets, reads=reads, force=chosen.force)
+    kept = chosen.checkpoint
+    if kept is not None and kept.exists() and not chosen.resume:
+        raise click.ClickException(f"the checkpoint {str(kept)!r} exists; --resume goes on from it, or delete it")
+
+
+def _write_model(model: Any, source: Data, chosen: SimpleNamespace) -> None:
+    """Write what the fit gave before anything else is tried with it."""
+    from residmix.persistence import save
+
+    if chosen.output is not None:
+        save(model, chosen.output)
+        say(chosen.quiet, f"model: {chosen.output}")
+    if chosen.residuals is not None:
+        method = remover(model)
+        write_columns(chosen.residuals, lambda path: method(source.table, out=path))
+        say(chosen.quiet, f"residuals: {chosen.residuals}")
+    if chosen.labels is not None:
+        if not hasattr(model, "predict"):
+            raise click.UsageError("--labels needs components: give -k")
+        write_columns(chosen.labels, lambda path: model.predict(source.table, out=path))
+        say(chosen.quiet, f"labels: {chosen.labels}")
+
+
+def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
+    from residmix.report.gather import gather
+    from residmix.report.summarise import summarise
+
+    probes = chosen.report is not None or chosen.fail_if_left is not None
+    if probes and chosen.formula:
+        say(chosen.quiet, "measuring how much metadata is left ...")
+    found = gather(model, source.table, reference=chosen.compare, probes=probes, command=command_line(chosen))
+    summary = summarise(found)
+    if chosen.report is not None:
+        from residmix.report.build import write
+
+        write(found, summary, chosen.report)
+        say(chosen.quiet, f"report: {chosen.report}")
+    if "-" in (str(chosen.residuals), str(chosen.labels)):
+        pass  # standard output holds the columns
+    elif chosen.as_json:
+        click.echo(json.dumps(summary, indent=1))
+    elif not chosen.quiet:
+        print_summary(summary)
+    if chosen.fail_if_left is not None:
+        check_left(summary, chosen.fail_if_left, chosen.quiet)
+
+
+def _tell_plan(source: Data, columns: Columns, model: Any, chosen: SimpleNamespace) -> None:
+    """Print what would be done with rows and columns, and what it would ask for."""
+    n, d, p = source.table.n_rows, len(columns.features), len(columns.metadata)
+    K = getattr(model, "n_components", 0)
+    size = sum(path.stat().st_size for path in source.paths)
+    plan = {
+        "rows": n,
+        "features": list(columns.features),
+        "removed": list(columns.metadata),
+        "preserved": list(columns.preserved),
+        "left_out": columns.left_out,
+        "model": type(model).__name__,
+        "bytes_to_read": size,
+        "bytes_as_numbers": 8 * n * (d + p),
+        "memory_of_moments": 8 * max(K, 1) * (d + p) ** 2,
+        "passes": 2 if K == 0 else "2, a few for the starts, and one an iteration",
+        "writes": [str(path) for path in (chosen.output, chosen.report, chosen.residuals, chosen.labels) if path],
+    }
+    if chosen.as_json:
+        click.echo(json.dumps(plan, indent=1))
+        return
+    for name, value in plan.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} ({reason})" for key, reason in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value[:20]) + (f" and {len(value) - 20} more" if len(value) > 20 else "")
+        click.echo(f"{name.replace('_', ' '):<18} {f'{value:,}' if isinstance(value, int) else value or 'none'}")

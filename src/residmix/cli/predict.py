@@ -1,0 +1,56 @@
+"""``residmix predict``: the component of each row, and how sure that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from residmix.cli.shared.data import is_h5ad, open_data
+from residmix.cli.shared.estimators import load_model
+from residmix.cli.shared.options import ATTENDED, COLUMN_FILES, READING, Examples, options, written
+from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
+from residmix.cli.shared.telling import say, told_plainly
+
+__all__ = ["predict"]
+
+
+@click.command(
+    cls=Examples,
+    examples="""
+    residmix predict model.safetensors new.parquet -o labels.csv
+    residmix predict model.safetensors new.parquet --probabilities -o shares.parquet
+    residmix predict model.safetensors new.csv --density -o - | sort -g | head
+    """,
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data")
+@options(
+    written("output", "-o", "--output", required=True, help=f"{COLUMN_FILES[:-1]}; .h5ad for .h5ad."),
+    click.option("--probabilities", "what", flag_value="probabilities",
+                 help="Write the probability of every component."),
+    click.option("--density", "what", flag_value="density", help="Write the log-density of each row."),
+    READING,
+    ATTENDED,
+)  # fmt: skip
+@told_plainly
+def predict(model: Path, data: str, output: Path, what: str | None, **chosen: Any) -> None:
+    """Write the most probable component of each row of DATA, numbered as the report numbers them."""
+    options = SimpleNamespace(**chosen)
+    check_columns_file(output, "--output", h5ad=is_h5ad(data))
+    check_targets({"--output": output}, force=options.force)
+    fitted = load_model(model)
+    if not hasattr(fitted, "predict_proba"):
+        raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which has no components; fit with -k")
+    source = open_data(data, options)
+    check_targets({"--output": output}, reads=source.paths, force=options.force)
+    method = {None: fitted.predict, "probabilities": fitted.predict_proba, "density": fitted.score_samples}[what]
+    if is_h5ad(output):
+        from residmix.anndata import write_h5ad
+
+        write_h5ad(data, output, labels=fitted.predict(source.table), layer=options.layer, basis=options.basis)
+    else:
+        write_columns(output, lambda path: method(source.table, out=path))
+    say(options.quiet, f"{source.table.n_rows:,} rows: {output}")

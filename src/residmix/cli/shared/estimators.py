@@ -1,0 +1,105 @@
+"""From options to an estimator."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+__all__ = ["components", "load_model", "make_estimator", "remover"]
+
+HARMONIZING = ("scale", "shrinkage", "reference")
+
+
+class _Components(click.ParamType):
+    """A number of components."""
+
+    name = "K"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            size = int(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no number of components: give one such as 3", param, ctx)
+        if size < 0:
+            self.fail(f"{value!r} must be at least 0", param, ctx)
+        return size
+
+
+components = _Components()
+
+
+def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
+    """Return the unfitted estimator that options ask for: with a mixture, or to harmonize without one."""
+    harmonizing = [f"--{name}" for name in HARMONIZING if getattr(chosen, name)]
+    K = chosen.components if chosen.components is not None else 0 if harmonizing else 3
+    if K and harmonizing:
+        raise click.UsageError(
+            f"{' and '.join(harmonizing)} harmonize without a mixture; write --residuals clean.parquet, then: "
+            f" residmix fit clean.parquet --formula 1 -k {K}"
+        )
+    if not K and chosen.formula is None:
+        raise click.UsageError("there is nothing to do: give --formula, or -k, or both")
+    if not K:
+        from residmix.removal.residualizer import Residualizer
+
+        if chosen.joint:
+            raise click.UsageError("--joint needs components: give -k")
+        return Residualizer(
+            chosen.formula,
+            preserve=chosen.preserve,
+            features=list(features),
+            scale=chosen.scale,
+            shrinkage=_shrinkage(chosen),
+            reference=chosen.reference,
+            missing=chosen.missing,
+            on_unknown=chosen.on_unknown,
+        )
+    from residmix.conditional.residual_mixture import ResidualMixture
+
+    return ResidualMixture(
+        K,
+        # without a formula the mean alone is taken out
+        formula=chosen.formula or "1",
+        preserve=chosen.preserve,
+        features=list(features),
+        estimation="joint" if chosen.joint else "two-stage",
+        gating="metadata" if chosen.joint else "constant",
+        covariance_type=chosen.family,
+        missing=chosen.missing,
+        on_unknown=chosen.on_unknown,
+        random_state=chosen.seed,
+        checkpoint=None if chosen.checkpoint is None else str(chosen.checkpoint),
+    )
+
+
+def _shrinkage(chosen: SimpleNamespace) -> Any:
+    """Return ``{term: "blup"}`` for blup, which is by factor, and anything else as it is."""
+    if chosen.shrinkage != "blup":
+        return chosen.shrinkage
+    from residmix.design.formula import parse_formula
+
+    terms = [":".join(factor.label for factor in term) for term in parse_formula(chosen.formula)]
+    if len(terms) != 1:
+        raise click.UsageError(
+            f"--shrinkage blup is for a formula of one factor, and {chosen.formula!r} has {len(terms)} terms; "
+            "with more, use Python: Residualizer(..., shrinkage={'C(site)': 'blup'})"
+        )
+    return {terms[0]: "blup"}
+
+
+def remover(model: Any) -> Any:
+    """Return the method that gives a model's residuals, or None."""
+    return (
+        model.residuals
+        if hasattr(model, "means_") and hasattr(model, "residualizer_")
+        else getattr(model, "transform", None)
+    )
+
+
+def load_model(path: Any) -> Any:
+    """Return the model in a file that this command or `residmix.save` wrote."""
+    from residmix.persistence import load
+
+    return load(path)

@@ -1,0 +1,53 @@
+"""``residmix transform``: what a model leaves of further rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from residmix.cli.shared.data import is_h5ad, open_data
+from residmix.cli.shared.estimators import load_model, remover
+from residmix.cli.shared.options import ATTENDED, COLUMN_FILES, READING, Examples, options, written
+from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
+from residmix.cli.shared.telling import say, told_plainly
+
+__all__ = ["transform"]
+
+
+@click.command(
+    cls=Examples,
+    examples="""
+    residmix transform model.safetensors new.parquet -o clean.parquet
+    residmix transform model.safetensors new.csv -o - | head
+    residmix transform model.safetensors cells.h5ad -o clean.h5ad
+    """,
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data")
+@options(
+    written("output", "-o", "--output", required=True, help=f"{COLUMN_FILES[:-1]}; .h5ad for .h5ad."),
+    READING,
+    ATTENDED,
+)  # fmt: skip
+@told_plainly
+def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
+    """Write what MODEL leaves of DATA: residuals in the units of the features, rows in the order of DATA."""
+    options = SimpleNamespace(**chosen)
+    check_columns_file(output, "--output", h5ad=is_h5ad(data))
+    check_targets({"--output": output}, force=options.force)
+    fitted = load_model(model)
+    method = remover(fitted)
+    if method is None:
+        raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which takes nothing out; see predict")
+    source = open_data(data, options)
+    check_targets({"--output": output}, reads=source.paths, force=options.force)
+    if is_h5ad(output):
+        from residmix.anndata import write_h5ad
+
+        write_h5ad(data, output, residual=method(source.table), layer=options.layer, basis=options.basis)
+    else:
+        write_columns(output, lambda path: method(source.table, out=path))
+    say(options.quiet, f"{source.table.n_rows:,} rows: {output}")

@@ -1,0 +1,98 @@
+"""Is the density right?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.plots.rows import Rows, covariances_of, features_of, residual_of, rows_of
+from residmix.plots.style import AFTER, INK, axes, caption, name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["pit_values", "plot_pit"]
+
+BINS = 20
+
+
+def plot_pit(model: Any, X: Any, *, metadata: Any = None, feature: str | None = None, ax: Axes | None = None) -> Axes:
+    r"""Draw the histogram of :math:`F(x_j \mid m)`, which is flat where the mixture describes a feature rightly.
+
+    A heap in the middle says that the model is too wide, at the ends too narrow, on one side that it is biased
+    (Dawid 1984).
+
+    Parameters
+    ----------
+    model : ResidualMixture or GaussianMixture
+        Fitted.
+    X, metadata
+        Rows, as for its `fit`; at most 5,000 are looked at. Rows that the fit hasn't seen are the better judges.
+    feature : str, optional
+        Default: all of them, pooled.
+    ax : matplotlib Axes, optional
+        Default: of a new figure.
+
+    Returns
+    -------
+    Axes
+        With the band that holds 95 % of the bars if the rows are independent and the model is right.
+
+    Examples
+    --------
+    >>> import numpy as np, residmix as rm
+    >>> X = np.random.default_rng(0).normal(size=(500, 1))
+    >>> ax = rm.plot_pit(rm.GaussianMixture(1).fit(X), X)
+    >>> len(ax.patches)
+    20
+    """
+    if not hasattr(model, "means_"):
+        raise TypeError(f"{type(model).__name__} has no density; pass a fitted mixture")
+    rows = rows_of(model, X, metadata)
+    values = pit_values(model, rows)
+    names = features_of(model)
+    if feature is not None:
+        from residmix.plots.levels import feature_place
+
+        values = values[:, [feature_place(model, feature)]]
+    known = values[np.isfinite(values)]
+    ax = axes(ax, figsize=(4.6, 3.2))
+    counts, edges = np.histogram(known, BINS, (0.0, 1.0))
+    density = counts * BINS / max(len(known), 1)
+    ax.bar(edges[:-1], density, 1 / BINS, align="edge", color=AFTER, alpha=0.65, edgecolor="white", linewidth=0.6)
+    reach = 1.96 * np.sqrt((BINS - 1) / max(len(values), 1))
+    ax.axhline(1, color=INK, linewidth=1)
+    ax.fill_between([0, 1], 1 - reach, 1 + reach, color=INK, alpha=0.12, linewidth=0, zorder=0)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("F(x | m)")
+    ax.set_ylabel("density")
+    told = name(feature) if feature is not None else name(names[0]) if len(names) == 1 else f"{len(names)} features"
+    caption(ax, f"{told}, {len(values):,} rows")
+    return ax
+
+
+def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
+    """Return :math:`F_j(x_j | m)`, (n, d): uniform if the mixture describes each feature rightly."""
+    from scipy.special import ndtr
+
+    values = residual_of(model, rows)
+    weights = _weights(model, rows)
+    spread = np.sqrt(np.maximum(np.diagonal(covariances_of(model), axis1=1, axis2=2), 1e-300))
+    below = np.zeros(values.shape)
+    for k in range(len(model.weights_)):
+        below += weights[:, k : k + 1] * ndtr((values - model.means_[k]) / spread[k])
+    return below
+
+
+def _weights(model: Any, rows: Rows) -> NDArray[np.float64]:
+    """Return the mixing weights of each row: with a gate they depend on its metadata."""
+    if getattr(model, "gate_coef_", None) is None:
+        return np.tile(np.asarray(model.weights_, dtype=np.float64), (len(rows.X), 1))
+    design = model.residualizer_.design_
+    where = rows.apart if rows.apart is not None else rows.frame
+    a = design.matrix(where[list(design.columns)] if hasattr(where, "columns") else where).dense
+    logits = model.gate_intercept_ + a @ model.gate_coef_.T
+    logits = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(logits / logits.sum(axis=1, keepdims=True))

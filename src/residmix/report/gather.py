@@ -1,0 +1,161 @@
+"""What a report looks at: a fitted model, some of its rows before and after, and what was measured on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import unnoted
+from residmix.plots.rows import Rows, features_of, metadata_of, residual_of, residualizer_of, rows_of
+
+__all__ = ["Evidence", "gather"]
+
+PROBED_FEATURES = 64  # the ones that the metadata explain most; a forest on thousands takes minutes
+PERMUTATIONS = 49
+FOLDS = 5
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Evidence:
+    """All that a summary is made from; what isn't known is None or empty, and its section is left out.
+
+    Attributes
+    ----------
+    model : estimator
+    features : tuple of str
+    removed, preserved : tuple of str
+        Metadata columns.
+    rows : Rows or None
+    residual : ndarray (n, d) or None
+    labels : ndarray (n,) or None
+    association : Association or None
+    held_out : float or None
+        Cross-validated log-likelihood per row.
+    reference : str or None
+        A column to compare the components with.
+    notes : list of dict
+    command : str or None
+    """
+
+    model: Any
+    features: tuple[str, ...]
+    removed: tuple[str, ...]
+    preserved: tuple[str, ...]
+    rows: Rows | None = None
+    residual: Floats | None = None
+    labels: NDArray[np.integer[Any]] | None = None
+    association: Any = None
+    held_out: float | None = None
+    reference: str | None = None
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    command: str | None = None
+
+
+def gather(
+    model: Any,
+    X: Any = None,
+    *,
+    metadata: Any = None,
+    reference: str | None = None,
+    probes: bool = True,
+    notes: list[dict[str, Any]] | None = None,
+    command: str | None = None,
+) -> Evidence:
+    """Look at a fitted model, and at rows if there are any.
+
+    Parameters
+    ----------
+    model : Residualizer, ResidualMixture or GaussianMixture
+        Fitted.
+    X, metadata
+        Rows to describe it on, as for its `fit`. Default: none, and the report tells what the model itself knows.
+    reference : str, optional
+        A column of X, or of the metadata, to compare the components with.
+    probes : bool
+        Measure on held-out rows how well the metadata can be read back, and how likely held-out rows are.
+    notes : list of dict, optional
+        Default: the model's own.
+    command : str, optional
+        How to make it again.
+    """
+    found = Evidence(
+        model,
+        features_of(model),
+        *metadata_of(model),
+        reference=reference,
+        notes=list(getattr(model, "notes_", []) if notes is None else notes),
+        command=command,
+    )
+    if X is None:
+        return found
+    found.rows = rows_of(model, X, metadata, () if reference is None else (reference,))
+    with unnoted():
+        found.residual = residual_of(model, found.rows)
+        if hasattr(model, "predict"):
+            found.labels = np.asarray(found.rows.call(model.predict))
+        if probes:
+            found.association = _association(found)
+            found.held_out = _held_out(found)
+    return found
+
+
+def _association(found: Evidence) -> Any:
+    """Measure the metadata in features and residuals; the residualizer is fitted anew in each fold."""
+    from residmix.diagnostics.association import association
+
+    rows, linear = found.rows, residualizer_of(found.model)
+    if linear is None or not found.removed or rows is None or rows.frame is None or linear.formula is None:
+        return None
+    if len(rows.X) < 4 * FOLDS or getattr(linear, "estimator", None) is not None:
+        return None
+    order = np.argsort(-np.nan_to_num(linear.r2_), kind="stable")[:PROBED_FEATURES]
+    features = [found.features[j] for j in sorted(order)]
+    fresh = _fresh(linear, features=features, on_unknown="mean")
+    try:
+        return association(
+            rows.frame,
+            formula=linear.formula,
+            features=features,
+            after=fresh,
+            components=found.labels,
+            missing=linear.missing,
+            n_splits=FOLDS,
+            n_permutations=PERMUTATIONS,
+        )
+    except ValueError as error:
+        found.notes.append(
+            {"kind": "not-measured", "message": f"what is left was not measured: {error}", "figures": {}}
+        )
+        return None
+
+
+def _fresh(estimator: Any, **changed: Any) -> Any:
+    """Return an unfitted copy of an estimator, also of one that was read from a file."""
+    parameters = {**estimator.get_params(deep=False), **changed}
+    return type(estimator)(**parameters)
+
+
+def _held_out(found: Evidence) -> float | None:
+    """Return the log-likelihood per row of rows that the model, fitted anew, hasn't seen; 3 folds of the sample."""
+    model, rows = found.model, found.rows
+    if rows is None or not hasattr(model, "means_") or len(rows.X) < 30 * len(model.weights_):
+        return None
+    folds = np.random.default_rng(0).permutation(len(rows.X)) % 3
+    scores = np.empty(len(rows.X))
+    changed: dict[str, Any] = {"checkpoint": None, "warm_start": False, "n_init": 1}
+    if hasattr(model, "on_unknown"):
+        changed["on_unknown"] = "mean"
+    start = {"weights_init": model.weights_, "means_init": model.means_}
+    try:
+        for fold in range(3):
+            copy = _fresh(model, **changed, **start)
+            rows.part(folds != fold).call(copy.fit)
+            scores[folds == fold] = rows.part(folds == fold).call(copy.score_samples)
+    except (ValueError, TypeError):
+        return None  # a fold without a level, or with too few rows for a component: nothing to say
+    return float(scores.mean())

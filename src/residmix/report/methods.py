@@ -1,0 +1,98 @@
+"""How it was done, as a paragraph to paste, with its references as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["methods"]
+
+REFERENCES = {
+    "em": "Dempster, Laird and Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm. Journal of "
+    "the Royal Statistical Society B 39:1-38.",
+    "ecm": "Meng and Rubin (1993). Maximum likelihood estimation via the ECM algorithm. Biometrika 80:267-278.",
+    "gate": "Dayton and Macready (1988). Concomitant-variable latent-class models. Journal of the American Statistical "
+    "Association 83:173-178.",
+    "eb": "Johnson, Li and Rabinovic (2007). Adjusting batch effects in microarray expression data using empirical "
+    "Bayes methods. Biostatistics 8:118-127.",
+    "blup": "Henderson (1975). Best linear unbiased estimation and prediction under a selection model. Biometrics "
+    "31:423-447.",
+    "bic": "Schwarz (1978). Estimating the dimension of a model. Annals of Statistics 6:461-464.",
+    "pit": "Dawid (1984). Statistical theory: the prequential approach. Journal of the Royal Statistical Society A "
+    "147:278-292.",
+}
+
+
+def methods(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return ``{"text": ..., "references": [...]}`` with all settings that matter, the seed and rows left out."""
+    setting: dict[str, Any] = summary["settings"]
+    cited: list[str] = []
+    sentences = [_rows(summary)]
+    if summary["metadata_columns"]:
+        sentences.append(_removal(summary, setting, cited))
+    if summary["components"]:
+        sentences.append(_mixture(summary, setting, cited))
+    if any(row["held_out"] for row in summary["association"]):
+        sentences.append(
+            f"What was left of the metadata was measured by logistic or ridge regression and by a random forest on "
+            f"rows held out of residualization and learner alike (five folds of {summary['n_shown']:,} rows; p by "
+            "permutation)."
+        )
+    if summary["fit"] is not None and summary["fit"]["pit"]:
+        cited.append("pit")
+    versions = summary["versions"]
+    sentences.append(
+        f"Computed with residmix {versions['residmix']} (numpy {versions['numpy']}, Python {versions['python']})."
+    )
+    return {"text": " ".join(sentences), "references": [REFERENCES[key] for key in dict.fromkeys(cited)]}
+
+
+def _rows(summary: dict[str, Any]) -> str:
+    dropped = next((note["figures"] for note in summary["notes"] if note["kind"] == "dropped-rows"), None)
+    told = f"{summary['n_rows']:,} rows" if summary["n_rows"] else "All rows of the fit"
+    if dropped:
+        told += f" ({dropped['dropped']:,} of {dropped['rows']:,} were left out for missing values)"
+    d = len(summary["feature_names"])
+    return f"{told} of {d:,} feature{'' if d == 1 else 's'} were used."
+
+
+def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str]) -> str:
+    formula = setting.get("formula")
+    what = f"the effect of the metadata ({formula})" if formula else "the effect of the metadata"
+    kept = setting.get("preserve")
+    beside = f", with {kept} estimated beside it and kept" if kept else ""
+    if setting.get("estimation") == "joint":
+        return f"{what[0].upper()}{what[1:]} was estimated jointly with the mixture{beside}."
+    text = f"{what[0].upper()}{what[1:]} was removed from each feature by least squares{beside}"
+    shrinkage = setting.get("shrinkage")
+    if shrinkage:
+        cited.append("blup" if isinstance(shrinkage, dict) else "eb")
+        named = "best linear unbiased prediction" if isinstance(shrinkage, dict) else "empirical Bayes"
+        text += f"; effects were shrunk by {named}"
+    if setting.get("scale"):
+        text += "; the spread of each level was brought to the pooled one"
+    if setting.get("reference") is not None:
+        text += f"; the reference is {setting['reference']}"
+    if setting.get("missing", "error") != "error":
+        text += f"; missing metadata were treated by {setting['missing']!r}"
+    return f"{text}. Residuals have mean zero and keep the units of the features."
+
+
+def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str]) -> str:
+    K, family = len(summary["components"]), summary["covariance_type"]
+    target = "the residuals" if summary["metadata_columns"] else "the features"
+    joint = setting.get("estimation") == "joint"
+    cited.append("ecm" if joint else "em")
+    how = "expectation conditional maximization" if joint else "expectation maximization"
+    weights = ""
+    if setting.get("gating") == "metadata":
+        cited.append("gate")
+        weights = ", its weights depending on the metadata"
+    chosen = ""
+    if summary["selection"]:
+        cited.append("bic")
+        chosen = f", chosen among {len(summary['selection'])} fits by {setting.get('criterion', 'bic')!r},"
+    return (
+        f"A mixture of {K} Gaussian{'' if K == 1 else 's'} ({family} covariance{weights}){chosen} was fitted to "
+        f"{target} by {how} (n_init {setting.get('n_init')}, init_params {setting.get('init_params')!r}, tol "
+        f"{setting.get('tol'):g}, reg_covar {setting.get('reg_covar'):g}, seed {setting.get('random_state')})."
+    )

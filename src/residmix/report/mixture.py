@@ -1,0 +1,121 @@
+"""Parts of a summary about the mixture: components, what they agree with, how well they fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.plots.pit import BINS, pit_values
+from residmix.plots.rows import covariances_of
+from residmix.report.gather import Evidence
+from residmix.report.tables import number
+
+__all__ = ["agreement", "component_order", "component_rows", "fit_quality", "selection_rows"]
+
+Floats = NDArray[np.float64]
+
+
+def component_order(model: Any) -> NDArray[np.integer[Any]]:
+    """Return the components from the heaviest to the lightest: the order in which reports list them."""
+    return np.argsort(-np.asarray(model.weights_), kind="stable")
+
+
+def component_rows(found: Evidence) -> list[dict[str, Any]]:
+    """Return number (as `predict` gives it), weight, rows, mean and spread of each component, the heaviest first."""
+    model = found.model
+    if not hasattr(model, "means_"):
+        return []
+    covariances = covariances_of(model)
+    return [
+        {
+            "number": int(k),
+            "weight": float(model.weights_[k]),
+            "rows": None if found.labels is None else int(np.sum(found.labels == k)),
+            "mean": [float(value) for value in model.means_[k]],
+            "sd": [float(value) for value in np.sqrt(np.maximum(np.diagonal(covariances[k]), 0.0))],
+        }
+        for k in component_order(model)
+    ]
+
+
+def selection_rows(model: Any) -> list[dict[str, Any]]:
+    """Return the search over sizes and families, one row a fit, if there was one."""
+    selection = getattr(model, "selection_", None)
+    if not selection:
+        return []
+    names = list(selection)
+    return [
+        {name: number(value) if isinstance(value, float | np.floating) else _plain(value) for name, value in
+         zip(names, row, strict=True)}
+        for row in zip(*(selection[name] for name in names), strict=True)
+    ]  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def agreement(
+    name: str, values: Any, labels: NDArray[np.integer[Any]], order: NDArray[np.integer[Any]]
+) -> dict[str, Any]:
+    """Compare a column with the components: few values as groups, many numbers by the share of variance."""
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
+    known = np.asarray(values.notna())
+    values, labels = np.asarray(values[known]), labels[known]
+    numbers = values.dtype.kind in "fiu"
+    if not len(values):
+        return {"name": name, "kind": "number", "eta2": 0.0}
+    levels, codes = np.unique(values if numbers else values.astype(str), return_inverse=True)
+    if numbers and len(levels) > 12:
+        total = ((values - values.mean()) ** 2).sum()
+        within = sum(((values[labels == k] - values[labels == k].mean()) ** 2).sum() for k in np.unique(labels))
+        return {"name": name, "kind": "number", "eta2": float(1 - within / total) if total > 0 else 0.0}
+    place = np.argsort(order)[labels]
+    table = np.zeros((len(levels), len(order)), dtype=int)
+    np.add.at(table, (codes, place), 1)
+    return {
+        "name": name,
+        "kind": "groups",
+        "n_levels": len(levels),
+        "levels": [str(level) for level in levels[:50]],
+        "table": table[:50].tolist(),
+        "ari": float(adjusted_rand_score(codes, labels)),
+        "ami": float(adjusted_mutual_info_score(codes, labels)),
+    }
+
+
+def fit_quality(found: Evidence) -> dict[str, Any] | None:
+    """Return how the fit ended and how well it describes rows: log-likelihoods, and the PIT by feature."""
+    model = found.model
+    if not hasattr(model, "lower_bound_"):
+        return None
+    told: dict[str, Any] = {
+        "log_likelihood_per_row": number(model.lower_bound_),
+        "held_out_log_likelihood_per_row": found.held_out,
+        "n_iter": int(model.n_iter_),
+        "converged": bool(model.converged_),
+        "lower_bounds": [number(value) for value in list(getattr(model, "lower_bounds_", ()))[:2000]],
+        "pit": None,
+    }
+    if found.rows is not None:
+        values = pit_values(model, found.rows)
+        counts = [np.histogram(column[np.isfinite(column)], BINS, (0.0, 1.0))[0] for column in values.T]
+        told["pit"] = {
+            "bins": BINS,
+            "counts": np.sum(counts, axis=0).tolist(),
+            "ks": [number(_ks(column)) for column in values.T],
+        }
+    return told
+
+
+def _ks(values: Floats) -> float:
+    """Return the largest distance of the empirical distribution from the uniform one."""
+    values = np.sort(values[np.isfinite(values)])
+    n = len(values)
+    if n == 0:
+        return 0.0
+    steps = np.arange(1, n + 1) / n
+    return float(max(np.max(steps - values), np.max(values - steps + 1 / n)))

@@ -1,0 +1,221 @@
+"""Parts of a summary about features and metadata: shares by feature, effects by term, levels before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.plots.rows import Rows, residualizer_of
+from residmix.report.gather import Evidence
+
+__all__ = ["MOST_LEVELS", "associations", "explained_by_feature", "level_rows", "number", "term_rows", "top_effects"]
+
+Floats = NDArray[np.float64]
+
+MOST_LEVELS = 60  # shown of a column; more than this is told
+ODD = 3.5  # robust z from which a level is odd (Iglewicz and Hoaglin 1993), of at least 5 levels
+MEASURES = {
+    "distance_correlation": "distance correlation, squared (sees dependence of any form)",
+    "linear_probe": "linear probe, held out",
+    "nonlinear_probe": "random forest, held out",
+    "component_information": "components, adjusted mutual information",
+}
+
+
+def number(value: Any) -> float | None:
+    """Return a float, or None for what JSON doesn't know."""
+    return float(value) if np.isfinite(value) else None
+
+
+def explained_by_feature(found: Evidence) -> list[dict[str, Any]]:
+    """Return name, mean, spread before and after, and the share of the variance that went, by feature."""
+    linear = residualizer_of(found.model)
+    if found.rows is None:
+        if linear is None:
+            return [{"name": name} for name in found.features]
+        return [
+            {"name": name, "explained": number(share)} for name, share in zip(found.features, linear.r2_, strict=True)
+        ]
+    X = np.asarray(found.rows.X, dtype=np.float64)
+    residual = X - np.nanmean(X, axis=0) if found.residual is None else found.residual
+    gaps = np.isnan(X).all(axis=0)
+    X, residual = np.where(gaps, 0.0, X), np.where(gaps, 0.0, residual)
+    before, after = np.nanvar(X, axis=0), np.nanvar(residual, axis=0)
+    share = np.where(before > 0, 1 - after / np.where(before > 0, before, 1), 0.0)
+    return [
+        {
+            "name": name,
+            "mean": number(np.nanmean(X[:, j])),
+            "sd_before": number(np.sqrt(before[j])),
+            "sd_after": number(np.sqrt(after[j])),
+            "explained": number(share[j]),
+            "missing": int(np.isnan(X[:, j]).sum()),
+        }
+        for j, name in enumerate(found.features)
+    ]
+
+
+def term_rows(found: Evidence) -> list[dict[str, Any]]:
+    """Return what each term of the formula explains over the others: partial R2, and features with p < .05."""
+    from residmix.moments.inference import term_shares
+
+    linear = residualizer_of(found.model)
+    if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
+        return []
+    rows = []
+    for term in linear.design_.terms:
+        row: dict[str, Any] = {
+            "name": term.name,
+            "columns": term.columns.stop - term.columns.start,
+            "preserved": bool(term.preserved),
+            "kind": term.kind,
+        }
+        if row["columns"]:
+            share, p_value = (np.asarray(value, dtype=float) for value in term_shares(linear.fit_, term.columns))
+            known = np.isfinite(share)
+            row |= {
+                "partial_r2_median": number(np.median(share[known])) if known.any() else None,
+                "partial_r2_max": number(share[known].max()) if known.any() else None,
+                "strongest": found.features[int(np.nanargmax(share))] if known.any() else None,
+                "significant": int(np.sum(p_value[np.isfinite(p_value)] < 0.05)),
+            }
+        rows.append(row)
+    return rows
+
+
+def top_effects(found: Evidence, most: int = 16) -> list[dict[str, Any]]:
+    """Return the coefficients that stand out most from their errors, with 95 % intervals."""
+    from scipy.stats import t
+
+    linear = residualizer_of(found.model)
+    if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
+        return []
+    table = linear.tidy()
+    known = np.isfinite(table["statistic"]) & np.isfinite(table["std_error"])
+    table = table[known & (table["term"] != "Intercept")]
+    table = table.iloc[np.argsort(-np.abs(table["statistic"].to_numpy()), kind="stable")[:most]]
+    degrees = float(np.min(linear.fit_.residual_degrees[linear.fit_.count > 0], initial=np.inf))
+    reach = float(t.ppf(0.975, degrees)) if degrees > 0 else float("nan")
+    return [
+        {
+            "feature": str(row.feature),
+            "term": str(row.term),
+            "estimate": number(row.estimate),
+            "lower": number(row.estimate - reach * row.std_error),
+            "upper": number(row.estimate + reach * row.std_error),
+            "p_value": number(row.p_value),
+        }
+        for row in table.itertuples()
+    ]
+
+
+def level_rows(found: Evidence) -> list[dict[str, Any]]:
+    """Return, for every metadata column with levels, how far each level is from all rows before and after.
+
+    The shift is the root mean square over features of the difference of means, in standard deviations within levels;
+    the spread the geometric mean over features of the ratio of standard deviations. A level is odd if its shift or
+    its log spread before is more than 3.5 robust standard deviations (median and MAD) from those of the others.
+    """
+    rows = found.rows
+    if rows is None or found.residual is None:
+        return []
+    told = []
+    for name in dict.fromkeys([*found.removed, *found.preserved]):
+        if name not in rows.metadata:
+            continue
+        values = rows.metadata[name]
+        numeric = values.dtype.kind in "fiu"
+        levels = np.unique(values.dropna()) if numeric else np.unique(values.dropna().astype(str))
+        if not len(levels) >= 2 or (numeric and len(levels) > 12):
+            continue
+        own = values.to_numpy() if numeric else values.astype(str).to_numpy()
+        told.append({"name": name, "n_levels": len(levels), "levels": _levels(rows, found.residual, own, levels)})
+    return told
+
+
+def _levels(rows: Rows, residual: Floats, own: NDArray[Any], levels: NDArray[Any]) -> list[dict[str, Any]]:
+    masks = [own == level for level in levels]
+    X = np.asarray(rows.X, dtype=np.float64)
+    before, after = _shifts(X, masks), _shifts(residual, masks)
+    odd = _odd(before[0]) | _odd(np.log(np.maximum(before[1], 1e-12)))
+    order = np.argsort([-mask.sum() for mask in masks], kind="stable")[:MOST_LEVELS]
+    return [
+        {
+            "level": str(levels[k]),
+            "rows": int(masks[k].sum()),
+            "shift_before": number(before[0][k]),
+            "shift_after": number(after[0][k]),
+            "spread_before": number(before[1][k]),
+            "spread_after": number(after[1][k]),
+            "by_chance": number(1 / np.sqrt(max(masks[k].sum(), 1))),
+            "odd": bool(odd[k]),
+        }
+        for k in sorted(order)
+    ]
+
+
+def _shifts(values: Floats, masks: list[NDArray[np.bool_]]) -> tuple[Floats, Floats]:
+    """Return the shift and the spread of each level."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice|Degrees of freedom", RuntimeWarning)
+        means = np.array([np.nanmean(values[mask], axis=0) for mask in masks])
+        spreads = np.array([np.nanstd(values[mask], axis=0) for mask in masks])
+        counts = np.array([mask.sum() for mask in masks])[:, None]
+        within = np.sqrt(np.nansum(counts * spreads**2, axis=0) / counts.sum())
+        usable = within > 0
+        if not usable.any():
+            return np.zeros(len(masks)), np.ones(len(masks))
+        away = (means - np.nanmean(values, axis=0))[:, usable] / within[usable]
+        shift = np.sqrt(np.nanmean(away**2, axis=1))
+        ratio = np.log(np.maximum(spreads[:, usable] / within[usable], 1e-3))
+        return np.nan_to_num(shift), np.exp(np.nan_to_num(np.nanmean(ratio, axis=1)))
+
+
+def _odd(values: Floats) -> NDArray[np.bool_]:
+    if len(values) < 5:
+        return np.zeros(len(values), dtype=bool)
+    middle = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - middle))
+    return np.abs(values - middle) > ODD * spread if spread > 0 else np.zeros(len(values), dtype=bool)
+
+
+def associations(found: Evidence) -> list[dict[str, Any]]:
+    """Return one row per measure of all features together and metadata column: before, after, chance."""
+    table = found.association
+    if table is None:
+        return []
+    assert found.rows is not None
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for i in range(len(table)):
+        measure = table["measure"][i]
+        if table["feature"][i] != "(all)" or measure not in MEASURES:
+            continue
+        column = table["metadata"][i]
+        held_out = measure.endswith("probe")
+        row = rows.setdefault(
+            (measure, column),
+            {
+                "measure": MEASURES[measure],
+                "metadata": column,
+                "held_out": held_out,
+                "probe": {"linear_probe": "linear", "nonlinear_probe": "forest"}.get(measure),
+                "kind": _kind(found.rows, column, table, i),
+            },
+        )
+        stage = table["stage"][i]
+        row[stage] = number(table["held_out" if held_out else "in_sample"][i])
+        row[f"{stage}_p"] = number(table["held_out_p" if held_out else "in_sample_p"][i])
+        row["chance"] = number(table["held_out_chance"][i]) if held_out else 0.0
+    return list(rows.values())
+
+
+def _kind(rows: Rows, column: str, table: Any, i: int) -> str:
+    """Tell whether a column was read as groups or as a number: by chance, the area under the curve is a half."""
+    chance = table["held_out_chance"][i]
+    if np.isfinite(chance):
+        return "groups" if chance > 0.25 else "number"
+    return "number" if column in rows.metadata and rows.metadata[column].dtype.kind in "fiu" else "groups"

@@ -1,0 +1,124 @@
+"""The first lines of a report: what was taken out, what is still in there, and which notes they rest on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["alerts", "verdict"]
+
+# Notes that change what one may conclude.
+GRAVE = frozenset(
+    {
+        "below-chance", "collapsed-scale", "collinearity", "convergence", "dead-component", "dropped-rows",
+        "entangled-effects", "leakage", "many-columns", "rare-level", "spike",
+    }
+)  # fmt: skip
+LEFT_P = 0.05  # a probe has found something if permuted labels do as well less often
+LEFT_AUC, LEFT_R2 = 0.6, 0.05  # and it's worth a word from here on
+LOST_ROWS = 0.05  # share of dropped rows from which the verdict says so
+
+
+def _amount(row: dict[str, Any], stage: str) -> str:
+    name = "AUC" if row["kind"] == "groups" else "R²"
+    return f"{name} {row[stage]:.2f}".replace("0.", ".", 1)
+
+
+def still_there(row: dict[str, Any]) -> bool:
+    """Tell whether a held-out probe still reads a column after residualization."""
+    if not row["held_out"] or row.get("after") is None:
+        return False
+    least = LEFT_AUC if row["kind"] == "groups" else LEFT_R2
+    return row["after"] >= least and (row.get("after_p") is None or row["after_p"] <= LEFT_P)
+
+
+def verdict(summary: dict[str, Any]) -> dict[str, str]:
+    """Return the headline, one sentence or two, and what follows from it."""
+    removed = summary["metadata_columns"]
+    if not removed:
+        K = len(summary["components"])
+        return {"headline": f"{K} component{'' if K == 1 else 's'}; no metadata was taken out.", "advice": ""}
+    share = f"{_listed(removed)} explained {100 * summary['explained']:.1f} % of the variance"
+    probes = [row for row in summary["association"] if row["held_out"]]
+    if not probes:
+        return {"headline": f"{share}; what is left was not probed.", "advice": ""}
+    left = {kind: [row for row in probes if row["probe"] == kind and still_there(row)] for kind in ("linear", "forest")}
+    if not left["linear"] and not left["forest"]:
+        return {"headline": f"{share}; a linear probe and a forest find nothing of it now.", "advice": ""}
+    if not left["linear"]:
+        told = _listed([f"{row['metadata']} ({_amount(row, 'after')})" for row in left["forest"]])
+        return {
+            "headline": f"{share}; a linear probe finds nothing now, a forest still reads {told}.",
+            "advice": "What is left is spread or shape, not a shift: try scale=True, splines such as "
+            "bs(age, df=4) in the formula, or an Eraser.",
+        }
+    told = _listed([f"{row['metadata']} ({_amount(row, 'after')})" for row in left["linear"]])
+    return {
+        "headline": f"{share}, but it is still in there: a held-out linear probe reads {told}.",
+        "advice": "The effect isn't what the formula says: add interactions or splines, or look for features that "
+        "repeat values.",
+    }
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) > 4:
+        names = [*names[:3], f"{len(names) - 3} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the notes that the verdict needs: grave ones of the fit, and what the summary itself shows."""
+    found = [
+        note
+        for note in summary["notes"]
+        if note["kind"] in GRAVE
+        and not (note["kind"] == "dropped-rows" and note["figures"]["dropped"] < LOST_ROWS * note["figures"]["rows"])
+    ]
+
+    def add(kind: str, message: str, **figures: Any) -> None:
+        if all(message != note["message"] for note in found):
+            found.append({"kind": kind, "message": message, "figures": figures})
+
+    for row in summary["association"]:
+        if still_there(row):
+            add(
+                "still-there",
+                f"{row['metadata']} is still in there: a held-out {row['probe']} probe reads it with "
+                f"{_amount(row, 'after')} (before {_amount(row, 'before')}, by chance {row['chance']:.2f}).",
+                metadata=row["metadata"], probe=row["probe"], before=row["before"], after=row["after"],
+            )  # fmt: skip
+    fit = summary["fit"]
+    if fit is not None and not fit["converged"] and all(note["kind"] != "convergence" for note in found):
+        add(
+            "convergence",
+            f"The fit stopped after {fit['n_iter']} iterations without converging: raise max_iter or tol.",
+            n_iter=fit["n_iter"],
+        )
+    d = len(summary["feature_names"])
+    for component in summary["components"]:
+        rows = component["weight"] * summary["n_rows"]
+        if summary["n_rows"] and rows < d + 1 and summary["covariance_type"] in ("full", "VVV"):
+            add(
+                "few-rows",
+                f"Component {component['number']} has about {rows:.1f} rows, too few for a covariance of {d} features: "
+                "try fewer components or another family.",
+                component=component["number"], rows=rows,
+            )  # fmt: skip
+    for column in summary["metadata"]:
+        if column["kind"] == "groups" and column["ami"] > 0.2:
+            add(
+                "components-follow-metadata",
+                f"The components still follow {column['name']} (adjusted mutual information {column['ami']:.2f}): "
+                "its effect may not be additive, or its levels differ in what they are made of; "
+                'try estimation="joint" with gating="metadata".',
+                metadata=column["name"], ami=column["ami"],
+            )  # fmt: skip
+    for level in summary["levels"]:
+        for row in level["levels"]:
+            if row["odd"]:
+                add(
+                    "odd-level",
+                    f"{level['name']} {row['level']} differs from the other levels more than these among themselves "
+                    f"(shift {row['shift_before']:.2f} sd, spread {row['spread_before']:.2f} before).",
+                    metadata=level["name"], level=row["level"],
+                )  # fmt: skip
+    return found

@@ -1,0 +1,134 @@
+"""No column is left out without a word, and what looks like a measurement never is."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from residmix.cli.shared.columns import quoted, speaks_of_identifier
+
+
+@pytest.fixture
+def table(rng):
+    n = 120
+    return pd.DataFrame(
+        {
+            "subject_id": np.arange(1000, 1000 + n),
+            "site": rng.choice(["a", "b", "c"], n),
+            "age": rng.uniform(20, 80, n),
+            "sex": rng.integers(0, 2, n),
+            "comment": "fine",
+            "seen": pd.date_range("2020-01-01", periods=n),
+            "smokes": rng.random(n) > 0.5,
+            "v00": rng.normal(3000, 400, n),
+            "v01": rng.normal(size=n),
+        }
+    )
+
+
+def fitted(run, table, path, *options, code=0):
+    table.to_parquet(path) if path.suffix == ".parquet" else table.to_csv(path, index=False)
+    return run("fit", path, "--formula", "C(site) + age", "-k", 1, *options, code=code)
+
+
+def test_every_column_that_is_no_feature_is_named_with_its_reason(run, table, tmp_path):
+    result = fitted(run, table, tmp_path / "t.parquet", "--json")
+    first = result.stderr.splitlines()[0]
+    assert first.startswith("3 features; left out: ")
+    for told in ("subject_id (an identifier)", "comment (text)", "seen (dates)", "smokes (truth values)"):
+        assert told in first
+    summary = json.loads(result.stdout)
+    assert summary["feature_names"] == ["sex", "v00", "v01"]
+    (note,) = [note for note in summary["notes"] if note["kind"] == "left-out-columns"]
+    assert note["figures"]["left_out"] == {
+        "subject_id": "an identifier", "comment": "text", "seen": "dates", "smokes": "truth values"
+    }  # fmt: skip
+
+
+def test_a_numeric_sex_among_the_features_is_named(run, table, tmp_path):
+    summary = json.loads(fitted(run, table, tmp_path / "t.csv", "--json").stdout)
+    (note,) = [note for note in summary["notes"] if note["kind"] == "two-valued-features"]
+    assert note["figures"] == {"features": {"sex": [0.0, 1.0]}}
+    summary = json.loads(fitted(run, table, tmp_path / "t.csv", "--json", "--exclude", "sex").stdout)
+    assert all(note["kind"] != "two-valued-features" for note in summary["notes"])
+    assert summary["feature_names"] == ["v00", "v01"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("3,272.3", "without thousands separators"),
+        ("12,5", "with a decimal point"),
+        ("<LOD", "leave such cells empty"),
+    ],
+)
+def test_numbers_written_as_text_stop_the_fit_with_the_cell_and_the_remedy(run, table, tmp_path, cell, told):
+    table["v00"] = table["v00"].round(1).astype(object)
+    table.loc[4, "v00"] = cell
+    message = fitted(run, table, tmp_path / "t.csv", code=1).stderr
+    assert f"column 'v00' looks numeric but holds text such as '{cell}' in row 5" in message
+    assert told in message
+    assert "--exclude v00" in message
+    fitted(run, table, tmp_path / "t.csv", "--exclude", "v00", "--quiet")
+
+
+def test_a_column_of_lists_stops_the_fit_or_is_read_but_is_never_skipped(run, table, tmp_path):
+    table["embedding"] = [list(row) for row in np.ones((len(table), 3))]
+    table["length"] = 7.0
+    result = fitted(run, table[["site", "age", "embedding", "length"]], tmp_path / "t.parquet", code=1)
+    assert "'embedding' holds lists" in result.stderr
+
+
+def test_text_that_is_mostly_words_is_text(run, table, tmp_path):
+    table["answer"] = np.where(np.arange(len(table)) % 3 == 0, "7", "often")
+    assert "answer (text)" in fitted(run, table, tmp_path / "t.csv", "--exclude", "sex").stderr
+
+
+def test_an_identifier_is_one_by_its_values_and_by_its_name(run, table, tmp_path):
+    table["patient_weight"] = np.arange(len(table))  # all different and whole, but no identifier by its name
+    table["id"] = table["v01"]  # an identifier by its name only
+    told = json.loads(fitted(run, table, tmp_path / "t.csv", "--json", "--quiet").stdout)
+    assert {"patient_weight", "id"} <= set(told["feature_names"])
+    assert not speaks_of_identifier("width")
+
+
+@pytest.mark.parametrize("features", ["v0*", "v00,v01", "'v00', v01", '"v00",v01', "v*"])
+def test_features_are_names_or_patterns(run, table, tmp_path, features):
+    if features.startswith("'"):
+        fitted(run, table, tmp_path / "t.csv", "--features", features, code=1)
+        return
+    summary = json.loads(fitted(run, table, tmp_path / "t.csv", "--json", "--features", features).stdout)
+    assert summary["feature_names"] == ["v00", "v01"]
+
+
+def test_a_name_with_a_comma_stands_in_quotes(run, table, tmp_path):
+    table = table.rename(columns={"v00": "a, b"})
+    for given in ('"a, b",v01', "a, b"):
+        summary = json.loads(fitted(run, table, tmp_path / "t.csv", "--json", "--features", given).stdout)
+        assert "a, b" in summary["feature_names"]
+    assert quoted("a, b") == "'\"a, b\"'"
+
+
+def test_a_pattern_without_a_match_and_a_beginning_of_a_name_are_told(run, table, tmp_path):
+    assert "no column matches 'w*'" in fitted(run, table, tmp_path / "t.csv", "--features", "w*", code=1).stderr
+    assert "did you mean 'v00'" in fitted(run, table, tmp_path / "t.csv", "--features", "v0", code=1).stderr
+
+
+def test_dropped_rows_are_counted_and_what_lost_them_is_named(run, table, tmp_path):
+    table.loc[:49, "v00"] = np.nan
+    table.loc[45:59, "age"] = np.nan
+    table.loc[100:, "comment"] = None  # isn't used, so it costs no row
+    result = fitted(run, table, tmp_path / "t.csv", "--drop-missing", "--json")
+    assert "60 of 120 rows (50%) are left out for missing values: v00 (50), age (15)" in result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["n_rows"] == 60
+    (alert,) = [alert for alert in summary["alerts"] if alert["kind"] == "dropped-rows"]
+    assert alert["figures"] == {"rows": 120, "dropped": 60, "missing": {"v00": 50, "age": 15}}
+
+
+def test_no_complete_row_is_an_error_that_names_the_columns(run, table, tmp_path):
+    table["v00"] = np.where(np.arange(len(table)) % 2, np.nan, table["v00"])
+    table["v01"] = np.where(np.arange(len(table)) % 2, table["v01"], np.nan)
+    message = fitted(run, table, tmp_path / "t.csv", "--drop-missing", code=1).stderr
+    assert "no row is complete: missing are v00 (60), v01 (60)" in message

@@ -1,0 +1,213 @@
+"""`residmix fit`: the model first, then what else was asked for; what is left fails a check."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import residmix as rm
+from residmix.data import penguins
+
+FEATURES = "bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g"
+
+
+@pytest.fixture
+def file(tmp_path):
+    penguins().to_parquet(tmp_path / "p.parquet", index=False)
+    return tmp_path / "p.parquet"
+
+
+def test_residuals_and_labels_are_those_of_the_model_in_the_order_of_the_rows(run, file, tmp_path):
+    run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-o", tmp_path / "m", "--residuals",
+        tmp_path / "r.parquet", "--labels", tmp_path / "l.csv", "-q")  # fmt: skip
+    model = rm.load(tmp_path / "m")
+    residuals = pd.read_parquet(tmp_path / "r.parquet")
+    assert list(residuals) == FEATURES.split(",")
+    np.testing.assert_array_equal(residuals.to_numpy(), model.residuals(penguins()))
+    np.testing.assert_array_equal(pd.read_csv(tmp_path / "l.csv")["component"], model.predict(penguins()))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz", ".arrow", ".feather", ".parquet"])
+def test_residuals_are_written_in_the_kind_that_the_ending_says(run, file, tmp_path, ending):
+    out = tmp_path / f"r{ending}"
+    run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", 0, "--residuals", out, "-q")
+    read = {".tsv": lambda p: pd.read_csv(p, sep="\t"), ".parquet": pd.read_parquet, ".arrow": pd.read_feather,
+            ".feather": pd.read_feather}.get(ending, pd.read_csv)  # fmt: skip
+    expected = rm.Residualizer("C(sex)", features=FEATURES.split(",")).fit_transform(penguins())
+    np.testing.assert_allclose(read(out).to_numpy(), expected, rtol=1e-12, atol=1e-9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.parquet", out.name]
+
+
+def test_data_go_to_standard_output_and_nothing_else_does(run, file):
+    result = run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", 0, "--residuals", "-")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 334
+    assert lines[0].replace('"', "") == FEATURES
+    assert "fitted in" in result.stderr
+
+
+def test_data_come_from_standard_input(run, file):
+    text = penguins().to_csv(index=False)
+    summary = json.loads(run("fit", "-", "--formula", "C(sex)", "--features", FEATURES, "--json", input=text).stdout)
+    assert summary["n_rows"] == 333
+    assert "nothing came" in run("fit", "-", "--formula", "C(sex)", code=1, input="").stderr
+
+
+def test_preserved_columns_and_dollars_in_names_make_a_report_and_the_model_is_there_anyway(run, tmp_path, monkeypatch):
+    table = penguins().rename(columns={"body_mass_g": r"cost $\frac{a}$"})
+    table.to_csv(tmp_path / "p.csv", index=False)
+    arguments = ("fit", tmp_path / "p.csv", "--formula", "C(sex)", "--preserve", "C(species)", "--exclude", "year",
+                 "-o", tmp_path / "m", "--report", tmp_path / "r.html", "-q")  # fmt: skip
+    run(*arguments)
+    assert r"cost $\frac{a}$" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("residmix.report.build.page", lambda *args: (_ for _ in ()).throw(ValueError("no page")))
+    (tmp_path / "m").unlink()
+    result = run(*arguments, "--force", code=1)
+    assert result.stderr == "Error: no page\n"
+    assert rm.load(tmp_path / "m").preserve == "C(species)"
+
+
+def test_notes_are_in_the_model_file_json_and_report_alike(run, tmp_path):
+    penguins(complete=False).to_csv(tmp_path / "p.csv", index=False)
+    result = run("fit", tmp_path / "p.csv", "--formula", "C(sex)", "--drop-missing", "-k", 1, "--json", "-o",
+                 tmp_path / "m", "--report", tmp_path / "r.html")  # fmt: skip
+    notes = json.loads(result.stdout)["notes"]
+    assert {"left-out-columns", "dropped-rows"} <= {note["kind"] for note in notes}
+    assert rm.load(tmp_path / "m").notes_ == notes
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "11 of 344 rows" in page
+    assert "species (text)" in page
+    again = json.loads(run("inspect", tmp_path / "m", "--json").stdout)["notes"]
+    assert again == notes
+
+
+@pytest.fixture
+def spread(tmp_path, rng):
+    """Two sites that differ in spread, which least squares leaves: a forest tells them apart."""
+    site = np.repeat(["a", "b"], 250)
+    x = rng.normal(size=(500, 4)) * np.where(site == "a", 1.0, 4.0)[:, None]
+    table = pd.DataFrame(x, columns=list("wxyz")).assign(site=site)
+    table.to_parquet(tmp_path / "s.parquet")
+    return tmp_path / "s.parquet"
+
+
+def test_what_a_held_out_probe_still_reads_is_in_the_first_line_the_alerts_and_the_exit_status(run, spread, tmp_path):
+    report = ("--report", tmp_path / "r.html", "--force")
+    result = run("fit", spread, "--formula", "site", "-k", 1, *report)
+    assert "a forest still reads site (AUC .9" in result.stdout.splitlines()[0]
+    assert "--scale" in result.stdout.splitlines()[1]
+    summary = json.loads(run("fit", spread, "--formula", "site", "-k", 1, "--json", *report).stdout)
+    (alert,) = summary["alerts"]
+    assert alert["kind"] == "still-there"
+    assert alert["figures"]["after"] > 0.9
+    assert "AUC" in run("fit", spread, "--formula", "site", "-k", 1, "--fail-if-left", 0.7, "-q", code=1).stderr
+    passed = run("fit", spread, "--formula", "site", "--scale", "--fail-if-left", 0.7)
+    assert "nothing is left above AUC 0.7" in passed.stderr
+
+
+def test_a_linear_probe_that_succeeds_is_said_to(run, tmp_path, rng):
+    z, w = rng.normal(size=(2, 600))
+    table = pd.DataFrame({"x": w, "y": z * w + 0.1 * rng.normal(size=600), "u": z**3, "z": z})
+    table["u2"] = np.abs(z) * 3
+    table["high"] = np.where(z**2 > 1, "yes", "no")  # u2 tells it, the formula takes out a line of z only
+    table.drop(columns="high").to_parquet(tmp_path / "t.parquet")
+    result = run("fit", tmp_path / "t.parquet", "--formula", "z", "-k", 1, "--report", tmp_path / "r.html")
+    assert "forest still reads z" in result.stdout.splitlines()[0]
+
+
+def test_scale_and_shrinkage_harmonize_without_a_mixture(run, spread, tmp_path):
+    run("fit", spread, "--formula", "site", "--scale", "--shrinkage", "eb", "-o", tmp_path / "m", "-q")
+    assert type(rm.load(tmp_path / "m")).__name__ == "Residualizer"
+    message = run("fit", spread, "--formula", "site", "--scale", "-k", 2, code=2).stderr
+    assert "residmix fit clean.parquet --formula 1 -k 2" in message
+
+
+def test_the_command_that_an_error_names_works(run, spread, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("fit", spread, "--formula", "site", "--scale", "--residuals", "clean.parquet", "-q")
+    run("fit", "clean.parquet", "--formula", 1, "-k", 2)
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(rm.ResidualMixture, "fit", lambda *args, **kwargs: pytest.fail("fitted"))
+    plan = json.loads(run("fit", file, "--formula", "C(sex)", "-o", tmp_path / "m", "--dry-run", "--json").stdout)
+    assert plan["rows"] == 333
+    assert plan["removed"] == ["sex"]
+    assert plan["left_out"] == {"species": "text", "island": "text"}
+    assert not (tmp_path / "m").exists()
+    assert "rows" in run("fit", file, "--formula", "C(sex)", "--dry-run").stdout
+
+
+def test_a_toml_file_holds_options_and_the_command_line_wins(run, file, tmp_path):
+    config = tmp_path / "fit.toml"
+    config.write_text('formula = "C(sex)"\nfeatures = ["bill_length_mm", "body_mass_g"]\ncomponents = 2\n')
+    summary = json.loads(run("fit", file, "--config", config, "--json").stdout)
+    assert (len(summary["components"]), summary["feature_names"]) == (2, ["bill_length_mm", "body_mass_g"])
+    summary = json.loads(run("fit", file, "--config", config, "-k", 1, "--json").stdout)
+    assert len(summary["components"]) == 1
+    config.write_text('[fit]\nformla = "C(sex)"\n')
+    assert "did you mean 'formula'" in run("fit", file, "--config", config, code=2).stderr
+    config.write_text("formula = \n")
+    assert "can't read" in run("fit", file, "--config", config, code=2).stderr
+
+
+def test_a_checkpoint_is_only_gone_on_from_when_told(run, file, tmp_path):
+    kept = tmp_path / "c"
+    kept.write_bytes(b"something")
+    options = ("fit", file, "--formula", "C(sex)", "--features", FEATURES, "--checkpoint", kept)
+    assert "--resume goes on from it" in run(*options, code=1).stderr
+    assert kept.read_bytes() == b"something"
+    kept.unlink()
+    run(*options, "--resume", "-q")
+    assert "name it with --checkpoint" in run("fit", file, "--formula", "C(sex)", "--resume", code=2).stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_status_130_and_the_checkpoint_leads_to_the_same_model(tmp_path, rng):
+    x = np.concatenate([rng.normal(size=(20000, 6)), rng.normal(1.2, 1, size=(20000, 6))])
+    pd.DataFrame(x, columns=list("abcdef")).to_parquet(tmp_path / "x.parquet")
+    stop = (
+        "import sys, residmix.em.observers as o\n"
+        "go = o.FitProgress.__call__\n"
+        "def stop(self, state):\n    go(self, state)\n    if state.iteration >= 3: raise KeyboardInterrupt\n"
+        "o.FitProgress.__call__ = stop\n"
+        "sys.argv[0] = 'residmix'\nfrom residmix.cli import main\nmain()\n"
+    )
+    options = ["fit", "x.parquet", "--formula", "1", "-k", "3", "--checkpoint", "c", "-q"]
+    code = "import sys\nfrom residmix.cli import main\nmain()\n"
+
+    def call(script, *more):
+        command = [sys.executable, "-c", script, *options, *more]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+
+    stopped = call(stop, "-o", "m1")
+    assert stopped.returncode == 130, stopped.stderr
+    assert (tmp_path / "c").exists() == ("--resume" in stopped.stderr)
+    assert not (tmp_path / "m1").exists()
+    assert call(code, "--resume", "-o", "m1").returncode == 0
+    (tmp_path / "c").unlink(missing_ok=True)
+    assert call(code, "-o", "m2").returncode == 0
+    np.testing.assert_array_equal(rm.load(tmp_path / "m1").means_, rm.load(tmp_path / "m2").means_)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (("--preserve", "C(species)"), 2, "give --formula"),
+        (("--fail-if-left", 0.6), 2, "give --formula"),
+        (("-k", 0), 2, "nothing to do"),
+        (("--formula", "C(sex)", "-k", "many"), 2, "no number of components"),
+        (("--formula", "C(sex)", "--layer", "raw"), 2, "is for .h5ad files"),
+        (("--formula", "C(sex)", "--labels", "{}/l.txt"), 1, "must end in .parquet"),
+        (("--formula", "C(sex)", "-k", 0, "--labels", "{}/l.csv"), 2, "give -k"),
+        (("--formula", "C(sex)", "--family", "fulll"), 1, "did you mean 'full'"),
+        (("--formula", "species", "--joint", "--preserve", "C(sex)"), 1, "joint"),
+    ],
+)
+def test_usage_errors_are_status_2_and_others_1(run, file, tmp_path, options, code, told):
+    given = [str(option).format(tmp_path) for option in options]
+    assert told in run("fit", file, *given, code=code).stderr

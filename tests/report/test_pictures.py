@@ -1,0 +1,43 @@
+"""Pictures of reports: equal models give equal bytes, names stay text, the ink is the page's."""
+
+import re
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from residmix.plots.components import telling_plane
+from residmix.report.pictures import _bars, figure_svg
+
+
+def drawn(*rows):
+    figure = Figure()
+    _bars(figure.add_subplot(), list(rows))
+    return figure_svg(figure)
+
+
+def test_the_plane_is_the_one_that_separates_every_pair_of_components():
+    means = np.array([[0, 0, 0, 0], [9, 0, 9, 0], [9, 5, 9, 0.0]])  # 0 and 2 alone leave two components on each other
+    assert telling_plane(means, np.stack([np.eye(4)] * 3)) in {(0, 1), (1, 2)}
+    assert telling_plane(means[:, :1], np.ones((3, 1, 1))) == (0, None)
+    assert telling_plane(means[:1], np.eye(4)[None])[1] is not None
+
+
+def test_equal_figures_give_equal_bytes():
+    rows = [{"name": "a", "explained": 0.3}, {"name": "b", "explained": 0.6}]
+    assert drawn(*rows) == drawn(*rows)
+    assert drawn(*rows).startswith("<svg")
+
+
+def test_names_are_text_whatever_they_hold():
+    svg = drawn({"name": "<script>$\\frac{a}$", "explained": 0.3}, {"name": "年齢 سن", "explained": 0.1})
+    assert "<script" not in svg
+    assert "&lt;script&gt;$\\frac{a}$" in svg
+    assert "年齢 سن" in svg
+
+
+def test_the_ink_is_the_colour_of_the_page_and_identifiers_are_only_those_in_use():
+    svg = drawn({"name": "a", "explained": 0.3})
+    assert "currentColor" in svg
+    assert "#1c2330" not in svg
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    assert set(re.findall(r' id="([^"]*)"', svg)) <= used

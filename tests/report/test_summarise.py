@@ -1,0 +1,184 @@
+"""Summaries: what they say is so, and has the form that the schema describes."""
+
+import json
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import residmix as rm
+from residmix.data import penguins
+from residmix.report.gather import gather
+from residmix.report.summarise import summarise
+
+FEATURES = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"]
+SCHEMA = json.loads((files("residmix.report") / "schema.json").read_text(encoding="utf-8"))
+KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
+         "null": type(None)}  # fmt: skip
+
+
+def check(value, schema, where="report"):
+    """Check a value against the part of JSON Schema that ours is written in."""
+    if "oneOf" in schema:
+        errors = []
+        for option in schema["oneOf"]:
+            try:
+                return check(value, option, where)
+            except AssertionError as error:
+                errors.append(str(error))
+        raise AssertionError(f"{where}: {errors}")
+    if "const" in schema:
+        assert value == schema["const"], where
+    if "enum" in schema:
+        assert value in schema["enum"], f"{where}: {value!r}"
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        fits = [isinstance(value, KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool)) for kind in kinds]
+        assert any(fits), f"{where} is {value!r}, not {kinds}"
+    if isinstance(value, dict) and "properties" in schema:
+        assert set(schema["required"]) <= set(value), f"{where} lacks {set(schema['required']) - set(value)}"
+        if schema.get("additionalProperties", True) is False:
+            assert set(value) <= set(schema["properties"]), f"{where}: {set(value) - set(schema['properties'])}"
+        for key, part in schema["properties"].items():
+            if key in value:
+                check(value[key], part, f"{where}.{key}")
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            check(item, schema.get("items", {}), f"{where}[{i}]")
+    return None
+
+
+def described(model, X=None, **options):
+    summary = summarise(gather(model, X, **options))
+    check(json.loads(json.dumps(summary, allow_nan=False)), SCHEMA)
+    return summary
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return rm.ResidualMixture(3, formula="C(sex)", features=FEATURES, random_state=0).fit(penguins())
+
+
+@pytest.mark.parametrize("probes", [False, True])
+def test_every_kind_of_model_has_a_summary_of_the_published_form(mixture, probes):
+    table = penguins()
+    joint = rm.ResidualMixture(2, formula="C(island)", features=FEATURES, estimation="joint", gating="metadata",
+                               random_state=0)  # fmt: skip
+    models = [
+        mixture,
+        joint.fit(table),
+        rm.Residualizer("C(sex) + I(year)", preserve="C(species)", features=FEATURES).fit(table),
+        rm.Residualizer("C(sex)", scale=True, shrinkage="eb", features=FEATURES).fit(table),
+    ]
+    for model in models:
+        described(model)
+        described(model, table, probes=probes, reference="species")
+    plain = rm.GaussianMixture(2, random_state=0).fit(table[FEATURES])
+    described(plain)
+    described(plain, table, reference="species", probes=probes)
+    arrays = table[FEATURES].to_numpy(), (table["sex"] == "male").to_numpy(dtype=float)
+    apart = rm.Residualizer().fit(arrays[0], metadata=arrays[1])
+    described(apart, arrays[0], metadata=arrays[1], probes=probes)
+
+
+def test_the_numbers_are_those_of_the_model(mixture):
+    summary = described(mixture, penguins(), reference="species")
+    residual = mixture.residuals(penguins())
+    share = 1 - residual.var(axis=0) / penguins()[FEATURES].to_numpy().var(axis=0)
+    assert [row["explained"] for row in summary["features"]] == pytest.approx(share)
+    assert summary["explained"] == pytest.approx(share.mean())
+    labels = mixture.predict(penguins())
+    for component in summary["components"]:
+        k = component["number"]
+        assert component["rows"] == np.sum(labels == k)
+        assert component["mean"] == pytest.approx(mixture.means_[k])
+    weights = [component["weight"] for component in summary["components"]]
+    assert weights == sorted(weights, reverse=True)
+    table = np.array(summary["reference"]["table"])
+    assert table.sum() == 333
+    first = summary["components"][0]["number"]
+    assert table[:, 0].tolist() == [
+        int(np.sum((labels == first) & (penguins()["species"] == level))) for level in summary["reference"]["levels"]
+    ]
+
+
+def test_terms_and_effects_are_those_of_the_tables():
+    model = rm.Residualizer("C(sex)", preserve="C(species)", features=FEATURES).fit(penguins())
+    summary = described(model)
+    assert [(row["name"], row["preserved"]) for row in summary["terms"]] == [("C(sex)", False), ("C(species)", True)]
+    tidy = model.tidy().set_index(["feature", "term"])
+    for row in summary["effects"]:
+        own = tidy.loc[(row["feature"], row["term"])]
+        assert row["estimate"] == pytest.approx(own["estimate"])
+        assert row["lower"] < row["estimate"] < row["upper"]
+    assert not any(row["term"] == "Intercept" for row in summary["effects"])
+
+
+def test_the_odd_site_is_named_and_the_others_are_not(rng):
+    site = np.repeat(list("abcdefgh"), 60)
+    x = rng.normal(size=(480, 5)) + rng.normal(size=8).repeat(60)[:, None] * 0.3
+    x[site == "d"] *= 4
+    table = pd.DataFrame(x, columns=list("vwxyz")).assign(site=site)
+    summary = described(rm.Residualizer("site").fit(table), table, probes=False)
+    (levels,) = summary["levels"]
+    assert [row["level"] for row in levels["levels"] if row["odd"]] == ["d"]
+    assert max(row["shift_after"] for row in levels["levels"]) < 1e-10
+    assert any(alert["kind"] == "odd-level" and alert["figures"]["level"] == "d" for alert in summary["alerts"])
+    assert "odd-level" not in {
+        alert["kind"]
+        for alert in described(rm.Residualizer("site").fit(table[site != "d"]), table[site != "d"])["alerts"]
+    }
+
+
+def test_pit_is_flat_for_the_right_model_and_not_for_a_wrong_one(rng):
+    X = np.concatenate([rng.normal(-4, 1, (1000, 1)), rng.normal(4, 1, (1000, 1))])
+    right, wrong = (rm.GaussianMixture(K, random_state=0).fit(X) for K in (2, 1))
+    assert described(right, X)["fit"]["pit"]["ks"][0] < 0.03
+    assert described(wrong, X)["fit"]["pit"]["ks"][0] > 0.1
+
+
+def test_pit_of_a_gated_mixture_uses_the_weights_of_each_row(rng):
+    site = np.repeat([0.0, 1.0], 1000)
+    X = np.where(rng.random(2000) < np.where(site == 0, 0.9, 0.1), -4.0, 4.0)[:, None] + rng.normal(size=(2000, 1))
+    model = rm.ResidualMixture(2, estimation="joint", gating="metadata", random_state=0).fit(X, metadata=site)
+    from residmix.plots.pit import pit_values
+    from residmix.plots.rows import rows_of
+
+    values = pit_values(model, rows_of(model, X, site))
+    for s in (0.0, 1.0):
+        assert np.abs(np.sort(values[site == s, 0]) - np.linspace(0, 1, 1000)).max() < 0.06
+
+
+def test_verdicts_tell_apart_what_is_gone_what_a_forest_reads_and_what_a_line_reads(rng):
+    site = np.repeat(["a", "b"], 300)
+    x = rng.normal(size=(600, 3))
+    gone = pd.DataFrame(x + (site == "a")[:, None], columns=list("xyz")).assign(site=site)
+    spread = pd.DataFrame(x * np.where(site == "a", 1, 4)[:, None], columns=list("xyz")).assign(site=site)
+    model = rm.Residualizer("site")
+    assert "find nothing of it now" in described(model.fit(gone), gone)["verdict"]["headline"]
+    assert "a forest still reads site" in described(model.fit(spread), spread)["verdict"]["headline"]
+    age = rng.normal(size=600)
+    bent = pd.DataFrame({"x": age**3, "y": x[:, 0], "z": np.exp(2 * age), "age": age})
+    summary = described(rm.Residualizer("age").fit(bent), bent)
+    assert "a forest still reads age" in summary["verdict"]["headline"]
+
+
+def test_held_out_likelihood_is_below_that_in_the_sample_and_near_the_truth(rng):
+    X = rng.normal(size=(300, 2))
+    fit = described(rm.GaussianMixture(4, random_state=0).fit(X), X)["fit"]
+    assert fit["held_out_log_likelihood_per_row"] < fit["log_likelihood_per_row"]
+    assert fit["held_out_log_likelihood_per_row"] == pytest.approx(-np.log(2 * np.pi) - 1, abs=0.3)
+
+
+def test_methods_name_settings_seed_and_references(mixture):
+    told = described(mixture, penguins())["methods"]
+    for part in ("333 rows of 4 features", "(C(sex)) was removed", "A mixture of 3 Gaussians (full", "seed 0"):
+        assert part in told["text"]
+    assert any("Dempster" in reference for reference in told["references"])
+
+
+def test_a_large_table_is_described_on_a_sample_and_says_so(rng):
+    X = rng.normal(size=(20_001, 2))
+    summary = described(rm.GaussianMixture(2, random_state=0).fit(X), X, probes=False)
+    assert (summary["n_rows"], summary["n_shown"]) == (20_001, 4001)
