@@ -17,7 +17,7 @@ from sklearn.utils.validation import validate_data
 
 from residmix.conditional.coordinates import to_residual
 from residmix.conditional.density import ConditionalDensity
-from residmix.conditional.starts import conditional_starts
+from residmix.conditional.starts import conditional_starts, constant_gate
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
@@ -57,7 +57,7 @@ class ResidualMixture(ConditionalDensity):
         Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`.
     covariance_type, tol, reg_covar, max_iter, n_init, init_params
         As in :class:`~residmix.GaussianMixture`.
-    weights_init, means_init, precisions_init
+    weights_init, means_init, precisions_init, labels_init
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
     on_unknown, missing
         As in :class:`~residmix.Residualizer`.
@@ -136,6 +136,7 @@ class ResidualMixture(ConditionalDensity):
         weights_init: ArrayLike | None = None,
         means_init: ArrayLike | None = None,
         precisions_init: ArrayLike | None = None,
+        labels_init: ArrayLike | None = None,
         on_unknown: str = "error",
         missing: str = "error",
         random_state: Any = None,
@@ -160,6 +161,7 @@ class ResidualMixture(ConditionalDensity):
         self.weights_init = weights_init
         self.means_init = means_init
         self.precisions_init = precisions_init
+        self.labels_init = labels_init
         self.on_unknown = on_unknown
         self.missing = missing
         self.random_state = random_state
@@ -249,6 +251,11 @@ class ResidualMixture(ConditionalDensity):
     def _starts(self, rows: Rows) -> list[MixtureParams]:
         if self.warm_start and hasattr(self, "_params"):
             return [self._last_params(rows.n_features)]
+        if self.labels_init is not None:
+            start = self._labelled(rows)
+            width = self._to_residual.basis.shape[1]
+            gate = constant_gate(start.weights, width) if self.gating == "metadata" else None
+            return [replace(start, coef=np.zeros((width, rows.n_features)), gate=gate)]
         return conditional_starts(
             rows,
             self.n_components,

@@ -19,10 +19,12 @@ from residmix.em.runs import run_starts
 from residmix.errors import DeadComponentWarning, warn
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.mixture.labels import check_labels, params_of_labels
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.starts import INIT_PARAMS, check_given
 from residmix.mixture.step import MixtureEM
 from residmix.mixture.vector import pack, unpack
+from residmix.rows.rows import Rows
 
 __all__ = ["MixtureFit"]
 
@@ -41,6 +43,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     weights_init: ArrayLike | None
     means_init: ArrayLike | None
     precisions_init: ArrayLike | None
+    labels_init: ArrayLike | None
     accelerate: bool
     warm_start: bool
     verbose: int
@@ -59,6 +62,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
         "precisions_init": ["array-like", None],
+        "labels_init": ["array-like", None],
         "accelerate": ["boolean"],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -76,6 +80,14 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         """Return the user's starting values, checked."""
         values = self.weights_init, self.means_init, self.precisions_init
         return check_given(*values, self.covariance_type, self.n_components, n_features)
+
+    def _labelled(self, rows: Rows) -> MixtureParams:
+        """Return the M-step's answer to the user's labels."""
+        if any(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
+            raise ValueError("labels_init says where EM begins, and so do weights_init, means_init and precisions_init")
+        labels = check_labels(self.labels_init, rows.n_rows, self.n_components)
+        kind, reg_covar = self.covariance_type, self.reg_covar
+        return params_of_labels(rows, labels, self.n_components, covariance_type=kind, reg_covar=reg_covar)
 
     def _best(
         self,

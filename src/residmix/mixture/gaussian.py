@@ -64,6 +64,8 @@ class GaussianMixture(MixtureFit):
     means_init : array-like (K, d), optional
     precisions_init : array-like, optional
         Inverse covariances, shaped as `covariances_`.
+    labels_init : array-like (n,), optional
+        `n_components` different labels, one a row: EM begins with their M-step and without a search.
     learning_decay : float, default=0.7
         Of `partial_fit`: batch t counts for :math:`t^{-decay}` of the estimate, which forgets slowly. Between 0.5 (not
         included) and 1, where all batches count alike.
@@ -130,6 +132,7 @@ class GaussianMixture(MixtureFit):
         weights_init: ArrayLike | None = None,
         means_init: ArrayLike | None = None,
         precisions_init: ArrayLike | None = None,
+        labels_init: ArrayLike | None = None,
         accelerate: bool = True,
         learning_decay: float = 0.7,
         random_state: Any = None,
@@ -148,6 +151,7 @@ class GaussianMixture(MixtureFit):
         self.weights_init = weights_init
         self.means_init = means_init
         self.precisions_init = precisions_init
+        self.labels_init = labels_init
         self.accelerate = accelerate
         self.learning_decay = learning_decay
         self.random_state = random_state
@@ -276,6 +280,9 @@ class GaussianMixture(MixtureFit):
     def _starts(self, rows: Rows, given: dict[str, Floats | None], resume: bool) -> Iterator[MixtureParams]:
         if resume:
             yield self._model()
+            return
+        if self.labels_init is not None:
+            yield self._labelled(rows)
             return
         failure: SingularCovarianceError | None = None
         found, random_state = 0, check_random_state(self.random_state)

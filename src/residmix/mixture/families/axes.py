@@ -14,12 +14,12 @@ SETTLED = 1e-13
 MOST = 1000
 
 
-def geometric_mean(values: Floats) -> Floats:
+def geometric_mean(values: NDArray[np.floating]) -> Floats:
     """Return the geometric mean over the last axis."""
-    return np.exp(np.log(values).mean(axis=-1))
+    return np.asarray(np.exp(np.log(values).mean(axis=-1)), dtype=np.float64)
 
 
-def axis_variances(B: Floats, n: Floats, volume: str, shape: str) -> Floats:
+def axis_variances(B: Floats, n: Floats, volume: str, shape: str, previous: Floats | None = None) -> Floats:
     r"""Return the :math:`\lambda_k a_{kj}` that minimise :math:`\sum_{kj} n_k (\log \lambda_k a_{kj} + B_{kj} /
     \lambda_k a_{kj})`, with :math:`\prod_j a_{kj} = 1`.
 
@@ -33,6 +33,8 @@ def axis_variances(B: Floats, n: Floats, volume: str, shape: str) -> Floats:
     n : ndarray (K,)
     volume : {"E", "V"}
     shape : {"I", "E", "V"}
+    previous : ndarray (K, d), optional
+        Where an iteration begins.
 
     Returns
     -------
@@ -48,13 +50,11 @@ def axis_variances(B: Floats, n: Floats, volume: str, shape: str) -> Floats:
             return np.repeat((n @ B)[None] / n.sum(), len(n), axis=0)
         size = geometric_mean(B)
         return B * (n @ size / n.sum() / size)[:, None]
-    return B if shape == "V" else _common_shape(B, n)
+    return B if shape == "V" else _common_shape(B, n, n @ B if previous is None else previous[0])
 
 
-def _common_shape(B: Floats, n: Floats) -> Floats:
-    a = n @ B
-    a = a / geometric_mean(a)
-    size = np.ones(len(n))
+def _common_shape(B: Floats, n: Floats, a: Floats) -> Floats:
+    a, size = a / geometric_mean(a), np.ones(len(n))
     for _ in range(MOST):
         before, size = size, (B / a).mean(axis=1)
         a = n @ (B / size[:, None])

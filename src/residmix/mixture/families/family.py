@@ -154,8 +154,8 @@ class Family:
     def fit(self, W: Floats, n: Floats, previous: Floats | None = None) -> Floats:
         r"""Return the covariances that minimise :math:`\sum_k n_k (\log |\Sigma_k| + tr \Sigma_k^{-1} W_k)`.
 
-        Where there's no closed form, to the end of an iteration that begins at `previous`, so that the sum is never
-        above its value there.
+        Where there's no closed form, by an iteration that begins at `previous`, so that the sum is never above its
+        value there: to the end, but for common axes that aren't the features', which take a step.
 
         Parameters
         ----------
@@ -175,13 +175,15 @@ class Family:
             return W.reshape(self.shape_of(len(n), W.shape[-1]))
         with np.errstate(all="ignore"):
             if self.diagonal:
-                return self._keep_axes(axis_variances(W, n, self.volume, self.shape))
+                before = None if previous is None else np.diagonal(previous, axis1=1, axis2=2)
+                return self._keep_axes(axis_variances(W, n, self.volume, self.shape, before))
             if self.orientation == "E":
                 if self.shape == "E":
-                    return common_form(W, n)
+                    return common_form(W, n, previous)
                 return common_axes(W, n, self.volume, previous)
             values, axes = np.linalg.eigh(W)
-            values = axis_variances(values, n, self.volume, self.shape)
+            before = None if previous is None else np.asarray(np.linalg.eigvalsh(previous), dtype=np.float64)
+            values = axis_variances(values, n, self.volume, self.shape, before)
             return (axes * values[:, None, :]) @ axes.swapaxes(1, 2)
 
     def _keep_axes(self, variances: Floats) -> Floats:

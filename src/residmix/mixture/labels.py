@@ -1,0 +1,72 @@
+"""EM that begins with the M-step of given labels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import check_array, column_or_1d
+
+from residmix.mixture.estep import MixtureMoments
+from residmix.mixture.mstep import covariances_from_scatter
+from residmix.mixture.params import MixtureParams, make_params
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
+
+__all__ = ["check_labels", "params_of_labels"]
+
+Floats = NDArray[np.float64]
+
+
+def check_labels(labels: Any, n_rows: int, n_components: int) -> NDArray[np.intp]:
+    """Return labels as numbers from 0 in sorted order, or raise unless there are `n_components`, one a row."""
+    given = column_or_1d(check_array(labels, ensure_2d=False, dtype=None, input_name="labels_init"))
+    if len(given) != n_rows:
+        raise ValueError(f"labels_init must have one label for each of the {n_rows} rows; got {len(given)}")
+    known, numbers = np.unique(given, return_inverse=True)
+    if len(known) != n_components:
+        shown = ", ".join(str(label) for label in known[:10]) + (", ..." if len(known) > 10 else "")
+        raise ValueError(f"labels_init has {len(known)} different labels ({shown}), but n_components={n_components}")
+    return numbers.astype(np.intp)
+
+
+def params_of_labels(
+    rows: Rows, labels: NDArray[np.intp], n_components: int, *, covariance_type: str, reg_covar: float
+) -> MixtureParams:
+    """Return the M-step's answer to labels: proportions, means and covariances of the labelled rows.
+
+    Raises
+    ------
+    ValueError
+        If all rows of a label have weight 0.
+    SingularCovarianceError
+        If the rows of a label don't span the space, the family asks for it and `reg_covar` is 0.
+    """
+    total = np.average(np.asarray(rows.take(np.arange(1)).X, dtype=np.float64), axis=0)
+    centres = np.repeat(total[None], n_components, axis=0)
+    for _ in range(2):  # about any row first, then about the means, so that an offset costs no digits
+        moments = fold(rows, partial(_labelled, labels, centres), MixtureMoments.merge)
+        if not (moments.weight > 0).all():
+            empty = np.flatnonzero(moments.weight == 0).tolist()
+            raise ValueError(f"all rows of the labels number {empty} (in sorted order) have weight 0; leave them out")
+        found, centres = moments, centres + moments.shift / moments.weight[:, None]
+    covariances = covariances_from_scatter(found.scatter, found.shift, found.weight, covariance_type, reg_covar)
+    return make_params(found.weight / found.weight.sum(), centres, covariances, covariance_type)
+
+
+def _labelled(labels: NDArray[np.intp], centres: Floats, block: Block) -> MixtureMoments:
+    """Return the moments of a block whose rows belong to one component each."""
+    K, d = centres.shape
+    mine = labels[block.start : block.start + block.n_rows]
+    weight = np.ones(block.n_rows) if block.weight is None else block.weight
+    away = np.asarray(block.X, dtype=np.float64) - centres[mine]
+    scatter = np.zeros((K, d, d))
+    shift = np.zeros((K, d))
+    for k in range(K):
+        own = away[mine == k]
+        weighted = own * weight[mine == k, None]
+        shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ own
+    mass = np.asarray(np.bincount(mine, weight, minlength=K), dtype=np.float64)
+    return MixtureMoments(mass, shift, scatter, 0.0, float(weight.sum()), int(np.count_nonzero(weight)))
