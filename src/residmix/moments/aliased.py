@@ -14,12 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpstrf
 
-__all__ = ["Aliases", "Part", "aliases_of", "least_contributions", "own_columns"]
+__all__ = [
+    "Aliases",
+    "FactorAliases",
+    "Part",
+    "absorbed_first",
+    "aliases_of",
+    "least_contributions",
+    "own_columns",
+    "pivoted",
+]
 
 Array = NDArray[np.float64]
 
@@ -50,6 +62,11 @@ class _Column:
 def own_columns(q: int) -> tuple[Part, ...]:
     """Return each of q columns as a part of its own."""
     return tuple(_Column(slice(k, k + 1)) for k in range(q))
+
+
+def absorbed_first(n_factors: int, q: int) -> tuple[Part, ...]:
+    """Return absorbed factors, then each of q columns, as parts of their own."""
+    return (*(_Column(slice(0, 0), factor=f) for f in range(n_factors)), *own_columns(q))
 
 
 @dataclass(frozen=True)
@@ -122,3 +139,186 @@ def least_contributions(scatter: Array, parts: Sequence[Part]) -> Array:
     null = values <= 1e-12 * np.max(values, initial=0.0)
     roots = np.sqrt(np.where(null, 0.0, values))[:, None] * vectors.T
     return aliases_of(roots, vectors[:, null], parts, 0.0).project / scale[:, None] * scale
+
+
+# ---- beside absorbed factors -----------------------------------------------------------------------------------------
+
+# Squared norms of contributions, of directions whose contributions have norm 1 in all, below which there are none.
+_NO_SQUARE = 1e-9
+
+
+class Remaining(Protocol):
+    """Normal equations with one factor eliminated, as :mod:`residmix.moments.solve_absorbed` has them."""
+
+    @property
+    def first(self) -> int:
+        """Return which factor is eliminated."""
+
+    @property
+    def inverse(self) -> Array:
+        """Return 1 / weight of its levels (L1,), 0 for those without rows."""
+
+    @property
+    def link(self) -> sparse.csr_array:
+        """Return the part (r, L1) of the equations that the remaining unknowns share with it."""
+
+    @property
+    def places(self) -> dict[int, slice]:
+        """Return where the other factors' levels are among the remaining unknowns, and at -1 the dense columns."""
+
+    @property
+    def weights(self) -> list[Array]:
+        """Return the weights of the levels, by factor."""
+
+    @property
+    def scatter(self) -> Array:
+        """Return that of the dense columns (q, q), each with a sum of squares of 1."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What contributes: the levels of a factor, or some dense columns."""
+
+    system: Remaining
+    factor: int | None
+    where: NDArray[np.int64]  # among the remaining unknowns
+
+    def of_direction(self, rest: Array) -> Array:
+        """Return the change of the block's own unknowns along directions (r, m) that leave the fit as it is."""
+        if self.factor == self.system.first:
+            return -self.system.inverse[:, None] * (self.system.link.T @ rest)
+        return rest[self.where]
+
+    def of(self, first: Array, rest: Array) -> Array:
+        return first if self.factor == self.system.first else rest[self.where]
+
+    def times_scatter(self, own: Array) -> Array:
+        """Return the scatter of the block's (centred) contributions times its unknowns."""
+        if self.factor is None:
+            at = self.where - self.system.places[-1].start
+            return self.system.scatter[np.ix_(at, at)] @ own
+        weight = self.system.weights[self.factor]
+        return weight[:, None] * (own - weight @ own / (weight.sum() or 1.0))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One minimum: ``c = -H^{-1} N' G b`` for directions N of which the block's contributions are independent."""
+
+    block: _Block
+    directions: Array  # (r, p)
+    own: Array  # the block's unknowns along them
+    factor: Any  # of Cholesky, of H
+
+    def coefficients(self, first: Array, rest: Array) -> Array:
+        along = self.own.T @ self.block.times_scatter(self.block.of(first, rest))
+        return -np.asarray(cho_solve(self.factor, along))
+
+
+class FactorAliases:
+    """What is to be done about the null space of a design with absorbed factors.
+
+    Parameters
+    ----------
+    system : Remaining
+    null : ndarray (r, k)
+        Directions of the remaining unknowns, which take the eliminated factor's levels with them.
+    parts : sequence of Part
+        In order.
+
+    Attributes
+    ----------
+    unknown : ndarray of bool (q,)
+        Dense coefficients that can't be estimated.
+    null : ndarray (r, m)
+        Directions that change the contribution of some part.
+    """
+
+    def __init__(self, system: Remaining, null: Array, parts: Sequence[Part]) -> None:
+        self._system = system
+        dense = np.arange(system.places[-1].start, system.places[-1].stop)
+        blocks = [_block(system, dense, [part]) for part in parts]
+        total = sum((_squares(block, null) for block in blocks), np.zeros((null.shape[1],) * 2))
+        # two factors always share a constant, which contributes nothing: relative to what isn't centred
+        size = np.sqrt(np.maximum(np.diagonal(total), 0.0))
+        moves = size > np.sqrt(_NO_SQUARE) * np.sqrt(sum(_lengths(b, null) for b in blocks))
+        null, total, size = null[:, moves], total[np.ix_(moves, moves)], size[moves]
+        _, independent, _ = pivoted(total / size[:, None] / size, _NO_SQUARE)
+        self.null = null[:, independent] / size[independent]
+        self.unknown = np.zeros(len(dense), dtype=bool)
+        free = self.null
+        for part, block in zip(reversed(parts), reversed(blocks), strict=True):
+            if part.factor is None:
+                self.unknown[part.columns] = np.any(np.abs(free[dense[part.columns]]) > _MOVES, axis=1)
+            free = _minimum(block, free)[1]
+        self._steps = []
+        free = self.null
+        for stage in stages(parts):
+            step, free = _minimum(_block(system, dense, stage), free)
+            self._steps += [step] if step is not None else []
+
+    def settled(self, first: Array, rest: Array) -> tuple[Array, Array]:
+        """Return effects (L1, d) and other unknowns (r, d) that fit as these do, with least contributions."""
+        system = self._system
+        for step in self._steps:
+            change = step.directions @ step.coefficients(first, rest)
+            first, rest = first - system.inverse[:, None] * (system.link.T @ change), rest + change
+        return first, rest
+
+    def transposed(self, rest: Array) -> tuple[Array, Array]:
+        """Return the transpose of `settled`, applied to (0, rest)."""
+        system = self._system
+        first = np.zeros((len(system.inverse), rest.shape[1]))
+        for step in reversed(self._steps):
+            along = step.directions.T @ (rest - system.link @ (system.inverse[:, None] * first))
+            own = step.block.times_scatter(step.own @ cho_solve(step.factor, along))
+            if step.block.factor == system.first:
+                first = first - own
+            else:
+                rest = rest.copy()
+                rest[step.block.where] -= own
+        return first, rest
+
+
+def _block(system: Remaining, dense: NDArray[np.int64], stage: Sequence[Part]) -> _Block:
+    factor = stage[0].factor
+    if factor is None:
+        return _Block(system, None, np.concatenate([dense[part.columns] for part in stage]))
+    place = system.places.get(factor, slice(0, 0))
+    return _Block(system, factor, np.arange(place.start, place.stop))
+
+
+def _minimum(block: _Block, free: Array) -> tuple[_Step | None, Array]:
+    """Return the step that minimises the block's contribution along `free`, and what it leaves free."""
+    squares = _squares(block, free)
+    _, pivots, others = pivoted(squares, _NO_SQUARE)
+    if not len(pivots):
+        return None, free
+    factor = cho_factor(squares[np.ix_(pivots, pivots)], lower=True)
+    directions = free[:, pivots]
+    rest = free[:, others] - directions @ cho_solve(factor, squares[np.ix_(pivots, others)])
+    return _Step(block, directions, block.of_direction(directions), factor), rest
+
+
+def _squares(block: _Block, null: Array) -> Array:
+    own = block.of_direction(null)
+    return np.asarray(own.T @ block.times_scatter(own))
+
+
+def _lengths(block: _Block, null: Array) -> Array:
+    """Return the squared norms of contributions that aren't centred."""
+    own = block.of_direction(null)
+    if block.factor is None:
+        return np.einsum("ij,ij->j", own, block.times_scatter(own))
+    return np.asarray(block.system.weights[block.factor] @ own**2)
+
+
+def pivoted(matrix: Array, smallest: float) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Return Cholesky's factor of a scaled matrix, its pivots down to what is `smallest`, and the other columns."""
+    size = len(matrix)
+    # LAPACK takes the first pivot whatever its size
+    if not size or np.diagonal(matrix).max() <= smallest:
+        return np.empty((0, 0)), np.empty(0, np.int64), np.arange(size)
+    factor, pivot, rank, _ = dpstrf(matrix, tol=smallest, lower=1)
+    order = pivot.astype(np.int64) - 1
+    return np.tril(factor[:rank, :rank]), order[:rank], order[rank:]

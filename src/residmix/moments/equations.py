@@ -104,7 +104,7 @@ class Absorbed:
         self, moments: FactorMoments, rows: Rows | None, penalty: Array | None = None, parts: Sequence[Part] = ()
     ) -> FactorFit:
         assert penalty is None, "a penalty needs a column per level"
-        return solve_factors(moments) if rows is None else fit_factor_moments(moments, rows)
+        return solve_factors(moments, parts) if rows is None else fit_factor_moments(moments, rows, parts)
 
     def correlations(self, fit: FactorFit, moments: FactorMoments, n_removed: int) -> Array:
         if n_removed == len(fit.coef):

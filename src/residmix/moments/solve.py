@@ -41,7 +41,7 @@ def fit_linear(
     rows: Rows,
     *,
     penalty: Array | None = None,
-    parts: Sequence[Part] | None = None,
+    parts: Sequence[Part] = (),
     check: Callable[[LinearMoments], None] | None = None,
 ) -> tuple[LinearFit, LinearMoments]:
     """Fit by least squares in one pass over `rows`, or more where accuracy asks for it.
@@ -77,7 +77,7 @@ def fold_linear(rows: Rows) -> LinearMoments:
 
 
 def fit_moments(
-    moments: LinearMoments, rows: Rows, *, penalty: Array | None = None, parts: Sequence[Part] | None = None
+    moments: LinearMoments, rows: Rows, *, penalty: Array | None = None, parts: Sequence[Part] = ()
 ) -> LinearFit:
     """Fit from the moments of `rows`, which are read again where accuracy asks for it."""
     spectra = spectra_of(moments, penalty, parts)
@@ -94,9 +94,7 @@ def fit_moments(
     return fit
 
 
-def solve_moments(
-    moments: LinearMoments, *, penalty: Array | None = None, parts: Sequence[Part] | None = None
-) -> LinearFit:
+def solve_moments(moments: LinearMoments, *, penalty: Array | None = None, parts: Sequence[Part] = ()) -> LinearFit:
     """Fit from moments alone, where the rows can't be seen again (streams, merged fits).
 
     As :func:`fit_linear`, but designs whose condition number is above about 1e3 keep fewer digits, and above about 1e6

@@ -9,22 +9,23 @@ gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import solve_triangular
-from scipy.linalg.lapack import dpstrf
 from scipy.sparse.csgraph import connected_components
 
 from residmix.errors import DesignWarning, warn
 from residmix.moments.absorbed import FactorMoments, FactorStep, factor_block_rows, merge_factor_moments
 from residmix.moments.affine import WithEffects
+from residmix.moments.aliased import FactorAliases, Part, absorbed_first, pivoted
+from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments, made_of_numbers
-from residmix.moments.solve import LinearFit
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
@@ -56,7 +57,8 @@ class FactorFit(LinearFit):
     Attributes
     ----------
     effects : tuple of ndarray (L, d)
-        Effects of the levels of each absorbed factor, with weighted mean 0: deviations from the average row.
+        Effects of the levels of each absorbed factor, with weighted mean 0: deviations from the average row. NaN where
+        a feature has no rows of the level.
     level_weight : tuple of ndarray (L,)
         Sum of the weights of each level.
     nested : dict of int to tuple of int
@@ -70,9 +72,14 @@ class FactorFit(LinearFit):
     def affine(self, n_removed: int | None = None) -> WithEffects:
         """Return the map to the residual, which takes out all factors, the first `n_removed` columns and the mean."""
         plain = super().affine(n_removed)
-        known = [w > 0 for w in self.level_weight]
-        effects = tuple(np.vstack([e, e[k].mean(axis=0)]) for e, k in zip(self.effects, known, strict=True))
+        effects = tuple(np.vstack([e, _level_mean(e)]) for e in self.effects)
         return WithEffects(plain.origin_x, plain.origin_a, plain.coef, plain.constant, plain.sign, effects)
+
+
+def _level_mean(effects: Array) -> Array:
+    """Return the mean over the levels that a feature has rows of, (d,); 0 if there are none."""
+    known = ~np.isnan(effects)
+    return np.where(known, effects, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
 
 @dataclass
@@ -84,12 +91,51 @@ class _System:
     others: list[int]
     starts: list[int]  # where each other factor begins among the remaining unknowns; then the columns, then the end
     inverse: Array  # 1 / (weight of the eliminated levels), 0 for levels without rows
+    gram: sparse.csr_array  # (remaining, remaining)
     link: sparse.csr_array  # (remaining, L1)
     scale: Array  # (q,), of the dense columns
     solve: Callable[[Array], Array]
     kept: NDArray[np.bool_]  # unknowns that aren't aliased
     weakest: float
     condition: float
+    weights: list[Array]
+    scatter: Array
+    parts: Sequence[Part]
+
+    @property
+    def places(self) -> dict[int, slice]:
+        """Where the levels of the other factors are among the remaining unknowns, and at -1 the dense columns."""
+        own = {f: slice(*at) for f, at in zip(self.others, pairwise(self.starts), strict=True)}
+        return own | {-1: slice(self.starts[-1], len(self.kept))}
+
+    @cached_property
+    def aliases(self) -> FactorAliases:
+        """What the pivots left out: each such unknown, less what the others make of it."""
+        places = self.places
+        active = np.zeros(len(self.kept), dtype=bool)
+        for f in self.others:
+            active[places[f]] = self.weights[f] > 0
+        active[places[-1]] = np.diagonal(self.scatter) > 0
+        left_out = np.flatnonzero(active & ~self.kept)
+        unit = np.zeros((len(self.kept), len(left_out)))
+        unit[left_out, np.arange(len(left_out))] = 1.0
+        image = self.gram @ unit - self.link @ (self.inverse[:, None] * (self.link.T @ unit))
+        return FactorAliases(self, unit - self.solve(image), self.parts)
+
+    def settled_unknowns(self, x_first: Array, x_rest: Array) -> tuple[Array, Array]:
+        """Return the solution of least contributions."""
+        found = self.unknowns(x_first, x_rest)
+        return found if self.kept.all() else self.aliases.settled(*found)
+
+    def covariance(self) -> Array:
+        """Return that of the coefficients of the scaled dense columns, for a residual variance of 1."""
+        unit = np.zeros((len(self.kept), len(self.scatter)))
+        unit[self.places[-1]] = np.eye(len(self.scatter))
+        if self.kept.all():
+            return self.solve(unit)[self.places[-1]]
+        first, rest = self.aliases.transposed(unit)
+        solved = self.unknowns(first, rest)
+        return np.asarray(first.T @ solved[0] + rest.T @ solved[1])
 
     def unknowns(self, x_first: Array, x_rest: Array) -> tuple[Array, Array]:
         """Return effects of the eliminated factor, and the other unknowns, for sums of the features."""
@@ -98,7 +144,10 @@ class _System:
 
 
 def fit_factors(
-    rows: Rows, sizes: tuple[int, ...], check: Callable[[LinearMoments], None] | None = None
+    rows: Rows,
+    sizes: tuple[int, ...],
+    check: Callable[[LinearMoments], None] | None = None,
+    parts: Sequence[Part] = (),
 ) -> tuple[FactorFit, FactorMoments]:
     """Fit by least squares on the dense columns and the absorbed factors of `rows`.
 
@@ -110,11 +159,14 @@ def fit_factors(
         Numbers of levels of the factors.
     check : callable, optional
         Looks at the moments before anything is solved.
+    parts : sequence of Part, optional
+        The terms, in order: what decides where they are aliased (see :mod:`residmix.moments.aliased`). Default: the
+        factors, then each column by itself.
     """
     moments = fold_factors(rows, sizes)
     if check is not None:
         check(moments.linear)
-    return fit_factor_moments(moments, rows), moments
+    return fit_factor_moments(moments, rows, parts), moments
 
 
 def fold_factors(rows: Rows, sizes: tuple[int, ...]) -> FactorMoments:
@@ -123,12 +175,12 @@ def fold_factors(rows: Rows, sizes: tuple[int, ...]) -> FactorMoments:
     return fold(rows, FactorStep(sizes), merge_factor_moments, lambda found: made_of_numbers(found.linear))
 
 
-def fit_factor_moments(moments: FactorMoments, rows: Rows) -> FactorFit:
+def fit_factor_moments(moments: FactorMoments, rows: Rows, parts: Sequence[Part] = ()) -> FactorFit:
     """Fit from the moments of `rows`, which are read again where accuracy asks for it."""
     rows = rows.with_block_rows(factor_block_rows(moments.sizes, rows.n_features))
     if features_with_gaps(moments).any():
-        return _by_feature(rows, moments.sizes)
-    fit, system = _solved(moments)
+        return _by_feature(rows, moments.sizes, parts)
+    fit, system = _solved(moments, parts)
     dwarfed = fit.rss < 1e-6 * fit.tss
     if system.weakest < _WEAK or dwarfed.any():
         fit = _refined(rows, fit, system)
@@ -140,25 +192,25 @@ def features_with_gaps(moments: FactorMoments) -> NDArray[np.bool_]:
     return np.any([~np.isfinite(s.x).all(axis=0) for s in moments.sums], axis=0)
 
 
-def solve_factors(moments: FactorMoments) -> FactorFit:
+def solve_factors(moments: FactorMoments, parts: Sequence[Part] = ()) -> FactorFit:
     """Fit from moments alone, as :func:`residmix.moments.solve.solve_moments` does."""
-    return _solved(moments)[0]
+    return _solved(moments, parts)[0]
 
 
-def _solved(moments: FactorMoments) -> tuple[FactorFit, _System]:
+def _solved(moments: FactorMoments, parts: Sequence[Part]) -> tuple[FactorFit, _System]:
     linear = moments.linear
     moments.sums = [s.spread(size) for s, size in zip(moments.sums, moments.sizes, strict=True)]
     with one_blas_thread():
-        system = _system(moments)
+        system = _system(moments, parts)
         x = [s.x - s.weight[:, None] * linear.offset_x for s in moments.sums]
         scaled = linear.s_ax / system.scale[:, None]
         rest = np.vstack([*(x[f] for f in system.others), scaled])
-        first, unknowns = system.unknowns(x[system.first], rest)
+        first, unknowns = system.settled_unknowns(x[system.first], rest)
         explained = np.sum(first * x[system.first], axis=0) + np.sum(unknowns * rest, axis=0)
         return _assembled(system, first, unknowns, np.maximum(linear.s_xx - explained, 0.0)), system
 
 
-def _system(moments: FactorMoments) -> _System:
+def _system(moments: FactorMoments, parts: Sequence[Part]) -> _System:
     linear, sizes, sums = moments.linear, moments.sizes, moments.sums
     q = linear.s_aa.shape[1]
     first = int(np.argmax(sizes))
@@ -190,7 +242,25 @@ def _system(moments: FactorMoments) -> _System:
         else (0, sizes[first])
     )
     solve, kept, weakest, condition = _solver(gram, link, inverse, starts)
-    return _System(moments, first, others, starts, inverse, link, scale, solve, kept, weakest, condition)
+    parts = parts or absorbed_first(len(sizes), q)
+    weights = [s.weight for s in sums]
+    return _System(
+        moments,
+        first,
+        others,
+        starts,
+        inverse,
+        gram,
+        link,
+        scale,
+        solve,
+        kept,
+        weakest,
+        condition,
+        weights,
+        dense,
+        parts,
+    )
 
 
 def _solver(
@@ -206,15 +276,13 @@ def _solver(
         return _iterative(gram, link, inverse, root, starts)
     through = (link * inverse) @ link.T
     schur = (gram - through).toarray() / root[:, None] / root
-    factor, pivot, rank, _ = dpstrf(schur, tol=_ALIASED, lower=1)
-    order = pivot[:rank] - 1
-    lower = np.tril(factor[:rank, :rank])
+    lower, order, _ = pivoted(schur, _ALIASED)
     kept = np.zeros(size, dtype=bool)
     kept[order] = True
 
     def solve(right: Array) -> Array:
         out = np.zeros_like(right)
-        if not rank:  # LAPACK refuses matrices without rows
+        if not len(order):  # LAPACK refuses matrices without rows
             return out
         inner = solve_triangular(lower, right[order] / root[order][:, None], lower=True)
         out[order] = solve_triangular(lower, inner, lower=True, trans="T") / root[order][:, None]
@@ -285,13 +353,16 @@ def _assembled(system: _System, first: Array, unknowns: Array, rss: Array) -> Fa
     total = float(linear.weight[0]) or 1.0
     for f, s in enumerate(moments.sums):
         mean = s.weight @ effects[f] / total
-        effects[f] = np.where(s.weight[:, None] > 0, effects[f] - mean, 0.0)
+        effects[f] = np.where(s.weight[:, None] > 0, effects[f] - mean, np.nan)
         constant += mean
     columns = np.arange(system.starts[-1], system.starts[-1] + q)
     coef = unknowns[columns] / system.scale[:, None]
-    unit = np.zeros((len(system.kept), q))
-    unit[columns, np.arange(q)] = 1.0
-    covariance = system.solve(unit)[columns] / system.scale[:, None] / system.scale if q else np.empty((0, 0))
+    covariance = system.covariance() / system.scale[:, None] / system.scale if q else np.empty((0, 0))
+    null, unknown = np.zeros((q, 0)), np.zeros((1, q + 1), dtype=bool)
+    if q and not system.kept.all():
+        unknown[0, :-1] = system.aliases.unknown | (np.diagonal(system.scatter) == 0)
+        left, values, _ = np.linalg.svd(system.aliases.null[columns], full_matrices=False)
+        null = left[:, values > 1e-6]
     rank = int(np.count_nonzero(moments.sums[system.first].weight > 0)) - 1 + int(np.count_nonzero(system.kept))
     nested = {}
     for f, start, stop in zip(system.others, system.starts, system.starts[1:], strict=False):
@@ -315,6 +386,9 @@ def _assembled(system: _System, first: Array, unknowns: Array, rss: Array) -> Fa
         tss=linear.s_xx,
         count=np.full(d, linear.count[0]),
         weight=np.full(d, linear.weight[0]),
+        scale=system.scale[None],
+        null=(null,),
+        unknown=unknown,
         effects=tuple(effects),
         level_weight=tuple(s.weight for s in moments.sums),
         nested=nested,
@@ -334,8 +408,11 @@ class _Left:
 def _refined(rows: Rows, fit: FactorFit, system: _System) -> FactorFit:
     """Fit what the residuals still hold of the design, and add it."""
     step = FactorStep(system.moments.sizes)
-    left = fold(rows.mapped(_Left(fit.affine())), step, merge_factor_moments)
-    more, _ = _solved(left)
+    affine = fit.affine()
+    # levels without rows: what weighs nothing must not be NaN
+    affine = replace(affine, effects=tuple(np.nan_to_num(effects) for effects in affine.effects))
+    left = fold(rows.mapped(_Left(affine)), step, merge_factor_moments)
+    more, _ = _solved(left, system.parts)
     return replace(
         fit,
         coef=fit.coef + more.coef,
@@ -358,9 +435,9 @@ class _One:
         return replace(block, X=np.where(have[:, None], x, 0.0), weight=weight)
 
 
-def _by_feature(rows: Rows, sizes: tuple[int, ...]) -> FactorFit:
+def _by_feature(rows: Rows, sizes: tuple[int, ...], parts: Sequence[Part]) -> FactorFit:
     """Fit each feature on the rows that it has, one after the other."""
-    fits = [fit_factors(rows.mapped(_One(j)), sizes)[0] for j in range(rows.n_features)]
+    fits = [fit_factors(rows.mapped(_One(j)), sizes, parts=parts)[0] for j in range(rows.n_features)]
     seen = [fit for fit in fits if fit.weight[0] > 0] or fits
     origin_a = fits[0].origin_a
     return FactorFit(
@@ -379,6 +456,9 @@ def _by_feature(rows: Rows, sizes: tuple[int, ...]) -> FactorFit:
         tss=np.concatenate([fit.tss for fit in fits]),
         count=np.concatenate([fit.count for fit in fits]),
         weight=np.concatenate([fit.weight for fit in fits]),
+        scale=np.concatenate([fit.scale for fit in fits if fit.scale is not None]),
+        null=tuple(null for fit in fits for null in fit.null),
+        unknown=np.concatenate([fit.unknown for fit in fits if fit.unknown is not None]),
         effects=tuple(np.hstack(own) for own in zip(*(fit.effects for fit in fits), strict=True)),
         level_weight=tuple(np.max(own, axis=0) for own in zip(*(fit.level_weight for fit in fits), strict=True)),
         nested={f: lost for fit in seen for f, lost in (fit.nested or {}).items()},

@@ -99,10 +99,10 @@ def _groups(moments: LinearMoments, penalty: Array | None) -> list[tuple[int, ND
     return [(members[0], np.array(members)) for members in groups.values()]
 
 
-def spectra_of(moments: LinearMoments, penalty: Array | None, parts: Sequence[Part] | None) -> list[Spectrum]:
+def spectra_of(moments: LinearMoments, penalty: Array | None, parts: Sequence[Part]) -> list[Spectrum]:
     """Return the spectrum of each group of features; `parts` are the terms, by default each column by itself."""
     spectra = []
-    parts = own_columns(len(moments.origin_a)) if parts is None else parts
+    parts = parts or own_columns(len(moments.origin_a))
     with one_blas_thread():  # the number of threads must not change the last bits
         for g, columns in _groups(moments, penalty):
             weight = float(moments.weight[g]) or 1.0

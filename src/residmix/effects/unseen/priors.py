@@ -169,7 +169,9 @@ def _estimated(
         weight = fit.level_weight[term.factor][known]
         seen = weight > 0
         effects = fit.effects[term.factor][known][seen]
-        return effects, np.broadcast_to(weight[seen, None], (int(seen.sum()), len(fit.rss)))
+        have = ~np.isnan(effects)
+        average = np.where(have, effects, 0.0).sum(axis=0) / np.maximum(have.sum(axis=0), 1)
+        return np.where(have, effects, average), np.where(have, weight[seen, None], 0.0)
     linear = moments.linear
     levels = design.level_rows(term)
     start, turn = level_indicators(levels)
