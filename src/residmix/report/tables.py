@@ -73,7 +73,8 @@ def term_rows(found: Evidence) -> list[dict[str, Any]]:
             "kind": term.kind,
         }
         if row["columns"]:
-            share, p_value = (np.asarray(value, dtype=float) for value in term_shares(linear.fit_, term.columns)[:2])
+            share, p_value, degrees = term_shares(linear.fit_, term.columns)
+            share = np.where(degrees > 0, share, np.nan)  # what can't be estimated is no number
             known = np.isfinite(share)
             row |= {
                 "partial_r2_median": number(np.median(share[known])) if known.any() else None,

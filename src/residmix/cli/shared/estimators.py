@@ -57,7 +57,10 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             on_unknown=chosen.on_unknown,
         )
     from residmix.conditional.residual_mixture import ResidualMixture
+    from residmix.mixture.families.family import COVARIANCE_TYPES
+    from residmix.validation import check_choice
 
+    check_choice("--family", chosen.family, COVARIANCE_TYPES)
     return ResidualMixture(
         K,
         # without a formula the mean alone is taken out
