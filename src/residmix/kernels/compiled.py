@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import njit
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
@@ -36,7 +36,7 @@ from residmix.errors import ResidmixWarning, warn
 __all__ = [
     "CHUNK", "I64", "LINE", "REGISTERS", "WHOLE", "WIDTH", "ZERO", "Builder", "Value", "at", "broadcast", "choose",
     "clear", "compiled", "everywhere", "fewer", "get", "integer", "kernel", "load", "load_four", "loop",
-    "multiply_add", "number", "part", "part_places", "pick", "piece", "prefetch", "put", "splat", "store",
+    "multiply_add", "number", "part", "part_places", "pick", "piece", "prefetch", "put", "room", "splat", "store",
     "subtract_square", "total", "whole",
 ]  # fmt: skip
 
@@ -175,6 +175,13 @@ def at(builder: Builder, *terms: Value | int) -> Value:
     for term in computed[1:]:
         total = builder.add(total, term)
     return builder.add(total, integer(known)) if known else total
+
+
+def room(builder: Builder, size: int) -> Value:
+    """Return the address of so many doubles that last as long as the loop, apart from all arrays."""
+    place = cgutils.alloca_once(builder, ir.DoubleType(), size=size)
+    place.align = LINE
+    return place
 
 
 def load_four(builder: Builder, base: Value, *offset: Value | int) -> Value:

@@ -38,6 +38,7 @@ from residmix.kernels.compiled import (
     put,
     store,
 )
+from residmix.kernels.loops.rowwise import centre
 from residmix.rows.scratch import scratch
 
 __all__ = ["centred_products"]
@@ -57,17 +58,26 @@ def centred_products(
 ) -> tuple[Array, Array, Array, Array, Array]:
     q, d = A.shape[1], X.shape[1]
     # BLAS wins where columns don't fill the registers, and where both sides are so wide that it blocks better
-    if d < COLUMNS or min(q, d) > 256:
+    if min(q, d) > 256:
         return plain.centred_products(X, A, origin_x, origin_a, weight)
     X, A = readable(X), readable(A)
     a = scratch(A.shape, np.float64)
+    if d < COLUMNS:
+        x = scratch(X.shape, np.float64)
+        sum_x, squares, sum_a, unused = np.zeros(d), np.zeros(d), np.zeros(q), np.zeros(q)
+        centre(X, readable(origin_x), x, sum_x, squares)
+        centre(A, readable(origin_a), a, sum_a, unused)
+        if not weight.size:
+            return sum_x, sum_a, a.T @ a, a.T @ x, squares
+        weighted = np.multiply(a, weight[:, None], out=scratch(A.shape, np.float64))
+        return weight @ x, weight @ a, weighted.T @ a, weighted.T @ x, np.einsum("i,ij,ij->j", weight, x, x)
     weighted = scratch(A.shape, np.float64) if weight.size else a
     begins, columns = _chunks(d)
     run, x = np.empty((q + 2) * len(columns)), np.empty(TILE_ROWS * COLUMNS)
     origins, sums_a, sums = np.empty((TILE_ROWS, q)), np.zeros((TILE_ROWS, q)), np.zeros((q + 2, d))
     origins[:] = origin_a
-    centre = origin_x[columns]
-    _add_tiles(X, A, origins, centre, weight, begins, x, a, weighted, run, sums_a, sums)
+    about = origin_x[columns]
+    _add_tiles(X, A, origins, about, weight, begins, x, a, weighted, run, sums_a, sums)
     # numpy has a matrix times itself by another routine, which few columns are slow with
     aa = weighted.T @ a if q > 16 else dgemm(1.0, a.T, weighted.T, trans_b=True).T
     return sums[q], sums_a.sum(axis=0), aa, sums[:q], sums[q + 1]
@@ -217,10 +227,10 @@ def _centre_design(
 
 
 @compiled
-def _add_tiles(X, A, origins, centre, weight, begins, x, a, weighted, run, sums_a, sums):
+def _add_tiles(X, A, origins, about, weight, begins, x, a, weighted, run, sums_a, sums):
     """Fill `a` and `weighted` with the centred design; add up the products, sums and squares of X in `sums` (q + 2, d).
 
-    `begins` are the first columns of the chunks, `centre` their origins. The sums over a run of rows are kept in `run`,
+    `begins` are the first columns of the chunks, `about` their origins. The sums over a run of rows are kept in `run`,
     chunk after chunk.
     """
     (n, d), q, chunks = X.shape, A.shape[1], len(begins)
@@ -237,7 +247,7 @@ def _add_tiles(X, A, origins, centre, weight, begins, x, a, weighted, run, sums_
                 # one round of products fetches a half only
                 ahead = next0 + COLUMNS // 2 if q <= 4 else here
                 total, square = q * line, (q + 1) * line
-                _centre_chunk(X, here, d, ahead, size, centre, at, weight, given, start, x, run, total, square)
+                _centre_chunk(X, here, d, ahead, size, about, at, weight, given, start, x, run, total, square)
                 _multiply_tile(weighted, start, q, x, size, run, at, line, X, next0, d)
         for k in range(q + 2):
             for j in range(d):

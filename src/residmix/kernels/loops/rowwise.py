@@ -1,7 +1,4 @@
-"""Loops over rows that do in one visit what array expressions need several for; see their twins in `plain`.
-
-In plain numba: instructions written one by one were no quicker (1M x 64 on 10 columns, benchmarks/kernel_loops.py).
-"""
+"""Loops over rows that do in one visit what array expressions need several for; see their twins in `plain`."""
 
 # numba infers the types of what follows from the call
 # mypy: allow-untyped-defs
@@ -15,42 +12,23 @@ from numpy.typing import NDArray
 
 from residmix.kernels.arrays import readable
 from residmix.kernels.compiled import compiled
+from residmix.kernels.writers.rows import add_codes, centre_rows, subtract_effects
 
-__all__ = ["add_effects", "locate_levels", "subtract_rows", "sum_levels"]
+__all__ = ["add_effects", "centre", "locate_levels", "subtract_rows", "sum_levels"]
 
 Floats = NDArray[np.float64]
 
-# Columns that are done together: up to 16 rows of coefficients then stay in the first cache.
-CHUNK = 256
+
+@compiled
+def centre(X, origin, out, sums, squares):
+    """Write ``y = X - origin`` to `out` (n, d), and add the sums of y and of its squares to `sums` and `squares`."""
+    centre_rows(X, X.shape[0], X.shape[1], origin, out, sums, squares)
 
 
 @compiled
-def _subtract(X, design, origin_x, origin_a, coef, constant, sign, effects, codes, row, factors, out):
-    """Do what `subtract_rows` does; `row` (CHUNK,) and `factors` (p,) are scratch."""
-    (n, d), p = X.shape, len(coef)
-    for begin in range(0, d, CHUNK):
-        width = min(CHUNK, d - begin)
-        for i in range(n):
-            for j in range(width):
-                row[j] = X[i, begin + j] + sign * origin_x[begin + j] + sign * constant[begin + j]
-            if codes.size > 0:
-                level = codes[i] if codes[i] >= 0 else codes[i] + len(effects)
-                for j in range(width):
-                    row[j] += sign * effects[level, begin + j]
-            for k in range(p):
-                factors[k] = sign * (design[i, k] - origin_a[k])
-            # four at a time: the row is loaded and stored once for all of them
-            for k in range(0, p // 4 * 4, 4):
-                one, two, three, four = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
-                for j in range(width):
-                    c = begin + j
-                    total = one * coef[k, c] + two * coef[k + 1, c]
-                    row[j] += total + three * coef[k + 2, c] + four * coef[k + 3, c]
-            for k in range(p // 4 * 4, p):
-                for j in range(width):
-                    row[j] += factors[k] * coef[k, begin + j]
-            for j in range(width):
-                out[i, begin + j] = row[j]
+def _subtract(X, design, origin_x, origin_a, coef, constant, sign, effects, codes, out):
+    (n, d), q, p, levels = X.shape, design.shape[1], len(coef), len(effects) if codes.size > 0 else 0
+    subtract_effects(X, n, d, design, q, origin_x, origin_a, coef, p, constant, sign, effects, codes, levels, out)
 
 
 def subtract_rows(
@@ -66,15 +44,12 @@ def subtract_rows(
     out: NDArray[np.floating],
 ) -> None:
     about = map(readable, (X, design, origin_x, origin_a, coef, constant))
-    _subtract(*about, sign, effects, readable(codes), np.empty(CHUNK), np.empty(len(coef)), out)
+    _subtract(*about, sign, effects, readable(codes), out)
 
 
 @compiled
 def add_effects(out, effects, codes, sign):
-    for i in range(len(out)):
-        level = codes[i] if codes[i] >= 0 else codes[i] + len(effects)
-        for j in range(out.shape[1]):
-            out[i, j] += sign * effects[level, j]
+    add_codes(out, out.shape[0], out.shape[1], effects, len(effects), codes, sign)
 
 
 @compiled
