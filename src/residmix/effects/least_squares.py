@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
+from residmix.effects.unmeasured import averaged
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.equations import equations
 from residmix.moments.linear import LinearMoments
@@ -45,4 +46,4 @@ class LeastSquares:
     def _solved(self, moments: LinearMoments | FactorMoments, design: Design, rows: Rows | None) -> LinearRemoval:
         check_design_moments(design.column_names, moments.linear)
         fit = equations(design.sizes).fit(moments, rows, self.penalty(design), design.terms)
-        return LinearRemoval(design.n_removed, moments, fit)
+        return LinearRemoval(design.n_removed, moments, averaged(design, fit, moments))

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.terms import Term
 from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, warn
 from residmix.moments.inference import explained, term_shares
 from residmix.moments.solve import LinearFit
 
-__all__ = ["aliases", "summary_text", "warn_of_fit"]
+__all__ = ["aliases", "summary_text", "warn_of_fit", "warn_of_unmeasured"]
 
 # Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
 _ENTANGLED = 0.95
@@ -146,3 +147,28 @@ def warn_of_fit(
             "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
             ManyColumnsWarning,
         )
+
+
+def warn_of_unmeasured(
+    found: Sequence[tuple[Term, NDArray[np.bool_]]], features: NDArray[Any], on_unknown: str
+) -> None:
+    """Warn of levels that features were never measured at, as :func:`residmix.effects.unmeasured.unmeasured` finds."""
+    for term, lacking in found:
+        for level, own in zip(term.levels, lacking, strict=False):
+            names = [str(name) for name in np.asarray(features)[own]]
+            if not names:
+                continue
+            some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            then = (
+                "later rows get NaN there; give on_unknown='mean' for the average of the other levels"
+                if on_unknown == "error"
+                else "later rows get the average effect of the other levels"
+            )
+            warn(
+                f"no values of {some} where {term.name!r} is {level!r}, so the effect there can't be estimated: {then}",
+                DesignWarning,
+                kind="unmeasured-level",
+                term=term.name,
+                level=level,
+                features=names,
+            )

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from residmix.effects.least_squares import LeastSquares
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.ridge import need_columns
+from residmix.effects.unmeasured import withheld
 from residmix.effects.unseen.levels import adapted, priors
 from residmix.errors import keeps_notes
 from residmix.removal.fitting import fitted, moments_of, refitted
@@ -393,7 +394,10 @@ class Residualizer(Told):
         return self.rows_of(table, design=design, preserved=self._found.needs_preserved, allow_nan=True)
 
     def _remover(self, sign: int = -1) -> Any:
-        return self._found.remover(sign, new=self.new_levels_, shrink=self.on_unknown == "shrink")
+        remove = self._found.remover(sign, new=self.new_levels_, shrink=self.on_unknown == "shrink")
+        if not isinstance(self._found, LinearRemoval) or self._found.random:
+            return remove
+        return withheld(remove, self.design_, self._found.fit, self._found.moments, self.on_unknown)
 
 
 def _as_it_is(block: Block) -> Block:

@@ -12,13 +12,14 @@ from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.regressor import Nuisance, RegressorRemoval
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Scale
+from residmix.effects.unmeasured import unmeasured
 from residmix.effects.unseen.batches import LaterBatches
 from residmix.effects.unseen.levels import NewLevels
 from residmix.moments import inference
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit
-from residmix.removal.messages import summary_text, warn_of_fit
+from residmix.removal.messages import summary_text, warn_of_fit, warn_of_unmeasured
 from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.transformer import MetadataTransformer
 from residmix.removal.watch import Watch
@@ -36,6 +37,7 @@ class Told(MetadataTransformer):
 
     alpha: float | dict[str, float]
     estimator: Any
+    on_unknown: str
     new_levels_: dict[str, NewLevels | LaterBatches]
     _found: Any  # LinearRemoval or RegressorRemoval
     _watch: Watch
@@ -159,6 +161,8 @@ class Told(MetadataTransformer):
             owners=owners(self.fit_, self.moments_, factors),
             nested=nested_factors(self.fit_, self.moments_, factors),
         )
+        if not self.random_effects_:  # those of a level without rows are expected to be 0
+            warn_of_unmeasured(unmeasured(self.design_, self.fit_, self.moments_), self.features_, self.on_unknown)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
