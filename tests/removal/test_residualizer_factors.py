@@ -73,7 +73,7 @@ def test_columns_that_an_absorbed_factor_determines_are_told_with_its_name(capsy
     told = "'site\\[T.s1\\]' is determined by the levels of 'subject'"
     with pytest.warns(CollinearityWarning, match=f"3 of 4 design columns are aliased: {told}; "):
         model = Residualizer("subject + site + age", features=["x", "y"]).fit(data)
-    model.summary()
+    print(model.summary())
     assert "aliased: 'site[T.s1]' is determined by the levels of 'subject'\n" in capsys.readouterr().out
     # through another column: neither the levels nor it alone
     data["copy"] = 2.0 * data["age"] + data["site"].map({"s0": 0.0, "s1": 1.0, "s2": 5.0, "s3": 7.0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class Association:
 
     def __repr__(self) -> str:
         return f"Association of {len(self)} rows; print() shows it, .to_frame() makes a data frame"
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it: columns that hold something, the first 200 rows."""
+        names = [name for name in COLUMNS if not _empty(self[name])]
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+        shown = min(len(self), 200)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(_shown(self[name][row]))}</td>" for name in names) + "</tr>"
+            for row in range(shown)
+        )
+        more = f"<p>{len(self) - shown} more rows; .to_frame() has them all</p>" if shown < len(self) else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
     def __str__(self) -> str:
         lines = []

@@ -21,6 +21,7 @@ from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import Rows
 from residmix.sources.output import delivered
+from residmix.surfaces import SummaryOfMixture
 
 __all__ = ["MixtureDensity", "log_density", "most_probable"]
 
@@ -41,7 +42,7 @@ def _finished(problem: Problem, finish: Callable[[Floats], NDArray[Any]], block:
     return finish(block_log_joint(problem, block))
 
 
-class MixtureDensity(DensityMixin, BaseEstimator, ABC):
+class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     """What mixtures with and without metadata do alike: `given` is the metadata, or nothing."""
 
     n_components: int

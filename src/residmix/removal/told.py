@@ -23,6 +23,7 @@ from residmix.removal.messages import summary_text, warn_of_fit, warn_of_unmeasu
 from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.transformer import MetadataTransformer
 from residmix.removal.watch import Watch
+from residmix.surfaces import Shown, Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ __all__ = ["Told"]
 Array = NDArray[np.float64]
 
 
-class Told(MetadataTransformer):
+class Told(Shown, MetadataTransformer):
     """What :class:`residmix.Residualizer`, where these are documented, tells of its fit."""
 
     alpha: float | dict[str, float]
@@ -131,10 +132,10 @@ class Told(MetadataTransformer):
         self._need_coefficients()
         return inference.coefficient_table(self.fit_, self.design_.column_names, list(self.features_))
 
-    def summary(self) -> None:
-        """Print what the metadata explain, term by term, and which features they explain most."""
+    def summary(self) -> Summary:
+        """Return what the metadata explain as text: term by term, and the features that they explain most."""
         self._need_coefficients()
-        print(
+        return Summary(
             summary_text(
                 self.fit_,
                 [(term.name, term.columns, term.preserved) for term in self.design_.terms],
