@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from residmix.nn._fast.pullbacks import trunk_output
+from residmix.nn._fast.trainer import SideBySide
 from residmix.nn.regressor.fitting import Plan, Removal, plan_network
-from residmix.nn.regressor.training import Sample, Schedule, _Running
+from residmix.nn.regressor.training import Sample, Schedule
 
 M, N, B = 2, 40, 9
 
@@ -33,7 +34,9 @@ def rows(
     return Sample(X, y, weight, **columns, cell=None if cell is None else torch.full((D,), cell, dtype=torch.float64))
 
 
-def running(sample: Sample, covariance: str = "diagonal", *, rank: int = 1, removal: Removal | None = None) -> _Running:
+def running(
+    sample: Sample, covariance: str = "diagonal", *, rank: int = 1, removal: Removal | None = None
+) -> SideBySide:
     torch.manual_seed(1)
     D = sample.y.shape[1]
     plan = Plan(4, D, 3, covariance, rank, (6, 5), 0.0, M, (0.1,) * D, removal)
@@ -42,7 +45,7 @@ def running(sample: Sample, covariance: str = "diagonal", *, rank: int = 1, remo
         for p in network.head.parameters():
             p.mul_(4)
     held = np.arange(N) % 4 == np.arange(M)[:, None]
-    return _Running(network, sample, held, Schedule(), [np.random.default_rng(m) for m in range(M)])
+    return SideBySide(network, sample, held, Schedule(), [np.random.default_rng(m) for m in range(M)])
 
 
 def batch_of(sample: Sample) -> list[Tensor]:
@@ -50,7 +53,7 @@ def batch_of(sample: Sample) -> list[Tensor]:
     return [*sample.inputs(chosen), sample.y[chosen], sample.weight[chosen]]
 
 
-def by_autograd(run: _Running, batch: list[Tensor], share: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def by_autograd(run: SideBySide, batch: list[Tensor], share: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     *inputs, y, _ = batch
     density = run.network(*inputs)
     cell = run.sample.cell
@@ -85,7 +88,7 @@ def test_a_continuous_target_may_stand_beside_a_gridded_one() -> None:
 
 def compare(sample: Sample, covariance: str, rank: int = 1, tolerance: float = 1e-10) -> None:
     run, batch = running(sample, covariance, rank=rank), batch_of(sample)
-    loss, share, pullback = run.losses(batch)
+    loss, share, pullback = run.traced_losses(batch)
     torch.testing.assert_close(share.sum(1), torch.ones(M, dtype=torch.float64))
     expected, gradients = by_autograd(run, batch, share)
     torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
@@ -99,7 +102,7 @@ def test_the_gradient_passes_through_a_residualizing_layer() -> None:
     one, other = (running(sample, removal=removal) for _ in range(2))
     one.network.train()
     other.network.train()
-    loss, share, pullback = one.losses(batch)
+    loss, share, pullback = one.traced_losses(batch)
     expected, gradients = by_autograd(other, batch, share)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(pullback(share), gradients, strict=True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from residmix.nn import Residualize
+from residmix.nn import MetadataSequential, Residualize, audit
 
 
 def maps(n=60, c=3, side=4, seed=0):
@@ -97,6 +97,11 @@ def classification(n=400, d=6):
     return tuple(torch.tensor(a) for a in (x, z, y))
 
 
+def left(target, columns):
+    centred = columns - columns.mean(0)
+    return target - target.mean(0) - centred @ torch.linalg.pinv(centred, rtol=1e-10) @ target
+
+
 def covariance(a, b):
     return (a - a.mean(0)).T @ (b - b.mean(0)) / len(a)
 
@@ -125,14 +130,26 @@ def test_feature_space_erasure_is_the_closest_affine_map_in_any_norm():
         assert abs((change * ((x - x.mean(0)) @ root @ root.T)).sum()) > 1
 
 
-def test_protected_covariance_survives_feature_space_erasure():
+def test_in_feature_space_what_goes_is_the_covariance_given_the_protected_column():
     x, z, y = classification()
     layer = Residualize(6, 2, num_protected=1, space="feature")
     layer.accumulate(x, z, y)
     r = layer.eval()(x)
-    assert covariance(r, z).abs().max() < 1e-10
+    rest = left(z, y)
+    assert covariance(r, rest).abs().max() < 1e-10 and covariance(x, rest).abs().max() > 0.01
     torch.testing.assert_close(covariance(r, y), covariance(x, y), atol=1e-10, rtol=0)
     assert (covariance(fitted(x, z, space="feature")(x), y) - covariance(x, y)).abs().max() > 0.01
+
+    def r2(target, columns):
+        return 1 - float(left(target, columns).square().sum() / (target - target.mean(0)).square().sum())
+
+    # A probe that is given the label reads nothing; one that isn't reads what the label says.
+    for j in range(2):
+        assert r2(z[:, [j]], r) == pytest.approx(r2(z[:, [j]], y) * r2(y, r), abs=1e-10)
+        assert r2(z[:, [j]], x) > r2(z[:, [j]], r) + 0.01
+    probes = audit(MetadataSequential(layer), [(x, z, y)]).layers[0]
+    assert probes.after.linear < 1e-10 < 0.01 < probes.before.linear
+    assert probes.after.total == pytest.approx(probes.mediated, abs=1e-10)
 
 
 def test_feature_space_training_uses_earlier_batches_and_gradients_flow():

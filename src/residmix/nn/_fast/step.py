@@ -11,15 +11,16 @@ float64 features.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.compiled import compiled, piece
+from residmix.nn.layer.gradient import Loss
 from residmix.nn.layer.moments import CONSTANT
 
-__all__ = ["Loss", "Memory", "lost", "step"]
+__all__ = ["Memory", "lost", "step"]
 
 Array = NDArray[np.float64]
 
@@ -39,22 +40,8 @@ class Memory(NamedTuple):
     slope: Array
     remainder: Array
     spectrum: Array
+    kept: Array
     ready: Array
-
-
-class Loss(NamedTuple):
-    """What the gradient G of a batch loses, ``left @ (change' G) + share 1'G``; arrays or tensors.
-
-    Attributes
-    ----------
-    left, change : (n, k)
-    share : (n,)
-        No elements unless the features are centred.
-    """
-
-    left: Any
-    change: Any
-    share: Any
 
 
 @piece
@@ -149,7 +136,7 @@ def _add(memory, design, features, weight, forget):
 
 
 @piece
-def _solve(memory, p, ridge, rtol):
+def _solve(memory, p, ridge, rtol, limit):
     """Put the least-squares coefficients of the stored moments into the memory, as `layer.moments.solve`."""
     q, d = len(memory.scatter), memory.coef.shape[1]
     k = q - p
@@ -160,16 +147,16 @@ def _solve(memory, p, ridge, rtol):
         units[a] = scale[a] * memory.scatter[a, a]
     rest, own, unused = np.empty((k, k)), np.empty((p, p)), np.empty(p)
     # Of the standardised metadata on the protected columns.
-    slope = np.zeros((p, k))
+    slope, of_protected = np.zeros((p, k)), np.zeros((p, p))
     for a in range(p):
         for b in range(p):
             own[a, b] = scale[a] * memory.scatter[a, b] * scale[b]
     if p:
-        inverse = _pseudo_inverse(own, rtol, 0.0, unused)
+        of_protected = _pseudo_inverse(own, rtol, 0.0, unused)
         for a in range(p):
             for b in range(k):
                 for c in range(p):
-                    slope[a, b] += inverse[a, c] * scale[c] * memory.scatter[c, p + b] * scale[p + b]
+                    slope[a, b] += of_protected[a, c] * scale[c] * memory.scatter[c, p + b] * scale[p + b]
                 memory.slope[a, b] = scale[a] * slope[a, b] * units[p + b]
     for a in range(k):
         for b in range(k):
@@ -191,6 +178,30 @@ def _solve(memory, p, ridge, rtol):
         for a in range(k):
             for j in range(d):
                 memory.coef[a, j] += scale[p + a] * inverse[a, b] * target[j]
+    _shrink(memory, scale, of_protected, p, limit)
+
+
+@piece
+def _shrink(memory, scale, of_protected, p, limit):
+    """Take slopes for chance where they can't be told from 0, as `layer.moments.shrunk`."""
+    (k, d), q = memory.coef.shape, len(memory.scatter)
+    squares, rank = memory.square[0], 0
+    for a in range(k):
+        if memory.spectrum[a] > 0.0:
+            rank += 1
+    freedom = max(memory.weight[0] * memory.weight[0] / (squares if squares != 0.0 else 1.0) - q - 1.0, 1.0)
+    for j in range(d):
+        left, explained = memory.spread[j], 0.0
+        for a in range(p):
+            for b in range(p):
+                first, second = scale[a] * memory.scatter[a, q + j], scale[b] * memory.scatter[b, q + j]
+                left -= first * of_protected[a, b] * second
+        for a in range(k):
+            for b in range(k):
+                explained += memory.coef[a, j] * memory.remainder[a, b] * memory.coef[b, j]
+        chance = limit * max(rank, 1) * max(left - explained, 0.0)
+        kept = max(1.0 - chance / max(explained * freedom, 1e-300), 0.0)
+        memory.kept[j] = kept
 
 
 @piece
@@ -223,7 +234,7 @@ def _left(memory, design, weight, p, total):
 
 @piece
 def _removed(memory, change, level, removed):
-    """``change @ coef``, and the features' mean where the `level` is removed."""
+    """``change @ coef`` as far as it is kept, and the features' mean where the `level` is removed."""
     (n, k), d = change.shape, removed.shape[1]
     row, start = np.empty(d), np.zeros(d)
     for j in range(d):
@@ -235,13 +246,13 @@ def _removed(memory, change, level, removed):
         for a in range(k):
             factor, coef = change[i, a], memory.coef[a]
             for j in range(d):
-                row[j] += factor * coef[j]
+                row[j] += factor * (coef[j] * memory.kept[j])
         for j in range(d):
             out[j] = row[j]
 
 
 @piece
-def _remember(memory, design, features, weight, count, p, horizon, warmup, ridge, rtol):
+def _remember(memory, design, features, weight, count, p, horizon, warmup, ridge, rtol, limit):
     """Forget, add a batch and solve."""
     forget, aged, rows = 1.0, np.empty(len(weight)), 0.0
     rate = np.log1p(-1.0 / horizon) if horizon > 0.0 else 0.0
@@ -256,14 +267,15 @@ def _remember(memory, design, features, weight, count, p, horizon, warmup, ridge
     _add(memory, design, features, aged, forget)
     total, squares = memory.weight[0], memory.square[0]
     if total * total / (squares if squares != 0.0 else 1.0) >= warmup:
-        _solve(memory, p, ridge, rtol)
+        _solve(memory, p, ridge, rtol, limit)
         memory.ready[0] = 1.0
 
 
 @compiled
 def step(
-    memory, design, features, weight, count, p, horizon, warmup, ridge, rtol, centred, level, project, update, removed
-):
+    memory, design, features, weight, count, p, horizon, warmup, ridge, rtol, limit, centred, level, project, update,
+    removed,
+):  # fmt: skip
     """Write what a batch is corrected by into `removed` (n, d), then let it enter the memory.
 
     Parameters
@@ -275,7 +287,7 @@ def step(
     p : int
     horizon : float
         0 to forget nothing.
-    warmup, ridge, rtol : float
+    warmup, ridge, rtol, limit : float
     centred, level : bool
         Whether the metadata are centred, whether the features' mean is removed.
     project : bool
@@ -298,13 +310,14 @@ def step(
     for i in range(len(share)):
         share[i] = weight[i] / (total if total != 0.0 else 1.0)
     left = _left(memory, design, weight, p, total) if project else np.empty((0, k))
+    kept = memory.kept.copy()
     if update:
-        _remember(memory, design, features, weight, count, p, horizon, warmup, ridge, rtol)
-    return Loss(left, change, share)
+        _remember(memory, design, features, weight, count, p, horizon, warmup, ridge, rtol, limit)
+    return Loss(left, change, share, kept)
 
 
 @compiled
-def lost(left, change, share, gradient, factor):
+def lost(left, change, share, kept, gradient, factor):
     """What the gradient of each row (n, d) loses, times `factor`, in its own precision."""
     (n, d), k = gradient.shape, change.shape[1]
     along, mean, row = np.zeros((k, d)), np.zeros(d), np.empty(d)
@@ -322,11 +335,11 @@ def lost(left, change, share, gradient, factor):
         result = out[i]
         level = share[i] if len(share) else 0.0
         for j in range(d):
-            row[j] = level * mean[j]
+            row[j] = 0.0
         for a in range(k):
             factor_here, sums = left[i, a], along[a]
             for j in range(d):
                 row[j] += factor_here * sums[j]
         for j in range(d):
-            result[j] = row[j] * factor
+            result[j] = (row[j] * kept[j] + level * mean[j]) * factor
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from residmix.errors import did_you_mean
 from residmix.nn.density.distribution import MixtureOfGaussians
 
-__all__ = ["COVARIANCES", "EnsembleLinear", "MixtureDensityHead"]
+__all__ = ["COVARIANCES", "EnsembleLinear", "MixtureDensityHead", "hold_means"]
 
 COVARIANCES = ("spherical", "diagonal", "full", "low-rank")
 Covariance = Literal["spherical", "diagonal", "full", "low-rank"]
@@ -214,6 +215,17 @@ class MixtureDensityHead(nn.Module):
             weight.zero_()
             K = self.n_components
             weight[..., K : K + self._sizes[1]] = line.repeat(1, K)
+
+
+@torch.no_grad()
+def hold_means(head: MixtureDensityHead, targets: Sequence[int]) -> None:
+    """Fix the means of all components at 0 for these targets."""
+    K, D = head.n_components, head.out_features
+    for j in targets:
+        columns = K + j + D * torch.arange(K)
+        head._weight()[..., columns] = 0.0
+        bias: Tensor = head.linear.bias  # type: ignore[assignment]  # as in _weight
+        bias[..., columns] = 0.0
 
 
 def _mixture_of(

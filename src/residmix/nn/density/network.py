@@ -88,14 +88,16 @@ class DenseTrunk(nn.Module):
         self.clip = clip
         self.out_features = widths[-1] + in_features if hidden else in_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        """Representation of `x`; `masks` draws the factors of dropout in place of torch's one generator."""
         if self.members is not None and x.dim() == 2:
             x = x.unsqueeze(0).expand(self.members, -1, -1)
         if not len(self.layers):
             return x
         h = x * torch.rsqrt(1 + (x / self.clip).square())
         for layer in self.layers:
-            h = F.dropout(F.silu(layer(h)), self.dropout, self.training)
+            h = F.silu(layer(h))
+            h = F.dropout(h, self.dropout, self.training) if masks is None else h * masks(h.shape)
         return torch.cat([h, x], dim=-1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from residmix.diagnostics.dependence import distance_correlation
 from residmix.nn.layer import maps as mapping
-from residmix.nn.layer.finalization import call, evaluating, residualizers
+from residmix.nn.layer.finalization import call, evaluating, residualizers, unspoken
 from residmix.nn.layer.residualize import Residualize
 
 __all__ = ["Audit", "LayerAudit", "Probes", "audit"]
@@ -69,6 +69,15 @@ class LayerAudit:
     before: Probes
     after: Probes
 
+    @property
+    def adds(self) -> bool:
+        """Whether a linear probe reads more of the metadata after the layer than before it, by more than chance.
+
+        Of coefficients of n rows, errors put k / n of a feature's variance back, and a probe adds them up over d
+        features: on fresh rows a layer can add about d / n where there was nothing to take out.
+        """
+        return self.after.linear > self.before.linear + max(0.01, 0.5 * self.chance)
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -76,9 +85,14 @@ class Audit:
 
     layers: tuple[LayerAudit, ...]
 
+    @property
+    def adding(self) -> tuple[str, ...]:
+        """Names of the layers after which more of the metadata can be read than before them."""
+        return tuple(layer.name for layer in self.layers if layer.adds)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict."""
-        return {"layers": [asdict(layer) for layer in self.layers]}
+        return {"layers": [asdict(layer) | {"adds": layer.adds} for layer in self.layers]}
 
     def __str__(self) -> str:
         lines = []
@@ -96,6 +110,8 @@ class Audit:
             ):
                 lines.append(f"  {label:28s}{getattr(layer.before, name):9.3f}{getattr(layer.after, name):9.3f}")
             lines.append(f"  {'of which through Y':28s}{'':9s}{layer.mediated:9.3f}")
+            if layer.adds:
+                lines.append("  this layer adds metadata: finalize it on more rows, or leave it out")
         return "\n".join(lines)
 
 
@@ -200,7 +216,8 @@ def audit(
 
     A distance correlation near zero doesn't rule out that a linear probe reads the metadata: coefficients that are a
     little off write them into directions of little variance. So both are reported, with a held-out and a nonlinear
-    probe. Run it on the data of `finalize` (the linear probe is then 0 to rounding) and on fresh data (about `chance`).
+    probe. Run it on the data of `finalize` (the linear probe is then 0 to rounding) and on fresh data (about `chance`):
+    there, a layer after which more can be read than before it is marked, see `LayerAudit.adds`.
 
     Parameters
     ----------
@@ -242,11 +259,12 @@ def audit(
     forward = forward or call
     taps: dict[str, _Tap] = {}
     handles = []
-    for name, layer in residualizers(model).items():
+    layers = residualizers(model)
+    for name, layer in layers.items():
         taps[name] = _Tap(layer)
         handles.append(layer.register_forward_hook(taps[name], with_kwargs=True))
     try:
-        with evaluating(model):
+        with evaluating(model), unspoken(layers.values()):
             for batch in loader:
                 forward(model, batch)
     finally:
@@ -255,9 +273,16 @@ def audit(
     return Audit(tuple(_audited(name, tap, max_rows, random_state) for name, tap in taps.items() if tap.parts))
 
 
+def _without_rounding(values: Array, size: Array, eps: float) -> Array:
+    """`values` with columns put to 0 whose spread is rounding: of numbers as large as the layer's input, `size`."""
+    return np.where(values.std(0) > 32 * eps * size, values, 0.0)
+
+
 def _audited(name: str, tap: _Tap, max_rows: int, random_state: int) -> LayerAudit:
     before, after, metadata, protected = tap.columns()
     rows, features = before.shape
+    size = np.sqrt((before**2).mean(0))
+    before, after = (_without_rounding(part, size, tap.eps) for part in (before, after))
     generator = np.random.default_rng(random_state)
     part = np.sort(generator.choice(rows, min(max_rows, rows), replace=False))
     # As numpy's matrix_rank: directions of the size of rounding errors aren't features.

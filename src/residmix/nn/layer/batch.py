@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from residmix.nn.layer import maps as mapping
 
-__all__ = ["Batch", "assemble", "columns", "row_weights", "true_where_counted"]
+__all__ = ["Batch", "assemble", "check_width", "columns", "not_finite", "row_weights", "true_where_counted"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,32 @@ class Batch:
             weight=self.weight * whole,
             count=self.count * whole,
         )
+
+
+def check_width(x: Tensor, maps: str, num_features: int) -> None:
+    """Refuse an `x` that isn't floating point, or has another number of features."""
+    if not x.is_floating_point():
+        raise TypeError(f"x must hold floating-point numbers, as residuals are; got {x.dtype}")
+    if x.ndim < 2:
+        raise ValueError(f"x must have an axis of samples and one of features; got shape {tuple(x.shape)}")
+    found = mapping.features_of(x, maps)
+    if found != num_features:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} has {found} features with maps={maps!r}; "
+            f"the layer was built for {num_features}"
+        )
+
+
+def not_finite(design: Any, num_protected: int) -> ValueError:
+    """Error for a design (n, p + k) that isn't finite: protected columns, then metadata."""
+    bad = ~np.isfinite(np.asarray(design))
+    protected = not bad[:, num_protected:].any()
+    part = bad[:, :num_protected] if protected else bad[:, num_protected:]
+    what = "NaN" if np.isnan(np.asarray(design)).any() else "infinite"
+    way = "leave them out" if protected else "fill them in, or use missing='mean' for NaN (no correction there)"
+    return ValueError(
+        f"{'protected columns' if protected else 'metadata'} are {what} in {int(part.any(1).sum())} row(s); {way}"
+    )
 
 
 def columns(values: Tensor | None, width: int, x: Tensor, maps: str, name: str) -> Tensor:

@@ -1,13 +1,15 @@
 """Affine erasure in feature space: what to take from x when no metadata will be there at inference.
 
 LEACE (Belrose et al., NeurIPS 2023, theorem 4.3): the map x -> A x + b that is closest to x, in every norm at once,
-among those after which no linear predictor of the metadata beats a constant. SPLINCE (Holstege et al., NeurIPS 2025)
-asks in addition that the covariance with protected columns stays as it is. With S = Cov(x), Z = Cov(x, m),
-Y = Cov(x, y) and the inner product <a, b> = a' S^+ b, both are
+among those after which no linear predictor of the metadata beats a constant. With protected columns y that must hold
+*given y*: what goes is Z = Cov(x, m | y) = Cov(x, m - Proj_y m), and the covariance Y with the protected columns stays
+as it is, as in SPLINCE (Holstege et al., NeurIPS 2025), where Cov(x, m) goes whole. With S = Cov(x) and the inner
+product <a, b> = a' S^+ b, both are
 
     x - Z (N' S^+ Z)^+ N' S^+ (x - mean),    N = Z - Proj_Y Z   (N = Z without protection),
 
-which needs one solve with S and never its square root.
+which needs one solve with S and never its square root. The residual R has Cov(R, m | y) = 0 and Cov(R, y) = Y, so that
+Cov(R, m) = Y Cov(y)^+ Cov(y, m): for a single y, R^2(m ~ R) = R^2(m ~ y) R^2(y ~ R).
 """
 
 from __future__ import annotations
@@ -59,11 +61,14 @@ def eraser_factors(moments: Moments, num_protected: int, *, rtol: float = 1e-10)
     # R^2 of each metadata column on the features is at most 1, so this scaling makes rtol a fraction of its variance.
     scale = torch.where(metadata > 0, metadata.clamp_min(1e-300).rsqrt(), 0.0)
     left, kept = cross[:, p:], cross[:, :p]
-    whitened = _solve_spread(moments.spread, cross, rtol)
-    normal, whitened_kept = whitened[:, p:], whitened[:, :p]
     if p:
         protected = moments.design_scatter.diagonal()[:p]
         inner = torch.where(protected > 0, protected.clamp_min(1e-300).rsqrt(), 0.0)
+        own = _unit_pseudo_inverse(moments.design_scatter[:p, :p], inner, rtol)
+        left = left - kept @ (own @ moments.design_scatter[:p, p:])
+    whitened = _solve_spread(moments.spread, torch.cat([kept, left], 1), rtol)
+    normal, whitened_kept = whitened[:, p:], whitened[:, :p]
+    if p:
         inverse = _unit_pseudo_inverse(kept.T @ whitened_kept, inner, rtol)
         normal = normal - whitened_kept @ (inverse @ (whitened_kept.T @ left))
     return left, normal @ _unit_pseudo_inverse(normal.T @ left, scale, rtol)

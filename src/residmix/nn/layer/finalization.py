@@ -12,7 +12,7 @@ from torch import nn
 
 from residmix.nn.layer.residualize import Residualize
 
-__all__ = ["call", "evaluating", "finalize", "residualizers"]
+__all__ = ["call", "evaluating", "finalize", "residualizers", "unspoken"]
 
 
 class _Reached(Exception):
@@ -45,6 +45,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def unspoken(layers: Iterable[Residualize]) -> Iterator[None]:
+    """Layers don't say that they aren't fitted yet: they are about to be, or a report says it."""
+    before = [(layer, layer.speaks) for layer in layers]
+    for layer, _ in before:
+        layer.speaks = False
+    try:
+        yield
+    finally:
+        for layer, speaks in before:
+            layer.speaks = speaks
 
 
 def _order(model: nn.Module, layers: dict[str, Residualize], batch: Any, forward: Callable[..., Any]) -> dict[str, int]:
@@ -124,7 +137,7 @@ def finalize(
     if not layers:
         raise ValueError("every Residualize layer is frozen; nothing to finalize")
     drift: dict[str, float] = {}
-    with evaluating(model):
+    with evaluating(model), unspoken(layers.values()):
         first = next(iter(loader), None)
         if first is None:
             raise ValueError("the loader is empty")
@@ -133,6 +146,7 @@ def finalize(
             before, state = layer.coefficients(), copy.deepcopy(layer.state_dict())
             try:
                 layer.reset()
+                layer.speaks = False
                 _collect(model, layer, calls, loader, forward)
                 if layer.distributed:
                     layer.synchronize()

@@ -14,52 +14,33 @@ on no other sample. tau keeps a batch of one row from losing its whole gradient.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from residmix.nn._fast.step import Loss, lost
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.moments import inverse_root, symmetric_eigen
 
-__all__ = ["minus", "projection", "subtract"]
+__all__ = ["Loss", "minus", "projection", "subtract"]
 
 
-class _Projected(torch.autograd.Function):
-    """``x - removed``; `x` comes twice, since its gradient does.
+class Loss(NamedTuple):
+    """What the gradient G of a batch loses, ``left @ (change' G) * kept + share 1'G``; arrays or tensors.
 
-    Autograd adds up the two parts, as of any tensor that is used twice: in place where nobody else holds the first. So
-    the gradient of a large map is written where it lies, and what it loses is as large as the map only as a view.
+    Attributes
+    ----------
+    left, change : (n, k)
+    share : (n,)
+        No elements unless the features are centred.
+    kept : (d,)
+        As in `residmix.nn.layer.moments.Solution`: where slopes are taken for chance, nothing is undone.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, _: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, inplace: bool
-    ) -> Tensor:
-        ctx.loss, ctx.mask, ctx.maps = loss, mask, maps
-        if inplace:
-            ctx.mark_dirty(x)
-        return minus(x, removed, inplace)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, loss = grads[0], ctx.loss
-        rows = mapping.position_sums(grad, ctx.maps)
-        share = mapping.shares(grad, ctx.maps, ctx.mask)
-        factor = -share if isinstance(share, float) else -1.0
-        if isinstance(loss.left, np.ndarray) and not torch.is_grad_enabled():
-            gone = torch.from_numpy(lost(loss.left, loss.change, loss.share, rows.contiguous().numpy(), factor))
-        else:
-            left, change, level = map(torch.as_tensor, loss)
-            gone = left @ (change.T @ rows.double())
-            if len(level):
-                gone = gone + level[:, None] * rows.double().sum(0)
-            gone = gone * factor
-        gone = mapping.broadcast(gone.to(grad.dtype), grad, ctx.maps)
-        gone = gone.expand_as(grad) if isinstance(share, float) else gone * share
-        return grad, gone, None, None, None, None, None
+    left: Any
+    change: Any
+    share: Any
+    kept: Any
 
 
 def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
@@ -67,16 +48,27 @@ def minus(x: Tensor, removed: Tensor, inplace: bool) -> Tensor:
     return x.sub_(removed) if inplace else (x - removed).to(x.dtype)
 
 
-def subtract(x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str, *, inplace: bool) -> Tensor:
-    """`minus`, whose gradient loses `loss`."""
-    # Dynamo refuses the same tensor twice.
-    same = x.view_as(x) if torch.compiler.is_compiling() else x
-    out: Tensor = _Projected.apply(x, same, removed, loss, mask, maps, inplace)
-    return out
+def subtract(x: Tensor, removed: Tensor, loss: Loss, mask: Tensor | None, maps: str) -> Tensor:
+    """`minus`, whose gradient loses `loss`: the value of one expression, the gradient of another."""
+    left, change, level, kept = map(torch.as_tensor, loss)
+    rows = mapping.pooled(x, maps, mask).double()
+    gone = change @ (left.T @ rows) * kept
+    if len(level):
+        gone = gone + level @ rows
+    linear = x - mapping.broadcast(gone, x, maps)
+    return minus(x, removed, inplace=False).detach() + (linear - linear.detach()).to(x.dtype)
 
 
 def projection(
-    change: Tensor, remainder: Tensor, scatter: Tensor, variance: Tensor, weight: Tensor, ready: Tensor, *, centre: bool
+    change: Tensor,
+    remainder: Tensor,
+    scatter: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    ready: Tensor,
+    kept: Tensor,
+    *,
+    centre: bool,
 ) -> Loss:
     """What the projected gradient of a batch has lost.
 
@@ -94,14 +86,15 @@ def projection(
         Weights of the rows in the moments.
     ready : Tensor, shape ()
         0 where no coefficients are in use yet: nothing along the metadata is lost.
+    kept : Tensor, shape (d,)
     centre : bool
         Whether the features' mean was subtracted too.
     """
     weighted, total = weight[:, None] * remainder, weight.sum()
     scale = inverse_root(variance, variance > 0)
     values, vectors = symmetric_eigen(scale[:, None] * (scatter + remainder.T @ weighted) * scale)
-    kept = values > 1e-10 * total
-    inverse = ready * kept / torch.where(kept, values, 1.0)
+    solid = values > 1e-10 * total
+    inverse = ready * solid / torch.where(solid, values, 1.0)
     vectors = scale[:, None] * vectors
     left = weighted @ ((vectors * inverse) @ vectors.T)
-    return Loss(left, change, weight / (total + (total == 0)) if centre else weight[:0])
+    return Loss(left, change, weight / (total + (total == 0)) if centre else weight[:0], kept)

@@ -25,6 +25,7 @@ __all__ = [
     "empty_moments",
     "inverse_root",
     "merge",
+    "shrunk",
     "solve",
     "summed",
     "symmetric_eigen",
@@ -114,12 +115,15 @@ class Solution:
     spectrum : Tensor, shape (k,)
         Eigenvalues of the remainder's scatter, columns of m standardised to a scatter of 1, in rising order; 0 for
         directions of m that cannot be told apart from others or from the protected columns.
+    kept : Tensor, shape (d,)
+        Share of each feature's slopes that is made use of: 1, but for `shrunk`.
     """
 
     coef: Tensor
     slope: Tensor
     remainder: Tensor
     spectrum: Tensor
+    kept: Tensor
 
 
 def empty_moments(q: int, d: int, full: bool) -> Moments:
@@ -271,4 +275,27 @@ def solve(moments: Moments, num_protected: int, *, ridge: float = 0.0, rtol: flo
         scale[:p, None] * slope * units[p:],
         units[p:, None] * remainder * units[p:],
         spectrum,
+        torch.ones_like(moments.feature_mean),
     )
+
+
+def shrunk(solution: Solution, moments: Moments, num_protected: int, limit: float, rtol: float = 1e-10) -> Solution:
+    r"""Take slopes for chance where they can't be told from 0, as James & Stein (1961) would.
+
+    With F the statistic of all k slopes of a feature, given the protected columns, `kept` is
+    :math:`(1 - c / F)_+`, c = `limit`. Without noise F is infinite, and nothing changes.
+    """
+    p, q = num_protected, len(moments.scatter)
+    full = moments.spread.ndim == 2
+    left = moments.spread.diagonal() if full else moments.spread
+    if p:
+        scale = inverse_root(moments.scatter.diagonal()[:p], moments.scatter.diagonal()[:p] > 0)
+        own = scale[:, None] * moments.scatter[:p, :p] * scale
+        cross = scale[:, None] * moments.cross[:p]
+        left = left - (cross * (_pseudo_inverse(own, rtol)[0] @ cross)).sum(0)
+    explained = (solution.coef * (solution.remainder @ solution.coef)).sum(0)
+    rank = (solution.spectrum > 0).sum().clamp_min(1)
+    freedom = (moments.effective_rows - q - 1).clamp_min(1.0)
+    chance = limit * rank * (left - explained).clamp_min(0.0)
+    kept = (1 - chance / (explained * freedom).clamp_min(1e-300)).clamp_min(0.0)
+    return replace(solution, kept=kept)

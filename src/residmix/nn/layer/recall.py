@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from residmix.nn import _torch
 
 __all__ = ["CORNER", "Recall", "mark_of", "may_return"]
 
@@ -20,13 +21,9 @@ Mark = Tensor | NDArray[np.floating]
 CORNER, _SAME = 16, 1e-2
 
 
-# Absent in older releases of torch, where every batch is then kept.
-_default_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
-
-
 def may_return() -> bool:
     """Whether this forward pass may be run again: checkpointing forgoes the graph, or has hooks that make it anew."""
-    return not torch.compiler.is_compiling() and (not torch.is_grad_enabled() or _default_hooks(True) is not None)
+    return not torch.compiler.is_compiling() and (not torch.is_grad_enabled() or _torch.saved_tensors_hooked())
 
 
 def mark_of(x: Tensor, design: Tensor) -> Tensor:
@@ -65,8 +62,7 @@ class Recall(Generic[Kept]):
     @property
     def again(self) -> bool:
         """Whether the forward pass under way is a recomputed one."""
-        # What torch.utils.checkpoint itself asks: true while an activation is recomputed for the backward pass.
-        return not torch.compiler.is_compiling() and bool(self._latest) and torch._C._current_graph_task_id() != -1
+        return not torch.compiler.is_compiling() and bool(self._latest) and _torch.recomputing()
 
     def keep(self, mark: Mark, kept: Kept) -> None:
         self._latest.append((mark, kept))
@@ -80,7 +76,7 @@ class Recall(Generic[Kept]):
             When none of the latest batches has it.
         """
         # Selective checkpointing allows no operation that the first run didn't have, and watches in a dispatch mode.
-        with _disable_current_modes():
+        with _torch.without_modes():
             wanted = _numbers(mark)
             best, least = None, _SAME * np.abs(wanted).max(initial=0.0)
             for other, kept in reversed(self._latest):

@@ -11,19 +11,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from residmix.errors import LeakageWarning, did_you_mean, warn
-from residmix.nn._fast.light import LightState, not_finite
+from residmix.nn import _fast
+from residmix.nn._fast.gradient import subtract as subtract_fast
+from residmix.nn._fast.light import is_light, light_step
 from residmix.nn.layer import maps as mapping
-from residmix.nn.layer.batch import Batch, assemble
+from residmix.nn.layer.batch import Batch, assemble, check_width, not_finite
 from residmix.nn.layer.erase import eraser_factors
 from residmix.nn.layer.gradient import minus, projection, subtract
 from residmix.nn.layer.moments import Moments, Solution, merge, solve
 from residmix.nn.layer.recall import Recall, mark_of, may_return
-from residmix.nn.layer.state import Fit
+from residmix.nn.layer.state import Fit, MomentState
 
 __all__ = ["Residualize"]
 
 
-class Residualize(LightState):
+class Residualize(MomentState):
     r"""Residual of a tensor on metadata, with coefficients that never see the batch they correct.
 
     .. math::
@@ -52,7 +54,7 @@ class Residualize(LightState):
         p, columns to protect; passed to `forward` in training only.
     space : {"sample", "feature"}
         ``"sample"`` subtracts a function of `m` and needs metadata at inference. ``"feature"`` applies an affine map
-        of `x` alone (LEACE; SPLINCE with protected columns) and needs none.
+        of `x` alone and needs none: what goes is the covariance with `m` given `Y`, what stays that with `Y`.
     estimator : {"prior", "posterior", "batch", "learned", "frozen"}
         Coefficients used in training. ``"posterior"`` includes the batch itself, ``"batch"`` is least squares on
         nothing else (both let labels leak at small batches); ``"learned"`` are parameters trained by adding
@@ -74,6 +76,11 @@ class Residualize(LightState):
         Effective rows before the coefficients of an accumulating layer are used; default 10 (p + k + 1).
     ridge, rtol : float
         Ridge as a fraction of each column's variance; tolerance under which directions of `m` count as collinear.
+    shrink : float, default 16
+        Of the "prior" estimator in training: slopes of a feature on the metadata are multiplied by (1 - shrink / F)+, F
+        their statistic given the protected columns, so that a slope within 4 standard errors of 0 is none. The rows of
+        a horizon may be the same ones over and over, and a network that learns them by heart makes use of slopes that
+        are there by chance. 0 removes every slope in full, as `finalize`, `accumulate` and `merge` always do.
     inplace : bool, optional
         Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does: less memory, and faster on large maps. For an `x` that
         nothing else needs; where it is needed, backward raises torch's error. Default: only in a `MetadataSequential`,
@@ -87,6 +94,12 @@ class Residualize(LightState):
     ValueError
         Wrong width, missing metadata, missing protected columns in training, metadata, protected columns or weights
         that aren't finite, unknown options.
+
+    Warns
+    -----
+    LeakageWarning
+        Evaluation with a layer that has seen no rows yet (nothing is removed), or an estimator that fits the batch
+        on few rows.
 
     Notes
     -----
@@ -130,13 +143,14 @@ class Residualize(LightState):
         warmup: int | None = None,
         ridge: float = 0.0,
         rtol: float = 1e-10,
+        shrink: float = 16.0,
         inplace: bool | None = None,
         sync: bool = True,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             num_features, num_metadata, num_protected, full=space == "feature", horizon=horizon, warmup=warmup,
-            ridge=ridge, rtol=rtol, sync=sync, process_group=process_group,
+            ridge=ridge, rtol=rtol, shrink=shrink, sync=sync, process_group=process_group,
         )  # fmt: skip
         grad = grad or ("project" if space == "sample" else "stop")
         for name, value, known in (
@@ -162,11 +176,11 @@ class Residualize(LightState):
         self._warned = False
         self.penalty = None
         # With a covariance of all features, what a batch is corrected with is large.
-        self._latest = Recall(4 if self.full else 16)
+        self.latest = Recall(4 if self.full else 16)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies start without what only backward passes under way need; a penalty with its graph can't be copied.
-        return self.__dict__ | {"penalty": None, "_latest": Recall(self._latest.most)}
+        return self.__dict__ | {"penalty": None, "latest": Recall(self.latest.most)}
 
     # -- state of the learned estimator --------------------------------------------------------------------------
 
@@ -182,6 +196,7 @@ class Residualize(LightState):
     def reset(self) -> None:
         """Forget everything, as after construction."""
         super().reset()
+        self.speaks = True
         if self.estimator == "learned":
             nn.init.zeros_(self.standard_coef)
 
@@ -209,7 +224,7 @@ class Residualize(LightState):
         return replace(solution, coef=coef)
 
     def coefficients(self) -> Tensor:
-        """B_m in use, float64 (k, d), in units of x per unit of metadata."""
+        """B_m by least squares (or learned), float64 (k, d), in units of x per unit of metadata."""
         if self.estimator == "learned":
             return self._learned(self._solution(), self.moments, None).coef
         return super().coefficients()
@@ -227,7 +242,7 @@ class Residualize(LightState):
         mask: Tensor | None = None, *, fit: bool = True,
     ) -> Batch:  # fmt: skip
         """Check the arguments of `forward` and put them into rows; `fit`: the protected columns are needed."""
-        self._check_width(x)
+        check_width(x, self.maps, self.num_features)
         batch = assemble(
             x, metadata, protected if fit else None, sample_weight, mask, maps=self.maps,
             widths=(self.num_metadata, self.num_protected if fit else 0), flatten=self.space == "feature",
@@ -240,14 +255,14 @@ class Residualize(LightState):
 
     def _training_step(self, batch: Batch, inplace: bool) -> Tensor:
         # Activation checkpointing runs the forward pass a second time: same coefficients, nothing counted twice.
-        again = self._latest.again
+        again = self.latest.again
         if again:
-            before = self._latest.find(mark_of(batch.x, batch.design))
+            before = self.latest.find(mark_of(batch.x, batch.design))
             assert isinstance(before, Fit)
         else:
             before = self._snapshot()
             if may_return():
-                self._latest.keep(mark_of(batch.x, batch.design), before)
+                self.latest.keep(mark_of(batch.x, batch.design), before)
         local = self.estimator in ("posterior", "batch")
         if local or not again:
             new, old = self._observed(
@@ -257,7 +272,8 @@ class Residualize(LightState):
         if not again:
             kept = merged.detached() if self.grad == "through" else merged
             self._store(kept)
-            self._solve_from(kept, kept.effective_rows >= self.warmup)
+            prior = self.estimator == "prior" and not self.full
+            self._solve_from(kept, kept.effective_rows >= self.warmup, self.shrink if prior else 0.0)
         fit = before
         if local:
             fit = self._local_fit(new if self.estimator == "batch" else merged)
@@ -327,11 +343,13 @@ class Residualize(LightState):
         """
         inplace = bool(inplace if self.inplace is None else self.inplace)
         update = (self.training if update is None else update) and not self.frozen
+        if not update and self.speaks:
+            self._warn_if_unfitted()
         if self.space == "feature" and not update:
-            self._check_width(x)
+            check_width(x, self.maps, self.num_features)
             return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean, inplace)
-        if update and self._light(x, metadata, protected):
-            return self._light_step(x, metadata, protected, sample_weight, mask, inplace)
+        if update and _fast.enabled() and is_light(self, x, metadata, protected):
+            return light_step(self, x, metadata, protected, sample_weight, mask, inplace)
         batch = self.read(x, metadata, protected, sample_weight, mask, fit=update)
         if not update:
             solution = self._solution()
@@ -345,7 +363,7 @@ class Residualize(LightState):
         p, x, moments, solution = self.num_protected, batch.x, fit.moments, fit.solution
         centred = batch.metadata - moments.design_mean[p:]
         change = batch.metadata if self.center == "none" else centred
-        rows = change @ solution.coef
+        rows = change @ (solution.coef * solution.kept)
         if self.center == "features":
             rows = rows + moments.feature_mean * fit.ready
         # Float32 for half-precision x: the subtraction is then rounded once.
@@ -359,8 +377,10 @@ class Residualize(LightState):
         scatter = solution.remainder * (0.0 if self.estimator == "batch" else self.num_metadata * per_row)
         variance = moments.scatter.diagonal()[p:] * per_row
         centre = self.center == "features"
-        loss = projection(change, remainder, scatter, variance, batch.weight, fit.ready, centre=centre)
-        return subtract(x, removed, loss, batch.mask, batch.maps, inplace=inplace)
+        loss = projection(change, remainder, scatter, variance, batch.weight, fit.ready, solution.kept, centre=centre)
+        if _fast.enabled():
+            return subtract_fast(x, removed, loss, batch.mask, batch.maps, inplace=inplace)
+        return subtract(x, removed, loss, batch.mask, batch.maps)
 
     def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor, inplace: bool) -> Tensor:
         last = mapping.features_last(x, maps)
@@ -373,6 +393,18 @@ class Residualize(LightState):
         if maps == "channel":
             change = change.movedim(-1, 1)
         return minus(x, change.view(x.shape), inplace)
+
+    def _warn_if_unfitted(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        # One question to the device; after a fit, none any more.
+        self.speaks = False
+        if not bool(self.weight) and not bool(self.ready):
+            warn(
+                "a Residualize layer has seen no rows yet, so everything passes through it, metadata included; train "
+                "it, call finalize, or load a checkpoint that has its buffers",
+                LeakageWarning,
+            )
 
     def _warn_of_leakage(self, moments: Moments) -> None:
         rows, needed = float(moments.effective_rows), 10 * (self.num_metadata + self.num_protected + 1)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.rnn import PackedSequence
 
 from residmix.errors import did_you_mean
+from residmix.nn import _torch
 from residmix.nn.layer.residualize import Residualize
 
 __all__ = ["Attached", "MetadataSequential", "attach"]
@@ -20,7 +21,6 @@ __all__ = ["Attached", "MetadataSequential", "attach"]
 _FRESH = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
@@ -28,14 +28,14 @@ def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
     return (
         type(before) in _FRESH
         and type(layer) is Residualize
-        and not any(vars(module)[name] for module in (before, layer) for name in _HOOKS)
+        and not any(_torch.hooked(module) for module in (before, layer))
         # Somebody's own function in place of the method.
         and not any("forward" in vars(module) for module in (before, layer))
-        and not _has_any_global_hook()
+        and not _torch.hooked_globally()
         # A compiler plans memory itself.
         and not torch.compiler.is_compiling()
         # A mode sees every tensor; that of selective checkpointing keeps some.
-        and not torch._C._len_torch_dispatch_stack()
+        and not _torch.dispatch_watched()
     )
 
 
@@ -105,15 +105,22 @@ class _Hook:
                 "returned, with metadata=...; activation checkpointing needs MetadataSequential"
             )
         self.under_way.reached.add(self.name)
-        first = output[0] if isinstance(output, tuple) and output else output
+        # A packed sequence is a tuple, too.
+        several = isinstance(output, tuple) and output and not isinstance(output, PackedSequence)
+        first = output[0] if several else output
         if isinstance(first, Tensor) and first.is_nested:
             raise RuntimeError(
                 f"the output of {self.name!r} is a nested tensor, which has no positions to average over: build the "
                 "nn.TransformerEncoder with enable_nested_tensor=False, or attach to the encoder as a whole"
             )
+        if isinstance(first, PackedSequence):
+            raise TypeError(
+                f"the output of {self.name!r} is a packed sequence, which has no axis of samples: give "
+                "it a padded one, and the positions that count as mask="
+            )
         if isinstance(output, Tensor):
             return self.layer(output, **self.under_way.arguments)
-        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        if several and isinstance(first, Tensor):
             return (self.layer(output[0], **self.under_way.arguments), *output[1:])
         raise TypeError(
             f"the output of {self.name!r} is a {type(output).__name__}; "
@@ -140,8 +147,30 @@ class Attached(nn.Module):
         self.layers = nn.ModuleDict({name.replace(".", "_"): layer for name, layer in layers.items()})
         self._under_way = _Call()
         self._names = tuple(layers)
-        for name, layer in layers.items():
+        self._handles = [
             model.get_submodule(name).register_forward_hook(_Hook(name, layer, self._under_way))
+            for name, layer in layers.items()
+        ]
+
+    def detach(self) -> nn.Module:
+        """Take the layers off the model, and return it as it was before `attach`.
+
+        The layers stay in ``layers``. What was trained with them expects what they gave.
+
+        Examples
+        --------
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+        >>> net = attach(model, "0", num_metadata=1)
+        >>> net.detach() is model
+        True
+        >>> model(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._names = ()
+        return self.model
 
     def forward(
         self,
@@ -154,6 +183,8 @@ class Attached(nn.Module):
         **named: Any,
     ) -> Any:
         """``model(*inputs, **named)``; the other arguments are those of `Residualize.forward`."""
+        if not self._names:
+            raise RuntimeError("the layers were detached: call the model itself, or attach anew")
         self._under_way.arguments = {
             "metadata": metadata,
             "protected": protected,
@@ -178,6 +209,10 @@ class Attached(nn.Module):
 def _width(module: nn.Module) -> tuple[int, str] | None:
     """Features of a module's output and where they are."""
     for part in reversed(list(module.modules())):
+        if isinstance(part, nn.RNNBase):
+            return (part.proj_size or part.hidden_size) * (2 if part.bidirectional else 1), "token"
+        if isinstance(part, nn.RNNCellBase):
+            return part.hidden_size, "token"
         for name, maps in (
             ("out_channels", "channel"),
             ("out_features", "token"),
@@ -233,7 +268,7 @@ def attach(
     torch.Size([6, 1])
     """
     known = {name: module for name, module in model.named_modules() if name}
-    taken = [n for n, m in known.items() if any(isinstance(hook, _Hook) for hook in m._forward_hooks.values())]
+    taken = [n for n, m in known.items() if any(isinstance(hook, _Hook) for hook in _torch.forward_hooks(m))]
     if taken:
         raise ValueError(
             f"the model has a Residualize layer after {taken[0]!r} already: build it anew, and name all modules in one "
@@ -244,7 +279,10 @@ def attach(
         if name not in known:
             raise ValueError(f"the model has no module {name!r}{did_you_mean(name, known)}")
         for part in known[name].modules():
-            if isinstance(part, nn.MultiheadAttention) and not part.batch_first:
+            # A recurrent layer deep inside may be read at its last step, which its reader says by maps=.
+            layout = part is known[name] or maps is None
+            ordered = isinstance(part, nn.MultiheadAttention) or (isinstance(part, nn.RNNBase) and layout)
+            if ordered and not part.batch_first:
                 raise ValueError(f"{name!r} puts the batch on axis 1; Residualize needs it first (batch_first=True)")
         found = _width(known[name])
         if found is None and num_features is None:

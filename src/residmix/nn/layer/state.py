@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from residmix.nn._fast.step import Memory
 from residmix.nn.layer.batch import Batch
 from residmix.nn.layer.erase import eraser_factors
 from residmix.nn.layer.moments import (
@@ -23,6 +22,7 @@ from residmix.nn.layer.moments import (
     batch_moments,
     empty_moments,
     merge,
+    shrunk,
     solve,
     summed,
 )
@@ -30,7 +30,7 @@ from residmix.nn.layer.moments import (
 __all__ = ["Fit", "MomentState"]
 
 _MOMENTS = ("weight", "square", "mean", "scatter", "spread")
-_SOLUTION = ("coef", "slope", "remainder", "spectrum")
+_SOLUTION = ("coef", "slope", "remainder", "spectrum", "kept")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MomentState(nn.Module):
     num_features, num_metadata, num_protected : int
     full : bool
         Keep the features' own d x d scatter, which an affine eraser needs.
-    horizon, warmup, ridge, rtol, sync, process_group
+    horizon, warmup, ridge, rtol, shrink, sync, process_group
         As in `Residualize`.
     """
 
@@ -71,6 +71,7 @@ class MomentState(nn.Module):
     scatter: Tensor
     spread: Tensor
     spectrum: Tensor
+    kept: Tensor
     ready: Tensor
     drift: Tensor
     left: Tensor
@@ -87,6 +88,7 @@ class MomentState(nn.Module):
         warmup: int | None,
         ridge: float,
         rtol: float,
+        shrink: float,
         sync: bool,
         process_group: dist.ProcessGroup | None,
     ) -> None:
@@ -101,10 +103,13 @@ class MomentState(nn.Module):
         for name, number, least in (("num_features", d, 1), ("num_metadata", num_metadata, 1)):
             if number < least:
                 raise ValueError(f"{name} must be at least {least}; got {number}")
-        if num_protected < 0 or ridge < 0:
-            raise ValueError(f"num_protected and ridge cannot be negative; got {num_protected} and {ridge}")
+        if num_protected < 0 or ridge < 0 or shrink < 0:
+            raise ValueError(
+                f"num_protected, ridge and shrink cannot be negative; got {num_protected}, {ridge} and {shrink}"
+            )
         self.num_features, self.num_metadata, self.num_protected = d, num_metadata, num_protected
-        self.horizon, self.ridge, self.rtol, self.sync, self.process_group = horizon, ridge, rtol, sync, process_group
+        self.horizon, self.ridge, self.rtol, self.shrink = horizon, ridge, rtol, shrink
+        self.sync, self.process_group = sync, process_group
         k, p = num_metadata, num_protected
         self.warmup = 10 * (p + k + 1) if warmup is None else warmup
         self.full = full
@@ -118,7 +123,11 @@ class MomentState(nn.Module):
         for name, shape in shapes.items():
             # torch.compile takes a float64 buffer without axes for a number of Python's and loses what is written.
             self.register_buffer(name, torch.zeros(shape or (1,), dtype=torch.float64))
+        # In `get_extra_state`, since files made before it existed have to load.
+        self.register_buffer("kept", torch.ones(d, dtype=torch.float64), persistent=False)
         self.frozen = False
+        # Whether a use before the first fit is spoken of, which `finalize` has good reason for.
+        self.speaks = True
 
     @property
     def moments(self) -> Moments:
@@ -143,19 +152,16 @@ class MomentState(nn.Module):
             erasure,
         )
 
-    def _memory(self) -> Memory:
-        """The buffers as compiled loops take them, without copies."""
-        buffers: dict[str, Any] = self._buffers
-        return Memory(*(buffers[name].numpy() for name in Memory._fields))
-
     def refresh(self) -> None:
         """Solve for the coefficients from the stored moments, however few the rows."""
-        self._solve_from(self.moments, torch.ones_like(self.ready[0], dtype=torch.bool))
+        self._solve_from(self.moments, torch.ones_like(self.ready[0], dtype=torch.bool), 0.0)
 
     @torch.no_grad()
-    def _solve_from(self, moments: Moments, enough: Tensor) -> None:
-        """Put the solution into the buffers if there were rows `enough`."""
+    def _solve_from(self, moments: Moments, enough: Tensor, limit: float) -> None:
+        """Put the solution, shrunk unless `limit` is 0, into the buffers if there were rows `enough`."""
         solution = solve(moments, self.num_protected, ridge=self.ridge, rtol=self.rtol)
+        if limit:
+            solution = shrunk(solution, moments, self.num_protected, limit, self.rtol)
         new = {name: getattr(solution, name) for name in _SOLUTION}
         if self.full:
             new["left"], new["right"] = eraser_factors(moments, self.num_protected, rtol=self.rtol)
@@ -170,6 +176,7 @@ class MomentState(nn.Module):
         with torch.no_grad():
             for buffer in self.buffers(recurse=False):
                 buffer.zero_()
+            self.kept.fill_(1.0)
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or resume) updating in training."""
@@ -226,23 +233,26 @@ class MomentState(nn.Module):
         return new, old.scaled(self.horizon / most * torch.exp(rate * rows))
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor([1, int(self.frozen)])
+        head = torch.tensor([2.0, float(self.frozen)], dtype=torch.float64)
+        return torch.cat([head, self.kept.cpu()])
 
     def set_extra_state(self, state: Tensor) -> None:
+        # Version 1 has nothing after the first two numbers: all slopes are whole.
         self.freeze(bool(state[1]))
+        self.kept.copy_(state[2:] if len(state) > 2 else torch.ones_like(self.kept))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .half(), .to(dtype) and the like move the buffers but may not take their digits.
-        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        exact = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
             moved = self.get_buffer(name)
             # From "meta" there is nothing to take along.
-            self._buffers[name] = moved.double() if buffer.is_meta else buffer.to(moved.device)
+            setattr(self, name, moved.double() if buffer.is_meta else buffer.to(moved.device))
         return self
 
     def coefficients(self) -> Tensor:
-        """B_m in use, float64 (k, d), in units of x per unit of metadata."""
+        """B_m by least squares, float64 (k, d), in units of x per unit of metadata."""
         return self._solution().coef.clone()
 
     def diagnostics(self) -> dict[str, Any]:
@@ -256,7 +266,8 @@ class MomentState(nn.Module):
             residual variance that errors in the coefficients put back; ``drift``: relative change of the
             coefficients in the last `finalize`; ``frozen``.
         """
-        coef, moments, p = self.coefficients(), self.moments, self.num_protected
+        moments, p = self.moments, self.num_protected
+        coef = self.coefficients() * self.kept
         total = moments.spread.diagonal() if self.full else moments.spread
         taken = torch.einsum("kd,kl,ld->d", coef, moments.design_scatter[p:, p:], coef)
         rows = float(moments.effective_rows)

@@ -15,14 +15,20 @@ from sklearn.utils.validation import check_is_fitted
 
 from residmix.errors import keeps_notes
 from residmix.nn.density.distribution import MixtureOfGaussians
-from residmix.nn.density.head import COVARIANCES
+from residmix.nn.density.head import COVARIANCES, hold_means
 from residmix.nn.density.network import MixtureDensityNetwork
 from residmix.nn.regressor.diagnosis import diagnose, warn_of
 from residmix.nn.regressor.export import OnnxExport
 from residmix.nn.regressor.fitting import CANDIDATES, Plan, Removal, fit_best, plan_network
 from residmix.nn.regressor.predictive import PredictiveDensity, check_targets
 from residmix.nn.regressor.reading import TableReader
-from residmix.nn.regressor.targets import LIKELIHOODS, choose_likelihood, distinct_rows, standard_scaling
+from residmix.nn.regressor.targets import (
+    LIKELIHOODS,
+    choose_likelihood,
+    constant_targets,
+    distinct_rows,
+    standard_scaling,
+)
 from residmix.nn.regressor.training import History, Sample, Schedule, automatic_batches
 from residmix.rows.checks import check_weight
 from residmix.validation import check_choice, check_number
@@ -256,7 +262,9 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         network, stages = self._train(plan, sample, seed)
-        self._finish(network.double(), stages, sample)
+        # A constant is known; in its own size as unit, what training leaves of noise would be seen.
+        hold_means(network.double().head, np.flatnonzero(constant_targets(target)).tolist())
+        self._finish(network, stages, sample)
         return self
 
     def _check_options(self) -> None:

@@ -11,10 +11,21 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
+from residmix.nn import _fast
+from residmix.nn._fast.trainer import SideBySide
 from residmix.nn.density.head import MixtureDensityHead
 from residmix.nn.density.network import DenseTrunk, MemberWise, MixtureDensityNetwork
 from residmix.nn.layer.residualize import Residualize
-from residmix.nn.regressor.training import History, Sample, Schedule, hold_out, rng_scope, thread_scope, train
+from residmix.nn.regressor.training import (
+    History,
+    Running,
+    Sample,
+    Schedule,
+    hold_out,
+    rng_scope,
+    thread_scope,
+    train,
+)
 from residmix.rows.threads import n_threads
 
 __all__ = ["CANDIDATES", "Plan", "Removal", "fit_best", "fit_ensemble", "linear_start", "plan_network"]
@@ -36,7 +47,7 @@ class Removal:
     horizon: float | None = 4096
 
     def layer(self, features: int) -> Residualize:
-        return Residualize(
+        layer = Residualize(
             features,
             self.n_metadata,
             num_protected=self.n_protected,
@@ -45,6 +56,9 @@ class Removal:
             horizon=self.horizon,
             sync=False,
         )
+        # Held-out rows are judged before the first step, too.
+        layer.speaks = False
+        return layer
 
 
 @dataclass(frozen=True)
@@ -142,14 +156,15 @@ def fit_ensemble(
         network = plan_network(plan).to(sample.X)
     _start(network, sample, held_out, seed)
     seeds = np.random.SeedSequence(seed).generate_state(2 * plan.members).tolist()
-    stages = [train(network, sample, held_out, schedule, seeds[: plan.members])]
+    running = SideBySide if _fast.enabled() else Running
+    stages = [train(network, sample, held_out, schedule, seeds[: plan.members], running)]
     if plan.removal is not None:
         # The trunk moved while the coefficients were learned, so they lag behind it. With the trunk frozen they are
         # exact, and the head learns what they leave.
         h = _settle(network, sample)
         tail = MixtureDensityNetwork(nn.Identity(), network.head)
         rest = replace(sample, X=h, metadata=None, protected=None)
-        stages.append(train(tail, rest, held_out, schedule, seeds[plan.members :]))
+        stages.append(train(tail, rest, held_out, schedule, seeds[plan.members :], running))
         network.eval()
     return network, stages
 
@@ -178,6 +193,10 @@ def fit_best(
 
 
 def _threads(plan: Plan, batch: int) -> int:
-    """Threads worth having: one, unless the products of a step are large (more would only wait for each other)."""
+    """Threads worth having: one, unless the products of a step are so large that they take most of its time.
+
+    Of many small operations, threads mostly wait for each other; where other processes want the cores, they wait for
+    the scheduler, twenty times as long as the work takes.
+    """
     widest = max(plan.hidden, default=1) * max((plan.n_features, *plan.hidden))
-    return 1 if plan.members * batch * widest < 2e7 else n_threads()
+    return 1 if plan.members * batch * widest < 2e8 else n_threads()

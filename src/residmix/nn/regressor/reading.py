@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from residmix.design.fit import Design, fit_design
+from residmix.errors import DesignWarning, warn
 from residmix.nn.regressor.targets import advising, read_rows
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
@@ -20,6 +23,37 @@ __all__ = ["TableReader"]
 Array = NDArray[np.float64]
 
 _REMEDY = "MDNRegressor has no option for them: replace them, or leave these rows out"
+
+
+@contextmanager
+def _naming_columns(X: Any) -> Iterator[None]:
+    """Errors about values of a data frame say which columns hold them."""
+    try:
+        yield
+    except ValueError as error:
+        if found := _at_fault(X):
+            raise ValueError(f"{error}\n{found}") from None
+        raise
+
+
+def _at_fault(X: Any) -> str:
+    """Columns of a frame that hold text, NaN or infinity, with the first such row."""
+    found = []
+    try:
+        frame = nw.from_native(X, eager_only=True)
+    except TypeError:
+        return ""
+    for column in frame.iter_columns():
+        try:
+            values = np.asarray(column.to_numpy(), dtype=np.float64)
+        except (TypeError, ValueError):
+            found.append(f"column {column.name!r} holds {column.dtype}, not numbers")
+            continue
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row = int(bad.argmax())
+            found.append(f"column {column.name!r} has {values[row]} in {int(bad.sum())} row(s), the first in row {row}")
+    return "; ".join(found[:5])
 
 
 class TableReader(BaseEstimator):
@@ -45,7 +79,8 @@ class TableReader(BaseEstimator):
                 self.design_ = None
             if self.features is None:
                 least = 2 if fitting else 1
-                return validate_data(self, X, reset=fitting, dtype=np.float64, ensure_min_samples=least), None
+                with _naming_columns(X):
+                    return validate_data(self, X, reset=fitting, dtype=np.float64, ensure_min_samples=least), None
             table = as_table(X)
         else:
             table = as_table(X, metadata=metadata)
@@ -70,6 +105,17 @@ class TableReader(BaseEstimator):
         design = self.design_
         used = () if design is None else (*design.columns, *design.preserved_columns)
         self._features = table.feature_names(self.features, exclude=used)
+        known = {*self._features, *used}
+        left = [] if self.features is not None or table.has_metadata else [c for c in table.columns if c not in known]
+        if left:
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            warn(
+                f"columns that hold no numbers are not among the features: {', '.join(left[:5])}{more}; code them as "
+                "numbers, name them in the formula, or name the features",
+                DesignWarning,
+                kind="columns-left-out",
+                columns=list(left),
+            )
         self.n_features_in_ = len(self._features)
         self.__dict__.pop("feature_names_in_", None)
         if table.named:

@@ -20,6 +20,7 @@ __all__ = [
     "Scaling",
     "advising",
     "choose_likelihood",
+    "constant_targets",
     "distinct_rows",
     "grid_step",
     "point_masses",
@@ -91,6 +92,19 @@ def standard_scaling(X: Array, weight: Array) -> Scaling:
     size = np.abs(mean)
     scale = np.where(spread > _CONSTANT * size, spread, np.where(size > 0, size, 1.0))
     return Scaling(mean, scale)
+
+
+def constant_targets(y: Array) -> NDArray[np.bool_]:
+    """Which columns have one value, NaN left out.
+
+    Examples
+    --------
+    >>> constant_targets(np.array([[1.0, 2.0], [1.0, 3.0], [np.nan, 2.0]]))
+    array([ True, False])
+    """
+    known = ~np.isnan(y)
+    lowest, highest = np.where(known, y, np.inf).min(0), np.where(known, y, -np.inf).max(0)
+    return np.asarray(highest - lowest <= _CONSTANT * np.maximum(np.abs(highest), np.abs(lowest)))
 
 
 def distinct_rows(parts: list[Array], weight: Array) -> tuple[NDArray[np.intp], Array]:

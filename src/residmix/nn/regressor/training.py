@@ -15,13 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
-from residmix.nn._fast.pullbacks import Pullback, head_loss, traced, trunk_output
 from residmix.nn.density.network import DenseTrunk, Masks, MemberWise, MixtureDensityNetwork
 from residmix.rows.threads import n_threads
 
-__all__ = ["History", "Sample", "Schedule", "automatic_batches", "hold_out", "rng_scope", "thread_scope", "train"]
+__all__ = [
+    "History",
+    "Running",
+    "Sample",
+    "Schedule",
+    "automatic_batches",
+    "hold_out",
+    "rng_scope",
+    "thread_scope",
+    "train",
+]
 
 # In an epoch, where the table is large enough.
 _BATCHES = 24
@@ -142,10 +150,13 @@ def rng_scope(seed: int) -> Iterator[None]:
 
 @contextmanager
 def thread_scope(threads: int) -> Iterator[None]:
-    """Let torch compute with at most `threads` threads inside the block."""
+    """Let torch compute with at most `threads` threads inside the block, and no more than it has outside.
+
+    What torch has is what ``torch.set_num_threads`` or ``OMP_NUM_THREADS`` say; ``RESIDMIX_NUM_THREADS`` says less.
+    """
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(max(1, min(threads, n_threads())))
+        torch.set_num_threads(max(1, min(threads, n_threads(), before)))
         yield
     finally:
         torch.set_num_threads(before)
@@ -157,6 +168,7 @@ def train(
     held_out: NDArray[np.bool_],
     schedule: Schedule,
     seeds: Sequence[int],
+    running: type[Running] | None = None,
 ) -> History:
     """Minimise the negative log-likelihood of every member on its own rows; leave each at its best held-out epoch.
 
@@ -171,6 +183,8 @@ def train(
         Rows that a member is judged on and never trained on.
     seeds : sequence of int
         One per member.
+    running : type, default=Running
+        Who takes the steps: autograd and an optimiser of torch, or something quicker that gives the same.
     """
     members = len(held_out)
     rows = [np.flatnonzero(~own) for own in held_out]
@@ -182,24 +196,24 @@ def train(
     weight = sample.weight / sample.weight.mean()
     generators = [np.random.default_rng(seed) for seed in seeds]
     history = History(best_epoch=[0] * members)
-    with _Running(network, sample, held_out, schedule, generators) as running:
-        best = running.values()
-        lowest = running.judge()
+    with (running or Running)(network, sample, held_out, schedule, generators) as state:
+        best = state.values()
+        lowest = state.judge()
         step = 0
         for epoch in range(1, schedule.max_epochs + 1):
             network.train()
-            order = np.stack([generators[m].permutation(rows[m])[:n_train] for m in running.members])
+            order = np.stack([generators[m].permutation(rows[m])[:n_train] for m in state.members])
             for first in range(0, n_batches, _GATHERED):
                 cuts = edges[first : first + _GATHERED + 1]
                 chosen = torch.as_tensor(order[:, cuts[0] : cuts[-1]], device=sample.X.device)
-                gathered = (*running.sample.inputs(chosen), sample.y[chosen], weight[chosen])
+                gathered = (*state.sample.inputs(chosen), sample.y[chosen], weight[chosen])
                 for start, stop in itertools.pairwise(cut - cuts[0] for cut in cuts):
                     rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / total)))
-                    running.descend([part[:, start:stop] for part in gathered], schedule.learning_rate * rate)
+                    state.descend([part[:, start:stop] for part in gathered], schedule.learning_rate * rate)
                     step += 1
-            loss_now, values = running.judge(), running.values()
+            loss_now, values = state.judge(), state.values()
             record = [math.nan] * members
-            for i, m in enumerate(running.members):
+            for i, m in enumerate(state.members):
                 record[m] = loss_now[i]
                 if loss_now[i] < lowest[m]:
                     lowest[m], history.best_epoch[m] = loss_now[i], epoch
@@ -208,23 +222,19 @@ def train(
             history.n_epochs = epoch
             if schedule.report_every and epoch % schedule.report_every == 0:
                 print(f"epoch {epoch:4d}  held-out loss {np.mean(loss_now):.4f}", file=sys.stderr)
-            going = [epoch - history.best_epoch[m] < schedule.patience for m in running.members]
+            going = [epoch - history.best_epoch[m] < schedule.patience for m in state.members]
             if not any(going):
                 break
             if not all(going):
-                running.keep(np.flatnonzero(going))
-    running.restore(best)
+                state.keep(np.flatnonzero(going))
+    state.restore(best)
     network.eval()
     history.best_loss = lowest
     return history
 
 
-class _Running:
-    """The members that are still in training, their parameters side by side in one matrix with a row for each.
-
-    Norms of gradients and the optimiser's steps then take one operation for all layers; the network gets its parameters
-    back at the end. Matrices decay, biases don't: they hold the mixture that training starts from.
-    """
+class Running:
+    """The members that are still in training; matrices decay, biases don't: they hold the mixture to begin with."""
 
     def __init__(
         self,
@@ -236,28 +246,30 @@ class _Running:
     ) -> None:
         self.network, self.sample, self.schedule = network, sample, schedule
         self.members = list(range(len(held_out)))
-        named = list(network.named_parameters())
-        # Where each parameter comes in the matrix: those that decay first.
-        self.order = sorted(range(len(named)), key=lambda i: named[i][0].endswith("bias"))
-        self.parameters = [named[i][1] for i in self.order]
-        self.n_decaying = sum(math.prod(p.shape[1:]) for name, p in named if not name.endswith("bias"))
-        self.matrix = torch.cat([p.detach().flatten(1) for p in self.parameters], 1)
-        self.moments = [torch.zeros_like(self.matrix) for _ in range(2)]
-        self.fused = sample.X.device.type != "mps"
-        self.n_steps = torch.zeros((), device=sample.X.device if self.fused else "cpu")
-        self._look()
         self.layers = network.residualize.layers if isinstance(network.residualize, MemberWise) else None
         self.masks = None
         if isinstance(network.backbone, DenseTrunk) and network.backbone.dropout:
             self.masks = Masks(generators, network.backbone.dropout, sample.X.device)
-        self.complete = not bool(sample.y.isnan().any())
         mask = torch.as_tensor(held_out, device=sample.X.device)
         count = int(mask.sum(1).max())
         # Members may hold out different numbers of rows: pad with rows of weight zero.
         rows = (~mask).float().argsort(dim=1, stable=True)[:, :count]
         self.judged = (*sample.inputs(rows), sample.y[rows], sample.weight[rows] * mask.gather(1, rows))
+        self.prepare()
 
-    def __enter__(self) -> _Running:
+    def prepare(self) -> None:
+        """Set up the optimiser."""
+        named = list(self.network.named_parameters())
+        decaying = [p for name, p in named if not name.endswith("bias")]
+        others = [p for name, p in named if name.endswith("bias")]
+        groups = [
+            {"params": decaying, "weight_decay": self.schedule.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.parameters = [p for _, p in named]
+        self.optimiser = torch.optim.AdamW([group for group in groups if group["params"]])
+
+    def __enter__(self) -> Running:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -265,82 +277,55 @@ class _Running:
             assert isinstance(self.network.residualize, MemberWise)
             self.network.residualize.layers = self.layers
 
-    def _pieces(self, matrix: Tensor) -> list[Tensor]:
+    def values(self) -> Tensor:
+        """A copy of all parameters, (members, P)."""
+        return torch.cat([p.detach().flatten(1) for p in self.parameters], 1)
+
+    def restore(self, values: Tensor) -> None:
+        """Give the network `values` of all members, in memory of its own."""
+        for p, value in zip(self.parameters, self.pieces(values), strict=True):
+            p.data, p.grad = value.clone(memory_format=torch.contiguous_format), None
+
+    def pieces(self, matrix: Tensor) -> list[Tensor]:
         """Views of a matrix with a row for each member, one in the shape of each parameter."""
         shapes = [p.shape[1:] for p in self.parameters]
         parts = matrix.split([math.prod(shape) for shape in shapes], 1)
         return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _look(self) -> None:
-        """Look at the matrix as weight and bias of every layer; the head's comes last."""
-        views = dict(zip(self.order, self._pieces(self.matrix), strict=True))
-        *self.trunk, self.last = [(views[i], views[i + 1]) for i in range(0, len(views), 2)]
-
-    def values(self) -> Tensor:
-        """A copy of all parameters, (members, P)."""
-        return self.matrix.clone()
-
-    def restore(self, values: Tensor) -> None:
-        """Give the network `values` of all members, in memory of its own."""
-        for p, value in zip(self.parameters, self._pieces(values), strict=True):
-            p.data = value.clone(memory_format=torch.contiguous_format)
-
-    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor, Pullback]:
-        """Negative log-likelihood of every row, its share in the mean of the member, and the pullback to parameters.
+    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of every row, and its share in the mean of the member, (members, b).
 
         `batch` is what the network takes, the targets and the weights.
         """
         x, *given, y, weight = batch
-        backbone, head, residualize = self.network.backbone, self.network.head, self.network.residualize
-        clip = backbone.clip if isinstance(backbone, DenseTrunk) else math.inf
-        h, to_trunk = trunk_output(x, self.trunk, clip, mask)
-        to_removal = None
-        if residualize is not None:
-            h, to_removal = traced(lambda h: residualize(h, *given), h)
-        loss, to_head = head_loss(head, h, *self.last, y, cell=self.sample.cell, complete=self.complete)
+        network = self.network
+        h = network.backbone(x) if mask is None else network.backbone(x, mask)
+        if network.residualize is not None:
+            h = network.residualize(h, *given)
+        density, cell = network.head(h), self.sample.cell
+        loss = -(density.log_prob(y) if cell is None else density.log_cell_prob(y, cell))
+        return loss, weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
 
-        def pullback(gradient: Tensor) -> tuple[Tensor, ...]:
-            of_h, *of_last = to_head(gradient)
-            if to_removal is not None:
-                (of_h,) = to_removal(of_h)
-            return *to_trunk(of_h), *of_last
-
-        return loss, weight / weight.sum(1, keepdim=True).clamp_min(1e-12), pullback
-
-    @torch.no_grad()
     def descend(self, batch: Sequence[Tensor], rate: float) -> None:
         """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out."""
-        _, share, pullback = self.losses(batch, self.masks)
-        gradients = pullback(share)
-        gradient = torch.cat([gradients[i].flatten(1) for i in self.order], 1)
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        highest = self.schedule.clip_norm
-        if not float(norm.max()) <= highest:
-            gradient.mul_(highest / norm.clamp_min(highest))
-            gradient[~torch.isfinite(norm).squeeze(1)] = 0.0
-        self.matrix[:, : self.n_decaying].mul_(1 - rate * self.schedule.weight_decay)
-        adamw(
-            [self.matrix],
-            [gradient],
-            [self.moments[0]],
-            [self.moments[1]],
-            [],
-            [self.n_steps],
-            fused=self.fused,
-            amsgrad=False,
-            maximize=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=0.0,
-            eps=1e-8,
-        )
+        loss, share = self.losses(batch, self.masks)
+        self.optimiser.zero_grad()
+        (share * loss).sum().backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten(1) for g in gradients], 1), dim=1)
+        factor = (self.schedule.clip_norm / norm).clamp(max=1.0)
+        for g in gradients:
+            own = factor.view(-1, *[1] * (g.dim() - 1))
+            g.copy_(torch.where(own.isfinite() & (own > 0), g * own, 0.0))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
 
     @torch.no_grad()
     def judge(self) -> list[float]:
         """Held-out loss of every member in training."""
         self.network.eval()
-        loss, share, _ = self.losses(self.judged)
+        loss, share, *_ = self.losses(self.judged)
         return [float(value) for value in torch.nan_to_num((share * loss).sum(1), nan=math.inf).tolist()]
 
     def keep(self, going: NDArray[np.intp]) -> None:
@@ -354,5 +339,13 @@ class _Running:
             self.masks.keep(index)
         if isinstance(self.network.residualize, MemberWise):
             self.network.residualize.layers = nn.ModuleList(self.network.residualize.layers[i] for i in going)
-        self.matrix, *self.moments = (part[index] for part in (self.matrix, *self.moments))
-        self._look()
+        self.select(index)
+
+    def select(self, index: Tensor) -> None:
+        """Parameters and what the optimiser remembers of them, for the members that go on."""
+        for p in self.parameters:
+            p.data, p.grad = p.data[index], None
+            remembered = self.optimiser.state[p]
+            for name, value in remembered.items():
+                if isinstance(value, Tensor) and value.dim():
+                    remembered[name] = value[index]
