@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.conditional.matches import likely_matches, merged_down
+from residmix.conditional.matches import likely_matches
 from residmix.mixture.params import make_params
+from residmix.mixture.selection.merging import merged_down
 
 
 def mixtures(p, m, d, seed=0):

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.conditional.coordinates import ToResidual
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import mixture_block_rows, responsibilities
+from residmix.mixture.estep import responsibilities
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 class ConditionalDensity(MixtureFit):
     """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
 
+    gating: str
     gate_coef_: Floats | None
     residualizer_: Residualizer
     _to_residual: ToResidual
@@ -42,8 +43,7 @@ class ConditionalDensity(MixtureFit):
 
     def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
-        block_rows = mixture_block_rows(len(residualizer.features_), self.n_components)
-        return residualizer.rows_of(table, sample_weight, block_rows=block_rows)
+        return residualizer.rows_of(table, sample_weight, block_rows=self._block_rows(len(residualizer.features_)))
 
     # ---- using -------------------------------------------------------------------------------------------------------
 
@@ -147,13 +147,12 @@ class ConditionalDensity(MixtureFit):
 
     # ---- judging -----------------------------------------------------------------------------------------------------
 
-    def _n_parameters(self) -> int:
+    def _count(self, K: int, kind: str, d: int) -> int:
         """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
-        K, d = self.means_.shape
         r = self._to_residual.basis.shape[1]
-        design = self.residualizer_.design_
-        absorbed = sum(len(factor.levels) - 1 for factor in design.factors)
-        return super()._n_parameters() + (r + absorbed) * d + ((K - 1) * r if self.gate_coef_ is not None else 0)
+        absorbed = sum(len(factor.levels) - 1 for factor in self.residualizer_.design_.factors)
+        gate = (K - 1) * r if self.gating == "metadata" else 0
+        return super()._count(K, kind, d) + (r + absorbed) * d + gate
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -21,9 +21,9 @@ from residmix.conditional.starts import conditional_starts, constant_gate
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
-from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on
 from residmix.mixture.step import MixtureEM
 from residmix.removal.residualizer import Residualizer
@@ -45,8 +45,8 @@ class ResidualMixture(ConditionalDensity):
 
     Parameters
     ----------
-    n_components : int, default 3
-        K.
+    n_components : int, list of int or "auto", default 3
+        K; of several the best by `criterion` is kept.
     formula, preserve, features
         As in :class:`~residmix.Residualizer`; `preserve` with two stages only.
     estimation : {"two-stage", "joint"}, default "two-stage"
@@ -55,7 +55,7 @@ class ResidualMixture(ConditionalDensity):
         ``gating="metadata"`` doesn't.
     gating : {"constant", "metadata"}, default "constant"
         Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`.
-    covariance_type, tol, reg_covar, max_iter, n_init, init_params
+    covariance_type, criterion, tol, reg_covar, max_iter, n_init, init_params
         As in :class:`~residmix.GaussianMixture`.
     weights_init, means_init, precisions_init, labels_init
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
@@ -80,6 +80,8 @@ class ResidualMixture(ConditionalDensity):
     residualizer_ : Residualizer
         The least-squares fit.
     design_columns_ : list of str
+    n_components_, covariance_type_, selection_
+        As in :class:`~residmix.GaussianMixture`; the criteria count regression and gate.
     converged_ : bool
     n_iter_ : int
     lower_bound_ : float
@@ -120,14 +122,15 @@ class ResidualMixture(ConditionalDensity):
 
     def __init__(
         self,
-        n_components: int = 3,
+        n_components: int | Sequence[int] | str = 3,
         *,
         formula: str | None = None,
         preserve: str | None = None,
         features: Sequence[str] | None = None,
         estimation: str = "two-stage",
         gating: str = "constant",
-        covariance_type: str = "full",
+        covariance_type: str | Sequence[str] = "full",
+        criterion: str = "bic",
         tol: float = 1e-5,
         reg_covar: float = 1e-6,
         max_iter: int = 1000,
@@ -153,6 +156,7 @@ class ResidualMixture(ConditionalDensity):
         self.estimation = estimation
         self.gating = gating
         self.covariance_type = covariance_type
+        self.criterion = criterion
         self.tol = tol
         self.reg_covar = reg_covar
         self.max_iter = max_iter
@@ -219,11 +223,12 @@ class ResidualMixture(ConditionalDensity):
             )
         p = len(residualizer.coef_)
         self._to_residual = to_residual(residualizer.fit_.affine(p), residualizer.moments_, p)
-        raw = least_squares_rows.with_block_rows(mixture_block_rows(len(residualizer.features_), self.n_components))
+        raw = least_squares_rows.with_block_rows(self._block_rows(len(residualizer.features_)))
         counted = int(residualizer.fit_.count.max(initial=0))
-        if counted < max(self.n_components, 2):
+        largest = 1 if isinstance(self.n_components, str) else sizes(self.n_components)[-1]
+        if counted < max(largest, 2):
             raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {counted}"
+                f"Expected n_samples >= n_components but got n_components = {largest}, n_samples = {counted}"
                 if counted >= 2
                 else f"Found array with {counted} sample(s) of positive weight while a minimum of 2 is required"
             )
@@ -231,16 +236,22 @@ class ResidualMixture(ConditionalDensity):
         tasks = FitTasks(
             self,
             lambda model, state: ResidualMixture._keep(model, state, rows.n_rows),
-            n_starts=self.n_init if self.estimation == "two-stage" else None,
+            n_starts=self.n_init if self.estimation == "two-stage" and not self._is_search() else None,
             X=X,
             y=y,
             metadata=metadata,
             sample_weight=sample_weight,
         )
-        em = MixtureEM(rows, self.reg_covar, joint=self.estimation == "joint")
+        joint = self.estimation == "joint"
         with one_blas_thread():
-            self._keep(self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), rows.n_rows)
-        self._warn(em.revived)
+            if self._is_search():
+                state, revived = self._search(rows, tasks, joint=joint)
+            else:
+                self.__dict__.pop("selection_", None)
+                em = MixtureEM(rows, self.reg_covar, joint=joint)
+                state, revived = self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), em.revived
+            self._keep(state, rows.n_rows)
+        self._warn(revived)
         tasks.end()
         return self
 
@@ -251,22 +262,34 @@ class ResidualMixture(ConditionalDensity):
     def _starts(self, rows: Rows) -> list[MixtureParams]:
         if self.warm_start and hasattr(self, "_params"):
             return [self._last_params(rows.n_features)]
+        K, kind = self.n_components, self.covariance_type
         if self.labels_init is not None:
-            start = self._labelled(rows)
-            width = self._to_residual.basis.shape[1]
-            gate = constant_gate(start.weights, width) if self.gating == "metadata" else None
-            return [replace(start, coef=np.zeros((width, rows.n_features)), gate=gate)]
+            return [self._with_metadata(self._labelled(rows, K, kind))]
+        return self._found_starts(rows, K, kind, self._given_start(rows.n_features))
+
+    def _with_metadata(self, start: MixtureParams) -> MixtureParams:
+        """Return a start whose coefficients are those of least squares and whose weights are constant."""
+        width = self._to_residual.basis.shape[1]
+        gate = constant_gate(start.weights, width) if self.gating == "metadata" else None
+        return replace(start, coef=np.zeros((width, start.n_features)), gate=gate)
+
+    def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
+        yield from map(self._with_metadata, super()._candidate_starts(rows, K, kind, begun))
+        if self.estimation == "joint" and self.labels_init is None:
+            yield from self._found_starts(rows, K, kind, dict.fromkeys(("weights", "means", "precisions")))
+
+    def _found_starts(self, rows: Rows, K: int, kind: str, given: dict[str, Floats | None]) -> list[MixtureParams]:
         return conditional_starts(
             rows,
-            self.n_components,
+            K,
             width=self._to_residual.basis.shape[1],
-            covariance_type=self.covariance_type,
+            covariance_type=kind,
             reg_covar=self.reg_covar,
             joint=self.estimation == "joint",
             gated=self.gating == "metadata",
             n_init=self.n_init,
             init_params=self.init_params,
-            given=self._given_start(rows.n_features),
+            given=given,
             finish=self._run,
             random_state=check_random_state(self.random_state),
         )

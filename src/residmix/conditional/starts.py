@@ -27,7 +27,7 @@ from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.estep import Problem, log_joint, mixture_block_rows
 from residmix.mixture.families.family import family
 from residmix.mixture.given.gate import Gate, make_gate
-from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params
+from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params, params_as
 from residmix.mixture.starts import find_start, subsample
 from residmix.mixture.step import MixtureEM
 from residmix.rows.block import Block
@@ -315,12 +315,6 @@ def _matched(groups: list[_Group], covariance_type: str, gated: bool) -> list[Mi
     return starts
 
 
-def _as_family(mixture: MixtureParams, covariance_type: str) -> Floats:
-    """Return the covariances of a mixture as those of a family."""
-    of = family(covariance_type)
-    return of.fit(of.of_full(mixture.full_covariances(), mixture.weights), mixture.weights)
-
-
 def _start_from(
     mixture: MixtureParams,
     shifts: Floats,
@@ -338,7 +332,7 @@ def _start_from(
     # shifts are about the leading group, coefficients about the mean of all rows
     means = mixture.means + common - np.average(centres, axis=0, weights=sizes) @ coef
     total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
-    start = make_params(total / total.sum(), means, _as_family(mixture, covariance_type), covariance_type)
+    start = replace(params_as(mixture, covariance_type), weights=total / total.sum(), means=means)
     if not gated:
         return replace(start, coef=coef)
     within = np.log(np.maximum(weights, 0.02))

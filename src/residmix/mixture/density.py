@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 
-from residmix.mixture.estep import Problem, responsibilities
+from residmix.mixture.estep import Problem, mixture_block_rows, responsibilities
 from residmix.mixture.families.family import family
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.step import block_log_joint
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
@@ -45,9 +46,11 @@ def _finished(problem: Problem, finish: Callable[[Floats], NDArray[Any]], block:
 class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     """What mixtures with and without metadata do alike: `given` is the metadata, or nothing."""
 
-    n_components: int
-    covariance_type: str
+    n_components: Any
+    covariance_type: Any
     random_state: Any
+    n_components_: int
+    covariance_type_: str
     weights_: Floats
     means_: Floats
     covariances_: Floats
@@ -79,10 +82,21 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
 
     # ---- judging -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _family_name(self) -> str:
+        # models of version 0.1 have no covariance_type_
+        return str(getattr(self, "covariance_type_", self.covariance_type))
+
     def _n_parameters(self) -> int:
         """Return the number of free parameters."""
-        K, d = self.means_.shape
-        return family(self.covariance_type).n_parameters(K, d) + K * d + K - 1
+        return self._count(len(self.means_), self._family_name, self.means_.shape[1])
+
+    def _count(self, K: int, kind: str, d: int) -> int:
+        """Return the number of free parameters of K components of a family."""
+        return family(kind).n_parameters(K, d) + K * d + K - 1
+
+    def _block_rows(self, n_features: int) -> int:
+        return mixture_block_rows(n_features, sizes(self.n_components)[-1])
 
     def _bic(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
         log_likelihood, n = self._log_likelihood(sample_weight, X, *given)

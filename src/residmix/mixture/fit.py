@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -10,20 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from residmix.em.callbacks import CallbackSupportMixin, FitTasks
 from residmix.em.loop import Acceleration, EMState, run_em
 from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import run_starts
-from residmix.errors import DeadComponentWarning, warn
+from residmix.errors import DeadComponentWarning, note, warn
 from residmix.mixture.density import MixtureDensity
-from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.mixture.families.family import COVARIANCE_TYPES, family
 from residmix.mixture.labels import check_labels, params_of_labels
-from residmix.mixture.params import MixtureParams, SingularCovarianceError
-from residmix.mixture.starts import INIT_PARAMS, check_given
+from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
+from residmix.mixture.selection.candidates import is_search, kinds, sizes
+from residmix.mixture.selection.path import merged_starts
+from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
+from residmix.mixture.starts import INIT_PARAMS, check_given, find_start
 from residmix.mixture.step import MixtureEM
 from residmix.mixture.vector import pack, unpack
+from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
 __all__ = ["MixtureFit"]
@@ -32,9 +39,18 @@ Floats = NDArray[np.float64]
 State = EMState[MixtureParams]
 
 
+# Folds of the cross-validated likelihood.
+N_FOLDS = 5
+
+
+def _weight(block: Block) -> float:
+    return float(block.n_rows if block.weight is None else block.weight.sum())
+
+
 class MixtureFit(CallbackSupportMixin, MixtureDensity):
     """The half of a mixture's estimator that EM needs."""
 
+    criterion: str
     tol: float
     reg_covar: float
     max_iter: int
@@ -52,8 +68,9 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     converged_: bool
 
     _parameter_constraints: dict[str, list[Any]] = {
-        "n_components": [Interval(Integral, 1, None, closed="left")],
-        "covariance_type": [StrOptions(set(COVARIANCE_TYPES))],
+        "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), "array-like"],
+        "covariance_type": [StrOptions({*COVARIANCE_TYPES, "auto"}), "array-like"],
+        "criterion": [StrOptions({"bic", "icl", "aic", "cv"})],
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
@@ -81,13 +98,15 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         values = self.weights_init, self.means_init, self.precisions_init
         return check_given(*values, self.covariance_type, self.n_components, n_features)
 
-    def _labelled(self, rows: Rows) -> MixtureParams:
+    def _is_search(self) -> bool:
+        return is_search(self.n_components, self.covariance_type)
+
+    def _labelled(self, rows: Rows, K: int, kind: str) -> MixtureParams:
         """Return the M-step's answer to the user's labels."""
         if any(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
             raise ValueError("labels_init says where EM begins, and so do weights_init, means_init and precisions_init")
-        labels = check_labels(self.labels_init, rows.n_rows, self.n_components)
-        kind, reg_covar = self.covariance_type, self.reg_covar
-        return params_of_labels(rows, labels, self.n_components, covariance_type=kind, reg_covar=reg_covar)
+        labels = check_labels(self.labels_init, rows.n_rows, K)
+        return params_of_labels(rows, labels, K, covariance_type=kind, reg_covar=self.reg_covar)
 
     def _best(
         self,
@@ -138,7 +157,126 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
                 callback=watched,
             )
 
+    # ---- choosing ----------------------------------------------------------------------------------------------------
+
+    def _search(self, rows: Rows, tasks: FitTasks, **options: Any) -> tuple[State, list[list[int]]]:
+        """Fit every candidate, set `selection_`, and return how the best one ended; `options` go to `MixtureEM`."""
+        self._refuse_search()
+        total = float(rows.fold(_weight, operator.add))
+        wanted = sizes(self.n_components)
+        if self.n_components == "auto":
+            wanted = tuple(K for K in wanted if rows.n_rows >= K)
+        begun = self._search_starts(rows, wanted)
+        tried = [
+            self._tried(rows, K, kind, begun.get(K, []), tasks, total, **options)
+            for kind in kinds(self.covariance_type)
+            for K in wanted
+        ]
+        self.selection_ = table(tried)
+        best = min(tried, key=lambda one: one.value(self.criterion))
+        if best.state is None or best.spike:
+            raise ValueError(
+                f"none of the {len(tried)} candidates could be fitted: components became singular or sit on a few "
+                "equal rows; try fewer components, raise reg_covar, or look for repeated rows"
+            )
+        left = [one for one in tried if one.state is None or one.spike]
+        if left:
+            shown = ", ".join(f"{family(one.covariance_type).name},{one.n_components}" for one in left[:10])
+            note(
+                "candidates-left-out",
+                f"{len(left)} of {len(tried)} candidates weren't considered, because a component is singular or sits "
+                f"on a few rows that are all but equal: {shown}{', ...' if len(left) > 10 else ''}",
+                count=len(left),
+                tried=len(tried),
+            )
+        if len(wanted) > 1 and best.n_components == wanted[-1]:
+            note(
+                "largest-size-chosen",
+                f"the largest n_components that was tried, {wanted[-1]}, is the best by {self.criterion}: more may be "
+                "better still",
+                n_components=wanted[-1],
+            )
+        return best.state, list(best.revived)
+
+    def _refuse_search(self) -> None:
+        given = ("weights_init", "means_init", "precisions_init", "checkpoint")
+        for name in given:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to one mixture; give one n_components and one covariance_type")
+        if self.warm_start:
+            raise ValueError("warm_start goes on from one mixture; give one n_components and one covariance_type")
+        if self.labels_init is not None and len(sizes(self.n_components)) > 1:
+            raise ValueError("labels_init has one number of labels; give one n_components")
+
+    def _search_starts(self, rows: Rows, wanted: tuple[int, ...]) -> dict[int, list[MixtureParams]]:
+        """Return where the fits of each size begin, whatever their family."""
+        if self.labels_init is not None:
+            return {}
+        random_state = check_random_state(self.random_state)
+        merged = merged_starts(rows, wanted, random_state, self.reg_covar)
+        begun: dict[int, list[MixtureParams]] = {}
+        for K in wanted:
+            enough = rows.n_rows >= 4 * K * (rows.n_features + 1)
+            begun[K] = [merged[K]] if K in merged else []
+            for _ in range(self.n_init):
+                with suppress(SingularCovarianceError):
+                    start = find_start(
+                        rows,
+                        K,
+                        covariance_type="full" if enough else "diag",
+                        reg_covar=self.reg_covar,
+                        init_params=self.init_params,
+                        random_state=random_state,
+                    )
+                    begun[K].append(start)
+        return begun
+
+    def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
+        """Yield where a candidate's fit begins."""
+        if self.labels_init is not None:
+            yield self._labelled(rows, K, kind)
+        for start in begun:
+            with suppress(SingularCovarianceError):
+                yield params_as(start, kind)
+
+    def _tried(
+        self,
+        rows: Rows,
+        K: int,
+        kind: str,
+        begun: list[MixtureParams],
+        tasks: FitTasks,
+        total: float,
+        **options: Any,
+    ) -> Candidate:
+        em = MixtureEM(rows, self.reg_covar, **options)
+        n_parameters = self._count(K, kind, rows.n_features)
+        try:
+            starts = list(self._candidate_starts(rows, K, kind, begun))
+            state = self._best(em, lambda: starts, tasks, "") if starts else None
+        except SingularCovarianceError:
+            state = None
+        if state is None:
+            return Candidate(K, kind, None, n_parameters, total)
+        held = self._held_out(rows, state.params, **options) if self.criterion == "cv" else None
+        spike = is_spike(state.params, total)
+        unsure = doubt(rows, state.params)
+        return Candidate(K, kind, state, n_parameters, total, unsure, held, spike, tuple(em.revived))
+
+    def _held_out(self, rows: Rows, start: MixtureParams, **options: Any) -> float | None:
+        """Return the log-likelihood of each fold under a mixture fitted to the others, begun at `start`."""
+        total = 0.0
+        for fold in range(N_FOLDS):
+            others, mine = held_out(rows, fold, N_FOLDS)
+            try:
+                params = self._run(MixtureEM(others, self.reg_covar, **options), start).params
+            except SingularCovarianceError:
+                return None
+            total += MixtureEM(mine, self.reg_covar, **options).moments(params, with_moments=False).log_likelihood
+        return total
+
     def _keep_mixture(self, params: MixtureParams, state: State) -> None:
+        self.n_components_, self.covariance_type_ = params.n_components, params.covariance_type
         self.weights_, self.means_ = params.weights, params.means
         self.covariances_, self.precisions_cholesky_ = params.covariances, params.factors
         self.precisions_ = params.precisions()
@@ -148,7 +286,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     def _warn(self, revived: list[list[int]]) -> None:
         if revived:
             warn(
-                f"components {revived[-1]} of {self.n_components} lost all their rows and were re-seeded "
+                f"components {revived[-1]} of {self.n_components_} lost all their rows and were re-seeded "
                 f"({len(revived)} times in this fit); fewer components may fit as well",
                 DeadComponentWarning,
                 components=revived[-1],

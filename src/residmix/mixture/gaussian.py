@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from numbers import Real
 from os import PathLike
@@ -20,9 +20,10 @@ from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import mixture_block_rows, responsibilities
+from residmix.mixture.estep import responsibilities
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
+from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on, find_start
 from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.rows.rows import ArrayRows, Rows
@@ -42,12 +43,17 @@ class GaussianMixture(MixtureFit):
 
     Parameters
     ----------
-    n_components : int, default=1
-        Number of components, K.
-    covariance_type : str, default="full"
+    n_components : int, list of int or "auto", default=1
+        Number of components, K. Of several the best by `criterion` is kept; "auto" is 1 to 9.
+    covariance_type : str, list of str or "auto", default="full"
         "full", "tied", "diag" or "spherical", or one of mclust's fourteen names, "EII" to "VVV": a letter each for the
         components' volume, shape and orientation, which are Equal, Varying or the Identity.
-        "full" is "VVV", "tied" "EEE", "diag" "VVI", "spherical" "VII".
+        "full" is "VVV", "tied" "EEE", "diag" "VVI", "spherical" "VII". Of several the best by `criterion` is kept;
+        "auto" is all fourteen.
+    criterion : {"bic", "icl", "aic", "cv"}, default="bic"
+        What decides between several: the Bayesian or Akaike's criterion, the integrated completed likelihood, or the
+        log-likelihood of every fifth row under a fit to the others. Candidates that fail, or have a component on a few
+        rows that are all but equal, are never chosen, and noted.
     tol : float, default=1e-6
         EM stops when an iteration gained less than `tol` in log-likelihood per row, and all further ones together
         are expected to gain less than a hundred times that (Aitken's estimate). 0 means exactly `max_iter` iterations.
@@ -87,6 +93,12 @@ class GaussianMixture(MixtureFit):
     means_ : ndarray (K, d)
     covariances_, precisions_, precisions_cholesky_ : ndarray
         full (K, d, d), tied (d, d), diag (K, d), spherical (K,); of the other families (K, d, d).
+    n_components_, covariance_type_ : int, str
+        What was fitted; of several, what was chosen.
+    selection_ : dict of lists
+        Only where there was something to choose: covariance_type (mclust's names), n_components, log_likelihood,
+        n_parameters, bic, icl, aic, converged (and cv) of each candidate. The lower a criterion the better; infinite
+        for what isn't considered.
     converged_ : bool
     n_iter_ : int
     lower_bound_ : float
@@ -121,9 +133,10 @@ class GaussianMixture(MixtureFit):
 
     def __init__(
         self,
-        n_components: int = 1,
+        n_components: int | Sequence[int] | str = 1,
         *,
-        covariance_type: str = "full",
+        covariance_type: str | Sequence[str] = "full",
+        criterion: str = "bic",
         tol: float = 1e-6,
         reg_covar: float = 1e-6,
         max_iter: int = 1000,
@@ -143,6 +156,7 @@ class GaussianMixture(MixtureFit):
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
+        self.criterion = criterion
         self.tol = tol
         self.reg_covar = reg_covar
         self.max_iter = max_iter
@@ -215,7 +229,10 @@ class GaussianMixture(MixtureFit):
         return self
 
     def _check_goes_on(self, method: str, n_features: int) -> None:
-        check_goes_on(self.means_, self.covariances_, self.covariance_type, self.n_components, n_features, method)
+        K, kind = self.n_components, self.covariance_type
+        if self._is_search():
+            K, kind = self.n_components_, self.covariance_type_
+        check_goes_on(self.means_, self.covariances_, kind, K, n_features, method)
 
     def _step(self, rows: Rows) -> None:
         self._check_goes_on("partial_fit", rows.n_features)
@@ -250,12 +267,13 @@ class GaussianMixture(MixtureFit):
                 raise ValueError(f"sample_weight is 0 for all {len(X)} rows; at least one must be positive")
         if reset:
             self._check_enough(counted)
-        return ArrayRows(X, weight=weight, block_rows=mixture_block_rows(X.shape[1], self.n_components))
+        return ArrayRows(X, weight=weight, block_rows=self._block_rows(X.shape[1]))
 
     def _check_enough(self, n_rows: int) -> None:
-        if n_rows < self.n_components:
+        largest = 1 if isinstance(self.n_components, str) else sizes(self.n_components)[-1]
+        if n_rows < largest:
             raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {self.n_components}, n_samples = {n_rows}"
+                f"Expected n_samples >= n_components but got n_components = {largest}, n_samples = {n_rows}"
             )
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.intp]:
@@ -263,6 +281,11 @@ class GaussianMixture(MixtureFit):
         return self.fit(X, y, sample_weight).predict(X)
 
     def _fit_rows(self, rows: Rows, **data: Any) -> None:
+        if self._is_search():
+            tasks = FitTasks(self, GaussianMixture._keep, n_starts=None, **data)
+            state, revived = self._search(rows, tasks)
+            self._ended(rows, tasks, state, revived)
+            return
         given = self._given_start(rows.n_features)
         resume = self.warm_start and hasattr(self, "converged_")
         if resume:
@@ -271,9 +294,14 @@ class GaussianMixture(MixtureFit):
         tasks = FitTasks(self, GaussianMixture._keep, n_starts=1 if resume else self.n_init, **data)
         starts = partial(self._starts, rows, given, resume)
         history = self._history if resume else ()
-        self._keep(self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history))
+        self.__dict__.pop("selection_", None)
+        state = self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history)
+        self._ended(rows, tasks, state, em.revived)
+
+    def _ended(self, rows: Rows, tasks: FitTasks, state: State, revived: list[list[int]]) -> None:
+        self._keep(state)
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
-        self._warn(em.revived)
+        self._warn(revived)
         self._warn_of_scale(rows)
         tasks.end()
 
@@ -282,7 +310,7 @@ class GaussianMixture(MixtureFit):
             yield self._model()
             return
         if self.labels_init is not None:
-            yield self._labelled(rows)
+            yield self._labelled(rows, self.n_components, self.covariance_type)
             return
         failure: SingularCovarianceError | None = None
         found, random_state = 0, check_random_state(self.random_state)
@@ -323,7 +351,7 @@ class GaussianMixture(MixtureFit):
     def _model(self) -> MixtureParams:
         check_is_fitted(self)
         return MixtureParams(
-            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self.covariance_type
+            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self._family_name
         )
 
     def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
@@ -342,14 +370,14 @@ class GaussianMixture(MixtureFit):
                 f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
                 "as input"
             )
-        return table.rows(names, weight=weight, block_rows=mixture_block_rows(len(names), self.n_components))
+        return table.rows(names, weight=weight, block_rows=self._block_rows(len(names)))
 
     def _rows(self, X: Any, *given: Any) -> Rows:
         check_is_fitted(self)
         if is_source(X):
             return self._source_rows(as_table(X))
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return ArrayRows(X, block_rows=mixture_block_rows(X.shape[1], self.n_components))
+        return ArrayRows(X, block_rows=self._block_rows(X.shape[1]))
 
     def score_samples(self, X: Any, *, out: Any = None) -> Any:
         """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = [
     "MixtureParams",
     "SingularCovarianceError",
     "make_params",
+    "params_as",
     "params_from_factors",
     "params_from_precisions",
 ]
@@ -159,6 +160,23 @@ def make_params(weights: Floats, means: Floats, covariances: Floats, covariance_
     """
     factors = factor_covariances(covariances, family(covariance_type))
     return MixtureParams(weights, means, covariances, factors, covariance_type)
+
+
+def params_as(params: MixtureParams, covariance_type: str) -> MixtureParams:
+    """Return the likeliest mixture of a family for rows that are as `params` say, component by component.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If a covariance isn't positive definite.
+    """
+    if params.covariance_type == covariance_type:
+        return params
+    of, weight = family(covariance_type), np.maximum(params.weights, 1e-12)
+    covariances = of.fit(of.of_full(params.full_covariances(), weight), weight)
+    return replace(
+        make_params(params.weights, params.means, covariances, covariance_type), coef=params.coef, gate=params.gate
+    )
 
 
 def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, covariance_type: str) -> MixtureParams:
