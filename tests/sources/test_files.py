@@ -162,7 +162,7 @@ def test_a_table_of_files_is_a_picklable_description(frame, tmp_path):
 
 
 def test_csv_types_are_settled_over_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("residmix.sources.formats._CSV_BYTES", 64)
+    monkeypatch.setattr("residmix.sources.files.csv._CSV_BYTES", 64)
     lines = ["k,v,site"] + [f"{i},{i},u" for i in range(40)] + ["40,,"] + [f"{i},{i + 0.5},v" for i in range(41, 60)]
     (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
     table = rm.scan(tmp_path / "x.csv")

@@ -86,6 +86,9 @@ class ClusterTable(StreamTable):
     def where(self, start: int, stop: int) -> str:
         """Say where rows ``start:stop`` live, for messages."""
 
+    def check(self) -> None:
+        """Raise OSError if what is read isn't what it was."""
+
     def task_rows(self, batch_rows: int, threads: int) -> int:
         """Return how many rows a task has at least: a batch, since all that a task is given is in memory at once."""
         return batch_rows
@@ -135,6 +138,7 @@ class ClusterRows(Rows):
         import cloudpickle
 
         table, recipe, client = self._table, self._recipe, self._client
+        table.check()
         wanted = table.piece_rows(len(recipe.columns))
         batch_rows = max(1, wanted // self.block_rows) * self.block_rows
         work = Work(recipe, function, merge, group, batch_rows)
@@ -237,6 +241,9 @@ class ClusterFiles(ClusterTable):
 
     def client(self) -> Any:
         return self._client
+
+    def check(self) -> None:
+        self.files.check()
 
     def bounds(self) -> list[int]:
         return list(accumulate(run for part in self.files.parts for run in part.runs))

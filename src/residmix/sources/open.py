@@ -98,24 +98,42 @@ def scan(
     *,
     columns: Sequence[str] | None = None,
     batch_rows: int | None = None,
+    cache_bytes: int = 100_000_000,
+    sep: str | None = None,
+    decimal: str = ".",
+    thousands: str | None = None,
+    na_values: str | Sequence[str] = (),
     client: Any = None,
 ) -> Table:
     """Return a table over files, which every estimator takes in place of an array or a frame.
 
-    Only headers are read now (a CSV file is read once, to count its rows and settle its types). A fit then reads
+    Only headers are read now (CSV text is parsed once, to count its rows and settle its types). A fit then reads
     the files once for each pass that it makes, a batch of rows at a time and only the columns that it needs; memory
-    holds a few batches, never a file. The answer is the same, to the last bit, as that of the same rows in memory.
+    holds a few batches, never a large file. A table that is small enough is kept in memory instead, decoded. The answer
+    is the same, to the last bit, as that of the same rows in memory.
 
     Parameters
     ----------
     path_or_glob : path, glob pattern, folder, or list of paths
-        ``.parquet``, ``.arrow`` / ``.feather`` / ``.ipc``, ``.csv`` / ``.tsv``, or ``.npy``. Files of one table are
-        read in the order of their sorted paths (a list: in its order) and must have the same columns; a folder is
-        searched with its subfolders.
+        ``.parquet``, ``.arrow`` / ``.feather`` / ``.ipc``, ``.csv`` / ``.tsv`` (also ``.csv.gz``), or ``.npy``. Files
+        of one table are read in the order of their sorted paths (a list: in its order) and must have the same columns;
+        a folder is searched with its subfolders. ``"-"`` is CSV text from standard input. A column of lists of numbers
+        of one length, such as an embedding, is seen as columns ``name[0]``, ``name[1]``, ...
     columns : sequence of str, optional
         The columns to see. Default: all. Array files call theirs x0, x1, ...
     batch_rows : int, optional
         Rows read at a time. Default: about 4 MB of them.
+    cache_bytes : int
+        If all that is decoded takes no more than this, it is kept in memory as long as the table, and so is the matrix
+        that a fit makes of it; otherwise nothing is. CSV text that takes more is kept in a temporary file without a
+        name, as numbers, so that it isn't parsed again.
+    sep : str, optional
+        Between the columns of CSV text. Default: a comma, in ``.tsv`` files a tab.
+    decimal, thousands : str
+        Inside numbers in CSV text: ``3.272,3`` has ``decimal=","`` and ``thousands="."``. Default: a point, and no
+        separators of thousands.
+    na_values : str or sequence of str
+        Texts that stand for a missing value in CSV text, beside the usual ones (nothing, NA, NaN, null, ...).
     client : distributed.Client, optional
         Let the workers of a Dask cluster read the files, which they must reach by the same paths. A client that
         merely exists isn't used: workers elsewhere can't be expected to see local files.
@@ -127,7 +145,7 @@ def scan(
     ValueError
         If files differ in their columns, naming the file and the column, or have no rows.
     OSError
-        If a file can't be read, naming it.
+        If a file can't be read, or was changed since it was scanned, naming it.
 
     Examples
     --------
@@ -137,16 +155,37 @@ def scan(
     >>> table = rm.scan(folder / "x.npy")
     >>> table.n_rows, table.columns
     (4, ('x0', 'x1', 'x2', 'x3'))
+
+    Numbers as they are written in much of Europe, with a code for what couldn't be measured:
+
+    >>> text = "site;iron;volume\\nA;<LOD;3.272,3\\nB;0,25;981\\n"
+    >>> _ = (folder / "x.csv").write_text(text)
+    >>> table = rm.scan(folder / "x.csv", sep=";", decimal=",", thousands=".", na_values="<LOD")
+    >>> table.numeric_columns
+    ('iron', 'volume')
     """
     # the readers of files load pyarrow, which rows in memory don't need
-    from residmix.sources.files import FileTable, find_files
-    from residmix.sources.formats import Npy, one_schema, open_part
+    from residmix.sources.files.csv import Csv, TextOptions
+    from residmix.sources.files.formats import in_common, open_part
+    from residmix.sources.files.kept import Kept
+    from residmix.sources.files.npy import Npy
+    from residmix.sources.files.table import FileTable, find_files
 
-    parts = one_schema([open_part(path) for path in find_files(path_or_glob)])
+    if cache_bytes < 0:
+        raise ValueError(f"cache_bytes must not be negative; got {cache_bytes}")
+    text = TextOptions(sep, decimal, thousands, (na_values,) if isinstance(na_values, str) else tuple(na_values))
+    paths = find_files(path_or_glob)
+    kept = Kept(cache_bytes) if client is None else None
+    parts = in_common([open_part(path, text=text, kept=kept) for path in paths])
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
         names = ", ".join(sorted({part.path.suffix for part in parts}))
         raise ValueError(f"{path_or_glob} matches files of several kinds ({names}); narrow it with a glob pattern")
+    is_text = isinstance(parts[0], Csv)
+    if text != TextOptions() and not is_text:
+        raise ValueError(f"sep, decimal, thousands and na_values are for CSV text; {parts[0].name} is none")
+    if is_text and client is not None and str(paths[0]) == "-":
+        raise ValueError("workers of a cluster can't read standard input; give a file that they reach")
     head = parts[0].head()
     if columns is not None:
         require_columns(columns, head.columns, str(parts[0].path))
@@ -155,7 +194,7 @@ def scan(
         _same_columns(head, part.head(), parts[0].path, part.path)
     if client is None and len(parts) == 1 and isinstance(parts[0], Npy):
         return MemoryTable.make(parts[0].matrix()).select(head.columns)
-    table = FileTable(tuple(parts), head, batch_rows)
+    table = FileTable(tuple(parts), head, batch_rows, cache_bytes=cache_bytes, kept=kept if is_text else None)
     if client is None:
         return table
     from residmix.sources.dask import ClusterFiles
@@ -166,8 +205,9 @@ def scan(
 
 def _same_columns(head: MemoryTable, other: MemoryTable, first: Path, path: Path) -> None:
     """Refuse a file that lacks a column of the first one, or holds another type in it."""
+    there = set(other.columns)
     for name in head.columns:
-        if name not in other.columns:
+        if name not in there:
             raise ValueError(f"{str(path)!r} has no column {name!r}, which {str(first)!r} has")
     if isinstance(head.X, np.ndarray) or isinstance(other.X, np.ndarray):
         return
