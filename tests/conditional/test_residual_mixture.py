@@ -143,6 +143,19 @@ def test_attributes_agree_with_the_density_and_with_each_other(estimation):
     assert model.icl(X, metadata=M) > model.bic(X, metadata=M)
 
 
+def test_levels_without_columns_count_as_parameters():
+    X, _, _ = two_sites(0.8, 1, n=1500)
+    site = pd.DataFrame({"site": [f"s{k:03d}" for k in np.arange(1500) % 250]})
+    model = rm.ResidualMixture(2, formula="site", random_state=0).fit(X, metadata=site)
+    assert not model.coef_.size  # absorbed
+    # weights, means (the intercept among them), covariances, and 249 contrasts of each feature
+    K, d = 2, X.shape[1]
+    parameters = (K - 1) + K * d + K * d * (d + 1) // 2 + 249 * d
+    density = model.score_samples(X, metadata=site)
+    assert_allclose(model.bic(X, metadata=site), -2 * density.sum() + parameters * np.log(1500), rtol=1e-12)
+    assert_allclose(model.aic(X, metadata=site), -2 * density.sum() + 2 * parameters, rtol=1e-12)
+
+
 def test_units_and_origins_dont_matter():
     X, site, _ = two_sites(0.9, 2, n=800)
     model = joint(reg_covar=0.0).fit(X, metadata=site)

@@ -228,6 +228,48 @@ def test_one_table_gives_what_arrays_give():
     assert joined.to_frame().equals(apart.to_frame())
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_pipeline_gets_the_metadata_that_its_steps_ask_for(named):
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    X, metadata = sites(200)
+    given = metadata if named else metadata[["age"]].to_numpy()
+    alone = association(X, given, after=rm.Residualizer("site + age" if named else None), **FAST)
+    for steps in ([rm.Residualizer("site + age" if named else None)], [StandardScaler(), rm.Residualizer()]):
+        joined = association(X, given, after=make_pipeline(*steps), **FAST)
+        # scaling changes no share of variance, but folds have scales of their own
+        for column in ("in_sample", "held_out")[: 3 - len(steps)]:
+            found, right = (t.where(stage="after", measure="r2")[column] for t in (joined, alone))
+            np.testing.assert_allclose(found, right, atol=1e-9)
+    # steps that ask for none get none
+    association(X, given, after=make_pipeline(StandardScaler()), **FAST)
+
+
+def test_gaps_of_probes_are_filled_from_rows_that_the_learner_may_see(monkeypatch):
+    seen = []
+
+    class Learner:
+        def fit(self, X, y):
+            seen.append(X)
+            return self
+
+        def predict(self, X):
+            seen.append(X)
+            return np.zeros(len(X))
+
+    monkeypatch.setattr(probes, "_learner", lambda *settings: Learner())
+    rng = np.random.default_rng(0)
+    folds = np.arange(40) % 2
+    X = rng.normal(size=(40, 3)) + 100 * folds[:, None]  # a mean over all rows would tell of the other fold
+    X[rng.random(X.shape) < 0.2] = np.nan
+    probes.probe("linear", lambda fold: X, Variable("age", rng.normal(size=40)), folds, 19, rng, 0)
+    for fold, (train, test) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
+        fill = np.nanmean(X[folds != fold], axis=0)
+        for found, rows in ((train, X[folds != fold]), (test, X[folds == fold])):
+            np.testing.assert_allclose(found, np.where(np.isnan(rows), fill, rows), rtol=1e-12)
+
+
 def test_gaps_are_left_out_where_they_are():
     X, metadata = sites(200)
     X[5, 0] = np.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -21,12 +20,12 @@ from residmix.diagnostics.dependence import (
     variance_shares,
 )
 from residmix.diagnostics.probes import ProbeResult, probe
+from residmix.diagnostics.refits import given, predicted, refitted
 from residmix.diagnostics.table import COLUMNS, Association
-from residmix.errors import BelowChanceWarning, LeakageWarning, warn
+from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarning, warn
 from residmix.moments.linear import merge_moments
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.rows import ArrayRows, Rows
-from residmix.sources.array import MemoryTable
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
 from residmix.validation import check_number
@@ -102,6 +101,8 @@ def association(
     BelowChanceWarning
         If a probe scores below chance. Residuals of a fit to the same rows are balanced against the metadata, so
         a learner trained on some of them errs on the others; it looks like removal and is none.
+    CollinearityWarning
+        If the other terms determine one, whose share is 0 and has no p-value.
     LeakageWarning
         If a column is easier to read after than before.
 
@@ -119,6 +120,35 @@ def association(
     check_number("confidence", confidence, low=0.5, high=0.9999)
     check_number("max_rows", max_rows, low=50, integral=True)
     table = as_table(X, metadata=metadata)
+    design = _design(table, formula, missing)
+    names = table.feature_names(features, exclude=() if formula is None else formula_columns(formula))
+    n = table.n_rows
+    if n < 4 * n_splits:
+        raise ValueError(f"{n} rows are too few for {n_splits} folds; at least {4 * n_splits} are needed")
+    rng = np.random.default_rng(random_state)
+    folds = (rng.permutation(n) % n_splits).astype(np.int8)
+    sample = np.sort(rng.permutation(n)[:max_rows])
+    rows = table.rows(names, design=design, allow_nan=True)
+    report = _Report(
+        design, names, _variables(table, design), folds, sample, n_permutations, confidence, random_state or 0
+    )
+    before = np.asarray(rows.take(sample).X, dtype=np.float64)
+    scores = _before(report, rows, before, n_splits)
+    if after is not None:
+        if hasattr(after, "fit"):
+            whole, by_fold = refitted(after, X, metadata, table, folds, n_splits)
+            components = predicted(after, X, metadata) if components is None else components
+        else:
+            whole, by_fold = given(after, n), None
+        scores |= _after(report, rows, whole, by_fold, n_splits)
+        _warn_of_leakage(scores, _few_valued(before, names))
+    _warn_below_chance(scores)
+    if components is not None:
+        report.components("after" if after is not None else "before", np.asarray(components))
+    return Association(report.columns)
+
+
+def _design(table: Table, formula: str | None, missing: str) -> Design:
     if formula is None and not table.has_metadata:
         raise ValueError("association needs metadata: pass metadata=, or a formula that names columns of X")
     wanted = None if formula is None else formula_columns(formula)
@@ -129,50 +159,38 @@ def association(
         raise ValueError(f"{design.factors[0].name} has {len(design.factors[0].levels)} levels; at most {MOST_LEVELS}")
     if not design.columns:
         raise ValueError("the formula names no metadata column")
-    names = table.feature_names(features, exclude=wanted or ())
-    n = table.n_rows
-    if n < 4 * n_splits:
-        raise ValueError(f"{n} rows are too few for {n_splits} folds; at least {4 * n_splits} are needed")
-    rng = np.random.default_rng(random_state)
-    folds = (rng.permutation(n) % n_splits).astype(np.int8)
-    sample = np.sort(rng.permutation(n)[:max_rows])
-    variables = _variables(table, design)
-    rows = table.rows(names, design=design, allow_nan=True)
-    block = rows.take(sample)
-    report = _Report(design, names, variables, folds, sample, n_permutations, confidence, random_state or 0)
-    before = np.asarray(block.X, dtype=np.float64)
-    moments_before = fold_moments(rows, folds, n_splits)
-    check_design_moments(design.column_names, reduce(merge_moments, moments_before))
-    report.shares("before", rows, [moments_before] * 2)
-    report.distances("before", in_sample=before)
-    scores = {("before", *key): value for key, value in report.probes("before", lambda fold: before).items()}
-    if after is not None:
-        design_rows = np.concatenate([part for part in rows.map(_design_of) if part is not None])
-        if hasattr(after, "fit"):
-            whole, by_fold = _refitted(after, X, metadata, table, folds, n_splits)
-            components = _predicted(after, X, metadata) if components is None else components
-        else:
-            whole, by_fold = _given(after, n), None
-        moments = fold_moments(ArrayRows(whole, design_rows), folds, n_splits)
-        honest = moments
-        held = whole
-        if by_fold is not None:
-            held = np.empty_like(whole)
-            for fold, residual in enumerate(by_fold):
-                held[folds == fold] = residual[folds == fold]
-            honest = fold_moments(ArrayRows(held, design_rows), folds, n_splits)
-        own = names if whole.shape[1] == len(names) else tuple(f"x{j}" for j in range(whole.shape[1]))
-        report.names = own
-        report.shares("after", rows, [moments, honest])
-        report.distances("after", in_sample=whole[sample], held_out=None if by_fold is None else held[sample])
-        visible: Callable[[int], Array] = lambda fold: (whole if by_fold is None else by_fold[fold])[sample]  # noqa: E731
-        scores |= {("after", *key): value for key, value in report.probes("after", visible).items()}
-        few = _few_valued(before, names)
-        _warn_of_leakage(scores, few)
-    _warn_below_chance(scores)
-    if components is not None:
-        report.components("after" if after is not None else "before", np.asarray(components))
-    return Association(report.columns)
+    return design
+
+
+_Scores = dict[tuple[str, str, str], ProbeResult]
+
+
+def _before(report: _Report, rows: Rows, sampled: Array, n_splits: int) -> _Scores:
+    """Measure the features as they are; return the probes' scores by stage, column and kind."""
+    moments = fold_moments(rows, report.folds, n_splits)
+    check_design_moments(report.design.column_names, reduce(merge_moments, moments))
+    report.shares("before", [moments] * 2)
+    report.distances("before", in_sample=sampled)
+    return {("before", *key): value for key, value in report.probes("before", lambda fold: sampled).items()}
+
+
+def _after(report: _Report, rows: Rows, whole: Array, by_fold: list[Array] | None, n_splits: int) -> _Scores:
+    """Measure what is left of all rows, `whole`, and by fits that don't know a fold, if there are such."""
+    folds, sample = report.folds, report.sample
+    design_rows = np.concatenate([part for part in rows.map(_design_of) if part is not None])
+    moments = fold_moments(ArrayRows(whole, design_rows), folds, n_splits)
+    honest, held = moments, whole
+    if by_fold is not None:
+        held = np.empty_like(whole)
+        for fold, residual in enumerate(by_fold):
+            held[folds == fold] = residual[folds == fold]
+        honest = fold_moments(ArrayRows(held, design_rows), folds, n_splits)
+    if whole.shape[1] != len(report.names):
+        report.names = tuple(f"x{j}" for j in range(whole.shape[1]))
+    report.shares("after", [moments, honest])
+    report.distances("after", in_sample=whole[sample], held_out=None if by_fold is None else held[sample])
+    visible: Callable[[int], Array] = lambda fold: (whole if by_fold is None else by_fold[fold])[sample]  # noqa: E731
+    return {("after", *key): value for key, value in report.probes("after", visible).items()}
 
 
 class _Report:
@@ -200,7 +218,7 @@ class _Report:
         for name in COLUMNS:
             self.columns[name].append(row[name] if name in row else float(values.get(name, np.nan)))
 
-    def shares(self, stage: str, rows: Rows, moments: Sequence[Any]) -> None:
+    def shares(self, stage: str, moments: Sequence[Any]) -> None:
         """R2 of every term; ``moments[0]`` for what is in the sample, ``moments[1]`` for what is held out."""
         terms: list[tuple[str, slice | None]] = [("(all)", None)]
         if len(self.design.terms) > 1:
@@ -209,6 +227,11 @@ class _Report:
         inside = variance_shares(moments[0], where, self.confidence)
         outside = inside if moments[1] is moments[0] else variance_shares(moments[1], where, self.confidence)
         for (name, _), one, two in zip(terms, inside, outside, strict=True):
+            if stage == "before" and not one.degrees.any():
+                warn(
+                    f"{name!r} is determined by the other terms, so it has no share of its own and no test",
+                    CollinearityWarning,
+                )
             for j, feature in enumerate(self.names):
                 self.add(
                     stage, "r2", name, feature, len(self.folds),
@@ -289,71 +312,6 @@ def _variables(table: Table, design: Design) -> list[Variable]:
             whole = np.concatenate(codes).astype(np.float64)
             variables.append(Variable(name, np.where(whole < len(levels.levels), whole, -1.0), levels.labels))
     return variables
-
-
-def _given(after: Any, n: int) -> Array:
-    residual = as_table(after, name="after")
-    whole = np.concatenate(list(residual.rows(allow_nan=True).map(_features_of)))
-    if len(whole) != n:
-        raise ValueError(f"after has {len(whole)} rows and X has {n}; they must be the same rows")
-    return whole
-
-
-def _features_of(block: Any) -> Array:
-    return np.asarray(block.X, dtype=np.float64)
-
-
-def _refitted(
-    estimator: Any, X: Any, metadata: Any, table: Table, folds: NDArray[np.int8], n_splits: int
-) -> tuple[Array, list[Array]]:
-    """Return what `estimator` leaves of all rows, as it is and as fitted without each fold."""
-    from sklearn.base import clone
-    from sklearn.exceptions import NotFittedError
-    from sklearn.utils.validation import check_is_fitted
-
-    if not isinstance(table, MemoryTable) or isinstance(X, Table):
-        raise TypeError(
-            "after= an estimator needs data in memory, since copies of it are fitted on parts; read a sample"
-        )
-    try:
-        check_is_fitted(estimator)
-        fitted = estimator
-    except NotFittedError:
-        fitted = _call(clone(estimator), "fit", X, metadata)
-    by_fold = []
-    for fold in range(n_splits):
-        rows = np.flatnonzero(folds != fold)
-        copy = _call(clone(estimator), "fit", _rows_of(X, rows), _rows_of(metadata, rows))
-        by_fold.append(_left_by(copy, X, metadata))
-    return _left_by(fitted, X, metadata), by_fold
-
-
-def _left_by(estimator: Any, X: Any, metadata: Any) -> Array:
-    method = "transform" if hasattr(estimator, "transform") else "residuals"
-    return _given(_call(estimator, method, X, metadata), len(X))
-
-
-def _predicted(estimator: Any, X: Any, metadata: Any) -> Any:
-    fitted = hasattr(estimator, "predict") and hasattr(estimator, "n_iter_")
-    return _call(estimator, "predict", X, metadata) if fitted else None
-
-
-def _call(estimator: Any, method: str, X: Any, metadata: Any) -> Any:
-    function = getattr(estimator, method)
-    if metadata is not None and "metadata" in inspect.signature(function).parameters:
-        return function(X, metadata=metadata)
-    return function(X)
-
-
-def _rows_of(data: Any, rows: NDArray[np.integer[Any]]) -> Any:
-    import narwhals.stable.v2 as nw
-
-    if data is None:
-        return None
-    frame = nw.from_native(data, eager_only=True, allow_series=True, pass_through=True)
-    if isinstance(frame, nw.DataFrame | nw.Series):
-        return frame[rows].to_native()
-    return np.asarray(data)[rows]
 
 
 def _few_valued(X: Array, names: Sequence[str]) -> list[str]:

@@ -105,6 +105,8 @@ class Shares:
     ----------
     share, low, high, p_value : ndarray (d,)
         In the sample: partial :math:`R^2` with its confidence interval and the F test.
+    degrees : ndarray (d,)
+        Of the numerator of that test; 0 where the other terms determine the term, which then has no share.
     held_out : ndarray (d,)
         The same where each fold is predicted from the others; below 0 where predicting does harm.
     """
@@ -113,6 +115,7 @@ class Shares:
     low: Array
     high: Array
     p_value: Array
+    degrees: Array
     held_out: Array
 
 
@@ -143,7 +146,7 @@ def variance_shares(moments: Sequence[LinearMoments], terms: Sequence[slice | No
             held_out = np.where(without > 0, 1 - full / without, 0.0)
         share, p_value, degrees = _in_sample(fit, slice(0, q) if term is None else term)
         low, high = share_interval(share, degrees, fit.residual_degrees, confidence)
-        found.append(Shares(share, low, high, p_value, held_out))
+        found.append(Shares(share, low, high, p_value, degrees, held_out))
     return found
 
 
