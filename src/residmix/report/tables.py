@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 MOST_LEVELS = 60  # shown of a column; more than this is told
 ODD = 3.5  # robust z from which a level is odd (Iglewicz and Hoaglin 1993), of at least 5 levels
+LEAST_SHIFT, LEAST_RATIO = 0.25, 1.25  # and no less than that from the others: few levels lie close by chance
 MEASURES = {
     "distance_correlation": "distance correlation, squared (sees dependence of any form)",
     "linear_probe": "linear probe, held out",
@@ -117,7 +118,8 @@ def level_rows(found: Evidence) -> list[dict[str, Any]]:
 
     The shift is the root mean square over features of the difference of means, in standard deviations within levels;
     the spread the geometric mean over features of the ratio of standard deviations. A level is odd if its shift or
-    its log spread before is more than 3.5 robust standard deviations (median and MAD) from those of the others.
+    its log spread before is more than 3.5 robust standard deviations (median and MAD) from those of the others, and
+    no less than a quarter of a standard deviation, or a quarter of the spread.
     """
     rows = found.rows
     if rows is None or found.residual is None:
@@ -140,7 +142,7 @@ def _levels(rows: Rows, residual: Floats, own: NDArray[Any], levels: NDArray[Any
     masks = [own == level for level in levels]
     X = np.asarray(rows.X, dtype=np.float64)
     before, after = _shifts(X, masks), _shifts(residual, masks)
-    odd = _odd(before[0]) | _odd(np.log(np.maximum(before[1], 1e-12)))
+    odd = _odd(before[0], LEAST_SHIFT) | _odd(np.log(np.maximum(before[1], 1e-12)), np.log(LEAST_RATIO))
     order = np.argsort([-mask.sum() for mask in masks], kind="stable")[:MOST_LEVELS]
     return [
         {
@@ -176,12 +178,12 @@ def _shifts(values: Floats, masks: list[NDArray[np.bool_]]) -> tuple[Floats, Flo
         return np.nan_to_num(shift), np.exp(np.nan_to_num(np.nanmean(ratio, axis=1)))
 
 
-def _odd(values: Floats) -> NDArray[np.bool_]:
+def _odd(values: Floats, least: float) -> NDArray[np.bool_]:
     if len(values) < 5:
         return np.zeros(len(values), dtype=bool)
     middle = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - middle))
-    return np.abs(values - middle) > ODD * spread if spread > 0 else np.zeros(len(values), dtype=bool)
+    return np.abs(values - middle) > max(ODD * spread, least)
 
 
 def associations(found: Evidence) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["alerts", "verdict"]
@@ -93,16 +94,7 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
             f"The fit stopped after {fit['n_iter']} iterations without converging: raise max_iter or tol.",
             n_iter=fit["n_iter"],
         )
-    d = len(summary["feature_names"])
-    for component in summary["components"]:
-        rows = component["weight"] * summary["n_rows"]
-        if summary["n_rows"] and rows < d + 1 and summary["covariance_type"] in ("full", "VVV"):
-            add(
-                "few-rows",
-                f"Component {component['number']} has about {rows:.1f} rows, too few for a covariance of {d} features: "
-                "try fewer components or another family.",
-                component=component["number"], rows=rows,
-            )  # fmt: skip
+    _add_small(summary, add)
     for column in summary["metadata"]:
         if column["kind"] == "groups" and column["ami"] > 0.2:
             add(
@@ -122,3 +114,21 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
                     metadata=level["name"], level=row["level"],
                 )  # fmt: skip
     return found
+
+
+def _add_small(summary: dict[str, Any], add: Callable[..., None]) -> None:
+    """Name components of too few rows for a covariance of their own."""
+    d = len(summary["feature_names"])
+    if not summary["n_rows"] or summary["covariance_type"] not in ("full", "VVV"):
+        return
+    rows = {row["number"]: row["weight"] * summary["n_rows"] for row in summary["components"]}
+    small = {k: count for k, count in sorted(rows.items()) if count < d + 1}
+    if small:
+        some = len(small) > 1
+        add(
+            "few-rows",
+            f"Component{'s' if some else ''} {_listed([str(k) for k in small])} {'have' if some else 'has'} about "
+            f"{_listed([f'{count:.0f}' for count in small.values()])} rows, too few for a covariance of {d} features: "
+            'try covariance_type="diag", fewer components, or fewer features, such as principal components.',
+            rows={str(k): count for k, count in small.items()},
+        )  # fmt: skip

@@ -55,7 +55,7 @@ class Columns:
 
     def told(self) -> str:
         """Return "40 features; left out: id (an identifier), name (text)"."""
-        left = [f"{name} ({reason})" for name, reason in self.left_out.items()]
+        left = [f"{name or 'unnamed'} ({reason})" for name, reason in self.left_out.items()]
         more = f" and {len(left) - 12} more" if len(left) > 12 else ""
         found = f"{len(self.features):,} feature{'' if len(self.features) == 1 else 's'}"
         return f"{found}; left out: {', '.join(left[:12])}{more}" if left else found
@@ -126,7 +126,7 @@ def plan_columns(data: Data, options: Any) -> Columns:
         raise click.ClickException(f"no numeric column is left to be a feature; name them with --features{left}")
     if columns.left_out:
         note("left-out-columns", columns.told(), features=len(columns.features), left_out=columns.left_out)
-    if asked is None:
+    if asked is None and data.measured is None:
         _note_two_valued(data, columns.features)
     return columns
 
