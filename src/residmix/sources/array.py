@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import DesignWarning, warn
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows
 from residmix.sources.frames import (
@@ -111,21 +110,18 @@ class MemoryTable(Table):
     def _native(self) -> Any:
         return self.X if isinstance(self.X, np.ndarray) else self.X.to_native()
 
-    def feature_names(
-        self, features: Sequence[str] | Sequence[int] | None = None, *, exclude: Iterable[str] = ()
-    ) -> tuple[str, ...]:
-        names = super().feature_names(features, exclude=exclude)
-        if features is None and not self.has_metadata and not isinstance(self.X, np.ndarray):
-            others = set(self.columns) - set(names) - set(exclude)
-            lost = objects_that_are_numbers(self.X, [name for name in self.columns if name in others])
-            if lost:
-                warn(
-                    f"columns that hold numbers as Python objects or sparsely are left out of the features: "
-                    f"{', '.join(map(repr, lost[:8]))}; turn them into numbers (pandas: .astype(float)), or name the "
-                    "features",
-                    DesignWarning,
-                )
-        return names
+    def column_types(self) -> Mapping[str, Any]:
+        return {} if isinstance(self.X, np.ndarray) else self.X.schema
+
+    def odd_numbers(self, names: Sequence[str]) -> list[str]:
+        return [] if isinstance(self.X, np.ndarray) else objects_that_are_numbers(self.X, names)
+
+    def column_pieces(self, name: str, n_rows: int) -> Iterator[Any]:
+        assert not isinstance(self.X, np.ndarray)
+        column = self.X.select(name)
+        yield column[:n_rows]
+        if len(column) > n_rows:
+            yield column[n_rows:]
 
     def __getitem__(self, rows: slice) -> MemoryTable:
         """Return consecutive rows, as views."""
@@ -216,6 +212,10 @@ def _features(X: Any, name: str) -> NDArray[Any] | Frame:
     if is_frame(X) and not nw.dependencies.is_into_series(X) and has_names(X):
         frame = as_frame(X, name)
         _refuse_empty(frame.shape, name)
+        if any(kind in (nw.List, nw.Array, nw.Object) for kind in frame.schema.values()):
+            from residmix.sources.lists import spread_frame  # loads pyarrow, which few frames need
+
+            return spread_frame(frame)
         return frame
     from sklearn.utils import check_array
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import narwhals.stable.v2 as nw
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, types
 
-__all__ = ["is_list_of_numbers", "list_names", "spread", "widths"]
+__all__ = ["is_list_of_numbers", "list_names", "spread", "spread_frame", "widths"]
 
 
 def is_list_of_numbers(kind: pa.DataType) -> bool:
@@ -90,3 +91,40 @@ def _matrix(column: pa.ChunkedArray, name: str, width: int, start: int) -> NDArr
         whole[np.asarray(lists.is_valid().to_numpy(zero_copy_only=False), bool)] = flat
         flat = whole
     return np.ascontiguousarray(flat.T)
+
+
+def spread_frame(frame: nw.DataFrame[Any]) -> nw.DataFrame[Any]:
+    """Return a frame in memory in which each column of lists of one length is as many columns of numbers."""
+    columns: dict[str, pa.Table] = {}
+    for name, kind in frame.schema.items():
+        if kind in (nw.List, nw.Array, nw.Object):
+            table = _lists(frame.get_column(name))
+            found = () if table is None else widths(table)
+            if found:
+                columns[name] = spread(table, found)
+    if not columns:
+        return frame
+    order: list[str] = []
+    made = []
+    for name in frame.columns:
+        table = columns.get(name)
+        if table is None:
+            order.append(name)
+            continue
+        order += table.column_names
+        for each in table.column_names:
+            values = table.column(each).to_numpy()
+            made.append(nw.new_series(each, values, backend=frame.implementation))
+    return frame.with_columns(*made).select(order)
+
+
+def _lists(series: nw.Series[Any]) -> pa.Table | None:
+    """Return a column as Arrow's lists, or None if it holds something else."""
+    if series.dtype == nw.Object:
+        first = next((value for value in series if value is not None), None)
+        if not isinstance(first, (list, tuple, np.ndarray)):
+            return None
+    try:
+        return pa.table({series.name: series.to_arrow()})
+    except (pa.ArrowException, TypeError, ValueError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -89,6 +89,12 @@ class StreamTable(Table):
             seen += piece.n_rows
             yield piece.metadata(columns)
         self.count(seen)
+
+    def column_types(self) -> Mapping[str, Any]:
+        return self.head.column_types()
+
+    def column_pieces(self, name: str, n_rows: int) -> Iterator[Any]:
+        yield from (piece.X for piece in self.pieces((name,), n_rows))
 
     def batches(self) -> Iterator[Table]:
         yield from self.pieces(None, self.piece_rows(len(self.columns)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from residmix.errors import DesignWarning, warn
@@ -34,6 +34,9 @@ class Table(ABC):
         Whether metadata came apart from X.
     metadata_columns : tuple of str
         The names that a formula may use: of the metadata given apart (m0, m1, ... for an array), else those of X.
+    left_out : list of dict
+        Which columns were left out when features weren't named: "column", "reason" and whether the column may have
+        been meant to be one ("numeric"). There once features have been settled.
     one_pass : bool
         True for a one-shot iterator, which only `batches` can read.
     paths : tuple of path
@@ -47,6 +50,7 @@ class Table(ABC):
     metadata_columns: tuple[str, ...]
     one_pass: bool = False
     paths: tuple[str | os.PathLike[str], ...] = ()
+    left_out: Sequence[dict[str, Any]] = ()
 
     @property
     @abstractmethod
@@ -84,6 +88,7 @@ class Table(ABC):
                     DesignWarning,
                 )
                 names = tuple(name for name in names if name not in labels)
+            self._tell_left_out(names, labels, others)
             if not names:
                 raise ValueError(f"no numeric column is left to be a feature; the table has {', '.join(self.columns)}")
             return names
@@ -99,6 +104,31 @@ class Table(ABC):
             if name in others:
                 raise ValueError(f"column {name!r} can't be a feature and metadata at once")
         return names
+
+    def _tell_left_out(self, names: Sequence[str], labels: Sequence[str], others: Iterable[str]) -> None:
+        """Set `left_out`, and tell of it."""
+        used = {*names, *labels, *others}
+        rest = [name for name in self.columns if name not in used]
+        told: list[dict[str, Any]] = [{"column": name, "reason": "row numbers", "numeric": False} for name in labels]
+        if rest:
+            from residmix.sources.left_out import left_out, tell_left_out
+
+            found = left_out(self, rest)
+            tell_left_out(found)
+            told += found
+        self.left_out = told
+
+    def column_types(self) -> Mapping[str, Any]:
+        """Return narwhals' types of the columns; none for arrays."""
+        return {}
+
+    def odd_numbers(self, names: Sequence[str]) -> list[str]:
+        """Return which columns hold numbers in a way that doesn't count as numeric."""
+        return []
+
+    def column_pieces(self, name: str, n_rows: int) -> Iterator[Any]:
+        """Yield frames with a column, the first of about `n_rows` rows."""
+        raise TypeError(f"a {type(self).__name__} has no columns of another kind than numbers")
 
     def _name(self, feature: Any) -> str:
         if isinstance(feature, str):
