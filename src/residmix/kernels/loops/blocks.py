@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from residmix.kernels.arrays import readable
 from residmix.kernels.compiled import CHUNK, WIDTH, part_places
-from residmix.kernels.loops.pieces import column_pairs
 from residmix.kernels.loops.tiles import full_block, full_sizes, scaled_block, scaled_sizes, tied_block, tied_sizes
+from residmix.kernels.writers.collect import column_pairs
 from residmix.rows.scratch import scratch
 
 __all__ = ["DENSE", "full_joint", "full_sums", "scaled_joint", "scaled_sums", "tied_gram"]

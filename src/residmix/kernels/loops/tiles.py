@@ -12,19 +12,10 @@ All buffers are parts of one array, `work`, see `part_places`; `residmix.kernels
 from __future__ import annotations
 
 from residmix.kernels.compiled import CHUNK, WIDTH, clear, compiled, part, piece
-from residmix.kernels.loops.pieces import (
-    add_lanes,
-    add_prior,
-    collect_columns,
-    collect_panels,
-    copy_joint,
-    load_panels,
-    load_weights,
-    pack_factors,
-    sum_logs,
-)
 from residmix.kernels.plain import NOTHING
+from residmix.kernels.writers.collect import add_lanes, collect_columns, collect_panels
 from residmix.kernels.writers.distances import join_full, join_scaled, load_columns, rotate, take_expected
+from residmix.kernels.writers.prepare import add_prior, copy_joint, load_panels, load_weights, pack_factors, sum_logs
 from residmix.kernels.writers.scatters import scatter_columns, scatter_panels, scatter_squares, sift_panels
 from residmix.kernels.writers.shares import share_rows, sum_shares
 
@@ -35,14 +26,15 @@ _HALF = 0.5**0.5
 
 
 @piece
-def weigh(joint, K, weight, start, n, tile_rows, w, top, total, lanes, lanes_top):
-    """Turn log p(x, k) of a tile into weighted shares; return the weighted sum of log p(x)."""
-    load_weights(weight, start, n, tile_rows, w)
-    share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, w, top, total, lanes, lanes_top)
+def weigh(joint, K, weight, start, n, tile_rows, w, scale, top, total, lanes, lanes_top):
+    """Turn log p(x, k) of a tile into weighted shares; lanes[0] is the weighted sum of log p(x)."""
+    load_weights(weight, weight.size > 0, start, n, tile_rows, w)
+    share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, scale, top, total, lanes, lanes_top)
     if weight.size > 0:
-        return sum_logs(w, top, total, n)
-    # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
-    return sum_logs(w, lanes_top, lanes, WIDTH)
+        sum_logs(w, top, total, n, lanes)
+    else:
+        # each total is between 1 and K, so a lane's product can't overflow: one logarithm instead of up to 60
+        sum_logs(w, lanes_top, lanes, WIDTH, lanes)
 
 
 def full_sizes(m: int, d: int, K: int, tile_rows: int, columns: int, panels: int) -> list[int]:
@@ -91,7 +83,7 @@ def add_tile(rows, start, n, tile_rows, centres, K, dense, places, work, mass):
             scatter_columns(x, m, tile_rows, centres, k, between, joint, times_share, sums, shift)
             continue
         if not loaded:
-            load_panels(rows, start, n, tile_rows, panel_x)
+            load_panels(rows, start, n, m, tile_rows, panel_x)
             loaded = True
         sift_panels(panel_x, panels, centres, k, joint, n, tile_rows, index, share, deviation)
         scatter_panels(deviation, panels, k, tile_rows, index, share, times_share, panel_sums, panel_shift)
@@ -130,19 +122,20 @@ def full_block(
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, m, tile_rows, x)
         join_full(x, (m - d) * tile_rows, tile_rows, centres, m - d, between, packed, constant, K, d, chunk, joint)
-        add_prior(prior, start, n, tile_rows, joint)
+        add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         if out.size > 0:
             copy_joint(joint, K, start, n, tile_rows, out)
             continue
-        log_likelihood += weigh(joint, K, weight, start, n, tile_rows, w, top, total, lanes, lanes_top)
+        weigh(joint, K, weight, start, n, tile_rows, w, w, top, total, lanes, lanes_top)
+        log_likelihood += lanes[0]
         if places[5] > 0:
             add_tile(rows, start, n, tile_rows, centres, K, dense, places, work, mass)
     if places[1] > places[0]:
-        add_lanes(part(work, places, 0), K, m, shift)
-        collect_columns(part(work, places, 1), pairs, K, scatter)
+        add_lanes(part(work, places, 0), K * m, shift)
+        collect_columns(part(work, places, 1), pairs, len(pairs), K, m, scatter)
     if places[3] > places[2]:
         panels = (m + WIDTH - 1) // WIDTH
-        collect_panels(part(work, places, 3), part(work, places, 2), panels, shift, scatter)
+        collect_panels(part(work, places, 3), part(work, places, 2), panels, K, m, shift, scatter)
     return log_likelihood
 
 
@@ -166,19 +159,20 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, place
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, d, tile_rows, x)
         join_scaled(x, tile_rows, means, factors, constant, K, d, joint)
-        add_prior(prior, start, n, tile_rows, joint)
+        add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         if out.size > 0:
             copy_joint(joint, K, start, n, tile_rows, out)
             continue
-        log_likelihood += weigh(joint, K, weight, start, n, tile_rows, w, top, total, lanes, lanes_top)
+        weigh(joint, K, weight, start, n, tile_rows, w, w, top, total, lanes, lanes_top)
+        log_likelihood += lanes[0]
         for k in range(K):
             sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)
             mass[k] += lanes[0]
             if lanes[0] > NOTHING:
                 scatter_squares(x, d, tile_rows, means, k, joint, sums_shift, sums)
     if out.size == 0:
-        add_lanes(sums_shift, K, d, shift)
-        add_lanes(sums, K, d, scatter)
+        add_lanes(sums_shift, K * d, shift)
+        add_lanes(sums, K * d, scatter)
     return log_likelihood
 
 
@@ -211,14 +205,10 @@ def tied_block(rows, origin, rotation, means, factors, constant, prior, weight, 
                 x[j * tile_rows + i] -= origin[j]
         rotate(x, tile_rows, packed, d, y)
         join_scaled(y, tile_rows, means, factors, constant, K, d, joint)
-        add_prior(prior, start, n, tile_rows, joint)
-        load_weights(weight, start, n, tile_rows, w)
-        share_rows(joint, K, tile_rows, tile_rows // WIDTH, w, ones, top, total, lanes, lanes_top)
-        if weight.size > 0:
-            log_likelihood += sum_logs(w, top, total, n)
-        else:
-            log_likelihood += sum_logs(w, lanes_top, lanes, WIDTH)
+        add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
+        weigh(joint, K, weight, start, n, tile_rows, w, ones, top, total, lanes, lanes_top)
+        log_likelihood += lanes[0]
         take_expected(y, tile_rows, means, K, d, joint, total)
         scatter_columns(joint, K + d, tile_rows, zeros, 0, 0, w, times_share, sums, sums_shift)
-    collect_columns(sums, pairs, 1, gram)
+    collect_columns(sums, pairs, len(pairs), 1, K + d, gram)
     return log_likelihood
