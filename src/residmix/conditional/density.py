@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from residmix.conditional.coordinates import ToResidual
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.estep import responsibilities
 from residmix.mixture.fit import MixtureFit
+from residmix.mixture.gaussian import GaussianMixture
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
 from residmix.moments.affine import Affine
@@ -117,33 +119,82 @@ class ConditionalDensity(MixtureFit):
         labels : ndarray (n,)
         """
         check_is_fitted(self)
-        design = self.residualizer_.design_
-        a = np.empty((1 if n_samples is None else n_samples, 0))
-        codes: tuple[NDArray[np.integer[Any]], ...] = ()
-        if design.columns:
-            if metadata is None:
-                raise ValueError("sample needs metadata=: the model is conditional on it, one row is drawn for each")
-            # a table makes of text in an array what fit made of it
-            parts = as_table(np.zeros((len(metadata), 1)), metadata=metadata).chunks(None)
-            matrices = [design.matrix(part) for part in parts]
-            a = np.concatenate([matrix.dense for matrix in matrices])
-            if n_samples is not None and n_samples != len(a):
-                raise ValueError(
-                    f"n_samples={n_samples}, but one row is drawn for each of the {len(a)} rows of metadata; leave "
-                    "n_samples out, or repeat rows of metadata"
-                )
-            codes = tuple(np.concatenate(code) for code in zip(*(m.codes for m in matrices), strict=True))
+        a, codes = self._design_rows(metadata, 1 if n_samples is None else n_samples)
+        if n_samples is not None and n_samples != len(a):
+            raise ValueError(
+                f"n_samples={n_samples}, but one row is drawn for each of the {len(a)} rows of metadata; leave "
+                "n_samples out, or repeat rows of metadata"
+            )
         if len(a) < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
         random = check_random_state(self.random_state)
-        n, params = len(a), self._params
-        u = (a - self._affine.origin_a) @ self._to_residual.basis - self._to_residual.offset
-        prior = np.tile(self.weights_, (n, 1)) if params.gate is None else np.exp(log_priors(u, params.gate.coef))
+        n, params, prior = len(a), self._params, self._priors(a)
         labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
         lower = np.linalg.cholesky(params.full_covariances())
         noise = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
         drawn = Block(0, self.means_[labels] + noise, a, codes)
         return replace(self._affine, sign=1)(drawn), labels
+
+    def _design_rows(self, metadata: Any, n: int) -> tuple[Floats, tuple[NDArray[np.integer[Any]], ...]]:
+        """Return the design of rows of metadata and their codes in large factors; of a model without any, n rows."""
+        design = self.residualizer_.design_
+        if not design.columns:
+            return np.empty((n, 0)), ()
+        if metadata is None:
+            raise ValueError("metadata= is needed: the model is conditional on it; give one row for each answer")
+        # a table makes of text in an array what fit made of it
+        parts = as_table(np.zeros((len(metadata), 1)), metadata=metadata).chunks(None)
+        matrices = [design.matrix(part) for part in parts]
+        codes = tuple(np.concatenate(code) for code in zip(*(m.codes for m in matrices), strict=True))
+        return np.concatenate([matrix.dense for matrix in matrices]), codes
+
+    def _priors(self, a: Floats) -> Floats:
+        """Return the components' weights for design rows, (n, K)."""
+        if self._params.gate is None:
+            return np.tile(self.weights_, (len(a), 1))
+        u = (a - self._affine.origin_a) @ self._to_residual.basis - self._to_residual.offset
+        return np.exp(log_priors(u, self._params.gate.coef))
+
+    # ---- mixtures that follow ----------------------------------------------------------------------------------------
+
+    def at(self, metadata: Any = None) -> GaussianMixture:
+        r"""Return the mixture of the features for one row of metadata, p(x | m), in the units of X.
+
+        Parameters
+        ----------
+        metadata : array (1, p) or table of one row, optional
+            Needed if the model has metadata.
+
+        Examples
+        --------
+        >>> import residmix as rm
+        >>> from residmix.data import penguins
+        >>> table, features = penguins(), ["bill_length_mm", "body_mass_g"]
+        >>> model = rm.ResidualMixture(2, formula="C(sex)", features=features, random_state=0).fit(table)
+        >>> male = model.at(table[table.sex == "male"][:1])
+        >>> round(float(male.weights_ @ male.means_[:, 1]))
+        4546
+        """
+        check_is_fitted(self)
+        a, codes = self._design_rows(metadata, 1)
+        if len(a) != 1:
+            raise ValueError(f"metadata must be one row, not {len(a)}")
+        K = len(self.means_)
+        every = Block(0, self.means_, np.repeat(a, K, axis=0), tuple(np.repeat(code, K) for code in codes))
+        means, weights = replace(self._affine, sign=1)(every), self._priors(a)[0]
+        params = replace(self._params, weights=weights, means=means, coef=None, gate=None)
+        return GaussianMixture._made(params, np.asarray(self.residualizer_.features_, dtype=object))
+
+    def condition(self, values: Mapping[Any, float], *, metadata: Any = None) -> GaussianMixture:
+        """Return the mixture of the other features given values of some and one row of metadata.
+
+        As :meth:`residmix.GaussianMixture.condition` of what :meth:`at` returns.
+        """
+        return self.at(metadata).condition(values)
+
+    def marginal(self, features: Iterable[Any], *, metadata: Any = None) -> GaussianMixture:
+        """Return the mixture of some features alone for one row of metadata: of what :meth:`at` returns."""
+        return self.at(metadata).marginal(features)
 
     # ---- judging -----------------------------------------------------------------------------------------------------
 

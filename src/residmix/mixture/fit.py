@@ -276,12 +276,15 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         return total
 
     def _keep_mixture(self, params: MixtureParams, state: State) -> None:
+        self._keep_params(params)
+        self.converged_, self.n_iter_ = state.converged, state.iteration
+        self.lower_bound_, self.lower_bounds_ = state.log_likelihood, list(state.log_likelihoods[1:])
+
+    def _keep_params(self, params: MixtureParams) -> None:
         self.n_components_, self.covariance_type_ = params.n_components, params.covariance_type
         self.weights_, self.means_ = params.weights, params.means
         self.covariances_, self.precisions_cholesky_ = params.covariances, params.factors
         self.precisions_ = params.precisions()
-        self.converged_, self.n_iter_ = state.converged, state.iteration
-        self.lower_bound_, self.lower_bounds_ = state.log_likelihood, list(state.log_likelihoods[1:])
 
     def _warn(self, revived: list[list[int]]) -> None:
         if revived:

@@ -13,30 +13,27 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
-from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import responsibilities
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on, find_start
 from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
+from residmix.mixture.using import GaussianDensity
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source
-from residmix.sources.table import Table
 
 __all__ = ["GaussianMixture"]
 
 Floats = NDArray[np.float64]
 
 
-class GaussianMixture(MixtureFit):
+class GaussianMixture(GaussianDensity):
     r"""Mixture of Gaussians, :math:`p(x) = \sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same parameters, methods and attributes.
@@ -123,9 +120,6 @@ class GaussianMixture(MixtureFit):
     >>> np.sort(model.means_[:, 0])
     array([ 1., 10.])
     """
-
-    __metadata_request__predict = {"out": UNUSED}  # a path is never routed
-    __metadata_request__predict_proba = {"out": UNUSED}
 
     _parameter_constraints: dict[str, list[Any]] = MixtureFit._parameter_constraints | {
         "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
@@ -345,106 +339,3 @@ class GaussianMixture(MixtureFit):
                 ScaleWarning,
                 columns=columns.tolist(),
             )
-
-    # -- using --------------------------------------------------------------------------------------------------
-
-    def _model(self) -> MixtureParams:
-        check_is_fitted(self)
-        return MixtureParams(
-            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self._family_name
-        )
-
-    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
-        """Return the rows of a table that is no array; `reset` learns which columns they have."""
-        if reset or not hasattr(self, "feature_names_in_"):
-            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
-        else:
-            names = tuple(self.feature_names_in_)
-        if reset:
-            self.n_features_in_ = len(names)
-            self.__dict__.pop("feature_names_in_", None)
-            if table.named:
-                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
-        elif len(names) != self.n_features_in_:
-            raise ValueError(
-                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
-                "as input"
-            )
-        return table.rows(names, weight=weight, block_rows=self._block_rows(len(names)))
-
-    def _rows(self, X: Any, *given: Any) -> Rows:
-        check_is_fitted(self)
-        if is_source(X):
-            return self._source_rows(as_table(X))
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return ArrayRows(X, block_rows=self._block_rows(X.shape[1]))
-
-    def score_samples(self, X: Any, *, out: Any = None) -> Any:
-        """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
-
-        Parameters
-        ----------
-        X : array (n, d) or table
-        out : path or ndarray, optional
-            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
-            array. Or an array of float64 to put it in.
-        """
-        return self._per_row(log_density, out, X)
-
-    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Return the (weighted) mean of ``log p(x)`` over the rows."""
-        return self._score(sample_weight, X)
-
-    def predict(self, X: Any, *, out: Any = None) -> Any:
-        """Return the most probable component of each row, (n,).
-
-        `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
-        """
-        return self._per_row(most_probable, out, X)
-
-    def predict_proba(self, X: Any, *, out: Any = None) -> Any:
-        """Return the probability of each component given the row, (n, K).
-
-        `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
-        """
-        return self._per_row(responsibilities, out, X)
-
-    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
-        """Draw rows from the mixture.
-
-        Returns
-        -------
-        X : ndarray (n_samples, d)
-            Ordered by component.
-        labels : ndarray (n_samples,)
-        """
-        params = self._model()
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
-        random = check_random_state(self.random_state)
-        counts = random.multinomial(n_samples, params.weights)
-        d = params.n_features
-        lower = np.linalg.cholesky(params.full_covariances())
-        drawn = [
-            mean + random.standard_normal((count, d)) @ root.T
-            for mean, root, count in zip(params.means, lower, counts, strict=True)
-        ]
-        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
-
-    def bic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better.
-
-        With weights w log L is the sum of ``w log p(x)``, and n the sum of w, as if rows were repeated.
-        """
-        return self._bic(sample_weight, X)
-
-    def aic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better. Weights as in :meth:`bic`."""
-        return self._aic(sample_weight, X)
-
-    def icl(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
-
-        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
-        """
-        return self._icl(sample_weight, X)

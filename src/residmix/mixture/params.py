@@ -1,4 +1,4 @@
-"""Parameters of a mixture, and from what they are made."""
+"""Parameters of a mixture, from what they are made, and those of some of the features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ __all__ = [
     "ConditionalParams",
     "MixtureParams",
     "SingularCovarianceError",
+    "conditional",
     "make_params",
+    "marginal",
     "params_as",
     "params_from_factors",
     "params_from_precisions",
@@ -199,3 +201,37 @@ def params_from_factors(weights: Floats, means: Floats, factors: Floats, covaria
 
 def _stacked(matrices: Floats) -> Floats:
     return matrices.reshape(-1, *matrices.shape[-2:])
+
+
+def marginal(params: MixtureParams, wanted: list[int]) -> MixtureParams:
+    """Return the mixture of the features `wanted`, in that order."""
+    full = params.full_covariances()[:, wanted][:, :, wanted]
+    return _as_parts(params, params.weights, params.means[:, wanted], full)
+
+
+def conditional(params: MixtureParams, others: list[int], known: list[int], values: Floats) -> MixtureParams:
+    """Return the mixture of the features `others`, given `values` of those `known`; log-weights throughout."""
+    full, K = params.full_covariances(), params.n_components
+    means, log_weights = np.empty((K, len(others))), params.log_weights.copy()
+    covariances = np.empty((K, len(others), len(others)))
+    for k in range(K):
+        root = np.linalg.cholesky(full[k][np.ix_(known, known)])
+        across = np.linalg.solve(root, full[k][np.ix_(known, others)])
+        apart = np.linalg.solve(root, values - params.means[k, known])
+        means[k] = params.means[k, others] + apart @ across
+        covariances[k] = full[k][np.ix_(others, others)] - across.T @ across
+        log_weights[k] -= 0.5 * apart @ apart + np.log(np.diagonal(root)).sum()
+    weights = np.exp(log_weights - log_weights.max())
+    return _as_parts(params, weights / weights.sum(), means, covariances)
+
+
+def _as_parts(params: MixtureParams, weights: Floats, means: Floats, full: Floats) -> MixtureParams:
+    """Return parameters in the family that parts of a family belong to."""
+    of = params.family
+    if of.isotropic:
+        kind, kept = params.covariance_type, full[:, 0, 0] if not of.matrices else full
+    elif of.diagonal:
+        kind, kept = "diag", np.diagonal(full, axis1=1, axis2=2)
+    else:
+        kind, kept = ("tied", full[0]) if of.shared else ("full", full)
+    return make_params(weights, means, np.array(kept), kind)

@@ -1,0 +1,256 @@
+"""What a fitted GaussianMixture is used for: densities, components, draws, criteria, mixtures of some features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from residmix.errors import did_you_mean
+from residmix.mixture.density import log_density, most_probable
+from residmix.mixture.estep import responsibilities
+from residmix.mixture.families.family import family
+from residmix.mixture.fit import MixtureFit
+from residmix.mixture.params import MixtureParams, SingularCovarianceError, conditional, make_params, marginal
+from residmix.mixture.starts import check_given
+from residmix.rows.rows import ArrayRows, Rows
+from residmix.sources.open import as_table, is_source
+from residmix.sources.table import Table
+
+__all__ = ["GaussianDensity", "positions"]
+
+Floats = NDArray[np.float64]
+
+
+def positions(wanted: Iterable[Any], names: NDArray[Any] | None, n_features: int) -> list[int]:
+    """Return the numbers of features given by name or number; negative ones count from the end.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a number out of range, or a feature that comes twice.
+    """
+    known = [] if names is None else [str(name) for name in names]
+    found = []
+    for one in wanted:
+        if isinstance(one, str):
+            if one not in known:
+                listed = ", ".join(known[:10]) or "none, as X had no column names"
+                raise ValueError(f"unknown feature {one!r}{did_you_mean(one, known)}; features are: {listed}")
+            found.append(known.index(one))
+        elif not -n_features <= one < n_features:
+            raise ValueError(f"feature {one} doesn't exist: there are {n_features}, numbered from 0")
+        else:
+            found.append(int(one) % n_features)
+    if len(set(found)) < len(found):
+        raise ValueError(f"features must be different, not {list(wanted)}")
+    return found
+
+
+class GaussianDensity(MixtureFit):
+    """The half of :class:`residmix.GaussianMixture` that needs no fitting."""
+
+    __metadata_request__predict = {"out": UNUSED}  # a path is never routed
+    __metadata_request__predict_proba = {"out": UNUSED}
+
+    def _model(self) -> MixtureParams:
+        check_is_fitted(self)
+        return MixtureParams(
+            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self._family_name
+        )
+
+    def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
+        """Return the rows of a table that is no array; `reset` learns which columns they have."""
+        if reset or not hasattr(self, "feature_names_in_"):
+            names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
+        else:
+            names = tuple(self.feature_names_in_)
+        if reset:
+            self.n_features_in_ = len(names)
+            self.__dict__.pop("feature_names_in_", None)
+            if table.named:
+                self.feature_names_in_: NDArray[Any] = np.asarray(names, dtype=object)
+        elif len(names) != self.n_features_in_:
+            raise ValueError(
+                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input"
+            )
+        return table.rows(names, weight=weight, block_rows=self._block_rows(len(names)))
+
+    def _rows(self, X: Any, *given: Any) -> Rows:
+        check_is_fitted(self)
+        if is_source(X):
+            return self._source_rows(as_table(X))
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return ArrayRows(X, block_rows=self._block_rows(X.shape[1]))
+
+    def score_samples(self, X: Any, *, out: Any = None) -> Any:
+        """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+        out : path or ndarray, optional
+            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
+            array. Or an array of float64 to put it in.
+        """
+        return self._per_row(log_density, out, X)
+
+    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return the (weighted) mean of ``log p(x)`` over the rows."""
+        return self._score(sample_weight, X)
+
+    def predict(self, X: Any, *, out: Any = None) -> Any:
+        """Return the most probable component of each row, (n,).
+
+        `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
+        """
+        return self._per_row(most_probable, out, X)
+
+    def predict_proba(self, X: Any, *, out: Any = None) -> Any:
+        """Return the probability of each component given the row, (n, K).
+
+        `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
+        """
+        return self._per_row(responsibilities, out, X)
+
+    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
+        """Draw rows from the mixture.
+
+        Returns
+        -------
+        X : ndarray (n_samples, d)
+            Ordered by component.
+        labels : ndarray (n_samples,)
+        """
+        params = self._model()
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
+        random = check_random_state(self.random_state)
+        counts = random.multinomial(n_samples, params.weights)
+        d = params.n_features
+        lower = np.linalg.cholesky(params.full_covariances())
+        drawn = [
+            mean + random.standard_normal((count, d)) @ root.T
+            for mean, root, count in zip(params.means, lower, counts, strict=True)
+        ]
+        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
+
+    def bic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better.
+
+        With weights w log L is the sum of ``w log p(x)``, and n the sum of w, as if rows were repeated.
+        """
+        return self._bic(sample_weight, X)
+
+    def aic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better. Weights as in :meth:`bic`."""
+        return self._aic(sample_weight, X)
+
+    def icl(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
+
+        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
+        """
+        return self._icl(sample_weight, X)
+
+    # ---- mixtures that follow ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_parameters(
+        cls, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, covariance_type: str = "full"
+    ) -> Self:
+        """Return a mixture with given parameters, as if it had been fitted.
+
+        Parameters
+        ----------
+        weights : array-like (K,)
+        means : array-like (K, d)
+        covariances : array-like
+            Shaped as `covariances_` of the family.
+        covariance_type : str
+
+        Examples
+        --------
+        >>> from residmix import GaussianMixture
+        >>> model = GaussianMixture.from_parameters([0.5, 0.5], [[0.0], [4.0]], [[[1.0]], [[1.0]]])
+        >>> model.predict([[-1.0], [3.0]])
+        array([0, 1])
+        """
+        centres = check_array(means, dtype=np.float64, input_name="means")
+        K, d = centres.shape
+        given = check_given(weights, centres, None, covariance_type, K, d)["weights"]
+        matrices = check_array(covariances, dtype=np.float64, ensure_2d=False, allow_nd=True, input_name="covariances")
+        shape = family(covariance_type).shape_of(K, d)
+        if matrices.shape != shape:
+            raise ValueError(
+                f"covariances of {K} components of {d} features with covariance_type={covariance_type!r} have shape "
+                f"{shape}, not {matrices.shape}"
+            )
+        if family(covariance_type).matrices and not np.allclose(matrices, matrices.swapaxes(-1, -2)):
+            raise ValueError("covariances must be symmetric")
+        assert given is not None
+        try:
+            params = make_params(given, centres, matrices, covariance_type)
+        except SingularCovarianceError as error:
+            raise ValueError(
+                f"covariances of components {error.components.tolist()} aren't positive definite"
+            ) from error
+        return cls._made(params, None)
+
+    @classmethod
+    def _made(cls, params: MixtureParams, names: NDArray[Any] | None) -> Self:
+        """Return a mixture that stands for parameters."""
+        made = cls(params.n_components, covariance_type=params.covariance_type)
+        made._keep_params(params)
+        made.n_features_in_ = params.n_features
+        made.converged_, made.n_iter_, made.notes_ = True, 0, []
+        if names is not None:
+            made.feature_names_in_ = names
+        return made
+
+    def condition(self, values: Mapping[Any, float]) -> Self:
+        r"""Return the mixture of the other features, in order, given values of some.
+
+        .. math:: p(x_a \mid x_b) = \sum_k \pi_k(x_b) N(x_a \mid \mu_{ka} + \Sigma_{kab} \Sigma_{kbb}^{-1} (x_b -
+            \mu_{kb}), \Sigma_{kaa} - \Sigma_{kab} \Sigma_{kbb}^{-1} \Sigma_{kba}), \qquad \pi_k(x_b) \propto \pi_k
+            N(x_b \mid \mu_{kb}, \Sigma_{kbb})
+
+        Parameters
+        ----------
+        values : mapping of number or name of a feature to its value
+
+        Examples
+        --------
+        >>> from residmix import GaussianMixture
+        >>> model = GaussianMixture.from_parameters([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.5, 1.0]]])
+        >>> given = model.condition({1: 2.0})
+        >>> given.means_, given.covariances_
+        (array([[1.]]), array([[[0.75]]]))
+        """
+        params, names = self._model(), getattr(self, "feature_names_in_", None)
+        known = positions(values, names, params.n_features)
+        at = check_array([list(values.values())], dtype=np.float64, ensure_min_features=0, input_name="values")[0]
+        others = [j for j in range(params.n_features) if j not in set(known)]
+        if not others:
+            raise ValueError(f"all {params.n_features} features have values: there's nothing left to describe")
+        return self._made(conditional(params, others, known, at), None if names is None else names[others])
+
+    def marginal(self, features: Iterable[Any]) -> Self:
+        """Return the mixture of some features alone.
+
+        Parameters
+        ----------
+        features : iterable of numbers or names
+            In the order wanted.
+        """
+        params, names = self._model(), getattr(self, "feature_names_in_", None)
+        wanted = positions([features] if isinstance(features, str | int) else list(features), names, params.n_features)
+        if not wanted:
+            raise ValueError("features is empty; name at least one")
+        return self._made(marginal(params, wanted), None if names is None else names[wanted])
