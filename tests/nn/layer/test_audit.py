@@ -107,3 +107,36 @@ def test_a_constant_column_and_one_that_the_label_gives_are_read_by_nothing():
     finalize(net, [(x, m, y)])
     after = audit(net, [(x, m, y)]).layers[0].after
     assert after.linear < 1e-10 and after.held_out < 0.05
+
+
+@pytest.mark.parametrize("probe", ["held_out", "neighbours"])
+def test_a_held_out_probe_knows_nothing_of_the_rows_it_is_judged_on(probe):
+    """Fitted on them too, it would read as much as the probe in sample does from 60 features of 100 rows of noise."""
+    g = torch.Generator().manual_seed(0)
+    x, m = torch.randn(100, 60, generator=g).double(), torch.randn(100, 1, generator=g).double()
+    layer = audit(MetadataSequential(Residualize(60, 1)), [(x, m)]).layers[0]
+    assert layer.before.linear > 0.5
+    assert getattr(layer.before, probe) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_what_is_left_of_a_copy_of_the_metadata_is_rounding_and_no_feature(dtype, scale):
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        y = torch.randint(0, 2, (500, 1), generator=g).double()
+        m = y + torch.randn(500, 1, generator=g).double()
+        x = torch.cat([y + torch.randn(500, 1, generator=g), scale * (2 * m + 7), torch.randn(500, 2, generator=g)], 1)
+        columns = (x.to(dtype), m.to(dtype), y.to(dtype))
+        net = MetadataSequential(Residualize(4, 1, num_protected=1))
+        finalize(net, [columns])
+        layer = audit(net, [columns]).layers[0]
+        assert layer.before.linear > 0.999 and layer.after.linear < 1e-4 and layer.after.held_out < 0.02
+        assert layer.after.neighbours < 0.05
+
+
+def test_a_small_feature_that_holds_metadata_is_found():
+    x, m, y = data()
+    x[:, 3] = 1e-6 * m[:, 0] + 3
+    layer = audit(MetadataSequential(Residualize(4, 1, num_protected=1, estimator="frozen")), [(x, m, y)]).layers[0]
+    assert layer.after.linear > 0.999

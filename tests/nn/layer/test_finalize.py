@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from residmix.nn import MetadataSequential, Residualize, finalize
+from residmix.nn import MetadataSequential, Residualize, audit, finalize
 
 
 def data(n=400, seed=0):
@@ -185,3 +185,99 @@ def test_an_error_on_the_way_leaves_the_layer_as_it_was():
     with pytest.raises(ValueError, match="NaN"):
         finalize(net, [(x, m), (x, m * float("nan"))])
     assert torch.equal(net[0].coefficients(), coefficients) and coefficients.any()
+
+
+def chance_features(n, d=60, seed=0):
+    """Correlated features that know nothing of the metadata, and four that do."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 2, (n, 1), generator=g).double()
+    m = y + torch.randn(n, 1, generator=g).double()
+    mixing = torch.randn(d, d, generator=torch.Generator().manual_seed(9)).double()
+    noise = torch.randn(n, d, generator=g).double() @ mixing + y
+    return torch.cat([noise, m + torch.randn(n, 4, generator=g).double()], 1), m, y
+
+
+def partial(values, y):
+    return torch.cat([values[y[:, 0] == level] - values[y[:, 0] == level].mean(0) for level in (0, 1)])
+
+
+def read_from(features, m, y):
+    left, target = partial(features, y), partial(m, y)
+    rest = target - left @ torch.linalg.pinv(left, rtol=1e-10) @ target
+    return 1 - float(rest.square().sum() / target.square().sum())
+
+
+@pytest.mark.parametrize("shrink", [16, 0])
+def test_a_layer_adds_nothing_to_fresh_rows_where_there_was_nothing(shrink):
+    x, m, y = chance_features(400)
+    net = MetadataSequential(Residualize(64, 1, num_protected=1, shrink=shrink)).double()
+    finalize(net, [(x, m, y)])
+    net.eval()
+    # Exact on these rows, either way.
+    assert read_from(net(x, m), m, y) < 1e-9 < 0.5 < read_from(x, m, y)
+    fresh, other, label = chance_features(4000, seed=1)
+    noise = read_from(fresh[:, :60], other, label)
+    after = read_from(net(fresh, other)[:, :60], other, label)
+    # Errors of subtracted slopes put 60 / 400 back; a map of the features themselves can't.
+    assert (after < noise + 1e-9) if shrink else (after > noise + 0.05)
+    assert read_from(net(fresh, other)[:, 60:], other, label) < 0.06 < 0.7 < read_from(fresh[:, 60:], other, label)
+    layer = audit(net, [(fresh, other, label)]).layers[0]
+    assert not layer.adds
+
+
+def test_what_is_erased_is_saved_loaded_and_left_when_training_goes_on():
+    x, m, y = chance_features(400)
+
+    def network():
+        return MetadataSequential(Residualize(64, 1, num_protected=1, horizon=None)).double()
+
+    net, other = network(), network()
+    finalize(net, [(x, m, y)])
+    assert net[0].erases and (net[0].kept[:60] == 0).all() and (net[0].kept[60:] == 1).all()
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other.eval()(x, m), net.eval()(x, m))
+    assert torch.equal(net.train()(x, m, update=False), net.eval()(x, m))
+    net.train()(x, m, y)
+    assert not net[0].erases
+    subtracted = x - (m - m.mean(0)) @ net[0].coefficients()
+    net[0].refresh()
+    torch.testing.assert_close(net.eval()(x, m), subtracted, rtol=0, atol=1e-9)
+    net[0].reset()
+    assert not net[0].erases and (net[0].kept == 1).all()
+
+
+def test_a_state_of_version_1_loads_with_whole_slopes():
+    x, m, y = chance_features(400)
+    net = MetadataSequential(Residualize(64, 1, num_protected=1)).double()
+    net[0].accumulate(x, m, y)
+    state = net.state_dict() | {"0._extra_state": torch.tensor([1, 0])}
+    other = MetadataSequential(Residualize(64, 1, num_protected=1)).double()
+    finalize(other, [(x, m, y)])
+    other.load_state_dict(state)
+    assert torch.equal(other.eval()(x, m), net.eval()(x, m))
+
+
+def test_audit_marks_a_layer_that_adds():
+    x, m, y = chance_features(150)
+    net = MetadataSequential(Residualize(64, 1, num_protected=1)).double()
+    net[0].accumulate(torch.cat([x[:, :60], torch.randn(150, 4)], 1).double(), m, y)
+    fresh, other, label = chance_features(4000, seed=1)
+    fresh[:, 60:] = torch.randn(4000, 4)
+    report = audit(net, [(fresh, other, label)])
+    assert report.adding == ("0",) and report.layers[0].adds and "adds metadata" in str(report)
+    assert report.to_dict()["layers"][0]["adds"]
+    whole = audit(net, [(torch.cat([x[:, :60], torch.randn(150, 4)], 1).double(), m, y)])
+    assert "adds metadata" not in str(whole) or whole.adding
+
+
+def test_slopes_within_chance_are_no_slopes_in_training_and_others_are_whole():
+    x, m, y = chance_features(4000)
+    layer = Residualize(64, 1, num_protected=1, horizon=None, warmup=0)
+    layer(x, m, y)
+    out, given = layer(x, m, y), torch.cat([x[:, :60], x[:, 60:] - (m - m.mean(0)) @ layer.coefficients()[:, 60:]], 1)
+    assert torch.equal(out[:, :60], x[:, :60])
+    # F is about 4,000 times the ratio of explained to remaining variance, 1 here.
+    torch.testing.assert_close(out, given, rtol=0, atol=0.03)
+    exact = Residualize(64, 1, num_protected=1, horizon=None, warmup=0, shrink=0)
+    exact(x, m, y)
+    torch.testing.assert_close(exact(x, m, y), x - (m - m.mean(0)) @ exact.coefficients(), rtol=0, atol=1e-9)

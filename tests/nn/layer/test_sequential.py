@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils import checkpoint as checkpointing
+from torch.utils.checkpoint import checkpoint
 
+from residmix.errors import LeakageWarning
 from residmix.nn import MetadataSequential, Residualize, attach, finalize
 
 
@@ -130,15 +132,19 @@ def test_a_function_put_in_place_of_forward_keeps_its_output(after):
     assert not overwrote and torch.equal(kept[-1], after(original(x)))
 
 
+@pytest.mark.skipif(
+    not hasattr(checkpointing, "CheckpointPolicy"), reason="selective checkpointing came with torch 2.5"
+)
 def test_selective_checkpointing_finds_what_it_kept():
     x, m = torch.randn(64, 6), torch.randn(64, 2)
     save = {torch.ops.aten.addmm.default}
 
     def policy(_, operation, *__, **___):
-        return CheckpointPolicy.MUST_SAVE if operation in save else CheckpointPolicy.PREFER_RECOMPUTE
+        policies = checkpointing.CheckpointPolicy
+        return policies.MUST_SAVE if operation in save else policies.PREFER_RECOMPUTE
 
     def contexts():
-        return create_selective_checkpoint_contexts(policy)
+        return checkpointing.create_selective_checkpoint_contexts(policy)
 
     plain = first_and_layer(nn.Linear(6, 6)).append(nn.Tanh())
     saved = copy.deepcopy(plain)
@@ -277,3 +283,81 @@ def test_attaching_twice_or_under_one_name_is_refused():
         attach(model, ["a.b", "a_b"], num_metadata=1)
     with pytest.raises(ValueError, match="no module ''"):
         attach(Image(), "", num_metadata=1)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize(("options", "width"), [({}, 6), ({"bidirectional": True}, 12)])
+def test_a_recurrent_layer_is_attached_to_on_its_last_axis(kind, options, width):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.head = kind(3, 6, batch_first=True, **options), nn.Linear(width, 1)
+
+        def forward(self, x):
+            return self.head(self.recurrent(x)[0].mean(1))
+
+    net = attach(Reader(), "recurrent", num_metadata=1)
+    layer = net.layers["recurrent"]
+    assert (layer.num_features, layer.maps) == (width, "token")
+    m = torch.randn(200, 1)
+    x, seen = torch.randn(200, 5, 3) + m[:, None], []
+    finalize(net, [{"x": x, "metadata": m}])
+    layer.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    net.eval()(x, metadata=m)
+    before, after = (part.mean(1).detach() for part in seen[0])
+    correlation = lambda part: torch.corrcoef(torch.cat([part, m], 1).T)[-1, :-1].abs().max()  # noqa: E731
+    assert correlation(before) > 0.3 and correlation(after) < 1e-4
+
+
+def test_a_projected_lstm_and_cells_have_their_widths():
+    sizes = {nn.LSTM(3, 6, proj_size=2, batch_first=True): 2, nn.LSTMCell(3, 6): 6, nn.GRUCell(3, 5): 5}
+    for module, width in sizes.items():
+        assert attach(nn.Sequential(module), "0", num_metadata=1).layers["0"].num_features == width
+
+
+def test_a_layout_with_time_first_and_packed_sequences_are_refused():
+    for module in (nn.LSTM(3, 6), nn.GRU(3, 6), nn.Sequential(nn.Linear(3, 3), nn.RNN(3, 6))):
+        with pytest.raises(ValueError, match="batch_first=True"):
+            attach(nn.Sequential(module), "0", num_metadata=1)
+    # Read at its last step, whose shape the caller states.
+    inside = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.RNN(3, 6)))
+    assert attach(inside, "0", num_metadata=1, num_features=6, maps="element").layers["0"].num_features == 6
+    net = attach(nn.Sequential(nn.LSTM(3, 6, batch_first=True)), "0", num_metadata=1)
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(4, 5, 3), torch.tensor([5, 4, 3, 2]), batch_first=True)
+    with pytest.raises(TypeError, match="packed sequence"):
+        net(packed, metadata=torch.randn(4, 1))
+
+
+def test_detaching_gives_the_model_back_as_it_was():
+    for copied in (False, True):
+        model = Image()
+        x, m = pictures()
+        expected = model.eval()(x)
+        net = attach(model, ["stem", "layer1"], num_metadata=2)
+        finalize(net, [((x,), {"metadata": m})], forward=lambda net, batch: net(*batch[0], **batch[1]))
+        if copied:
+            net, model = copy.deepcopy(net), None
+        assert not torch.equal(net.eval()(x, metadata=m), expected)
+        back = net.detach()
+        assert copied or back is model
+        assert torch.equal(back(x), expected)
+        attach(back, "stem", num_metadata=2)
+        with pytest.raises(RuntimeError, match="detached"):
+            net(x, metadata=m)
+
+
+@pytest.mark.parametrize("options", [{}, {"space": "feature"}, {"maps": "token"}])
+def test_a_layer_without_data_says_in_evaluation_that_everything_passes(options):
+    net = MetadataSequential(nn.Linear(4, 3), Residualize(3, 1, **options)).eval()
+    x, m = torch.randn(50, 4), torch.randn(50, 1)
+    with pytest.warns(LeakageWarning, match="no rows yet"):
+        out = net(x, m)
+    assert torch.equal(out, net[0](x))
+    # Once is enough; after a fit there's nothing to say, and a checkpoint without the buffers is no fit.
+    net(x, m)
+    finalize(net, [(x, m)])
+    assert not torch.equal(net(x, m), net[0](x))
+    bare = MetadataSequential(nn.Linear(4, 3), Residualize(3, 1, **options)).eval()
+    bare.load_state_dict({k: v for k, v in net.state_dict().items() if k.startswith("0.")}, strict=False)
+    with pytest.warns(LeakageWarning, match="no rows yet"):
+        bare(x, m)

@@ -241,3 +241,41 @@ def test_patience_is_longer_where_small_tables_have_few_batches(monkeypatch) -> 
             MDNRegressor(**options).fit(*table(n))
     # 120 rows: 102 to train on, 6.4 batches of 16 an epoch instead of 24.
     assert seen == [(16, round(60 * (24 * 16 / 102) ** 0.5)), (35, 60), (16, 60)]
+
+
+def representation(model, X, m):
+    """What enters the head of each member, and the standardised metadata."""
+    with torch.no_grad():
+        z = torch.from_numpy(model._x_scaling.forward(X))
+        given = torch.from_numpy((m[:, None] - model._m_scaling.mean[:1]) / model._m_scaling.scale[:1])
+        return model.network_.representation(z, given).numpy()
+
+
+def confounded(n=300):
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=n)
+    m = y + rng.normal(size=n)
+    return np.column_stack([y, m, y * m]) + rng.normal(size=(n, 3)), y, m, rng.integers(1, 6, n).astype(float)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("protect", [False, True])
+def test_representations_are_free_of_metadata_given_what_is_protected_with_the_weights_of_the_fit(protect, weighted):
+    X, y, m, weight = confounded()
+    weight = weight if weighted else np.ones(len(y))
+    model = MDNRegressor(n_members=2, max_epochs=8, hidden=(6,), protect_target=protect, random_state=0)
+    model.fit(X, y, metadata=m, sample_weight=weight)
+
+    def covariance(target, own):
+        return [np.abs((own * target) @ (h - np.average(h, axis=0, weights=own))).max() / own.sum() for h in hidden]
+
+    hidden = representation(model, X, m)
+    centred = m - np.average(m, weights=weight)
+    label = y - np.average(y, weights=weight)
+    given_label = centred - label * (np.average(label * m, weights=weight) / np.average(label**2, weights=weight))
+    free, other = (given_label, centred) if protect else (centred, given_label)
+    # In float32, as the fit.
+    assert max(covariance(free, weight)) < 1e-4 and min(covariance(other, weight)) > 1e-2
+    if weighted:
+        assert min(covariance(free, np.ones(len(y)))) > 1e-3

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from residmix.errors import DesignWarning
 from residmix.nn import MDNRegressor
 
 TINY = {"n_members": 2, "max_epochs": 3, "hidden": (4,), "random_state": 0}
@@ -126,3 +127,42 @@ def test_the_default_dtype_of_torch_does_not_matter() -> None:
         assert np.isfinite(model.score(table, y))
     finally:
         torch.set_default_dtype(before)
+
+
+def test_errors_about_values_name_the_column() -> None:
+    table, y = frame()
+    for value, kind in ((np.nan, "NaN"), (np.inf, "infinity")):
+        wrong = table[["u", "v"]].copy()
+        wrong.iloc[3, 1] = value
+        with pytest.raises(ValueError, match=rf"(?s){kind}.*column 'v' has {value} in 1 row\(s\), the first in row 3"):
+            MDNRegressor(**TINY).fit(wrong, y)
+    model = MDNRegressor(**TINY).fit(table[["u", "v"]], y)
+    with pytest.raises(ValueError, match="column 'v' has inf"):
+        model.predict(wrong)
+    for column in (table["site"], table["site"].astype("category")):
+        with pytest.raises(ValueError, match=r"column 'site' holds \w+, not numbers"):
+            MDNRegressor(**TINY).fit(table[["u"]].assign(site=column), y)
+
+
+@pytest.mark.filterwarnings("always::residmix.errors.DesignWarning")
+def test_with_a_formula_a_column_that_is_neither_is_named_and_noted() -> None:
+    table, y = frame()
+    table = table.assign(colour=["red", "blue"] * 30)
+    with pytest.warns(DesignWarning, match="not among the features: colour;"):
+        model = MDNRegressor(formula="C(site) + age", **TINY).fit(table, y)
+    assert list(model.feature_names_in_) == ["u", "v", "w"]
+    notes = [note for note in model.notes_ if note["kind"] == "columns-left-out"]
+    assert [note["figures"] for note in notes] == [{"columns": ["colour"]}]
+    quiet = MDNRegressor(formula="C(site) + age", features=["u", "v", "w"], **TINY).fit(table, y)
+    assert not [note for note in quiet.notes_ if note["kind"] == "columns-left-out"]
+
+
+@pytest.mark.parametrize("value", [-1e6, 0.0, 3.5e-7, 1e12])
+def test_a_constant_target_is_predicted_as_it_is(value) -> None:
+    table, y = frame()
+    X = table[["u", "v"]]
+    model = MDNRegressor(**TINY | {"max_epochs": 20}).fit(X, np.full(60, value))
+    np.testing.assert_allclose(model.predict(X), value, rtol=1e-14)
+    both = MDNRegressor(**TINY).fit(X, np.column_stack([y, np.full(60, value)]))
+    np.testing.assert_allclose(both.predict(X)[:, 1], value, rtol=1e-14)
+    assert both.predict(X)[:, 0].std() > 0

@@ -115,12 +115,18 @@ class Audit:
         return "\n".join(lines)
 
 
+def _centred(values: Array) -> Array:
+    """`values` less their means, the mean's own rounding too."""
+    gap = values - values.mean(0)
+    return np.asarray(gap - gap.mean(0))
+
+
 def _less(values: Array, basis: Array, cutoff: float = 1e-10) -> Array:
     """Residual of `values` on `basis` and an intercept, without directions below `cutoff` of the largest."""
-    centred = values - values.mean(0)
+    centred = _centred(values)
     if basis.shape[1] == 0:
         return centred
-    inner = basis - basis.mean(0)
+    inner = _centred(basis)
     scale = np.sqrt((inner**2).mean(0))
     u, s, _ = np.linalg.svd(inner / np.where(scale > 0, scale, 1.0), full_matrices=False)
     u = u[:, s > cutoff * max(s[0], 1e-300)]
@@ -275,7 +281,7 @@ def audit(
 
 def _without_rounding(values: Array, size: Array, eps: float) -> Array:
     """`values` with columns put to 0 whose spread is rounding: of numbers as large as the layer's input, `size`."""
-    return np.where(values.std(0) > 32 * eps * size, values, 0.0)
+    return np.where(np.sqrt((_centred(values) ** 2).mean(0)) > 32 * eps * size, values, 0.0)
 
 
 def _audited(name: str, tap: _Tap, max_rows: int, random_state: int) -> LayerAudit:

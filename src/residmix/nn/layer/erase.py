@@ -17,9 +17,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from residmix.nn.layer import maps as mapping
+from residmix.nn.layer.gradient import minus
 from residmix.nn.layer.moments import Moments
 
-__all__ = ["eraser_factors"]
+__all__ = ["erased", "eraser_factors"]
 
 
 def _solve_spread(spread: Tensor, right: Tensor, rtol: float) -> Tensor:
@@ -72,3 +74,19 @@ def eraser_factors(moments: Moments, num_protected: int, *, rtol: float = 1e-10)
         inverse = _unit_pseudo_inverse(kept.T @ whitened_kept, inner, rtol)
         normal = normal - whitened_kept @ (inverse @ (whitened_kept.T @ left))
     return left, normal @ _unit_pseudo_inverse(normal.T @ left, scale, rtol)
+
+
+def erased(
+    x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor, level: Tensor | None, inplace: bool
+) -> Tensor:
+    """``x - (x - mean) right left'`` at every position, less `level` where there is one."""
+    last = mapping.features_last(x, maps)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # Outside of autocast, whose products have three digits.
+    with torch.autocast(x.device.type, enabled=False):
+        change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
+    if level is not None:
+        change = change + level.to(wide)
+    if maps == "channel":
+        change = change.movedim(-1, 1)
+    return minus(x, change.view(x.shape), inplace)

@@ -93,10 +93,11 @@ def finalize(
 
     Coefficients gathered while the encoder was learning are stale; on them a linear probe may read the metadata back
     although the distance correlation is near zero. Afterwards the partial covariance of each layer's output with the
-    metadata, given the protected columns, is zero on the data of `loader`. Deeper layers see what earlier
-    ones let through, so each is fitted after those before it: one pass over the data per layer. Weights of old batches
-    are forgotten; dropout is off. Can be called during training too, say every epoch, and training goes on from
-    there.
+    metadata, given the protected columns, is zero on the data of `loader`. Deeper layers see what earlier ones let
+    through, so each is fitted after those before it: one pass over the data per layer. Where many features hold no more
+    of the metadata than chance would, that covariance is taken out by a map of the features alone: it puts no metadata
+    into rows that weren't in `loader`, as errors of slopes do. Weights of old batches are forgotten; dropout
+    is off. Can be called during training too, say every epoch, and training goes on from there.
 
     Parameters
     ----------
@@ -147,11 +148,9 @@ def finalize(
             try:
                 layer.reset()
                 layer.speaks = False
+                layer.gather()
                 _collect(model, layer, calls, loader, forward)
-                if layer.distributed:
-                    layer.synchronize()
-                else:
-                    layer.refresh()
+                layer.settle()
             except BaseException:
                 # A layer without coefficients would let everything through without a word.
                 layer.load_state_dict(state)

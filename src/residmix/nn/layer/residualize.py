@@ -16,7 +16,7 @@ from residmix.nn._fast.gradient import subtract as subtract_fast
 from residmix.nn._fast.light import is_light, light_step
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.batch import Batch, assemble, check_width, not_finite
-from residmix.nn.layer.erase import eraser_factors
+from residmix.nn.layer.erase import erased, eraser_factors
 from residmix.nn.layer.gradient import minus, projection, subtract
 from residmix.nn.layer.moments import Moments, Solution, merge, solve
 from residmix.nn.layer.recall import Recall, mark_of, may_return
@@ -279,7 +279,8 @@ class Residualize(MomentState):
             fit = self._local_fit(new if self.estimator == "batch" else merged)
         if fit.erasure is not None:
             left, right = fit.erasure
-            return self._erased(batch.x, batch.maps, left, right, fit.moments.feature_mean, inplace)
+            level = fit.moments.feature_mean if self.center == "features" else None
+            return erased(batch.x, batch.maps, left, right, fit.moments.feature_mean, level, inplace)
         if self.estimator == "learned":
             fit = replace(fit, solution=self._learned(fit.solution, fit.moments, batch))
         return self._removed(batch, fit, inplace, train=True)
@@ -347,7 +348,14 @@ class Residualize(MomentState):
             self._warn_if_unfitted()
         if self.space == "feature" and not update:
             check_width(x, self.maps, self.num_features)
-            return self._erased(x, self.maps, self.left, self.right, self.moments.feature_mean, inplace)
+            level = self.moments.feature_mean if self.center == "features" else None
+            return erased(x, self.maps, self.left, self.right, self.moments.feature_mean, level, inplace)
+        if self.erases and update:
+            # Training goes on from the moments, whose coefficients are subtracted.
+            self._solve_from(self.moments, torch.ones_like(self.ready[0], dtype=torch.bool), self.shrink)
+        elif self.erases:
+            check_width(x, self.maps, self.num_features)
+            x = erased(x, self.maps, self.left, self.right, self.moments.feature_mean, None, inplace)
         if update and _fast.enabled() and is_light(self, x, metadata, protected):
             return light_step(self, x, metadata, protected, sample_weight, mask, inplace)
         batch = self.read(x, metadata, protected, sample_weight, mask, fit=update)
@@ -381,30 +389,6 @@ class Residualize(MomentState):
         if _fast.enabled():
             return subtract_fast(x, removed, loss, batch.mask, batch.maps, inplace=inplace)
         return subtract(x, removed, loss, batch.mask, batch.maps)
-
-    def _erased(self, x: Tensor, maps: str, left: Tensor, right: Tensor, mean: Tensor, inplace: bool) -> Tensor:
-        last = mapping.features_last(x, maps)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # Outside of autocast, whose products have three digits.
-        with torch.autocast(x.device.type, enabled=False):
-            change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
-        if self.center == "features":
-            change = change + mean.to(wide)
-        if maps == "channel":
-            change = change.movedim(-1, 1)
-        return minus(x, change.view(x.shape), inplace)
-
-    def _warn_if_unfitted(self) -> None:
-        if torch.compiler.is_compiling():
-            return
-        # One question to the device; after a fit, none any more.
-        self.speaks = False
-        if not bool(self.weight) and not bool(self.ready):
-            warn(
-                "a Residualize layer has seen no rows yet, so everything passes through it, metadata included; train "
-                "it, call finalize, or load a checkpoint that has its buffers",
-                LeakageWarning,
-            )
 
     def _warn_of_leakage(self, moments: Moments) -> None:
         rows, needed = float(moments.effective_rows), 10 * (self.num_metadata + self.num_protected + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from numbers import Integral
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from residmix.errors import LeakageWarning, warn
 from residmix.nn.layer.batch import Batch
 from residmix.nn.layer.erase import eraser_factors
 from residmix.nn.layer.moments import (
@@ -29,6 +30,8 @@ from residmix.nn.layer.moments import (
 
 __all__ = ["Fit", "MomentState"]
 
+# Features up to which their own covariance is kept for a while, and dimensions for each that is erased.
+_MOST, _DIMENSIONS = 2048, 20
 _MOMENTS = ("weight", "square", "mean", "scatter", "spread")
 _SOLUTION = ("coef", "slope", "remainder", "spectrum", "kept")
 
@@ -118,14 +121,17 @@ class MomentState(nn.Module):
         shapes |= {"coef": (k, d), "slope": (p, k), "remainder": (k, k), "spectrum": (k,)}
         # `ready` is 1 once the coefficients are those of enough rows.
         shapes |= {"ready": (), "drift": ()}
-        if full:
-            shapes |= {"left": (d, k), "right": (d, k)}
         for name, shape in shapes.items():
             # torch.compile takes a float64 buffer without axes for a number of Python's and loses what is written.
             self.register_buffer(name, torch.zeros(shape or (1,), dtype=torch.float64))
         # In `get_extra_state`, since files made before it existed have to load.
         self.register_buffer("kept", torch.ones(d, dtype=torch.float64), persistent=False)
+        for name in ("left", "right"):
+            self.register_buffer(name, torch.zeros(d, k, dtype=torch.float64), persistent=full)
         self.frozen = False
+        # Whether what is within chance is erased in feature space, see `settle`; moments that are gathered for it.
+        self.erases = False
+        self._gathered: Moments | None = None
         # Whether a use before the first fit is spoken of, which `finalize` has good reason for.
         self.speaks = True
 
@@ -165,18 +171,79 @@ class MomentState(nn.Module):
         new = {name: getattr(solution, name) for name in _SOLUTION}
         if self.full:
             new["left"], new["right"] = eraser_factors(moments, self.num_protected, rtol=self.rtol)
+        elif self.erases:
+            self._erase_no_more()
         for name, value in new.items():
             buffer = getattr(self, name)
             # No question to the device: it would have to finish first.
             buffer.copy_(torch.where(enough, value, buffer))
         self.ready.copy_(self.ready.logical_or(enough))
 
+    def _erase_no_more(self) -> None:
+        self.erases = False
+        self.left.zero_()
+        self.right.zero_()
+
+    def gather(self) -> None:
+        """From now on keep what `settle` needs, where it isn't too large."""
+        if not self.full and self.num_features <= _MOST:
+            self._gathered = empty_moments(self.num_protected + self.num_metadata, self.num_features, True)
+            self._gathered = self._gathered.to(self.weight.device)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        r"""Solve for the coefficients; where slopes are within chance, erase instead of subtracting.
+
+        Subtracting slopes of n rows puts their errors, times the metadata, into rows that weren't among them: a probe
+        reads :math:`d / n` from d features that held nothing. So features whose slopes can't be told from 0 (see
+        `residmix.nn.layer.moments.shrunk`) lose what they have in common with the metadata on these rows by a map of
+        themselves, `residmix.nn.layer.erase`: the partial covariance is then 0 to rounding as well, and since no
+        metadata enter, none are put in. It costs k of their dimensions, so it's done where they are 20 k or more.
+        """
+        moments, self._gathered = self._gathered, None
+        if self.distributed:
+            self.synchronize()
+            if moments is not None:
+                moments, _ = summed(moments, moments.weight, self.process_group)
+        else:
+            self.refresh()
+        if moments is None or not self.shrink:
+            return
+        solution = shrunk(self._solution(), self.moments, self.num_protected, self.shrink, self.rtol)
+        chance = ((solution.kept == 0) & (moments.spread.diagonal() > 0)).nonzero().squeeze(1)
+        if len(chance) < _DIMENSIONS * self.num_metadata:
+            return
+        q = self.num_protected + self.num_metadata
+        columns = torch.cat([torch.arange(q, device=chance.device), q + chance])
+        own = replace(
+            moments,
+            mean=moments.mean[columns],
+            scatter=moments.scatter[:, columns],
+            spread=moments.spread[chance][:, chance],
+        )
+        self.left[chance], self.right[chance] = eraser_factors(own, self.num_protected, rtol=self.rtol)
+        self.kept[chance] = 0.0
+        self.erases = True
+
     def reset(self) -> None:
         """Forget everything, as after construction."""
+        self.erases, self._gathered = False, None
         with torch.no_grad():
             for buffer in self.buffers(recurse=False):
                 buffer.zero_()
             self.kept.fill_(1.0)
+
+    def _warn_if_unfitted(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        # One question to the device; after a fit, none any more.
+        self.speaks = False
+        if not bool(self.weight) and not bool(self.ready):
+            warn(
+                "a Residualize layer has seen no rows yet, so everything passes through it, metadata included; train "
+                "it, call finalize, or load a checkpoint that has its buffers",
+                LeakageWarning,
+            )
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or resume) updating in training."""
@@ -208,7 +275,12 @@ class MomentState(nn.Module):
         )
 
     def _add(self, batch: Batch) -> None:
-        self._store(merge(self.moments, batch_moments(batch.design, batch.features(), batch.weight, full=self.full)))
+        full = self.full or self._gathered is not None
+        new = batch_moments(batch.design, batch.features(), batch.weight, full=full)
+        if self._gathered is not None:
+            self._gathered = merge(self._gathered, new)
+            new = replace(new, spread=new.spread.diagonal())
+        self._store(merge(self.moments, new))
 
     def _observed(self, batch: Batch, old: Moments, *, differentiable: bool, level: bool) -> tuple[Moments, Moments]:
         """Moments of the batch (of all processes), and the `old` ones after forgetting (`level`: none in the batch)."""
@@ -234,12 +306,20 @@ class MomentState(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         head = torch.tensor([2.0, float(self.frozen)], dtype=torch.float64)
-        return torch.cat([head, self.kept.cpu()])
+        erasure = [self.left.cpu().flatten(), self.right.cpu().flatten()] if self.erases else []
+        return torch.cat([head, self.kept.cpu(), *erasure])
 
     def set_extra_state(self, state: Tensor) -> None:
         # Version 1 has nothing after the first two numbers: all slopes are whole.
         self.freeze(bool(state[1]))
-        self.kept.copy_(state[2:] if len(state) > 2 else torch.ones_like(self.kept))
+        rest = state[2:].to(self.kept)
+        d = self.num_features
+        self.kept.copy_(rest[:d] if len(rest) else torch.ones_like(self.kept))
+        self.erases = len(rest) > d
+        if self.erases:
+            left, right = rest[d:].view(2, *self.left.shape)
+            self.left.copy_(left)
+            self.right.copy_(right)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .half(), .to(dtype) and the like move the buffers but may not take their digits.
