@@ -75,7 +75,7 @@ def plot_association(association: Any, *, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(order)), [f"{name(column)}: {MEASURES[measure]}" for column, measure in order])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.set_xlim(min(-0.05, ax.get_xlim()[0]), 1.03)
-    ax.set_xlabel("area under the curve (groups) or share (numbers)")
+    ax.set_xlabel("AUC (groups) or share (numbers)")
     ax.grid(axis="y", visible=False)
-    legend(ax, loc="upper center", bbox_to_anchor=(0.4, -0.25 if len(order) < 6 else -0.14), ncols=3)
+    legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return ax

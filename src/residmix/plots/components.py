@@ -18,7 +18,7 @@ __all__ = ["plot_components"]
 
 Floats = NDArray[np.float64]
 
-MOST_POINTS = 1500
+MOST_POINTS = 800
 
 
 def plot_components(
@@ -38,7 +38,7 @@ def plot_components(
     model : ResidualMixture or GaussianMixture
         Fitted.
     X, metadata
-        Rows to draw beside them, as for its `fit`; at most 1,500. Default: none.
+        Rows to draw beside them, as for its `fit`; at most 800. Default: none.
     features : one or two names, optional
         Default: the two in whose plane the two closest components lie farthest apart.
     stage : {"after", "before"}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_residuals_vs_metadata"]
 
-MOST_POINTS = 1500
+MOST_POINTS = 800
 BINS = 12
 MOST_LEVELS = 25
 
@@ -36,7 +36,7 @@ def plot_residuals_vs_metadata(
     model : Residualizer or ResidualMixture
         Fitted.
     X, metadata
-        Rows, as for its `fit`; at most 5,000 are looked at and 1,500 drawn.
+        Rows, as for its `fit`; at most 5,000 are looked at and 800 drawn.
     column : str, optional
         Default: the first metadata column.
     feature : str, optional

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "figure_svg", "pictures"]
 
 MOST_BARS = 20
+MOST_SHAPES = 4  # levels that shapes of points can show beside colours
+_DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is finer than any screen
 MOST_COLUMNS = 3  # metadata columns with pictures of their own
 MOST_GROUPS = 8
 
@@ -58,6 +60,8 @@ def figure_svg(figure: Figure, salt: str = "residmix") -> str:
     text = buffer.getvalue()
     text = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (?:d|x|y|cx|cy|points|transform)="[^"]*"', lambda own: _DIGITS.sub(r"\1", own[0]), text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's own
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     return text.replace(INK, "currentColor")
@@ -104,10 +108,12 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
 
 
 def _picture(draw: Callable[[Axes], Any], size: tuple[float, float], alt: str, caption: str, salt: str) -> Picture:
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.add_subplot())
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
     svg = figure_svg(figure, salt).replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
     return Picture(svg, alt, caption)
 
@@ -115,7 +121,7 @@ def _picture(draw: Callable[[Axes], Any], size: tuple[float, float], alt: str, c
 def _of_mixture(found: Evidence, add: Callable[..., None]) -> None:
     assert found.rows is not None
     groups = found.reference or next(
-        (own for own in found.removed if found.rows.metadata[own].nunique() <= MOST_GROUPS), None
+        (own for own in found.removed if found.rows.metadata[own].nunique() <= MOST_SHAPES), None
     )
     of = f", shapes are {groups}" if groups else ""
     K = len(found.model.weights_)
@@ -176,7 +182,7 @@ def _principal(ax: Axes, values: Any, groups: Any) -> None:
     own = np.asarray(groups.astype(str))
     levels, counts = np.unique(own, return_counts=True)
     largest = levels[np.argsort(-counts, kind="stable")[:MOST_GROUPS]]
-    step = max(1, -(-len(own) // 1500))
+    step = max(1, -(-len(own) // 700))
     for k, level in enumerate(sorted(largest)):
         here = np.flatnonzero(own == level)[::step]
         ax.scatter(
