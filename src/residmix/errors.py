@@ -162,12 +162,12 @@ def noting() -> Iterator[list[Note]]:
 
 
 @contextmanager
-def unnoted() -> Iterator[None]:
+def unnoted(category: type[Warning] = Warning) -> Iterator[None]:
     """Keep warnings and notes of a fit inside a fit to itself: of a fold, a refit, a start that isn't kept."""
     token = _LISTENING.set(())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", category)
             yield
     finally:
         _LISTENING.reset(token)

@@ -32,6 +32,7 @@ def joint(K=2, **options):
     return rm.ResidualMixture(K, estimation="joint", gating="metadata", random_state=0, **options)
 
 
+@pytest.mark.filterwarnings("ignore:there is no metadata, so only the means")  # the checks give a target
 @parametrize_with_checks(
     [
         rm.ResidualMixture(2, random_state=0),

@@ -239,12 +239,50 @@ def test_options_that_make_no_sense_are_errors(formula, message):
 
 
 def test_integer_codes_that_enter_as_a_number_are_warned_of():
-    with pytest.warns(DesignWarning, match=r"'run' holds only 3 distinct integers .* write C\(run\)"):
-        fit(table(), "run")
-    # Nothing to say of codes written as such, of amounts, of 0/1 and of columns with many values.
-    frame = table().assign(flag=lambda f: (f.run > 0).astype(int), score=lambda f: f.run.astype(float))
+    told = r"'run' holds only 3 distinct integers .* write C\(run\)"
+    for codes in (
+        table(),
+        table().assign(run=lambda f: f.run.astype(float)),
+        # integers are floats in pandas where one is missing
+        table().assign(run=lambda f: f.run.where(f.run.index != 3).astype(float)),
+    ):
+        with pytest.warns(DesignWarning, match=told):
+            fit(codes, "run", missing="mean")
+    # Nothing to say of codes written as such, of amounts, of 0/1, of fractions and of columns with many values.
+    frame = table().assign(flag=lambda f: (f.run > 0).astype(int), score=lambda f: f.run + 0.5)
     fit(frame, "C(run) + flag + dose + score + age")
     fit(frame, "I(run)")
+
+
+def test_codes_in_an_array_are_warned_of_however_the_rows_are_cut():
+    codes = np.repeat([1, 2, 7], 400)[:, None] * np.ones(2)
+    codes[:, 1] += np.linspace(0.0, 0.9, 1200)
+    for chunks in ([codes], [codes[:7], codes[7:500], codes[500:]]):
+        for kind in (codes.dtype, np.float32):
+            with pytest.warns(DesignWarning, match=r"'m0' holds only 3 distinct integers .* write C\(m0\)"):
+                fit_design(lambda chunks=chunks, kind=kind: iter([chunk.astype(kind) for chunk in chunks]))
+    fit_design(lambda: iter([codes[:, 1:]]))
+    late = np.r_[np.zeros(300), np.arange(300.0)]  # codes as far as the first rows tell
+    fit_design(lambda: iter([late]))
+
+
+@pytest.mark.filterwarnings("ignore:too few rows")
+def test_text_that_holds_numbers_or_dates_is_warned_of_with_the_remedy():
+    whole = np.arange(20, 70).repeat(4).astype(str)
+    age = whole.copy()
+    age[7] = "unknown"
+    days = pd.date_range("2020-01-01", periods=50).strftime("%d/%m/%Y").to_numpy().repeat(4)
+    for values, told in (
+        (age, r"'age' is text that holds numbers: .* 1 of them not \('unknown'\).*to_numeric"),
+        (np.char.add(whole, ".5"), r"'age' is text that holds numbers: its 50 distinct values become 50 levels"),
+        (days, r"'age' is text that holds dates: its 50 distinct values become 50 levels"),
+    ):
+        with pytest.warns(DesignWarning, match=told):
+            fit(pd.DataFrame({"age": values}), "age")
+        fit(pd.DataFrame({"age": values}), "C(age)")
+    # codes, names, few values
+    for values in (whole, [f"s{k}" for k in range(50)] * 4, ["1", "2", "3", "unknown"] * 20):
+        fit(pd.DataFrame({"age": values}), "age")
 
 
 def test_a_level_with_fewer_than_three_rows_is_warned_of_with_its_count():

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from residmix import Residualizer
 from residmix.effects.posterior import posterior, posterior_shift
-from residmix.errors import DesignWarning, LeakageWarning
+from residmix.errors import DesignWarning
 
 GENES = 80
 # sva stops when no estimate moves by more than 1e-4 of itself; iterated further it agrees to rounding (below).
@@ -148,15 +148,48 @@ def test_more_rows_shrink_less_and_equal_features_shrink_wholly():
     assert_allclose(posterior(gamma, np.full((2, 50), 2.0), np.full((2, 50), 1e6))[1], 2.0, rtol=1e-4)
 
 
-def test_features_that_do_not_vary_in_a_batch_lose_only_their_means(bladder):
+@pytest.mark.parametrize("options", [{"scale": True, "shrinkage": "eb"}, {"shrinkage": "eb-one-row"}])
+@pytest.mark.parametrize("preserve", [None, "cancer"])
+def test_features_that_do_not_vary_in_a_batch_stay_as_they_are_in_every_batch(bladder, options, preserve):
+    """As in sva, which takes such genes out of the matrix, adjusts the others, and puts them back."""
     X = matrix(bladder, "x").copy()
     X[bladder["batch"] == 2, 3] = 5.0
-    with pytest.warns(DesignWarning, match="1 of 80 features"), pytest.warns(LeakageWarning, match="'x3'"):
-        residual = Residualizer("C(batch)", scale=True, shrinkage="eb").fit_transform(X, metadata=bladder[["batch"]])
-    with pytest.warns(LeakageWarning, match="'x3'"):
-        plain = Residualizer("C(batch)").fit_transform(X, metadata=bladder[["batch"]])
-    assert_allclose(residual[:, 3], plain[:, 3], atol=1e-12)
-    assert np.isfinite(residual).all()
+    metadata, others = bladder[["batch", "cancer"]], np.delete(np.arange(GENES), 3)
+    model = Residualizer("C(batch)", preserve=preserve, **options)
+    with pytest.warns(DesignWarning, match=r"1 of 80 features .*\('x3' at C\(batch\)=2\): as in sva, they stay"):
+        residual = model.fit_transform(X, metadata=metadata)
+    (note,) = [note for note in model.notes_ if note["kind"] == "constant-in-level"]
+    assert note["figures"] == {"features": ["x3"], "levels": ["C(batch)=2"]}
+    assert_allclose(residual[:, 3] + X[:, 3].mean(), X[:, 3], atol=1e-12)
+    alone = Residualizer("C(batch)", preserve=preserve, **options).fit_transform(X[:, others], metadata=metadata)
+    assert_allclose(residual[:, others], alone, atol=1e-12)
+    assert_allclose(model.inverse_transform(residual, metadata=metadata.assign(batch=1))[:, 3], X[:, 3], atol=1e-11)
+    later = metadata.assign(batch=9)
+    later_rows = np.random.default_rng(0).normal(size=X.shape)
+    model.adapt(later_rows, metadata=later)
+    assert_allclose(model.transform(later_rows, metadata=later)[:, 3] + X[:, 3].mean(), later_rows[:, 3], atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"scale": True, "shrinkage": "eb"}, {"shrinkage": "eb"}])
+@pytest.mark.filterwarnings("ignore:there is nothing to remove")
+def test_a_single_batch_stays_as_it_is(options):
+    """There is nothing to harmonize, and sqrt((n - 1) / n) is no effect of a batch."""
+    X = np.random.default_rng(6).normal(size=(20, 6))
+    metadata = pd.DataFrame({"site": ["A"] * 20, "age": np.arange(20.0)})
+    residual = Residualizer("site", **options).fit_transform(X, metadata=metadata)
+    assert_allclose(residual, X - X.mean(axis=0), atol=1e-14)
+    kept = Residualizer("site", preserve="age", **options).fit_transform(X, metadata=metadata)
+    assert_allclose(kept, X - X.mean(axis=0), atol=1e-13)
+
+
+def test_spreads_within_batches_do_not_depend_on_an_offset():
+    """Squares are summed about the mean: an offset of 1e7 sd leaves the digits that the data have."""
+    rng = np.random.default_rng(1)
+    metadata = pd.DataFrame({"site": rng.choice(list("abc"), 300)})
+    X = rng.normal(size=(300, 5)) * np.where(metadata["site"] == "a", 2.0, 1.0)[:, None]
+    model = Residualizer("site", scale=True, shrinkage="eb")
+    there, here = model.fit_transform(X + 1e7, metadata=metadata), model.fit_transform(X, metadata=metadata)
+    assert_allclose(there, here, atol=1e-7)  # eps * 1e7 a value, some hundred values
 
 
 def test_what_cannot_be_shrunk_is_told(bladder):

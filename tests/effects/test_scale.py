@@ -1,6 +1,7 @@
 """The spread as a function of the metadata: theorems, and what a forest can tell before and after."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.api as sm
 from numpy.testing import assert_allclose, assert_array_equal
@@ -122,13 +123,39 @@ def test_a_feature_without_spread_somewhere_keeps_its_own_and_is_named():
     X[site == 2, 1] = 0.3
     X[:, 3] = 7.0
     with (
-        pytest.warns(DesignWarning, match=r"1 of 5 features \(number 1\)"),
+        pytest.warns(DesignWarning, match=r"1 of 5 features \('x1'\)"),
         pytest.warns(LeakageWarning, match=r"few-valued features \('x1'\)"),
     ):
         model = Residualizer(scale=True).fit(X, metadata=dummies)
     factor = model.scale_.factor(dummies)
     assert_array_equal(factor[:, [1, 3]], 1.0)
     assert factor[:, 0].max() > 1.5
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1e6])
+def test_a_feature_of_one_value_at_a_site_keeps_one_value_there(value):
+    """There is no spread to bring anywhere; without that, the preserved effect would be blown up into the zeros."""
+    rng = np.random.default_rng(0)
+    site, age = rng.choice(list("abcde"), 300), rng.uniform(20, 80, 300)
+    metadata = pd.DataFrame({"site": site, "age": age})
+    X = rng.normal(size=(300, 4)) * np.where(site == "a", 2.0, 1.0)[:, None] + 0.02 * age[:, None]
+    alone = Residualizer("site", preserve="age", scale=True).fit(X[site != "c"], metadata=metadata[site != "c"])
+    X[site == "c", 0] = value
+    model = Residualizer("site", preserve="age", scale=True)
+    with (
+        pytest.warns(DesignWarning, match=r"1 of 4 features .*\('x0' at site=c\)"),
+        pytest.warns(LeakageWarning, match="'x0'"),
+    ):
+        residual = model.fit_transform(X, metadata=metadata)
+    assert np.ptp(residual[site == "c", 0]) <= 1e-12 * max(abs(value), 1.0)
+    assert_allclose(model.inverse_transform(residual, metadata=metadata), X, atol=1e-11 * max(abs(value), 1.0))
+    # the other sites have the spreads that they have without it
+    factor = model.scale_.factor(model.design_.matrix(metadata, preserved=True).dense)[:, 0]
+    ratio = factor[site == "a"][0] / factor[site == "b"][0]
+    other = alone.scale_.factor(alone.design_.matrix(metadata[site != "c"], preserved=True).dense)[:, 0]
+    known = site[site != "c"]
+    assert_allclose(ratio, other[known == "a"][0] / other[known == "b"][0], rtol=0.05)
+    assert 1.5 < ratio < 2.5
 
 
 def test_partial_fit_and_merge_refuse_since_they_see_no_rows_again():

@@ -19,6 +19,9 @@ from residmix.moments.erase import TangledError, erasure
 from residmix.moments.scatter import Scatter, joint_scatter
 from residmix.rows.rows import ArrayRows
 
+# class labels are erased as numbers on purpose
+pytestmark = pytest.mark.filterwarnings("ignore:metadata column 'm0' holds only .* distinct integers")
+
 
 def labelled(classes, n=2048, d=24, seed=0):
     """Features whose class means differ in all directions, as scikit-learn's make_classification has them."""

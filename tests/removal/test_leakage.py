@@ -39,6 +39,11 @@ def counts(rng, site):
     return rng.poisson(rng.gamma(0.3, 100 / 0.3, size=(N, D))).astype(float)
 
 
+def differences(rng, site):
+    """Counts beyond an expected number of 5, which look like no counts."""
+    return counts(rng, site) - 5.0
+
+
 def heavy_tailed(rng, site):
     """Continuous values that know nothing of the site."""
     return np.exp(2.0 * rng.normal(size=(N, D)))
@@ -65,7 +70,10 @@ def forest_auc(X, site):
     [
         (zero_inflated, r"few-valued features \('x\d'.*0\.8\d in cross-validation, and 0\.0\d had they more values"),
         (censored, r"few-valued features \('x\d'.*0\.4\d in cross-validation, and 0\.\d\d had they more values"),
-        (counts, r"features \('x\d', .*0\.8\d in cross-validation, and 0\.0\d from the features before.*logarithms"),
+        (
+            differences,
+            r"features \('x\d', .*0\.8\d in cross-validation, and 0\.0\d from the features before.*logarithms",
+        ),
         (heavy_tailed, r"features \('x\d', .*0\.9\d in cross-validation, and 0\.0\d from the features before"),
     ],
 )
@@ -76,6 +84,30 @@ def test_what_a_forest_reads_from_residuals_is_told_with_its_cause(kind, match):
     with pytest.warns(LeakageWarning, match=match):
         residual = rm.Residualizer().fit_transform(X, metadata=site.astype(float))
     assert forest_auc(residual, site) > 0.9
+
+
+def test_of_counts_it_is_noted_and_not_warned_of():
+    """It is so of nearly all counts: a warning would come with every such table."""
+    rng = np.random.default_rng(0)
+    site = rng.integers(0, 2, N)
+    model, X = rm.Residualizer(), counts(rng, site)
+    assert told(lambda: model.fit(X, metadata=site.astype(float))) == []
+    (note,) = model.notes_
+    assert re.search(r"residuals of counts \('x\d', .*read 'm0' back.* 0\.8\d in cross.*ComBat-seq", note["message"])
+    assert note["kind"] == "leakage"
+    assert note["figures"]["features"][0] in [f"x{j}" for j in range(D)]
+    assert forest_auc(model.transform(X, metadata=site.astype(float)), site) > 0.9
+
+
+def test_the_search_can_be_switched_off():
+    rng = np.random.default_rng(0)
+    site = rng.integers(0, 2, N).astype(float)
+    X = censored(rng, site)
+    assert len(told(lambda: rm.Residualizer().fit(X, metadata=site))) == 1
+    model = rm.Residualizer(check_leakage=False)
+    assert told(lambda: model.fit(X, metadata=site).partial_fit(X, metadata=site)) == []
+    assert model.notes_ == []
+    assert told(lambda: rm.Residualizer(estimator=SVR(C=0.1), check_leakage=False).fit(X[:, :1], metadata=site)) == []
 
 
 def test_of_gaussian_features_a_forest_reads_nothing_and_nothing_is_told():
@@ -113,7 +145,7 @@ def test_no_false_alarms_on_random_tables(kind):
 def test_missing_values_hide_no_lattice():
     rng = np.random.default_rng(2)
     site = rng.integers(0, 2, N)
-    X = rng.poisson(3.0 + site[:, None], size=(N, 40)).astype(float)
+    X = rng.poisson(3.0 + site[:, None], size=(N, 40)) - 5.0
     X[rng.random(X.shape) < 0.1] = np.nan  # complete rows: 1 %
     (message,) = told(lambda: rm.Residualizer().fit(X, metadata=site.astype(float)))
     assert re.search(r"few-valued.* 0\.7\d in cross-validation, and 0\.0\d had they more values", message)
@@ -131,7 +163,7 @@ def test_a_lattice_far_from_zero_and_rounding_errors_are_told_apart():
         assert told(lambda: rm.Residualizer().fit(X, metadata=M)) == []
     site = rng.integers(0, 2, N)
     # the residuals of the second row are finite, but not in the single precision of scikit-learn's trees
-    X = np.column_stack([rng.poisson(3.0 + site) + 0.0, np.where(np.arange(N) == 1, 1e150, rng.normal(size=N))])
+    X = np.column_stack([rng.poisson(3.0 + site) - 5.0, np.where(np.arange(N) == 1, 1e150, rng.normal(size=N))])
     assert len(told(lambda: rm.Residualizer().fit(X, metadata=site.astype(float)))) == 1
 
 
@@ -147,7 +179,7 @@ def test_piled_up_values_make_a_feature_few_valued_and_a_lattice_has_no_piles():
 def lattice(n=6000, seed=0):
     rng = np.random.default_rng(seed)
     site = rng.choice(["a", "b", "c"], n)
-    return pd.DataFrame({"x": rng.poisson(3.0, n) + 1.0 * (site == "b"), "y": rng.normal(size=n), "site": site})
+    return pd.DataFrame({"x": rng.poisson(3.0, n) - 5.0 + 1.0 * (site == "b"), "y": rng.normal(size=n), "site": site})
 
 
 def smooth(n=6000, seed=1):
@@ -235,7 +267,7 @@ def test_only_the_features_that_are_looked_at_are_kept():
     rng = np.random.default_rng(6)
     site = rng.integers(0, 2, 200)
     X = rng.normal(size=(200, 1000))
-    X[:, 999] = rng.poisson(3 + site)
+    X[:, 999] = rng.poisson(3 + site) - 5
     model = rm.Residualizer()
     assert "'x999'" in told(lambda: model.fit(X, metadata=site.astype(float)))[0]
     assert model._watch.sample.block.X.shape == (200, 256)
@@ -281,7 +313,7 @@ def patients(kind, n=20_000, levels=300, d=6, seed=0):
         "rounded": lambda: np.round(z + rng.normal(size=(levels, d))[patient], 2),
         "float32": lambda: (z + 1000).astype(np.float32),
         "missing": lambda: np.where(rng.random((n, d)) < 0.1, np.nan, z),
-        "counts": lambda: rng.poisson(3.0, (n, d)).astype(float),
+        "counts": lambda: rng.poisson(3.0, (n, d)) - 5.0,
         "binary": lambda: (z > 0).astype(float),
         "heavy-tailed": lambda: np.exp(2 * z),
     }[kind]()

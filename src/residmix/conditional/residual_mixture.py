@@ -208,7 +208,9 @@ class ResidualMixture(ConditionalDensity):
             on_unknown=self.on_unknown,
             missing=self.missing,
         )
-        least_squares_rows, _ = residualizer.fit_to(table, table, sample_weight, quiet=self._quiet, allow_nan=False)
+        least_squares_rows, _ = residualizer.fit_to(
+            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=False
+        )
         self.residualizer_ = residualizer
         if residualizer.x_is_features:
             validate_data(self, X, reset=True, skip_check_array=True)

@@ -27,14 +27,11 @@ class Cells:
         NaN where missing. None for labels, which :meth:`Metadata.labels` gives.
     missing : ndarray (b,) of bool, or None
         None when nothing is missing.
-    whole : bool
-        Whether it is a column of a table stored as integers.
     """
 
     kind: str
     values: NDArray[np.float64] | None
     missing: NDArray[np.bool_] | None
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,7 @@ class Metadata:
         """
         column = self._column(name)
         if self.is_array:
-            # An array says nothing by its integer type: a column of codes can only be told apart in a table.
-            return _number_cells(name, column.astype(np.float64), False)
+            return _number_cells(name, column.astype(np.float64))
         return _series_cells(name, column)
 
     def numbers(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_] | None]:
@@ -212,14 +208,14 @@ def _few(items: Iterable[str], most: int = 12) -> str:
     return ", ".join(shown[:most]) + (f", ... ({len(shown)} in all)" if len(shown) > most else "")
 
 
-def _number_cells(name: str, values: NDArray[np.float64], whole: bool) -> Cells:
+def _number_cells(name: str, values: NDArray[np.float64]) -> Cells:
     finite = np.isfinite(values)
     if finite.all():
-        return Cells("number", values, None, whole)
+        return Cells("number", values, None)
     infinite = np.isinf(values)
     if infinite.any():
         raise ValueError(f"metadata column {name!r} holds {spotted(infinite, 'infinite value')}")
-    return Cells("number" if finite.any() else "empty", values, ~finite, whole)
+    return Cells("number" if finite.any() else "empty", values, ~finite)
 
 
 def _series_cells(name: str, series: Any) -> Cells:
@@ -228,7 +224,7 @@ def _series_cells(name: str, series: Any) -> Cells:
     dtype = series.dtype
     if dtype.is_numeric():
         numeric = series if dtype == nw.Float64 else series.cast(nw.Float64)
-        return _number_cells(name, np.asarray(numeric.to_numpy(), dtype=np.float64), dtype.is_integer())
+        return _number_cells(name, np.asarray(numeric.to_numpy(), dtype=np.float64))
     missing = np.asarray(series.is_null().to_numpy(), dtype=bool)
     gaps = missing if missing.any() else None
     if missing.all():
@@ -249,7 +245,7 @@ def _series_cells(name: str, series: Any) -> Cells:
         return Cells("label", None, gaps)
     if all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in present):
         filled = np.array([np.nan if gap else float(v) for v, gap in zip(values, missing, strict=True)])
-        return _number_cells(name, filled, all(isinstance(value, numbers.Integral) for value in present))
+        return _number_cells(name, filled)
     kinds = sorted({type(value).__name__ for value in present})
     what = f"holds values of type {kinds[0]}" if len(kinds) == 1 else f"mixes values of types {_few(kinds)}"
     raise TypeError(f"metadata column {name!r} {what}; make them all numbers or text")

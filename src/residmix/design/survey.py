@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from residmix.design.columns import Metadata, open_metadata
 from residmix.design.expressions import Call, Column, Contrast, Terms
 from residmix.design.formula import FormulaError
+from residmix.design.labels import warn_of_text
 from residmix.design.levels import Levels, missing_error, sorted_levels
 from residmix.design.transforms import evaluate, learn, recut
 from residmix.errors import DesignWarning, RareLevelWarning, warn
@@ -26,6 +27,7 @@ __all__ = ["Learned", "Survey", "survey"]
 
 KEPT_ROWS = 1 << 22  # rows up to which numeric columns are kept between the passes of one fit
 FEW = 12  # distinct integers below which a numeric column looks like codes
+_FIRST = 256
 RARE = 3
 
 
@@ -74,7 +76,6 @@ class _Tally:
         self.few: set[float] | None = set()
         self.rows = self.missing = 0
         self.first_missing = -1
-        self.whole = True
 
     def add(self, source: Metadata) -> None:
         cells = source.read(self.name)
@@ -90,18 +91,26 @@ class _Tally:
                 f"metadata column {self.name!r} holds numbers in some rows and text in others; make it one of them"
             )
         self.kind = cells.kind
-        self.whole &= cells.whole
         if cells.kind == "label" or self.as_labels:
             for label, n in source.labels(self.name).counts():
                 self.counts[label] += n
-        elif cells.values is not None and self.whole and self.few is not None:
-            self.few.update(np.unique(cells.values).tolist())
-            self.few = self.few if len(self.few) <= FEW else None
+        elif cells.values is not None:
+            self._look_for_codes(cells.values)
 
-    def add_numbers(self, n_rows: int) -> None:
-        """Count rows of an array of finite numbers."""
-        self.rows += n_rows
-        self.kind, self.whole = "number", False
+    def add_numbers(self, values: NDArray[Any]) -> None:
+        """Take in rows of an array of finite numbers."""
+        self.rows += len(values)
+        self.kind = "number"
+        self._look_for_codes(values)
+
+    def _look_for_codes(self, values: NDArray[Any]) -> None:
+        """Note the distinct values while they are few whole numbers."""
+        for part in (values[:_FIRST], values):  # most columns show at once that they aren't
+            if self.few is not None:
+                part = part[~np.isnan(part)] if part.dtype.kind == "f" else part
+                found = set() if np.any(part != np.floor(part)) else set(np.unique(part).tolist())
+                whole = bool(found) or not len(part)
+                self.few = self.few | found if whole and len(self.few | found) <= FEW else None
 
     def refuse_missing(self) -> ValueError:
         mask = np.zeros(self.first_missing + self.missing, dtype=bool)
@@ -122,18 +131,23 @@ class Survey:
         return max((tally.rows for tally in self.tallies.values()), default=0)
 
     def warn(self, terms: Iterable[Term]) -> None:
-        """Warn of integer codes used as numbers, and of levels with too few rows to estimate their effect."""
+        """Warn of codes used as numbers, of numbers and dates used as labels, and of levels with too few rows."""
         terms = list(terms)
         for term in terms:
             tally = self.tallies.get(term.name)
-            if term.kind == "numeric" and tally is not None and tally.whole and tally.few is not None:
+            if term.kind == "numeric" and tally is not None and tally.few is not None:
                 distinct = len(tally.few)
                 if distinct >= 3 and tally.rows >= 5 * distinct:
                     warn(
                         f"metadata column {term.name!r} holds only {distinct} distinct integers and enters as a "
                         f"straight line; write C({term.name}) if they are codes, I({term.name}) if they are amounts",
                         DesignWarning,
+                        kind="codes-as-numbers",
+                        column=term.name,
+                        distinct=distinct,
                     )
+            elif tally is not None and term.kind in ("factor", "absorbed"):
+                warn_of_text(term.name, list(tally.counts), tally.rows)
         rare = [
             f"{term.name}={level} ({count} row{'s' if count > 1 else ''})"
             for term in terms
@@ -163,8 +177,9 @@ def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, mis
         source = open_metadata(chunk)
         if source.is_array and not labelled and (as_it_is or all_finite(source.native)):
             # nothing but finite numbers, which say no more: there's no need to look at each column by itself
-            for tally in tallies.values():
-                tally.add_numbers(source.n_rows)
+            columns = dict(zip(source.names, source.native.T, strict=True))
+            for name, tally in tallies.items():
+                tally.add_numbers(columns[name])
             continue
         for tally in tallies.values():
             tally.add(source)

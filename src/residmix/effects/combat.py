@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -11,6 +12,15 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term
+from residmix.effects.by_level import (
+    Still,
+    level_of,
+    level_ranges,
+    level_sums,
+    merge_ranges,
+    merge_sums,
+    tell_still,
+)
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.posterior import posterior, posterior_shift
 from residmix.effects.removal import LinearRemoval
@@ -23,6 +33,7 @@ from residmix.rows.rows import Rows, fold
 __all__ = ["EmpiricalBayes"]
 
 Array = NDArray[np.float64]
+Sums = tuple[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -79,34 +90,40 @@ class EmpiricalBayes:
         if self.reference is not None:
             _place(design, factor, self.reference)
 
-    def fit(self, rows: Rows, design: Design) -> LinearRemoval:
-        found: LinearRemoval = self.mean.fit(rows, design)
-        return self._shrunk(found, rows, design)
-
-    def _shrunk(self, found: LinearRemoval, rows: Rows, design: Design) -> LinearRemoval:
+    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
+        found: LinearRemoval = self.mean.fit(rows, design, features)
         factor = _only_factor(design)
-        reference = None if self.reference is None else _place(design, factor, self.reference)
         coded = design.level_rows(factor)
-        sums = fold(rows, partial(_level_sums, found.everything(), factor.columns, coded), _add)
-        levels = _Levels.of(*sums, coded, found.applied.coef[factor.columns], reference)
-        usable = levels.usable()
+        step = partial(_level_sums, found.everything(), factor.columns, coded)
+        sums, ranges = fold(rows, step, _merge)
+        reference = None if self.reference is None else _place(design, factor, self.reference)
+        still = Still.of(factor, coded, ranges)
+        tell_still({factor.name: still}, design, features, "as in sva, they stay as they are at every level")
+        levels = _Levels.of(sums, coded, found.applied.coef[factor.columns], np.any(still.mask, axis=0), reference)
+        return self._pooled(found, levels, factor, design, features)
+
+    def _pooled(
+        self, found: LinearRemoval, levels: _Levels, factor: Term, design: Design, features: Sequence[Any]
+    ) -> LinearRemoval:
+        usable = levels.usable(features)
         change, log_sd = np.zeros_like(levels.shift), np.zeros_like(levels.shift)
-        gamma, delta = self._posterior(levels, usable)
-        change[:, usable] = gamma * levels.pooled[usable] - levels.shift[:, usable]
-        log_sd[:, usable] = 0.5 * np.log(delta)
+        if len(levels.coded) > 1:
+            gamma, delta = self._posterior(levels, usable)
+            change[:, usable] = gamma * levels.pooled[usable] - levels.shift[:, usable]
+            log_sd[:, usable] = 0.5 * np.log(delta)
 
         fit, width = found.applied, design.n_removed
         average = design.known_level_rows(factor).mean(axis=0)
         to_columns = np.linalg.pinv(np.column_stack([levels.coded, np.ones(len(levels.coded))]))
         of_level = to_columns @ change
-        added = _padded(of_level[:-1], factor.columns, len(fit.coef))
-        shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + of_level[-1] + fit.origin_a @ added)
-        frozen = Frozen(
-            np.where(usable, levels.pooled, 0.0),
-            average @ shrunk.coef[factor.columns] + of_level[-1] - levels.grand,
-            None,
-            self.one_row,
-        )
+        added, constant = _padded(of_level[:-1], factor.columns, len(fit.coef)), of_level[-1].copy()
+        # a factor without effect leaves the mean of the rows where it is
+        added[factor.columns, levels.left] = -fit.coef[factor.columns, levels.left]
+        mean = (fit.origin_a + fit.offset_a)[fit.group, factor.columns]
+        constant[levels.left] = np.einsum("dk,kd->d", mean, fit.coef[factor.columns])[levels.left]
+        shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + constant + fit.origin_a @ added)
+        shift = average @ shrunk.coef[factor.columns] + constant - levels.grand
+        frozen = Frozen(np.where(usable, levels.pooled, 0.0), shift, None, self.one_row, levels.left)
         if not self.spread:
             return replace(found, shrunk=shrunk, frozen=frozen)
         of_level = to_columns @ log_sd
@@ -142,6 +159,8 @@ class _Levels:
         Effect beyond `grand`.
     grand, pooled : ndarray (d,)
         Mean effect, each level counting with its rows, and standard deviation within levels; or the reference's.
+    left : ndarray of bool (d,)
+        Features that stay as they are.
     reference : int or None
         Which level it is.
     """
@@ -152,11 +171,13 @@ class _Levels:
     shift: Array
     grand: Array
     pooled: Array
+    left: NDArray[np.bool_]
     reference: int | None
 
     @classmethod
-    def of(cls, n: Array, means: Array, squares: Array, coded: Array, coef: Array, reference: int | None) -> _Levels:
+    def of(cls, sums: Sums, coded: Array, coef: Array, left: NDArray[np.bool_], reference: int | None) -> _Levels:
         """Return what is told by what `_level_sums` gives, and by the factor's coefficients."""
+        n, means, squares = sums
         present = n.max(axis=1) > 0
         n, means, squares, coded = n[present], means[present], squares[present], coded[present]
         effect = coded @ coef + means
@@ -167,47 +188,39 @@ class _Levels:
             reference = int(np.count_nonzero(present[:reference]))
             grand = effect[reference]
             pooled = np.sqrt(squares[reference] / np.where(n[reference] > 0, n[reference], 1.0))
-        return cls(coded, n, squares, effect - grand, grand, pooled, reference)
+        return cls(coded, n, squares, effect - grand, grand, pooled, left, reference)
 
-    def usable(self) -> NDArray[np.bool_]:
+    def usable(self, features: Sequence[Any]) -> NDArray[np.bool_]:
         """Tell which features (d,) vary inside every level, so that they take part in the pooling; warn of others."""
-        usable = (self.pooled > 0) & np.all((self.n < 2) | (self.squares > 1e-20 * self.pooled**2), axis=0)
-        if usable.sum() < 2:
+        varies = (self.pooled > 0) & np.all((self.n < 2) | (self.squares > 1e-20 * self.pooled**2), axis=0)
+        usable = varies & ~self.left
+        if usable.sum() < 2 and len(self.coded) > 1:
             raise ValueError(
                 f"shrinkage='eb' pools over features, but {usable.sum()} of {usable.size} vary inside every level; "
                 "use shrinkage=None"
             )
-        if not usable.all():
-            some = ", ".join(map(str, np.flatnonzero(~usable)[:5]))
+        odd = ~varies & ~self.left
+        if odd.any():
+            some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(odd)[:5])
             warn(
-                f"{np.sum(~usable)} of {usable.size} features (number {some}) do not vary inside some level; "
-                "for these the plain level means are removed, without shrinkage",
+                f"{odd.sum()} of {odd.size} features ({some}) do not vary inside some level once the other effects are "
+                "out; for these the plain level means are removed, without shrinkage",
                 DesignWarning,
             )
         return usable
 
 
-def _level_sums(location: Location, columns: slice, levels: Array, block: Block) -> tuple[Array, Array, Array]:
-    """Weight and mean of the residuals by level, and sum of squares about it, (K, d) each."""
-    coded = np.empty((block.n_rows, 0)) if block.design is None else block.design[:, columns]
-    distance = np.sum(levels**2, axis=1) - 2 * coded @ levels.T
-    own = distance.argmin(axis=1)
-    member = np.zeros(distance.shape)
-    member[np.arange(len(member)), own] = 1.0 if block.weight is None else block.weight
+def _level_sums(location: Location, columns: slice, coded: Array, block: Block) -> tuple[Sums, Sums]:
+    """Weight, mean and squares of the residuals by level, and the ranges of the features."""
+    design = np.empty((block.n_rows, 0)) if block.design is None else block.design
+    own = level_of(design, columns, coded)
     e = np.array(location(block), dtype=np.float64)
-    have = ~np.isnan(e)
-    e[~have] = 0.0
-    n = member.T @ have.astype(np.float64)
-    mean = member.T @ e / np.where(n > 0, n, 1.0)
-    return n, mean, member.T @ np.where(have, e - mean[own], 0.0) ** 2
+    sums = level_sums(e, own, len(coded), block.weight)
+    return sums, level_ranges(block.X, own, len(coded), block.weight)
 
 
-def _add(one: tuple[Array, Array, Array], two: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    """Return the same of the rows of both, by Chan's formula."""
-    n = one[0] + two[0]
-    share = two[0] / np.where(n > 0, n, 1.0)
-    step = two[1] - one[1]
-    return n, one[1] + share * step, one[2] + two[2] + one[0] * share * step**2
+def _merge(one: tuple[Sums, Sums], two: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
+    return merge_sums(one[0], two[0]), merge_ranges(one[1], two[1])
 
 
 def _padded(values: Array, columns: slice, width: int) -> Array:

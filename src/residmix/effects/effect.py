@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from residmix.design.design import Design
@@ -35,8 +36,8 @@ class Effect(Protocol):
     def check(self, design: Design) -> None:
         """Raise ValueError for a design that it can't be used with."""
 
-    def fit(self, rows: Rows, design: Design) -> Any:
-        """Estimate from rows: a LinearRemoval, or a RegressorRemoval."""
+    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> Any:
+        """Estimate from rows: a LinearRemoval, or a RegressorRemoval. The names of the features are for warnings."""
 
 
 class Additive(Effect, Protocol):

@@ -97,6 +97,12 @@ class LinearRemoval:
         return equations(sizes).correlations(self.fit, self.moments, self.n_removed)
 
     @property
+    def left(self) -> NDArray[np.bool_]:
+        """Features that stay as they are, (d,)."""
+        own = None if self.frozen is None else self.frozen.left
+        return np.zeros(len(self.fit.constant), dtype=bool) if own is None else own
+
+    @property
     def needs_preserved(self) -> bool:
         """Whether taking the effects out takes the preserved columns, too."""
         return self.scale is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.by_level import Still
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
 from residmix.moments.scatter import Scatter, block_scatter
@@ -43,6 +44,8 @@ class Scale:
     intercept : ndarray (d,)
     coef : ndarray (q, d)
         Change of the log standard deviation per unit of each of these columns.
+    still : tuple of Still
+        Levels at which features don't vary: their factor there is 1.
 
     Examples
     --------
@@ -55,17 +58,24 @@ class Scale:
     origin: Array
     intercept: Array
     coef: Array
+    still: tuple[Still, ...] = ()
 
     def factor(self, design: Array) -> Array:
         """Return the factors (b, d): divide by them to even the spread out, multiply to bring it back."""
-        return np.exp(self.intercept + (design[:, : len(self.origin)] - self.origin) @ self.coef)
+        factor: Array = np.exp(self.intercept + (design[:, : len(self.origin)] - self.origin) @ self.coef)
+        for levels in self.still:
+            factor[levels.at(design)] = 1.0
+        return factor
 
     def select(self, features: NDArray[np.integer[Any]]) -> Scale:
         """Return what holds for some of the features."""
-        return Scale(self.origin, self.intercept[features], self.coef[:, features])
+        still = tuple(levels.select(features) for levels in self.still)
+        return Scale(self.origin, self.intercept[features], self.coef[:, features], still)
 
 
-def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
+def fit_scale(
+    rows: Rows, location: Location, n_removed: int, *, still: tuple[Still, ...] = (), features: Sequence[Any] = ()
+) -> Scale:
     r"""Fit :math:`\log \operatorname{Var}(e_j \mid a) = g_{0j} + a'g_j` for every feature j.
 
     Fisher scoring of the normal likelihood: with :math:`u_{ij} = e_{ij}^2 \exp(-\eta_{ij})` a step is
@@ -86,6 +96,10 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
         Must be picklable.
     n_removed : int
         Design columns whose effect on the spread is to be removed.
+    still : tuple of Still
+        Levels at which features don't vary; these values have no say, and keep their size.
+    features : sequence
+        Names of the features, for warnings.
 
     Returns
     -------
@@ -103,7 +117,7 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
     Smyth, "An efficient algorithm for REML in heteroscedastic regression", JCGS 11 (2002).
     """
     mean, sd = _centre(rows)
-    view = partial(_view, location, mean, sd)
+    view = partial(_view, location, mean, sd, still)
     gram, squares, seen, size = fold(rows, partial(_sums, view), _add)
     inverse = np.linalg.pinv(gram, rcond=1e-13, hermitian=True)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
@@ -140,17 +154,16 @@ def fit_scale(rows: Rows, location: Location, n_removed: int) -> Scale:
     left, lowest = fold(rows, partial(_norm, view, coef, removed), _add_and_lowest)
     flat = varying & (lowest < np.log(10 * _FLOOR))
     if flat.any():
-        some = ", ".join(map(str, np.flatnonzero(flat)[:5]))
+        some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(flat)[:5])
         warn(
-            f"{flat.sum()} of {flat.size} features (number {some}) do not vary at all somewhere in the metadata, so "
+            f"{flat.sum()} of {flat.size} features ({some}) do not vary at all somewhere in the metadata, so "
             "their spread there cannot be brought to the pooled one; for these only the mean is adjusted",
             DesignWarning,
         )
     use = varying & ~flat
     norm = np.log(np.where(use, left, 1.0) / np.where(use, squares, 1.0))
-    return Scale(
-        mean[:n_removed], np.where(use, 0.5 * norm, 0.0), np.where(use, 0.5 * removed / sd[:n_removed, None], 0.0)
-    )
+    intercept, slopes = np.where(use, 0.5 * norm, 0.0), np.where(use, 0.5 * removed / sd[:n_removed, None], 0.0)
+    return Scale(mean[:n_removed], intercept, slopes, still)
 
 
 def _centre(rows: Rows) -> tuple[Array, Array]:
@@ -164,13 +177,18 @@ def _design_scatter(block: Block) -> Scatter:
     return block_scatter(replace(block, X=np.empty((block.n_rows, 0))))
 
 
-def _view(location: Location, mean: Array, sd: Array, block: Block) -> tuple[Array, Array, Array, Array]:
+def _view(
+    location: Location, mean: Array, sd: Array, still: tuple[Still, ...], block: Block
+) -> tuple[Array, Array, Array, Array]:
     """What every pass needs of a block: [1, standardised design], weights, squared residuals, and which are there."""
     a = np.ones((block.n_rows, 1 + len(mean)))
     if block.design is not None:
         a[:, 1:] = (block.design - mean) / sd
     weight = np.ones(block.n_rows) if block.weight is None else block.weight
     squares = np.square(location(block), dtype=np.float64)
+    for levels in still:
+        assert block.design is not None
+        squares[levels.at(block.design)] = np.nan
     missing = np.isnan(squares)
     if not missing.any():
         return a, weight, squares, np.ones((1, 1))

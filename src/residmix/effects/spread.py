@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from residmix.design.design import Design
+from residmix.effects.by_level import still_levels, tell_still
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import fit_scale
@@ -37,8 +39,13 @@ class Spread:
         self.mean.check(design)
         need_dense(design)
 
-    def fit(self, rows: Rows, design: Design) -> LinearRemoval:
-        found: LinearRemoval = self.mean.fit(rows, design)
+    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
+        found: LinearRemoval = self.mean.fit(rows, design, features)
         if design.n_removed == 0:
             return found
-        return replace(found, scale=fit_scale(rows, found.everything(), design.n_removed))
+        still = still_levels(rows, design)
+        tell_still(
+            still, design, features, "no spread can be brought to the pooled one there, only the mean is adjusted"
+        )
+        scale = fit_scale(rows, found.everything(), design.n_removed, still=tuple(still.values()), features=features)
+        return replace(found, scale=scale)

@@ -71,7 +71,9 @@ def _inverse_root(scaled: Array) -> Array:
     return vectors[:, keep].T / np.sqrt(values[keep])[:, None]
 
 
-def coefficient_table(fit: LinearFit, columns: Sequence[str], features: Sequence[str]) -> pd.DataFrame:
+def coefficient_table(
+    fit: LinearFit, columns: Sequence[str], features: Sequence[str], applied: LinearFit | None = None
+) -> pd.DataFrame:
     r"""Return one row per feature and coefficient, the intercept last.
 
     With :math:`\hat\sigma_j^2 = RSS_j / \nu_j` and :math:`\nu_j` residual degrees of freedom,
@@ -81,6 +83,9 @@ def coefficient_table(fit: LinearFit, columns: Sequence[str], features: Sequence
 
     A coefficient that can't be estimated is NaN, with all that belongs to it: the columns of its own and of earlier
     terms determine it. Of terms that share something, the earlier one has it (:mod:`residmix.moments.aliased`).
+
+    Where shrunk effects are `applied`, the estimate is the shrunk one, and the column "unshrunk" has that of least
+    squares, which error, statistic and shares belong to.
 
     Returns
     -------
@@ -108,17 +113,24 @@ def coefficient_table(fit: LinearFit, columns: Sequence[str], features: Sequence
         statistic = estimate / error
         p_value = 2.0 * stdtr(degrees, -np.abs(statistic))
         partial = 1.0 / (1.0 + degrees / statistic**2)
-    return pd.DataFrame(
+    shown = estimate
+    if applied is not None:
+        shown = np.vstack([applied.coef, applied.intercept])
+        shown[np.isnan(estimate)] = np.nan
+    table = pd.DataFrame(
         {
             "feature": np.repeat(np.asarray(features, dtype=object), len(names)),
             "term": np.tile(np.asarray(names, dtype=object), d),
-            "estimate": estimate.T.ravel(),
+            "estimate": shown.T.ravel(),
             "std_error": error.T.ravel(),
             "statistic": statistic.T.ravel(),
             "p_value": p_value.T.ravel(),
             "partial_r2": partial.T.ravel(),
         }
     )
+    if applied is not None:
+        table["unshrunk"] = estimate.T.ravel()
+    return table
 
 
 def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array, Array]:

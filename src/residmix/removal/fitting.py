@@ -14,22 +14,20 @@ from residmix.effects.removal import LinearRemoval
 from residmix.moments.equations import equations
 from residmix.removal.watch import Watch, look_at_predictions
 from residmix.rows.rows import Rows
-from residmix.rows.sampled import SampledRows
 
 __all__ = ["fitted", "moments_of", "refitted"]
 
 
 def fitted(
-    effect: Effect, rows: Rows, design: Design, features: Sequence[Any]
+    effect: Effect, rows: Rows, design: Design, features: Sequence[Any], watch: Watch
 ) -> tuple[Any, NDArray[Any] | None, Watch]:
-    """Return what was found, the residuals of the rows where they come with the fit, and a watch over the rows."""
-    watch = Watch()
+    """Return what was found, the residuals of the rows where they come with the fit, and the watch after the rows."""
     sampled = watch.over(rows)
-    found = effect.fit(sampled, design)
+    found = effect.fit(sampled, design, features)
     if isinstance(found, LinearRemoval):
         return found, None, _seen(watch, sampled, design)
     found, residual = found
-    if design.n_removed:
+    if design.n_removed and watch.active:
         look_at_predictions(rows, residual, design, features)
     return found, residual, watch
 
@@ -64,6 +62,6 @@ def refitted(
     return found
 
 
-def _seen(watch: Watch, rows: SampledRows, design: Design) -> Watch:
+def _seen(watch: Watch, rows: Rows, design: Design) -> Watch:
     """Return the watch after these rows, if there is something to watch for."""
     return watch.seen(rows) if design.n_removed or design.factors else watch

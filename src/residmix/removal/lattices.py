@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["few_valued", "skewed", "spread_out"]
+__all__ = ["counts", "few_valued", "skewed", "spread_out"]
 
 Array = NDArray[np.float64]
 
@@ -39,6 +39,19 @@ def few_valued(X: NDArray[Any], ordered: NDArray[Any] | None = None) -> NDArray[
         repeated = repeated[values[repeated] < 0.9 * np.minimum(distinct, rows[repeated])]
     few = np.union1d(repeated, np.array(piled, dtype=np.intp))
     return few[np.argsort(values[few], kind="stable")]
+
+
+def counts(X: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which features are counts: whole numbers from 0, more than two of them, NaN aside.
+
+    Examples
+    --------
+    >>> counts(np.array([[0.0, 1.0, 0.5], [7.0, 0.0, 1.0], [3.0, 1.0, np.nan]])).tolist()
+    [True, False, False]
+    """
+    whole = np.all(np.isnan(X) | ((X >= 0) & (np.floor(X) == X)), axis=0)
+    several = np.array([len(np.unique(column[~np.isnan(column)])) > 2 for column in X.T], dtype=bool)
+    return np.asarray(whole & several)
 
 
 def skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from residmix.effects.least_squares import LeastSquares
+from residmix.effects.mean.least_squares import LeastSquares
+from residmix.effects.mean.ridge import need_columns
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.ridge import need_columns
 from residmix.effects.unmeasured import withheld
 from residmix.effects.unseen.levels import adapted, priors
 from residmix.errors import keeps_notes
 from residmix.removal.fitting import fitted, moments_of, refitted
 from residmix.removal.held_out import leave_one_out, refitted_by_fold
-from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels, warn_of_target
+from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels, warn_of_nothing
 from residmix.removal.told import Told
 from residmix.removal.transformer import refuse_frames
 from residmix.removal.watch import Watch
@@ -84,42 +84,17 @@ class Residualizer(Told):
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
+    check_leakage : bool, default True
+        Whether to look for metadata that a decision tree reads back from the residuals.
 
     Attributes
     ----------
-    coef_ : ndarray (p, d)
-        Coefficients of the removed design columns; of least norm (intercept included) if columns are collinear.
-    intercept_ : ndarray (d,)
-        So that the residual is ``x - intercept_ - a(m) @ coef_``.
-    preserved_coef_ : ndarray (k, d)
-        Coefficients of the preserved design columns.
-    design_columns_ : list of str
-        Names of the p removed columns.
     features_ : ndarray of str (d,)
         Names of the features.
-    rank_ : int
-        Rank of the centred design.
-    condition_number_ : float
-        Of the centred design with columns of unit variance.
-    r2_ : ndarray (d,)
-        Share of the variance of each feature that the design explains, preserved terms included.
-    canonical_correlations_ : ndarray
-        Between removed and preserved columns; empty if nothing is preserved.
-    random_effects_ : dict of str to RandomEffects
-        With ``shrinkage={"site": "blup"}``, by term: the effects of the levels and the variance ratios.
-    scale_ : Scale or None
-        The effect on the log standard deviation, if it is removed.
-    estimator_ : Nuisance
-        The fitted regressor, in place of coefficients, if there is one.
-    effects_ : dict of str to ndarray (L, d)
-        Effects of the levels of each factor with more than 200 levels, which has no columns; weighted mean 0, in the
-        order of ``design_.factors[i].levels``.
     new_levels_ : dict of str to NewLevels or LaterBatches
         By term, effects of levels that fit didn't see: with ``on_unknown="shrink"``, and after `adapt`.
     design_ : Design
         The fitted map from metadata to design columns; without metadata an empty one.
-    fit_ : LinearFit
-        Everything least squares found, before shrinkage over features.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Only if X had column names.
@@ -178,6 +153,7 @@ class Residualizer(Told):
         cv: Any = 5,
         on_unknown: str = "error",
         missing: str = "error",
+        check_leakage: bool = True,
     ) -> None:
         self.formula = formula
         self.preserve = preserve
@@ -191,6 +167,7 @@ class Residualizer(Told):
         self.cv = cv
         self.on_unknown = on_unknown
         self.missing = missing
+        self.check_leakage = check_leakage
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
@@ -211,15 +188,13 @@ class Residualizer(Told):
         ValueError, TypeError
             For input that can't be used, with what to do about it.
         """
-        self.fit_to(X, as_table(X, metadata=metadata), sample_weight)
-        warn_of_target(self, y)
+        self.fit_to(X, as_table(X, metadata=metadata), sample_weight, y=y)
         return self
 
     @keeps_notes
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the residuals (n, d) of the same rows."""
-        rows, residual = self.fit_to(X, as_table(X, metadata=metadata), sample_weight)
-        warn_of_target(self, y)
+        rows, residual = self.fit_to(X, as_table(X, metadata=metadata), sample_weight, y=y)
         if residual is not None:
             return residual
         if self.residuals == "cross-fitted":
@@ -297,7 +272,14 @@ class Residualizer(Told):
     # ---- how a fit is made -------------------------------------------------------------------------------------------
 
     def fit_to(
-        self, X: Any, table: Table, sample_weight: Any = None, *, quiet: bool = False, allow_nan: bool = True
+        self,
+        X: Any,
+        table: Table,
+        weight: Any = None,
+        *,
+        y: Any = None,
+        quiet: bool = False,
+        allow_nan: bool = True,
     ) -> tuple[Rows, NDArray[Any] | None]:
         """Fit to a table; return its rows, and their residuals where these come with the fit.
 
@@ -305,7 +287,9 @@ class Residualizer(Told):
         ----------
         X : what `table` was opened from, whose columns are remembered
         table : Table
-        sample_weight : array or str, optional
+        weight : array or str, optional
+            Of the rows.
+        y : ignored, but for a warning
         quiet : bool
             Whether no line of progress is shown.
         allow_nan : bool
@@ -318,19 +302,22 @@ class Residualizer(Told):
         self._learn(
             X,
             table,
-            sample_weight,
+            weight,
             on_unknown=known_only,
             missing=self.missing,
             absorb_above=effect.columns_up_to,
         )
         effect.check(self.design_)
+        warn_of_nothing(self, y)
         if self.residuals == "loo":
             need_columns(self.design_)
-        rows = self.rows_of(table, sample_weight, preserved=True, allow_nan=allow_nan)
+        rows = self.rows_of(table, weight, preserved=True, allow_nan=allow_nan)
         with watched(rows, quiet=quiet) as seen:
             # moments of features with gaps are sound numbers: unless gaps are allowed, each block must be looked at
             seen = seen if allow_nan else seen.mapped(_as_it_is)
-            found, residual, watch = fitted(effect, seen, self.design_, list(self.features_))
+            found, residual, watch = fitted(
+                effect, seen, self.design_, list(self.features_), Watch(active=self.check_leakage)
+            )
         self._keep(found, watch)
         return rows, residual
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from residmix.effects.blup import Blup
 from residmix.effects.combat import EmpiricalBayes
 from residmix.effects.effect import Effect
-from residmix.effects.least_squares import LeastSquares
-from residmix.effects.regressor import Regressor
-from residmix.effects.ridge import Ridge
+from residmix.effects.mean.blup import Blup
+from residmix.effects.mean.least_squares import LeastSquares
+from residmix.effects.mean.regressor import Regressor
+from residmix.effects.mean.ridge import Ridge
 from residmix.effects.spread import Spread
-from residmix.errors import DesignWarning, warn
+from residmix.errors import DesignWarning, note, warn
 
-__all__ = ["CONSTRAINTS", "effect_of", "refuse_moments_alone", "refuse_new_levels", "warn_of_target"]
+__all__ = ["CONSTRAINTS", "effect_of", "refuse_moments_alone", "refuse_new_levels", "warn_of_nothing"]
 
 
 # What each parameter may be; scikit-learn checks it.
@@ -33,6 +33,7 @@ CONSTRAINTS: dict[str, Any] = {
     "cv": "no_validation",  # by what makes the folds
     "on_unknown": [StrOptions({"error", "mean", "shrink"})],
     "missing": [StrOptions({"error", "mean", "indicator"})],
+    "check_leakage": ["boolean"],
 }
 
 
@@ -113,11 +114,25 @@ def refuse_moments_alone(model: Any) -> None:
         )
 
 
-def warn_of_target(model: Any, y: Any) -> None:
-    """Warn if there is a target but no metadata, which were perhaps given in its place."""
-    if y is not None and not model._apart and model.formula is None:
-        warn(
+def warn_of_nothing(model: Any, y: Any) -> None:
+    """Warn if nothing is taken out: without metadata, or by terms without columns."""
+    design = model.design_
+    if design.n_removed or design.factors:
+        return
+    given = model._apart or model.formula is not None
+    if not given and y is not None:
+        message = (
             "there is no metadata, so only the means are taken out; the second argument of fit is a target, which "
-            "is ignored: give metadata= or a formula",
-            DesignWarning,
+            "is ignored: give metadata= or a formula"
         )
+    elif not given:
+        message = "there is no metadata, so only the means are taken out; give metadata= or a formula"
+    else:
+        single = [f"{term.name!r} has one level only ({term.levels[0]!r})" for term in design.terms if term.levels]
+        message = (
+            f"there is nothing to remove, so only the means are taken out: {' and '.join(single) or 'no term is named'}"
+        )
+    if given or y is not None or model._named:
+        warn(message, DesignWarning, kind="nothing-removed")
+    else:  # features alone may be what is meant
+        note("nothing-removed", message)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from residmix.effects.mean.regressor import Nuisance, RegressorRemoval
 from residmix.effects.random.predicted import RandomEffects
-from residmix.effects.regressor import Nuisance, RegressorRemoval
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Scale
 from residmix.effects.unmeasured import unmeasured
@@ -47,62 +47,83 @@ class Told(Shown, MetadataTransformer):
 
     @property
     def coef_(self) -> Array:
+        """Coefficients of the removed design columns, (p, d).
+
+        Where columns are collinear, each term has the least contribution over the rows that the ones before it leave
+        (:mod:`residmix.moments.aliased`).
+        """
         return self._linear.coef
 
     @property
     def preserved_coef_(self) -> Array:
+        """Coefficients of the preserved design columns, (k, d)."""
         return self._found.preserved_coef
 
     @property
     def intercept_(self) -> Array:
+        """So that the residual is ``x - intercept_ - a(m) @ coef_``, (d,)."""
         return self._linear.intercept
 
     @property
     def design_columns_(self) -> list[str]:
+        """Names of the p removed columns."""
         self._linear  # noqa: B018 - a regressor has none
         return list(self.design_.column_names[: self.design_.n_removed])
 
     @property
     def rank_(self) -> int:
+        """Rank of the centred design."""
         return self._linear.fit.rank
 
     @property
     def condition_number_(self) -> float:
+        """Condition number of the centred design with columns of unit variance."""
         return self._linear.fit.condition_number
 
     @property
     def r2_(self) -> Array:
+        """Share of the variance of each feature that the design explains, preserved terms included, (d,)."""
         return self._found.r2
 
     @property
     def canonical_correlations_(self) -> Array:
+        """Canonical correlations of removed and preserved columns; empty if nothing is preserved."""
         return self._linear.correlations
 
     @property
     def random_effects_(self) -> dict[str, RandomEffects]:
+        """With ``shrinkage={"site": "blup"}``, by term: the effects of the levels and the variance ratios."""
         return self._linear.random
 
     @property
     def scale_(self) -> Scale | None:
+        """The effect on the log standard deviation, if it is removed."""
         return self._linear.scale
 
     @property
     def estimator_(self) -> Nuisance:
+        """The fitted regressor, in place of coefficients, if there is one."""
         if isinstance(self._found, RegressorRemoval):
             return self._found.nuisance
         raise AttributeError("there is no estimator_: the effects are linear, and coef_ holds them")
 
     @property
     def effects_(self) -> dict[str, Array]:
+        """Effects of the levels of each factor with more than 200 levels, which has no columns, (L, d).
+
+        Their weighted mean is 0; they are in the order of ``design_.factors[i].levels``.
+        """
         names = (factor.name for factor in self.design_.factors)
         return dict(zip(names, self._linear.fit.effects, strict=True))
 
     @property
     def fit_(self) -> LinearFit:
+        """Everything least squares found, before shrinkage over features."""
         return self._linear.fit
 
     @property
     def moments_(self) -> LinearMoments | FactorMoments:
+        """Weighted second moments of the rows, which merge with those of others."""
         return self._linear.moments
 
     @property
@@ -125,12 +146,16 @@ class Told(Shown, MetadataTransformer):
     def tidy(self) -> pd.DataFrame:
         """Return a table of coefficients: feature, term, estimate, std_error, statistic, p_value, partial_r2.
 
+        With `shrinkage` the estimate is what is applied, and a last column, unshrunk, has that of least squares, which
+        standard errors and tests belong to.
+
         See Also
         --------
         residmix.moments.inference.coefficient_table : The formulas.
         """
         self._need_coefficients()
-        return inference.coefficient_table(self.fit_, self.design_.column_names, list(self.features_))
+        names = self.design_.column_names
+        return inference.coefficient_table(self.fit_, names, list(self.features_), self._linear.shrunk)
 
     def summary(self) -> Summary:
         """Return what the metadata explain as text: term by term, and the features that they explain most."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
-from residmix.errors import LeakageWarning, warn
+from residmix.errors import LeakageWarning, note, warn
+from residmix.removal.lattices import counts
 from residmix.removal.leakage import effect_leakage, leakage
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import Sample, SampledRows
@@ -36,17 +37,24 @@ class Watch:
     sample : Sample
     looked : int
         Rows seen then.
+    active : bool
+        Whether anything is watched.
     """
 
     sample: Sample = field(default_factory=Sample)
     looked: int = 0
+    active: bool = True
 
-    def over(self, rows: Rows) -> SampledRows:
+    def over(self, rows: Rows) -> Rows:
         """Return `rows`, the first fold over which sets a sample aside, since files needn't be read again for it."""
+        if not self.active:
+            return rows
         return SampledRows(rows, _spread_over(rows.n_rows, _ROWS), _spread_over(rows.n_features, _FEATURES))
 
-    def seen(self, rows: SampledRows) -> Watch:
-        """Return the watch after these rows."""
+    def seen(self, rows: Rows) -> Watch:
+        """Return the watch after these rows, as `over` returned them."""
+        if not isinstance(rows, SampledRows):
+            return self
         own = Sample.of(rows.sample(), rows.n_rows, seed=self.sample.n_rows)
         return replace(self, sample=self.sample.merged(own, _ROWS))
 
@@ -59,7 +67,9 @@ class Watch:
         block = self.sample.block
         if block is None or self.sample.n_rows < 2 * self.looked:
             return self
-        some = _spread_over(len(features), _FEATURES)
+        looked_at = _spread_over(len(features), _FEATURES)
+        kept = np.flatnonzero(~removal.left[looked_at])  # of what stays as it is there's nothing to tell
+        block, some = replace(block, X=block.X[:, kept]), looked_at[kept]
         remove = removal.remover().select(some)
         assert block.design is not None
         names = [factor.name for factor in design.factors]
@@ -106,6 +116,8 @@ def warn_of_leakage(
 ) -> bool:
     """Warn if a tree reads more of the metadata from residuals than the features told; return whether it does.
 
+    Of counts, of which this is nearly always so, there is a note and no warning.
+
     Parameters
     ----------
     X, residual, design
@@ -133,6 +145,17 @@ def warn_of_leakage(
         return False
     which = found.few if found.from_values else found.features
     names = ", ".join(repr(str(features[j])) for j in which[:5]) + (", ..." if len(which) > 5 else "")
+    figures: dict[str, Any] = {"read": read, "found": found.found, "otherwise": found.smooth}
+    figures["features"] = [str(features[j]) for j in which]
+    if counts(X[:, which]).all():
+        note(
+            "leakage",
+            f"residuals of counts ({names}) let a decision tree read {read} back, as they lie on steps that differ by "
+            f"profile: squared correlation {found.found:.2f} in cross-validation. Linear learners are safe; for others "
+            "take logarithms first, or use what is made for counts (ComBat-seq, models of counts)",
+            **figures,
+        )
+        return True
     safe = "Linear learners are safe; for trees, forests and neighbours" if least_squares else "Before other learners,"
     if found.from_values:
         kind, otherwise = "few-valued features", "had they more values"
@@ -149,5 +172,6 @@ def warn_of_leakage(
         f"residuals of {kind} ({names}) let a decision tree read {read} back: squared correlation "
         f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
         LeakageWarning,
+        **figures,
     )
     return True

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.errors import ResidmixWarning
+from residmix.errors import ResidmixWarning, unnoted
 
 __all__ = ["cross_fitted", "splits"]
 
@@ -47,8 +46,7 @@ def cross_fitted(
     """
     out = None
     for train, test in splits(cv, n_rows):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResidmixWarning)
+        with unnoted(ResidmixWarning):
             part = fit_and_apply(train, test)
         if out is None:
             out = np.empty((n_rows, *part.shape[1:]), dtype=part.dtype)

@@ -29,12 +29,15 @@ class Frozen:
         The same of the log standard deviation, where effects on the spread are removed.
     one_row : bool
         Whether each batch counts as a single row.
+    left : ndarray of bool (d,) or None
+        Features that stay as they are in every batch, since they don't vary within one.
     """
 
     pooled: Array
     shift: Array
     log_sd: Array | None
     one_row: bool = False
+    left: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class LaterBatches:
         # as in the fit, features that don't vary lose their plain mean
         usable = (frozen.pooled > 0) & (n > 0) & ((n < 2) | (within > 1e-20 * frozen.pooled**2))
         effect, log_sd = mean.copy(), np.zeros_like(mean)
+        if frozen.left is not None:
+            effect[frozen.left] = 0.0
         if usable.sum() >= 2:
             pooled, rows = frozen.pooled[usable], n[None, usable]
             gamma = ((mean + frozen.shift)[usable] / pooled)[None]

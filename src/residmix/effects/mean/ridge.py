@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.least_squares import LeastSquares
+from residmix.effects.mean.least_squares import LeastSquares
 
 __all__ = ["Ridge", "need_columns", "term_penalty"]
 

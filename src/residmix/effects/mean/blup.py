@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.least_squares import LeastSquares
+from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
 from residmix.effects.removal import LinearRemoval
@@ -41,8 +42,8 @@ class Blup:
         """Raise ValueError unless these are factors that have columns of their own."""
         self._terms(design)
 
-    def fit(self, rows: Rows, design: Design) -> LinearRemoval:
-        return self._shrunk(LeastSquares().fit(rows, design), design)
+    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
+        return self._shrunk(LeastSquares().fit(rows, design, features), design)
 
     def refit(self, moments: LinearMoments | FactorMoments, design: Design) -> LinearRemoval:
         return self._shrunk(LeastSquares().refit(moments, design), design)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -91,7 +91,7 @@ class Regressor:
     def check(self, design: Design) -> None:
         """Accept every design."""
 
-    def fit(self, rows: Rows, design: Design) -> tuple[RegressorRemoval, NDArray[Any]]:
+    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> tuple[RegressorRemoval, NDArray[Any]]:
         """Return what was found, and the cross-fitted residuals of the rows."""
         nuisance, coef, residual, r2 = fit_nuisance(self.estimator, rows, design.n_removed, design.n_preserved, self.cv)
         return RegressorRemoval(nuisance, coef, r2), residual

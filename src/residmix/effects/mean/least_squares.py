@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class LeastSquares:
         """Return P of the penalty b'Pb, of which there is none."""
         return None
 
-    def fit(self, rows: Rows, design: Design) -> LinearRemoval:
+    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
         """Estimate from rows, which are read again where accuracy asks for it."""
         return self._solved(equations(design.sizes).moments(rows), design, rows)
 
