@@ -115,7 +115,7 @@ class FileTable(StreamTable):
         self._bases = {name: base for base, width in parts[0].lists for name in list_names(base, width)}
         self._cache_bytes, self._kept = cache_bytes, kept
         self._whole: MemoryTable | None = None
-        self._was_read = kept is not None
+        self.was_read = kept is not None
         self._is_large = isinstance(parts[0], Npy) or cache_bytes == 0
         self._lock = threading.Lock()
 
@@ -157,7 +157,6 @@ class FileTable(StreamTable):
         whole = self.in_memory()
         if whole is None:
             yield from self._read(columns, piece_rows, start, stop)
-            self._was_read = True
             return
         self.check()
         some = whole.select(columns)
@@ -165,12 +164,12 @@ class FileTable(StreamTable):
             yield some[low : min(low + piece_rows, stop)]
 
     def in_memory(self) -> MemoryTable | None:
-        """Return all rows, if they take no more than `cache_bytes` and were read before; else None.
+        """Return all rows, if they take no more than `cache_bytes` and were visited before; else None.
 
         Who reads rows once has nothing from their being kept; so they are kept when they are needed a second time.
         """
         with self._lock:
-            if self._whole is None and not self._is_large and self._was_read:
+            if self._whole is None and not self._is_large and self.was_read:
                 self._whole = self._decoded()
                 self._is_large = self._whole is None
             return self._whole
@@ -253,6 +252,7 @@ class _FileRows(StreamRows):
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         kept = self._kept()
         yield from super().map(function) if kept is None else kept.map(function)
+        self._files.was_read = True
 
     def fold(
         self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
