@@ -98,14 +98,8 @@ def write(value: Any, path: str | os.PathLike[str]) -> None:
     header = {"format": FORMAT, "versions": versions(), "model": node}
     header["checksum"] = _checksum(header, tensors)
     content = to_bytes(tensors, {_KEY: json.dumps(header, sort_keys=True)})
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        reason = f"{error.strerror or error}; the file needs {len(content):,} bytes, and what was there before is kept"
-        raise type(error)(error.errno, reason, os.fspath(path)) from error
+    with atomic_path(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def read(path: str | os.PathLike[str]) -> Any:

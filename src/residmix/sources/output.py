@@ -168,7 +168,8 @@ def write_parquet(
         raise ValueError(f"the output {os.fspath(path)!r} must end in .parquet")
     if os.path.exists(path) and any(os.path.samefile(path, source) for source in rows.paths):
         raise ValueError(f"the output {os.fspath(path)!r} is one of the files that are read; give it another name")
-    with atomic_path(path) as temporary:
+    n_bytes = rows.n_rows * len(names) * rows.dtype.itemsize
+    with atomic_path(path, n_bytes) as temporary:
         writer: ParquetWriter | None = None
         try:
             for result in _grouped(rows.map(function)):
