@@ -91,7 +91,7 @@ def test_joint_is_never_less_likely_than_two_stages_from_the_same_start(kind, ga
             "covariance_type": kind,
             "gating": gating,
             "reg_covar": 0.0,
-            "means_init": X[:2] - X.mean(axis=0),
+            "means_init": np.array([[0.0, 0.0, 0.0], [3.0, 3.0, 0.0]]) - X.mean(axis=0),
             "random_state": seed,
         }
         two = rm.ResidualMixture(2, estimation="two-stage", **options).fit(X, metadata=site)

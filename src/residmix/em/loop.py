@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, isclose
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from residmix.em.rest import FLAT, look_ahead
 
 __all__ = ["Acceleration", "EMState", "Memory", "run_em"]
 
@@ -26,6 +29,23 @@ ROUNDING = 1e-14
 # All iterations to come may gain this many times `tol`.
 REST = 100.0
 
+# Gains that shrink by more than this from one iteration to the next leave no doubt: less than the last is to come.
+SWIFT = 0.5
+
+# What an outlook may find, as a share of what all iterations to come may gain, for the fit to count as converged.
+LITTLE = 0.25
+
+# The same where a direction is flat, since a valley may be long.
+NOTHING = 1e-3
+
+# Iterations until the next outlook after one that found more to come: so many, and a share of those so far.
+PATIENCE = (5, 0.3)
+
+# Outlooks in a row that may find a flat direction and nothing to gain before that is believed.
+FLATS = 1
+
+# An eigenvalue up to which one such outlook is enough.
+FLATTER = 0.9995
 
 # How many times the two steps before an extrapolation may be stretched at first.
 REACH = 4.0
@@ -47,10 +67,13 @@ class Acceleration(Generic[P]):
         ``pack(params, like) -> (size,)``; `like` are the parameters that set the units.
     unpack : callable
         ``unpack(vector, like) -> params``; any finite vector must give valid parameters.
+    moves : bool
+        False if iterations are to stay textbook EM, and vectors are for looking ahead only.
     """
 
     pack: Callable[[P, P], NDArray[np.float64]]
     unpack: Callable[[NDArray[np.float64], P], P]
+    moves: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,12 +91,18 @@ class Memory(Generic[P]):
     ratios : tuple of float
         How the last gains shrank from one iteration to the next: the largest counts when the rest is estimated, since
         right after an extrapolation the quick directions hide the slow ones.
+    quiet_until : int
+        The iteration before which no outlook (:mod:`residmix.em.rest`) is taken, since the last one found more to come.
+    flats : int
+        Outlooks in a row that found a flat direction and nothing to gain in it.
     """
 
     base: P | None = None
     fallback: P | None = None
     reach: float = REACH
     ratios: tuple[float, ...] = ()
+    quiet_until: int = 0
+    flats: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,14 +153,15 @@ def run_em(
         Takes parameters; returns their log-likelihood per row and the next parameters.
     start : parameters, or EMState to resume from
     tol : float
-        Stop when a plain iteration gained less than `tol` per row and all further ones together are expected to gain
-        less than ``100 tol``: with the last gain g and the ratio a of two gains, the rest of the geometric series is
-        g a / (1 - a) (Aitken's estimate; Boehning et al. 1994). With 0, exactly `max_iter` iterations.
+        Stop when all further iterations together will gain less than ``100 tol`` per row. That's asked once a plain
+        iteration gained less than `tol` and Aitken's estimate agrees: with the last gain g and the ratio a of two
+        gains, the rest of the geometric series is g a / (1 - a) (Boehning et al. 1994). Where gains shrink slowly,
+        :func:`residmix.em.rest.look_ahead` decides. With 0, exactly `max_iter` iterations.
     max_iter : int
         Iterations in all, counted from the first start.
     accelerate : Acceleration, optional
         After five iterations every second one extrapolates the two before; it's taken back if the log-likelihood
-        fell. Without it the iterations are textbook EM.
+        fell. Without it the iterations are textbook EM, and Aitken's estimate alone decides.
     history : tuple of float
         Log-likelihoods of an earlier run that ended at `start`. They help to judge the first iterations, provided that
         the first pass finds the last of them again (else the data are others).
@@ -163,15 +193,59 @@ def run_em(
         judged = (*state.log_likelihoods, value)
         if len(judged) == 1 and not (history and isclose(value, history[-1], rel_tol=1e-12)):
             history = ()
-        if accelerate is None or memory is None or state.iteration < WARM_UP:
-            converged = state.iteration > 0 and has_converged((*history[:-1], *judged), tol)
+        if accelerate is None or memory is None or not accelerate.moves or state.iteration < WARM_UP:
+            converged, slow = has_converged((*history[:-1], *judged), tol) if state.iteration > 0 else (False, False)
+            slow |= accelerate is not None and not accelerate.moves  # who wants textbook iterations has the time
         else:
-            following, memory, converged = _accelerated(accelerate, state.params, memory, judged, following, tol)
+            following, memory, converged, slow = _accelerated(accelerate, state.params, memory, judged, following, tol)
+        if converged and slow and accelerate is not None and memory is not None:
+            if state.iteration < memory.quiet_until:
+                converged = False
+            else:
+                look = partial(_looked_ahead, step, evaluate, accelerate)
+                following, memory, converged = look(replace(state, memory=memory), value, following, tol)
         if converged or last:
             return replace(state, log_likelihoods=judged, converged=converged)
         state = EMState(following, judged, state.iteration + 1, memory=memory)
         if callback is not None and callback(state):
             max_iter = state.iteration
+
+
+def _looked_ahead(
+    step: Callable[[P], tuple[float, P]],
+    evaluate: Callable[[P], float] | None,
+    accelerate: Acceleration[P],
+    state: EMState[P],
+    value: float,
+    following: P,
+    tol: float,
+) -> tuple[P, Memory[P], bool]:
+    """Return where to go next, what to remember and whether to stop, where Aitken's estimate says so but may be wrong.
+
+    A flat direction in which nothing is found makes for another outlook later, and is believed then: parameters that
+    the data don't tell apart are as flat as a saddle.
+    """
+    memory = state.memory
+    assert memory is not None
+    judge = evaluate if evaluate is not None else lambda params: step(params)[0]
+    if memory.fallback is not None:  # an extrapolation is next, and this is where it came from
+        following = memory.fallback
+    found = look_ahead(step, judge, accelerate.pack, accelerate.unpack, state.params, value, following)
+    little = found.value - value < LITTLE * REST * tol
+    # textbook iterations are even enough for Aitken's estimate to count, too
+    nothing = found.value - value < (NOTHING if accelerate.moves else LITTLE) * REST * tol
+    flats = memory.flats + 1 if nothing and found.slowest > FLAT else 0
+    if (little and found.slowest <= FLAT) or (nothing and found.slowest <= FLATTER) or flats > FLATS:
+        return following, memory, True
+    begin, share = PATIENCE
+    patient = Memory[P](
+        reach=memory.reach,
+        ratios=memory.ratios,
+        quiet_until=state.iteration + begin + int(share * state.iteration),
+        flats=flats,
+    )
+    moved = accelerate.moves and found.value > value
+    return (found.params if moved else following), patient, False
 
 
 def _accelerated(
@@ -181,32 +255,39 @@ def _accelerated(
     values: tuple[float, ...],
     following: P,
     tol: float,
-) -> tuple[P, Memory[P], bool]:
-    """Return where to go next, what to remember and whether to stop (SQUAREM: Varadhan & Roland 2008, eq. 15)."""
+) -> tuple[P, Memory[P], bool, bool]:
+    """Return where to go next, what to remember, whether to stop and whether gains are slow to shrink.
+
+    SQUAREM: Varadhan & Roland (2008), eq. 15.
+    """
     if memory.base is None:
-        return following, replace(memory, base=params, fallback=None), False
+        return following, replace(memory, base=params, fallback=None), False, False
     x0, x1, x2 = (accelerate.pack(point, memory.base) for point in (memory.base, params, following))
     first, second = x1 - x0, x2 - x1
     bend = second - first
     squared, ratio = float(first @ first), float(second @ second) / max(float(first @ first), 1e-300)
     ratios = (*memory.ratios, ratio)[-RATIOS:]
-    converged = _settled(values[-1] - values[-2], max(ratios), values[-1], tol)
+    gain = values[-1] - values[-2]
+    # once gains are tiny their ratios are noise: then the outlook decides
+    converged = _settled(gain, max(ratios), values[-1], tol) or gain < NOTHING * tol
     length = min(math.sqrt(squared / max(float(bend @ bend), 1e-300)), memory.reach)
     trial = x0 + 2 * length * first + length**2 * bend
+    slow, then = max(ratios) > SWIFT, replace(memory, base=None, fallback=None, ratios=ratios)
     if length <= 1 or not np.isfinite(trial).all():
-        return following, Memory(reach=memory.reach, ratios=ratios), converged
+        return following, then, converged, slow
     reach = memory.reach * 4 if length == memory.reach else memory.reach
-    return accelerate.unpack(trial, memory.base), Memory(fallback=following, reach=reach, ratios=ratios), converged
+    return accelerate.unpack(trial, memory.base), replace(then, fallback=following, reach=reach), converged, slow
 
 
-def has_converged(values: tuple[float, ...], tol: float) -> bool:
-    """Tell whether plain iterations gain less than `tol`, and little more in the limit."""
+def has_converged(values: tuple[float, ...], tol: float) -> tuple[bool, bool]:
+    """Tell whether plain iterations gain less than `tol` and little more in the limit; and whether they slow down."""
     if len(values) < 2:
-        return False
+        return False, False
     gain = values[-1] - values[-2]
     before = values[-2] - values[-3] if len(values) > 2 else 0.0
-    # with one gain only, the ratio is anyone's guess: 0.99
-    return _settled(gain, gain / before if before > 0 else 0.99 if len(values) < 3 else 1.0, values[-1], tol)
+    # with one gain only, the ratio is anyone's guess: 0.999
+    ratio = gain / before if before > 0 else 0.999 if len(values) < 3 else 1.0
+    return _settled(gain, ratio, values[-1], tol), ratio > SWIFT and gain > ROUNDING * abs(values[-1])
 
 
 def _settled(gain: float, ratio: float, value: float, tol: float) -> bool:

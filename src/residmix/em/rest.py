@@ -2,11 +2,11 @@ r"""What is left to gain where EM seems to stand still: curvature of the likelih
 
 Near a stationary point :math:`\theta^*` an iteration is linear, :math:`M(\theta) - \theta^* \approx J (\theta -
 \theta^*)`, and the eigenvalues of J are the shares of information that isn't seen (Dempster, Laird & Rubin 1977, eq.
-3.15). One near 1 is a valley that EM creeps along, one above 1 a saddle that it leaves ever faster, though the gains may
-be tiny for hundreds of iterations; the ratio of two gains shows neither, as long as quicker directions rule it. So J is
-looked at itself: Arnoldi's method on differences :math:`(M(\theta + h q) - M(\theta)) / h` finds its largest eigenvalues
-in a few passes, and Newton's step in the space seen, :math:`(I - J)^{-1} (M(\theta) - \theta)`, with negative curvature
-turned round (Dauphin et al. 2014, "saddle-free"), and the flattest direction are searched for what they bring.
+3.15). One near 1 is a valley that EM creeps along. One above 1 is a saddle that it leaves ever faster, though gains
+may be tiny for hundreds of iterations. The ratio of two gains shows neither, as long as quicker directions rule it. So
+J is looked at itself: Arnoldi's method on differences :math:`(M(\theta + h q) - M(\theta)) / h` finds its largest
+eigenvalues in a few passes. Newton's step in the space seen, :math:`(I - J)^{-1} (M(\theta) - \theta)` with negative
+curvature turned round (Dauphin et al. 2014, "saddle-free"), and the flattest direction are searched for gains.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ DIRECTIONS = 8
 # Length of the differences, in the units of the vector (logarithms, standard deviations).
 STEP = 1e-5
 # An eigenvalue above this is a valley, a flat or a saddle.
-FLAT = 0.999
+FLAT = 0.998
 # How long a step along a flat direction is at first, and how often steps are doubled.
-KICK = 0.05
+KICK = 0.1
 DOUBLINGS = 6
+# Iterations that bring a point beside the flat direction, which bends, back to it.
+RELAXED = 2
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,18 @@ def look_ahead(
     inverse = np.linalg.lstsq(vectors, np.eye(len(vectors), 1).ravel().astype(complex), rcond=None)[0]
     newton = basis @ (vectors @ (length * inverse / np.maximum(np.abs(1 - values), 1 - FLAT))).real
     best = Outlook(params, value, float(values.real[flattest]))
-    best = _searched(evaluate, unpack, params, here, newton, best)
+    best = _searched(lambda point: (point, evaluate(point)), unpack, params, here, newton, best)
     if best.slowest > FLAT:
         along = basis @ vectors[:, flattest].real
         along *= KICK / max(float(np.linalg.norm(along)), 1e-300)
+
+        def relaxed(point: P) -> tuple[P, float]:
+            for _ in range(RELAXED):
+                point = step(point)[1]
+            return point, evaluate(point)
+
         for direction in (along, -along):
-            best = _searched(evaluate, unpack, params, here, direction, best)
+            best = _searched(relaxed, unpack, params, here, direction, best)
     return best
 
 
@@ -111,7 +119,7 @@ def _arnoldi(image: Callable[[Floats], Floats], q: Floats, size: int) -> tuple[F
 
 
 def _searched(
-    evaluate: Callable[[P], float],
+    judged: Callable[[P], tuple[P, float]],
     unpack: Callable[[Floats, P], P],
     params: P,
     here: Floats,
@@ -122,8 +130,7 @@ def _searched(
     reached, t = -np.inf, 0.5
     for _ in range(DOUBLINGS):
         try:
-            point = unpack(here + t * direction, params)
-            value = evaluate(point)
+            point, value = judged(unpack(here + t * direction, params))
         except ValueError:
             break
         if not value > reached:

@@ -151,7 +151,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
                 start,
                 tol=self.tol,
                 max_iter=self.max_iter,
-                accelerate=Acceleration(pack, unpack) if self.accelerate and self.tol > 0 else None,
+                accelerate=Acceleration(pack, unpack, moves=self.accelerate) if self.tol > 0 else None,
                 history=history,
                 evaluate=em.evaluate,
                 callback=watched,
