@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dpstrf
 
 __all__ = [
@@ -145,6 +145,8 @@ def least_contributions(scatter: Array, parts: Sequence[Part]) -> Array:
 
 # Squared norms of contributions, of directions whose contributions have norm 1 in all, below which there are none.
 _NO_SQUARE = 1e-9
+# Below this share of numbers that aren't 0, directions are kept as a sparse matrix.
+_SPARSE = 0.05
 
 
 class Remaining(Protocol):
@@ -177,17 +179,25 @@ class Remaining(Protocol):
 
 @dataclass(frozen=True)
 class _Block:
-    """What contributes: the levels of a factor, or some dense columns."""
+    """What contributes: the levels of a factor, or some dense columns. Directions (r, m) may be sparse."""
 
     system: Remaining
     factor: int | None
     where: NDArray[np.int64]  # among the remaining unknowns
 
     def of_direction(self, rest: Array) -> Array:
-        """Return the change of the block's own unknowns along directions (r, m) that leave the fit as it is."""
+        """Return the change of the block's own unknowns along directions that leave the fit as it is."""
         if self.factor == self.system.first:
             return -self.system.inverse[:, None] * (self.system.link.T @ rest)
         return rest[self.where]
+
+    def back(self, own: Array) -> Array:
+        """Return the transpose of `of_direction`, applied to the block's own unknowns."""
+        if self.factor == self.system.first:
+            return -(self.system.link @ (self.system.inverse[:, None] * own))
+        rest = np.zeros((self.system.link.shape[0], own.shape[1]))
+        rest[self.where] = own
+        return rest
 
     def of(self, first: Array, rest: Array) -> Array:
         return first if self.factor == self.system.first else rest[self.where]
@@ -200,18 +210,35 @@ class _Block:
         weight = self.system.weights[self.factor]
         return weight[:, None] * (own - weight @ own / (weight.sum() or 1.0))
 
+    def squares(self, null: Any) -> tuple[Array, Array]:
+        """Return the scatter (m, m) of contributions along directions, and their squares before these are centred."""
+        system = self.system
+        if self.factor is None:
+            at = self.where - system.places[-1].start
+            own = null[self.where]
+            whole = _plain(own.T @ (system.scatter[np.ix_(at, at)] @ own))
+            return whole, np.diagonal(whole)
+        weight = system.weights[self.factor]
+        if self.factor == system.first:
+            whole = _plain(null.T @ ((system.link * system.inverse) @ (system.link.T @ null)))
+            total = -np.asarray(null.T @ np.asarray(system.link.sum(axis=1)).ravel())
+        else:
+            own = null[self.where]
+            whole = _plain(own.T @ (sparse.diags_array(weight) @ own))
+            total = np.asarray(own.T @ weight)
+        return whole - np.outer(total, total) / (weight.sum() or 1.0), np.diagonal(whole)
+
 
 @dataclass(frozen=True)
 class _Step:
     """One minimum: ``c = -H^{-1} N' G b`` for directions N of which the block's contributions are independent."""
 
     block: _Block
-    directions: Array  # (r, p)
-    own: Array  # the block's unknowns along them
-    factor: Any  # of Cholesky, of H
+    directions: Any  # (r, p)
+    factor: tuple[Array, bool]  # of Cholesky, of H
 
     def coefficients(self, first: Array, rest: Array) -> Array:
-        along = self.own.T @ self.block.times_scatter(self.block.of(first, rest))
+        along = self.directions.T @ self.block.back(self.block.times_scatter(self.block.of(first, rest)))
         return -np.asarray(cho_solve(self.factor, along))
 
 
@@ -230,32 +257,38 @@ class FactorAliases:
     ----------
     unknown : ndarray of bool (q,)
         Dense coefficients that can't be estimated.
-    null : ndarray (r, m)
+    null : ndarray or sparse (r, m)
         Directions that change the contribution of some part.
     """
 
     def __init__(self, system: Remaining, null: Array, parts: Sequence[Part]) -> None:
         self._system = system
         dense = np.arange(system.places[-1].start, system.places[-1].stop)
-        blocks = [_block(system, dense, [part]) for part in parts]
-        total = sum((_squares(block, null) for block in blocks), np.zeros((null.shape[1],) * 2))
+        if np.count_nonzero(null) < _SPARSE * null.size:  # factors that are nested
+            null = sparse.csr_array(null)
+        found = [_block(system, dense, [part]).squares(null) for part in parts]
+        size = np.sqrt(sum((np.maximum(np.diagonal(own), 0.0) for own, _ in found), np.zeros(null.shape[1])))
         # two factors always share a constant, which contributes nothing: relative to what isn't centred
-        size = np.sqrt(np.maximum(np.diagonal(total), 0.0))
-        moves = size > np.sqrt(_NO_SQUARE) * np.sqrt(sum(_lengths(b, null) for b in blocks))
-        null, total, size = null[:, moves], total[np.ix_(moves, moves)], size[moves]
-        _, independent, _ = pivoted(total / size[:, None] / size, _NO_SQUARE)
-        self.null = null[:, independent] / size[independent]
+        moves = np.flatnonzero(size > np.sqrt(_NO_SQUARE * sum(before for _, before in found)))
+        self.null = null[:, moves] @ sparse.diags_array(1.0 / size[moves])
         self.unknown = np.zeros(len(dense), dtype=bool)
-        free = self.null
-        for part, block in zip(reversed(parts), reversed(blocks), strict=True):
-            if part.factor is None:
-                self.unknown[part.columns] = np.any(np.abs(free[dense[part.columns]]) > _MOVES, axis=1)
-            free = _minimum(block, free)[1]
         self._steps = []
-        free = self.null
-        for stage in stages(parts):
+        free, each = self.null, [[part] for part in reversed(parts)]
+        for stage in each:
+            for part in stage:
+                moved = abs(_plain(free[dense[part.columns]]))
+                self.unknown[part.columns] = np.any(moved > _MOVES, axis=1)
             step, free = _minimum(_block(system, dense, stage), free)
             self._steps += [step] if step is not None else []
+        if stages(parts) != each:
+            self._steps, free = [], self.null
+            for stage in stages(parts):
+                step, free = _minimum(_block(system, dense, stage), free)
+                self._steps += [step] if step is not None else []
+
+    def of_columns(self) -> Array:
+        """Return the part of the directions that the dense columns have, (q, m)."""
+        return _plain(self.null[self._system.places[-1]])
 
     def settled(self, first: Array, rest: Array) -> tuple[Array, Array]:
         """Return effects (L1, d) and other unknowns (r, d) that fit as these do, with least contributions."""
@@ -271,7 +304,7 @@ class FactorAliases:
         first = np.zeros((len(system.inverse), rest.shape[1]))
         for step in reversed(self._steps):
             along = step.directions.T @ (rest - system.link @ (system.inverse[:, None] * first))
-            own = step.block.times_scatter(step.own @ cho_solve(step.factor, along))
+            own = step.block.times_scatter(step.block.of_direction(step.directions @ cho_solve(step.factor, along)))
             if step.block.factor == system.first:
                 first = first - own
             else:
@@ -290,27 +323,17 @@ def _block(system: Remaining, dense: NDArray[np.int64], stage: Sequence[Part]) -
 
 def _minimum(block: _Block, free: Array) -> tuple[_Step | None, Array]:
     """Return the step that minimises the block's contribution along `free`, and what it leaves free."""
-    squares = _squares(block, free)
-    _, pivots, others = pivoted(squares, _NO_SQUARE)
+    squares, _ = block.squares(free)
+    lower, pivots, others = pivoted(squares, _NO_SQUARE)
     if not len(pivots):
         return None, free
-    factor = cho_factor(squares[np.ix_(pivots, pivots)], lower=True)
     directions = free[:, pivots]
-    rest = free[:, others] - directions @ cho_solve(factor, squares[np.ix_(pivots, others)])
-    return _Step(block, directions, block.of_direction(directions), factor), rest
+    solved = cho_solve((lower, True), squares[np.ix_(pivots, others)])
+    return _Step(block, directions, (lower, True)), _plain(free[:, others]) - directions @ solved
 
 
-def _squares(block: _Block, null: Array) -> Array:
-    own = block.of_direction(null)
-    return np.asarray(own.T @ block.times_scatter(own))
-
-
-def _lengths(block: _Block, null: Array) -> Array:
-    """Return the squared norms of contributions that aren't centred."""
-    own = block.of_direction(null)
-    if block.factor is None:
-        return np.einsum("ij,ij->j", own, block.times_scatter(own))
-    return np.asarray(block.system.weights[block.factor] @ own**2)
+def _plain(matrix: Any) -> Array:
+    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
 
 
 def pivoted(matrix: Array, smallest: float) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:

@@ -361,7 +361,7 @@ def _assembled(system: _System, first: Array, unknowns: Array, rss: Array) -> Fa
     null, unknown = np.zeros((q, 0)), np.zeros((1, q + 1), dtype=bool)
     if q and not system.kept.all():
         unknown[0, :-1] = system.aliases.unknown | (np.diagonal(system.scatter) == 0)
-        left, values, _ = np.linalg.svd(system.aliases.null[columns], full_matrices=False)
+        left, values, _ = np.linalg.svd(system.aliases.of_columns(), full_matrices=False)
         null = left[:, values > 1e-6]
     rank = int(np.count_nonzero(moments.sums[system.first].weight > 0)) - 1 + int(np.count_nonzero(system.kept))
     nested = {}
