@@ -270,7 +270,10 @@ class FactorAliases:
         size = np.sqrt(sum((np.maximum(np.diagonal(own), 0.0) for own, _ in found), np.zeros(null.shape[1])))
         # two factors always share a constant, which contributes nothing: relative to what isn't centred
         moves = np.flatnonzero(size > np.sqrt(_NO_SQUARE * sum(before for _, before in found)))
-        self.null = null[:, moves] @ sparse.diags_array(1.0 / size[moves])
+        if not len(moves):  # scipy doesn't scale matrices without columns
+            null = _plain(null)
+        scaled = null[:, moves] * (1.0 / size[moves])
+        self.null = sparse.csr_array(scaled) if sparse.issparse(scaled) else scaled
         self.unknown = np.zeros(len(dense), dtype=bool)
         self._steps = []
         free, each = self.null, [[part] for part in reversed(parts)]
