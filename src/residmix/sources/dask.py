@@ -29,6 +29,7 @@ from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.files import FileTable
 from residmix.sources.recipe import Recipe
 from residmix.sources.stream import StreamTable, beside, recut
+from residmix.sources.workers import await_workers, check_workers
 
 __all__ = ["ClusterFiles", "ClusterRows", "ClusterTable"]
 
@@ -142,7 +143,8 @@ class ClusterRows(Rows):
         wanted = table.piece_rows(len(recipe.columns))
         batch_rows = max(1, wanted // self.block_rows) * self.block_rows
         work = Work(recipe, function, merge, group, batch_rows)
-        threads = client.nthreads()
+        threads = await_workers(client)
+        check_workers(client, threads)
         carried = _carried(client, cloudpickle.dumps(work), threads)
         submit = table.tasks(recipe.columns)
         n_threads = max(1, sum(threads.values()))

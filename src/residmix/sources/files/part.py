@@ -65,7 +65,7 @@ class Part(ABC):
         """Raise OSError if the file isn't what was looked at; a copy elsewhere has another time, but the same size."""
         now = stamp_of(self.path)
         if now[0] != self.stamp[0] or (now != self.stamp and not size_only):
-            raise OSError(f"{self.name} was changed after it was scanned; scan it again")
+            raise OSError(f"can't read {self.name}: it was changed after it was scanned; scan it again")
 
     @abstractmethod
     def head(self) -> MemoryTable:

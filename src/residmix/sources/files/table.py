@@ -143,7 +143,7 @@ class FileTable(StreamTable):
             try:
                 part.check(size_only=self.elsewhere)
             except FileNotFoundError as error:
-                raise OSError(f"{part.name} is gone since it was scanned") from error
+                raise OSError(f"can't read {part.name}: it is gone since it was scanned") from error
 
     def rows_of(self, recipe: Recipe) -> Rows:
         return _FileRows(self, recipe)
