@@ -78,6 +78,9 @@ class FactorFit(LinearFit):
 
 def _level_mean(effects: Array) -> Array:
     """Return the mean over the levels that a feature has rows of, (d,); 0 if there are none."""
+    total = effects.sum(axis=0)
+    if np.isfinite(total).all():
+        return total / max(len(effects), 1)
     known = ~np.isnan(effects)
     return np.where(known, effects, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
