@@ -39,6 +39,7 @@ class ConditionalDensity(MixtureFit):
     _to_residual: ToResidual
     _affine: Affine
     _params: MixtureParams
+    _common: Floats
 
     def _model(self) -> MixtureParams:
         return self._params
@@ -131,9 +132,16 @@ class ConditionalDensity(MixtureFit):
         n, params, prior = len(a), self._params, self._priors(a)
         labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
         lower = np.linalg.cholesky(params.full_covariances())
-        noise = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
-        drawn = Block(0, self.means_[labels] + noise, a, codes)
-        return replace(self._affine, sign=1)(drawn), labels
+        away = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
+        if params.dof is not None:
+            away /= np.sqrt(random.chisquare(params.dof[labels]) / params.dof[labels])[:, None]
+        residual = self.means_[labels] + away
+        if params.noise is not None:
+            weight, box = params.noise
+            outside = random.random_sample(n) < weight
+            labels[outside] = -1
+            residual[outside] = random.uniform(*(box - self._common), size=residual.shape)[outside]
+        return replace(self._affine, sign=1)(Block(0, residual, a, codes)), labels
 
     def _design_rows(self, metadata: Any, n: int) -> tuple[Floats, tuple[NDArray[np.integer[Any]], ...]]:
         """Return the design of rows of metadata and their codes in large factors; of a model without any, n rows."""
@@ -149,9 +157,9 @@ class ConditionalDensity(MixtureFit):
         return np.concatenate([matrix.dense for matrix in matrices]), codes
 
     def _priors(self, a: Floats) -> Floats:
-        """Return the components' weights for design rows, (n, K)."""
+        """Return the components' weights for design rows, noise aside, (n, K)."""
         if self._params.gate is None:
-            return np.tile(self.weights_, (len(a), 1))
+            return np.tile(self._params.weights, (len(a), 1))
         u = (a - self._affine.origin_a) @ self._to_residual.basis - self._to_residual.offset
         return np.exp(log_priors(u, self._params.gate.coef))
 
@@ -182,8 +190,12 @@ class ConditionalDensity(MixtureFit):
         K = len(self.means_)
         every = Block(0, self.means_, np.repeat(a, K, axis=0), tuple(np.repeat(code, K) for code in codes))
         means, weights = replace(self._affine, sign=1)(every), self._priors(a)[0]
-        params = replace(self._params, weights=weights, means=means, coef=None, gate=None)
-        return GaussianMixture._made(params, np.asarray(self.residualizer_.features_, dtype=object))
+        noise = self._params.noise
+        if noise is not None:
+            corners, both = noise[1] - self._common, tuple(np.repeat(code, 2) for code in codes)
+            noise = noise[0], replace(self._affine, sign=1)(Block(0, corners, np.repeat(a, 2, axis=0), both))
+        params = replace(self._params, weights=weights, means=means, coef=None, gate=None, noise=noise)
+        return GaussianMixture._made(params, getattr(self, "feature_names_in_", None))
 
     def condition(self, values: Mapping[Any, float], *, metadata: Any = None) -> GaussianMixture:
         """Return the mixture of the other features given values of some and one row of metadata.

@@ -55,7 +55,7 @@ class ResidualMixture(ConditionalDensity):
         ``gating="metadata"`` doesn't.
     gating : {"constant", "metadata"}, default "constant"
         Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`.
-    covariance_type, criterion, tol, reg_covar, max_iter, n_init, init_params
+    covariance_type, criterion, noise, distribution, tol, reg_covar, max_iter, n_init, init_params
         As in :class:`~residmix.GaussianMixture`.
     weights_init, means_init, precisions_init, labels_init
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
@@ -131,6 +131,8 @@ class ResidualMixture(ConditionalDensity):
         gating: str = "constant",
         covariance_type: str | Sequence[str] = "full",
         criterion: str = "bic",
+        noise: bool = False,
+        distribution: str = "gaussian",
         tol: float = 1e-5,
         reg_covar: float = 1e-6,
         max_iter: int = 1000,
@@ -157,6 +159,8 @@ class ResidualMixture(ConditionalDensity):
         self.gating = gating
         self.covariance_type = covariance_type
         self.criterion = criterion
+        self.noise = noise
+        self.distribution = distribution
         self.tol = tol
         self.reg_covar = reg_covar
         self.max_iter = max_iter

@@ -39,6 +39,12 @@ def most_probable(joint: Floats) -> NDArray[np.intp]:
     return joint.argmax(axis=1)
 
 
+def most_probable_or_noise(joint: Floats) -> NDArray[np.intp]:
+    """Return the same where the last column is noise, which is -1."""
+    found = joint.argmax(axis=1)
+    return np.where(found == joint.shape[1] - 1, -1, found)
+
+
 def _finished(problem: Problem, finish: Callable[[Floats], NDArray[Any]], block: Block) -> NDArray[Any]:
     return finish(block_log_joint(problem, block))
 
@@ -49,7 +55,12 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     n_components: Any
     covariance_type: Any
     random_state: Any
+    noise: bool
+    distribution: str
     n_components_: int
+    noise_weight_: float
+    noise_box_: Floats
+    dof_: Floats
     covariance_type_: str
     weights_: Floats
     means_: Floats
@@ -68,11 +79,15 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     def _per_row(self, finish: Callable[[Floats], NDArray[Any]], out: Any, X: Any, *given: Any) -> Any:
         rows = self._rows(X, *given)
         params = self._model()
-        function = partial(_finished, Problem.of(params, n_rows=rows.n_rows), finish)
+        problem = Problem.of(params, n_rows=rows.n_rows)
+        function = partial(_finished, problem, finish)
         if finish is responsibilities:
             names = [f"probability_{k}" for k in range(params.n_components)]
+            names += ["probability_noise"] if params.noise is not None else []
             return delivered(rows, function, names, out, dtype=np.float64)
         if finish is most_probable:
+            if params.noise is not None:
+                function = partial(_finished, problem, most_probable_or_noise)
             return delivered(rows, function, ["component"], out, dtype=np.intp, flat=True)
         return delivered(rows, function, ["log_density"], out, dtype=np.float64, flat=True)
 
@@ -92,8 +107,9 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
         return self._count(len(self.means_), self._family_name, self.means_.shape[1])
 
     def _count(self, K: int, kind: str, d: int) -> int:
-        """Return the number of free parameters of K components of a family."""
-        return family(kind).n_parameters(K, d) + K * d + K - 1
+        """Return the number of free parameters of K components of a family; the box of noise is taken as known."""
+        tails = int(getattr(self, "noise", False)) + (K if getattr(self, "distribution", "") == "t" else 0)
+        return family(kind).n_parameters(K, d) + K * d + K - 1 + tails
 
     def _block_rows(self, n_features: int) -> int:
         return mixture_block_rows(n_features, sizes(self.n_components)[-1])

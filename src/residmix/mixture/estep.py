@@ -20,6 +20,7 @@ from residmix.kernels.pairs import full_joint, full_sums, scaled_joint, scaled_s
 if TYPE_CHECKING:
     from residmix.mixture.given.gate import GateMoments
     from residmix.mixture.params import MixtureParams
+    from residmix.mixture.robust.tails import TailMoments
 
 __all__ = [
     "MixtureMoments",
@@ -60,6 +61,7 @@ class MixtureMoments:
     rows : int
         Rows of positive weight.
     gate : GateMoments or None
+    tails : TailMoments or None
     """
 
     weight: Floats
@@ -69,6 +71,7 @@ class MixtureMoments:
     total: float
     rows: int
     gate: GateMoments | None = None
+    tails: TailMoments | None = None
 
     def merge(self, other: MixtureMoments) -> MixtureMoments:
         """Add moments about the same centres, in place."""
@@ -80,6 +83,8 @@ class MixtureMoments:
         self.rows += other.rows
         if self.gate is not None and other.gate is not None:
             self.gate.merge(other.gate)
+        if self.tails is not None and other.tails is not None:
+            self.tails.merge(other.tails)
         return self
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -24,6 +25,7 @@ from residmix.mixture.density import MixtureDensity
 from residmix.mixture.families.family import COVARIANCE_TYPES, family
 from residmix.mixture.labels import check_labels, params_of_labels
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
+from residmix.mixture.robust.starts import tail_starts
 from residmix.mixture.selection.candidates import is_search, kinds, sizes
 from residmix.mixture.selection.path import merged_starts
 from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
@@ -51,6 +53,8 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     """The half of a mixture's estimator that EM needs."""
 
     criterion: str
+    noise: bool
+    distribution: str
     tol: float
     reg_covar: float
     max_iter: int
@@ -70,6 +74,8 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     _parameter_constraints: dict[str, list[Any]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), "array-like"],
         "covariance_type": [StrOptions({*COVARIANCE_TYPES, "auto"}), "array-like"],
+        "noise": ["boolean"],
+        "distribution": [StrOptions({"gaussian", "t"})],
         "criterion": [StrOptions({"bic", "icl", "aic", "cv"})],
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
@@ -132,10 +138,21 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
             report.end(ended)
             return ended
 
+        begin = partial(self._tail_starts, em.rows, starts) if self.noise or self.distribution == "t" else starts
         path = self.checkpoint
-        ended = run_starts(em, starts, run, failure=SingularCovarianceError, path=path, fingerprint=fingerprint)
+        ended = run_starts(em, begin, run, failure=SingularCovarianceError, path=path, fingerprint=fingerprint)
         # the first of equals, so that more starts never change a result they don't improve
         return max(ended, key=lambda state: state.log_likelihood)
+
+    def _tail_starts(self, rows: Rows, starts: Callable[[], Iterable[MixtureParams]]) -> Iterator[MixtureParams]:
+        return tail_starts(
+            rows,
+            starts(),
+            noise=self.noise,
+            student=self.distribution == "t",
+            reg_covar=self.reg_covar,
+            random_state=check_random_state(self.random_state),
+        )
 
     def _run(
         self,
@@ -283,6 +300,13 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     def _keep_params(self, params: MixtureParams) -> None:
         self.n_components_, self.covariance_type_ = params.n_components, params.covariance_type
         self.weights_, self.means_ = params.weights, params.means
+        for name in ("noise_weight_", "noise_box_", "dof_"):
+            self.__dict__.pop(name, None)
+        if params.noise is not None:
+            self.noise_weight_, self.noise_box_ = params.noise
+            self.weights_ = params.weights * (1 - self.noise_weight_)
+        if params.dof is not None:
+            self.dof_ = params.dof
         self.covariances_, self.precisions_cholesky_ = params.covariances, params.factors
         self.precisions_ = params.precisions()
 

@@ -51,6 +51,12 @@ class GaussianMixture(GaussianDensity):
         What decides between several: the Bayesian or Akaike's criterion, the integrated completed likelihood, or the
         log-likelihood of every fifth row under a fit to the others. Candidates that fail, or have a component on a few
         rows that are all but equal, are never chosen, and noted.
+    noise : bool, default=False
+        Whether rows may belong to no component: one more has a uniform density in the box that the rows lie in. Its
+        label is -1, its probability the last column of `predict_proba`.
+    distribution : {"gaussian", "t"}, default="gaussian"
+        "t": Student-t components, whose means and covariances hardly depend on rows far out; `covariances_` are their
+        scale matrices, and degrees of freedom are estimated.
     tol : float, default=1e-6
         EM stops when an iteration gained less than `tol` in log-likelihood per row, and all further ones together
         are expected to gain less than a hundred times that (Aitken's estimate). 0 means exactly `max_iter` iterations.
@@ -92,6 +98,10 @@ class GaussianMixture(GaussianDensity):
         full (K, d, d), tied (d, d), diag (K, d), spherical (K,); of the other families (K, d, d).
     n_components_, covariance_type_ : int, str
         What was fitted; of several, what was chosen.
+    noise_weight_, noise_box_ : float, ndarray (2, d)
+        Only with noise; `weights_` are of the components alone, and add up to the rest.
+    dof_ : ndarray (K,)
+        Degrees of freedom, only with "t".
     selection_ : dict of lists
         Only where there was something to choose: covariance_type (mclust's names), n_components, log_likelihood,
         n_parameters, bic, icl, aic, converged (and cv) of each candidate. The lower a criterion the better; infinite
@@ -131,6 +141,8 @@ class GaussianMixture(GaussianDensity):
         *,
         covariance_type: str | Sequence[str] = "full",
         criterion: str = "bic",
+        noise: bool = False,
+        distribution: str = "gaussian",
         tol: float = 1e-6,
         reg_covar: float = 1e-6,
         max_iter: int = 1000,
@@ -151,6 +163,8 @@ class GaussianMixture(GaussianDensity):
         self.n_components = n_components
         self.covariance_type = covariance_type
         self.criterion = criterion
+        self.noise = noise
+        self.distribution = distribution
         self.tol = tol
         self.reg_covar = reg_covar
         self.max_iter = max_iter

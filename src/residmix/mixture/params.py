@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, gammaln, logsumexp
 
 from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
 from residmix.mixture.families.family import Family, family
@@ -61,6 +62,10 @@ class MixtureParams:
         D: effects of the design row u, which is centred.
     gate : Gate or None
         None for constant weights.
+    noise : tuple of float and ndarray (2, d), or None
+        Weight of uniform noise, and the box that it fills; the components' weights are of what is no noise.
+    dof : ndarray (K,) or None
+        Degrees of freedom of Student-t components; `covariances` are their scale matrices.
     """
 
     weights: Floats
@@ -70,6 +75,8 @@ class MixtureParams:
     covariance_type: str
     coef: Floats | None = None
     gate: Gate | None = None
+    noise: tuple[float, Floats] | None = None
+    dof: Floats | None = None
 
     @property
     def n_design(self) -> int:
@@ -176,9 +183,8 @@ def params_as(params: MixtureParams, covariance_type: str) -> MixtureParams:
         return params
     of, weight = family(covariance_type), np.maximum(params.weights, 1e-12)
     covariances = of.fit(of.of_full(params.full_covariances(), weight), weight)
-    return replace(
-        make_params(params.weights, params.means, covariances, covariance_type), coef=params.coef, gate=params.gate
-    )
+    made = make_params(params.weights, params.means, covariances, covariance_type)
+    return replace(made, coef=params.coef, gate=params.gate, noise=params.noise, dof=params.dof)
 
 
 def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, covariance_type: str) -> MixtureParams:
@@ -206,32 +212,59 @@ def _stacked(matrices: Floats) -> Floats:
 def marginal(params: MixtureParams, wanted: list[int]) -> MixtureParams:
     """Return the mixture of the features `wanted`, in that order."""
     full = params.full_covariances()[:, wanted][:, :, wanted]
-    return _as_parts(params, params.weights, params.means[:, wanted], full)
+    noise = None if params.noise is None else (params.noise[0], params.noise[1][:, wanted])
+    return _as_parts(params, params.weights, params.means[:, wanted], full, noise, params.dof)
 
 
 def conditional(params: MixtureParams, others: list[int], known: list[int], values: Floats) -> MixtureParams:
-    """Return the mixture of the features `others`, given `values` of those `known`; log-weights throughout."""
-    full, K = params.full_covariances(), params.n_components
+    """Return the mixture of the features `others`, given `values` of those `known`; log-weights throughout.
+
+    Given other features a t distribution is one of more degrees of freedom, as wide as the values are far out (Roth
+    2013, "On the multivariate t distribution").
+    """
+    full, K, size, dof = params.full_covariances(), params.n_components, len(known), params.dof
     means, log_weights = np.empty((K, len(others))), params.log_weights.copy()
     covariances = np.empty((K, len(others), len(others)))
     for k in range(K):
         root = np.linalg.cholesky(full[k][np.ix_(known, known)])
         across = np.linalg.solve(root, full[k][np.ix_(known, others)])
         apart = np.linalg.solve(root, values - params.means[k, known])
+        distance = apart @ apart
         means[k] = params.means[k, others] + apart @ across
         covariances[k] = full[k][np.ix_(others, others)] - across.T @ across
-        log_weights[k] -= 0.5 * apart @ apart + np.log(np.diagonal(root)).sum()
-    weights = np.exp(log_weights - log_weights.max())
-    return _as_parts(params, weights / weights.sum(), means, covariances)
+        log_weights[k] -= np.log(np.diagonal(root)).sum()
+        if dof is None:
+            log_weights[k] -= 0.5 * (distance + size * np.log(2 * np.pi))
+        else:
+            covariances[k] *= (dof[k] + distance) / (dof[k] + size)
+            half = dof[k] / 2
+            log_weights[k] += gammaln(half + size / 2) - gammaln(half) - size / 2 * np.log(np.pi * dof[k])
+            log_weights[k] -= (half + size / 2) * np.log1p(distance / dof[k])
+    total = logsumexp(log_weights)
+    noise = params.noise
+    if noise is not None:
+        weight, box = noise
+        volume = np.log(box[1, known] - box[0, known]).sum()
+        noise = float(expit(np.log(weight) - volume - np.log1p(-weight) - total)), box[:, others]
+    return _as_parts(
+        params, np.exp(log_weights - total), means, covariances, noise, None if dof is None else dof + size
+    )
 
 
-def _as_parts(params: MixtureParams, weights: Floats, means: Floats, full: Floats) -> MixtureParams:
+def _as_parts(
+    params: MixtureParams,
+    weights: Floats,
+    means: Floats,
+    full: Floats,
+    noise: tuple[float, Floats] | None,
+    dof: Floats | None,
+) -> MixtureParams:
     """Return parameters in the family that parts of a family belong to."""
-    of = params.family
+    of, own = params.family, dof is not None  # t distributions given values have a width each
     if of.isotropic:
-        kind, kept = params.covariance_type, full[:, 0, 0] if not of.matrices else full
+        kind, kept = ("spherical", full[:, 0, 0]) if own or not of.matrices else (params.covariance_type, full)
     elif of.diagonal:
         kind, kept = "diag", np.diagonal(full, axis1=1, axis2=2)
     else:
-        kind, kept = ("tied", full[0]) if of.shared else ("full", full)
-    return make_params(weights, means, np.array(kept), kind)
+        kind, kept = ("tied", full[0]) if of.shared and not own else ("full", full)
+    return replace(make_params(weights, means, np.array(kept), kind), noise=noise, dof=dof)

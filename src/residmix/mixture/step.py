@@ -22,6 +22,7 @@ from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
 from residmix.mixture.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.tails import as_normal, has_tails, tail_block, tail_joint, with_new_tails
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
@@ -96,24 +97,26 @@ def block_moments(problem: Problem, block: Block, *, with_design: bool, with_mom
     params, u = problem.params, block.design
     gate = params.gate
     prior = None if gate is None or u is None else log_priors(u, gate.coef)
-    moments = mixture_block(
-        _without_effect(block, params),
-        problem,
-        log_prior=prior,
-        weight=block.weight,
-        extra=u if with_design else None,
-        with_moments=with_moments,
-    )
+    x, extra = _without_effect(block, params), u if with_design else None
+    weight = block.weight
+    if has_tails(params):
+        given = params.log_weights if prior is None else prior
+        moments, weight = tail_block(problem, block, x, given, extra, with_moments)
+    else:
+        moments = mixture_block(x, problem, log_prior=prior, weight=weight, extra=extra, with_moments=with_moments)
     if gate is not None and u is not None and prior is not None and with_moments:
-        moments.gate = gate_moments(u, prior, block.weight, curvature=gate.needs_curvature())
+        moments.gate = gate_moments(u, prior, weight, curvature=gate.needs_curvature())
     return moments
 
 
 def block_log_joint(problem: Problem, block: Block) -> Floats:
-    r"""Return :math:`\log \pi_k(u_i) + \log N(x_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K)."""
+    r"""Return :math:`\log \pi_k(u_i) + \log N(x_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K); noise is one more."""
     params = problem.params
     prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
-    return log_joint(_without_effect(block, params), problem, log_prior=prior)
+    x = _without_effect(block, params)
+    if has_tails(params):
+        return tail_joint(problem, x, params.log_weights if prior is None else prior)[0]
+    return log_joint(x, problem, log_prior=prior)
 
 
 def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:
@@ -148,7 +151,9 @@ def ecm_step(
     SingularCovarianceError
         If a component's rows don't span the space and `reg_covar` is 0.
     """
-    r, gate, coef = moments.shift.shape[1] - params.n_features, params.gate, params.coef
+    r, gate, coef, told = moments.shift.shape[1] - params.n_features, params.gate, params.coef, moments
+    if moments.tails is not None:
+        moments = as_normal(moments)
     if not r:
         mixture = m_step(moments, params, reg_covar=reg_covar, revive=revive)
     else:
@@ -160,12 +165,15 @@ def ecm_step(
             mixture = m_step(residual_moments(moments, step), params, reg_covar=reg_covar, revive=revive)
         coef = step if coef is None else coef + step
     if gate is not None and moments.gate is not None:
-        target = np.column_stack([moments.shift[:, :r], moments.weight])
+        design = moments.shift[:, :r] if told.tails is None else told.tails.design
+        target = np.column_stack([design, moments.weight])
         gate = gate_step(gate, target, moments.gate, moments.total)
         dead = dead_components(moments)
         if dead.any() and revive:
             gate = _share_gate(gate, moments.weight, dead)
-    return mixture if coef is None and gate is None else replace(mixture, coef=coef, gate=gate)
+    if coef is not None or gate is not None:
+        mixture = replace(mixture, coef=coef, gate=gate)
+    return mixture if told.tails is None else with_new_tails(mixture, told, params)
 
 
 def _share_gate(gate: Gate, weight: Floats, dead: NDArray[np.bool_]) -> Gate:
@@ -230,6 +238,13 @@ def stepwise(
     else:
         scatter = before - reg_covar * np.eye(params.n_features)
         scatter = scatter[0] if of.shared else weights[:, None, None] * scatter
+    told = moments
+    if moments.tails is not None:
+        moments = as_normal(moments)
+        if of.diagonal:
+            moments.scatter = np.array(np.diagonal(moments.scatter, axis1=1, axis2=2))
+        elif of.shared:
+            moments.scatter = moments.scatter.sum(axis=0)
     part = share / moments.total
     blended = MixtureMoments(
         (1 - share) * weights + part * moments.weight,
@@ -239,4 +254,10 @@ def stepwise(
         1.0,
         n_rows,
     )
-    return m_step(blended, params, reg_covar=reg_covar)
+    following = m_step(blended, params, reg_covar=reg_covar)
+    if told.tails is None:
+        return following
+    noise = params.noise
+    if noise is not None:
+        noise = ((1 - share) * noise[0] + part * told.tails.noise, noise[1])
+    return replace(following, noise=noise, dof=params.dof)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -60,9 +61,14 @@ class GaussianDensity(MixtureFit):
 
     def _model(self) -> MixtureParams:
         check_is_fitted(self)
-        return MixtureParams(
-            self.weights_, self.means_, self.covariances_, self.precisions_cholesky_, self._family_name
-        )
+        noise, weights = None, self.weights_
+        if hasattr(self, "noise_weight_"):
+            noise = (self.noise_weight_, self.noise_box_)
+            weights = weights / max(1 - self.noise_weight_, np.finfo(float).tiny)
+        covariances, factors = self.covariances_, self.precisions_cholesky_
+        params = MixtureParams(weights, self.means_, covariances, factors, self._family_name)
+        dof = getattr(self, "dof_", None)
+        return params if noise is None and dof is None else replace(params, noise=noise, dof=dof)
 
     def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
         """Return the rows of a table that is no array; `reset` learns which columns they have."""
@@ -125,21 +131,28 @@ class GaussianDensity(MixtureFit):
         Returns
         -------
         X : ndarray (n_samples, d)
-            Ordered by component.
+            Ordered by component, the noise last.
         labels : ndarray (n_samples,)
+            -1 for noise.
         """
         params = self._model()
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
         random = check_random_state(self.random_state)
-        counts = random.multinomial(n_samples, params.weights)
-        d = params.n_features
+        noise, K, d = params.noise, params.n_components, params.n_features
+        chances = params.weights if noise is None else np.append(self.weights_, noise[0])
+        counts = random.multinomial(n_samples, chances)
         lower = np.linalg.cholesky(params.full_covariances())
-        drawn = [
-            mean + random.standard_normal((count, d)) @ root.T
-            for mean, root, count in zip(params.means, lower, counts, strict=True)
-        ]
-        return np.concatenate(drawn), np.repeat(np.arange(len(counts)), counts)
+        drawn = []
+        for k in range(K):
+            away = random.standard_normal((counts[k], d)) @ lower[k].T
+            if params.dof is not None:
+                away /= np.sqrt(random.chisquare(params.dof[k], (counts[k], 1)) / params.dof[k])
+            drawn.append(params.means[k] + away)
+        if noise is not None:
+            drawn.append(random.uniform(*noise[1], size=(counts[K], d)))
+        labels = np.arange(K) if noise is None else np.append(np.arange(K), -1)
+        return np.concatenate(drawn), np.repeat(labels, counts)
 
     def bic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better.
@@ -206,7 +219,9 @@ class GaussianDensity(MixtureFit):
     @classmethod
     def _made(cls, params: MixtureParams, names: NDArray[Any] | None) -> Self:
         """Return a mixture that stands for parameters."""
-        made = cls(params.n_components, covariance_type=params.covariance_type)
+        kind = "gaussian" if params.dof is None else "t"
+        noise = params.noise is not None
+        made = cls(params.n_components, covariance_type=params.covariance_type, noise=noise, distribution=kind)
         made._keep_params(params)
         made.n_features_in_ = params.n_features
         made.converged_, made.n_iter_, made.notes_ = True, 0, []

@@ -7,8 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from residmix.mixture.params import MixtureParams, make_params, params_from_factors
+from residmix.mixture.robust.tails import DOF
 
 __all__ = ["pack", "typical_spread", "unpack"]
 
@@ -36,7 +38,8 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
 
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
     diagonals (of those that aren't kept as matrices the plain logarithm: units are a constant there): every vector is a
-    valid mixture, so an extrapolated one is, too. Before them coefficients over the typical spread, and the gate.
+    valid mixture, so an extrapolated one is, too. Before them coefficients over the typical spread, the gate, noise
+    and tails.
     """
     scale = typical_spread(like)
     factors, (K, d) = params.factors, params.means.shape
@@ -46,6 +49,9 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     given, vector = np.split(whole, [_n_given(params)])
     if params.coef is not None:
         given[: params.coef.size] = (params.coef / scale).ravel()
+    tails = _tails(params)
+    given = given[: given.size - tails.size]
+    whole[given.size : given.size + tails.size] = tails
     if params.gate is not None:
         given[given.size - params.gate.coef.size :] = params.gate.coef.ravel()
     np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
@@ -61,8 +67,15 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
 
 
 def _n_given(params: MixtureParams) -> int:
-    """Return how many numbers coefficients and gate are."""
-    return (0 if params.coef is None else params.coef.size) + (0 if params.gate is None else params.gate.coef.size)
+    """Return how many numbers coefficients, gate and tails are."""
+    coef, gate = params.coef, params.gate
+    return (0 if coef is None else coef.size) + (0 if gate is None else gate.coef.size) + _tails(params).size
+
+
+def _tails(params: MixtureParams) -> Floats:
+    """Return the logit of the noise's weight and the logarithms of degrees of freedom, of those that there are."""
+    noise = [] if params.noise is None else [logit(min(max(params.noise[0], 1e-300), 1 - 1e-16))]
+    return np.append(noise, [] if params.dof is None else np.log(params.dof))
 
 
 def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
@@ -91,6 +104,12 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         params = make_params(weights, means, nearest, like.covariance_type)
     if like.coef is not None:
         params = replace(params, coef=given[: like.coef.size].reshape(like.coef.shape) * scale)
+    size = _tails(like).size
+    given, tails = np.split(given, [given.size - size])
+    if like.noise is not None:
+        params = replace(params, noise=(float(expit(tails[0])), like.noise[1]))
+    if like.dof is not None:
+        params = replace(params, dof=np.clip(np.exp(np.minimum(tails[-len(like.dof) :], 99.0)), *DOF))
     if like.gate is not None:
         gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
         params = replace(params, gate=replace(like.gate, coef=gate))

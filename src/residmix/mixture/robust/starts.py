@@ -1,0 +1,101 @@
+"""Where fits with noise or tails begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from residmix.mixture.params import MixtureParams, SingularCovarianceError
+from residmix.mixture.starts import find_start, subsample
+from residmix.rows.block import Block
+from residmix.rows.rows import ArrayRows, Rows
+
+__all__ = ["box_of", "tail_starts"]
+
+Floats = NDArray[np.float64]
+
+# The noise's weight, and degrees of freedom, to begin with.
+NOISE = 0.1
+TAILS = 10.0
+# Share of the rows, those with the nearest neighbours, that a start amid noise is found on; which neighbour.
+DENSE = 0.7
+NEIGHBOUR = 5
+
+
+def box_of(rows: Rows) -> Floats:
+    """Return the least and largest value of each feature, (2, d), over rows of positive weight.
+
+    Raises
+    ------
+    ValueError
+        If a feature is constant: the noise would have no volume.
+    """
+    box = np.asarray(rows.fold(_box, _around))
+    flat = np.flatnonzero(~(box[1] > box[0]))
+    if flat.size:
+        named = flat[:10].tolist()
+        raise ValueError(f"noise needs features that vary, but columns {named} are constant; leave them out")
+    return box
+
+
+def _around(one: Floats, two: Floats) -> Floats:
+    return np.stack([np.minimum(one[0], two[0]), np.maximum(one[1], two[1])])
+
+
+def _box(block: Block) -> Floats:
+    x = np.asarray(block.X, dtype=np.float64)
+    x = x if block.weight is None else x[block.weight > 0]
+    return np.stack([x.min(axis=0, initial=np.inf), x.max(axis=0, initial=-np.inf)])
+
+
+def tail_starts(
+    rows: Rows,
+    starts: Iterable[MixtureParams],
+    *,
+    noise: bool,
+    student: bool,
+    reg_covar: float,
+    random_state: np.random.RandomState,
+) -> Iterator[MixtureParams]:
+    """Yield each start with noise and tails; with noise also one found where rows lie close to each other."""
+    box = box_of(rows) if noise else None
+
+    def tailed(start: MixtureParams) -> MixtureParams:
+        dof = np.full(start.n_components, TAILS) if student else None
+        return replace(start, noise=None if box is None else (NOISE, box), dof=dof)
+
+    cleaned: dict[int, Any] = {}
+    for start in starts:
+        if start.noise is not None or start.dof is not None:
+            yield start
+            continue
+        yield tailed(start)
+        K = start.n_components
+        if noise and K not in cleaned:
+            cleaned[K] = True
+            with suppress(SingularCovarianceError):
+                found = find_start(
+                    _dense_rows(rows, K, random_state),
+                    K,
+                    covariance_type=start.covariance_type,
+                    reg_covar=reg_covar,
+                    random_state=random_state,
+                )
+                yield tailed(replace(found, coef=start.coef, gate=start.gate))
+
+
+def _dense_rows(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Rows:
+    """Return the rows of a subsample whose neighbours are near (Byers & Raftery 1998, JASA 93)."""
+    block = subsample(rows, n_components, random_state)
+    x = np.asarray(block.X, dtype=np.float64)
+    spread = x.std(axis=0)
+    z = x / np.where(spread > 0, spread, 1.0)
+    distance = cKDTree(z).query(z, k=min(NEIGHBOUR + 1, len(z)))[0][:, -1]
+    near = distance <= np.quantile(distance, DENSE)
+    return ArrayRows(np.ascontiguousarray(x[near]), weight=None if block.weight is None else block.weight[near])

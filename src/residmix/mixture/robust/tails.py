@@ -1,0 +1,165 @@
+r"""E-step and M-step where there is uniform noise, or components have Student's tails.
+
+.. math:: p(x) = \pi_0 / V + (1 - \pi_0) \sum_k \pi_k t(x \mid \mu_k, \Sigma_k, \nu_k)
+
+V is the volume of the box that the rows lie in (Banfield & Raftery 1993, Biometrics 49). A t distribution is a normal
+one whose precision is multiplied by a gamma variable, of expectation :math:`u_{ik} = (\nu_k + d) / (\nu_k +
+\delta_{ik})` given the row, with :math:`\delta` the squared distance: rows far out count less (Peel & McLachlan 2000,
+"Robust mixture modelling using the t distribution", Stat. Comput. 10). The M-step is that of normal components for
+moments weighted by :math:`r_{ik} u_{ik}`; so families, coefficients and gates stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import digamma, gammaln, logsumexp
+
+from residmix.mixture.estep import MixtureMoments, Problem, log_joint
+from residmix.mixture.params import MixtureParams
+from residmix.rows.block import Block
+
+__all__ = ["TailMoments", "as_normal", "has_tails", "tail_block", "tail_joint", "with_new_tails"]
+
+Floats = NDArray[np.float64]
+
+# Degrees of freedom stay between these: below, there is no mean; above, tails are those of the normal.
+DOF = (1.0, 200.0)
+# Halvings of that interval, in logarithms.
+HALVINGS = 40
+
+
+@dataclass(slots=True)
+class TailMoments:
+    """What tails need besides.
+
+    Attributes
+    ----------
+    noise : float
+        Weighted sum of the rows' shares of noise.
+    pull, spread : ndarray (K,)
+        Weighted sums of r u, and of r (log u - u).
+    design : ndarray (K, q)
+        Weighted sums of r times the extra columns.
+    """
+
+    noise: float
+    pull: Floats
+    spread: Floats
+    design: Floats
+
+    def merge(self, other: TailMoments) -> None:
+        """Add those of other rows, in place."""
+        self.noise += other.noise
+        self.pull += other.pull
+        self.spread += other.spread
+        self.design += other.design
+
+
+def has_tails(params: MixtureParams) -> bool:
+    """Tell whether there is noise or a t distribution."""
+    return params.noise is not None or params.dof is not None
+
+
+def tail_joint(problem: Problem, x: NDArray[np.floating], prior: Floats) -> tuple[Floats, Floats]:
+    """Return log p(x, k), (b, K), with the noise as one more column if there is any, and u (b, K).
+
+    Parameters
+    ----------
+    problem : Problem
+    x : ndarray (b, d)
+        Rows without the effect of metadata.
+    prior : ndarray (b, K) or (K,)
+        Log-probabilities of the components, noise aside.
+    """
+    params = problem.params
+    K, d = params.means.shape
+    joint = log_joint(x, problem, log_prior=np.zeros((len(x), K)))
+    u = np.ones_like(joint)
+    if params.dof is not None:
+        half = params.dof / 2
+        distance = 2 * np.maximum(problem.constant - joint, 0.0)
+        constant = params.log_det + gammaln(half + d / 2) - gammaln(half) - d / 2 * np.log(np.pi * params.dof)
+        joint = constant - (half + d / 2) * np.log1p(distance / params.dof)
+        u = (params.dof + d) / (params.dof + distance)
+    joint = joint + prior
+    if params.noise is None:
+        return joint, u
+    weight, box = params.noise
+    with np.errstate(divide="ignore"):
+        noise = np.log(weight) - np.log(box[1] - box[0]).sum()
+        return np.hstack([joint + np.log1p(-weight), np.full((len(x), 1), noise)]), u
+
+
+def tail_block(
+    problem: Problem, block: Block, x: NDArray[np.floating], prior: Floats, extra: Floats | None, with_moments: bool
+) -> tuple[MixtureMoments, Floats]:
+    """E-step and moments of one block, `x` its rows without the effect of metadata; and what of each row is no noise.
+
+    See :func:`residmix.mixture.step.block_moments`.
+    """
+    params = problem.params
+    K, d = params.means.shape
+    joint, u = tail_joint(problem, x, prior)
+    density = logsumexp(joint, axis=1)
+    w = np.ones(len(x)) if block.weight is None else block.weight
+    counted = w > 0
+    log_likelihood = float(w[counted] @ density[counted])
+    share = np.exp(joint - np.where(np.isfinite(density), density, 0.0)[:, None]) * w[:, None]
+    r = share[:, :K]
+    pull = r * u
+    q = 0 if extra is None else extra.shape[1]
+    shift, scatter = np.zeros((K, q + d)), np.zeros((K, q + d, q + d))
+    for k in range(K if with_moments else 0):
+        away = x - params.means[k] if extra is None else np.hstack([extra, x - params.means[k]])
+        weighted = away * pull[:, k, None]
+        shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ away
+    moments = MixtureMoments(
+        r.sum(axis=0), shift, scatter, log_likelihood, float(w.sum()), int(np.count_nonzero(counted))
+    )
+    noise = float(share[:, K:].sum())
+    design = np.zeros((K, 0)) if extra is None else r.T @ extra
+    moments.tails = TailMoments(noise, pull.sum(axis=0), (r * (np.log(u) - u)).sum(axis=0), design)
+    return moments, r.sum(axis=1)
+
+
+def as_normal(moments: MixtureMoments) -> MixtureMoments:
+    """Return moments whose M-step for normal components is the one for these.
+
+    Means are shift / pull and covariances (scatter - pull e e') / weight there, and both with the weight here.
+    """
+    tails: Any = moments.tails
+    weight = np.where(moments.weight > 0, moments.weight, 1.0)
+    ratio = np.where(tails.pull > 0, tails.pull / weight, 1.0)
+    shift = moments.shift / ratio[:, None]
+    e = shift / weight[:, None]
+    more = (weight * (1 - ratio))[:, None, None] * e[:, :, None] * e[:, None, :]
+    return replace(moments, shift=shift, scatter=moments.scatter + more)
+
+
+def with_new_tails(mixture: MixtureParams, moments: MixtureMoments, before: MixtureParams) -> MixtureParams:
+    """Return a mixture with the M-step's answer for noise and degrees of freedom."""
+    tails: Any = moments.tails
+    noise, dof = before.noise, before.dof
+    if noise is not None:
+        noise = (tails.noise / moments.total, noise[1])
+    if dof is not None:
+        weight = np.where(moments.weight > 0, moments.weight, 1.0)
+        dof = _new_dof(tails.spread / weight, dof, mixture.n_features)
+    return replace(mixture, noise=noise, dof=dof)
+
+
+def _new_dof(spread: Floats, dof: Floats, d: int) -> Floats:
+    """Return the root of Peel & McLachlan's equation for each component; its left side falls with the answer."""
+    half = (dof + d) / 2
+    constant = 1 + spread + digamma(half) - np.log(half)
+    low, high = np.full(len(dof), np.log(DOF[0])), np.full(len(dof), np.log(DOF[1]))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        nu = np.exp(middle) / 2
+        above = constant + np.log(nu) - digamma(nu) > 0
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.exp((low + high) / 2)
