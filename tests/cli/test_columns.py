@@ -1,6 +1,7 @@
 """No column is left out without a word, and what looks like a measurement never is."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -36,13 +37,13 @@ def test_every_column_that_is_no_feature_is_named_with_its_reason(run, table, tm
     result = fitted(run, table, tmp_path / "t.parquet", "--json")
     first = result.stderr.splitlines()[0]
     assert first.startswith("3 features; left out: ")
-    for told in ("subject_id (an identifier)", "comment (text)", "seen (dates)", "smokes (truth values)"):
+    for told in ("subject_id (an identifier)", "comment (text)", "seen (dates or times)", "smokes (truth values)"):
         assert told in first
     summary = json.loads(result.stdout)
     assert summary["feature_names"] == ["sex", "v00", "v01"]
     (note,) = [note for note in summary["notes"] if note["kind"] == "left-out-columns"]
     assert note["figures"]["left_out"] == {
-        "subject_id": "an identifier", "comment": "text", "seen": "dates", "smokes": "truth values"
+        "subject_id": "an identifier", "comment": "text", "seen": "dates or times", "smokes": "truth values"
     }  # fmt: skip
 
 
@@ -56,28 +57,47 @@ def test_a_numeric_sex_among_the_features_is_named(run, table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cell", "told"),
+    ("cell", "remedy"),
     [
-        ("3,272.3", "without thousands separators"),
-        ("12,5", "with a decimal point"),
-        ("<LOD", "leave such cells empty"),
+        ("3,272.3", ("--thousands", ",")),
+        ("<LOD", ("--na-values", "<LOD")),
+        ("not done", ("--na-values", "not done")),
     ],
 )
-def test_numbers_written_as_text_stop_the_fit_with_the_cell_and_the_remedy(run, table, tmp_path, cell, told):
+def test_numbers_written_as_text_stop_the_fit_with_the_cell_and_what_helps(run, table, tmp_path, cell, remedy):
     table["v00"] = table["v00"].round(1).astype(object)
     table.loc[4, "v00"] = cell
     message = fitted(run, table, tmp_path / "t.csv", code=1).stderr
-    assert f"column 'v00' looks numeric but holds text such as '{cell}' in row 5" in message
-    assert told in message
+    assert "column 'v00' holds" in message
+    assert f"row 4 has '{cell}'" in message
+    assert shlex.join(remedy) in message or f"{remedy[0]} '{remedy[1]}'" in message
     assert "--exclude v00" in message
     fitted(run, table, tmp_path / "t.csv", "--exclude", "v00", "--quiet")
+    summary = json.loads(fitted(run, table, tmp_path / "t.csv", *remedy, "--drop-missing", "--json", "-q").stdout)
+    assert "v00" in summary["feature_names"]
+    assert summary["n_rows"] == len(table) - (remedy[0] == "--na-values")
 
 
-def test_a_column_of_lists_stops_the_fit_or_is_read_but_is_never_skipped(run, table, tmp_path):
-    table["embedding"] = [list(row) for row in np.ones((len(table), 3))]
-    table["length"] = 7.0
-    result = fitted(run, table[["site", "age", "embedding", "length"]], tmp_path / "t.parquet", code=1)
-    assert "'embedding' holds lists" in result.stderr
+def test_decimal_commas_are_told_and_read(run, table, tmp_path):
+    table.round(3).to_csv(tmp_path / "t.csv", index=False, sep=";", decimal=",")
+    options = ("fit", tmp_path / "t.csv", "--formula", "C(site)", "-k", 1, "--exclude", "sex,age")
+    assert "--sep" in run(*options, code=1).stderr
+    assert "--decimal ','" in run(*options, "--sep", ";", code=1).stderr
+    summary = json.loads(run(*options, "--sep", ";", "--decimal", ",", "--json", "-q").stdout)
+    assert summary["feature_names"] == ["v00", "v01"]
+
+
+def test_a_column_of_lists_is_read_and_never_skipped(run, table, tmp_path, rng):
+    table["embedding"] = [list(row) for row in rng.normal(size=(len(table), 3))]
+    table["length"] = rng.normal(size=len(table))
+    table = table[["site", "age", "embedding", "length"]].copy()
+    summary = json.loads(fitted(run, table, tmp_path / "t.parquet", "--json").stdout)
+    assert set(summary["feature_names"]) == {"embedding[0]", "embedding[1]", "embedding[2]", "length"}
+    summary = json.loads(fitted(run, table, tmp_path / "t.parquet", "--features", "embedding*", "--json").stdout)
+    assert summary["feature_names"] == ["embedding[0]", "embedding[1]", "embedding[2]"]
+    table["embedding"] = [[1.0] * (1 + i % 2) for i in range(len(table))]
+    message = fitted(run, table, tmp_path / "t.parquet", code=1).stderr
+    assert "'embedding' holds lists of numbers of unequal length" in message
 
 
 def test_text_that_is_mostly_words_is_text(run, table, tmp_path):

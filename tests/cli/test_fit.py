@@ -132,6 +132,19 @@ def test_the_command_that_an_error_names_works(run, spread, tmp_path, monkeypatc
     run("fit", "clean.parquet", "--formula", 1, "-k", 2)
 
 
+def test_the_best_of_several_sizes_and_families_is_kept_and_the_search_shown(run, file, tmp_path):
+    result = run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", "1:4", "--family", "full,EEE",
+                 "--report", tmp_path / "r.html", "--json")  # fmt: skip
+    summary = json.loads(result.stdout)
+    assert len(summary["selection"]) == 8
+    best = min(summary["selection"], key=lambda row: row["bic"])
+    assert (len(summary["components"]), summary["covariance_type"]) == (best["n_components"], best["covariance_type"])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "The search: 8 fits" in page
+    for wrong in ("0:3", "3:1", "1:", "x", "2,,3", "-1"):
+        run("fit", file, "--formula", "C(sex)", "-k", wrong, code=2)
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, file, tmp_path, monkeypatch):
     monkeypatch.setattr(rm.ResidualMixture, "fit", lambda *args, **kwargs: pytest.fail("fitted"))
     plan = json.loads(run("fit", file, "--formula", "C(sex)", "-o", tmp_path / "m", "--dry-run", "--json").stdout)

@@ -43,6 +43,19 @@ def test_predict_writes_components_probabilities_and_densities(run, place):
     assert "no components" in run("predict", place / "r", place / "p.csv", "-o", place / "x.csv", code=1).stderr
 
 
+def test_features_that_came_as_text_are_told_with_what_reads_them(run, place):
+    table = penguins()
+    table["body_mass_g"] = [f"{value:,.0f}" for value in table["body_mass_g"]]
+    table.to_csv(place / "t.csv", index=False)
+    for command in ("transform", "predict"):
+        assert "--thousands ','" in run(command, place / "m", place / "t.csv", "-o", place / "o.csv", code=1).stderr
+    run("transform", place / "m", place / "t.csv", "--thousands", ",", "-o", place / "o.csv")
+    np.testing.assert_allclose(pd.read_csv(place / "o.csv"), rm.load(place / "m").residuals(penguins()), atol=1e-9)
+    table.drop(columns="bill_depth_mm").to_csv(place / "u.csv", index=False)
+    told = run("transform", place / "m", place / "u.csv", "-o", place / "p2.csv", code=1).stderr
+    assert "unknown column 'bill_depth_mm'" in told
+
+
 def test_sample_draws_a_row_for_each_row_of_metadata(run, place):
     run("sample", place / "m", place / "p.csv", "-o", place / "o.csv", "--seed", 3)
     drawn = pd.read_csv(place / "o.csv")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 def remedy(result):
     """Return the option that an error names, as it is typed."""
-    found = re.search(r"--(?:exclude|thousands) \S+|--drop-missing", result.stderr)
+    found = re.search(r"--(?:thousands|decimal|na-values) '?[^' ]+'?|--drop-missing", result.stderr)
     assert found, result.stderr
-    return found[0].rstrip(",;:").split()
+    return shlex.split(found[0])
 
 
 def page_of(path):
@@ -28,7 +29,7 @@ def test_a_neuroimager_with_numbered_sites_a_numeric_sex_and_thousands_separator
     truth = tables.scans("scans.csv")
     asked = ("fit", "scans.csv", "--formula", "C(site) + age", "--preserve", "C(diagnosis) + C(sex)")
     refused = at(*asked, code=1)
-    assert "'v07' looks numeric but holds text" in refused.stderr
+    assert "column 'v07' holds numbers with separators of thousands" in refused.stderr
     result = at(*asked, *remedy(refused), "-o", "m.safetensors", "--report", "scans.html", "--json")
     summary = json.loads(result.stdout)
     assert summary["n_rows"] == 900
@@ -40,7 +41,7 @@ def test_a_neuroimager_with_numbered_sites_a_numeric_sex_and_thousands_separator
     page = page_of("scans.html")
     assert "5 (odd)" in page  # the scanner that went wrong
     assert any(alert["kind"] == "odd-level" and alert["figures"]["level"] == "5" for alert in summary["alerts"])
-    at("transform", "m.safetensors", "scans.csv", "-o", "clean.csv")
+    at("transform", "m.safetensors", "scans.csv", *remedy(refused), "-o", "clean.csv")
     clean = pd.read_csv("clean.csv")
     assert len(clean) == 900
     means = clean.groupby(truth["site"]).mean()
@@ -50,7 +51,7 @@ def test_a_neuroimager_with_numbered_sites_a_numeric_sex_and_thousands_separator
 def test_a_neuroimager_harmonizes_in_one_command(at, tables):
     tables.scans("scans.csv")
     at("fit", "scans.csv", "--formula", "C(site)", "--preserve", "age + C(sex) + C(diagnosis)", "--shrinkage", "eb",
-       "--scale", "--exclude", "v07", "--residuals", "clean.parquet", "--report", "r.html")  # fmt: skip
+       "--scale", "--thousands", ",", "--residuals", "clean.parquet", "--report", "r.html")  # fmt: skip
     clean = pd.read_parquet("clean.parquet")
     spread = clean.groupby(pd.read_csv("scans.csv")["site"]).std()
     assert (spread.max() / spread.min()).max() < 1.6
@@ -104,3 +105,20 @@ def test_a_survey_with_missing_answers_and_a_name_with_a_space(at, tables):
     assert set(dropped["figures"]["missing"]) == {f"q{j}" for j in range(1, 9)}
     assert min(component["weight"] for component in summary["components"]) > 0.4
     assert "Age (years)" in page_of("s.html")
+
+
+def test_an_engineer_with_embeddings_in_parquet(at, tables):
+    _, source, topic = tables.embeddings("docs.parquet")
+    result = at("fit", "docs.parquet", "--formula", "C(source)", "--features", "embedding*", "-k", "1:4", "--residuals",
+                "clean.parquet", "--labels", "topics.parquet", "--report", "docs.html", "--json")  # fmt: skip
+    summary = json.loads(result.stdout)
+    assert summary["feature_names"] == [f"embedding[{j}]" for j in range(32)]
+    assert "a linear probe finds nothing now" in summary["verdict"]["headline"] or (
+        "find nothing of it now" in summary["verdict"]["headline"]
+    )
+    assert len(summary["selection"]) == 4
+    clean = pd.read_parquet("clean.parquet")
+    assert clean.shape == (2000, 32)
+    assert np.abs(clean.groupby(source).mean().to_numpy()).max() < 1e-5  # embeddings are float32
+    assert len(pd.read_parquet("topics.parquet")) == len(topic)
+    page_of("docs.html")

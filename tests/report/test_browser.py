@@ -88,7 +88,7 @@ def test_the_page_is_quiet_asks_for_nothing_and_fits(page, width, tmp_path):
     assert found["scripts"] == 0
     assert found["unnamed"] == found["loose"] == 0
     assert found["texts"] > 50
-    assert found["smallest"] >= (7 if width < 400 else 9)
+    assert found["smallest"] >= (8 if width < 400 else 10)
 
 
 def test_the_page_follows_the_reader_into_the_dark(page, tmp_path):

@@ -52,6 +52,6 @@ def demo(output_dir: Path, **chosen: Any) -> None:
                 drop_missing=True,
                 compare="species", output=output_dir / "penguins.safetensors", report=output_dir / "report.html",
                 residuals=None, labels=None, fail_if_left=None, checkpoint=None, resume=False, dask=None, dry_run=False,
-                layer=None, basis=None, **chosen,
+                sep=None, decimal=".", thousands=None, na_values=(), criterion="bic", layer=None, basis=None, **chosen,
             ),
         )  # fmt: skip

@@ -36,11 +36,17 @@ __all__ = ["fit", "run"]
     FORMULA,
     click.option(
         "--components", "-k", type=components, default=None,
-        help="Gaussians in what is left; 0 for none.  [default: 3, with --scale, --shrinkage or --reference 0]",
+        help="Gaussians in what is left: a number, 1:8 for the best of these, auto, or 0 for none.  [default: 3, with "
+        "--scale, --shrinkage or --reference 0]",
     ),
     click.option(
         "--family", "--covariance", "family", default="full", show_default=True,
-        help="Of the covariances: full, tied, diag, spherical, or one of mclust's fourteen, EII to VVV.",
+        help="Of the covariances: full, tied, diag, spherical, one of mclust's fourteen, EII to VVV; several for the "
+        "best of these; or auto.",
+    ),
+    click.option(
+        "--criterion", type=click.Choice(["bic", "icl", "aic", "cv"]), default="bic", show_default=True,
+        help="What is best.",
     ),
     click.option(
         "--joint", is_flag=True, help="Estimate effects and mixture together, with weights that depend on the metadata."
@@ -183,6 +189,7 @@ def _tell_plan(source: Data, columns: Columns, model: Any, chosen: SimpleNamespa
     """Print what would be done with rows and columns, and what it would ask for."""
     n, d, p = source.table.n_rows, len(columns.features), len(columns.metadata)
     K = getattr(model, "n_components", 0)
+    K = 9 if isinstance(K, str) else max(K) if isinstance(K, list) else K
     size = sum(path.stat().st_size for path in source.paths)
     plan = {
         "rows": n,

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from residmix.cli.shared.columns import require_features
 from residmix.cli.shared.data import is_h5ad, open_data
 from residmix.cli.shared.estimators import load_model
 from residmix.cli.shared.options import ATTENDED, COLUMN_FILES, READING, Examples, options, written
@@ -38,6 +39,8 @@ __all__ = ["predict"]
 @told_plainly
 def predict(model: Path, data: str, output: Path, what: str | None, **chosen: Any) -> None:
     """Write the most probable component of each row of DATA, numbered as the report numbers them."""
+    from residmix.plots.rows import features_of
+
     options = SimpleNamespace(**chosen)
     check_columns_file(output, "--output", h5ad=is_h5ad(data))
     check_targets({"--output": output}, force=options.force)
@@ -45,6 +48,7 @@ def predict(model: Path, data: str, output: Path, what: str | None, **chosen: An
     if not hasattr(fitted, "predict_proba"):
         raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which has no components; fit with -k")
     source = open_data(data, options)
+    require_features(source, features_of(fitted))
     check_targets({"--output": output}, reads=source.paths, force=options.force)
     method = {None: fitted.predict, "probabilities": fitted.predict_proba, "density": fitted.score_samples}[what]
     if is_h5ad(output):

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from residmix.cli.shared.columns import require_features
 from residmix.cli.shared.data import complete_rows, open_data
 from residmix.cli.shared.estimators import load_model
 from residmix.cli.shared.options import ATTENDED, READING, Examples, options, written
@@ -44,6 +45,7 @@ __all__ = ["report"]
 def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
     """Write a report on MODEL and the rows of DATA; without DATA, on what the model knows of itself."""
     from residmix.errors import noting
+    from residmix.plots.rows import features_of
     from residmix.report.build import write
     from residmix.report.gather import gather
     from residmix.report.summarise import summarise
@@ -57,6 +59,7 @@ def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
     with noting() as notes:
         if data is not None:
             source = open_data(data, options)
+            require_features(source, features_of(fitted))
             check_targets({"--output": output}, reads=source.paths, force=options.force)
             if options.drop_missing:
                 source = complete_rows(source, _used(fitted, options.compare), options.quiet)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from residmix.cli.shared.columns import require_features
 from residmix.cli.shared.data import is_h5ad, open_data
 from residmix.cli.shared.estimators import load_model, remover
 from residmix.cli.shared.options import ATTENDED, COLUMN_FILES, READING, Examples, options, written
@@ -35,6 +36,8 @@ __all__ = ["transform"]
 @told_plainly
 def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
     """Write what MODEL leaves of DATA: residuals in the units of the features, rows in the order of DATA."""
+    from residmix.plots.rows import features_of
+
     options = SimpleNamespace(**chosen)
     check_columns_file(output, "--output", h5ad=is_h5ad(data))
     check_targets({"--output": output}, force=options.force)
@@ -43,6 +46,7 @@ def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
     if method is None:
         raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which takes nothing out; see predict")
     source = open_data(data, options)
+    require_features(source, features_of(fitted))
     check_targets({"--output": output}, reads=source.paths, force=options.force)
     if is_h5ad(output):
         from residmix.anndata import write_h5ad

@@ -72,7 +72,7 @@ def plot_association(association: Any, *, ax: Axes | None = None) -> Axes:
                     label="before" if place == 0 else None)  # fmt: skip
         if "after" in row:
             ax.plot(row["after"], place, "o", color=AFTER, markersize=6, label="after" if place == 0 else None)
-    ax.set_yticks(range(len(order)), [f"{name(column)}: {MEASURES[measure]}" for column, measure in order])
+    ax.set_yticks(range(len(order)), [f"{name(column, 18)}: {MEASURES[measure]}" for column, measure in order])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.set_xlim(min(-0.05, ax.get_xlim()[0]), 1.03)
     ax.set_xlabel("AUC (groups) or share (numbers)")

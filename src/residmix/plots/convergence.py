@@ -53,7 +53,7 @@ def plot_convergence(model: Any, *, ax: Axes | None = None) -> Axes:
     tol = float(getattr(model, "tol", 0) or 0)
     if tol > 0 and shown.any():
         ax.axhline(tol, color=INK, linewidth=0.9, linestyle="--")
-        ax.annotate(f"tol {tol:g}", (1, tol), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
+        ax.annotate(f"tol {tol:g}", (1, tol), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5,
                     color=INK)  # fmt: skip
     ax.set_xlabel("iteration")
     ax.set_ylabel("log-likelihood per row, short of the end")

@@ -14,7 +14,8 @@ from residmix.sources.open import as_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SHOWN_ROWS", "Rows", "covariances_of", "features_of", "metadata_of", "residual_of", "residualizer_of",
+__all__ = ["SHOWN_ROWS", "Rows", "covariances_of",
+    "family_of", "features_of", "metadata_of", "residual_of", "residualizer_of",
            "rows_of", "sampled", "telling_plane"]  # fmt: skip
 
 SHOWN_ROWS = 5000
@@ -147,7 +148,12 @@ def covariances_of(model: Any) -> Floats:
     """Return the covariances (K, d, d) of any family."""
     from residmix.mixture.families.family import family
 
-    return family(model.covariance_type).full(np.asarray(model.covariances_), *model.means_.shape)
+    return family(family_of(model)).full(np.asarray(model.covariances_), *model.means_.shape)
+
+
+def family_of(model: Any) -> str:
+    """Return the name of a mixture's family: of several, the one that was chosen."""
+    return str(getattr(model, "covariance_type_", model.covariance_type))
 
 
 def telling_plane(means: Floats, covariances: Floats) -> tuple[int, int | None]:

@@ -83,7 +83,7 @@ def axes(ax: Axes | None, **size: Any) -> Axes:
 def legend(ax: Axes, **options: Any) -> None:
     """Add a legend without a box, of what has a label, if anything has."""
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, title_fontsize=8, labelcolor=INK, **options)
+        ax.legend(frameon=False, fontsize=8.5, title_fontsize=8.5, labelcolor=INK, **options)
 
 
 def whole_numbers(ax: Axes) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import unnoted
-from residmix.plots.rows import Rows, features_of, metadata_of, residual_of, residualizer_of, rows_of
+from residmix.plots.rows import Rows, family_of, features_of, metadata_of, residual_of, residualizer_of, rows_of
 
 __all__ = ["Evidence", "gather"]
 
@@ -150,7 +150,8 @@ def _held_out(found: Evidence) -> float | None:
     changed: dict[str, Any] = {"checkpoint": None, "warm_start": False, "n_init": 1}
     if hasattr(model, "on_unknown"):
         changed["on_unknown"] = "mean"
-    start = {"weights_init": model.weights_, "means_init": model.means_}
+    chosen = {"n_components": len(model.weights_), "covariance_type": family_of(model)}
+    start = {"weights_init": model.weights_, "means_init": model.means_, **chosen}
     try:
         for fold in range(3):
             copy = _fresh(model, **changed, **start)

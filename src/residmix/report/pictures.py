@@ -56,6 +56,7 @@ def figure_svg(figure: Figure, salt: str = "residmix") -> str:
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # the reader's browser draws the text, whatever script our font lacks
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # names take the room; they can be read
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()
     text = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -78,30 +79,30 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
         _of_mixture(found, add)
     if summary["metadata_columns"]:
         rows = sorted(summary["features"], key=lambda row: -(row.get("explained") or 0.0))[:MOST_BARS]
-        add("explained", lambda ax: _bars(ax, rows), (4.8, 0.9 + 0.26 * len(rows)),
+        add("explained", lambda ax: _bars(ax, rows), (4.4, 0.9 + 0.26 * len(rows)),
             f"Share of the variance that the metadata explained, {len(rows)} features.",
             "Share of each feature's variance that the metadata explained"
             + (f"; the {len(rows)} largest of {len(summary['features'])}." if len(rows) < len(summary["features"])
                else "."))  # fmt: skip
     if found.association is not None:
         n = len([row for row in summary["association"] if not row["measure"].startswith("components")])
-        add("association", lambda ax: plot_association(found.association, ax=ax), (5.2, 1.3 + 0.32 * n),
+        add("association", lambda ax: plot_association(found.association, ax=ax), (4.4, 1.3 + 0.32 * n),
             "Measures of each metadata column before and after; the table beside it has the numbers.",
             "How well each column can be read: before (hollow), after (filled), by chance (grey).")  # fmt: skip
     if found.rows is not None and found.residual is not None and summary["metadata_columns"]:
         _of_metadata(found, summary, add)
     if summary["selection"]:
-        add("selection", lambda ax: plot_selection(found.model, ax=ax), (4.8, 3.4),
+        add("selection", lambda ax: plot_selection(found.model, ax=ax), (4.4, 3.4),
             "The criterion against the number of components, by family.",
             "The search; the ringed fit was kept.")  # fmt: skip
     if summary["fit"] is not None:
         if found.rows is not None:
-            add("quality", lambda ax: plot_pit(found.model, found.rows, ax=ax), (4.6, 3.2),
+            add("quality", lambda ax: plot_pit(found.model, found.rows, ax=ax), (4.4, 3.2),
                 "Histogram of the probability integral transform, with its 95 % band.",
                 "Flat within the band: the mixture describes every feature rightly. A heap in the middle: too wide; at "
                 "the ends: too narrow.")  # fmt: skip
         if len(summary["fit"]["lower_bounds"]) > 2:
-            add("quality", lambda ax: plot_convergence(found.model, ax=ax), (4.6, 3.2),
+            add("quality", lambda ax: plot_convergence(found.model, ax=ax), (4.4, 3.2),
                 "What each iteration still lacked of the final log-likelihood.",
                 "What each iteration lacked of the log-likelihood at the end.")  # fmt: skip
     return drawn
@@ -127,10 +128,10 @@ def _of_mixture(found: Evidence, add: Callable[..., None]) -> None:
     K = len(found.model.weights_)
     if found.removed and found.model.means_.shape[1] > 1:
         add("components", lambda ax: plot_components(found.model, found.rows, stage="before", groups=groups, ax=ax),
-            (4.8, 3.8), f"Rows as measured, coloured by {K} components.",
+            (4.4, 3.8), f"Rows as measured, coloured by {K} components.",
             f"As measured. Colours are components{of}.")  # fmt: skip
     what = "the metadata taken out" if found.removed else "the mixture"
-    add("components", lambda ax: plot_components(found.model, found.rows, groups=groups, ax=ax), (4.8, 3.8),
+    add("components", lambda ax: plot_components(found.model, found.rows, groups=groups, ax=ax), (4.4, 3.8),
         f"Rows and the {K} components in the plane that tells them apart best.",
         f"With {what}, in the plane that tells the components apart best; ellipses hold 86 % of one{of}.")  # fmt: skip
 
@@ -140,20 +141,20 @@ def _of_metadata(found: Evidence, summary: dict[str, Any], add: Callable[..., No
     assert found.rows is not None
     for own in with_levels[:MOST_COLUMNS]:
         count = min(next(row["n_levels"] for row in summary["levels"] if row["name"] == own), 25)
-        add("levels", lambda ax, own=own: plot_levels(found.model, found.rows, own, ax=ax), (4.8, 1.2 + 0.34 * count),
+        add("levels", lambda ax, own=own: plot_levels(found.model, found.rows, own, ax=ax), (4.4, 1.2 + 0.34 * count),
             f"Mean and spread of a feature in every level of {own}, before and after.",
             f"{own}: mean and one standard deviation, of the feature that the metadata explain most.")  # fmt: skip
     for own in [column for column in found.removed if column not in with_levels][:MOST_COLUMNS]:
         if own in found.rows.metadata and found.rows.metadata[own].dtype.kind in "fiu":
             add("levels", lambda ax, own=own: plot_residuals_vs_metadata(found.model, found.rows, own, ax=ax),
-                (4.8, 3.4),
+                (4.4, 3.4),
                 f"Residuals of a feature against {own}.",
                 f"{own}: residuals, and their mean in bins with two standard errors.")  # fmt: skip
     if len(found.features) > 2 and with_levels:
         own = with_levels[0]
         values, groups = np.asarray(found.rows.X, dtype=float), found.rows.metadata[own]
         for stage, part in (("before", values), ("after", found.residual)):
-            add("levels", lambda ax, part=part: _principal(ax, part, groups), (4.6, 3.6),
+            add("levels", lambda ax, part=part: _principal(ax, part, groups), (4.4, 3.6),
                 f"First two principal components {stage}, by {own}.",
                 f"All features {stage}: the first two principal components, by {own}.")  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from residmix.plots.rows import residualizer_of
+from residmix.plots.rows import family_of, residualizer_of
 from residmix.report.gather import Evidence
 from residmix.report.methods import methods
 from residmix.report.mixture import agreement, component_order, component_rows, fit_quality, selection_rows
@@ -49,7 +49,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "design_columns": [str(name) for name in getattr(linear, "design_columns_", ())],
         "estimation": getattr(model, "estimation", None),
         "gating": getattr(model, "gating", None),
-        "covariance_type": getattr(model, "covariance_type", None),
+        "covariance_type": family_of(model) if hasattr(model, "covariance_type") else None,
         "features": features,
         "explained": float(np.mean(shares)) if shares else 0.0,
         "terms": term_rows(found),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from residmix.plots.rows import covariances_of, features_of
+from residmix.plots.rows import covariances_of, family_of, features_of
 from residmix.report.mixture import component_order
 from residmix.surfaces import Summary
 
@@ -26,7 +26,7 @@ def mixture_text(model: Any) -> Summary:
     formula = getattr(model, "formula", None)
     lines = [
         f"{type(model).__name__} of {d} feature{'' if d == 1 else 's'}: {K} component{'' if K == 1 else 's'}, "
-        f"{model.covariance_type} covariance" + (f", {formula} taken out" if formula else ""),
+        f"{family_of(model)} covariance" + (f", {formula} taken out" if formula else ""),
         f"log-likelihood per row {model.lower_bound_:.6g}, {int(model.n_iter_)} iterations, "
         + ("converged" if model.converged_ else "not converged"),
         "",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import click
 
 from residmix.cli.shared.data import Data, frames
+from residmix.cli.shared.telling import as_options
 
-__all__ = ["Columns", "metadata_columns", "named", "plan_columns"]
+__all__ = ["Columns", "metadata_columns", "named", "plan_columns", "require_features"]
 
 # Names that speak of an identifier, as a word of their own at the end or before "number": "id", "subject_id",
 # "ParticipantID", "patient_no", but not "width" or "patient_weight".
@@ -21,8 +23,8 @@ _IDENTIFIER = re.compile(
     r"(?:^|[^a-z])(?:ids?|subj|subjects?|participants?|patients?|persons?|respondents?|barcodes?|uuid|guid)"
     r"(?:[^a-z]*(?:no|nr|num|number|code)?[^a-z]*)$|(?<=[a-z])I[Dd]$",
 )
-_NUMBER = re.compile(r"[<>~≤≥]?\s*[-+]?(?:\d[\d .,'\u00a0\u202f]*|[.,]\d+)(?:[eE][-+]?\d+)?\s*%?")
-LOOKED_AT = 2000  # values of a column of text
+
+LOOKED_AT = 2000  # columns that are searched for two values
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _found(
     left |= dict.fromkeys(row_labels(numeric), "row numbers")
     left |= dict.fromkeys(_identifiers(data, [name for name in numeric if name not in left]), "an identifier")
     others = [name for name in rest if name not in numeric and name not in excluded]
-    left |= {name: _reason(data, name) for name in others}
+    left |= _reasons(data, others)
     return Columns(tuple(n for n in numeric if n not in left), metadata, preserved, left, compare)
 
 
@@ -184,60 +186,46 @@ def _identifiers(data: Data, numeric: list[str]) -> list[str]:
     ]
 
 
-def _reason(data: Data, name: str) -> str:
-    """Return why a column that isn't numeric is no feature.
+def require_features(data: Data, features: Sequence[str]) -> None:
+    """Refuse a table in which a feature is missing, or is text though it looks like numbers, with what reads it."""
+    from residmix.sources.frames import require_columns
+
+    table = data.table
+    if table.named:
+        require_columns(features, table.columns, data.name)
+        _reasons(data, [name for name in features if name not in table.numeric_columns], apply=True)
+
+
+def _reasons(data: Data, names: list[str], *, apply: bool = False) -> dict[str, str]:
+    """Return why columns that aren't numeric are no features.
 
     Raises
     ------
     ClickException
-        If it holds numbers all the same: written as text, or as lists.
+        If one holds numbers all the same, written as text or as lists, with what to do about it; with `apply`, where
+        a model needs them, also if it doesn't.
     """
-    import narwhals.stable.v2 as nw
+    from residmix.sources.left_out import left_out
 
-    dtype = _schema(data)[name]
-    if dtype == nw.Boolean:
-        return "truth values"
-    if dtype.is_temporal():
-        return "dates"
-    if str(dtype).startswith(("List", "Array")):
-        raise click.ClickException(
-            f"column {name!r} holds lists ({dtype}); write each of their numbers into a column of its own, or leave "
-            f"the column out: --exclude {quoted(name)}"
-        )
-    seen = bad = 0
-    example, row = None, 0
-    for value in _values(data, name):
-        row += 1
-        if value is None or value != value or str(value).strip() == "":
-            continue
-        seen += 1
-        if not _NUMBER.fullmatch(str(value).strip()):
-            bad += 1
-        if example is None and not _is_float(value):
-            example = (row, str(value))
-        if seen >= LOOKED_AT and (example is not None or bad):
-            break
-    if seen == 0:
-        return "no values"
-    if bad < seen / 2 and not speaks_of_identifier(name):
-        raise click.ClickException(_looks_numeric(name, example))
-    return "text" if dtype in (nw.String, nw.Categorical, nw.Enum, nw.Object) else str(dtype).lower()
-
-
-def _looks_numeric(name: str, example: tuple[int, str] | None) -> str:
-    """Return the error for numbers that are written as text, with what helps."""
-    where = f" such as {example[1]!r} in row {example[0]}" if example else ""
-    text = example[1] if example else ""
-    if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
-        remedy = "write the numbers without thousands separators"
-    elif re.fullmatch(r"[-+]?\d+,\d+", text):
-        remedy = "write the numbers with a decimal point"
-    else:
-        remedy = "leave such cells empty, so that they are missing values"
-    return (
-        f"column {name!r} looks numeric but holds text{where}; {remedy}, or leave the column out: "
-        f"--exclude {quoted(name)}"
-    )
+    told = {}
+    for found in left_out(data.table, names):
+        name, reason = found["column"], found["reason"]
+        if found["numeric"] and not apply and speaks_of_identifier(name):
+            reason = "an identifier"
+        elif apply and not found["numeric"]:
+            raise click.ClickException(f"column {name!r} is a feature of the model and holds {reason} here")
+        elif found["numeric"]:
+            value = re.search(r"row \d+ has '(.*)'", reason)
+            remedy = found["remedy"]
+            if "na_values=" in remedy and value:
+                remedy = f"if that stands for a missing value, --na-values {shlex.quote(value[1])}"
+            raise click.ClickException(
+                as_options(
+                    f"column {name!r} holds {reason}; {remedy}, or leave the column out: --exclude {quoted(name)}"
+                )
+            )
+        told[name] = reason
+    return told
 
 
 def quoted(name: str) -> str:
@@ -248,27 +236,8 @@ def quoted(name: str) -> str:
     >>> print(quoted("age"), quoted("a, b"))
     age '"a, b"'
     """
-    import shlex
-
     inner = '"' + name.replace('"', '""') + '"' if any(sign in name for sign in ',"') else name
     return shlex.quote(inner)
-
-
-def _is_float(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _schema(data: Data) -> Any:
-    return next(frames(data.table, data.table.columns)).schema
-
-
-def _values(data: Data, name: str) -> Iterator[Any]:
-    for frame in frames(data.table, [name]):
-        yield from frame[name].to_list()
 
 
 def _note_two_valued(data: Data, features: Iterable[str]) -> None:

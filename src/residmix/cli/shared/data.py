@@ -68,8 +68,12 @@ def open_data(data: str, options: Any) -> Data:
     from residmix.sources import scan
     from residmix.sources.files import find_files
 
+    reading: dict[str, Any] = {
+        "sep": options.sep, "decimal": options.decimal, "thousands": options.thousands,
+        "na_values": tuple(options.na_values),
+    }  # fmt: skip
     if data == "-":
-        return Data(data, scan(_standard_input()), ())
+        return Data(data, scan(_standard_input(), **reading), ())
     paths = tuple(find_files(data))
     client = None
     if getattr(options, "dask", None):
@@ -81,7 +85,7 @@ def open_data(data: str, options: Any) -> Data:
             raise require_extra("distributed", "dask", "--dask") from error
         client = Client(options.dask)
         click.get_current_context().call_on_close(client.close)
-    return Data(data, scan(data, client=client), paths)
+    return Data(data, scan(data, client=client, **reading), paths)
 
 
 def _standard_input() -> Path:

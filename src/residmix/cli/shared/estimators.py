@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,18 +14,25 @@ HARMONIZING = ("scale", "shrinkage", "reference")
 
 
 class _Components(click.ParamType):
-    """A number of components."""
+    """A number of components, several, or auto."""
 
     name = "K"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            size = int(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is no number of components: give one such as 3", param, ctx)
-        if size < 0:
-            self.fail(f"{value!r} must be at least 0", param, ctx)
-        return size
+        text = str(value).strip()
+        if text == "auto" or isinstance(value, list):
+            return value
+        span = re.fullmatch(r"(\d+):(\d+)", text)
+        sizes = (
+            range(int(span[1]), int(span[2]) + 1) if span else [int(k) for k in text.split(",") if k.strip().isdigit()]
+        )
+        if not len(sizes) or (not span and len(sizes) != text.count(",") + 1):
+            self.fail(
+                f"{value!r} is no number of components: give one such as 3, 1:8 for a search, or auto", param, ctx
+            )
+        if len(sizes) > 1 and min(sizes) < 1:
+            self.fail(f"{value!r}: a search begins with 1 component", param, ctx)
+        return list(sizes) if len(sizes) > 1 else sizes[0]
 
 
 components = _Components()
@@ -60,7 +68,9 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
     from residmix.mixture.families.family import COVARIANCE_TYPES
     from residmix.validation import check_choice
 
-    check_choice("--family", chosen.family, COVARIANCE_TYPES)
+    family: Any = [name.strip() for name in chosen.family.split(",")]
+    for name in family:
+        check_choice("--family", name, (*COVARIANCE_TYPES, "auto"))
     return ResidualMixture(
         K,
         # without a formula the mean alone is taken out
@@ -69,7 +79,8 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
         features=list(features),
         estimation="joint" if chosen.joint else "two-stage",
         gating="metadata" if chosen.joint else "constant",
-        covariance_type=chosen.family,
+        covariance_type=family if len(family) > 1 else family[0],
+        criterion=chosen.criterion,
         missing=chosen.missing,
         on_unknown=chosen.on_unknown,
         random_state=chosen.seed,

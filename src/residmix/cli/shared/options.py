@@ -96,6 +96,16 @@ ATTENDED = (
 )
 
 READING = (
+    click.option("--sep", help="What separates the columns of CSV files. [default: a comma, in .tsv files a tab]"),
+    click.option("--decimal", default=".", show_default=True, help="The decimal point of CSV files."),
+    click.option("--thousands", help="What separates thousands in numbers of CSV files, such as ','."),
+    click.option(
+        "--na-values",
+        multiple=True,
+        metavar="TEXT",
+        help="What stands for a missing value in CSV files, beside "
+        "nothing, NA and the like; several times for several.",
+    ),
     click.option("--layer", help="Of an .h5ad file: the layer that holds the features. [default: X]"),
     click.option("--basis", help="Of an .h5ad file: the embedding that holds the features, such as X_pca."),
 )

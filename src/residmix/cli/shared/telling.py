@@ -31,6 +31,8 @@ _REMEDIES = (
     (re.compile(r"\bon_unknown=['\"](\w+)['\"]"), r"--on-unknown \1"),
     (re.compile(r"\bmissing=['\"](\w+)['\"]"), r"--missing \1"),
     (re.compile(r"\b(?:pass )?features="), "--features "),
+    (re.compile(r"read it with (thousands|decimal)=('.')"), r"read it with --\1 \2"),
+    (re.compile(r"\bsep=('[^']*')"), r"--sep \1"),
 )
 
 
