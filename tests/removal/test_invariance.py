@@ -122,3 +122,12 @@ def test_residuals_of_aliased_metadata_in_parts(cuts):
     for start, stop in pairwise(ends):
         parts.partial_fit(X[start:stop], metadata=frame.iloc[start:stop])
     np.testing.assert_allclose(whole.transform(X, metadata=frame), parts.transform(X, metadata=frame), atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"alpha": {"site": 3.0}}, {"shrinkage": {"site": "blup"}}])
+def test_beside_penalties_a_preserved_copy_of_what_is_removed_keeps_nothing(options):
+    frame, X = data()
+    frame["months"] = 12.0 * frame["age"] + 1.0
+    one = rm.Residualizer("site + age", **options).fit_transform(X, metadata=frame)
+    two = rm.Residualizer("site + age", preserve="months", **options).fit_transform(X, metadata=frame)
+    np.testing.assert_allclose(one, two, atol=1e-8)

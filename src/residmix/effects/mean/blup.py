@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
+
+import numpy as np
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
@@ -13,6 +16,8 @@ from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
 from residmix.effects.removal import LinearRemoval
 from residmix.moments.absorbed import FactorMoments
+from residmix.moments.aliased import least_contributions
+from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows
 
@@ -58,6 +63,8 @@ class Blup:
         else:
             shrunk, several = crossed_effects(found.moments, found.fit, columns)
         names = [term.name for term in terms]
+        if any(null.shape[1] for null in found.fit.null):
+            shrunk = _settled(shrunk, found.moments, [term for term in design.terms if term not in terms])
         return replace(found, shrunk=shrunk, random=dict(zip(names, several, strict=True)))
 
     def _terms(self, design: Design) -> list[Term]:
@@ -70,3 +77,17 @@ class Blup:
             if term.kind != "factor":
                 raise ValueError(f"shrinkage: {name!r} is no factor but {term.kind}; 'blup' shrinks effects of levels")
         return terms
+
+
+def _settled(fit: LinearFit, moments: LinearMoments, fixed: list[Term]) -> LinearFit:
+    """Return the fit whose fixed effects have least contributions, where their columns are aliased."""
+    columns = np.concatenate([np.empty(0, np.int64), *(np.arange(t.columns.start, t.columns.stop) for t in fixed)])
+    ends = np.cumsum([0, *(term.columns.stop - term.columns.start for term in fixed)]).tolist()
+    parts = [replace(term, columns=slice(*pair)) for term, pair in zip(fixed, pairwise(ends), strict=True)]
+    coef = fit.coef.copy()
+    for g, scatter in enumerate(moments.s_aa):
+        own = np.arange(coef.shape[1]) if len(moments.s_aa) == 1 else np.array([g])
+        at = np.ix_(columns, own)
+        coef[at] = least_contributions(scatter[np.ix_(columns, columns)], parts) @ coef[at]
+    offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, coef.T.shape), coef)
+    return replace(fit, coef=coef, constant=moments.offset_x - offset)
