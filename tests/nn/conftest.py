@@ -12,3 +12,8 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def pytest_configure(config):
+    # Checkpointing in torch 2.4 uses a name that torch 2.4 deprecates.
+    config.addinivalue_line("filterwarnings", "ignore:.torch.cpu.amp.autocast:FutureWarning")

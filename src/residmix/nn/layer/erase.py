@@ -14,6 +14,8 @@ Cov(R, m) = Y Cov(y)^+ Cov(y, m): for a single y, R^2(m ~ R) = R^2(m ~ y) R^2(y 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,8 @@ def erased(
     last = mapping.features_last(x, maps)
     wide = torch.promote_types(x.dtype, torch.float32)
     # Outside of autocast, whose products have three digits.
-    with torch.autocast(x.device.type, enabled=False):
+    casts = torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if casts else nullcontext():
         change = ((last.to(wide) - mean.to(wide)) @ right.to(wide)) @ left.to(wide).T
     if level is not None:
         change = change + level.to(wide)

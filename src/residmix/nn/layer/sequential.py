@@ -25,6 +25,9 @@ _FRESH = (
 
 def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
     """Whether nothing but `layer` can hold the output of `before`."""
+    # A compiler plans memory itself.
+    if torch.compiler.is_compiling():
+        return False
     return (
         type(before) in _FRESH
         and type(layer) is Residualize
@@ -32,8 +35,6 @@ def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
         # Somebody's own function in place of the method.
         and not any("forward" in vars(module) for module in (before, layer))
         and not _torch.hooked_globally()
-        # A compiler plans memory itself.
-        and not torch.compiler.is_compiling()
         # A mode sees every tensor; that of selective checkpointing keeps some.
         and not _torch.dispatch_watched()
     )
