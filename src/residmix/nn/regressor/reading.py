@@ -105,8 +105,10 @@ class TableReader(BaseEstimator):
         design = self.design_
         used = () if design is None else (*design.columns, *design.preserved_columns)
         self._features = table.feature_names(self.features, exclude=used)
-        known = {*self._features, *used}
-        left = [] if self.features is not None or table.has_metadata else [c for c in table.columns if c not in known]
+        # Elsewhere a note is enough; a regression that never saw a factor it was given is another one.
+        left = [
+            each["column"] for each in table.left_out if not each["numeric"] and each["reason"] != "row numbers"
+        ]
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             warn(
