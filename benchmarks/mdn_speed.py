@@ -1,4 +1,4 @@
-"""How long `MDNRegressor` takes on 50,000 rows of 10 features, with its own choice of threads, one and two; and NGBoost.
+"""How long `MDNRegressor` takes on 50,000 rows of 10 features, with its own choice of threads, one, two; and NGBoost.
 
     python benchmarks/mdn_speed.py --rows 50000 --rounds 3 --whole
 

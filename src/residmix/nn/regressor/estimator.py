@@ -29,7 +29,7 @@ from residmix.nn.regressor.targets import (
     distinct_rows,
     standard_scaling,
 )
-from residmix.nn.regressor.training import History, Sample, Schedule, automatic_batches
+from residmix.nn.regressor.training import History, Sample, Schedule, automatic_batches, automatic_epochs
 from residmix.rows.checks import check_weight
 from residmix.validation import check_choice, check_number
 
@@ -86,7 +86,8 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         held-out rows was lowest, and ends when it has not improved for `patience` epochs.
     batch_size : int or "auto"
         "auto" makes about 24 batches an epoch, of 16 to 256 rows, and `patience` longer where there are fewer: by the
-        square root of 24 over their number.
+        square root of 24 over their number. Where there are more, `max_epochs` is as many steps as with 24, but no
+        fewer than 40 epochs.
     min_scale : float, default=1e-3
         Lower bound of the predicted standard deviations, as a fraction of the target's spread.
     device : str, default="auto"
@@ -304,9 +305,12 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
 
     def _train(self, plan: Plan, sample: Sample, seed: int) -> tuple[MixtureDensityNetwork, list[History]]:
         n_train = len(sample.X) * (1 - self.validation_fraction)
-        batch, stretch = automatic_batches(n_train) if self.batch_size == "auto" else (int(self.batch_size), 1.0)
+        batch, stretch, epochs = int(self.batch_size) if self.batch_size != "auto" else 0, 1.0, int(self.max_epochs)
+        if self.batch_size == "auto":
+            batch, stretch = automatic_batches(n_train)
+            epochs = automatic_epochs(n_train, batch, epochs)
         schedule = Schedule(
-            max_epochs=int(self.max_epochs),
+            max_epochs=epochs,
             patience=round(self.patience * stretch),
             batch_size=batch,
             learning_rate=float(self.learning_rate),

@@ -106,9 +106,7 @@ class TableReader(BaseEstimator):
         used = () if design is None else (*design.columns, *design.preserved_columns)
         self._features = table.feature_names(self.features, exclude=used)
         # Elsewhere a note is enough; a regression that never saw a factor it was given is another one.
-        left = [
-            each["column"] for each in table.left_out if not each["numeric"] and each["reason"] != "row numbers"
-        ]
+        left = [each["column"] for each in table.left_out if not each["numeric"] and each["reason"] != "row numbers"]
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             warn(

@@ -25,6 +25,7 @@ __all__ = [
     "Sample",
     "Schedule",
     "automatic_batches",
+    "automatic_epochs",
     "hold_out",
     "rng_scope",
     "thread_scope",
@@ -33,6 +34,8 @@ __all__ = [
 
 # In an epoch, where the table is large enough.
 _BATCHES = 24
+# Epochs of a table of any size, unless fewer are allowed.
+_FEWEST = 40
 # Batches whose rows are gathered at once.
 _GATHERED = 16
 
@@ -134,6 +137,17 @@ def automatic_batches(n_train: float) -> tuple[int, float]:
     """
     batch = int(min(max(n_train / _BATCHES, 16), 256))
     return batch, max(1.0, math.sqrt(_BATCHES * batch / n_train))
+
+
+def automatic_epochs(n_train: float, batch: int, most: int) -> int:
+    """Epochs for as many steps as `most` epochs of 24 batches take: a large table teaches as much in fewer epochs.
+
+    Examples
+    --------
+    >>> automatic_epochs(2400, 100, 400), automatic_epochs(42_500, 256, 400), automatic_epochs(1e6, 256, 400)
+    (400, 58, 40)
+    """
+    return min(most, max(_FEWEST, math.ceil(most * min(1.0, _BATCHES * batch / n_train))))
 
 
 # Torch has one generator for all threads: fits side by side would draw from each other's.
