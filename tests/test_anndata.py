@@ -103,6 +103,25 @@ def test_what_is_written_survives_an_h5ad_file(tmp_path):
     np.testing.assert_allclose(rebuilt, adata.layers["residual"], atol=1e-9)
 
 
+@pytest.mark.parametrize("residuals", ["in-sample", "cross-fitted"])
+def test_some_genes_only_have_their_places_and_the_others_are_nan(residuals):
+    X, obs = cells()
+    adata = anndata.AnnData(X, obs=obs.copy())
+    wanted = [adata.var_names[j] for j in (7, 1, 3)]
+    model = ra.residualize(adata, "batch + counts", features=wanted, residuals=residuals)
+    found = adata.layers["residual"]
+    assert found.shape == X.shape
+    own = expected(X[:, [7, 1, 3]], obs[["batch", "counts"]], residuals=residuals)
+    np.testing.assert_allclose(found[:, [7, 1, 3]], own, atol=1e-12)
+    assert np.isnan(np.delete(found, [7, 1, 3], axis=1)).all()
+    assert adata.uns["residual"]["names"].tolist() == wanted == model.features_.tolist()
+    adata.obsm["X_pca"] = X
+    ra.residualize(adata, "batch + counts", basis="X_pca", features=[2])
+    np.testing.assert_allclose(
+        adata.obsm["X_pca_residual"][:, 2], expected(X, obs[["batch", "counts"]])[:, 2], atol=1e-12
+    )
+
+
 def test_a_mixture_writes_components_and_probabilities():
     rng = np.random.default_rng(0)
     kind, batch = rng.integers(0, 2, 500), rng.integers(0, 2, 500)

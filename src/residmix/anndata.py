@@ -93,7 +93,8 @@ def residualize(
     ----------
     adata : AnnData
         Changed: gets ``layers[key]`` (or, with `basis`, ``obsm[basis + "_" + key]``), and ``uns[key]`` with the
-        formula, R2 by feature, the design as JSON, and the coefficients if there are some. With
+        formula, names and R2 of the features, the design as JSON, and the coefficients if there are some. Features
+        that weren't asked for by ``features=`` are NaN there. With
         ``residuals="cross-fitted"`` the features are held in memory as a whole, else a block at a time.
     formula, preserve : str
         Of columns of ``obs``; see :class:`residmix.Residualizer`.
@@ -121,12 +122,15 @@ def residualize(
         residual = model.fit_transform(_named(matrix[:], names), metadata=adata.obs[columns])
     else:
         residual = model.fit_transform(table)
+    matrix = _matrix(adata, layer, basis)
+    residual = _of_all_features(residual, model, _names(adata, matrix, basis), matrix.shape[1])
     if basis is None:
         adata.layers[key] = residual
     else:
         adata.obsm[f"{basis}_{key}"] = residual
     adata.uns[key] = {
         **_described(formula, preserve, layer, basis),
+        "names": np.asarray(model.features_, dtype=str).astype(object),
         "r2": np.asarray(model.r2_),
         "design": json.dumps(model.design_.to_dict()),
     }
@@ -323,6 +327,18 @@ def _names(adata: Any, matrix: Any, basis: str | None) -> Any:
     if basis is not None:
         return getattr(matrix, "columns", None)
     return adata.var_names if adata.var_names.is_unique else None
+
+
+def _of_all_features(residual: Any, model: Residualizer, names: Any, n_features: int) -> Any:
+    """Return residuals with a column for each feature of the matrix, NaN for those that weren't asked for."""
+    residual = np.asarray(residual)
+    known = [f"x{j}" for j in range(n_features)] if names is None else [str(name) for name in names]
+    if list(map(str, model.features_)) == known:
+        return residual
+    place = {name: j for j, name in enumerate(known)}
+    whole = np.full((len(residual), n_features), np.nan, dtype=residual.dtype)
+    whole[:, [place[str(name)] for name in model.features_]] = residual
+    return whole
 
 
 def _named(block: Any, names: Any) -> Any:
