@@ -142,7 +142,7 @@ def test_a_saved_model_gives_the_same_residuals(tmp_path):
     ("shrinkage", "message"),
     [
         ({"sight": "blup"}, "did you mean 'site'"),
-        ({"site": "ridge"}, "must be 'blup'"),
+        ({"site": "ridge"}, "must be 'blup', 'eb'"),
         ({"age": "blup"}, "is no factor"),
         ({"site": "blup", "age": "blup"}, "is no factor"),
     ],

@@ -153,7 +153,7 @@ class Survey:
             for term in terms
             if not term.preserved
             for level, count in zip(term.levels, term.counts, strict=False)
-            if count < RARE
+            if 0 < count < RARE
         ]
         if rare:
             more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.errors import DesignWarning, warn
+from residmix.moments.by_level import level_of
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
 __all__ = [
     "Still",
-    "level_of",
     "level_ranges",
     "level_sums",
     "merge_ranges",
@@ -28,13 +28,6 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-
-def level_of(design: Array, columns: slice, coded: Array) -> NDArray[np.intp]:
-    """Return which of the levels, coded as the rows of `coded` (K, w) in some columns, each design row has, (b,)."""
-    own = design[:, columns]
-    distance = np.sum(coded**2, axis=1) - 2 * own @ coded.T
-    return distance.argmin(axis=1)
 
 
 def level_sums(values: Array, own: NDArray[np.intp], size: int, weight: Array | None) -> tuple[Array, Array, Array]:

@@ -11,22 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
-from residmix.design.terms import Term
-from residmix.effects.by_level import (
-    Still,
-    level_of,
-    level_ranges,
-    level_sums,
-    merge_ranges,
-    merge_sums,
-    tell_still,
-)
+from residmix.design.terms import Term, find_term
+from residmix.effects.by_level import Still, level_sums, merge_sums, tell_still
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.posterior import posterior, posterior_shift
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Location, Scale
 from residmix.effects.unseen.batches import Frozen
 from residmix.errors import DesignWarning, did_you_mean, warn
+from residmix.moments.by_level import ByLevel, Grouping, level_of, residual_sums
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
@@ -34,6 +27,9 @@ __all__ = ["EmpiricalBayes"]
 
 Array = NDArray[np.float64]
 Sums = tuple[Array, ...]
+
+# Of several factors' spreads: each sweep is a pass for each factor.
+_MAX_SWEEPS = 50
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,8 @@ class EmpiricalBayes:
         How the effects are estimated before.
     spread : bool
         Whether to shrink and remove the levels' effect on the variance too. If not, all variance ratios are 1.
+    factors : tuple of (str, bool), optional
+        Terms whose effects are pooled, each with whether it is as by `one_row`. Default: the only factor removed.
     one_row : bool
         Take every level for one of a single row, as sva's ``mean.only`` does.
     reference : level, optional
@@ -62,6 +60,10 @@ class EmpiricalBayes:
     itself; here the fixed point is iterated to rounding. Without it, a level of :math:`n_k` rows gets the posterior
     mean for :math:`n_k` rows, unless `one_row`.
 
+    Each of several factors is pooled as if it were the only one, the others being covariates; their variance ratios
+    multiply, and each is estimated beside the others. After a fit with random effects, s_j is the standard deviation of
+    their noise, by restricted maximum likelihood, as in longitudinal ComBat (Beer et al., NeuroImage 220, 2020).
+
     References
     ----------
     Johnson, Li and Rabinovic, "Adjusting batch effects in microarray expression data using empirical Bayes
@@ -70,10 +72,10 @@ class EmpiricalBayes:
 
     mean: Effect
     spread: bool = False
+    factors: tuple[tuple[str, bool], ...] | None = None
     one_row: bool = False
     reference: Any = None
 
-    merges: ClassVar[bool] = False
     exact_loo: ClassVar[bool] = False
 
     @property
@@ -81,57 +83,152 @@ class EmpiricalBayes:
         return self.mean.columns_up_to
 
     def check(self, design: Design) -> None:
-        """Raise ValueError unless exactly one factor is removed, and knows the reference."""
+        """Raise ValueError unless these are factors that are removed, and one knows the reference."""
         self.mean.check(design)
         if not design.terms:
             raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
         need_dense(design)
-        factor = _only_factor(design)
+        terms = self._terms(design)
         if self.reference is not None:
-            _place(design, factor, self.reference)
+            if len(terms) > 1:
+                raise ValueError(f"reference= is a level of one factor, but {len(terms)} are pooled; pool one")
+            _place(design, terms[0], self.reference)
 
-    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
-        found: LinearRemoval = self.mean.fit(rows, design, features)
-        factor = _only_factor(design)
-        coded = design.level_rows(factor)
-        step = partial(_level_sums, found.everything(), factor.columns, coded)
-        sums, ranges = fold(rows, step, _merge)
-        reference = None if self.reference is None else _place(design, factor, self.reference)
-        still = Still.of(factor, coded, ranges)
-        tell_still({factor.name: still}, design, features, "as in sva, they stay as they are at every level")
-        levels = _Levels.of(sums, coded, found.applied.coef[factor.columns], np.any(still.mask, axis=0), reference)
-        return self._pooled(found, levels, factor, design, features)
+    def merges(self, design: Design) -> bool:
+        return self.mean.merges(design) and not (self.spread and len(self._terms(design)) > 1)
 
-    def _pooled(
-        self, found: LinearRemoval, levels: _Levels, factor: Term, design: Design, features: Sequence[Any]
+    def equations(self, design: Design) -> ByLevel:
+        return ByLevel(
+            tuple(Grouping(term.name, term.columns, design.level_rows(term)) for term in self._terms(design))
+        )
+
+    def estimate(
+        self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
     ) -> LinearRemoval:
-        usable = levels.usable(features)
-        change, log_sd = np.zeros_like(levels.shift), np.zeros_like(levels.shift)
-        if len(levels.coded) > 1:
-            gamma, delta = self._posterior(levels, usable)
-            change[:, usable] = gamma * levels.pooled[usable] - levels.shift[:, usable]
-            log_sd[:, usable] = 0.5 * np.log(delta)
+        found = self.mean.estimate(moments, design, features, rows)
+        groupings, terms = self.equations(design).groupings, self._terms(design)
+        sums = [residual_sums(moments, grouping, found.applied) for grouping in groupings]
+        still = {
+            group.name: Still(group.columns, group.coded, own[3]) for group, own in zip(groupings, sums, strict=True)
+        }
+        tell_still(still, design, features, "as in sva, they stay as they are at every level")
+        left = np.any([own[3].any(axis=0) for own in sums], axis=0)
+        noise = next((effects.noise for effects in found.random.values()), None)
+        reference = None if self.reference is None else _place(design, terms[0], self.reference)
+        levels = [
+            _Levels.of(own[:3], group.coded, found.applied.coef[group.columns], left, noise, reference)
+            for group, own in zip(groupings, sums, strict=True)
+        ]
+        usable = np.all([own.usable(features) for own in levels], axis=0)
+        posterior = [
+            self._posterior(own, usable, one_row) for own, (_, one_row) in zip(levels, self._named(terms), strict=True)
+        ]
+        if self.spread and len(terms) > 1:
+            assert rows is not None, "spreads of several factors aren't in the moments"
+            posterior = self._together(found, levels, groupings, usable, posterior, rows)
+        return self._applied(found, design, terms, levels, usable, posterior)
 
+    def _terms(self, design: Design) -> list[Term]:
+        if self.factors is None:
+            return [_only_factor(design)]
+        terms = [find_term(design.terms, name, "shrinkage") for name, _ in self.factors]
+        for term in terms:
+            if term.kind != "factor" or term.preserved:
+                what = "preserved" if term.preserved else term.kind
+                raise ValueError(
+                    f"shrinkage: 'eb' pools effects of factors that are removed, and {term.name!r} is {what}"
+                )
+        return terms
+
+    def _named(self, terms: list[Term]) -> tuple[tuple[str, bool], ...]:
+        return self.factors or ((terms[0].name, self.one_row),)
+
+    def _applied(
+        self,
+        found: LinearRemoval,
+        design: Design,
+        terms: list[Term],
+        levels: list[_Levels],
+        usable: NDArray[np.bool_],
+        posterior: list[tuple[Array, Array]],
+    ) -> LinearRemoval:
+        """Return what takes the posterior means out."""
         fit, width = found.applied, design.n_removed
-        average = design.known_level_rows(factor).mean(axis=0)
-        to_columns = np.linalg.pinv(np.column_stack([levels.coded, np.ones(len(levels.coded))]))
-        of_level = to_columns @ change
-        added, constant = _padded(of_level[:-1], factor.columns, len(fit.coef)), of_level[-1].copy()
-        # a factor without effect leaves the mean of the rows where it is
-        added[factor.columns, levels.left] = -fit.coef[factor.columns, levels.left]
-        mean = (fit.origin_a + fit.offset_a)[fit.group, factor.columns]
-        constant[levels.left] = np.einsum("dk,kd->d", mean, fit.coef[factor.columns])[levels.left]
-        shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + constant + fit.origin_a @ added)
-        shift = average @ shrunk.coef[factor.columns] + constant - levels.grand
-        frozen = Frozen(np.where(usable, levels.pooled, 0.0), shift, None, self.one_row, levels.left)
-        if not self.spread:
-            return replace(found, shrunk=shrunk, frozen=frozen)
-        of_level = to_columns @ log_sd
-        scale = Scale(np.zeros(width), of_level[-1], _padded(of_level[:-1], factor.columns, width))
-        frozen = replace(frozen, log_sd=scale.intercept + average @ scale.coef[factor.columns])
-        return replace(found, shrunk=shrunk, scale=scale, frozen=frozen)
+        added, constant = np.zeros_like(fit.coef), np.zeros_like(fit.constant)
+        scale_of, scale_at = np.zeros((width, len(constant))), np.zeros_like(constant)
+        pooled = {}
+        for term, own, (gamma, delta), (_, one_row) in zip(terms, levels, posterior, self._named(terms), strict=True):
+            at = term.columns
+            change, log_sd = np.zeros_like(own.shift), np.zeros_like(own.shift)
+            if len(own.coded) > 1:
+                change[:, usable] = gamma * own.pooled[usable] - own.shift[:, usable]
+                log_sd[:, usable] = 0.5 * np.log(delta)
+            to_columns = np.linalg.pinv(np.column_stack([own.coded, np.ones(len(own.coded))]))
+            of_level, spread = to_columns @ change, to_columns @ log_sd
+            # a factor without effect leaves the mean of the rows where it is
+            mean = (fit.origin_a + fit.offset_a)[fit.group, at]
+            whole = np.where(own.left, -fit.coef[at], of_level[:-1])
+            at_zero = np.where(own.left, np.einsum("dk,kd->d", mean, fit.coef[at]), of_level[-1])
+            added[at] += whole
+            constant += at_zero + fit.origin_a[at] @ whole
+            scale_of[at] += spread[:-1]
+            scale_at += spread[-1]
+            average = design.known_level_rows(term).mean(axis=0)
+            pooled[term.name] = Frozen(
+                np.where(usable, own.pooled, 0.0),
+                average @ (fit.coef[at] + whole) + at_zero - own.grand,
+                spread[-1] + average @ spread[:-1] if self.spread else None,
+                one_row,
+                own.left,
+            )
+        shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + constant)
+        scale = Scale(np.zeros(width), scale_at, scale_of) if self.spread else None
+        return replace(found, shrunk=shrunk, scale=scale, pooled=pooled)
 
-    def _posterior(self, levels: _Levels, usable: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def _together(
+        self,
+        found: LinearRemoval,
+        levels: list[_Levels],
+        groupings: tuple[Grouping, ...],
+        usable: NDArray[np.bool_],
+        posterior: list[tuple[Array, Array]],
+        rows: Rows,
+    ) -> list[tuple[Array, Array]]:
+        r"""Return the posterior where each factor's variance ratios are those beside the others'.
+
+        In turn, the residuals of each factor's levels are divided by the others' :math:`\delta^*`, until nothing moves.
+        The last factor's ratios are normed so that the spread left over all rows is the pooled one.
+        """
+        ratios = [np.ones_like(own.shift) for own in levels]
+        for ratio, (_, delta) in zip(ratios, posterior, strict=True):
+            ratio[:, usable] = delta
+        for _ in range(_MAX_SWEEPS):
+            moved = 0.0
+            for f, own in enumerate(levels):
+                beside = [(groupings[g], own_g) for g, own_g in enumerate(ratios) if g != f]
+                step = partial(_sums_beside, found.everything(), groupings[f], beside)
+                n, _, squares = fold(rows, step, merge_sums)
+                present = n.max(axis=1) > 0
+                again = replace(own, squares=squares[present])
+                again = replace(again, pooled=np.sqrt(squares.sum(axis=0) / np.maximum(n.sum(axis=0), 1e-300)))
+                gamma, delta = self._posterior(again, usable, False)
+                posterior[f] = (gamma * again.pooled[usable] / own.pooled[usable], delta)
+                moved = max(moved, float(np.max(np.abs(np.log(delta / ratios[f][:, usable])), initial=0.0)))
+                ratios[f][:, usable] = delta
+            if moved < 1e-10:
+                break
+        beside = list(zip(groupings, ratios, strict=True))
+        n, mean, squares = fold(rows, partial(_sums_beside, found.everything(), groupings[0], beside), merge_sums)
+        left = (
+            (squares + n * mean**2).sum(axis=0)
+            / np.maximum(n.sum(axis=0), 1e-300)
+            / np.where(usable, levels[0].pooled, 1.0) ** 2
+        )
+        gamma, delta = posterior[-1]
+        posterior[-1] = gamma, delta * left[usable]
+        return posterior
+
+    def _posterior(self, levels: _Levels, usable: NDArray[np.bool_], one_row: bool) -> tuple[Array, Array]:
         """Return shifts and variance ratios (K, usable) given those of all features."""
         n, pooled = levels.n[:, usable], levels.pooled[usable]
         gamma = levels.shift[:, usable] / pooled
@@ -139,7 +236,7 @@ class EmpiricalBayes:
             gamma, delta = posterior(gamma, levels.squares[:, usable] / np.maximum(n - 1, 1) / pooled**2, n)
         else:
             delta = np.ones_like(gamma)
-            gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if self.one_row else n)
+            gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if one_row else n)
         if levels.reference is not None:
             gamma[levels.reference], delta[levels.reference] = 0.0, 1.0
         return gamma, delta
@@ -175,15 +272,23 @@ class _Levels:
     reference: int | None
 
     @classmethod
-    def of(cls, sums: Sums, coded: Array, coef: Array, left: NDArray[np.bool_], reference: int | None) -> _Levels:
-        """Return what is told by what `_level_sums` gives, and by the factor's coefficients."""
+    def of(
+        cls,
+        sums: Sums,
+        coded: Array,
+        coef: Array,
+        left: NDArray[np.bool_],
+        noise: Array | None,
+        reference: int | None,
+    ) -> _Levels:
+        """Return what weight, mean and squares of residuals by level tell, with the factor's coefficients."""
         n, means, squares = sums
         present = n.max(axis=1) > 0
         n, means, squares, coded = n[present], means[present], squares[present], coded[present]
         effect = coded @ coef + means
         total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
         grand = np.sum(n * effect, axis=0) / total
-        pooled = np.sqrt(np.sum(squares, axis=0) / total)
+        pooled = np.sqrt(np.sum(squares, axis=0) / total if noise is None else noise)
         if reference is not None:
             reference = int(np.count_nonzero(present[:reference]))
             grand = effect[reference]
@@ -210,17 +315,15 @@ class _Levels:
         return usable
 
 
-def _level_sums(location: Location, columns: slice, coded: Array, block: Block) -> tuple[Sums, Sums]:
-    """Weight, mean and squares of the residuals by level, and the ranges of the features."""
-    design = np.empty((block.n_rows, 0)) if block.design is None else block.design
-    own = level_of(design, columns, coded)
+def _sums_beside(
+    location: Location, grouping: Grouping, beside: list[tuple[Grouping, Array]], block: Block
+) -> tuple[Array, Array, Array]:
+    """Weight, mean and squares of the residuals by level, divided by the spreads of other factors' levels."""
+    assert block.design is not None
     e = np.array(location(block), dtype=np.float64)
-    sums = level_sums(e, own, len(coded), block.weight)
-    return sums, level_ranges(block.X, own, len(coded), block.weight)
-
-
-def _merge(one: tuple[Sums, Sums], two: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
-    return merge_sums(one[0], two[0]), merge_ranges(one[1], two[1])
+    for other, ratios in beside:
+        e /= np.sqrt(ratios[level_of(block.design, other.columns, other.coded)])
+    return level_sums(e, level_of(block.design, grouping.columns, grouping.coded), len(grouping.coded), block.weight)
 
 
 def _padded(values: Array, columns: slice, width: int) -> Array:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from residmix.design.design import Design
+from residmix.effects.removal import LinearRemoval
+from residmix.moments.equations import Equations
 from residmix.rows.rows import Rows
 
-__all__ = ["Additive", "Effect", "need_dense"]
+__all__ = ["Effect", "need_dense"]
 
 
 class Effect(Protocol):
@@ -16,16 +18,11 @@ class Effect(Protocol):
 
     Attributes
     ----------
-    merges : bool
-        Whether moments are enough, so that a fit goes on with further rows and merges with others.
     exact_loo : bool
         Whether the fit tells the residual of each row by the fit of all others.
     columns_up_to : int
         Levels of a factor up to which it wants a column for each; beyond, they are absorbed.
     """
-
-    @property
-    def merges(self) -> bool: ...
 
     @property
     def exact_loo(self) -> bool: ...
@@ -36,15 +33,19 @@ class Effect(Protocol):
     def check(self, design: Design) -> None:
         """Raise ValueError for a design that it can't be used with."""
 
-    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> Any:
-        """Estimate from rows: a LinearRemoval, or a RegressorRemoval. The names of the features are for warnings."""
+    def merges(self, design: Design) -> bool:
+        """Tell whether moments are enough, so that a fit goes on with further rows and merges with others."""
 
+    def equations(self, design: Design) -> Equations:
+        """Return what moments it needs, and how these add up."""
 
-class Additive(Effect, Protocol):
-    """An effect that `merges`."""
+    def estimate(
+        self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
+    ) -> LinearRemoval:
+        """Estimate from moments, and from the rows that these are of where it doesn't merge.
 
-    def refit(self, moments: Any, design: Design) -> Any:
-        """Estimate from moments alone."""
+        Rows are also read again where accuracy asks for it. The names of the features are for warnings.
+        """
 
 
 def need_dense(design: Design) -> None:

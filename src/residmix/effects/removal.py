@@ -16,6 +16,7 @@ from residmix.effects.unseen.batches import Frozen
 from residmix.moments import inference
 from residmix.moments.absorbed import FactorMoments
 from residmix.moments.affine import Affine, WithEffects
+from residmix.moments.by_level import LevelMoments
 from residmix.moments.equations import equations
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solve import LinearFit
@@ -43,7 +44,7 @@ class LinearRemoval:
     ----------
     n_removed : int
         Design columns that are removed, the first ones; the others are preserved.
-    moments : LinearMoments or FactorMoments
+    moments : LinearMoments, LevelMoments or FactorMoments
         Of all rows.
     fit : LinearFit
         Of least squares, or with a ridge penalty.
@@ -53,17 +54,17 @@ class LinearRemoval:
         Effects on the log standard deviation that are removed as well.
     random : dict of str to RandomEffects
         Of the factors whose effects are random ones.
-    frozen : Frozen or None
-        What batches that come later are compared with, where effects were pooled over features.
+    pooled : dict of str to Frozen
+        By factor whose effects were pooled over features, what batches that come later are compared with.
     """
 
     n_removed: int
-    moments: LinearMoments | FactorMoments
+    moments: LinearMoments | LevelMoments | FactorMoments
     fit: LinearFit
     shrunk: LinearFit | None = None
     scale: Scale | None = None
     random: dict[str, RandomEffects] = field(default_factory=dict)
-    frozen: Frozen | None = None
+    pooled: dict[str, Frozen] = field(default_factory=dict)
 
     @property
     def applied(self) -> LinearFit:
@@ -99,8 +100,10 @@ class LinearRemoval:
     @property
     def left(self) -> NDArray[np.bool_]:
         """Features that stay as they are, (d,)."""
-        own = None if self.frozen is None else self.frozen.left
-        return np.zeros(len(self.fit.constant), dtype=bool) if own is None else own
+        left = np.zeros(len(self.fit.constant), dtype=bool)
+        for frozen in self.pooled.values():
+            left |= False if frozen.left is None else frozen.left
+        return left
 
     @property
     def needs_preserved(self) -> bool:
@@ -126,8 +129,10 @@ class LinearRemoval:
             affine = WithEffects(
                 affine.origin_x, affine.origin_a, affine.coef, affine.constant, affine.sign, (*affine.effects, *more)
             )
-            changes = (levels.spreads(shrink=shrink) for levels in new.values())
-            spreads = [change for change in changes if change is not None]
+            changes = [levels.spreads(shrink=shrink) for levels in new.values()]
+            if any(change is not None for change in changes):
+                pairs = zip(more, changes, strict=True)
+                spreads = [np.zeros_like(own) if change is None else change for own, change in pairs]
         affine = replace(affine, sign=sign)
         return affine if self.scale is None else rescaled(affine, self.applied, self.scale, tuple(spreads))
 

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from residmix.design.design import Design
-from residmix.effects.by_level import still_levels, tell_still
+from residmix.effects.by_level import Still, still_levels, tell_still
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.scale import fit_scale
+from residmix.effects.scale import Scale, fit_scale
+from residmix.moments.by_level import ByLevel, Grouping, residual_sums
+from residmix.moments.equations import Equations
+from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows
 
 __all__ = ["Spread"]
@@ -28,7 +33,6 @@ class Spread:
 
     mean: Effect
 
-    merges: ClassVar[bool] = False
     exact_loo: ClassVar[bool] = False
 
     @property
@@ -39,13 +43,59 @@ class Spread:
         self.mean.check(design)
         need_dense(design)
 
-    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
-        found: LinearRemoval = self.mean.fit(rows, design, features)
+    def merges(self, design: Design) -> bool:
+        """Tell whether the only effect is that of a factor: then the spreads of its levels are all that counts."""
+        return self.mean.merges(design) and _only_a_factor(design)
+
+    def equations(self, design: Design) -> Equations:
+        if not _only_a_factor(design):
+            return self.mean.equations(design)
+        (term,) = design.terms
+        return ByLevel((Grouping(term.name, term.columns, design.level_rows(term)),))
+
+    def estimate(
+        self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
+    ) -> LinearRemoval:
+        found = self.mean.estimate(moments, design, features, rows)
         if design.n_removed == 0:
             return found
+        if rows is None or (_only_a_factor(design) and _unweighted(moments.linear)):
+            return replace(found, scale=self._of_levels(found, moments, design, features))
         still = still_levels(rows, design)
-        tell_still(
-            still, design, features, "no spread can be brought to the pooled one there, only the mean is adjusted"
-        )
+        tell_still(still, design, features, _ONLY_MEAN)
         scale = fit_scale(rows, found.everything(), design.n_removed, still=tuple(still.values()), features=features)
         return replace(found, scale=scale)
+
+    def _of_levels(self, found: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]) -> Scale:
+        r"""Return the sample variances :math:`\sum (x - \bar x_k)^2 / (n_k - 1)` of the levels as a log-linear model.
+
+        They maximise the restricted likelihood that `fit_scale` climbs. A level of one row has no variance, and takes
+        the average of the others'.
+        """
+        if not _unweighted(moments.linear):
+            raise ValueError("with scale=True, weights other than 1 need the rows again, not only moments; use fit")
+        grouping = self.equations(design).groupings[0]  # type: ignore[attr-defined]
+        n, _, squares, mask = residual_sums(moments, grouping, found.applied)
+        still = Still(grouping.columns, grouping.coded, mask)
+        tell_still({grouping.name: still}, design, features, _ONLY_MEAN)
+        known = (n >= 2) & ~mask & (squares > 0)
+        log_sd = 0.5 * np.log(np.where(known, squares, 1.0) / np.where(known, n - 1, 1.0))
+        log_sd = np.where(known, log_sd, np.sum(log_sd * known, axis=0) / np.maximum(known.sum(axis=0), 1))
+        left = np.sum(np.where(known, squares * np.exp(-2 * log_sd), 0.0), axis=0)
+        total = np.sum(np.where(known, squares, 0.0), axis=0)
+        use = total > 0
+        log_sd += 0.5 * np.log(np.where(use, left, 1.0) / np.where(use, total, 1.0))
+        log_sd[:, ~use] = 0.0
+        of_level = np.linalg.pinv(np.column_stack([grouping.coded, np.ones(len(log_sd))])) @ log_sd
+        return Scale(np.zeros(design.n_removed), of_level[-1], of_level[:-1], (still,) if mask.any() else ())
+
+
+_ONLY_MEAN = "no spread can be brought to the pooled one there, only the mean is adjusted"
+
+
+def _only_a_factor(design: Design) -> bool:
+    return len(design.terms) == 1 and design.terms[0].kind == "factor" and not design.terms[0].preserved
+
+
+def _unweighted(moments: LinearMoments) -> bool:
+    return bool(np.all(moments.weight == moments.count))

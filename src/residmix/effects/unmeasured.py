@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term
-from residmix.moments.absorbed import FactorMoments
 from residmix.moments.affine import WithEffects
 from residmix.moments.fit import LinearFit
-from residmix.moments.linear import LinearMoments
+from residmix.moments.linear import Moments
 from residmix.rows.block import Block
 
 __all__ = ["Withheld", "averaged", "unmeasured", "withheld"]
@@ -24,9 +23,7 @@ Array = NDArray[np.float64]
 _NO_SHARE = 1e-11
 
 
-def unmeasured(
-    design: Design, fit: LinearFit, moments: LinearMoments | FactorMoments
-) -> list[tuple[Term, NDArray[np.bool_]]]:
+def unmeasured(design: Design, fit: LinearFit, moments: Moments) -> list[tuple[Term, NDArray[np.bool_]]]:
     """Return the removed factors with levels that some feature, which has values, has none of; with which (L, d)."""
     found = []
     for term in design.terms:
@@ -45,7 +42,7 @@ def unmeasured(
     return found
 
 
-def averaged(design: Design, fit: LinearFit, moments: LinearMoments | FactorMoments) -> LinearFit:
+def averaged(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:
     """Return the fit whose unmeasured levels have the average effect of the feature's others, each counting alike.
 
     No row of the fit tells what their effect is, and coding made it that of the reference level.
@@ -101,9 +98,7 @@ class Withheld:
                 out[np.ix_(rows, np.flatnonzero(features))] = np.nan
 
 
-def withheld(
-    remove: Any, design: Design, fit: LinearFit, moments: LinearMoments | FactorMoments, on_unknown: str
-) -> Any:
+def withheld(remove: Any, design: Design, fit: LinearFit, moments: Moments, on_unknown: str) -> Any:
     """Return the map for later rows: unmeasured levels give NaN, or the average where unknown levels may have it."""
     if on_unknown != "error":
         return _with_average(remove)

@@ -55,28 +55,28 @@ class Equations(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """Every effect has a column; features may lack rows."""
+    """Every effect has a column; features may lack rows. Moments are linear ones, or hold such as `linear`."""
 
-    def moments(self, rows: Rows) -> LinearMoments:
+    def moments(self, rows: Rows) -> Any:
         return fold_linear(rows)
 
-    def merge(self, one: LinearMoments, two: LinearMoments) -> LinearMoments:
+    def merge(self, one: Any, two: Any) -> Any:
         return merge_moments(one, two)
 
-    def gaps(self, moments: LinearMoments) -> NDArray[np.bool_]:
-        return np.zeros(len(moments.offset_x), dtype=bool)
+    def gaps(self, moments: Any) -> NDArray[np.bool_]:
+        return np.zeros(len(moments.linear.offset_x), dtype=bool)
 
     def fit(
-        self, moments: LinearMoments, rows: Rows | None, penalty: Array | None = None, parts: Sequence[Part] = ()
+        self, moments: Any, rows: Rows | None, penalty: Array | None = None, parts: Sequence[Part] = ()
     ) -> LinearFit:
         if rows is None:
-            return solve_moments(moments, penalty=penalty, parts=parts)
-        return fit_moments(moments, rows, penalty=penalty, parts=parts)
+            return solve_moments(moments.linear, penalty=penalty, parts=parts)
+        return fit_moments(moments.linear, rows, penalty=penalty, parts=parts)
 
-    def correlations(self, fit: LinearFit, moments: LinearMoments, n_removed: int) -> Array:
+    def correlations(self, fit: LinearFit, moments: Any, n_removed: int) -> Array:
         if not 0 < n_removed < len(fit.coef):
             return np.empty(0)
-        return inference.canonical_correlations(moments.s_aa[0], n_removed)
+        return inference.canonical_correlations(moments.linear.s_aa[0], n_removed)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ and columns like a calendar time with 1e8 in front of a spread of 1 lose no digi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from residmix.rows.block import Block
 
 __all__ = [
     "LinearMoments",
+    "Moments",
     "block_design",
     "block_origins",
     "linear_block_rows",
@@ -78,6 +79,13 @@ class LinearMoments:
     def mean_x(self) -> Array:
         """Mean of the features, (d,)."""
         return self.origin_x + self.offset_x
+
+
+class Moments(Protocol):
+    """Moments of any kind, all of which hold linear ones."""
+
+    @property
+    def linear(self) -> LinearMoments: ...
 
 
 def linear_block_rows(d: int, q: int) -> int:

@@ -37,6 +37,7 @@ HOMES = {
     "moments.Cells": "residmix.moments.absorbed:Cells",
     "moments.FactorFit": "residmix.moments.solve_absorbed:FactorFit",
     "moments.FactorMoments": "residmix.moments.absorbed:FactorMoments",
+    "moments.LevelMoments": "residmix.moments.by_level:LevelMoments",
     "moments.LevelSums": "residmix.moments.absorbed:LevelSums",
     "moments.LinearFit": "residmix.moments.fit:LinearFit",
     "moments.LinearMoments": "residmix.moments.linear:LinearMoments",

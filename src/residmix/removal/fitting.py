@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
-from residmix.effects.effect import Additive, Effect
+from residmix.effects.effect import Effect
+from residmix.effects.mean.regressor import Regressor
 from residmix.effects.removal import LinearRemoval
-from residmix.moments.equations import equations
 from residmix.removal.watch import Watch, look_at_predictions
 from residmix.rows.rows import Rows
 
@@ -19,24 +19,24 @@ __all__ = ["fitted", "moments_of", "refitted"]
 
 
 def fitted(
-    effect: Effect, rows: Rows, design: Design, features: Sequence[Any], watch: Watch
+    effect: Effect | Regressor, rows: Rows, design: Design, features: Sequence[Any], watch: Watch
 ) -> tuple[Any, NDArray[Any] | None, Watch]:
     """Return what was found, the residuals of the rows where they come with the fit, and the watch after the rows."""
-    sampled = watch.over(rows)
-    found = effect.fit(sampled, design, features)
-    if isinstance(found, LinearRemoval):
-        return found, None, _seen(watch, sampled, design)
-    found, residual = found
+    if not isinstance(effect, Regressor):
+        moments, watch = moments_of(effect, rows, design, watch)
+        return effect.estimate(moments, design, features, rows), None, watch
+    found, residual = effect.fit(rows, design)
     if design.n_removed and watch.active:
         look_at_predictions(rows, residual, design, features)
     return found, residual, watch
 
 
-def moments_of(rows: Rows, design: Design, watch: Watch) -> tuple[Any, Watch]:
-    """Return the moments of further rows, and the watch after them."""
+def moments_of(effect: Effect, rows: Rows, design: Design, watch: Watch) -> tuple[Any, Watch]:
+    """Return the moments of rows, and the watch after them."""
     sampled = watch.over(rows)
-    moments = equations(design.sizes).moments(sampled)
-    return moments, _seen(watch, sampled, design)
+    moments = effect.equations(design).moments(sampled)
+    # there is something to watch for only if something is taken out
+    return moments, watch.seen(sampled) if design.n_removed or design.factors else watch
 
 
 def refitted(
@@ -49,7 +49,7 @@ def refitted(
     ValueError
         Where features have gaps beside absorbed factors, whose sums then don't add up.
     """
-    ways = equations(design.sizes)
+    ways = effect.equations(design)
     gaps = ways.gaps(before.moments) | ways.gaps(moments)
     if gaps.any():
         factor, some = design.factors[0], [str(features[j]) for j in np.flatnonzero(gaps)[:5]]
@@ -58,10 +58,4 @@ def refitted(
             f"beside a factor without columns ({factor.name!r}, {len(factor.levels)} levels); fit all rows at once, or "
             "fill the gaps"
         )
-    found: LinearRemoval = cast(Additive, effect).refit(ways.merge(before.moments, moments), design)
-    return found
-
-
-def _seen(watch: Watch, rows: Rows, design: Design) -> Watch:
-    """Return the watch after these rows, if there is something to watch for."""
-    return watch.seen(rows) if design.n_removed or design.factors else watch
+    return effect.estimate(ways.merge(before.moments, moments), design, features)

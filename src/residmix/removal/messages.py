@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.terms import Term
-from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, warn
+from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, note, warn
 from residmix.moments.inference import explained, term_shares
 from residmix.moments.solve import LinearFit
 
-__all__ = ["aliases", "summary_text", "warn_of_fit", "warn_of_unmeasured"]
+__all__ = ["aliases", "note_of_absent", "summary_text", "warn_of_fit", "warn_of_unmeasured"]
 
 # Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
 _ENTANGLED = 0.95
@@ -146,6 +146,19 @@ def warn_of_fit(
             f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
             "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
             ManyColumnsWarning,
+        )
+
+
+def note_of_absent(term: Term, levels: NDArray[np.bool_]) -> None:
+    """Note levels (L,) of a factor that no row has, as where sites agree on levels and each fits its own rows."""
+    names = [str(name) for name, none in zip(term.levels, levels, strict=True) if none]
+    if names:
+        some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        note(
+            "levels-without-rows",
+            f"no row has the level {some} of {term.name!r}, so nothing is known of its effect until rows are added",
+            term=term.name,
+            levels=names,
         )
 
 

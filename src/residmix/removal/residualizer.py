@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from residmix.effects.effect import Effect
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.mean.ridge import need_columns
 from residmix.effects.removal import LinearRemoval
@@ -59,12 +60,13 @@ class Residualizer(Told):
         removed columns do to it is undone. The pooled spread stays, in the units of x. With `preserve`, transform then
         needs the preserved columns too, since only what no effect explains is rescaled.
     shrinkage : {None, "eb", "eb-one-row"} or dict
-        ``{"site": "blup"}``: the effects of this factor are random ones, each feature's shrunk by its own ratio of
-        variances (:func:`residmix.effects.random.one.random_effects`), so that a level with few rows stays near the
-        mean. Several factors have a variance each (:func:`residmix.effects.random.crossed.crossed_effects`).
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
         takes each batch for a single row, as ``sva::ComBat(mean.only=TRUE)`` does, whatever its number of rows.
+        ``{"site": "blup"}``: the effects of this factor, removed or preserved, are random ones, each feature's shrunk
+        by its own ratio of variances (:mod:`residmix.effects.random`), so that levels with few rows stay near the mean.
+        ``{"site": "eb", "subject": "blup"}``: of each factor named as said, of others not at all. Beside random
+        subjects that are preserved, "eb" with ``scale=True`` is longitudinal ComBat (Beer et al. 2020).
     reference : level, optional
         With "eb", a batch whose rows stay as they are, and which the others are adjusted to: residuals are about its
         mean, and ``inverse_transform`` with all rows at this batch gives what ``sva::ComBat(ref.batch=)`` returns.
@@ -211,15 +213,15 @@ class Residualizer(Told):
         The first call learns the design (levels, knots), so its rows must show every level. Rows aren't seen again,
         so a design whose condition number is above 1e3 keeps fewer digits than `fit` gives it.
         """
-        refuse_moments_alone(self)
         if not self.__sklearn_is_fitted__():
             tables = as_table(X, metadata=metadata).batches()
-            self.fit_to(X, next(tables), sample_weight)
+            self.fit_to(X, next(tables), sample_weight, further=True)
         else:
+            refuse_moments_alone(self)
             tables = self.open_rows(X, metadata, fitting=True).batches()
         for table in tables:
             rows = self.rows_of(table, sample_weight, preserved=True, allow_nan=True)
-            self._refit(*moments_of(rows, self.design_, self._watch))
+            self._refit(*moments_of(cast(Effect, effect_of(self)), rows, self.design_, self._watch))
         return self
 
     @keeps_notes
@@ -281,6 +283,7 @@ class Residualizer(Told):
         y: Any = None,
         quiet: bool = False,
         allow_nan: bool = True,
+        further: bool = False,
     ) -> tuple[Rows, NDArray[Any] | None]:
         """Fit to a table; return its rows, and their residuals where these come with the fit.
 
@@ -289,12 +292,9 @@ class Residualizer(Told):
         X : what `table` was opened from, whose columns are remembered
         table : Table
         weight : array or str, optional
-            Of the rows.
         y : ignored, but for a warning
-        quiet : bool
-            Whether no line of progress is shown.
-        allow_nan : bool
-            Whether features may have gaps.
+        quiet, allow_nan, further : bool
+            Whether no line of progress is shown, features may have gaps, and further rows may come.
         """
         self._validate_params()
         effect = effect_of(self)
@@ -310,6 +310,8 @@ class Residualizer(Told):
         )
         effect.check(self.design_)
         warn_of_nothing(self, y)
+        if further:
+            refuse_moments_alone(self)
         if self.residuals == "loo":
             need_columns(self.design_)
         rows = self.rows_of(table, weight, preserved=True, allow_nan=allow_nan)
@@ -324,7 +326,9 @@ class Residualizer(Told):
 
     def _refit(self, moments: Any, watch: Watch) -> None:
         """Fit again with further rows."""
-        self._keep(refitted(effect_of(self), self._linear, moments, self.design_, list(self.features_)), watch)
+        self._keep(
+            refitted(cast(Effect, effect_of(self)), self._linear, moments, self.design_, list(self.features_)), watch
+        )
 
     def _keep(self, found: Any, watch: Watch) -> None:
         self._found, self._watch, self.new_levels_ = found, watch, {}

@@ -37,7 +37,7 @@ CONSTRAINTS: dict[str, Any] = {
 }
 
 
-def effect_of(model: Any) -> Effect:
+def effect_of(model: Any) -> Effect | Regressor:
     """Return how the effects of a Residualizer are estimated.
 
     Raises
@@ -45,14 +45,14 @@ def effect_of(model: Any) -> Effect:
     ValueError
         For parameters that contradict each other.
     """
-    pools = isinstance(model.shrinkage, str)
-    if model.reference is not None and not pools:
+    pooled = _pooled(model.shrinkage)
+    if model.reference is not None and not pooled:
         raise ValueError("reference= is the batch that shrinkage='eb' adjusts the others to; give shrinkage='eb'")
-    if model.shrinkage == "eb-one-row" and model.scale:
+    if any(one_row for _, one_row in pooled) and model.scale:
         raise ValueError("shrinkage='eb-one-row' is for means only, since one row has no spread; leave out scale=")
     if model.estimator is not None and (model.scale or model.shrinkage is not None or model.alpha != 0):
         raise ValueError("scale, shrinkage and alpha belong to least squares; with estimator= leave them out")
-    effect = _effect(model, pools)
+    effect = _effect(model, pooled)
     if model.residuals == "loo" and not effect.exact_loo:
         raise ValueError(
             "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage= or "
@@ -60,7 +60,7 @@ def effect_of(model: Any) -> Effect:
         )
     if model.on_unknown == "shrink":
         refuse_new_levels(model.estimator, "on_unknown='shrink'")
-        if pools:
+        if pooled:
             raise ValueError(
                 "on_unknown='shrink' needs effects that weren't pooled over features; with shrinkage='eb' use "
                 "on_unknown='mean', and adapt to a new level with some of its rows"
@@ -68,29 +68,37 @@ def effect_of(model: Any) -> Effect:
     return effect
 
 
-def _effect(model: Any, pools: bool) -> Effect:
+def _pooled(shrinkage: Any) -> tuple[tuple[str | None, bool], ...]:
+    """Return the factors whose effects are pooled, None for the only one, and whether each level counts as a row."""
+    if isinstance(shrinkage, dict):
+        for name, kind in shrinkage.items():
+            if kind not in ("blup", "eb", "eb-one-row"):
+                raise ValueError(f"shrinkage[{name!r}] must be 'blup', 'eb' or 'eb-one-row', not {kind!r}")
+        return tuple((name, kind == "eb-one-row") for name, kind in shrinkage.items() if kind != "blup")
+    return () if shrinkage is None else ((None, shrinkage == "eb-one-row"),)
+
+
+def _effect(model: Any, pooled: tuple[tuple[Any, bool], ...]) -> Effect | Regressor:
     if model.estimator is not None:
         return Regressor(model.estimator, model.cv)
-    if isinstance(model.shrinkage, dict):
-        mean: Effect = _random(model)
-    else:
-        mean = LeastSquares() if model.alpha == 0 else Ridge(model.alpha)
-    if pools:
-        return EmpiricalBayes(
-            mean, spread=bool(model.scale), one_row=model.shrinkage == "eb-one-row", reference=model.reference
-        )
-    return Spread(mean) if model.scale else mean
+    mean = _mean(model)
+    if not pooled:
+        return Spread(mean) if model.scale else mean
+    if pooled[0][0] is None:
+        return EmpiricalBayes(mean, spread=bool(model.scale), one_row=pooled[0][1], reference=model.reference)
+    return EmpiricalBayes(mean, spread=bool(model.scale), factors=pooled, reference=model.reference)
 
 
-def _random(model: Any) -> Blup:
-    if model.alpha != 0:
-        raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
-    for name, kind in model.shrinkage.items():
-        if kind != "blup":
-            raise ValueError(f"shrinkage[{name!r}] must be 'blup', not {kind!r}")
-    if not model.shrinkage:
+def _mean(model: Any) -> Effect:
+    named = model.shrinkage if isinstance(model.shrinkage, dict) else None
+    if named is not None and not named:
         raise ValueError("shrinkage={} names no factor; give one as {'site': 'blup'}, or leave shrinkage out")
-    return Blup(tuple(model.shrinkage))
+    random = tuple(name for name, kind in (named or {}).items() if kind == "blup")
+    if random and model.alpha != 0:
+        raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
+    if random:
+        return Blup(random)
+    return LeastSquares() if model.alpha == 0 else Ridge(model.alpha)
 
 
 def refuse_new_levels(estimator: Any, what: str) -> None:
@@ -105,12 +113,12 @@ def refuse_moments_alone(model: Any) -> None:
     """Raise where moments aren't enough for a Residualizer to go on from."""
     if any(levels.labels for levels in getattr(model, "new_levels_", {}).values()):
         raise ValueError("partial_fit and merge would leave the levels behind that adapt has learned; adapt last")
-    if not effect_of(model).merges:
+    if not effect_of(model).merges(model.design_):
         names = ("estimator", "scale", "shrinkage")
         name = next(name for name in names if getattr(model, name) not in (None, False))
         raise ValueError(
             f"partial_fit and merge work from moments alone, but {name}={getattr(model, name)!r} needs the rows "
-            "again; use fit"
+            "again, with this design; use fit"
         )
 
 

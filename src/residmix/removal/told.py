@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from residmix.design.design import Design
 from residmix.effects.mean.regressor import Nuisance, RegressorRemoval
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.removal import LinearRemoval
@@ -15,11 +17,11 @@ from residmix.effects.scale import Scale
 from residmix.effects.unmeasured import unmeasured
 from residmix.effects.unseen.batches import LaterBatches
 from residmix.effects.unseen.levels import NewLevels
+from residmix.effects.unseen.priors import removed_factors
 from residmix.moments import inference
-from residmix.moments.absorbed import FactorMoments
-from residmix.moments.linear import LinearMoments
+from residmix.moments.linear import Moments
 from residmix.moments.solve import LinearFit
-from residmix.removal.messages import summary_text, warn_of_fit, warn_of_unmeasured
+from residmix.removal.messages import note_of_absent, summary_text, warn_of_fit, warn_of_unmeasured
 from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.transformer import MetadataTransformer
 from residmix.removal.watch import Watch
@@ -122,7 +124,7 @@ class Told(Shown, MetadataTransformer):
         return self._linear.fit
 
     @property
-    def moments_(self) -> LinearMoments | FactorMoments:
+    def moments_(self) -> Moments:
         """Weighted second moments of the rows, which merge with those of others."""
         return self._linear.moments
 
@@ -177,18 +179,26 @@ class Told(Shown, MetadataTransformer):
 
     def _warn(self) -> None:
         """Warn of what is doubtful about a fit of linear effects."""
-        factors = self.design_.factors
+        factors, lost = self.design_.factors, unmeasured(self.design_, self.fit_, self.moments_)
+        absent = [(term, lacking, (lacking == (self.fit_.count > 0)).all(axis=1)) for term, lacking in lost]
+        no_rows = {
+            k for term, _, levels in absent if levels.any() for k in range(term.columns.start, term.columns.stop)
+        }
+        fit = replace(self.fit_, aliased={k: by for k, by in self.fit_.aliased.items() if k not in no_rows})
         warn_of_fit(
-            self.fit_,
+            fit,
             self.design_.column_names,
             self.features_,
             self.canonical_correlations_,
             penalised=self.alpha != 0 or bool(self.random_effects_),
-            owners=owners(self.fit_, self.moments_, factors),
-            nested=nested_factors(self.fit_, self.moments_, factors),
+            owners=owners(fit, self.moments_, factors),
+            nested=nested_factors(fit, self.moments_, factors),
         )
+        for term, _, levels in absent:
+            note_of_absent(term, levels)
         if not self.random_effects_:  # those of a level without rows are expected to be 0
-            warn_of_unmeasured(unmeasured(self.design_, self.fit_, self.moments_), self.features_, self.on_unknown)
+            some = [(term, lacking & ~levels[:, None]) for term, lacking, levels in absent]
+            warn_of_unmeasured(some, self.features_, self.on_unknown)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -210,9 +220,15 @@ class Told(Shown, MetadataTransformer):
                 shrunk=old["_applied"] if adjusted else None,
                 scale=old["scale_"],
                 random=old["random_effects_"],
-                frozen=old.get("_frozen"),
+                pooled={} if old.get("_frozen") is None else {_removed_factor(old["design_"]): old["_frozen"]},
             )
         kept = {name: value for name, value in old.items() if not isinstance(getattr(Told, name, None), property)}
         for name in ("_applied", "_frozen", "_sample", "_last_look"):
             kept.pop(name, None)
         return kept | {"_found": found, "_watch": Watch()}
+
+
+def _removed_factor(design: Design) -> str:
+    """Return the only factor that is removed."""
+    (term,) = removed_factors(design)
+    return term.name

@@ -15,8 +15,8 @@ from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
 from residmix.effects.removal import LinearRemoval
-from residmix.moments.absorbed import FactorMoments
 from residmix.moments.aliased import least_contributions
+from residmix.moments.equations import Equations
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows
@@ -39,7 +39,6 @@ class Blup:
 
     factors: tuple[str, ...]
 
-    merges: ClassVar[bool] = True
     exact_loo: ClassVar[bool] = False
     columns_up_to: ClassVar[int] = 2_000
 
@@ -47,24 +46,26 @@ class Blup:
         """Raise ValueError unless these are factors that have columns of their own."""
         self._terms(design)
 
-    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
-        return self._shrunk(LeastSquares().fit(rows, design, features), design)
+    def merges(self, design: Design) -> bool:
+        return True
 
-    def refit(self, moments: LinearMoments | FactorMoments, design: Design) -> LinearRemoval:
-        return self._shrunk(LeastSquares().refit(moments, design), design)
+    def equations(self, design: Design) -> Equations:
+        return LeastSquares().equations(design)
 
-    def _shrunk(self, found: LinearRemoval, design: Design) -> LinearRemoval:
-        assert isinstance(found.moments, LinearMoments)
+    def estimate(
+        self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
+    ) -> LinearRemoval:
+        found = LeastSquares().estimate(moments, design, features, rows)
         terms = self._terms(design)
         columns = [(term.columns, design.level_rows(term)) for term in terms]
         if len(columns) == 1:
-            shrunk, one = random_effects(found.moments, found.fit, *columns[0])
+            shrunk, one = random_effects(moments.linear, found.fit, *columns[0])
             several = [one]
         else:
-            shrunk, several = crossed_effects(found.moments, found.fit, columns)
+            shrunk, several = crossed_effects(moments.linear, found.fit, columns)
         names = [term.name for term in terms]
         if any(null.shape[1] for null in found.fit.null):
-            shrunk = _settled(shrunk, found.moments, [term for term in design.terms if term not in terms])
+            shrunk = _settled(shrunk, moments.linear, [term for term in design.terms if term not in terms])
         return replace(found, shrunk=shrunk, random=dict(zip(names, several, strict=True)))
 
     def _terms(self, design: Design) -> list[Term]:

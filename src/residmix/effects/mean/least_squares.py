@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unmeasured import averaged
-from residmix.moments.absorbed import FactorMoments
-from residmix.moments.equations import equations
-from residmix.moments.linear import LinearMoments
+from residmix.moments.equations import Equations, equations
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.rows import Rows
 
@@ -25,7 +23,6 @@ __all__ = ["LeastSquares"]
 class LeastSquares:
     r"""Minimise :math:`\sum_i w_i |x_i - c - a_i' B|^2` over all effects, removed and preserved ones."""
 
-    merges: ClassVar[bool] = True
     exact_loo: ClassVar[bool] = True
     columns_up_to: ClassVar[int] = 200
 
@@ -36,15 +33,15 @@ class LeastSquares:
         """Return P of the penalty b'Pb, of which there is none."""
         return None
 
-    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> LinearRemoval:
-        """Estimate from rows, which are read again where accuracy asks for it."""
-        return self._solved(equations(design.sizes).moments(rows), design, rows)
+    def merges(self, design: Design) -> bool:
+        return True
 
-    def refit(self, moments: LinearMoments | FactorMoments, design: Design) -> LinearRemoval:
-        """Estimate from moments alone."""
-        return self._solved(moments, design, None)
+    def equations(self, design: Design) -> Equations:
+        return equations(design.sizes)
 
-    def _solved(self, moments: LinearMoments | FactorMoments, design: Design, rows: Rows | None) -> LinearRemoval:
+    def estimate(
+        self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
+    ) -> LinearRemoval:
         check_design_moments(design.column_names, moments.linear)
         fit = equations(design.sizes).fit(moments, rows, self.penalty(design), design.terms)
         return LinearRemoval(design.n_removed, moments, averaged(design, fit, moments))

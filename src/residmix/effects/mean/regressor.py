@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -83,7 +83,6 @@ class Regressor:
     estimator: Any
     cv: Any = field(default=5)
 
-    merges: ClassVar[bool] = False
     exact_loo: ClassVar[bool] = False
     # it wants to see columns, whatever their number
     columns_up_to: ClassVar[int] = 20_000
@@ -91,7 +90,10 @@ class Regressor:
     def check(self, design: Design) -> None:
         """Accept every design."""
 
-    def fit(self, rows: Rows, design: Design, features: Sequence[Any]) -> tuple[RegressorRemoval, NDArray[Any]]:
+    def merges(self, design: Design) -> bool:
+        return False
+
+    def fit(self, rows: Rows, design: Design) -> tuple[RegressorRemoval, NDArray[Any]]:
         """Return what was found, and the cross-fitted residuals of the rows."""
         nuisance, coef, residual, r2 = fit_nuisance(self.estimator, rows, design.n_removed, design.n_preserved, self.cv)
         return RegressorRemoval(nuisance, coef, r2), residual

@@ -68,7 +68,7 @@ def crossed_effects(
         shrunken[columns] = True
     others = np.flatnonzero(~shrunken)
     coef, effects = np.empty((q, d)), np.empty((bounds[-1], d))
-    ratio, rows = np.empty((len(factors), d)), np.empty((bounds[-1], d))
+    ratio, rows, noise = np.empty((len(factors), d)), np.empty((bounds[-1], d)), np.empty(d)
     with one_blas_thread():
         for g in range(len(moments.weight)):
             mine = np.arange(d) if len(moments.weight) == 1 else np.array([g])
@@ -85,12 +85,14 @@ def crossed_effects(
                 gains = _ratios(own, turned[:, j], float(total[j]), float(degrees[j]), parts)
                 ratio[:, feature] = 1.0 / gains
                 effects[:, feature] = _solve(own, _spread(gains, parts), turned[:, j])[0]
+                rest = float(total[j]) - float(turned[:, j] @ effects[:, feature])
+                noise[feature] = max(rest, 0.0) / max(float(degrees[j]), 1.0)
             coef[:, mine] = turn @ effects[:, mine]
             coef[np.ix_(others, mine)] = free @ (cross[others] - beside.T @ effects[:, mine])
             shares = np.concatenate(starts) + moments.mean_a[g] @ turn
             rows[:, mine] = (moments.weight[g] * shares)[:, None]
     offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, (d, q)), coef)
-    found = [RandomEffects(effects[part], ratio[f], rows[part]) for f, part in enumerate(parts)]
+    found = [RandomEffects(effects[part], ratio[f], rows[part], noise) for f, part in enumerate(parts)]
     return replace(fit, coef=coef, constant=moments.offset_x - offset), found
 
 

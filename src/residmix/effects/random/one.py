@@ -64,7 +64,7 @@ def random_effects(
     q, d = moments.s_ax.shape
     products = np.where(constant_features(moments), 0.0, moments.s_ax)
     others = np.setdiff1d(np.arange(q), np.arange(columns.start, columns.stop))
-    coef, found = np.empty((q, d)), np.empty(d)
+    coef, found, noise = np.empty((q, d)), np.empty(d), np.empty(d)
     effects, rows = np.empty((L, d)), np.empty((L, d))
     with one_blas_thread():
         for g in range(len(moments.weight)):
@@ -77,11 +77,17 @@ def random_effects(
             keep = values > _NULL * np.trace(own) if np.trace(own) > 0 else np.zeros(L, dtype=bool)
             values, vectors = values[keep], vectors[:, keep]
             turned = vectors.T @ (turn.T @ cross[columns] - beside @ (free @ cross[others]))
+            size = turned**2 / values[:, None]
             if ratio is None:
-                size = turned**2 / values[:, None]
                 found[mine] = 1.0 / _variance_ratio(values, size, fit.rss[mine], fit.residual_degrees[mine])
             else:
                 found[mine] = ratio[mine]
+            # of the prior and of the noise, whichever is larger is divided by
+            lam, s = found[mine], values[:, None]
+            small, large = np.minimum(lam, 1.0), np.maximum(lam, 1.0)
+            inflated = np.where(lam > 1.0, size / (1.0 + s / large), size * small / (s + small))
+            degrees = np.maximum(fit.residual_degrees[mine] + len(values), 1.0)
+            noise[mine] = (fit.rss[mine] + inflated.sum(axis=0)) / degrees
             shrunk = vectors @ (turned / (values[:, None] + found[mine]))
             effects[:, mine] = shrunk
             coef[columns, mine] = turn @ shrunk
@@ -89,7 +95,7 @@ def random_effects(
             mean = start + moments.mean_a[g, columns] @ turn
             rows[:, mine] = (moments.weight[g] * mean)[:, None]
     offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, (d, q)), coef)
-    return replace(fit, coef=coef, constant=moments.offset_x - offset), RandomEffects(effects, found, rows)
+    return replace(fit, coef=coef, constant=moments.offset_x - offset), RandomEffects(effects, found, rows, noise)
 
 
 def _variance_ratio(values: Array, size: Array, rss: Array, degrees: Array) -> Array:

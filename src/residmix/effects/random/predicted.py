@@ -25,11 +25,14 @@ class RandomEffects:
         don't differ more than noise lets them. A level with n rows keeps about :math:`n / (n + \lambda)` of its mean.
     rows : ndarray (L, d)
         Weight of the rows of each level.
+    noise : ndarray (d,) or None
+        :math:`\sigma^2`, by restricted maximum likelihood; None in models of before.
     """
 
     effects: Array
     ratio: Array
     rows: Array
+    noise: Array | None = None
 
 
 def level_indicators(levels: Array) -> tuple[Array, Array]:

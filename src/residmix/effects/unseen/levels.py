@@ -147,14 +147,15 @@ def _merge(one: list[Array], two: list[Array]) -> list[Array]:
 
 def priors(removal: LinearRemoval, design: Design) -> dict[str, NewLevels | LaterBatches]:
     """Return what is expected of unseen levels of every factor that is removed."""
-    if removal.frozen is not None:
-        totals = LevelTotals.none(len(removal.frozen.shift))
-        return {term.name: LaterBatches(removal.frozen, totals) for term in removed_factors(design)}
     found: dict[str, NewLevels | LaterBatches] = {}
     for term in removed_factors(design):
+        if term.name in removal.pooled:
+            frozen = removal.pooled[term.name]
+            found[term.name] = LaterBatches(frozen, LevelTotals.none(len(frozen.shift)))
+            continue
         prior = term_prior(design, term, removal.fit, removal.moments, removal.random.get(term.name))
         spread = None
-        if removal.scale is not None:
+        if removal.scale is not None and not removal.pooled:
             spread = spread_prior(design, term, removal.fit, removal.moments, removal.scale)
         found[term.name] = NewLevels.none(prior, spread)
     return found
@@ -194,8 +195,13 @@ def adapted(
     if not labels:
         known = ", ".join(repr(term.name) for term in terms)
         raise ValueError(f"adapt learns levels that fit didn't see, but all levels of {known} here are known")
+    if removal.scale is not None and len(removal.pooled) > 1:
+        raise ValueError(
+            "adapt learns further batches of one pooled factor where the spread is removed as well, and "
+            f"{' and '.join(map(repr, removal.pooled))} are pooled; fit all rows again"
+        )
     # pooled effects are compared with the frozen spread, not with that of a level
-    scale = removal.scale if removal.frozen is None else None
+    scale = None if removal.pooled else removal.scale
     step = partial(_level_totals, removal.everything(), tuple(len(new) for new in labels.values()), scale)
     totals = fold(rows(design.following(labels, on_unknown="mean")), step, _merge)
     after = {**priors(removal, design), **before}

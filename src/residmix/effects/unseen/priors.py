@@ -11,8 +11,7 @@ from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.effects.random.predicted import RandomEffects, level_indicators
 from residmix.effects.scale import Scale
-from residmix.moments.absorbed import FactorMoments
-from residmix.moments.linear import LinearMoments
+from residmix.moments.linear import Moments
 from residmix.moments.solve import LinearFit
 
 __all__ = [
@@ -122,7 +121,7 @@ def term_prior(
     design: Design,
     term: Term,
     fit: LinearFit,
-    moments: LinearMoments | FactorMoments,
+    moments: Moments,
     random: RandomEffects | None = None,
 ) -> LevelPrior:
     """Return the prior of a factor's levels from a fit; `random` are its effects if they were random ones already.
@@ -143,9 +142,7 @@ def term_prior(
     return level_prior(effects - effects.mean(axis=0), weight, noise)
 
 
-def spread_prior(
-    design: Design, term: Term, fit: LinearFit, moments: LinearMoments | FactorMoments, scale: Scale
-) -> SpreadPrior:
+def spread_prior(design: Design, term: Term, fit: LinearFit, moments: Moments, scale: Scale) -> SpreadPrior:
     """Return what the known levels tell of the spread of a further one."""
     degrees = fit.residual_degrees
     variance = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
@@ -160,9 +157,7 @@ def spread_prior(
     return SpreadPrior(LevelPrior(np.where(nothing, 0.0, prior.mean), np.where(nothing, np.inf, prior.ratio)), variance)
 
 
-def _estimated(
-    design: Design, term: Term, fit: LinearFit, moments: LinearMoments | FactorMoments
-) -> tuple[Array, Array]:
+def _estimated(design: Design, term: Term, fit: LinearFit, moments: Moments) -> tuple[Array, Array]:
     """Return estimated effects and weights (L, d) of a factor's levels, missing values not among them."""
     known = slice(0, design.n_known_levels(term))
     if term.factor is not None:

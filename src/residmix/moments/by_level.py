@@ -1,0 +1,145 @@
+"""Moments of all rows, and of the rows of each level of some factors: what effects on spreads need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.moments.equations import Dense
+from residmix.moments.fit import LinearFit
+from residmix.moments.linear import LinearMoments, linear_moments, made_of_numbers, merge_moments
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
+
+__all__ = ["ByLevel", "Grouping", "LevelMoments", "level_of", "residual_sums"]
+
+Array = NDArray[np.float64]
+
+# A spread of a few units in the last place of the mean is none.
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A factor with columns of its own, by whose levels rows are grouped.
+
+    Attributes
+    ----------
+    name : str
+    columns : slice
+        Its columns in the design.
+    coded : ndarray (K, w)
+        Its levels in them.
+    """
+
+    name: str
+    columns: slice
+    coded: Array
+
+    def others(self, width: int) -> NDArray[np.intp]:
+        """Return the other columns of a design of so many."""
+        return np.setdiff1d(np.arange(width), np.arange(self.columns.start, self.columns.stop))
+
+
+@dataclass
+class LevelMoments:
+    """Moments of all rows and, by factor and level, of the features with all columns but the factor's own.
+
+    Attributes
+    ----------
+    linear : LinearMoments
+    levels : dict of str to list of LinearMoments
+    """
+
+    linear: LinearMoments
+    levels: dict[str, list[LinearMoments]]
+
+
+@dataclass(frozen=True)
+class ByLevel(Dense):
+    """Normal equations with a column for every effect, whose moments are kept by level as well."""
+
+    groupings: tuple[Grouping, ...] = ()
+
+    def moments(self, rows: Rows) -> LevelMoments:
+        return fold(rows, partial(_moments, self.groupings), _merge, lambda found: made_of_numbers(found.linear))
+
+    def merge(self, one: LevelMoments, two: LevelMoments) -> LevelMoments:
+        return _merge(one, two)
+
+
+def level_of(design: Array, columns: slice, coded: Array) -> NDArray[np.intp]:
+    """Return which of the levels, coded as the rows of `coded` (K, w) in some columns, each design row has, (b,)."""
+    own = design[:, columns]
+    distance = np.sum(coded**2, axis=1) - 2 * own @ coded.T
+    return distance.argmin(axis=1)
+
+
+def residual_sums(
+    moments: LevelMoments, grouping: Grouping, fit: LinearFit
+) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
+    r"""Return weight, mean and squares of the residuals by level, and where a feature has one value; (K, d) each.
+
+    With B the coefficients of the columns a' that aren't the factor's own, the residuals of a level have the squares
+    :math:`S_{xx} - 2 B'S_{a'x} + B'S_{a'a'}B` about their mean.
+    """
+    width, d = fit.coef.shape
+    others = grouping.others(width)
+    n, mean, squares = np.zeros((3, len(grouping.coded), d))
+    still = np.zeros(n.shape, dtype=bool)
+    B, own = fit.coef[others], fit.coef[grouping.columns]
+    for k, level in enumerate(moments.levels[grouping.name]):
+        n[k] = level.weight
+        step_a = (level.origin_a - fit.origin_a[others]) + level.offset_a  # (g, q')
+        effect = np.einsum("gq,qd->gd", step_a, B)
+        effect = effect[0] if len(effect) == 1 else np.einsum("dd->d", effect)
+        at = (grouping.coded[k] - fit.origin_a[grouping.columns]) @ own
+        mean[k] = (level.origin_x - fit.origin_x) + level.offset_x - fit.constant - effect - at
+        spread = level.s_aa[0] @ B if len(level.s_aa) == 1 else np.einsum("dqr,rd->qd", level.s_aa, B)
+        squares[k] = np.maximum(level.s_xx + np.einsum("qd,qd->d", B, spread - 2.0 * level.s_ax), 0.0)
+        still[k] = (level.count >= 2) & (level.s_xx <= _ROUNDING**2 * level.weight * level.mean_x**2)
+        # of equal values nothing is left but what rounding leaves of the effects
+        flat = squares[k] <= (64 * _ROUNDING) ** 2 * level.s_xx
+        squares[k][flat] = 0.0
+    mean[n == 0] = 0.0
+    varies = moments.linear.s_xx > _ROUNDING**2 * moments.linear.weight * moments.linear.mean_x**2
+    return n, mean, squares, still & varies
+
+
+def _moments(groupings: Sequence[Grouping], block: Block) -> LevelMoments:
+    assert block.design is not None
+    levels = {}
+    for grouping in groupings:
+        own = level_of(block.design, grouping.columns, grouping.coded)
+        others = grouping.others(block.design.shape[1])
+        parts = []
+        for k in range(len(grouping.coded)):
+            part = block.select(np.flatnonzero(own == k))
+            assert part.design is not None
+            part = replace(part, design=np.ascontiguousarray(part.design[:, others]), codes=())
+            parts.append(linear_moments(part) if part.n_rows else _nothing(len(others), block.X.shape[1]))
+        levels[grouping.name] = parts
+    return LevelMoments(linear_moments(block), levels)
+
+
+def _nothing(q: int, d: int) -> LinearMoments:
+    one, a, x = np.zeros(1), np.zeros(q), np.zeros(d)
+    return LinearMoments(one, one, a, a[None], x, x, np.zeros((1, q, q)), np.zeros((q, d)), x)
+
+
+def _merge(one: LevelMoments, two: LevelMoments) -> LevelMoments:
+    levels = {
+        name: [_added(a, b) for a, b in zip(parts, two.levels[name], strict=True)] for name, parts in one.levels.items()
+    }
+    return LevelMoments(merge_moments(one.linear, two.linear), levels)
+
+
+def _added(one: LinearMoments, two: LinearMoments) -> LinearMoments:
+    """Merge; a level without rows so far has no origin near them."""
+    if not one.weight.any() and one.count.max() == 0:
+        return two
+    return one if not two.weight.any() and two.count.max() == 0 else merge_moments(one, two)
