@@ -6,7 +6,7 @@ What a fallback doesn't know it answers so that results stay right: then somethi
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -60,8 +60,8 @@ def dispatch_watched() -> bool:
 
 def without_modes() -> AbstractContextManager[Any]:
     """Keep operations inside from the modes that watch."""
-    disable = getattr(dispatch, "_disable_current_modes", nullcontext)
-    return disable()  # type: ignore[no-any-return]
+    disable: Callable[[], AbstractContextManager[Any]] = getattr(dispatch, "_disable_current_modes", nullcontext)
+    return disable()
 
 
 def saved_tensors_hooked() -> bool:

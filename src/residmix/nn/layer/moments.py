@@ -298,4 +298,5 @@ def shrunk(solution: Solution, moments: Moments, num_protected: int, limit: floa
     freedom = (moments.effective_rows - q - 1).clamp_min(1.0)
     chance = limit * rank * (left - explained).clamp_min(0.0)
     kept = (1 - chance / (explained * freedom).clamp_min(1e-300)).clamp_min(0.0)
-    return replace(solution, kept=kept)
+    # Compilers of older releases of torch know no dataclasses.replace.
+    return Solution(solution.coef, solution.slope, solution.remainder, solution.spectrum, kept)

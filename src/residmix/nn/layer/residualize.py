@@ -176,7 +176,7 @@ class Residualize(MomentState):
         self._warned = False
         self.penalty = None
         # With a covariance of all features, what a batch is corrected with is large.
-        self.latest = Recall(4 if self.full else 16)
+        self.latest: Recall[Any] = Recall(4 if self.full else 16)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies start without what only backward passes under way need; a penalty with its graph can't be copied.

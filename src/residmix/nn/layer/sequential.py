@@ -26,7 +26,7 @@ _FRESH = (
 def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
     """Whether nothing but `layer` can hold the output of `before`."""
     # A compiler plans memory itself.
-    if torch.compiler.is_compiling():
+    if before is None or torch.compiler.is_compiling():
         return False
     return (
         type(before) in _FRESH
