@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,35 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.conditional.coordinates import ToResidual
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import responsibilities
+from residmix.mixture.estep import Problem, responsibilities
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.gaussian import GaussianMixture
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.tails import expected
 from residmix.moments.affine import Affine
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
-from residmix.sources.output import delivered
+from residmix.sources.output import collect, delivered
 
 __all__ = ["ConditionalDensity"]
 
 Floats = NDArray[np.float64]
+
+
+def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
+    params, x = problem.params, np.asarray(block.X, dtype=np.float64)
+    seen = to_residual(block)
+    prior = params.log_weights
+    if params.gate is not None and seen.design is not None:
+        prior = log_priors(seen.design, params.gate.coef)
+    residual = seen.X.copy()
+    effect = 0.0 if params.coef is None or seen.design is None else seen.design @ params.coef
+    filled = expected(problem, residual - effect, prior) + effect
+    whole = replace(to_residual.affine, sign=1)(replace(block, X=filled))
+    return np.where(np.isnan(x), whole, x)
 
 
 class ConditionalDensity(MixtureFit):
@@ -44,9 +59,13 @@ class ConditionalDensity(MixtureFit):
     def _model(self) -> MixtureParams:
         return self._params
 
+    def _gaps_allowed(self) -> bool:
+        return getattr(self, "missing_features", "error") == "em"
+
     def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
-        return residualizer.rows_of(table, sample_weight, block_rows=self._block_rows(len(residualizer.features_)))
+        block_rows, allow_nan = self._block_rows(len(residualizer.features_)), self._gaps_allowed()
+        return residualizer.rows_of(table, sample_weight, block_rows=block_rows, allow_nan=allow_nan)
 
     # ---- using -------------------------------------------------------------------------------------------------------
 
@@ -103,6 +122,20 @@ class ConditionalDensity(MixtureFit):
             array to put them in, which may be X itself.
         """
         return delivered(self._feature_rows(X, metadata), self._affine, self.residualizer_.features_, out)
+
+    def impute(self, X: Any, *, metadata: Any = None) -> Floats:
+        """Return the features with missing values as expected given the others and the metadata, (n, d).
+
+        Parameters
+        ----------
+        X, metadata
+            As in fit; NaN is missing. The model must have been made with ``missing_features="em"``.
+        """
+        if not self._gaps_allowed():
+            raise ValueError('impute needs missing_features="em"')
+        rows, params = self._feature_rows(X, metadata), self._params
+        problem = Problem.of(params, n_rows=rows.n_rows)
+        return collect(rows, partial(_imputed, problem, self._to_residual))
 
     def sample(self, n_samples: int | None = None, *, metadata: Any = None) -> tuple[Floats, NDArray[np.intp]]:
         """Draw features given metadata.

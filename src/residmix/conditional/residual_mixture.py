@@ -61,6 +61,9 @@ class ResidualMixture(ConditionalDensity):
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
     on_unknown, missing
         As in :class:`~residmix.Residualizer`.
+    missing_features : {"error", "em"}, default "error"
+        "em": NaN in a feature is a missing value, as with ``missing="em"`` of :class:`~residmix.GaussianMixture`; in
+        two stages each feature's coefficients are those of the rows that have it.
     random_state, warm_start, accelerate, verbose, verbose_interval, checkpoint
         As in :class:`~residmix.GaussianMixture`.
 
@@ -118,6 +121,7 @@ class ResidualMixture(ConditionalDensity):
         "gating": [StrOptions({"constant", "metadata"})],
         "on_unknown": [StrOptions({"error", "mean", "shrink"})],
         "missing": [StrOptions({"error", "mean", "indicator"})],
+        "missing_features": [StrOptions({"error", "em"})],
     }
 
     def __init__(
@@ -144,6 +148,7 @@ class ResidualMixture(ConditionalDensity):
         labels_init: ArrayLike | None = None,
         on_unknown: str = "error",
         missing: str = "error",
+        missing_features: str = "error",
         random_state: Any = None,
         warm_start: bool = False,
         accelerate: bool = True,
@@ -172,6 +177,7 @@ class ResidualMixture(ConditionalDensity):
         self.labels_init = labels_init
         self.on_unknown = on_unknown
         self.missing = missing
+        self.missing_features = missing_features
         self.random_state = random_state
         self.warm_start = warm_start
         self.accelerate = accelerate
@@ -213,7 +219,7 @@ class ResidualMixture(ConditionalDensity):
             missing=self.missing,
         )
         least_squares_rows, _ = residualizer.fit_to(
-            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=False
+            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=self._gaps_allowed()
         )
         self.residualizer_ = residualizer
         if residualizer.x_is_features:
@@ -286,7 +292,7 @@ class ResidualMixture(ConditionalDensity):
 
     def _found_starts(self, rows: Rows, K: int, kind: str, given: dict[str, Floats | None]) -> list[MixtureParams]:
         return conditional_starts(
-            rows,
+            self._whole(rows),
             K,
             width=self._to_residual.basis.shape[1],
             covariance_type=kind,

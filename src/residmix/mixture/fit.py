@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from os import PathLike
@@ -25,15 +26,16 @@ from residmix.mixture.density import MixtureDensity
 from residmix.mixture.families.family import COVARIANCE_TYPES, family
 from residmix.mixture.labels import check_labels, params_of_labels
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
+from residmix.mixture.robust.gaps import single_normal, without_gaps
 from residmix.mixture.robust.starts import tail_starts
 from residmix.mixture.selection.candidates import is_search, kinds, sizes
 from residmix.mixture.selection.path import merged_starts
 from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
-from residmix.mixture.starts import INIT_PARAMS, check_given, find_start
+from residmix.mixture.starts import INIT_PARAMS, check_given, find_start, subsample
 from residmix.mixture.step import MixtureEM
 from residmix.mixture.vector import pack, unpack
 from residmix.rows.block import Block
-from residmix.rows.rows import Rows
+from residmix.rows.rows import ArrayRows, Rows
 
 __all__ = ["MixtureFit"]
 
@@ -112,7 +114,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         if any(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
             raise ValueError("labels_init says where EM begins, and so do weights_init, means_init and precisions_init")
         labels = check_labels(self.labels_init, rows.n_rows, K)
-        return params_of_labels(rows, labels, K, covariance_type=kind, reg_covar=self.reg_covar)
+        return params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self.reg_covar)
 
     def _best(
         self,
@@ -138,18 +140,36 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
             report.end(ended)
             return ended
 
-        begin = partial(self._tail_starts, em.rows, starts) if self.noise or self.distribution == "t" else starts
+        begin = partial(self._tail_starts, em.rows, starts) if self._has_tails() else starts
         path = self.checkpoint
         ended = run_starts(em, begin, run, failure=SingularCovarianceError, path=path, fingerprint=fingerprint)
         # the first of equals, so that more starts never change a result they don't improve
         return max(ended, key=lambda state: state.log_likelihood)
 
+    def _gaps_allowed(self) -> bool:
+        """Whether features may be missing."""
+        return False
+
+    def _has_tails(self) -> bool:
+        return self.noise or self.distribution == "t" or self._gaps_allowed()
+
+    def _whole(self, rows: Rows) -> Rows:
+        """Return rows without gaps, where starts are looked for: one normal fills them."""
+        if not self._gaps_allowed():
+            return rows
+        block = subsample(rows, 1, check_random_state(0))
+        start = replace(single_normal(np.asarray(block.X, float), block.weight, self.reg_covar), missing=True)
+        few = ArrayRows(block.X, weight=block.weight)
+        return without_gaps(rows, run_em(MixtureEM(few, self.reg_covar), start, tol=1e-4, max_iter=20).params)
+
     def _tail_starts(self, rows: Rows, starts: Callable[[], Iterable[MixtureParams]]) -> Iterator[MixtureParams]:
         return tail_starts(
             rows,
+            self._whole(rows),
             starts(),
             noise=self.noise,
             student=self.distribution == "t",
+            missing=self._gaps_allowed(),
             reg_covar=self.reg_covar,
             random_state=check_random_state(self.random_state),
         )
@@ -230,6 +250,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         if self.labels_init is not None:
             return {}
         random_state = check_random_state(self.random_state)
+        rows = self._whole(rows)
         merged = merged_starts(rows, wanted, random_state, self.reg_covar)
         begun: dict[int, list[MixtureParams]] = {}
         for K in wanted:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from residmix.em.callbacks import FitTasks, with_callbacks
@@ -57,6 +57,9 @@ class GaussianMixture(GaussianDensity):
     distribution : {"gaussian", "t"}, default="gaussian"
         "t": Student-t components, whose means and covariances hardly depend on rows far out; `covariances_` are their
         scale matrices, and degrees of freedom are estimated.
+    missing : {"error", "em"}, default="error"
+        "em": NaN in X is a missing value, in every method. The fit is maximum likelihood given the values that are
+        there, which is right where it doesn't depend on the missing values that they are missing. See :meth:`impute`.
     tol : float, default=1e-6
         EM stops when an iteration gained less than `tol` in log-likelihood per row, and all further ones together
         are expected to gain less than a hundred times that (Aitken's estimate). 0 means exactly `max_iter` iterations.
@@ -132,6 +135,7 @@ class GaussianMixture(GaussianDensity):
     """
 
     _parameter_constraints: dict[str, list[Any]] = MixtureFit._parameter_constraints | {
+        "missing": [StrOptions({"error", "em"})],
         "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
     }
 
@@ -143,6 +147,7 @@ class GaussianMixture(GaussianDensity):
         criterion: str = "bic",
         noise: bool = False,
         distribution: str = "gaussian",
+        missing: str = "error",
         tol: float = 1e-6,
         reg_covar: float = 1e-6,
         max_iter: int = 1000,
@@ -165,6 +170,7 @@ class GaussianMixture(GaussianDensity):
         self.criterion = criterion
         self.noise = noise
         self.distribution = distribution
+        self.missing = missing
         self.tol = tol
         self.reg_covar = reg_covar
         self.max_iter = max_iter
@@ -266,7 +272,10 @@ class GaussianMixture(GaussianDensity):
                 "X is an iterator, which can be read only once, but EM reads it many times; give a callable that "
                 "returns a new one each time, or use partial_fit"
             )
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2 if reset else 1, reset=reset)
+        finite = self._finite()
+        least = 2 if reset else 1
+        dtype = [np.float64, np.float32]
+        X = validate_data(self, X, dtype=dtype, ensure_min_samples=least, ensure_all_finite=finite, reset=reset)
         weight, counted = None, len(X)
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -320,12 +329,13 @@ class GaussianMixture(GaussianDensity):
         if self.labels_init is not None:
             yield self._labelled(rows, self.n_components, self.covariance_type)
             return
+        whole = self._whole(rows)
         failure: SingularCovarianceError | None = None
         found, random_state = 0, check_random_state(self.random_state)
         for _ in range(self.n_init):
             try:
                 yield find_start(
-                    rows,
+                    whole,
                     self.n_components,
                     covariance_type=self.covariance_type,
                     reg_covar=self.reg_covar,

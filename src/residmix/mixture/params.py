@@ -66,6 +66,8 @@ class MixtureParams:
         Weight of uniform noise, and the box that it fills; the components' weights are of what is no noise.
     dof : ndarray (K,) or None
         Degrees of freedom of Student-t components; `covariances` are their scale matrices.
+    missing : bool
+        Whether rows may lack values.
     """
 
     weights: Floats
@@ -77,6 +79,7 @@ class MixtureParams:
     gate: Gate | None = None
     noise: tuple[float, Floats] | None = None
     dof: Floats | None = None
+    missing: bool = False
 
     @property
     def n_design(self) -> int:
@@ -184,7 +187,7 @@ def params_as(params: MixtureParams, covariance_type: str) -> MixtureParams:
     of, weight = family(covariance_type), np.maximum(params.weights, 1e-12)
     covariances = of.fit(of.of_full(params.full_covariances(), weight), weight)
     made = make_params(params.weights, params.means, covariances, covariance_type)
-    return replace(made, coef=params.coef, gate=params.gate, noise=params.noise, dof=params.dof)
+    return replace(made, coef=params.coef, gate=params.gate, noise=params.noise, dof=params.dof, missing=params.missing)
 
 
 def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, covariance_type: str) -> MixtureParams:
@@ -267,4 +270,4 @@ def _as_parts(
         kind, kept = "diag", np.diagonal(full, axis1=1, axis2=2)
     else:
         kind, kept = ("tied", full[0]) if of.shared and not own else ("full", full)
-    return replace(make_params(weights, means, np.array(kept), kind), noise=noise, dof=dof)
+    return replace(make_params(weights, means, np.array(kept), kind), noise=noise, dof=dof, missing=params.missing)

@@ -198,8 +198,10 @@ def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
 def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:
     """Return the columns whose variance, on a thousand rows, is mostly `reg_covar`; constant ones don't count."""
     x = np.asarray(rows.take(np.arange(0, rows.n_rows, max(1, rows.n_rows // 1000))).X, dtype=np.float64)
-    variance = x.var(axis=0)
-    constant = variance <= (1e-12 * x.mean(axis=0)) ** 2
+    there = ~np.isnan(x).all(axis=0)
+    mean, variance = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    mean[there], variance[there] = np.nanmean(x[:, there], axis=0), np.nanvar(x[:, there], axis=0)
+    constant = variance <= (1e-12 * mean) ** 2
     return np.flatnonzero(~constant & (variance < 10 * reg_covar))
 
 
@@ -260,4 +262,4 @@ def stepwise(
     noise = params.noise
     if noise is not None:
         noise = ((1 - share) * noise[0] + part * told.tails.noise, noise[1])
-    return replace(following, noise=noise, dof=params.dof)
+    return replace(following, noise=noise, dof=params.dof, missing=params.missing)

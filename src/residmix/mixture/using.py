@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,13 +15,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.errors import did_you_mean
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import responsibilities
+from residmix.mixture.estep import Problem, responsibilities
 from residmix.mixture.families.family import family
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, conditional, make_params, marginal
+from residmix.mixture.robust.tails import expected
 from residmix.mixture.starts import check_given
+from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.open import as_table, is_source
+from residmix.sources.output import collect
 from residmix.sources.table import Table
 
 __all__ = ["GaussianDensity", "positions"]
@@ -53,6 +57,10 @@ def positions(wanted: Iterable[Any], names: NDArray[Any] | None, n_features: int
     return found
 
 
+def _expected(problem: Problem, block: Block) -> Floats:
+    return expected(problem, np.asarray(block.X, dtype=np.float64), problem.params.log_weights)
+
+
 class GaussianDensity(MixtureFit):
     """The half of :class:`residmix.GaussianMixture` that needs no fitting."""
 
@@ -68,7 +76,10 @@ class GaussianDensity(MixtureFit):
         covariances, factors = self.covariances_, self.precisions_cholesky_
         params = MixtureParams(weights, self.means_, covariances, factors, self._family_name)
         dof = getattr(self, "dof_", None)
-        return params if noise is None and dof is None else replace(params, noise=noise, dof=dof)
+        missing = self._gaps_allowed()
+        if noise is None and dof is None and not missing:
+            return params
+        return replace(params, noise=noise, dof=dof, missing=missing)
 
     def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
         """Return the rows of a table that is no array; `reset` learns which columns they have."""
@@ -86,14 +97,42 @@ class GaussianDensity(MixtureFit):
                 f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
                 "as input"
             )
-        return table.rows(names, weight=weight, block_rows=self._block_rows(len(names)))
+        allow_nan = self._gaps_allowed()
+        return table.rows(names, weight=weight, block_rows=self._block_rows(len(names)), allow_nan=allow_nan)
 
     def _rows(self, X: Any, *given: Any) -> Rows:
         check_is_fitted(self)
         if is_source(X):
             return self._source_rows(as_table(X))
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=self._finite(), reset=False)
         return ArrayRows(X, block_rows=self._block_rows(X.shape[1]))
+
+    def _gaps_allowed(self) -> bool:
+        return getattr(self, "missing", "error") == "em"
+
+    def _finite(self) -> Any:
+        return "allow-nan" if self._gaps_allowed() else True
+
+    def impute(self, X: Any) -> Floats:
+        """Return X with missing values as the mixture expects them given the values that are there, (n, d).
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+            NaN is missing; the model must have been made with ``missing="em"``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from residmix import GaussianMixture
+        >>> X = np.array([[0.0, 0.0], [1.0, 2.0], [2.0, 4.1], [3.0, 5.9], [4.0, np.nan]])
+        >>> GaussianMixture(1, missing="em").fit(X).impute(X)[4].round(1)
+        array([4. , 7.9])
+        """
+        if not self._gaps_allowed():
+            raise ValueError('impute needs missing="em"')
+        rows, params = self._rows(X), self._model()
+        return collect(rows, partial(_expected, Problem.of(params, n_rows=rows.n_rows)))
 
     def score_samples(self, X: Any, *, out: Any = None) -> Any:
         """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
@@ -222,6 +261,8 @@ class GaussianDensity(MixtureFit):
         kind = "gaussian" if params.dof is None else "t"
         noise = params.noise is not None
         made = cls(params.n_components, covariance_type=params.covariance_type, noise=noise, distribution=kind)
+        if params.missing:
+            made.set_params(missing="em")
         made._keep_params(params)
         made.n_features_in_ = params.n_features
         made.converged_, made.n_iter_, made.notes_ = True, 0, []

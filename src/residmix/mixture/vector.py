@@ -110,6 +110,7 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         params = replace(params, noise=(float(expit(tails[0])), like.noise[1]))
     if like.dof is not None:
         params = replace(params, dof=np.clip(np.exp(np.minimum(tails[-len(like.dof) :], 99.0)), *DOF))
+    params = replace(params, missing=True) if like.missing else params
     if like.gate is not None:
         gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
         params = replace(params, gate=replace(like.gate, coef=gate))

@@ -51,28 +51,33 @@ def _around(one: Floats, two: Floats) -> Floats:
 def _box(block: Block) -> Floats:
     x = np.asarray(block.X, dtype=np.float64)
     x = x if block.weight is None else x[block.weight > 0]
-    return np.stack([x.min(axis=0, initial=np.inf), x.max(axis=0, initial=-np.inf)])
+    return np.stack([np.fmin.reduce(x, axis=0, initial=np.inf), np.fmax.reduce(x, axis=0, initial=-np.inf)])
 
 
 def tail_starts(
     rows: Rows,
+    whole: Rows,
     starts: Iterable[MixtureParams],
     *,
     noise: bool,
     student: bool,
+    missing: bool,
     reg_covar: float,
     random_state: np.random.RandomState,
 ) -> Iterator[MixtureParams]:
-    """Yield each start with noise and tails; with noise also one found where rows lie close to each other."""
+    """Yield each start with noise and tails; with noise also one found where rows lie close to each other.
+
+    `whole` are the rows with missing values filled in.
+    """
     box = box_of(rows) if noise else None
 
     def tailed(start: MixtureParams) -> MixtureParams:
         dof = np.full(start.n_components, TAILS) if student else None
-        return replace(start, noise=None if box is None else (NOISE, box), dof=dof)
+        return replace(start, noise=None if box is None else (NOISE, box), dof=dof, missing=missing)
 
     cleaned: dict[int, Any] = {}
     for start in starts:
-        if start.noise is not None or start.dof is not None:
+        if start.noise is not None or start.dof is not None or start.missing:
             yield start
             continue
         yield tailed(start)
@@ -81,7 +86,7 @@ def tail_starts(
             cleaned[K] = True
             with suppress(SingularCovarianceError):
                 found = find_start(
-                    _dense_rows(rows, K, random_state),
+                    _dense_rows(whole, K, random_state),
                     K,
                     covariance_type=start.covariance_type,
                     reg_covar=reg_covar,

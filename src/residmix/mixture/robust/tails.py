@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, gammaln, logsumexp
 
-from residmix.mixture.estep import MixtureMoments, Problem, log_joint
+from residmix.mixture.estep import MixtureMoments, Problem, log_joint, responsibilities
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.gaps import Pattern, completed, patterns
 from residmix.rows.block import Block
 
-__all__ = ["TailMoments", "as_normal", "has_tails", "tail_block", "tail_joint", "with_new_tails"]
+__all__ = ["TailMoments", "as_normal", "expected", "has_tails", "tail_block", "tail_joint", "with_new_tails"]
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +42,7 @@ class TailMoments:
     noise : float
         Weighted sum of the rows' shares of noise.
     pull, spread : ndarray (K,)
-        Weighted sums of r u, and of r (log u - u).
+        Weighted sums of r u, and of r (log u - u + digamma(h) - log h), h half the degrees of freedom given the row.
     design : ndarray (K, q)
         Weighted sums of r times the extra columns.
     """
@@ -60,12 +61,12 @@ class TailMoments:
 
 
 def has_tails(params: MixtureParams) -> bool:
-    """Tell whether there is noise or a t distribution."""
-    return params.noise is not None or params.dof is not None
+    """Tell whether there is noise, a t distribution, or may be missing values."""
+    return params.noise is not None or params.dof is not None or params.missing
 
 
-def tail_joint(problem: Problem, x: NDArray[np.floating], prior: Floats) -> tuple[Floats, Floats]:
-    """Return log p(x, k), (b, K), with the noise as one more column if there is any, and u (b, K).
+def tail_joint(problem: Problem, x: NDArray[np.floating], prior: Floats) -> tuple[Floats, Floats, list[Pattern]]:
+    """Return log p(x, k), (b, K), with the noise as one more column if there is any; u (b, K); patterns of gaps.
 
     Parameters
     ----------
@@ -77,21 +78,30 @@ def tail_joint(problem: Problem, x: NDArray[np.floating], prior: Floats) -> tupl
     """
     params = problem.params
     K, d = params.means.shape
-    joint = log_joint(x, problem, log_prior=np.zeros((len(x), K)))
-    u = np.ones_like(joint)
-    if params.dof is not None:
+    size, log_det = np.full((len(x), 1), float(d)), np.broadcast_to(params.log_det, (len(x), K))
+    gaps: list[Pattern] = []
+    if params.missing and np.isnan(x).any():
+        gaps = patterns(params, np.asarray(x, dtype=np.float64))
+        distance, log_det = np.empty((len(x), K)), np.empty((len(x), K))
+        for one in gaps:
+            distance[one.rows], log_det[one.rows], size[one.rows] = one.distance, one.log_det, len(one.seen)
+    else:
+        distance = 2 * np.maximum(problem.constant - log_joint(x, problem, log_prior=np.zeros((len(x), K))), 0.0)
+    u = np.ones((len(x), K))
+    if params.dof is None:
+        joint = log_det - size / 2 * np.log(2 * np.pi) - distance / 2
+    else:
         half = params.dof / 2
-        distance = 2 * np.maximum(problem.constant - joint, 0.0)
-        constant = params.log_det + gammaln(half + d / 2) - gammaln(half) - d / 2 * np.log(np.pi * params.dof)
-        joint = constant - (half + d / 2) * np.log1p(distance / params.dof)
-        u = (params.dof + d) / (params.dof + distance)
+        constant = log_det + gammaln(half + size / 2) - gammaln(half) - size / 2 * np.log(np.pi * params.dof)
+        joint = constant - (half + size / 2) * np.log1p(distance / params.dof)
+        u = (params.dof + size) / (params.dof + distance)
     joint = joint + prior
     if params.noise is None:
-        return joint, u
+        return joint, u, gaps
     weight, box = params.noise
     with np.errstate(divide="ignore"):
-        noise = np.log(weight) - np.log(box[1] - box[0]).sum()
-        return np.hstack([joint + np.log1p(-weight), np.full((len(x), 1), noise)]), u
+        volume = np.where(np.isnan(x), 0.0, np.log(box[1] - box[0])).sum(axis=1, keepdims=True)
+        return np.hstack([joint + np.log1p(-weight), np.log(weight) - volume]), u, gaps
 
 
 def tail_block(
@@ -103,7 +113,7 @@ def tail_block(
     """
     params = problem.params
     K, d = params.means.shape
-    joint, u = tail_joint(problem, x, prior)
+    joint, u, gaps = tail_joint(problem, x, prior)
     density = logsumexp(joint, axis=1)
     w = np.ones(len(x)) if block.weight is None else block.weight
     counted = w > 0
@@ -114,16 +124,32 @@ def tail_block(
     q = 0 if extra is None else extra.shape[1]
     shift, scatter = np.zeros((K, q + d)), np.zeros((K, q + d, q + d))
     for k in range(K if with_moments else 0):
-        away = x - params.means[k] if extra is None else np.hstack([extra, x - params.means[k]])
-        weighted = away * pull[:, k, None]
-        shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ away
+        away = completed(np.asarray(x, dtype=np.float64), params.means[k], k, gaps)
+        rows = away if extra is None else np.hstack([extra, away])
+        weighted = rows * pull[:, k, None]
+        shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ rows
+        for one in gaps:  # what isn't known of the missing values is spread, too
+            scatter[k][np.ix_(q + one.gone, q + one.gone)] += r[one.rows, k].sum() * one.rest[k]
     moments = MixtureMoments(
         r.sum(axis=0), shift, scatter, log_likelihood, float(w.sum()), int(np.count_nonzero(counted))
     )
-    noise = float(share[:, K:].sum())
     design = np.zeros((K, 0)) if extra is None else r.T @ extra
-    moments.tails = TailMoments(noise, pull.sum(axis=0), (r * (np.log(u) - u)).sum(axis=0), design)
+    spread = np.zeros(K)
+    if params.dof is not None:
+        half = (params.dof + d - np.isnan(x).sum(axis=1, keepdims=True)) / 2
+        spread = (r * (np.log(u) - u + digamma(half) - np.log(half))).sum(axis=0)
+    moments.tails = TailMoments(float(share[:, K:].sum()), pull.sum(axis=0), spread, design)
     return moments, r.sum(axis=1)
+
+
+def expected(problem: Problem, x: Floats, prior: Floats) -> Floats:
+    """Return the rows with missing values as the mixture expects them given the others, (b, d)."""
+    joint, _, gaps = tail_joint(problem, x, prior)
+    K = problem.params.n_components
+    share, filled = responsibilities(joint[:, :K]), np.zeros(x.shape)
+    for k, mean in enumerate(problem.params.means):
+        filled += share[:, k, None] * (completed(x, mean, k, gaps) + mean)
+    return np.where(np.isnan(x), filled, x)
 
 
 def as_normal(moments: MixtureMoments) -> MixtureMoments:
@@ -148,18 +174,16 @@ def with_new_tails(mixture: MixtureParams, moments: MixtureMoments, before: Mixt
         noise = (tails.noise / moments.total, noise[1])
     if dof is not None:
         weight = np.where(moments.weight > 0, moments.weight, 1.0)
-        dof = _new_dof(tails.spread / weight, dof, mixture.n_features)
-    return replace(mixture, noise=noise, dof=dof)
+        dof = _new_dof(tails.spread / weight)
+    return replace(mixture, noise=noise, dof=dof, missing=before.missing)
 
 
-def _new_dof(spread: Floats, dof: Floats, d: int) -> Floats:
+def _new_dof(spread: Floats) -> Floats:
     """Return the root of Peel & McLachlan's equation for each component; its left side falls with the answer."""
-    half = (dof + d) / 2
-    constant = 1 + spread + digamma(half) - np.log(half)
-    low, high = np.full(len(dof), np.log(DOF[0])), np.full(len(dof), np.log(DOF[1]))
+    low, high = np.full(len(spread), np.log(DOF[0])), np.full(len(spread), np.log(DOF[1]))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         nu = np.exp(middle) / 2
-        above = constant + np.log(nu) - digamma(nu) > 0
+        above = 1 + spread + np.log(nu) - digamma(nu) > 0
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.exp((low + high) / 2)
