@@ -48,6 +48,8 @@ def full_sums(rng):
         d = rows.shape[1]
         rows = np.where(np.isnan(rows), 0.0, rows)  # what is sent to sums has been looked at
         yield rows, d, means, factors, constant, prior, weight
+        if not prior.size and len(means) == 4:
+            yield rows, d, means, factors, constant, prior, weight, True, 2
         extra, centre = rng.normal(size=(len(rows), 2)), rng.normal(size=(len(means), 2))
         yield np.hstack([extra, rows]), d, np.hstack([centre, means]), factors, constant, prior, weight
 
@@ -59,11 +61,18 @@ def scaled_joint(rng):
 def scaled_sums(rng):
     for rows, means, factors, *rest in mixtures(rng):
         yield np.where(np.isnan(rows), 0.0, rows), means, np.abs(factors[:, 0]) + 0.1, *rest
+        if not rest[1].size and len(means) == 4:
+            yield np.where(np.isnan(rows), 0.0, rows), means, np.abs(factors[:, 0]) + 0.1, *rest, 2
 
 
 def tied_gram(rng):
     for rows, means, factors, *rest in mixtures(rng):
         yield np.where(np.isnan(rows), 0.0, rows), means.mean(axis=0), factors[0], means, *rest
+
+
+def squared_distances(rng):
+    for n, d, K in [(1, 1, 1), (100, 3, 4), (96, 5, 2), (500, 2, 9)]:
+        yield rng.normal(size=(d, n)), rng.normal(size=(K, d))
 
 
 def centred_products(rng):
@@ -123,7 +132,17 @@ def turn_axes(rng):
 CASES = {
     case.__name__: case
     for case in (
-        *(full_joint, full_sums, scaled_joint, scaled_sums, tied_gram, centred_products, subtract_rows, add_effects),
+        *(
+            full_joint,
+            full_sums,
+            scaled_joint,
+            scaled_sums,
+            tied_gram,
+            squared_distances,
+            centred_products,
+            subtract_rows,
+            add_effects,
+        ),
         *(locate_levels, sum_levels, residual_twice, products_twice, turn_axes),
     )
 }

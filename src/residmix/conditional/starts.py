@@ -176,7 +176,7 @@ def _groups(u: Floats, n_components: int, d: int, random_state: np.random.Random
     levels, label = np.unique(coarse, axis=0, return_inverse=True)
     if len(levels) > MAX_GROUPS:
         columns, each = np.ascontiguousarray(u.T), np.ones(len(u))
-        label = lloyd(columns, each, seed(columns, each, MAX_GROUPS, random_state), max_iter=19)
+        label = lloyd(columns, each, seed(columns, each, MAX_GROUPS, random_state), max_iter=19)[0]
     groups = [np.flatnonzero(label == g) for g in range(int(label.max()) + 1)]
     enough = [index for index in groups if len(index) >= MIN_ROWS * n_components * (d + 1)]
     return sorted(enough, key=lambda index: -len(index))[:MAX_GROUPS]
@@ -249,7 +249,7 @@ def _one_and_the_rest(
     z = (x - mean) @ mixture.factors
     distance = np.einsum("ij,ij->i", z, z)
     far = distance >= np.quantile(distance, 1 - FAR)
-    centres = seed(np.ascontiguousarray(z[far].T), w[far], K - 1, random_state)
+    centres = seed(np.ascontiguousarray(z[far].T), w[far], K - 1, random_state)[0]
     means = np.vstack([mean, mean + np.linalg.solve(mixture.factors.T, centres.T).T])
     weights = np.array([1 - FAR] + [FAR / (K - 1)] * (K - 1))
     return make_params(weights, means, covariance, "tied")

@@ -1,10 +1,12 @@
-"""Triangular factors of stacks of matrices, by numpy and LAPACK."""
+"""Triangular factors of stacks of matrices, by LAPACK."""
 
 from __future__ import annotations
 
+from math import isfinite
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 __all__ = ["inverse_cholesky", "inverse_triangles"]
 
@@ -16,28 +18,24 @@ def inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 
     A matrix is scaled to unit diagonal first, so no scale can overflow.
     """
-    diagonal = np.einsum("kii->ki", matrices)
-    failed = ~(diagonal > 0).all(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    factors, failed = np.zeros(matrices.shape), np.zeros(len(matrices), dtype=bool)
+    diagonal = matrices.diagonal(0, 1, 2)
+    if diagonal.min() > 0:
         root = np.sqrt(diagonal)
         scaled = matrices / (root[:, :, None] * root[:, None, :])
-    try:
-        lower = np.linalg.cholesky(scaled)
-    except np.linalg.LinAlgError:
-        # one at a time, to learn which
-        lower = np.empty(matrices.shape)
-        for k in range(len(matrices)):
-            try:
-                lower[k] = np.linalg.cholesky(scaled[k])
-            except np.linalg.LinAlgError:
-                failed[k] = True
-    # NaN and infinity get through some implementations, and fail at the end only
-    failed |= ~np.isfinite(lower[:, -1, -1])
-    factors = np.empty(matrices.shape)
-    for k in np.flatnonzero(~failed):
-        # upper triangle of the transpose: the same memory as the lower one
-        factors[k] = dtrtri(lower[k].T, lower=0)[0]
-    factors[~failed] /= root[~failed, :, None]
+        for k in range(len(scaled)):
+            # upper triangle of the transpose: the same memory as the lower one, without a copy
+            factor, info = dpotrf(scaled[k].T, lower=0, clean=1, overwrite_a=1)
+            # NaN fails at the end only
+            failed[k] = info or not isfinite(factor[-1, -1])
+            if not failed[k]:
+                factors[k] = dtrtri(factor, lower=0, overwrite_c=1)[0]
+        factors /= root[:, :, None]
+        return factors, failed
+    for k, matrix in enumerate(matrices):
+        failed[k] = not matrix.diagonal().min() > 0
+        if not failed[k]:
+            factors[k : k + 1], failed[k : k + 1] = inverse_cholesky(matrix[None])
     return factors, failed
 
 

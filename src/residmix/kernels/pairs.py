@@ -28,15 +28,16 @@ __all__ = [
     "scaled_joint",
     "scaled_sums",
     "small",
+    "squared_distances",
     "subtract_rows",
     "sum_levels",
     "tied_gram",
     "turn_axes",
 ]
 
-# Rows x features x components up to which a fit runs the twins. Measured: there the two take the same time for a fit
-# with its starts, to a third; a process that finds nothing compiled yet is spared seconds.
-SMALL = 24_000
+# Rows x features x components up to which a fit runs the twins. They are slower there already, by a few milliseconds a
+# fit; but a process that finds nothing compiled yet is spared seconds, and any process the import of the compiler.
+SMALL = 8_000
 
 _LOCK = threading.Lock()
 _told = False
@@ -126,6 +127,7 @@ full_joint = Pair(plain.full_joint, _BLOCKS)
 scaled_sums = Pair(plain.scaled_sums, _BLOCKS)
 scaled_joint = Pair(plain.scaled_joint, _BLOCKS)
 tied_gram = Pair(plain.tied_gram, _BLOCKS)
+squared_distances = Pair(plain.squared_distances, _BLOCKS)
 centred_products = Pair(plain.centred_products, _PRODUCTS)
 subtract_rows = Pair(plain.subtract_rows, _ROWWISE)
 add_effects = Pair(plain.add_effects, _ROWWISE)
@@ -138,7 +140,7 @@ turn_axes = Pair(plain.turn_axes, "residmix.kernels.loops.orientation")
 
 #: All of them, for whoever checks them.
 PAIRS = (
-    *(full_sums, full_joint, scaled_sums, scaled_joint, tied_gram),
+    *(full_sums, full_joint, scaled_sums, scaled_joint, tied_gram, squared_distances),
     *(centred_products, subtract_rows, add_effects, locate_levels, sum_levels),
     *(residual_twice, products_twice, turn_axes),
 )

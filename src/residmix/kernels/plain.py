@@ -20,6 +20,7 @@ __all__ = [
     "locate_levels",
     "scaled_joint",
     "scaled_sums",
+    "squared_distances",
     "subtract_rows",
     "sum_levels",
     "tied_gram",
@@ -54,7 +55,8 @@ def full_sums(
     prior: Floats,
     weight: Floats,
     moments: bool = True,
-) -> tuple[float, Floats, Floats, Floats]:
+    runs: int = 1,
+) -> tuple[Any, Floats, Floats, Floats]:
     """Return the log-likelihood and the moments of one block; the density is of the last d of a row's m columns.
 
     Parameters
@@ -65,20 +67,21 @@ def full_sums(
     constant, prior, weight : (K,), (n, K), (n,)
     moments : bool
         Nothing else than the log-likelihood is asked for if it is False.
+    runs : int
+        How many mixtures the K components are of, as many of each.
 
     Returns
     -------
-    log_likelihood : float
+    log_likelihood : float, or ndarray (runs,) if there are several
         ``sum_i w_i log p(x_i)``.
     mass, shift, scatter : (K,), (K, m), (K, m, m)
         Sums over rows of ``w_i p(k | x_i)``, times ``row_i - centre_k``, and times its square.
     """
     joint = _joined(_full_squares(rows, centres[:, -d:], factors), constant, prior)
-    log_likelihood, shares = _shares(joint, weight, weighted=True)
-    gap = rows - centres[:, None]
-    weighted = shares[:, :, None] * gap
-    scatter = weighted.transpose(0, 2, 1) @ gap
-    return log_likelihood, shares.sum(axis=1), (shares[:, None] @ gap)[:, 0], scatter
+    log_likelihood, shares = _shares(joint, weight, runs=runs)
+    gap = np.ascontiguousarray(rows.T) - centres[:, :, None]
+    weighted = shares[:, None] * gap
+    return log_likelihood, shares.sum(axis=1), weighted.sum(axis=2), weighted @ gap.transpose(0, 2, 1)
 
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
@@ -87,11 +90,11 @@ def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats,
 
 
 def scaled_sums(
-    rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats, weight: Floats
-) -> tuple[float, Floats, Floats, Floats]:
+    rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats, weight: Floats, runs: int = 1
+) -> tuple[Any, Floats, Floats, Floats]:
     """Return what `full_sums` does, with the diagonals (K, d) of the scatters alone."""
     joint = _joined(_scaled_squares(rows, means, factors), constant, prior)
-    log_likelihood, shares = _shares(joint, weight, weighted=True)
+    log_likelihood, shares = _shares(joint, weight, runs=runs)
     gap = rows - means[:, None]
     weighted = shares[:, :, None] * gap
     scatter = np.einsum("kij,kij->kj", weighted, gap)
@@ -115,9 +118,13 @@ def tied_gram(
 
 
 def _full_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
+    K, d = means.shape
+    # one product for all components, about one of the means, lest an offset eat the digits
+    origin = means[0]
     with np.errstate(over="ignore", invalid="ignore"):
-        z = (rows[:, -means.shape[1] :] - means[:, None]) @ factors
-        return -0.5 * np.einsum("kij,kij->ki", z, z)
+        z = factors.transpose(0, 2, 1).reshape(K * d, d) @ (rows[:, -d:] - origin).T
+        z -= ((means - origin)[:, None] @ factors).reshape(K * d, 1)
+        return -0.5 * np.square(z, out=z).reshape(K, d, len(rows)).sum(axis=1)
 
 
 def _scaled_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
@@ -133,16 +140,20 @@ def _joined(logs: Floats, constant: Floats, prior: Floats) -> Floats:
     return logs
 
 
-def _shares(joint: Floats, weight: Floats, *, weighted: bool) -> tuple[float, Floats]:
-    """Return ``sum_i w_i log p(x_i)`` and p(k | x_i), or w_i times that, (K, n): 0 where no component reaches."""
+def _shares(joint: Floats, weight: Floats, *, weighted: bool = True, runs: int = 1) -> tuple[Any, Floats]:
+    """Return ``sum_i w_i log p(x_i)`` and w_i p(k | x_i) (K, n), or without w_i: 0 where no component reaches."""
+    K, n = joint.shape
+    joint = joint.reshape(runs, K // runs, n)
     # NaN is passed over, as a component that isn't there
-    top = np.fmax.reduce(joint, axis=0, initial=UNREACHED)
-    shares = np.exp(np.fmax(joint - top, _VANISHED))
-    total = shares.sum(axis=0)
-    reached = np.where(total > 0, total, 1.0)
-    logs = top + np.log(reached)
-    shares *= (weight if weighted and weight.size else 1.0) / reached
-    return float(weight @ logs if weight.size else logs.sum()), shares
+    top = np.fmax.reduce(joint, axis=1, initial=UNREACHED)
+    shares = joint - top[:, None]
+    np.exp(np.fmax(shares, _VANISHED, out=shares), out=shares)
+    total = shares.sum(axis=1)
+    total[total == 0] = 1.0
+    logs = top + np.log(total)
+    shares *= ((weight if weighted and weight.size else 1.0) / total)[:, None]
+    found = logs @ weight if weight.size else logs.sum(axis=1)
+    return float(found[0]) if runs == 1 else found, shares.reshape(K, n)
 
 
 # -- least squares ---------------------------------------------------------------------------------------------------
@@ -224,6 +235,16 @@ def sum_levels(
     weighted = rows * weight[:, None] if weight.size else rows
     np.add.at(sums, codes, weighted)
     squares += np.einsum("ij,ij->j", weighted, rows)
+
+
+def squared_distances(columns: Floats, centres: Floats) -> Floats:
+    """Return those of rows, given as columns (d, n), to centres (K, d), (K, n): of equal rows exactly 0."""
+    found = np.zeros((len(centres), columns.shape[1]))
+    gap = np.empty(found.shape)
+    for column, centre in zip(columns, centres.T, strict=True):
+        np.subtract(column, centre[:, None], out=gap)
+        found += np.square(gap, out=gap)
+    return found
 
 
 # -- covariances -----------------------------------------------------------------------------------------------------

@@ -106,6 +106,9 @@ class Problem:
         What rows go through first.
     plain : bool
         Whether the twins of the loops do the work, see `residmix.kernels.pairs.small`.
+    runs : int
+        How many mixtures the components are of, as many of each: see `residmix.mixture.short`. The log-likelihood is
+        an array where there are several.
     """
 
     params: MixtureParams
@@ -116,17 +119,20 @@ class Problem:
     origin: Floats | None = None
     rotation: Floats | None = None
     plain: bool = False
+    runs: int = 1
 
     @classmethod
-    def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None) -> Problem:
+    def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None, runs: int = 1) -> Problem:
         """Make parameters ready, for so many rows in all; with `full` as full covariances, whatever their family.
 
         The number of rows of a fit decides, with its shape, whether loops or their twins run; unknown is many.
         """
         K, d = params.means.shape
-        constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K * d)
+        constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K // runs * d)
         if full or not (params.family.diagonal or params.family.shared):
-            return cls(params, _plain(params.means), _plain(params.full_factors()), constant, True, plain=plain)
+            return cls(
+                params, _plain(params.means), _plain(params.full_factors()), constant, True, plain=plain, runs=runs
+            )
         means, origin, rotation = params.means, None, None
         if params.family.diagonal:
             scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors), (K, d))
@@ -135,7 +141,7 @@ class Problem:
             # digits. Over sqrt(2), so that a squared distance is half of what it was.
             origin, rotation = means.mean(axis=0), np.sqrt(0.5) * params.factors
             means, scaled = (means - origin) @ rotation, np.ones((K, d))
-        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation, plain)
+        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation, plain, runs)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:
         """Return the rows that `means` and `factors` are about."""
@@ -236,10 +242,10 @@ def _own_moments(
         centres = np.hstack([np.broadcast_to(centre, (len(centres), q)), centres])
         rows = np.hstack([extra, X])
     if problem.full:
-        given: Any = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments
+        given: Any = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments, problem.runs
         log_likelihood, *sums = full_sums(*given, plain=problem.plain)
     else:
-        given = _plain(rows), centres, problem.factors, *prior, weight
+        given = _plain(rows), centres, problem.factors, *prior, weight, problem.runs
         log_likelihood, *sums = scaled_sums(*given, plain=problem.plain)
     return MixtureMoments(*sums, log_likelihood, 0.0, 0)
 

@@ -48,8 +48,7 @@ def covariances_from_scatter(
     W = of.within(scatter, shift, weight)
     if W.ndim == 3:
         W = 0.5 * (W + np.swapaxes(W, 1, 2))
-        index = np.arange(W.shape[1])
-        W[:, index, index] += reg_covar
+        np.einsum("kii->ki", W)[...] += reg_covar
     else:
         W = W + reg_covar
     previous = None if params is None or not of.linked else params.full_covariances()
@@ -71,12 +70,14 @@ def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, 
         If a component's rows don't span the space and `reg_covar` is 0.
     """
     floor = DEAD_ROWS * moments.total / moments.rows
-    dead = dead_components(moments)
-    weight = np.maximum(moments.weight, floor)
-    e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
+    dead, weight, weights = dead_components(moments), moments.weight, moments.weight
+    if dead.any():
+        weight, weights = np.maximum(weight, floor), np.where(dead, 0.0, weights)
+        e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
+    else:
+        e = moments.shift / weight[:, None]
     means = params.means + e
-    weights = np.where(dead, 0.0, moments.weight)
-    weights /= weights.sum()
+    weights = weights / weights.sum()
     covariances = covariances_from_scatter(
         moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar, params, dead
     )
@@ -97,6 +98,8 @@ def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams,
     That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
     """
     jumped = (e**2 > CANCELLED * np.abs(params.family.diagonals(covariances))).any(axis=1)
+    if not (jumped.any() or dead.any()):
+        return covariances
     if params.family.linked:  # the covariances of one component would contradict the others'
         return params.covariances if jumped.any() else covariances
     return np.where((jumped | dead).reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)

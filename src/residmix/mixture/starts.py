@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from sklearn.utils import check_array
 from sklearn.utils.random import sample_without_replacement
 
-from residmix.em.loop import run_em
 from residmix.kernels.clusters import cluster_moments, lloyd, seed
 from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.families.family import family
 from residmix.mixture.mstep import covariances_from_scatter
 from residmix.mixture.params import MixtureParams, make_params, params_from_precisions
-from residmix.mixture.step import MixtureEM
+from residmix.mixture.short import short_runs
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.threads import one_blas_thread
@@ -80,7 +79,7 @@ def find_start(
     with one_blas_thread():
         if means is not None:
             spread = _spread(x, w, covariance_type)
-            labels = lloyd(np.ascontiguousarray((x / spread).T), w, means / spread, max_iter=0)
+            labels = lloyd(np.ascontiguousarray((x / spread).T), w, (means / spread)[None], max_iter=0)[0]
             start = _from_labels(np.ascontiguousarray(x.T), w, labels, n_components, covariance_type, reg_covar)
         elif init_params == "short-em" and n_components > 1:
             start = _short_em(x, w, n_components, covariance_type, random_state)
@@ -125,13 +124,15 @@ def _short_em(x: Floats, w: Floats, K: int, covariance_type: str, random_state: 
     z = (x - centre) / spread
     columns = np.ascontiguousarray(z.T)
     rows = ArrayRows(z, weight=None if (w == 1).all() else w, block_rows=mixture_block_rows(x.shape[1], K))
-    runs = []
-    for run in range(SHORT_RUNS):
-        labels = lloyd(columns, w, seed(columns, w, K, random_state), SHORT_ITERATIONS if run % 2 else 0)
-        start = _from_labels(columns, w, labels, K, covariance_type, SHORT_RIDGE)
-        runs.append(run_em(MixtureEM(rows, SHORT_RIDGE), start, tol=SHORT_TOL, max_iter=SHORT_ITERATIONS))
-    best = max(runs, key=lambda state: state.log_likelihood)
-    return _rescaled(best.params, centre, spread)
+    seeds = seed(columns, w, K, random_state, SHORT_RUNS)
+    labels = [lloyd(columns, w, seeds[0::2], 0), lloyd(columns, w, seeds[1::2], SHORT_ITERATIONS)]
+    starts = [
+        _from_labels(columns, w, one, K, covariance_type, SHORT_RIDGE)
+        for pair in zip(*labels, strict=True)
+        for one in pair
+    ]
+    best = short_runs(rows, starts, reg_covar=SHORT_RIDGE, tol=SHORT_TOL, max_iter=SHORT_ITERATIONS)
+    return _rescaled(best, centre, spread)
 
 
 def _rescaled(params: MixtureParams, centre: Floats, spread: Floats) -> MixtureParams:
@@ -154,10 +155,10 @@ def _one_start(
         return _from_shares(x, shares / shares.sum(axis=1, keepdims=True) * w[:, None], covariance_type, reg_covar)
     columns = np.ascontiguousarray((x / _spread(x, w, covariance_type)).T)
     if kind == "random_from_data":
-        centres = columns.T[random_state.choice(len(x), K, replace=False)]
+        centres = columns.T[None, random_state.choice(len(x), K, replace=False)]
     else:
         centres = seed(columns, w, K, random_state)
-    labels = lloyd(columns, w, centres, max_iter=100 if kind == "kmeans" else 0)
+    labels = lloyd(columns, w, centres, max_iter=100 if kind == "kmeans" else 0)[0]
     return _from_labels(np.ascontiguousarray(x.T), w, labels, K, covariance_type, reg_covar)
 
 

@@ -29,7 +29,9 @@ def _triangle(d: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.in
 
 def typical_spread(params: MixtureParams) -> Floats:
     """Return the features' typical standard deviations within components, (d,)."""
-    variances = np.broadcast_to(params.family.diagonals(params.covariances), params.means.shape)
+    variances = params.family.diagonals(params.covariances)
+    if variances.shape != params.means.shape:
+        variances = np.broadcast_to(variances, params.means.shape)
     return np.sqrt(params.weights @ variances)
 
 
@@ -46,7 +48,8 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     matrices = params.family.matrices
     n_matrices = factors.size // d**2
     whole = np.empty(_n_given(params) + K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
-    given, vector = np.split(whole, [_n_given(params)])
+    n_given = _n_given(params)
+    given, vector = whole[:n_given], whole[n_given:]
     if params.coef is not None:
         given[: params.coef.size] = (params.coef / scale).ravel()
     tails = _tails(params)
@@ -84,7 +87,8 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
     The curvature of the gate of `like` still holds there.
     """
     scale = typical_spread(like)
-    given, vector = np.split(whole, [_n_given(like)])
+    n_given = _n_given(like)
+    given, vector = whole[:n_given], whole[n_given:]
     K, d = like.means.shape
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()

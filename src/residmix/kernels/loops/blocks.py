@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.arrays import readable
 from residmix.kernels.compiled import CHUNK, WIDTH, part_places
-from residmix.kernels.loops.tiles import full_block, full_sizes, scaled_block, scaled_sizes, tied_block, tied_sizes
+from residmix.kernels.loops.tiles import (
+    distances_block,
+    full_block,
+    full_sizes,
+    scaled_block,
+    scaled_sizes,
+    tied_block,
+    tied_sizes,
+)
 from residmix.kernels.writers.collect import column_pairs
 from residmix.rows.scratch import scratch
 
-__all__ = ["DENSE", "full_joint", "full_sums", "scaled_joint", "scaled_sums", "tied_gram"]
+__all__ = ["DENSE", "full_joint", "full_sums", "scaled_joint", "scaled_sums", "squared_distances", "tied_gram"]
 
 Floats = NDArray[np.float64]
 
@@ -75,8 +85,11 @@ def full_sums(
     prior: Floats,
     weight: Floats,
     moments: bool = True,
+    runs: int = 1,
     out: Floats = _NONE,
-) -> tuple[float, Floats, Floats, Floats]:
+) -> tuple[Any, Floats, Floats, Floats]:
+    if runs > 1:
+        return _each(runs, (centres, factors, constant), lambda c, f, k: full_sums(rows, d, c, f, k, prior, weight))
     K, m = centres.shape
     dense = next(share for columns, share in DENSE if m < columns)
     plan = _full_plan(m, d, K, dense, moments)
@@ -87,9 +100,19 @@ def full_sums(
     return full_block(*given, plan.tile_rows, dense, plan.places, plan.pairs, plan.work(), *sums, out), *sums
 
 
+def _each(
+    runs: int, of_components: tuple[Floats, ...], sums: Callable[..., tuple[float, Floats, Floats, Floats]]
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the sums of each of several mixtures, one after the other, side by side."""
+    parts = (np.split(array, runs) for array in of_components)
+    values, *moments = zip(*(sums(*part) for part in zip(*parts, strict=True)), strict=True)
+    mass, shift, scatter = map(np.concatenate, moments)
+    return np.array(values), mass, shift, scatter
+
+
 def full_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
     out = np.empty((len(rows), len(means)))
-    full_sums(rows, means.shape[1], means, factors, constant, prior, np.empty(0), False, out)
+    full_sums(rows, means.shape[1], means, factors, constant, prior, np.empty(0), False, out=out)
     return out
 
 
@@ -100,8 +123,11 @@ def scaled_sums(
     constant: Floats,
     prior: Floats,
     weight: Floats,
+    runs: int = 1,
     out: Floats = _NONE,
-) -> tuple[float, Floats, Floats, Floats]:
+) -> tuple[Any, Floats, Floats, Floats]:
+    if runs > 1:
+        return _each(runs, (means, factors, constant), lambda m, f, k: scaled_sums(rows, m, f, k, prior, weight))
     K, d = means.shape
     plan = _scaled_plan(d, K)
     sums = np.zeros(K), np.empty((K, d)), np.empty((K, d))
@@ -111,7 +137,7 @@ def scaled_sums(
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
     out = np.empty((len(rows), len(means)))
-    scaled_sums(rows, means, factors, constant, prior, np.empty(0), out)
+    scaled_sums(rows, means, factors, constant, prior, np.empty(0), out=out)
     return out
 
 
@@ -132,3 +158,14 @@ def tied_gram(
         weight,
     )
     return tied_block(*given, plan.tile_rows, plan.places, plan.pairs, plan.work(), gram), gram[0]
+
+
+def squared_distances(columns: Floats, centres: Floats) -> Floats:
+    (d, n), K = columns.shape, len(centres)
+    padded = columns
+    if n % CHUNK:
+        padded = scratch((d, n + -n % CHUNK), np.float64)
+        padded[:, :n], padded[:, n:] = columns, 0.0
+    out = scratch((K, padded.shape[1]), np.float64)
+    distances_block(readable(padded), readable(centres), np.ones((K, d)), np.zeros(K), out)
+    return np.negative(out, out=out)[:, :n]

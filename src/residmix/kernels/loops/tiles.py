@@ -19,7 +19,7 @@ from residmix.kernels.writers.prepare import add_prior, copy_joint, load_panels,
 from residmix.kernels.writers.scatters import scatter_columns, scatter_panels, scatter_squares, sift_panels
 from residmix.kernels.writers.shares import share_rows, sum_shares
 
-__all__ = ["full_block", "full_sizes", "scaled_block", "scaled_sizes", "tied_block", "tied_sizes"]
+__all__ = ["distances_block", "full_block", "full_sizes", "scaled_block", "scaled_sizes", "tied_block", "tied_sizes"]
 
 # Half a squared distance is the square of a distance times this.
 _HALF = 0.5**0.5
@@ -212,3 +212,9 @@ def tied_block(rows, origin, rotation, means, factors, constant, prior, weight, 
         scatter_columns(joint, K + d, tile_rows, zeros, 0, 0, w, times_share, sums, sums_shift)
     collect_columns(sums, pairs, len(pairs), 1, K + d, gram)
     return log_likelihood
+
+
+@compiled
+def distances_block(columns, centres, factors, constant, out):
+    """Fill `out` (K, n) with minus the squared distances of columns (d, n) to centres, n being whole chunks of rows."""
+    join_scaled(columns, columns.shape[1], centres, factors, constant, len(centres), len(columns), out)

@@ -1,0 +1,101 @@
+"""Several runs of EM side by side, a few iterations each: what an iteration costs besides the rows is paid once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.em.loop import has_converged, run_em
+from residmix.mixture.estep import MixtureMoments, Problem, mixture_block
+from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.params import MixtureParams
+from residmix.mixture.step import MixtureEM
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
+
+__all__ = ["short_runs"]
+
+Floats = NDArray[np.float64]
+
+
+def short_runs(
+    rows: Rows, starts: list[MixtureParams], *, reg_covar: float, tol: float, max_iter: int
+) -> MixtureParams:
+    """Return the likeliest parameters that EM reaches from some starts, the first of equals.
+
+    Where components don't know of each other in the M-step, those of all runs go through it together; only the
+    responsibilities know which run is whose. Each run stops where it would have stopped alone.
+
+    Parameters
+    ----------
+    rows : Rows
+    starts : list of MixtureParams
+        Of one size and family.
+    reg_covar, tol, max_iter
+        As for `residmix.em.loop.run_em`.
+    """
+    if starts[0].family.linked:
+        alone = [run_em(MixtureEM(rows, reg_covar), start, tol=tol, max_iter=max_iter) for start in starts]
+        return max(alone, key=lambda state: state.log_likelihood).params
+    live, values = np.arange(len(starts)), np.full((max_iter + 1, len(starts)), -np.inf)
+    ended: dict[int, MixtureParams] = {}
+    params = _joined(starts)
+    for iteration in range(max_iter + 1):
+        problem = Problem.of(params, n_rows=rows.n_rows, runs=len(live))
+        moments = fold(rows, partial(_block, problem), MixtureMoments.merge)
+        values[iteration, live] = moments.log_likelihood / moments.total
+        so_far = values[: iteration + 1]
+        done = np.array([iteration > 0 and has_converged(tuple(so_far[:, run]), tol) for run in live])
+        done |= iteration == max_iter
+        for place in np.flatnonzero(done):
+            ended[int(live[place])] = _run_of(params, int(place), len(live))
+        if done.all():
+            break
+        following = _m_step(moments, params, len(live), reg_covar)
+        params = _joined([_run_of(following, int(place), len(live)) for place in np.flatnonzero(~done)])
+        live = live[~done]
+    last = [values[np.isfinite(values[:, run]), run][-1] for run in range(len(starts))]
+    return ended[int(np.argmax(last))]
+
+
+def _block(problem: Problem, block: Block) -> MixtureMoments:
+    return mixture_block(block.X, problem, weight=block.weight)
+
+
+def _m_step(moments: MixtureMoments, params: MixtureParams, runs: int, reg_covar: float) -> MixtureParams:
+    """Return the M-step of all runs; weights of each sum to one."""
+    if not dead_components(moments).any():
+        following = m_step(moments, params, reg_covar=reg_covar)
+        # each run's moments weigh the same
+        return replace(following, weights=following.weights * runs)
+    parts = zip(*(np.split(part, runs) for part in (moments.weight, moments.shift, moments.scatter)), strict=True)
+    each = [
+        m_step(replace(moments, weight=w, shift=s, scatter=S), _run_of(params, run, runs), reg_covar=reg_covar)
+        for run, (w, s, S) in enumerate(parts)
+    ]
+    return _joined(each)
+
+
+def _joined(several: list[MixtureParams]) -> MixtureParams:
+    """Return the components of several mixtures as those of one, whose weights sum to how many these were."""
+    first = several[0]
+    if len(several) == 1:
+        return first
+    names = ("weights", "means", "covariances", "factors")
+    return replace(first, **{name: np.concatenate([getattr(one, name) for one in several]) for name in names})
+
+
+def _run_of(params: MixtureParams, run: int, runs: int) -> MixtureParams:
+    """Undo `_joined` for one of them."""
+    K = len(params.weights) // runs
+    part = slice(run * K, (run + 1) * K)
+    return replace(
+        params,
+        weights=params.weights[part],
+        means=params.means[part],
+        covariances=params.covariances[part],
+        factors=params.factors[part],
+    )
