@@ -48,7 +48,7 @@ def short_runs(
         moments = fold(rows, partial(_block, problem), MixtureMoments.merge)
         values[iteration, live] = moments.log_likelihood / moments.total
         so_far = values[: iteration + 1]
-        done = np.array([iteration > 0 and has_converged(tuple(so_far[:, run]), tol) for run in live])
+        done = np.array([iteration > 0 and has_converged(tuple(so_far[:, run]), tol)[0] for run in live])
         done |= iteration == max_iter
         for place in np.flatnonzero(done):
             ended[int(live[place])] = _run_of(params, int(place), len(live))

@@ -50,7 +50,7 @@ def merged_starts(
     if many < 2:
         return {}
     columns = np.ascontiguousarray(z.T)
-    labels = lloyd(columns, w, seed(columns, w, many, random_state), max_iter=20)
+    labels = lloyd(columns, w, seed(columns, w, many, random_state), max_iter=20)[0]
     n, means, scatter = cluster_moments(np.ascontiguousarray((x - mean).T), w, labels, many, diagonal=False)
     n, means, scatter = n[n > 0], means[n > 0], scatter[n > 0]
     # as if each cluster had d + 1 more rows with the pooled covariance
