@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import residmix as rm
@@ -108,3 +109,16 @@ def test_results_are_not_put_where_rows_are_still_to_be_read(rows):
     with pytest.raises(ValueError, match="out overlaps X without being it"):
         model.transform(X[rows], metadata=age, out=X[-len(age) :])
     np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("offset", [2**53, 2**63])
+@pytest.mark.filterwarnings("ignore::residmix.errors.ResidmixWarning")
+def test_whole_numbers_too_long_for_a_float_are_rounded_whoever_holds_them(offset):
+    numbers = [offset + 4096 * i for i in range(60)]
+    columns = {"x": TABLE["x"], "count": np.array(numbers, np.uint64), "site": TABLE["site"]}
+    pandas = pd.DataFrame(columns)
+    expected = rm.Residualizer("site").fit(pandas)
+    assert list(expected.features_) == ["x", "count"]
+    for data in (pa.table(columns), pl.DataFrame({name: np.asarray(values) for name, values in columns.items()})):
+        assert np.array_equal(rm.Residualizer("site").fit(data).coef_, expected.coef_)
+        assert rm.Residualizer("site + count").fit(data).rank_ == rm.Residualizer("site + count").fit(pandas).rank_

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.errors import did_you_mean
 
-__all__ = ["Cells", "Labels", "Metadata", "absent", "open_metadata", "plain_matrix", "spotted"]
+__all__ = ["Cells", "Labels", "Metadata", "absent", "float_values", "open_metadata", "plain_matrix", "spotted"]
 
 
 @dataclass(frozen=True)
@@ -218,13 +218,22 @@ def _number_cells(name: str, values: NDArray[np.float64]) -> Cells:
     return Cells("number" if finite.any() else "empty", values, ~finite)
 
 
+def float_values(series: Any) -> NDArray[np.float64]:
+    """Return a series of numbers or truth values as float64, rounded where they are longer; missing ones are NaN."""
+    import narwhals.stable.v2 as nw
+
+    if series.implementation.is_pyarrow() and series.dtype.is_integer():  # whose casts refuse to round
+        return np.asarray(series.to_native().cast("float64", safe=False).to_numpy(), dtype=np.float64)
+    numeric = series if series.dtype == nw.Float64 else series.cast(nw.Float64)
+    return np.asarray(numeric.to_numpy(), dtype=np.float64)
+
+
 def _series_cells(name: str, series: Any) -> Cells:
     import narwhals.stable.v2 as nw
 
     dtype = series.dtype
     if dtype.is_numeric():
-        numeric = series if dtype == nw.Float64 else series.cast(nw.Float64)
-        return _number_cells(name, np.asarray(numeric.to_numpy(), dtype=np.float64))
+        return _number_cells(name, float_values(series))
     missing = np.asarray(series.is_null().to_numpy(), dtype=bool)
     gaps = missing if missing.any() else None
     if missing.all():

@@ -81,7 +81,7 @@ def aliases(fit: LinearFit, columns: Sequence[str], owners: Mapping[int, str]) -
         return " and ".join("the intercept" if k < 0 else repr(columns[k]) for k in partners)
 
     return [
-        f"{columns[column]!r} is determined by {named(partners) if partners else owners[column]}"
+        f"{columns[column]!r} is determined by {named(partners) if partners else owners.get(column, 'the intercept')}"
         for column, partners in fit.aliased.items()
     ]
 

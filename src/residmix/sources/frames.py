@@ -11,6 +11,7 @@ import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.columns import float_values
 from residmix.errors import did_you_mean
 
 __all__ = [
@@ -274,7 +275,7 @@ def _values(series: nw.Series[Any], where: str) -> NDArray[Any]:
                 f"column {series.name!r} of {where} doesn't hold numbers ({kind}); "
                 f"leave it out of the features{objects}, or name it in the formula"
             )
-        series = series.cast(nw.Float64)
+        return float_values(series)
     values = np.asarray(series.to_numpy())
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
