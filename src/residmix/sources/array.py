@@ -213,7 +213,7 @@ def _features(X: Any, name: str) -> NDArray[Any] | Frame:
         frame = as_frame(X, name)
         _refuse_empty(frame.shape, name)
         if any(kind in (nw.List, nw.Array, nw.Object) for kind in frame.schema.values()):
-            from residmix.sources.lists import spread_frame  # loads pyarrow, which few frames need
+            from residmix.sources.columns.lists import spread_frame  # loads pyarrow, which few frames need
 
             return spread_frame(frame)
         return frame

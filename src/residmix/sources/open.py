@@ -13,9 +13,8 @@ import numpy as np
 from residmix.errors import require_extra
 from residmix.rows.block import Block
 from residmix.sources.array import MemoryTable
-from residmix.sources.batches import batch_table
 from residmix.sources.frames import is_dask, is_frame, is_path, refuse_unread, require_columns
-from residmix.sources.stream import StreamTable
+from residmix.sources.stream import StreamTable, batch_table
 from residmix.sources.table import Table
 
 __all__ = ["as_table", "check_installed", "is_source", "scan"]

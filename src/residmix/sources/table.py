@@ -111,7 +111,7 @@ class Table(ABC):
         rest = [name for name in self.columns if name not in used]
         told: list[dict[str, Any]] = [{"column": name, "reason": "row numbers", "numeric": False} for name in labels]
         if rest:
-            from residmix.sources.left_out import left_out, tell_left_out
+            from residmix.sources.columns.left_out import left_out, tell_left_out
 
             found = left_out(self, rest)
             tell_left_out(found)

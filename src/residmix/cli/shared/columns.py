@@ -205,7 +205,7 @@ def _reasons(data: Data, names: list[str], *, apply: bool = False) -> dict[str, 
         If one holds numbers all the same, written as text or as lists, with what to do about it; with `apply`, where
         a model needs them, also if it doesn't.
     """
-    from residmix.sources.left_out import left_out
+    from residmix.sources.columns.left_out import left_out
 
     told = {}
     for found in left_out(data.table, names):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from residmix.sources.array import MemoryTable
-from residmix.sources.lists import is_list_of_numbers, spread, widths
+from residmix.sources.columns.lists import is_list_of_numbers, spread, widths
 
 __all__ = ["Part", "WithSchema", "arrow_table", "cut", "distinct", "memory_table", "stamp_of"]
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.array import MemoryTable
+from residmix.sources.columns.lists import list_names, spread
 from residmix.sources.files.csv import Csv
 from residmix.sources.files.formats import FORMATS, UNREADABLE, format_of, readable
 from residmix.sources.files.kept import Kept
 from residmix.sources.files.npy import Npy
 from residmix.sources.files.part import Part, arrow_table, memory_table
-from residmix.sources.lists import list_names, spread
 from residmix.sources.recipe import Recipe
 from residmix.sources.stream import StreamRows, StreamTable
 

@@ -84,7 +84,7 @@ def test_what_looks_numeric_is_warned_of_with_row_and_value(values, reason, reme
 
 
 def test_the_odd_value_may_come_late(frame, tmp_path, monkeypatch):
-    monkeypatch.setattr("residmix.sources.left_out.LOOKED_AT", 10)
+    monkeypatch.setattr("residmix.sources.columns.left_out.LOOKED_AT", 10)
     frame = frame.assign(iron=["?" if i == 55 else f"{i}.5" for i in range(N)])
     for data in kinds_of(frame, tmp_path).values():
         table = as_table(data)
