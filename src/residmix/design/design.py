@@ -19,6 +19,7 @@ from residmix.design.levels import Levels, missing_error
 from residmix.design.reader import RowReader
 from residmix.design.survey import Learned
 from residmix.design.terms import DesignMatrix, Factor, Plan, Term
+from residmix.errors import did_you_mean
 from residmix.rows.checks import all_finite
 from residmix.rows.scratch import scratch
 
@@ -270,6 +271,31 @@ class Design:
             raise ValueError(f"{term.name} is no factor with columns of its own")
         ((_, full),) = plan.coding[0]
         return levels.coded(np.arange(levels.n_levels, dtype=np.int32), full=full)
+
+    def rows_along(self, name: str, values: list[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return the design columns whose terms use the metadata column `name` alone, and their rows at some values.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or a term uses it together with other columns.
+        """
+        mine = [(p, t) for p, t in zip(self._plans, self.terms, strict=True) if name in t.variables]
+        together = [term.name for _, term in mine if term.variables != (name,)]
+        if not mine or together:
+            told = f"{', '.join(together)} depends on others as well" if together else "no term uses it"
+            known = [own for term in self.terms for own in term.variables]
+            hint = "" if mine else did_you_mean(name, known)
+            raise ValueError(f"there is no effect of {name!r} alone: {told}{hint}")
+        absorbed = [term.name for plan, term in mine if plan.kind in ("absorbed", "missing")]
+        if absorbed:
+            raise ValueError(f"the effects of {absorbed[0]!r} have no columns along which to follow them; see effects_")
+        import pandas as pd
+
+        reader = RowReader(open_metadata(pd.DataFrame({name: values})), self._learned, "error", "error", {})
+        parts = [reader.product(plan, coding) for plan, _ in mine for coding in plan.coding]
+        columns = np.concatenate([np.arange(term.columns.start, term.columns.stop) for _, term in mine])
+        return columns, np.concatenate(parts, axis=1)
 
     def n_known_levels(self, term: Term) -> int:
         """Return how many levels a factor's main effect has, missing values not among them."""

@@ -215,7 +215,7 @@ class EmpiricalBayes:
                 posterior[f] = (gamma * again.pooled[usable] / own.pooled[usable], delta)
                 moved = max(moved, float(np.max(np.abs(np.log(delta / ratios[f][:, usable])), initial=0.0)))
                 ratios[f][:, usable] = delta
-            if moved < 1e-10:
+            if moved < 1e-8:
                 break
         beside = list(zip(groupings, ratios, strict=True))
         n, mean, squares = fold(rows, partial(_sums_beside, found.everything(), groupings[0], beside), merge_sums)

@@ -14,6 +14,7 @@ from residmix.effects.mean.regressor import Nuisance, RegressorRemoval
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Scale
+from residmix.effects.tables import effect_table, level_table
 from residmix.effects.unmeasured import unmeasured
 from residmix.effects.unseen.batches import LaterBatches
 from residmix.effects.unseen.levels import NewLevels
@@ -171,6 +172,32 @@ class Told(Shown, MetadataTransformer):
                 owners(self.fit_, self.moments_, self.design_.factors),
             )
         )
+
+    def level_table(self, term: str) -> pd.DataFrame:
+        """Return a table of the levels of a factor that is removed: level, rows, shift, spread, distance, odd.
+
+        Before anything is removed: the root mean square over the features of a level's shift, in residual standard
+        deviations; its spread over the pooled one, the geometric mean over the features; the divergence of its normal
+        distributions from the pooled ones, in nats per feature; and whether its shift (upwards) or log spread lies
+        more than 3.5 robust standard deviations, 1.4826 times the median absolute deviation, from the median of the
+        levels. Of three levels or fewer none is odd. Spread and distance are NaN unless the fit has `scale` or pools
+        this factor, since other fits don't know the spreads of levels.
+
+        See Also
+        --------
+        residmix.effects.tables.level_table : The formulas.
+        """
+        self._need_coefficients()
+        return level_table(self._linear, self.design_, term)
+
+    def effect(self, name: str, at: Any = None) -> pd.DataFrame:
+        """Return the effect of a metadata column at some of its values: at, feature, estimate, lower, upper.
+
+        It is relative to the mean of the rows, all else equal; lower and upper are 95 % confidence limits at each
+        value, those of least squares. The column may be preserved. Default of `at`: the levels of a factor.
+        """
+        self._need_coefficients()
+        return effect_table(self._linear, self.design_, list(self.features_), name, at)
 
     def _need_coefficients(self) -> None:
         check_is_fitted(self)

@@ -17,6 +17,7 @@ from residmix.moments.solve import LinearFit
 __all__ = [
     "LevelPrior",
     "SpreadPrior",
+    "level_estimates",
     "level_prior",
     "log_variance",
     "removed_factors",
@@ -134,7 +135,7 @@ def term_prior(
     if random is not None:
         # predicted effects are about their own expectation, which is where the average level lies
         return LevelPrior(np.zeros(len(random.ratio)), np.where(random.ratio > 1e300, np.inf, random.ratio))
-    effects, weight = _estimated(design, term, fit, moments)
+    effects, weight = level_estimates(design, term, fit, moments)
     if len(effects) < 2:
         raise ValueError(f"what unseen levels of {term.name} are like can't be told from one level")
     degrees = fit.residual_degrees
@@ -149,7 +150,7 @@ def spread_prior(design: Design, term: Term, fit: LinearFit, moments: Moments, s
     # features that don't vary somewhere keep their spread, and so do those of new levels
     variance = np.where((scale.intercept == 0) & (scale.coef == 0).all(axis=0), 0.0, variance)
     effects = design.known_level_rows(term) @ scale.coef[term.columns]
-    rows = _estimated(design, term, fit, moments)[1]
+    rows = level_estimates(design, term, fit, moments)[1]
     bias, weight = log_variance(np.maximum(rows - 1.0, 1e-3))
     deviations = effects - effects.mean(axis=0) - bias
     prior = level_prior(deviations, np.where(rows > 1, weight, 0.0), np.ones_like(variance))
@@ -157,7 +158,7 @@ def spread_prior(design: Design, term: Term, fit: LinearFit, moments: Moments, s
     return SpreadPrior(LevelPrior(np.where(nothing, 0.0, prior.mean), np.where(nothing, np.inf, prior.ratio)), variance)
 
 
-def _estimated(design: Design, term: Term, fit: LinearFit, moments: Moments) -> tuple[Array, Array]:
+def level_estimates(design: Design, term: Term, fit: LinearFit, moments: Moments) -> tuple[Array, Array]:
     """Return estimated effects and weights (L, d) of a factor's levels, missing values not among them."""
     known = slice(0, design.n_known_levels(term))
     if term.factor is not None:

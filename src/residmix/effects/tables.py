@@ -1,0 +1,130 @@
+"""What a fit says of a factor's levels and of an effect along its variable, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design.design import Design
+from residmix.design.terms import find_term
+from residmix.effects.removal import LinearRemoval
+from residmix.effects.unseen.priors import level_estimates
+from residmix.moments.by_level import Grouping, LevelMoments, residual_sums
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["effect_table", "level_table"]
+
+Array = NDArray[np.float64]
+
+# Beyond so many robust standard deviations from the other levels a level is odd (Iglewicz and Hoaglin 1993).
+_ODD = 3.5
+# Of the median absolute deviation: what makes it a standard deviation of normal ones.
+_NORMAL = 1.4826
+
+
+def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame:
+    r"""Return a row for each level of a factor that is removed; :meth:`residmix.Residualizer.level_table`.
+
+    With :math:`\hat\gamma_{kj}` the effect of level k on feature j beyond the mean of the rows, in residual standard
+    deviations, and :math:`\hat\delta_{kj}` its residual variance over the pooled one,
+
+    .. math::
+        \text{shift}_k = \sqrt{\operatorname{mean}_j \hat\gamma_{kj}^2}, \quad
+        \text{spread}_k = \exp \operatorname{mean}_j \tfrac12 \log \hat\delta_{kj}, \quad
+        \text{distance}_k = \operatorname{mean}_j \tfrac12
+        (\hat\delta_{kj} + \hat\gamma_{kj}^2 - 1 - \log \hat\delta_{kj}),
+
+    the last one the divergence of the level's normal distributions from the pooled ones, in nats per feature.
+    """
+    import pandas as pd
+
+    own = find_term(design.terms, term, "level_table")
+    if own.preserved or own.kind not in ("factor", "absorbed"):
+        what = "preserved" if own.preserved else own.kind
+        raise ValueError(f"level_table is of factors that are removed, and {own.name!r} is {what}")
+    effects, weight = level_estimates(design, own, found.fit, found.moments)
+    known = own.levels[: len(effects)]
+    degrees = np.where(found.fit.residual_degrees > 0, found.fit.residual_degrees, 1.0)
+    sd = np.sqrt(found.fit.rss / degrees)
+    usable = (sd > 0) & (found.fit.count > 0)
+    share = weight / np.maximum(weight.sum(axis=0), 1e-300)
+    effects = np.where(weight > 0, effects, 0.0)
+    gamma = ((effects - np.sum(share * effects, axis=0)) / np.where(sd > 0, sd, 1.0))[:, usable]
+    log_delta = _log_ratios(found, design, own.name, len(known), sd)
+    rows = weight.max(axis=1)
+    shift = np.sqrt(np.mean(gamma**2, axis=1)) if usable.any() else np.full(len(known), np.nan)
+    spread = distance = np.full(len(known), np.nan)
+    if log_delta is not None:
+        delta = log_delta[:, usable]
+        spread = np.exp(0.5 * np.mean(delta, axis=1))
+        distance = 0.5 * np.mean(np.exp(delta) + gamma**2 - 1.0 - delta, axis=1)
+    odd = _far_out(shift, rows, usable.sum(), upwards=True) | _far_out(np.log(spread), rows, usable.sum())
+    table = {"level": known, "rows": rows, "shift": shift, "spread": spread, "distance": distance, "odd": odd}
+    return pd.DataFrame(table).sort_values("level", kind="stable", ignore_index=True)
+
+
+def _log_ratios(found: LinearRemoval, design: Design, name: str, n_levels: int, sd: Array) -> Array | None:
+    """Return log variances of the levels (K, d) less that of all rows; None where nothing is known of them."""
+    (term,) = (own for own in design.terms if own.name == name)
+    if isinstance(found.moments, LevelMoments) and name in found.moments.levels:
+        grouping = Grouping(name, term.columns, design.level_rows(term))
+        n, _, squares, _ = residual_sums(found.moments, grouping, found.fit)
+        known = (n >= 2) & (squares > 0)
+        ratio = np.where(known, squares, 1.0) / np.where(known, n - 1, 1.0) / np.where(sd > 0, sd, 1.0) ** 2
+        return np.where(known, np.log(ratio), 0.0)[:n_levels]
+    if found.scale is None:
+        return None
+    return 2.0 * (found.scale.coef[term.columns].T @ design.known_level_rows(term).T).T + 2.0 * found.scale.intercept
+
+
+def _far_out(values: Array, rows: Array, n_features: int, upwards: bool = False) -> NDArray[np.bool_]:
+    """Tell which levels lie far from the others, by more than their own rows let them; of three or fewer, none."""
+    seen = np.isfinite(values) & (rows > 0)
+    if seen.sum() < 4:
+        return np.zeros(len(values), dtype=bool)
+    step = np.where(seen, values, 0.0) - np.median(values[seen])
+    error = 1.0 / np.sqrt(2.0 * np.maximum(rows, 1.0) * max(n_features, 1))
+    scale = np.maximum(_NORMAL * np.median(np.abs(step[seen])), error)
+    return seen & ((step if upwards else np.abs(step)) > _ODD * scale)
+
+
+def effect_table(
+    found: LinearRemoval, design: Design, features: Sequence[Any], name: str, at: Any = None
+) -> pd.DataFrame:
+    r"""Return the effect of a metadata column at some of its values; :meth:`residmix.Residualizer.effect`.
+
+    With v the columns of its terms at a value, less their mean over the rows, the effect is v'B, and its band
+    :math:`v'B \pm t_{0.975} \hat\sigma_j \sqrt{v'Cv}`.
+    """
+    import pandas as pd
+    from scipy.special import stdtrit
+
+    levels = design.levels_of(name)
+    if at is None:
+        if levels is None:
+            raise ValueError(f"effect({name!r}) needs at=, the values at which it is wanted")
+        at = list(levels.levels)
+    values = list(at)
+    columns, rows = design.rows_along(name, values)
+    fit, applied = found.fit, found.applied
+    B, degrees = applied.coef[columns], np.where(fit.residual_degrees > 0, fit.residual_degrees, np.nan)
+    mean = (fit.origin_a + fit.offset_a)[:, columns]  # (g, k)
+    steps = rows[:, None, :] - mean  # (v, g, k)
+    estimate = np.einsum("vdk,kd->vd", steps[:, fit.group], B)
+    C = fit.covariance[:, columns][:, :, columns]
+    error = np.sqrt(np.maximum(np.einsum("vgk,gkl,vgl->vg", steps, C, steps), 0.0))[:, fit.group]
+    band = error * np.sqrt(fit.rss / degrees) * stdtrit(degrees, 0.975)
+    return pd.DataFrame(
+        {
+            "at": np.repeat(np.asarray(values, dtype=None if levels is None else object), len(features)),
+            "feature": np.tile(np.asarray([str(f) for f in features], dtype=object), len(values)),
+            "estimate": estimate.ravel(),
+            "lower": (estimate - band).ravel(),
+            "upper": (estimate + band).ravel(),
+        }
+    )
