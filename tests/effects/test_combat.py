@@ -170,6 +170,17 @@ def test_features_that_do_not_vary_in_a_batch_stay_as_they_are_in_every_batch(bl
     assert_allclose(model.transform(later_rows, metadata=later)[:, 3] + X[:, 3].mean(), later_rows[:, 3], atol=1e-12)
 
 
+@pytest.mark.parametrize(("preserve", "reference"), [(None, "combat"), ("cancer", "combat_cancer")])
+@pytest.mark.filterwarnings("ignore:1 of 80 features do not vary")
+def test_with_a_gene_of_one_value_in_a_batch_it_is_what_sva_returns(bladder, preserve, reference):
+    X = matrix(bladder, "x").copy()
+    X[bladder["batch"] == 2, 3] = 5.0
+    expected = matrix(pd.read_csv(Path(__file__).parents[1] / "fixtures" / "bladderbatch_constant.csv.gz"), reference)
+    model = Residualizer("C(batch)", preserve=preserve, scale=True, shrinkage="eb")
+    residual = model.fit_transform(X, metadata=bladder[["batch", "cancer"]])
+    assert_allclose(residual + X.mean(axis=0), expected, atol=1e-11)
+
+
 @pytest.mark.parametrize("options", [{"scale": True, "shrinkage": "eb"}, {"shrinkage": "eb"}])
 @pytest.mark.filterwarnings("ignore:there is nothing to remove")
 def test_a_single_batch_stays_as_it_is(options):
