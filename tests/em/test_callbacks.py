@@ -109,6 +109,7 @@ def test_teardown_comes_also_when_the_fit_fails(model, X):
     assert recorder.events.count(("setup", "fit")) == recorder.events.count(("teardown", "fit"))
 
 
+@pytest.mark.filterwarnings("ignore:there is no metadata")  # the monitor wants a target, which mixtures ignore
 def test_scikit_learns_own_callbacks_work(model, X, capsys):
     monitor = ScoringMonitor(scoring=log_density)
     model.set_callbacks(ProgressBar(), monitor).fit(X, np.zeros(len(X)))

@@ -20,6 +20,7 @@ def load(name):
 
 @pytest.fixture(scope="module")
 def experiment():
+    load("nn_published")  # which the experiment compares with
     data, run = load("nn_data"), load("nn_surrogate")
     sets = []
     for seed, fair in ((1234, False), (1237, False), (1311, True)):
