@@ -86,6 +86,9 @@ def test_compressed_text_and_standard_input_hold_the_same_rows(expected, tmp_pat
     assert table.n_rows == 300
     assert table.paths == ()
     model = rm.Residualizer("site").fit(table)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(OSError, match="can't read standard input: nothing came"):
+        rm.scan("-")
     (tmp_path / "x.csv").write_bytes(text_of())
     assert np.array_equal(model.coef_, rm.Residualizer("site").fit(rm.scan(tmp_path / "x.csv")).coef_)
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,7 +72,9 @@ def open_data(data: str, options: Any) -> Data:
         "na_values": tuple(options.na_values),
     }  # fmt: skip
     if data == "-":
-        return Data(data, scan(_standard_input(), **reading), ())
+        if sys.stdin.isatty():
+            raise click.UsageError("- reads CSV from standard input, which is a terminal; pipe a file into it")
+        return Data(data, scan("-", **reading), ())
     paths = tuple(find_files(data))
     client = None
     if getattr(options, "dask", None):
@@ -86,22 +87,6 @@ def open_data(data: str, options: Any) -> Data:
         client = Client(options.dask)
         click.get_current_context().call_on_close(client.close)
     return Data(data, scan(data, client=client, **reading), paths)
-
-
-def _standard_input() -> Path:
-    """Return a file with what comes on standard input, which passes can read again; it goes when the command ends."""
-    import shutil
-
-    if sys.stdin.isatty():
-        raise click.UsageError("- reads CSV from standard input, which is a terminal; pipe a file into it")
-    folder = TemporaryDirectory(prefix="residmix-")
-    click.get_current_context().call_on_close(folder.cleanup)
-    path = Path(folder.name) / "stdin.csv"
-    with open(path, "wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    if path.stat().st_size == 0:
-        raise click.ClickException("nothing came on standard input")
-    return path
 
 
 def frames(table: Table, columns: Sequence[str]) -> Iterator[Any]:

@@ -214,6 +214,8 @@ class StandardInput(Csv):
     def open(cls, path: Path, *, text: TextOptions = TextOptions(), kept: Kept | None = None, **_: Any) -> Csv:
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spooled:
             shutil.copyfileobj(sys.stdin.buffer, spooled)
+            if not spooled.tell():
+                raise ValueError("nothing came")
             spooled.seek(0)
             part = cls._of(path, (0, 0), spooled, text, kept)
         if kept is not None and kept.failure is not None:
