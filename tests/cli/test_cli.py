@@ -167,7 +167,7 @@ def test_warnings_are_one_line_each_and_quiet_means_quiet(files):
     options = (files / "q.csv", "--formula", "C(sex)", "--features", "bill_length_mm,body_mass_g", "-k", 1)
     told = [line for line in run("fit", *options).stderr.splitlines() if "Warning" in line]
     assert len(told) == 1
-    assert told[0].startswith("Warning: too few rows to estimate the effect of sex=unsure (1 row)")
+    assert told[0].startswith("Warning: too few rows to estimate the effect of C(sex)=unsure (1 row)")
     assert run("fit", *options, "--quiet").stderr == ""
 
 
