@@ -205,11 +205,7 @@ class ResidualMixture(ConditionalDensity):
         ValueError, TypeError
             For input that can't be used, with what to do about it.
         """
-        if self.preserve is not None and self.estimation == "joint":
-            raise ValueError(
-                f"preserve={self.preserve!r} needs estimation='two-stage': joint estimation would credit the removed "
-                "columns with what the preserved ones explain, as its mixture doesn't see them"
-            )
+        self._check_preserve()
         table = as_table(X, metadata=metadata)
         residualizer = Residualizer(
             self.formula,
@@ -266,6 +262,13 @@ class ResidualMixture(ConditionalDensity):
         self._warn(revived)
         tasks.end()
         return self
+
+    def _check_preserve(self) -> None:
+        if self.preserve is not None and self.estimation == "joint":
+            raise ValueError(
+                f"preserve={self.preserve!r} needs estimation='two-stage': joint estimation would credit the removed "
+                "columns with what the preserved ones explain, as its mixture doesn't see them"
+            )
 
     def fit_predict(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the most probable component of each row (n,)."""

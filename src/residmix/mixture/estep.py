@@ -252,13 +252,13 @@ def _own_moments(
         rows = np.hstack([extra, X])
     if problem.full:
         given: Any = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments, problem.runs
-        log_likelihood, *sums = full_sums(*given, plain=problem.plain)
+        log_likelihood, mass, shift, scatter = full_sums(*given, plain=problem.plain)
         if extra is None and problem.params.family.shared and not problem.params.family.diagonal:
-            sums[2] = sums[2].sum(axis=0)
+            scatter = scatter.sum(axis=0)
     else:
         given = _plain(rows), centres, problem.factors, *prior, weight, problem.runs
-        log_likelihood, *sums = scaled_sums(*given, plain=problem.plain)
-    return MixtureMoments(*sums, log_likelihood, 0.0, 0)
+        log_likelihood, mass, shift, scatter = scaled_sums(*given, plain=problem.plain)
+    return MixtureMoments(mass, shift, scatter, log_likelihood, 0.0, 0)
 
 
 def _unit(weight: Floats) -> float:
