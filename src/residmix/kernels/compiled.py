@@ -62,7 +62,8 @@ class _Kept:
     """Numba's files of a loop's machine code; where these can't be written, read or trusted, the loop is compiled."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function, self._files = function, None
+        self._function = function
+        self._files: Any = None
 
     def _open(self) -> Any:
         if self._files is None:

@@ -262,11 +262,11 @@ def turn_axes(W: Floats, D: Floats, precision: Floats) -> float:
             more = precision[:, i] - precision[:, j]
             own, cross, other = more @ W[:, i, i], more @ W[:, i, j], more @ W[:, j, j]
             angle = 0.5 * np.arctan2(-2.0 * cross, other - own)
-            c, s = np.cos(angle), np.sin(angle)
+            c, s = float(np.cos(angle)), float(np.sin(angle))
             if not abs(s) > 0.0:
                 continue
             largest, turn = max(largest, abs(s)), np.array([[c, -s], [s, c]])
             D[:, [i, j]] = D[:, [i, j]] @ turn
             W[:, :, [i, j]] = W[:, :, [i, j]] @ turn
             W[:, [i, j]] = turn.T @ W[:, [i, j]]
-    return float(largest)
+    return largest

@@ -84,8 +84,13 @@ def _joined(several: list[MixtureParams]) -> MixtureParams:
     first = several[0]
     if len(several) == 1:
         return first
-    names = ("weights", "means", "covariances", "factors")
-    return replace(first, **{name: np.concatenate([getattr(one, name) for one in several]) for name in names})
+    return replace(
+        first,
+        weights=np.concatenate([one.weights for one in several]),
+        means=np.concatenate([one.means for one in several]),
+        covariances=np.concatenate([one.covariances for one in several]),
+        factors=np.concatenate([one.factors for one in several]),
+    )
 
 
 def _run_of(params: MixtureParams, run: int, runs: int) -> MixtureParams:

@@ -103,7 +103,8 @@ def linear_moments(block: Block, origins: tuple[Array, Array] | None = None, *, 
     with np.errstate(invalid="ignore", over="ignore"):
         origins = origins or block_origins(block.X, A, block.weight)
         sums = centred_products(block.X, A, *origins, readable_weight(block.weight), plain=plain)
-        moments = moments_about(*origins, *sums, block.n_rows, block.weight)
+        sum_x, sum_a, aa, ax, squares = sums
+        moments = moments_about(*origins, sum_x, sum_a, aa, ax, squares, block.n_rows, block.weight)
     # a sum is a number only if every term is; infinite ones, of huge numbers, are looked at again
     if not made_of_numbers(moments) and (missing := np.isnan(block.X)).any():
         return _moments_missing(np.asarray(block.X, dtype=np.float64), A, block.weight, missing)

@@ -123,7 +123,8 @@ class LeftOver:
         residual = residual_twice(X, A, self.origin_x, self.origin_a, self.coef, self.constant, plain=self.plain)
         r = residual[0]
         rss = np.einsum("ij,ij->j", r, r) if w is None else np.einsum("i,ij,ij->j", w, r, r)
-        return ResidualMoments(*products_twice(A, self.origin_a, residual, w, plain=self.plain), rss)
+        high, low = products_twice(A, self.origin_a, residual, w, plain=self.plain)
+        return ResidualMoments(high, low, rss)
 
 
 def merge_residual_moments(one: ResidualMoments, two: ResidualMoments) -> ResidualMoments:
