@@ -1,6 +1,7 @@
 """Residualize on plain vectors: exactness, protection, streaming, units. Everything is float64."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from residmix.errors import LeakageWarning
 from residmix.nn import Residualize
+from residmix.nn._fast import plain
 
 
 def sample(n=300, d=5, k=2, seed=0):
@@ -194,6 +196,20 @@ def test_merging_two_sites_equals_seeing_both():
     torch.testing.assert_close(one.merge(two).coefficients(), whole.coefficients(), atol=1e-12, rtol=1e-11)
     with pytest.raises(ValueError, match="cannot merge"):
         one.merge(Residualize(4, 2, num_protected=1))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_moments_of_parts_are_those_of_the_whole_however_far_apart_the_parts_are(fast):
+    x, m, y = sample()
+    x = x + 100 * (torch.arange(300) >= 120).double()[:, None]
+    layer = Residualize(5, 2, num_protected=1, horizon=None)
+    with nullcontext() if fast else plain():
+        for part in torch.arange(300).split(60):
+            layer(x[part], m[part], y[part])
+    whole = fitted(x, m, y)
+    torch.testing.assert_close(layer.spread, (x - x.mean(0)).square().sum(0), rtol=1e-12, atol=0)
+    for name in ("weight", "square", "mean", "scatter", "spread"):
+        torch.testing.assert_close(getattr(layer, name), getattr(whole, name), rtol=1e-11, atol=1e-9)
 
 
 def test_sample_weights_count_rows_and_zero_leaves_them_out():

@@ -236,7 +236,10 @@ def _left(memory, design, weight, p, total):
 def _removed(memory, change, level, removed):
     """``change @ coef`` as far as it is kept, and the features' mean where the `level` is removed."""
     (n, k), d = change.shape, removed.shape[1]
-    row, start = np.empty(d), np.zeros(d)
+    row, start, slopes = np.empty(d), np.zeros(d), np.empty((k, d))
+    for a in range(k):
+        for j in range(d):
+            slopes[a, j] = memory.coef[a, j] * memory.kept[j]
     for j in range(d):
         start[j] = memory.mean[len(memory.mean) - d + j] * memory.ready[0] if level else 0.0
     for i in range(n):
@@ -244,9 +247,9 @@ def _removed(memory, change, level, removed):
         for j in range(d):
             row[j] = start[j]
         for a in range(k):
-            factor, coef = change[i, a], memory.coef[a]
+            factor, coef = change[i, a], slopes[a]
             for j in range(d):
-                row[j] += factor * (coef[j] * memory.kept[j])
+                row[j] += factor * coef[j]
         for j in range(d):
             out[j] = row[j]
 
@@ -331,15 +334,18 @@ def lost(left, change, share, kept, gradient, factor):
         if len(share):
             for j in range(d):
                 mean[j] += own[j]
+    for a in range(k):
+        for j in range(d):
+            along[a, j] *= kept[j]
     for i in range(n):
         result = out[i]
         level = share[i] if len(share) else 0.0
         for j in range(d):
-            row[j] = 0.0
+            row[j] = level * mean[j]
         for a in range(k):
             factor_here, sums = left[i, a], along[a]
             for j in range(d):
                 row[j] += factor_here * sums[j]
         for j in range(d):
-            result[j] = (row[j] * kept[j] + level * mean[j]) * factor
+            result[j] = row[j] * factor
     return out
