@@ -12,6 +12,7 @@ data; squared distance correlation within classes; R^2 of a linear probe of the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from collections.abc import Callable
 import nn_data
 import numpy as np
 import torch
-from nn_published import PublishedMDN, PublishedPMDN, PublishedRMDN
 from torch import Tensor, nn
 
 from residmix.errors import LeakageWarning
@@ -27,12 +27,19 @@ from residmix.nn import MetadataSequential, Residualize, finalize
 
 Columns = tuple[Tensor, Tensor, Tensor]
 EPOCHS = {20: 20, 200: 100, 1000: 300}
+
+
+def published(name: str, d: int, **options: Tensor) -> nn.Module:
+    layer: nn.Module = getattr(importlib.import_module("nn_published"), f"Published{name}")(d, 1, **options)
+    return layer
+
+
 METHODS: dict[str, Callable[..., nn.Module]] = {
     "baseline": lambda d, design, maps: nn.Identity(),
     "batch norm": lambda d, design, maps: nn.BatchNorm2d(d) if maps == "channel" else nn.BatchNorm1d(d),
-    "MDN (published)": lambda d, design, maps: PublishedMDN(d, 1, design=design),
-    "PMDN (published)": lambda d, design, maps: PublishedPMDN(d, 1),
-    "R-MDN (published)": lambda d, design, maps: PublishedRMDN(d, 1),
+    "MDN (published)": lambda d, design, maps: published("MDN", d, design=design),
+    "PMDN (published)": lambda d, design, maps: published("PMDN", d),
+    "R-MDN (published)": lambda d, design, maps: published("RMDN", d),
     "batch, through": lambda d, design, maps: Residualize(
         d, 1, num_protected=1, estimator="batch", grad="through", maps=maps
     ),
@@ -73,7 +80,7 @@ def train(
         for part in torch.randperm(len(x), generator=generator).split(batch):
             optimiser.zero_grad()
             value = criterion(net(x[part], m[part], y[part]).squeeze(1), y[part])
-            penalties = [layer.penalty for layer in net if isinstance(layer, PublishedPMDN)]
+            penalties = [layer.penalty for layer in net if type(layer).__name__ == "PublishedPMDN"]
             (value + sum(penalties) if penalties else value).backward()
             optimiser.step()
             total += float(value.detach()) * len(part)
