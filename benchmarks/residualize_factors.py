@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from residmix.moments.solve_absorbed import fit_factors
+from residmix.moments.absorbed.fit import fit_factors
 from residmix.rows.rows import ArrayRows
 from residmix.sources.output import collect
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from residmix.atomic import atomic_path
-from residmix.design.formula import formula_columns
+from residmix.design.formula.parser import formula_columns
 from residmix.errors import did_you_mean, require_extra
 from residmix.sources.open import as_table
 from residmix.sources.table import Table

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import residmix as rm
 from residmix.design import quantiles
 from residmix.design.fit import Design, fit_design
-from residmix.design.formula import FormulaError
+from residmix.design.formula.tokens import FormulaError
 
 
 def table(n=300, seed=0):

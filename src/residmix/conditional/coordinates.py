@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.absorbed import FactorMoments
+from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.affine import Affine
 from residmix.moments.linear import LinearMoments
 from residmix.rows.block import Block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from residmix.design.expressions import Call, Column, Terms
+from residmix.design.formula.expressions import Call, Column, Terms
 from residmix.design.survey import Learned, Survey
 from residmix.design.terms import Plan
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.columns import Metadata, open_metadata, plain_matrix, spotted
-from residmix.design.expressions import Call, Column
-from residmix.design.formula import FormulaError, parse_formula
+from residmix.design.formula.expressions import Call, Column
+from residmix.design.formula.parser import parse_formula
+from residmix.design.formula.tokens import FormulaError
 from residmix.design.levels import Levels, missing_error
 from residmix.design.reader import RowReader
 from residmix.design.survey import Learned

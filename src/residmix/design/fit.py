@@ -12,8 +12,9 @@ from typing import Any
 from residmix.design.coding import coded_terms
 from residmix.design.columns import Metadata, open_metadata
 from residmix.design.design import Design
-from residmix.design.expressions import Column, Terms
-from residmix.design.formula import FormulaError, parse_formula
+from residmix.design.formula.expressions import Column, Terms
+from residmix.design.formula.parser import parse_formula
+from residmix.design.formula.tokens import FormulaError
 from residmix.design.survey import Learned, survey
 from residmix.design.terms import DesignMatrix, Factor, Term
 
@@ -40,9 +41,9 @@ def fit_design(
         Called once per pass over the rows. What is learned doesn't depend on how the rows are cut, bit for bit. None
         means that there is no metadata.
     formula : str, optional
-        What to remove (see :mod:`residmix.design.formula`). Without it every column that `preserve` doesn't name is
-        taken: numbers as they are; text, categories and truth values as factors. The columns of an array are m0,
-        m1, ...
+        What to remove (see :mod:`residmix.design.formula.parser`). Without it every column that `preserve` doesn't
+        name is taken: numbers as they are; text, categories and truth values as factors. The columns of an array
+        are m0, m1, ...
     preserve : str, optional
         A formula of effects to estimate beside them, but not remove.
     on_unknown : {"error", "mean"}

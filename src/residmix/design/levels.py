@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.columns import Labels, absent, spotted
-from residmix.design.expressions import Contrast
+from residmix.design.formula.expressions import Contrast
 from residmix.errors import did_you_mean
 
 __all__ = ["Levels", "sorted_levels"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.columns import Metadata
-from residmix.design.expressions import Call, Column
+from residmix.design.formula.expressions import Call, Column
 from residmix.design.levels import missing_error
 from residmix.design.survey import Learned
 from residmix.design.terms import Plan

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.columns import Metadata, open_metadata
-from residmix.design.expressions import Call, Column, Contrast, Terms
-from residmix.design.formula import FormulaError
+from residmix.design.formula.expressions import Call, Column, Contrast, Terms
+from residmix.design.formula.tokens import FormulaError
 from residmix.design.labels import warn_of_text
 from residmix.design.levels import Levels, missing_error, sorted_levels
 from residmix.design.transforms import evaluate, learn, recut

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.design.expressions import Call, Column
+from residmix.design.formula.expressions import Call, Column
 from residmix.errors import did_you_mean
 
 __all__ = ["DesignMatrix", "Factor", "Plan", "Term", "find_term"]

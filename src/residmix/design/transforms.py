@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.design.expressions import Call, Column, Expression, Number, Operation
-from residmix.design.formula import FormulaError
+from residmix.design.formula.expressions import Call, Column, Expression, Number, Operation
+from residmix.design.formula.tokens import FormulaError
 from residmix.design.quantiles import distinct_values, order_statistics
 
 __all__ = ["evaluate", "learn", "recut"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.design.columns import open_metadata
 from residmix.design.fit import Design, fit_design
-from residmix.design.formula import formula_columns
+from residmix.design.formula.parser import formula_columns
 from residmix.diagnostics.dependence import (
     Variable,
     counts_dependence,

@@ -14,7 +14,7 @@ from residmix.effects.rescale import Rescaled, rescaled
 from residmix.effects.scale import Scale
 from residmix.effects.unseen.batches import Frozen
 from residmix.moments import inference
-from residmix.moments.absorbed import FactorMoments
+from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.affine import Affine, WithEffects
 from residmix.moments.by_level import LevelMoments
 from residmix.moments.equations import equations

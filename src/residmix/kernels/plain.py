@@ -265,7 +265,7 @@ def turn_axes(W: Floats, D: Floats, precision: Floats) -> float:
             c, s = float(np.cos(angle)), float(np.sin(angle))
             if not abs(s) > 0.0:
                 continue
-            largest, turn = max(largest, abs(s)), np.array([[c, -s], [s, c]])
+            largest, turn = max(largest, abs(float(s))), np.array([[c, -s], [s, c]])
             D[:, [i, j]] = D[:, [i, j]] @ turn
             W[:, :, [i, j]] = W[:, :, [i, j]] @ turn
             W[:, [i, j]] = turn.T @ W[:, [i, j]]

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.moments import inference
-from residmix.moments.absorbed import FactorMoments, merge_factor_moments
-from residmix.moments.aliased import Part
-from residmix.moments.linear import LinearMoments, merge_moments
-from residmix.moments.solve import LinearFit, fit_moments, fold_linear, solve_moments
-from residmix.moments.solve_absorbed import (
+from residmix.moments.absorbed.fit import (
     FactorFit,
     features_with_gaps,
     fit_factor_moments,
     fold_factors,
     solve_factors,
 )
+from residmix.moments.absorbed.sums import FactorMoments, merge_factor_moments
+from residmix.moments.aliased import Part
+from residmix.moments.linear import LinearMoments, merge_moments
+from residmix.moments.solve import LinearFit, fit_moments, fold_linear, solve_moments
 from residmix.rows.rows import Rows
 
 __all__ = ["Absorbed", "Dense", "Equations", "equations"]

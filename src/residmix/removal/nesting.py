@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from residmix.design.terms import Factor
-from residmix.moments.absorbed import FactorMoments
+from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.solve import LinearFit
 
 __all__ = ["nested_factors", "owners"]

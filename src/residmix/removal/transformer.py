@@ -12,7 +12,7 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.design.fit import Design, fit_design
-from residmix.design.formula import formula_columns
+from residmix.design.formula.parser import formula_columns
 from residmix.moments.linear import linear_block_rows
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table

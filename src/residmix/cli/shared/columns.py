@@ -65,7 +65,7 @@ class Columns:
 
 def metadata_columns(formula: str | None) -> tuple[str, ...]:
     """Return the columns that a formula names, if there is one."""
-    from residmix.design.formula import formula_columns
+    from residmix.design.formula.parser import formula_columns
 
     return () if formula is None else formula_columns(formula)
 

@@ -92,7 +92,7 @@ def _shrinkage(chosen: SimpleNamespace) -> Any:
     """Return ``{term: "blup"}`` for blup, which is by factor, and anything else as it is."""
     if chosen.shrinkage != "blup":
         return chosen.shrinkage
-    from residmix.design.formula import parse_formula
+    from residmix.design.formula.parser import parse_formula
 
     terms = [":".join(factor.label for factor in term) for term in parse_formula(chosen.formula)]
     if len(terms) != 1:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from residmix.moments import solve_absorbed as factor_module
-from residmix.moments.absorbed import FactorStep, merge_factor_moments
-from residmix.moments.solve_absorbed import fit_factors, solve_factors
+from residmix.moments.absorbed import fit as factor_module
+from residmix.moments.absorbed import schur
+from residmix.moments.absorbed.fit import fit_factors, solve_factors
+from residmix.moments.absorbed.sums import FactorStep, merge_factor_moments
 from residmix.rows.rows import ArrayRows
 
 RNG = np.random.default_rng(0)
@@ -66,7 +67,7 @@ def test_conjugate_gradients_agree_with_the_direct_solution(monkeypatch):
     sizes = (60, 25)
     X, A, codes, _ = problem(sizes, 2)
     direct, expected, _ = fitted(X, A, codes, None, sizes)
-    monkeypatch.setattr(factor_module, "_DENSE_LIMIT", 5)
+    monkeypatch.setattr(schur, "_DENSE_LIMIT", 5)
     iterated, residual, _ = fitted(X, A, codes, None, sizes)
     np.testing.assert_allclose(residual, expected, atol=1e-10)
     np.testing.assert_allclose(iterated.coef, direct.coef, atol=1e-11)

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from residmix.design.fit import MAX_CROSSED, fit_design
-from residmix.design.formula import MAX_KNOTS, FormulaError
+from residmix.design.formula.parser import MAX_KNOTS
+from residmix.design.formula.tokens import FormulaError
 
 FORMULAS = int(os.environ.get("RESIDMIX_FORMULAS", "400"))
 PIECES = [

@@ -7,7 +7,8 @@ from formulaic import Formula
 from hypothesis import given
 from hypothesis import strategies as st
 
-from residmix.design.formula import FormulaError, formula_columns, parse_formula
+from residmix.design.formula.parser import formula_columns, parse_formula
+from residmix.design.formula.tokens import FormulaError
 
 
 def labels(text):

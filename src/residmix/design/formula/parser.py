@@ -10,7 +10,7 @@ A formula may come from a file that somebody else wrote, so its grammar is a lis
     primary    = "1" | name | call | "(" sum ")"
     call       = function "(" arithmetic {"," [key "="] literal} ")"
 
-with the functions of `residmix.design.expressions`, arithmetic ``+ - * / **`` inside a call, and literals that are
+with the functions of `.expressions`, arithmetic ``+ - * / **`` inside a call, and literals that are
 numbers, strings, True, False, None, lists of them or contrasts such as ``contr.treatment("A")``. A column whose name
 isn't an identifier stands in backticks. The algebra of terms is that of Wilkinson and Rogers (1973), as in R.
 """
@@ -21,7 +21,7 @@ import ast
 import re
 from typing import NoReturn
 
-from residmix.design.expressions import (
+from residmix.design.formula.expressions import (
     CONTRASTS,
     FUNCTIONS,
     Call,
@@ -33,30 +33,16 @@ from residmix.design.expressions import (
     Operation,
     Terms,
 )
+from residmix.design.formula.tokens import Tokens
 from residmix.errors import did_you_mean
 
-__all__ = ["FormulaError", "formula_columns", "parse_formula"]
+__all__ = ["formula_columns", "parse_formula"]
 
 # Bounds on what a short text may ask for: (a+b+...)**9 would otherwise fill any memory.
-MAX_LENGTH, MAX_DEPTH, MAX_POWER = 20_000, 40, 9
+MAX_POWER = 9
 MAX_TERMS, MAX_FACTORS, MAX_OPERATIONS = 5_000, 7, 200
-# Digits of a number, and knots of all splines of one formula together: a basis costs the square of their number.
-MAX_DIGITS, MAX_KNOTS = 40, 500
-
-_TOKEN = re.compile(
-    r"""\s*(?:
-      (?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.]))
-    | (?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)
-    | `(?P<quoted>(?:[^`]|``)*)`
-    | (?P<string>"[^"\\\n]*"|'[^'\\\n]*')
-    | (?P<operator>\*\*|[-+:*/()\[\],=~])
-    )""",
-    re.VERBOSE,
-)
-
-
-class FormulaError(ValueError):
-    """A formula holds something that isn't let through, or makes no sense."""
+# Of all splines of one formula together: a basis costs the square of their number.
+MAX_KNOTS = 500
 
 
 def parse_formula(text: str) -> Terms:
@@ -92,53 +78,8 @@ def formula_columns(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for term in terms for factor in term for name in factor.columns()))
 
 
-class _Parser:
+class _Parser(Tokens):
     """Recursive descent over the tokens of one formula."""
-
-    def __init__(self, text: str) -> None:
-        if not isinstance(text, str):
-            raise FormulaError(f"a formula is a string such as 'age + C(site)', not {type(text).__name__}")
-        if len(text) > MAX_LENGTH:
-            raise FormulaError(f"the formula is {len(text)} characters long; at most {MAX_LENGTH} are let through")
-        self.text, self.depth, self.at, self.operations, self.knots = text, 0, 0, 0, 0
-        self.tokens: list[tuple[str, str, int]] = []
-        place, end = 0, len(text.rstrip())
-        while place < end:
-            match = _TOKEN.match(text, place)
-            if match is None:
-                place += len(text[place:]) - len(text[place:].lstrip())
-                self.refuse(f"{text[place]!r} is not let through in a formula", place)
-            kind = str(match.lastgroup)
-            if kind == "number" and len(match.group(kind)) > MAX_DIGITS:
-                self.refuse(f"a number has at most {MAX_DIGITS} characters", match.start(kind))
-            self.tokens.append((kind, match.group(kind), match.start(kind)))
-            place = match.end()
-        self.tokens.append(("end", "", end))
-
-    def refuse(self, why: str, place: int | None = None) -> NoReturn:
-        place = self.tokens[self.at][2] if place is None else place
-        first = max(0, place - 60)
-        line = self.text[first : place + 60].replace("\n", " ")
-        raise FormulaError(f"{why}\n    {line}\n    {' ' * (place - first)}^")
-
-    def peek(self, ahead: int = 0) -> tuple[str, str]:
-        return self.tokens[min(self.at + ahead, len(self.tokens) - 1)][:2]
-
-    def accept(self, *operators: str) -> str | None:
-        kind, value = self.peek()
-        if kind == "operator" and value in operators:
-            self.at += 1
-            return value
-        return None
-
-    def expect(self, operator: str) -> None:
-        if not self.accept(operator):
-            self.refuse(f"expected {operator!r}, found {self.peek()[1] or 'the end'!r}")
-
-    def enter(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.refuse(f"parentheses are nested more than {MAX_DEPTH} deep")
 
     # ---- terms -----------------------------------------------------------------------------------------------------
 

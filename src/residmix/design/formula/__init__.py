@@ -1,0 +1,1 @@
+"""Formulas: text in, terms out."""
