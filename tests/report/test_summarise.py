@@ -182,3 +182,16 @@ def test_a_large_table_is_described_on_a_sample_and_says_so(rng):
     X = rng.normal(size=(20_001, 2))
     summary = described(rm.GaussianMixture(1).fit(X), X, probes=False)
     assert (summary["n_rows"], summary["n_shown"]) == (20_001, 4001)
+
+
+def test_noise_and_heavy_tails_have_reports_too(rng):
+    X = np.concatenate([rng.normal(-5, 1, (150, 2)), rng.normal(5, 1, (150, 2)), rng.uniform(-30, 30, (20, 2))])
+    table = pd.DataFrame(X, columns=["x", "y"]).assign(group=np.repeat(["a", "b", "c"], [150, 150, 20]))
+    for options in ({"noise": True}, {"distribution": "t"}):
+        model = rm.GaussianMixture(2, random_state=0, **options).fit(table[["x", "y"]])
+        summary = described(model, table, reference="group")
+        assert summary["fit"]["pit"] is None
+        labels = np.asarray(model.predict(table[["x", "y"]]))
+        assert np.sum(summary["reference"]["table"]) == np.sum(labels >= 0)
+        with pytest.raises(ValueError, match="Gaussian components without noise"):
+            rm.plot_pit(model, table[["x", "y"]])

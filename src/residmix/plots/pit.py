@@ -50,6 +50,8 @@ def plot_pit(model: Any, X: Any, *, metadata: Any = None, feature: str | None = 
     """
     if not hasattr(model, "means_"):
         raise TypeError(f"{type(model).__name__} has no density; pass a fitted mixture")
+    if getattr(model, "distribution", "gaussian") != "gaussian" or getattr(model, "noise", False):
+        raise ValueError("the picture is for Gaussian components without noise; score_samples compares others")
     rows = rows_of(model, X, metadata)
     values = pit_values(model, rows)
     names = features_of(model)

@@ -122,7 +122,7 @@ def _association(found: Evidence) -> Any:
             formula=linear.formula,
             features=features,
             after=fresh,
-            components=found.labels,
+            components=None if found.labels is None or (found.labels < 0).any() else found.labels,
             missing=linear.missing,
             n_splits=FOLDS,
             n_permutations=PERMUTATIONS,

@@ -63,7 +63,7 @@ def agreement(
     """Compare a column with the components: few values as groups, many numbers by the share of variance."""
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
-    known = np.asarray(values.notna())
+    known = np.asarray(values.notna()) & (labels >= 0)  # noise is no component
     values, labels = np.asarray(values[known]), labels[known]
     numbers = values.dtype.kind in "fiu"
     if not len(values):
@@ -100,7 +100,8 @@ def fit_quality(found: Evidence) -> dict[str, Any] | None:
         "lower_bounds": [number(value) for value in list(getattr(model, "lower_bounds_", ()))[:2000]],
         "pit": None,
     }
-    if found.rows is not None:
+    gaussian = getattr(model, "distribution", "gaussian") == "gaussian" and not getattr(model, "noise", False)
+    if found.rows is not None and gaussian:
         values = pit_values(model, found.rows)
         counts = [np.histogram(column[np.isfinite(column)], BINS, (0.0, 1.0))[0] for column in values.T]
         told["pit"] = {

@@ -96,7 +96,7 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
             "The criterion against the number of components, by family.",
             "The search; the ringed fit was kept.")  # fmt: skip
     if summary["fit"] is not None:
-        if found.rows is not None:
+        if summary["fit"]["pit"] is not None:
             add("quality", lambda ax: plot_pit(found.model, found.rows, ax=ax), (4.4, 3.2),
                 "Histogram of the probability integral transform, with its 95 % band.",
                 "Flat within the band: the mixture describes every feature rightly. A heap in the middle: too wide; at "
