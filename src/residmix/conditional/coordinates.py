@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.affine import Affine
-from residmix.moments.linear import LinearMoments
+from residmix.moments.linear import Moments
 from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
@@ -48,14 +48,14 @@ class ToResidual:
         return Block(block.start, residual, u, (), block.weight)
 
 
-def to_residual(affine: Affine, moments: LinearMoments | FactorMoments, p: int) -> ToResidual:
+def to_residual(affine: Affine, moments: Moments, p: int) -> ToResidual:
     """Return the map to least-squares residuals and to orthonormal, centred coordinates of the first p columns."""
     if isinstance(moments, FactorMoments):  # effects of thousands of levels: two stages only, which need no basis
         return ToResidual(affine, np.empty((p, 0)), np.empty(0))
-    scatter = moments.s_aa[0][:p, :p] / moments.weight[0]
+    scatter = moments.linear.s_aa[0][:p, :p] / moments.linear.weight[0]
     scale = np.sqrt(np.diag(scatter))
     scale = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(scatter / scale[:, None] / scale) if p else (np.empty(0), np.empty((0, 0)))
     kept = values > ALIASED * max(values[-1], 0.0) if p else np.zeros(0, dtype=bool)
     basis = vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None]
-    return ToResidual(affine, basis, (moments.mean_a[0][:p] - affine.origin_a) @ basis)
+    return ToResidual(affine, basis, (moments.linear.mean_a[0][:p] - affine.origin_a) @ basis)
