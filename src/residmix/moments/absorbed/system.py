@@ -56,10 +56,11 @@ class System:
             active[places[f]] = self.weights[f] > 0
         active[places[-1]] = np.diagonal(self.scatter) > 0
         left_out = np.flatnonzero(active & ~self.kept)
-        unit = np.zeros((len(self.kept), len(left_out)))
-        unit[left_out, np.arange(len(left_out))] = 1.0
-        image = self.gram @ unit - self.link @ (self.inverse[:, None] * (self.link.T @ unit))
-        return FactorAliases(self, unit - self.solve(image), self.parts)
+        # sparse, since levels of a nested factor meet few levels of the eliminated one
+        through = (self.link * self.inverse) @ self.link[left_out].T
+        null = -self.solve((self.gram[:, left_out] - through).toarray())
+        null[left_out, np.arange(len(left_out))] += 1.0
+        return FactorAliases(self, null, self.parts)
 
     def settled_unknowns(self, x_first: Array, x_rest: Array) -> tuple[Array, Array]:
         """Return the solution of least contributions."""
