@@ -17,11 +17,13 @@ __all__ = [
     "CollapsedScaleWarning",
     "CollinearityWarning",
     "DeadComponentWarning",
+    "DegenerateComponentWarning",
     "DesignWarning",
     "DiscreteTargetWarning",
     "EntangledEffectsWarning",
     "LeakageWarning",
     "ManyColumnsWarning",
+    "MissingCodeWarning",
     "MissingExtraError",
     "Note",
     "RareLevelWarning",
@@ -79,6 +81,14 @@ class LeakageWarning(ResidmixWarning):
 
 class DeadComponentWarning(ResidmixWarning):
     """A mixture component lost its rows and was re-seeded or could not be revived."""
+
+
+class DegenerateComponentWarning(ResidmixWarning):
+    """A mixture component sits on a few rows that are all but equal, where the likelihood has no upper bound."""
+
+
+class MissingCodeWarning(ResidmixWarning):
+    """A value repeats far outside all others, as codes for missing values do, or is too large to be squared."""
 
 
 class DiscreteTargetWarning(ResidmixWarning):

@@ -204,7 +204,17 @@ class _Group:
         x, weight = np.ascontiguousarray(block.X[index]), None if block.weight is None else block.weight[index]
         assert block.design is not None
         rows = ArrayRows(x, weight=weight)
-        starts = [find_start(rows, K, covariance_type=covariance_type, reg_covar=reg_covar, random_state=random_state)]
+        starts = [
+            find_start(
+                rows,
+                K,
+                covariance_type=covariance_type,
+                reg_covar=reg_covar,
+                random_state=random_state,
+                init_params=init_params,
+            )
+            for init_params in ("short-em", "kmeans", "kmeans", "k-means++")
+        ]
         if family(covariance_type).shared:
             starts += [_one_and_the_rest(x, weight, K, reg_covar, random_state) for _ in range(GROUP_RUNS)]
         ended = [run_em(MixtureEM(rows, reg_covar), start, tol=1e-5, max_iter=GROUP_ITERATIONS) for start in starts]

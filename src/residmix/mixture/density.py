@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 
+from residmix.mixture.beyond import settle_beyond
 from residmix.mixture.estep import Problem, mixture_block_rows, responsibilities
 from residmix.mixture.families.family import family
 from residmix.mixture.params import MixtureParams
@@ -46,7 +47,9 @@ def most_probable_or_noise(joint: Floats) -> NDArray[np.intp]:
 
 
 def _finished(problem: Problem, finish: Callable[[Floats], NDArray[Any]], block: Block) -> NDArray[Any]:
-    return finish(block_log_joint(problem, block))
+    joint = block_log_joint(problem, block)
+    # a density is 0 so far out, a share isn't
+    return finish(joint if finish is log_density else settle_beyond(joint, block.X, problem.params))
 
 
 class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):

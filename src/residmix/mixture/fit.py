@@ -31,6 +31,7 @@ from residmix.mixture.robust.starts import tail_starts
 from residmix.mixture.selection.candidates import is_search, kinds, sizes
 from residmix.mixture.selection.path import merged_starts
 from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
+from residmix.mixture.spikes import count, spikes
 from residmix.mixture.starts import INIT_PARAMS, check_given, find_start, subsample
 from residmix.mixture.step import MixtureEM
 from residmix.mixture.vector import pack, unpack
@@ -143,8 +144,13 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         begin = partial(self._tail_starts, em.rows, starts) if self._has_tails() else starts
         path = self.checkpoint
         ended = run_starts(em, begin, run, failure=SingularCovarianceError, path=path, fingerprint=fingerprint)
+        clean = []
+        if len(ended) > 1:
+            total = count(em.rows)
+            clean = [state for state in ended if state.converged and not spikes(state.params, total)]
+            clean = clean if all(state.converged for state in ended) else []
         # the first of equals, so that more starts never change a result they don't improve
-        return max(ended, key=lambda state: state.log_likelihood)
+        return max(clean or ended, key=lambda state: state.log_likelihood)
 
     def _gaps_allowed(self) -> bool:
         """Whether features may be missing."""

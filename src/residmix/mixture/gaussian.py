@@ -19,6 +19,7 @@ from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
 from residmix.mixture.fit import MixtureFit, State
+from residmix.mixture.hints import tell_of_codes, tell_of_spikes
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on, find_start
@@ -81,6 +82,10 @@ class GaussianMixture(GaussianDensity):
     learning_decay : float, default=0.7
         Of `partial_fit`: batch t counts for :math:`t^{-decay}` of the estimate, which forgets slowly. Between 0.5 (not
         included) and 1, where all batches count alike.
+    forgetting : float, optional
+        Of `partial_fit`: every batch counts for this share of the estimate, the one before it for ``1 - forgetting`` of
+        that, and so on. For streams that drift: the estimate is of the last ``2 / forgetting`` batches or so, and
+        never settles. Default: `learning_decay` rules.
     accelerate : bool, default=True
         Extrapolate every second iteration (SQUAREM), and take it back where the log-likelihood fell: a third of the
         iterations or fewer where clusters overlap. Never with ``tol=0``, which stands for textbook iterations.
@@ -137,6 +142,7 @@ class GaussianMixture(GaussianDensity):
     _parameter_constraints: dict[str, list[Any]] = MixtureFit._parameter_constraints | {
         "missing": [StrOptions({"error", "em"})],
         "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
+        "forgetting": [Interval(Real, 0.0, 1.0, closed="right"), None],
     }
 
     def __init__(
@@ -159,6 +165,7 @@ class GaussianMixture(GaussianDensity):
         labels_init: ArrayLike | None = None,
         accelerate: bool = True,
         learning_decay: float = 0.7,
+        forgetting: float | None = None,
         random_state: Any = None,
         warm_start: bool = False,
         verbose: int = 0,
@@ -182,6 +189,7 @@ class GaussianMixture(GaussianDensity):
         self.labels_init = labels_init
         self.accelerate = accelerate
         self.learning_decay = learning_decay
+        self.forgetting = forgetting
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
@@ -221,9 +229,10 @@ class GaussianMixture(GaussianDensity):
         """Follow a stream: take in one batch of rows, which isn't needed again.
 
         The first batch is fitted as by `fit`; so it should be of some hundred rows a component. Each further one is a
-        step of stepwise EM (:func:`residmix.mixture.step.stepwise`), with a share of :math:`t^{-decay}`, less if it has
-        fewer rows than batches had on average. Goes on from a fitted model; `fit` begins anew. Of a source that hands
-        out batches, or a table larger than memory, each batch is a step.
+        step of stepwise EM (:func:`residmix.mixture.step.stepwise`), with a share of :math:`t^{-decay}`, or of
+        `forgetting` if that is given; less if it has fewer rows than batches had on average. Goes on from a fitted
+        model; `fit` begins anew. Of a source that hands out batches, or a table larger than memory, each batch is a
+        step.
 
         Parameters
         ----------
@@ -255,7 +264,8 @@ class GaussianMixture(GaussianDensity):
         self.n_batches_ += 1
         self.n_samples_seen_ += moments.rows
         typical = self.n_samples_seen_ / self.n_batches_
-        share = self.n_batches_**-self.learning_decay * min(1.0, moments.rows / typical)
+        share = self.n_batches_**-self.learning_decay if self.forgetting is None else self.forgetting
+        share *= min(1.0, moments.rows / typical)
         following = stepwise(params, moments, share, reg_covar=self.reg_covar, n_rows=self.n_samples_seen_)
         value = moments.log_likelihood / moments.total
         self._keep(State(following, (value, value), self.n_iter_ + 1))
@@ -320,6 +330,8 @@ class GaussianMixture(GaussianDensity):
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(revived)
         self._warn_of_scale(rows)
+        tell_of_codes(rows, getattr(self, "feature_names_in_", None))
+        tell_of_spikes(rows, self._whole(rows), state.params)
         tasks.end()
 
     def _starts(self, rows: Rows, given: dict[str, Floats | None], resume: bool) -> Iterator[MixtureParams]:

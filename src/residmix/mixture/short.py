@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 
 def short_runs(
     rows: Rows, starts: list[MixtureParams], *, reg_covar: float, tol: float, max_iter: int
-) -> MixtureParams:
-    """Return the likeliest parameters that EM reaches from some starts, the first of equals.
+) -> list[tuple[float, MixtureParams]]:
+    """Return the log-likelihoods and parameters that EM reaches from each of some starts.
 
     Where components don't know of each other in the M-step, those of all runs go through it together; only the
     responsibilities know which run is whose. Each run stops where it would have stopped alone.
@@ -39,7 +39,7 @@ def short_runs(
     """
     if starts[0].family.linked:
         alone = [run_em(MixtureEM(rows, reg_covar), start, tol=tol, max_iter=max_iter) for start in starts]
-        return max(alone, key=lambda state: state.log_likelihood).params
+        return [(state.log_likelihood, state.params) for state in alone]
     live, values = np.arange(len(starts)), np.full((max_iter + 1, len(starts)), -np.inf)
     ended: dict[int, MixtureParams] = {}
     params = _joined(starts)
@@ -58,7 +58,7 @@ def short_runs(
         params = _joined([_run_of(following, int(place), len(live)) for place in np.flatnonzero(~done)])
         live = live[~done]
     last = [values[np.isfinite(values[:, run]), run][-1] for run in range(len(starts))]
-    return ended[int(np.argmax(last))]
+    return [(float(last[run]), ended[run]) for run in range(len(starts))]
 
 
 def _block(problem: Problem, block: Block) -> MixtureMoments:

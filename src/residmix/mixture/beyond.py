@@ -1,0 +1,44 @@
+"""Components of rows so far out that their squared distances overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.mixture.params import MixtureParams
+
+__all__ = ["settle_beyond"]
+
+Floats = NDArray[np.float64]
+
+# Relative differences of squared distances that are rounding.
+EQUAL = 1e-12
+
+
+def settle_beyond(joint: Floats, x: NDArray[np.floating], params: MixtureParams) -> Floats:
+    r"""Return log p(x, k), up to a constant for a row, also where squares overflow and it's -inf for all k.
+
+    With normal components, :math:`x = c \hat x` and c large, :math:`\log p(x, k) = -c^2 \hat x' P_k \hat x / 2 +
+    c\, \hat x' P_k \mu_k + O(1)`: the smallest quadratic form wins, among equals the largest linear one, among these
+    the weights decide.
+    """
+    lost = np.flatnonzero(~np.isfinite(joint).any(axis=1))
+    if not lost.size or params.dof is not None or params.noise is not None:
+        return joint
+    far = np.asarray(x[lost], dtype=np.float64)
+    size = np.abs(far).max(axis=1, keepdims=True)
+    unit = far / np.where(size > 0, size, 1.0)
+    factors = params.full_factors()
+    along = np.stack([unit @ factor for factor in factors], axis=1)
+    level = np.log(np.maximum(np.abs(along).max(axis=(1, 2), keepdims=True), 1e-300))
+    along = along * np.exp(-level)
+    squares = (along**2).sum(axis=2)
+    least = squares.min(axis=1, keepdims=True)
+    first = squares <= least * (1 + EQUAL)
+    shifts = np.stack([mean @ factor for mean, factor in zip(params.means, factors, strict=True)])
+    linear = np.where(first, (along * shifts).sum(axis=2), -np.inf)
+    most = linear.max(axis=1, keepdims=True)
+    second = first & (linear >= most - EQUAL * np.abs(most))
+    settled = joint.copy()
+    settled[lost] = np.where(second, params.log_weights, -np.inf)
+    return settled

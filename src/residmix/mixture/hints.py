@@ -1,0 +1,135 @@
+"""What a fitted mixture should make its user look at: codes for missing values, components on a few equal rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
+from residmix.mixture.estep import Problem
+from residmix.mixture.params import MixtureParams
+from residmix.mixture.spikes import count, spikes
+from residmix.mixture.starts.sample import LARGEST, Sample
+from residmix.mixture.step import block_log_joint
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
+
+__all__ = ["tell_of_codes", "tell_of_spikes"]
+
+# Rows that are looked at, evenly spread.
+LOOKED_AT = 10_000
+# How often a value must repeat to be a code, and how far off the others it must lie, in their spreads and their range.
+REPEATED = 3
+SPREADS = 10.0
+RANGES = 2.0
+# Values, rows and components that a message names.
+SHOWN = 10
+
+
+def _looked_at(rows: Rows) -> Block:
+    return rows.take(np.arange(0, rows.n_rows, max(1, -(-rows.n_rows // LOOKED_AT))))
+
+
+def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
+    """Warn of values like -999 that repeat far outside all others of a column: codes for missing values, most likely.
+
+    Such a value occurs three times at least, and between it and all other values lies twice their range.
+    """
+    block = _looked_at(rows)
+    x = np.asarray(block.X, dtype=np.float64)
+    if block.weight is not None:
+        x = x[block.weight > 0]
+    share = rows.n_rows / max(block.n_rows, 1)
+    found: list[dict[str, Any]] = []
+    for j in range(x.shape[1]):
+        for value, times in _codes(x[:, j]):
+            name = j if names is None else str(names[j])
+            found.append({"column": name, "value": value, "rows": round(times * share)})
+    if found:
+        shown = ", ".join(f"{one['value']:g} in column {one['column']!r} ({one['rows']} rows)" for one in found[:SHOWN])
+        about = "" if share == 1 else "about "
+        warn(
+            f"values repeat far outside all others: {about}{shown}. If they are codes for missing values, replace "
+            "them by NaN or leave these rows out.",
+            MissingCodeWarning,
+            values=found,
+        )
+    beyond = int((np.abs(x) >= LARGEST).any(axis=1).sum())
+    if beyond:
+        warn(
+            f"{beyond} rows hold values of {LARGEST:g} or more, whose squares overflow: they count for nothing. "
+            "Remove them or correct them.",
+            MissingCodeWarning,
+            kind="overflow",
+            rows=beyond,
+        )
+
+
+def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
+    """Return the values of a column that look like codes, and how often they occur."""
+    x = x[np.isfinite(x)]
+    if len(x) < REPEATED:
+        return []
+    low, middle, high = np.quantile(x, (0.1, 0.5, 0.9))
+    if x.min() >= middle - SPREADS * (middle - low) and x.max() <= middle + SPREADS * (high - middle):
+        return []
+    values, counts = np.unique(x, return_counts=True)
+    # from both ends inwards, values that repeat and have a gap to all that's within
+    first, last, found = 0, len(values) - 1, []
+    while last - first >= 2:
+        gaps = values[first + 1] - values[first], values[last] - values[last - 1]
+        end = first if gaps[0] >= gaps[1] else last
+        inner = (values[first + 1], values[last]) if end == first else (values[first], values[last - 1])
+        if counts[end] < REPEATED or not max(gaps) > RANGES * (inner[1] - inner[0]):
+            # the other end may hold the codes that make the range
+            end = last if end == first else first
+            gap = gaps[0] if end == first else gaps[1]
+            if counts[end] < REPEATED or not gap > RANGES * (values[last - 1] - values[first + 1]):
+                break
+        found.append((float(values[end]), int(counts[end])))
+        first, last = (first + 1, last) if end == first else (first, last - 1)
+    # what is left must be most of the column: else it's a cluster, not a code
+    return found if sum(times for _, times in found) < 0.5 * len(x) else []
+
+
+def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:
+    """Warn of components on a few rows that are all but equal amid the others; keep a note of those far outside.
+
+    `whole` are the rows without gaps.
+    """
+    if params.n_components == 1 or params.family.shared:
+        return
+    everything = spikes(params, count(rows))
+    if not everything:
+        return
+    sample = Sample.of(_looked_at(whole), params.covariance_type)
+    far = sample.far(params.means)
+    amid = [k for k in everything if not far[k]]
+    for told, chosen in ((True, amid), (False, [k for k in everything if far[k]])):
+        for k in chosen[:SHOWN]:
+            index = _rows_of(rows, params, k)
+            shown = ", ".join(map(str, index[:SHOWN])) + (", ..." if len(index) > SHOWN else "")
+            message = (
+                f"component {k} sits on {len(index)} rows that are all but equal (rows {shown}): its likelihood grows "
+                "without bound, so it tells of these rows only. "
+            )
+            figures = {"component": k, "rows": index[:1000], "count": len(index)}
+            if told:
+                remedy = "Try fewer components, or raise reg_covar to the square of the values' precision."
+                warn(message + remedy, DegenerateComponentWarning, kind="spike", **figures)
+            else:
+                note("far-component", message + "It lies far outside the others.", **figures)
+
+
+def _rows_of(rows: Rows, params: MixtureParams, k: int) -> list[int]:
+    """Return the numbers of the rows whose most probable component is k."""
+    problem = Problem.of(params, n_rows=rows.n_rows)
+    return np.concatenate(list(rows.map(partial(_of_component, problem, k)))).tolist()
+
+
+def _of_component(problem: Problem, k: int, block: Block) -> NDArray[np.intp]:
+    return block.start + np.flatnonzero(block_log_joint(problem, block).argmax(axis=1) == k)

@@ -1,0 +1,66 @@
+"""Components that sit on a handful of rows: the likelihood has no upper bound there, so they win and say nothing."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.mixture.params import MixtureParams
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
+
+__all__ = ["count", "spikes"]
+
+Floats = NDArray[np.float64]
+
+# A component whose spread in some direction is below this share of the typical one is suspicious...
+NARROW = 0.03
+# ... if it holds fewer rows than so many for each of its directions, or whatever it holds if below that share.
+FEW = 2.0
+EQUAL = 1e-3
+# Above so many rows, weights don't decide whether a component has few.
+MANY = 100_000
+
+
+def count(rows: Rows) -> float:
+    """Return the sum of the rows' weights, if there may be few enough for it to matter; else their number."""
+    return float(rows.fold(_weight, operator.add)) if rows.n_rows <= MANY else float(rows.n_rows)
+
+
+def _weight(block: Block) -> float:
+    return float(block.n_rows if block.weight is None else block.weight.sum())
+
+
+def spikes(params: MixtureParams, total: float, far: NDArray[np.bool_] | None = None) -> list[int]:
+    """Return the components that sit on a few rows, or on rows that are all but equal, amid the others.
+
+    A component of N rows in d dimensions is a spike if its standard deviation in some direction is less than 3 % of
+    what components have there on average, and N is at most 2 (d + 1); or less than .1 %, whatever N is. The
+    likelihood grows without bound at such points (Day 1969, Biometrika 56).
+
+    Parameters
+    ----------
+    total : float
+        Sum of the rows' weights.
+    far : ndarray of bool (K,), optional
+        Components far outside, where a few rows deserve a component.
+    """
+    of = params.family
+    if of.shared or params.n_components == 1:
+        return []
+    K, d = params.means.shape
+    full, rows = params.full_covariances(), params.weights * total
+    # the typical component counts, not one on far rows, however wide
+    usual = np.ones(K, dtype=bool) if far is None or far.all() else ~far
+    pooled = np.tensordot(np.where(usual, params.weights, 0.0) / params.weights[usual].sum(), full, 1)
+    scale = np.sqrt(np.where(np.diag(pooled) > 0, np.diag(pooled), 1.0))
+    values, vectors = np.linalg.eigh(pooled / scale / scale[:, None])
+    white = vectors / scale[:, None] / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
+    narrowest = np.sqrt(np.maximum(np.linalg.eigvalsh(white.T @ full @ white)[:, 0], 0.0))
+    few = rows <= FEW * (d + 1 if not of.isotropic else 2)
+    spiky = (few & (narrowest < NARROW)) | (narrowest < EQUAL)
+    if far is not None:
+        spiky &= ~far
+    return [int(k) for k in np.flatnonzero(spiky)]

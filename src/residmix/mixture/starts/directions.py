@@ -1,0 +1,87 @@
+r"""Directions in which whitened rows are least normal: there clusters lie apart, if they do anywhere.
+
+Invariant coordinate selection takes the eigenvectors of :math:`\sum_i w_i |y_i|^2 y_i y_i' / \sum_i w_i` for whitened y
+(Cardoso 1989; Tyler, Critchley, Dumbgen & Oja 2009, J. R. Stat. Soc. B 71): a direction of two clusters alike in size
+has a small eigenvalue, of a rare one a large one. With n rows of d features the eigenvalues of noise spread over
+:math:`2 d \sqrt{2/n}`, so the directions are sharpened by projection pursuit, whose noise is of order
+:math:`\sqrt{24 d / n}`: fixed-point steps for the kurtosis, or the skewness, of the projection (Hyvarinen 1999, IEEE
+Trans. Neural Networks 10). Skewness sees what kurtosis can't: clusters with shares near .21 and .79.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["directions", "enough_rows"]
+
+Floats = NDArray[np.float64]
+
+# Fixed-point steps for a direction.
+STEPS = 12
+# Bytes of the rows that directions are found on, at most.
+LARGEST_SAMPLE = 64e6
+
+
+def enough_rows(n_features: int) -> int:
+    """Return how many rows directions want: the noise of their eigenvalues is below 1 then."""
+    return int(min(8 * n_features**2, LARGEST_SAMPLE // (8 * n_features)))
+
+
+def directions(y: Floats, w: Floats, wanted: int) -> Floats:
+    """Return unit vectors (d, m), the most promising first: m is `wanted` of small kurtosis, one of large, one skew.
+
+    Parameters
+    ----------
+    y : ndarray (n, d)
+        Whitened rows, none far outside.
+    w : ndarray (n,)
+    wanted : int
+    """
+    total, d = w.sum(), y.shape[1]
+    squared = w * (y**2).sum(axis=1)
+    _, vectors = np.linalg.eigh((y * squared[:, None]).T @ y / total)
+    small = [vectors[:, j] for j in range(min(wanted, d))]
+    found: list[Floats] = []
+    for start in small:
+        found.append(_sharpened(y, w, start, found, -1))
+    found.append(_sharpened(y, w, vectors[:, -1], [], 1))
+    found.append(_skewest(y, w, squared @ y))
+    return np.stack([_upright(y, w, u) for u in found], axis=1)
+
+
+def _sharpened(y: Floats, w: Floats, u: Floats, others: list[Floats], sign: int) -> Floats:
+    """Return the direction near u, at right angles to others, of extreme kurtosis: smallest if `sign` is -1."""
+    total = w.sum()
+    best, reached = u, -np.inf
+    for _ in range(STEPS):
+        for other in others:
+            u = u - (other @ u) * other
+        length = float(np.linalg.norm(u))
+        if not length > 1e-8:
+            break
+        u = u / length
+        p = y @ u
+        value = sign * float(w @ p**4) / total
+        if not value > reached * (1 + 1e-6 * np.sign(reached)):
+            break
+        best, reached = u, value
+        u = sign * ((w * p**3) @ y / total - 3 * u)
+    return best
+
+
+def _skewest(y: Floats, w: Floats, u: Floats) -> Floats:
+    """Return a direction of large skewness, by power iteration from u."""
+    for _ in range(STEPS):
+        length = float(np.linalg.norm(u))
+        if not length > 1e-300:
+            return np.eye(y.shape[1])[0]
+        u = u / length
+        u = (w * (y @ u) ** 2) @ y
+    length = float(np.linalg.norm(u))
+    return u / length if length > 0 else np.eye(y.shape[1])[0]
+
+
+def _upright(y: Floats, w: Floats, u: Floats) -> Floats:
+    """Return u or -u, whichever the rows are skewed along."""
+    return u if w @ (y @ u) ** 3 >= 0 else -u

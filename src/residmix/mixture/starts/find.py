@@ -1,0 +1,109 @@
+"""Parameters for EM to begin with, found on a subsample."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.kernels.clusters import lloyd, seed
+from residmix.mixture.params import MixtureParams, make_params, params_from_precisions
+from residmix.mixture.starts.clusters import from_labels, from_shares
+from residmix.mixture.starts.directions import enough_rows
+from residmix.mixture.starts.sample import Sample, subsample, subsample_index, subsample_rows
+from residmix.mixture.starts.short_runs import best_short_run
+from residmix.rows.rows import Rows
+from residmix.rows.threads import one_blas_thread
+
+__all__ = ["INIT_PARAMS", "find_start"]
+
+Floats = NDArray[np.float64]
+
+INIT_PARAMS = ("short-em", "kmeans", "k-means++", "random", "random_from_data")
+
+
+def find_start(
+    rows: Rows,
+    n_components: int,
+    *,
+    covariance_type: str,
+    reg_covar: float,
+    random_state: np.random.RandomState,
+    init_params: str = "short-em",
+    weights: Floats | None = None,
+    means: Floats | None = None,
+    precisions: Floats | None = None,
+) -> MixtureParams:
+    """Return parameters for EM to begin with.
+
+    Parameters
+    ----------
+    rows : Rows
+    init_params : str
+        ``"short-em"``: the best of several short EM runs; ``"kmeans"``: k-means clusters; ``"k-means++"``: rows
+        nearest to seeds far apart; ``"random_from_data"``: rows nearest to random rows; ``"random"``: random shares.
+    weights, means, precisions : ndarray, optional
+        Given parameters; what isn't given is found, from clusters around `means` if these are.
+    """
+    if weights is not None and means is not None and precisions is not None:
+        return params_from_precisions(weights, means, precisions, covariance_type)
+    sample = Sample.of(subsample(rows, n_components, random_state), covariance_type)
+    # one BLAS thread: the number of threads must not change where a start lies
+    with one_blas_thread():
+        if means is not None:
+            labels = lloyd(np.ascontiguousarray(sample.y.T), sample.w, sample.lowered(means)[None], max_iter=0)[0]
+            start = _of_labels(sample, labels, n_components, covariance_type, reg_covar)
+        elif init_params == "short-em" and n_components > 1:
+            wide = _wide(rows, sample, n_components, covariance_type, random_state)
+            best = best_short_run(sample, wide, n_components, covariance_type, random_state, singular=reg_covar > 0)
+            start = sample.raised(best, reg_covar)
+        else:
+            start = _one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)
+    weights = start.weights if weights is None else weights
+    means = start.means if means is None else means
+    if precisions is not None:
+        return params_from_precisions(weights, means, precisions, covariance_type)
+    return make_params(weights, means, start.covariances, covariance_type)
+
+
+def _wide(
+    rows: Rows, sample: Sample, n_components: int, covariance_type: str, random_state: np.random.RandomState
+) -> Sample:
+    """Return more rows where directions want more than the sample has, or the same."""
+    wanted, had = enough_rows(rows.n_features), subsample_rows(n_components, rows.n_features)
+    if not sample.whitened or min(wanted, rows.n_rows) <= had:
+        return sample
+    return Sample.of(rows.take(subsample_index(rows.n_rows, wanted, random_state)), covariance_type)
+
+
+def _ridge(reg_covar: float) -> float:
+    """Return what keeps covariances in the sample's coordinates regular, if they are to be."""
+    return 1e-10 if reg_covar > 0 else 0.0
+
+
+def _of_labels(
+    sample: Sample, labels: NDArray[np.int64], K: int, covariance_type: str, reg_covar: float
+) -> MixtureParams:
+    found = from_labels(np.ascontiguousarray(sample.y.T), sample.w, labels, K, covariance_type, _ridge(reg_covar))
+    return sample.raised(found, reg_covar)
+
+
+def _one_start(
+    sample: Sample,
+    K: int,
+    covariance_type: str,
+    reg_covar: float,
+    random_state: np.random.RandomState,
+    kind: str,
+) -> MixtureParams:
+    y, w = sample.y, sample.w
+    if kind == "random":
+        shares = random_state.uniform(size=(len(y), K))
+        shares *= (w / shares.sum(axis=1))[:, None]
+        return sample.raised(from_shares(y, shares, covariance_type, _ridge(reg_covar)), reg_covar)
+    columns = np.ascontiguousarray(y.T)
+    if kind == "random_from_data":
+        centres = y[None, random_state.choice(len(y), K, replace=False)]
+    else:
+        centres = seed(columns, w, K, random_state)
+    labels = lloyd(columns, w, centres, max_iter=100 if kind == "kmeans" else 0)[0]
+    return _of_labels(sample, labels, K, covariance_type, reg_covar)

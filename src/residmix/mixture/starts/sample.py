@@ -1,0 +1,211 @@
+"""The rows that starts are found on, in coordinates of their own: what the features are measured in doesn't count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.random import sample_without_replacement
+
+from residmix.mixture.families.family import family
+from residmix.mixture.params import MixtureParams, make_params
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
+
+__all__ = ["Sample", "quantile", "subsample", "subsample_index", "subsample_rows"]
+
+Floats = NDArray[np.float64]
+
+# Pairs of quantiles whose distance stands for the spread, and that distance in standard deviations of a normal.
+QUANTILES = ((0.25, 0.75, 1.349), (0.1, 0.9, 2.563), (0.02, 0.98, 4.107))
+# How many such spreads off the median a row is outside, and how many typical distances from the middle.
+OUTSIDE = 30.0
+OUTSIDE_DISTANCE = 20.0
+# Beyond this the squares of values overflow, or are about to.
+LARGEST = 1e140
+# Directions of less than this share of the largest variance don't count.
+FLAT = 1e-10
+# Different rows for each direction that whitening needs.
+FEW = 3
+
+
+def subsample_rows(n_components: int, n_features: int) -> int:
+    """Return how many rows starts are found on: enough to see every component's covariance."""
+    return max(10_000, 20 * n_components * n_features)
+
+
+def subsample_index(n_rows: int, size: int, random_state: np.random.RandomState) -> NDArray[np.integer[Any]]:
+    """Return `size` different row numbers in order, or all; unlike numpy's choice without shuffling all there are."""
+    if n_rows <= size:
+        return np.arange(n_rows)
+    return np.sort(sample_without_replacement(n_rows, size, random_state=random_state))
+
+
+def subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Block:
+    """Return the rows that starts are found on."""
+    size = subsample_rows(n_components, rows.n_features)
+    return rows.take(subsample_index(rows.n_rows, size, random_state))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows in coordinates ``y = (x - centre) @ to``, in an order that depends on neither units nor columns.
+
+    Attributes
+    ----------
+    y : ndarray (n, d)
+    w : ndarray (n,)
+        Positive.
+    inside : ndarray of bool (n,)
+        Rows that aren't far outside: the coordinates are theirs.
+    centre : ndarray (d,)
+    to, back : ndarray (d, d) or (d,)
+        A map and its inverse; if the family of covariances knows nothing but units, a factor for each feature.
+    whitened : bool
+        Whether y has the identity for its covariance, up to a rotation: for families that a linear map doesn't leave.
+    """
+
+    y: Floats
+    w: Floats
+    inside: NDArray[np.bool_]
+    centre: Floats
+    to: Floats
+    back: Floats
+    whitened: bool
+
+    @classmethod
+    def of(cls, block: Block, covariance_type: str) -> Sample:
+        """Return a block's rows of positive weight, those left out whose squares overflow.
+
+        Raises
+        ------
+        ValueError
+            If that's nearly all.
+        """
+        x = np.asarray(block.X, dtype=np.float64)
+        w = np.ones(len(x)) if block.weight is None else block.weight
+        kept = w > 0
+        x, w = x[kept], w[kept]
+        bounded = (np.abs(x) < LARGEST).all(axis=1)
+        if 2 * w[bounded].sum() <= w.sum():
+            columns = np.flatnonzero((np.abs(x) >= LARGEST).any(axis=0))
+            raise ValueError(
+                f"values are too large (up to {np.abs(x).max():.3g}, in columns {columns[:10].tolist()}): their "
+                "squares overflow; divide the columns by a constant"
+            )
+        x, w = x[bounded], w[bounded]
+        middle, spread = _robust(x, w)
+        inside = (np.abs(x - middle) <= OUTSIDE * spread).all(axis=1)
+        if 2 * w[inside].sum() <= w.sum():
+            inside = np.ones(len(x), dtype=bool)
+        of = family(covariance_type)
+        # few rows are whitened to the corners of a simplex, all as far apart
+        few = len(x) < 100 * x.shape[1] and len(np.unique(x[inside], axis=0)) < FEW * (x.shape[1] + 1)
+        affine = of.unit_free and not of.diagonal and not few
+        for _ in range(2):
+            centre, to, back = _coordinates(x[inside], w[inside], middle, spread, affine, of.unit_free)
+            y = _apply(x - centre, to)
+            distance = np.sqrt((y**2).sum(axis=1))
+            near = distance <= OUTSIDE_DISTANCE * max(quantile(distance, w, 0.5), 1e-300)
+            if not affine or near[inside].all() or 2 * w[inside & near].sum() <= w.sum():
+                break
+            inside &= near
+        order = _order(x, y, w, inside)
+        return cls(
+            np.ascontiguousarray(y[order]), np.ascontiguousarray(w[order]), inside[order], centre, to, back, affine
+        )
+
+    def lowered(self, points: Floats) -> Floats:
+        """Return points of x in the coordinates of y."""
+        return np.ascontiguousarray(_apply(points - self.centre, self.to))
+
+    def far_from_rest(self, params: MixtureParams) -> NDArray[np.bool_]:
+        """Tell which components of a mixture of y lie farther out than every row inside."""
+        reach = np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max())
+        return np.asarray(np.sqrt((params.means**2).sum(axis=1)) > reach)
+
+    def far(self, means: Floats) -> NDArray[np.bool_]:
+        """Tell which means of a mixture of x lie farther out than every row inside."""
+        reach = np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max())
+        return np.asarray(np.sqrt((self.lowered(means) ** 2).sum(axis=1)) > reach)
+
+    def raised(self, params: MixtureParams, reg_covar: float = 0.0) -> MixtureParams:
+        """Return the mixture of x for a mixture of y, with `reg_covar` added to its covariances."""
+        of, back = params.family, self.back
+        means = self.centre + _apply(params.means, back)
+        if back.ndim == 1:
+            covariances = of.scaled(params.covariances, back)
+        else:
+            covariances = back.T @ params.covariances @ back
+            covariances = 0.5 * (covariances + np.swapaxes(covariances, -1, -2))
+        if reg_covar:
+            ridge = reg_covar * np.eye(len(means[0])) if of.matrices else reg_covar
+            covariances = covariances + ridge
+        return make_params(params.weights, means, covariances, params.covariance_type)
+
+
+def _apply(values: Floats, to: Floats) -> Floats:
+    return values * to if to.ndim == 1 else values @ to
+
+
+def quantile(values: Floats, w: Floats, q: float) -> float:
+    """Return the smallest value that a share q of the weights doesn't exceed."""
+    order = np.argsort(values, kind="stable")
+    sums = np.cumsum(w[order])
+    return float(values[order[np.searchsorted(sums, q * sums[-1])]])
+
+
+def _robust(x: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """Return the columns' medians and spreads: distances of quantiles, the closest that isn't 0."""
+    order = np.argsort(x, axis=0, kind="stable")
+    sums = np.cumsum(w[order], axis=0)
+    columns = np.arange(x.shape[1])
+
+    def each(q: float) -> Floats:
+        at = np.minimum((sums < q * sums[-1]).sum(axis=0), len(x) - 1)
+        return x[order[at, columns], columns]
+
+    middle, spread = each(0.5), np.zeros(x.shape[1])
+    for below, above, normal in QUANTILES:
+        distance = (each(above) - each(below)) / normal
+        spread = np.where(spread > 0, spread, np.where(distance > 1e-12 * np.abs(middle), distance, 0.0))
+    missing = ~(spread > 0)
+    if missing.any():
+        mean = np.average(x, axis=0, weights=w)
+        deviation = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
+        spread = np.where(missing & (deviation > 1e-12 * np.abs(mean)), deviation, spread)
+    return middle, np.where(spread > 0, spread, 1.0)
+
+
+def _coordinates(
+    x: Floats, w: Floats, middle: Floats, spread: Floats, affine: bool, unit_free: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Return centre, map and inverse that make the rows' covariance the identity, or variances 1, or these alike."""
+    z = (x - middle) / spread
+    mean = np.average(z, axis=0, weights=w)
+    z -= mean
+    centre, d = middle + mean * spread, x.shape[1]
+    if affine:
+        covariance = (z * w[:, None]).T @ z / w.sum()
+        scale = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), 1.0))
+        values, vectors = np.linalg.eigh(covariance / scale / scale[:, None])
+        roots = np.sqrt(np.where(values > FLAT * values[-1], values, 1.0))
+        units = spread * scale
+        return centre, vectors / units[:, None] / roots, (vectors * roots).T * units
+    deviation = np.sqrt(np.average(z**2, axis=0, weights=w)) * spread
+    if not unit_free:
+        deviation = np.full(d, np.sqrt(np.mean(deviation**2)))
+    deviation = np.where(deviation > 0, deviation, 1.0)
+    return centre, 1 / deviation, deviation
+
+
+def _order(x: Floats, y: Floats, w: Floats, inside: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Sort rows along their skewest direction: rows in another order, features in other units draw the same."""
+    squared = (y**2).sum(axis=1)
+    skew = (w[inside] * squared[inside]) @ y[inside] / w[inside].sum()
+    length = float(np.linalg.norm(skew))
+    along = y @ (skew / length) if length > 1e-8 * y.shape[1] else squared
+    # rounding must not decide what comes first
+    return np.lexsort((x[:, 0], np.round(squared, 7), np.round(along, 8)))

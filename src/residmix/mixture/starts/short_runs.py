@@ -1,0 +1,174 @@
+"""Short runs of EM from many starts; the best few go on, and the best one of these is where EM begins.
+
+Several short runs, the best of them run to the end: Biernacki, Celeux & Govaert (2003), "Choosing starting values for
+the EM algorithm", their em-EM strategy, in rounds: fewer and fewer runs, longer and longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.kernels.clusters import cluster_moments, lloyd, seed
+from residmix.mixture.estep import mixture_block_rows
+from residmix.mixture.params import MixtureParams, SingularCovarianceError
+from residmix.mixture.short import short_runs
+from residmix.mixture.spikes import spikes
+from residmix.mixture.starts.clusters import from_labels
+from residmix.mixture.starts.directions import directions
+from residmix.mixture.starts.sample import Sample, quantile
+from residmix.rows.rows import ArrayRows, Rows
+
+__all__ = ["best_short_run"]
+
+Floats = NDArray[np.float64]
+# Log-likelihood per row, and where it was reached.
+Run = tuple[float, MixtureParams]
+
+# Starts of either kind: k-means clusters, and rows nearest to seeds far apart.
+DRAWN = 6
+LLOYD_ITERATIONS = 10
+# Times that k-means clusters are sought in the metric of the clusters before.
+METRICS = 3
+# Rounds: iterations of each run, and how many runs go on.
+ROUNDS = ((4, 5), (10, 2), (25, 1))
+SHORT_TOL = 1e-3
+# Share of the rows' variance added to every covariance at first: a run must not win by a spike on a few rows.
+RIDGE = 1e-3
+# Runs that end this close to each other in log-likelihood per row are the same.
+SAME = 1e-7
+
+
+def best_short_run(
+    sample: Sample,
+    wide: Sample,
+    K: int,
+    covariance_type: str,
+    random_state: np.random.RandomState,
+    *,
+    singular: bool = True,
+) -> MixtureParams:
+    """Return the best of many short runs, in the coordinates of the sample.
+
+    Parameters
+    ----------
+    sample : Sample
+    wide : Sample
+        More rows, or the same, in coordinates of their own, to find directions on.
+    singular : bool
+        Whether runs that become singular without a ridge count as they were with it.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If they don't, and all do.
+    """
+    rows = ArrayRows(
+        sample.y,
+        weight=None if (sample.w == 1).all() else sample.w,
+        block_rows=mixture_block_rows(sample.y.shape[1], K),
+    )
+    runs = [(-np.inf, start) for start in _starts(sample, wide, K, covariance_type, random_state)]
+    for round_, (iterations, kept) in enumerate(ROUNDS):
+        # the last round is without the ridge, which blurs clusters that are flat in some direction
+        last = round_ == len(ROUNDS) - 1
+        longer, failure = _longer(rows, [params for _, params in runs], 0.0 if last else RIDGE, iterations)
+        if failure is not None and not longer and not (last and singular):
+            raise failure
+        runs = _kept(longer or runs, kept, sample)
+    return runs[0][1]
+
+
+def _longer(
+    rows: Rows, starts: list[MixtureParams], ridge: float, iterations: int
+) -> tuple[list[Run], SingularCovarianceError | None]:
+    """Return runs some iterations further, but those that fail, and why one of them does."""
+    options = {"reg_covar": ridge, "tol": SHORT_TOL if ridge else 0.1 * SHORT_TOL, "max_iter": iterations}
+    try:
+        return short_runs(rows, starts, **options), None
+    except SingularCovarianceError:
+        longer, failure = [], None
+        for start in starts:
+            try:
+                longer += short_runs(rows, [start], **options)
+            except SingularCovarianceError as error:
+                failure = error
+        return longer, failure
+
+
+def _kept(runs: list[Run], wanted: int, sample: Sample) -> list[Run]:
+    """Return the likeliest runs that differ, those without spikes first."""
+    total = float(sample.w.sum())
+    different: list[Run] = []
+    for run in sorted(runs, key=lambda run: -run[0]):
+        if all(abs(run[0] - other[0]) > SAME for other in different):
+            different.append(run)
+    spiky = [bool(spikes(params, total, sample.far_from_rest(params))) for _, params in different]
+    order = sorted(range(len(different)), key=lambda i: spiky[i])
+    return [different[i] for i in order[:wanted]]
+
+
+def _starts(
+    sample: Sample, wide: Sample, K: int, covariance_type: str, random_state: np.random.RandomState
+) -> Iterator[MixtureParams]:
+    """Yield parameters to begin with: of clusters in all directions, and in the least normal ones."""
+    columns, w = np.ascontiguousarray(sample.y.T), sample.w
+
+    def of(labels: NDArray[np.int64]) -> MixtureParams:
+        return from_labels(columns, w, labels, K, covariance_type, RIDGE)
+
+    for drawn in range(2 * DRAWN):
+        labels = lloyd(columns, w, seed(columns, w, K, random_state), LLOYD_ITERATIONS if drawn % 2 else 0)[0]
+        with suppress(SingularCovarianceError):
+            if sample.whitened and drawn >= 2:
+                labels = _in_their_own_metric(columns, w, labels, K, random_state)
+            yield of(labels)
+    if not sample.whitened or sample.y.shape[1] == 1:
+        return
+    # far rows would be clusters of their own in any direction
+    inside = wide.inside
+    found = directions(wide.y[inside], wide.w[inside], max(2, K - 1))
+    if wide is not sample:
+        found = sample.back @ (wide.to @ found)
+        found /= np.sqrt((found**2).sum(axis=0))
+    several = [list(range(min(K - 1, sample.y.shape[1])))] if K > 2 else []
+    for chosen in [[j] for j in range(found.shape[1])] + several:
+        projected = np.ascontiguousarray((sample.y @ found[:, chosen]).T)
+        within = projected[:, sample.inside]
+        bounded = np.ascontiguousarray(np.clip(projected, *_ends(within)))
+        centres = _evenly(bounded[0], w, K)[None, :, None] if len(chosen) == 1 else seed(bounded, w, K, random_state)
+        with suppress(SingularCovarianceError):
+            yield of(lloyd(bounded, w, centres, 30)[0])
+
+
+def _in_their_own_metric(
+    columns: Floats, w: Floats, labels: NDArray[np.int64], K: int, random_state: np.random.RandomState
+) -> NDArray[np.int64]:
+    """Return k-means clusters by distances in the units of the scatter within given clusters, and once more.
+
+    Whitened rows lie apart by least where clusters do; this undoes it, whatever linear map rows went through (Art,
+    Gnanadesikan & Kettenring 1982, "Data-based metrics for cluster analysis", Utilitas Mathematica 21A).
+    """
+    d = len(columns)
+    for again in range(METRICS):
+        _, _, scatter = cluster_moments(columns, w, labels, K, diagonal=False)
+        within = scatter.sum(axis=0) / w.sum() + RIDGE * np.eye(d)
+        scaled = np.ascontiguousarray(np.linalg.solve(np.linalg.cholesky(within), columns))
+        if again == 0:
+            centres = seed(scaled, w, K, random_state)
+        else:
+            centres = cluster_moments(scaled, w, labels, K, diagonal=True)[1][None]
+        labels = lloyd(scaled, w, centres, LLOYD_ITERATIONS)[0]
+    return labels
+
+
+def _ends(values: Floats) -> tuple[Floats, Floats]:
+    return values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+
+
+def _evenly(values: Floats, w: Floats, K: int) -> Floats:
+    """Return K quantiles, evenly spread."""
+    return np.array([quantile(values, w, (k + 0.5) / K) for k in range(K)])
