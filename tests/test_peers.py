@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from residmix import Eraser, GaussianMixture, Residualizer
 from residmix.data import penguins
-from residmix.effects.combat import posterior
+from residmix.effects.pooled.combat import posterior
 from residmix.errors import CollinearityWarning, DesignWarning
 
 N = 2000

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import residmix as rm
-from residmix.effects.posterior import posterior, posterior_shift
+from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.effects.unseen.priors import level_prior
 
 

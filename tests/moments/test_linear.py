@@ -6,7 +6,7 @@ import pytest
 import residmix as rm
 from residmix import Residualizer
 from residmix.moments.linear import linear_moments, merge_moments
-from residmix.moments.solve import fit_linear, solve_moments
+from residmix.moments.solving.solve import fit_linear, solve_moments
 from residmix.rows.rows import ArrayRows, fold
 
 RNG = np.random.default_rng(0)

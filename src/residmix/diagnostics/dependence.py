@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.moments.inference import explained, term_shares
 from residmix.moments.linear import LinearMoments, linear_moments, merge_moments
-from residmix.moments.solve import LinearFit, solve_moments
+from residmix.moments.solving.solve import LinearFit, solve_moments
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 

@@ -19,7 +19,7 @@ from residmix.moments.affine import Affine, WithEffects
 from residmix.moments.by_level import LevelMoments
 from residmix.moments.equations import equations
 from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 
 __all__ = ["LinearRemoval", "NewEffects"]
 

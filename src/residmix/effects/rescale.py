@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from residmix.effects.scale import Scale
 from residmix.moments.affine import Affine
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 from residmix.rows.block import Block
 
 __all__ = ["Rescaled", "rescaled"]

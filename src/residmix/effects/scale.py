@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.effects.by_level import Still
+from residmix.effects.pooled.by_level import Still
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
 from residmix.moments.scatter import Scatter, block_scatter

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from residmix.design.design import Design
-from residmix.effects.by_level import Still, still_levels, tell_still
 from residmix.effects.effect import Effect, need_dense
+from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Scale, fit_scale
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums

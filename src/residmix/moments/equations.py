@@ -18,9 +18,9 @@ from residmix.moments.absorbed.fit import (
     solve_factors,
 )
 from residmix.moments.absorbed.sums import FactorMoments, merge_factor_moments
-from residmix.moments.aliased import Part
 from residmix.moments.linear import LinearMoments, merge_moments
-from residmix.moments.solve import LinearFit, fit_moments, fold_linear, solve_moments
+from residmix.moments.solving.aliased import Part
+from residmix.moments.solving.solve import LinearFit, fit_moments, fold_linear, solve_moments
 from residmix.rows.rows import Rows
 
 __all__ = ["Absorbed", "Dense", "Equations", "equations"]

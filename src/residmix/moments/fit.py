@@ -21,7 +21,7 @@ class LinearFit:
     Attributes
     ----------
     coef : ndarray (q, d)
-        Of least contributions when the design has not full rank (:mod:`residmix.moments.aliased`).
+        Of least contributions when the design has not full rank (:mod:`residmix.moments.solving.aliased`).
     constant : ndarray (d,)
         ``x - origin_x = constant + (a - origin_a) coef``.
     origin_a, origin_x : ndarray (q,), (d,)

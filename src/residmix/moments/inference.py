@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ __all__ = ["canonical_correlations", "coefficient_table", "correlations_beside_f
 
 Array = NDArray[np.float64]
 
-# As in residmix.moments.aliased: what moves coefficients by less doesn't.
+# As in residmix.moments.solving.aliased: what moves coefficients by less doesn't.
 _MOVES = 1e-6
 
 
@@ -82,7 +82,7 @@ def coefficient_table(
     columns leave which this one takes. With a ridge penalty C is the sandwich that belongs to the shrunk coefficients.
 
     A coefficient that can't be estimated is NaN, with all that belongs to it: the columns of its own and of earlier
-    terms determine it. Of terms that share something, the earlier one has it (:mod:`residmix.moments.aliased`).
+    terms determine it. Of terms that share something, the earlier one has it (:mod:`residmix.moments.solving.aliased`).
 
     Where shrunk effects are `applied`, the estimate is the shrunk one, and the column "unshrunk" has that of least
     squares, which error, statistic and shares belong to.

@@ -28,7 +28,7 @@ HOMES = {
     "effects.RegressorRemoval": "residmix.effects.mean.regressor:RegressorRemoval",
     "effects.Scale": "residmix.effects.scale:Scale",
     "effects.SpreadPrior": "residmix.effects.unseen.priors:SpreadPrior",
-    "effects.Still": "residmix.effects.by_level:Still",
+    "effects.Still": "residmix.effects.pooled.by_level:Still",
     "em.Journal": "residmix.em.runs:Journal",
     "em.Memory": "residmix.em.loop:Memory",
     "em.State": "residmix.em.loop:EMState",

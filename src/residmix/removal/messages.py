@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from residmix.design.terms import Term
 from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, note, warn
 from residmix.moments.inference import explained, term_shares
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 
 __all__ = ["aliases", "note_of_absent", "summary_text", "warn_of_fit", "warn_of_unmeasured"]
 

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from residmix.design.terms import Factor
 from residmix.moments.absorbed.sums import FactorMoments
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 
 __all__ = ["nested_factors", "owners"]
 

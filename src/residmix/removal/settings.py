@@ -7,12 +7,12 @@ from typing import Any
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from residmix.effects.combat import EmpiricalBayes
 from residmix.effects.effect import Effect
 from residmix.effects.mean.blup import Blup
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.mean.regressor import Regressor
 from residmix.effects.mean.ridge import Ridge
+from residmix.effects.pooled.combat import EmpiricalBayes
 from residmix.effects.spread import Spread
 from residmix.errors import DesignWarning, note, warn
 

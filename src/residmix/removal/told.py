@@ -21,7 +21,7 @@ from residmix.effects.unseen.levels import NewLevels
 from residmix.effects.unseen.priors import removed_factors
 from residmix.moments import inference
 from residmix.moments.linear import Moments
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 from residmix.removal.messages import note_of_absent, summary_text, warn_of_fit, warn_of_unmeasured
 from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.transformer import MetadataTransformer
@@ -53,7 +53,7 @@ class Told(Shown, MetadataTransformer):
         """Coefficients of the removed design columns, (p, d).
 
         Where columns are collinear, each term has the least contribution over the rows that the ones before it leave
-        (:mod:`residmix.moments.aliased`).
+        (:mod:`residmix.moments.solving.aliased`).
         """
         return self._linear.coef
 

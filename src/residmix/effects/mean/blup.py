@@ -15,10 +15,10 @@ from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
 from residmix.effects.removal import LinearRemoval
-from residmix.moments.aliased import least_contributions
 from residmix.moments.equations import Equations
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments
+from residmix.moments.solving.aliased import least_contributions
 from residmix.rows.rows import Rows
 
 __all__ = ["Blup"]

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from residmix.effects.random.predicted import RandomEffects, generalised_inverse, level_indicators
 from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit, constant_features
+from residmix.moments.solving.solve import LinearFit, constant_features
 from residmix.rows.threads import one_blas_thread
 
 __all__ = ["crossed_effects"]
@@ -43,7 +43,7 @@ def crossed_effects(
     Parameters
     ----------
     moments, fit
-        As :func:`residmix.moments.solve.fit_linear` returned them, without penalty.
+        As :func:`residmix.moments.solving.solve.fit_linear` returned them, without penalty.
     factors : list of (slice, ndarray (L, L - 1))
         The columns of each in the design, and its design columns for each level.
 

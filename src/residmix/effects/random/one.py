@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from residmix.effects.random.predicted import RandomEffects, generalised_inverse, level_indicators
 from residmix.moments.linear import LinearMoments
-from residmix.moments.solve import LinearFit, constant_features
+from residmix.moments.solving.solve import LinearFit, constant_features
 from residmix.rows.threads import one_blas_thread
 
 __all__ = ["random_effects"]
@@ -40,8 +40,8 @@ def random_effects(
     Parameters
     ----------
     moments, fit
-        As :func:`residmix.moments.solve.fit_linear` returned them, without penalty. Columns whose condition number is
-        above 1e3 keep fewer digits than there, since this works from the moments.
+        As `residmix.moments.solving.solve.fit_linear` returned them, without penalty. Columns whose condition number
+        is above 1e3 keep fewer digits than there, since this works from the moments.
     columns : slice
         Columns of the factor in the design.
     levels : ndarray (L, w)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.effects.posterior import posterior, posterior_shift
+from residmix.effects.pooled.posterior import posterior, posterior_shift
 
 __all__ = ["Frozen", "LaterBatches", "LevelTotals", "merged_totals", "with_known_and_unseen"]
 
@@ -54,7 +54,7 @@ class LaterBatches:
         \quad
         \delta_j^{*2} = \frac{\bar\theta + \frac12 \sum_i (z_{ij} - \gamma_j^*)^2}{\frac n2 + \bar\lambda - 1},
 
-    as in the fit (:func:`residmix.effects.posterior.posterior`). So a later batch gets what a fit of all batches
+    as in the fit (:func:`residmix.effects.pooled.posterior.posterior`). So a later batch gets what a fit of all batches
     together would give it, but that this one can't move the mean and the pooled variance.
 
     Attributes

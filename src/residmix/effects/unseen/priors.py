@@ -12,7 +12,7 @@ from residmix.design.terms import Term
 from residmix.effects.random.predicted import RandomEffects, level_indicators
 from residmix.effects.scale import Scale
 from residmix.moments.linear import Moments
-from residmix.moments.solve import LinearFit
+from residmix.moments.solving.solve import LinearFit
 
 __all__ = [
     "LevelPrior",

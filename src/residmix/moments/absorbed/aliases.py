@@ -1,4 +1,4 @@
-"""Which of all least-squares fits, beside absorbed factors: the rule of :mod:`residmix.moments.aliased`."""
+"""Which of all least-squares fits, beside absorbed factors: the rule of :mod:`residmix.moments.solving.aliased`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dpstrf
 
-from residmix.moments.aliased import MOVES, Part, stages
+from residmix.moments.solving.aliased import MOVES, Part, stages
 
 __all__ = ["FactorAliases", "Remaining", "pivoted"]
 

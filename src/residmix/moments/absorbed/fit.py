@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from residmix.moments.absorbed.sums import FactorMoments, FactorStep, factor_block_rows, merge_factor_moments
 from residmix.moments.absorbed.system import System, system_of
 from residmix.moments.affine import WithEffects
-from residmix.moments.aliased import Part
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments, made_of_numbers
+from residmix.moments.solving.aliased import Part
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
@@ -92,7 +92,7 @@ def fit_factors(
     check : callable, optional
         Looks at the moments before anything is solved.
     parts : sequence of Part, optional
-        The terms, in order: what decides where they are aliased (see :mod:`residmix.moments.aliased`). Default: the
+        The terms, in order: what decides where they are aliased (see `residmix.moments.solving.aliased`). Default: the
         factors, then each column by itself.
     """
     moments = fold_factors(rows, sizes)
@@ -125,7 +125,7 @@ def features_with_gaps(moments: FactorMoments) -> NDArray[np.bool_]:
 
 
 def solve_factors(moments: FactorMoments, parts: Sequence[Part] = ()) -> FactorFit:
-    """Fit from moments alone, as :func:`residmix.moments.solve.solve_moments` does."""
+    """Fit from moments alone, as :func:`residmix.moments.solving.solve.solve_moments` does."""
     return _solved(moments, parts)[0]
 
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from residmix.moments.absorbed.aliases import FactorAliases
 from residmix.moments.absorbed.schur import schur_solver
 from residmix.moments.absorbed.sums import FactorMoments
-from residmix.moments.aliased import Part, absorbed_first
+from residmix.moments.solving.aliased import Part, absorbed_first
 
 __all__ = ["System", "system_of"]
 

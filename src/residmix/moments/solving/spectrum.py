@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.moments.aliased import Aliases, Part, aliases_of, own_columns
 from residmix.moments.linear import LinearMoments
-from residmix.moments.second_pass import Triangle
+from residmix.moments.solving.aliased import Aliases, Part, aliases_of, own_columns
+from residmix.moments.solving.second_pass import Triangle
 from residmix.rows.threads import one_blas_thread
 
 __all__ = ["Spectrum", "Spread", "spectra_of", "triangular"]

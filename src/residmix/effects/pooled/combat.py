@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.by_level import Still, level_sums, merge_sums, tell_still
 from residmix.effects.effect import Effect, need_dense
-from residmix.effects.posterior import posterior, posterior_shift
+from residmix.effects.pooled.by_level import Still, level_sums, merge_sums, tell_still
+from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.scale import Location, Scale
 from residmix.effects.unseen.batches import Frozen

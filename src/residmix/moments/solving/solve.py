@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from residmix.kernels.pairs import small
 from residmix.kernels.twice import two_sum
-from residmix.moments.aliased import Part
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments, linear_moments, made_of_numbers, merge_moments
-from residmix.moments.second_pass import LeftOver, Triangularize, merge_residual_moments, merge_triangles
-from residmix.moments.spectrum import Spectrum, spectra_of, triangular
+from residmix.moments.solving.aliased import Part
+from residmix.moments.solving.second_pass import LeftOver, Triangularize, merge_residual_moments, merge_triangles
+from residmix.moments.solving.spectrum import Spectrum, spectra_of, triangular
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
@@ -53,8 +53,8 @@ def fit_linear(
     penalty : ndarray (q, q) or (d, q, q), optional
         Positive semi-definite P: adds ``b' P b`` to the sum of squares, in the design's own units.
     parts : sequence of Part, optional
-        The terms, in order: what decides where columns are aliased (see :mod:`residmix.moments.aliased`). Default: each
-        column by itself.
+        The terms, in order: what decides where columns are aliased (see `residmix.moments.solving.aliased`). Default:
+        each column by itself.
     check : callable, optional
         Looks at the moments before anything is solved.
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from residmix import Residualizer
-from residmix.effects.posterior import posterior, posterior_shift
+from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.errors import DesignWarning
 
 GENES = 80
@@ -18,7 +18,7 @@ SVA_STOPS = 1e-4
 
 @pytest.fixture(scope="module")
 def bladder():
-    return pd.read_csv(Path(__file__).parents[1] / "fixtures" / "bladderbatch.csv.gz")
+    return pd.read_csv(Path(__file__).parents[2] / "fixtures" / "bladderbatch.csv.gz")
 
 
 def matrix(bladder, name):
@@ -175,7 +175,7 @@ def test_features_that_do_not_vary_in_a_batch_stay_as_they_are_in_every_batch(bl
 def test_with_a_gene_of_one_value_in_a_batch_it_is_what_sva_returns(bladder, preserve, reference):
     X = matrix(bladder, "x").copy()
     X[bladder["batch"] == 2, 3] = 5.0
-    expected = matrix(pd.read_csv(Path(__file__).parents[1] / "fixtures" / "bladderbatch_constant.csv.gz"), reference)
+    expected = matrix(pd.read_csv(Path(__file__).parents[2] / "fixtures" / "bladderbatch_constant.csv.gz"), reference)
     model = Residualizer("C(batch)", preserve=preserve, scale=True, shrinkage="eb")
     residual = model.fit_transform(X, metadata=bladder[["batch", "cancer"]])
     assert_allclose(residual + X.mean(axis=0), expected, atol=1e-11)

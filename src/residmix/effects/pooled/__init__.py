@@ -1,0 +1,1 @@
+"""Effects of levels pooled over features: empirical Bayes."""

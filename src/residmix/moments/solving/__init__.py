@@ -1,0 +1,1 @@
+"""Least squares from moments: which solution, and with how many digits."""
