@@ -1,13 +1,15 @@
-"""The package's own warnings, the notes that a fit keeps of them, and the wording that errors share."""
+"""The package's own warnings, the notes that a fit keeps of them, and the checks and wording that errors share."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import math
+import numbers
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -29,6 +31,8 @@ __all__ = [
     "RareLevelWarning",
     "ResidmixWarning",
     "ScaleWarning",
+    "check_choice",
+    "check_number",
     "did_you_mean",
     "keeps_notes",
     "note",
@@ -206,3 +210,56 @@ def require_extra(module: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(
         f"{purpose} needs {module}, which is not installed; install it with: pip install 'residmix[{extra}]'"
     )
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise ValueError unless `value` is one of `choices`.
+
+    Examples
+    --------
+    >>> check_choice("on_unknown", "eror", ["error", "mean"])
+    Traceback (most recent call last):
+        ...
+    ValueError: on_unknown must be one of 'error', 'mean', not 'eror' - did you mean 'error'?
+    """
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+        listed = ", ".join(repr(choice) for choice in choices)
+        hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {listed}, not {value!r}{hint}")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    integral: bool = False,
+    above: bool = False,
+) -> None:
+    """Raise unless `value` is a number with ``low <= value <= high``, or ``low < value`` when `above`.
+
+    Raises
+    ------
+    TypeError
+        If it is no number, or not a whole one when `integral`.
+    ValueError
+        If it is out of range, or not finite.
+
+    Examples
+    --------
+    >>> check_number("alpha", -1.0, low=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: alpha must be at least 0, not -1.0
+    """
+    kind = numbers.Integral if integral else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {'whole ' if integral else ''}number, not {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, not {value!r}")
+    if number < low or (above and number == low):
+        raise ValueError(f"{name} must be {'more than' if above else 'at least'} {low:g}, not {value!r}")
+    if number > high:
+        raise ValueError(f"{name} must be at most {high:g}, not {value!r}")

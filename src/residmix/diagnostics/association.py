@@ -22,13 +22,12 @@ from residmix.diagnostics.dependence import (
 from residmix.diagnostics.probes import ProbeResult, probe
 from residmix.diagnostics.refits import given, predicted, refitted
 from residmix.diagnostics.table import COLUMNS, Association
-from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarning, warn
+from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarning, check_number, warn
 from residmix.moments.linear import merge_moments
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
-from residmix.validation import check_number
 
 __all__ = ["Association", "association"]
 

@@ -65,8 +65,8 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             on_unknown=chosen.on_unknown,
         )
     from residmix.conditional.residual_mixture import ResidualMixture
+    from residmix.errors import check_choice
     from residmix.mixture.families.family import COVARIANCE_TYPES
-    from residmix.validation import check_choice
 
     family: Any = [name.strip() for name in chosen.family.split(",")]
     for name in family:

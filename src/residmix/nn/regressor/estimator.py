@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from residmix.errors import keeps_notes
+from residmix.errors import check_choice, check_number, keeps_notes
 from residmix.nn.density.distribution import MixtureOfGaussians
 from residmix.nn.density.head import COVARIANCES, hold_means
 from residmix.nn.density.network import MixtureDensityNetwork
@@ -31,7 +31,6 @@ from residmix.nn.regressor.targets import (
 )
 from residmix.nn.regressor.training import History, Sample, Schedule, automatic_batches, automatic_epochs
 from residmix.rows.checks import check_weight
-from residmix.validation import check_choice, check_number
 
 __all__ = ["MDNRegressor"]
 

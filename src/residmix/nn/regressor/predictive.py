@@ -11,11 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
+from residmix.errors import check_choice, check_number
 from residmix.nn.density import scores
 from residmix.nn.density.distribution import MixtureOfGaussians
 from residmix.nn.regressor.training import rng_scope
 from residmix.rows.checks import check_weight
-from residmix.validation import check_choice, check_number
 
 __all__ = ["PredictiveDensity", "check_targets"]
 
