@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from residmix.mixture.estep import mixture_block_rows
 from residmix.mixture.given.gate import make_gate
+from residmix.mixture.iteration.estep import mixture_block_rows
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import make_params
-from residmix.mixture.step import MixtureEM
 from residmix.rows.rows import ArrayRows
 
 

@@ -8,12 +8,12 @@ from scipy.linalg import cholesky, solve_triangular
 
 from residmix import GaussianMixture
 from residmix.errors import DeadComponentWarning
-from residmix.mixture.estep import log_joint, mixture_block, responsibilities
 from residmix.mixture.families.family import COVARIANCE_TYPES
 from residmix.mixture.families.family import family as family_of
-from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.iteration.estep import log_joint, mixture_block, responsibilities
+from residmix.mixture.iteration.mstep import dead_components, m_step
+from residmix.mixture.iteration.vector import pack, unpack
 from residmix.mixture.params import SingularCovarianceError, make_params, params_from_precisions
-from residmix.mixture.vector import pack, unpack
 
 RIDGE = 0.01
 

@@ -7,8 +7,8 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from residmix import GaussianMixture, ResidualMixture
 from residmix.errors import ScaleWarning
+from residmix.mixture.iteration.vector import pack, unpack
 from residmix.mixture.params import make_params
-from residmix.mixture.vector import pack, unpack
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 IRIS = load_iris().data

@@ -14,10 +14,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.conditional.coordinates import ToResidual
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import Problem, responsibilities
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.gaussian import GaussianMixture
 from residmix.mixture.given.gate import log_priors
+from residmix.mixture.iteration.estep import Problem, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.tails import expected
 from residmix.moments.affine import Affine

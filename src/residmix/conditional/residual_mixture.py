@@ -22,10 +22,10 @@ from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
 from residmix.mixture.fit import MixtureFit, State
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on
-from residmix.mixture.step import MixtureEM
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread

@@ -24,12 +24,12 @@ from scipy.special import logsumexp
 from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed
-from residmix.mixture.estep import Problem, log_joint, mixture_block_rows
 from residmix.mixture.families.family import family
 from residmix.mixture.given.gate import Gate, make_gate
+from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params, params_as
 from residmix.mixture.starts import find_start, subsample
-from residmix.mixture.step import MixtureEM
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 

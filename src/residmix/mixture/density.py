@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 
-from residmix.mixture.beyond import settle_beyond
-from residmix.mixture.estep import Problem, mixture_block_rows, responsibilities
 from residmix.mixture.families.family import family
+from residmix.mixture.iteration.beyond import settle_beyond
+from residmix.mixture.iteration.estep import Problem, mixture_block_rows, responsibilities
+from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.selection.candidates import sizes
-from residmix.mixture.step import block_log_joint
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import Rows

@@ -23,18 +23,18 @@ from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import run_starts
 from residmix.errors import DeadComponentWarning, note, warn
 from residmix.mixture.density import MixtureDensity
+from residmix.mixture.doubts.spikes import count, spikes
 from residmix.mixture.families.family import COVARIANCE_TYPES, family
-from residmix.mixture.labels import check_labels, params_of_labels
+from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.iteration.vector import pack, unpack
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
 from residmix.mixture.robust.gaps import single_normal, without_gaps
 from residmix.mixture.robust.starts import tail_starts
 from residmix.mixture.selection.candidates import is_search, kinds, sizes
 from residmix.mixture.selection.path import merged_starts
 from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
-from residmix.mixture.spikes import count, spikes
 from residmix.mixture.starts import INIT_PARAMS, check_given, find_start, subsample
-from residmix.mixture.step import MixtureEM
-from residmix.mixture.vector import pack, unpack
+from residmix.mixture.starts.labels import check_labels, params_of_labels
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 

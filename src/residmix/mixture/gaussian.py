@@ -18,12 +18,12 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
+from residmix.mixture.doubts.hints import tell_of_codes, tell_of_spikes
 from residmix.mixture.fit import MixtureFit, State
-from residmix.mixture.hints import tell_of_codes, tell_of_spikes
+from residmix.mixture.iteration.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on, find_start
-from residmix.mixture.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.using import GaussianDensity
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.threads import one_blas_thread
@@ -229,7 +229,7 @@ class GaussianMixture(GaussianDensity):
         """Follow a stream: take in one batch of rows, which isn't needed again.
 
         The first batch is fitted as by `fit`; so it should be of some hundred rows a component. Each further one is a
-        step of stepwise EM (:func:`residmix.mixture.step.stepwise`), with a share of :math:`t^{-decay}`, or of
+        step of stepwise EM (`residmix.mixture.iteration.step.stepwise`), with a share of :math:`t^{-decay}`, or of
         `forgetting` if that is given; less if it has fewer rows than batches had on average. Goes on from a fitted
         model; `fit` begins anew. Of a source that hands out batches, or a table larger than memory, each batch is a
         step.

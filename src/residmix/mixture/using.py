@@ -15,9 +15,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.errors import did_you_mean
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.estep import Problem, responsibilities
 from residmix.mixture.families.family import family
 from residmix.mixture.fit import MixtureFit
+from residmix.mixture.iteration.estep import Problem, responsibilities
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, conditional, make_params, marginal
 from residmix.mixture.robust.tails import expected
 from residmix.mixture.starts import check_given

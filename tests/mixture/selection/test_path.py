@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from residmix.mixture.estep import log_joint
+from residmix.mixture.iteration.estep import log_joint
 from residmix.mixture.selection.path import merged_starts
 from residmix.rows.rows import ArrayRows
 

@@ -44,7 +44,8 @@ class Family:
     matrices : bool
         Whether arrays hold whole matrices.
     closed : bool
-        Whether a line through two mixtures of the family, as `residmix.mixture.vector` packs them, stays in it.
+        Whether a line through two mixtures of the family, as vectors of `residmix.mixture.iteration.vector`, stays in
+        it.
     unit_free : bool
         Whether a mixture of the family stays in it when features change units, each its own.
     """

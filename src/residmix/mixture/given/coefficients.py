@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from residmix.mixture.estep import MixtureMoments
+from residmix.mixture.iteration.estep import MixtureMoments
 from residmix.mixture.params import MixtureParams
 
 __all__ = ["coefficient_step", "conjugate_gradients"]

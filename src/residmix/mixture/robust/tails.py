@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, gammaln, logsumexp
 
-from residmix.mixture.estep import MixtureMoments, Problem, log_joint, responsibilities
+from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.gaps import Pattern, completed, patterns
 from residmix.rows.block import Block
@@ -109,7 +109,7 @@ def tail_block(
 ) -> tuple[MixtureMoments, Floats]:
     """E-step and moments of one block, `x` its rows without the effect of metadata; and what of each row is no noise.
 
-    See :func:`residmix.mixture.step.block_moments`.
+    See :func:`residmix.mixture.iteration.step.block_moments`.
     """
     params = problem.params
     K, d = params.means.shape

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.em.loop import EMState
-from residmix.mixture.estep import Problem, responsibilities
 from residmix.mixture.families.family import family
+from residmix.mixture.iteration.estep import Problem, responsibilities
+from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
-from residmix.mixture.step import block_log_joint
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 

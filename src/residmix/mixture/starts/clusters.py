@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from residmix.kernels.clusters import cluster_moments
 from residmix.mixture.families.family import family
-from residmix.mixture.mstep import covariances_from_scatter
+from residmix.mixture.iteration.mstep import covariances_from_scatter
 from residmix.mixture.params import MixtureParams, make_params
 
 __all__ = ["from_labels", "from_shares"]

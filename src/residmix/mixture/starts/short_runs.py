@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.clusters import cluster_moments, lloyd, seed
-from residmix.mixture.estep import mixture_block_rows
+from residmix.mixture.doubts.spikes import spikes
+from residmix.mixture.iteration.estep import mixture_block_rows
+from residmix.mixture.iteration.short import short_runs
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
-from residmix.mixture.short import short_runs
-from residmix.mixture.spikes import spikes
 from residmix.mixture.starts.clusters import from_labels
 from residmix.mixture.starts.directions import directions
 from residmix.mixture.starts.sample import Sample, quantile

@@ -46,8 +46,7 @@ class Residualize(MomentState):
     Parameters
     ----------
     num_features : int or tuple of int
-        d: the size of the last axis (``maps="token"``), of axis 1 (``"channel"``), or the shape without the batch
-        (``"element"``).
+        d: the size of the last axis (``maps="token"``), of axis 1 (``"channel"``), or a sample's shape (``"element"``).
     num_metadata : int
         k, columns to remove. Collinear ones (all levels of a site) are fine.
     num_protected : int, default 0

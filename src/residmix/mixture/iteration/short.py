@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.em.loop import has_converged, run_em
-from residmix.mixture.estep import MixtureMoments, Problem, mixture_block
-from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.iteration.estep import MixtureMoments, Problem, mixture_block
+from residmix.mixture.iteration.mstep import dead_components, m_step
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
-from residmix.mixture.step import MixtureEM
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
-from residmix.mixture.estep import Problem
+from residmix.mixture.doubts.spikes import count, spikes
+from residmix.mixture.iteration.estep import Problem
+from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
-from residmix.mixture.spikes import count, spikes
 from residmix.mixture.starts.sample import LARGEST, Sample
-from residmix.mixture.step import block_log_joint
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 

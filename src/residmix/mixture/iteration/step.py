@@ -17,10 +17,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.mixture.estep import MixtureMoments, Problem, log_joint, mixture_block
 from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
-from residmix.mixture.mstep import dead_components, m_step
+from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block
+from residmix.mixture.iteration.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.tails import as_normal, has_tails, tail_block, tail_joint, with_new_tails
 from residmix.rows.block import Block
@@ -144,7 +144,7 @@ def ecm_step(
     joint : bool
         Whether the coefficients move.
     revive : bool
-        As for `residmix.mixture.mstep.m_step`.
+        As for `residmix.mixture.iteration.mstep.m_step`.
 
     Raises
     ------

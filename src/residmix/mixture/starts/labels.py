@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_array, column_or_1d
 
-from residmix.mixture.estep import MixtureMoments
-from residmix.mixture.mstep import covariances_from_scatter
+from residmix.mixture.iteration.estep import MixtureMoments
+from residmix.mixture.iteration.mstep import covariances_from_scatter
 from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold

@@ -107,8 +107,8 @@ class Problem:
     plain : bool
         Whether the twins of the loops do the work, see `residmix.kernels.pairs.small`.
     runs : int
-        How many mixtures the components are of, as many of each: see `residmix.mixture.short`. The log-likelihood is
-        an array where there are several.
+        How many mixtures the components are of, as many of each: see `residmix.mixture.iteration.short`. The
+        log-likelihood is an array where there are several.
     """
 
     params: MixtureParams

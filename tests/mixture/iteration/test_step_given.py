@@ -9,14 +9,14 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from residmix.em.loop import run_em
-from residmix.mixture.estep import Problem, mixture_block
 from residmix.mixture.families.family import COVARIANCE_TYPES, family
 from residmix.mixture.given import coefficients
 from residmix.mixture.given.coefficients import coefficient_step, conjugate_gradients
 from residmix.mixture.given.gate import Gate, log_priors, make_gate
-from residmix.mixture.mstep import m_step
+from residmix.mixture.iteration.estep import Problem, mixture_block
+from residmix.mixture.iteration.mstep import m_step
+from residmix.mixture.iteration.step import MixtureEM, block_log_joint, block_moments, residual_moments
 from residmix.mixture.params import make_params
-from residmix.mixture.step import MixtureEM, block_log_joint, block_moments, residual_moments
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows
 

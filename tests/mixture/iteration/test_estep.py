@@ -8,9 +8,9 @@ from scipy.stats import multivariate_normal
 
 from residmix.kernels.compiled import WIDTH, integer, kernel, load, loop, store
 from residmix.kernels.writers.exp import vector_exp
-from residmix.mixture.estep import log_joint, mixture_block, mixture_block_rows
+from residmix.mixture.iteration.estep import log_joint, mixture_block, mixture_block_rows
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import make_params
-from residmix.mixture.step import MixtureEM
 from residmix.rows.rows import ArrayRows
 
 FAMILIES = ["full", "tied", "diag", "spherical"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from residmix.mixture.estep import MixtureMoments
+    from residmix.mixture.iteration.estep import MixtureMoments
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.params import MixtureParams, make_params
 

@@ -7,10 +7,10 @@ from numpy.testing import assert_allclose
 from sklearn.exceptions import ConvergenceWarning
 
 import residmix as rm
-from residmix.mixture.estep import mixture_block
-from residmix.mixture.mstep import m_step
+from residmix.mixture.iteration.estep import mixture_block
+from residmix.mixture.iteration.mstep import m_step
+from residmix.mixture.iteration.step import stepwise
 from residmix.mixture.params import make_params
-from residmix.mixture.step import stepwise
 
 FAMILIES = ["full", "tied", "diag", "spherical"]
 
