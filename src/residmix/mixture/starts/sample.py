@@ -97,7 +97,7 @@ class Sample:
             )
         x, w = x[bounded], w[bounded]
         middle, spread = _robust(x, w)
-        inside = (np.abs(x - middle) <= OUTSIDE * spread).all(axis=1)
+        inside: NDArray[np.bool_] = np.all(np.abs(x - middle) <= OUTSIDE * spread, axis=1)
         if 2 * w[inside].sum() <= w.sum():
             inside = np.ones(len(x), dtype=bool)
         of = family(covariance_type)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,14 +87,15 @@ def _longer(
     rows: Rows, starts: list[MixtureParams], ridge: float, iterations: int
 ) -> tuple[list[Run], SingularCovarianceError | None]:
     """Return runs some iterations further, but those that fail, and why one of them does."""
-    options = {"reg_covar": ridge, "tol": SHORT_TOL if ridge else 0.1 * SHORT_TOL, "max_iter": iterations}
+    tol = SHORT_TOL if ridge else 0.1 * SHORT_TOL
+    run = partial(short_runs, rows, reg_covar=ridge, tol=tol, max_iter=iterations)
     try:
-        return short_runs(rows, starts, **options), None
+        return run(starts), None
     except SingularCovarianceError:
         longer, failure = [], None
         for start in starts:
             try:
-                longer += short_runs(rows, [start], **options)
+                longer += run([start])
             except SingularCovarianceError as error:
                 failure = error
         return longer, failure
