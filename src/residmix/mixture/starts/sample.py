@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["Sample", "quantile", "subsample", "subsample_index", "subsample_rows"]
+__all__ = ["Sample", "quantiles", "subsample", "subsample_index", "subsample_rows"]
 
 Floats = NDArray[np.float64]
 
@@ -27,6 +27,8 @@ OUTSIDE_DISTANCE = 20.0
 LARGEST = 1e140
 # Directions of less than this share of the largest variance don't count.
 FLAT = 1e-10
+# Rows that a thinned sample has at least.
+THINNED = 2_000
 # Different rows for each direction that whitening needs.
 FEW = 3
 
@@ -108,7 +110,7 @@ class Sample:
             centre, to, back = _coordinates(x[inside], w[inside], middle, spread, affine, of.unit_free)
             y = _apply(x - centre, to)
             distance = np.sqrt((y**2).sum(axis=1))
-            near = distance <= OUTSIDE_DISTANCE * max(quantile(distance, w, 0.5), 1e-300)
+            near = distance <= OUTSIDE_DISTANCE * max(float(quantiles(distance, w, np.array([0.5]))[0]), 1e-300)
             if not affine or near[inside].all() or 2 * w[inside & near].sum() <= w.sum():
                 break
             inside &= near
@@ -116,6 +118,14 @@ class Sample:
         return cls(
             np.ascontiguousarray(y[order]), np.ascontiguousarray(w[order]), inside[order], centre, to, back, affine
         )
+
+    def thinned(self, size: int) -> Sample:
+        """Return every so many rows, at least `size` and 2,000, or all."""
+        step = max(1, len(self.y) // max(size, THINNED))
+        if step == 1:
+            return self
+        y, w = np.ascontiguousarray(self.y[::step]), np.ascontiguousarray(self.w[::step])
+        return replace(self, y=y, w=w, inside=self.inside[::step])
 
     def lowered(self, points: Floats) -> Floats:
         """Return points of x in the coordinates of y."""
@@ -150,11 +160,11 @@ def _apply(values: Floats, to: Floats) -> Floats:
     return values * to if to.ndim == 1 else values @ to
 
 
-def quantile(values: Floats, w: Floats, q: float) -> float:
-    """Return the smallest value that a share q of the weights doesn't exceed."""
+def quantiles(values: Floats, w: Floats, shares: NDArray[np.float64]) -> Floats:
+    """Return the smallest values that such shares of the weights don't exceed."""
     order = np.argsort(values, kind="stable")
     sums = np.cumsum(w[order])
-    return float(values[order[np.searchsorted(sums, q * sums[-1])]])
+    return np.asarray(values[order[np.searchsorted(sums, shares * sums[-1])]])
 
 
 def _robust(x: Floats, w: Floats) -> tuple[Floats, Floats]:

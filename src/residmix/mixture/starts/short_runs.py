@@ -20,7 +20,7 @@ from residmix.mixture.iteration.short import short_runs
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.starts.clusters import from_labels
 from residmix.mixture.starts.directions import directions
-from residmix.mixture.starts.sample import Sample, quantile
+from residmix.mixture.starts.sample import Sample, quantiles
 from residmix.rows.rows import ArrayRows, Rows
 
 __all__ = ["best_short_run"]
@@ -29,13 +29,19 @@ Floats = NDArray[np.float64]
 # Log-likelihood per row, and where it was reached.
 Run = tuple[float, MixtureParams]
 
-# Starts of either kind: k-means clusters, and rows nearest to seeds far apart.
-DRAWN = 6
+# Starts of each kind: rows nearest to seeds far apart, k-means clusters, and these in a metric of their own.
+DRAWN = 4
+# The same where rows are few: runs are quick then, and optima many.
+DRAWN_AMONG_FEW, FEW_ROWS = 8, 1_000
+# Rows that starts are looked for among and the first round is run on, for each parameter of the means.
+ROWS_PER_PARAMETER = 20
+# Directions of small kurtosis that clusters are sought along, at most.
+MOST_DIRECTIONS = 4
 LLOYD_ITERATIONS = 10
 # Times that k-means clusters are sought in the metric of the clusters before.
 METRICS = 3
 # Rounds: iterations of each run, and how many runs go on.
-ROUNDS = ((4, 5), (10, 2), (25, 1))
+ROUNDS = ((4, 10), (10, 4), (30, 1))
 SHORT_TOL = 1e-3
 # Share of the rows' variance added to every covariance at first: a run must not win by a spike on a few rows.
 RIDGE = 1e-3
@@ -67,20 +73,22 @@ def best_short_run(
     SingularCovarianceError
         If they don't, and all do.
     """
-    rows = ArrayRows(
-        sample.y,
-        weight=None if (sample.w == 1).all() else sample.w,
-        block_rows=mixture_block_rows(sample.y.shape[1], K),
-    )
-    runs = [(-np.inf, start) for start in _starts(sample, wide, K, covariance_type, random_state)]
+    few, everything = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), _rows(sample, K)
+    runs = [(-np.inf, start) for start in _starts(few, sample, wide, K, covariance_type, random_state)]
     for round_, (iterations, kept) in enumerate(ROUNDS):
         # the last round is without the ridge, which blurs clusters that are flat in some direction
         last = round_ == len(ROUNDS) - 1
+        rows = everything if round_ else _rows(few, K)
         longer, failure = _longer(rows, [params for _, params in runs], 0.0 if last else RIDGE, iterations)
         if failure is not None and not longer and not (last and singular):
             raise failure
         runs = _kept(longer or runs, kept, sample)
     return runs[0][1]
+
+
+def _rows(sample: Sample, K: int) -> Rows:
+    weight = None if (sample.w == 1).all() else sample.w
+    return ArrayRows(sample.y, weight=weight, block_rows=mixture_block_rows(sample.y.shape[1], K))
 
 
 def _longer(
@@ -114,36 +122,45 @@ def _kept(runs: list[Run], wanted: int, sample: Sample) -> list[Run]:
 
 
 def _starts(
-    sample: Sample, wide: Sample, K: int, covariance_type: str, random_state: np.random.RandomState
+    few: Sample, sample: Sample, wide: Sample, K: int, covariance_type: str, random_state: np.random.RandomState
 ) -> Iterator[MixtureParams]:
-    """Yield parameters to begin with: of clusters in all directions, and in the least normal ones."""
-    columns, w = np.ascontiguousarray(sample.y.T), sample.w
-
-    def of(labels: NDArray[np.int64]) -> MixtureParams:
-        return from_labels(columns, w, labels, K, covariance_type, RIDGE)
-
-    for drawn in range(2 * DRAWN):
-        labels = lloyd(columns, w, seed(columns, w, K, random_state), LLOYD_ITERATIONS if drawn % 2 else 0)[0]
+    """Yield parameters to begin with, for few of a sample's rows: of clusters in all directions, and in some."""
+    columns, w = np.ascontiguousarray(few.y.T), few.w
+    drawn = DRAWN_AMONG_FEW if len(w) <= FEW_ROWS else DRAWN
+    seeds = seed(columns, w, K, random_state, 3 * drawn)
+    near, moved = lloyd(columns, w, seeds[:drawn], 0), lloyd(columns, w, seeds[drawn:], LLOYD_ITERATIONS)
+    labels = [*near, *moved[:drawn]]
+    if few.whitened:
+        labels += [_in_their_own_metric(columns, w, one, K, random_state) for one in (*moved[drawn:], *near)]
+        if few.y.shape[1] > 1:
+            labels += _in_directions(few, sample, wide, K, random_state)
+    else:
+        labels += [*moved[drawn:]]
+    for one in labels:
         with suppress(SingularCovarianceError):
-            if sample.whitened and drawn >= 2:
-                labels = _in_their_own_metric(columns, w, labels, K, random_state)
-            yield of(labels)
-    if not sample.whitened or sample.y.shape[1] == 1:
-        return
+            yield from_labels(columns, w, one, K, covariance_type, RIDGE)
+
+
+def _in_directions(
+    few: Sample, sample: Sample, wide: Sample, K: int, random_state: np.random.RandomState
+) -> list[NDArray[np.int64]]:
+    """Return k-means clusters along the least normal directions, one by one and together."""
     # far rows would be clusters of their own in any direction
-    inside = wide.inside
-    found = directions(wide.y[inside], wide.w[inside], max(2, K - 1))
+    inside, d = wide.inside, few.y.shape[1]
+    found = directions(wide.y[inside], wide.w[inside], min(max(2, K - 1), MOST_DIRECTIONS))
     if wide is not sample:
         found = sample.back @ (wide.to @ found)
         found /= np.sqrt((found**2).sum(axis=0))
-    several = [list(range(min(K - 1, sample.y.shape[1])))] if K > 2 else []
-    for chosen in [[j] for j in range(found.shape[1])] + several:
-        projected = np.ascontiguousarray((sample.y @ found[:, chosen]).T)
-        within = projected[:, sample.inside]
+    together = [list(range(min(K - 1, d, MOST_DIRECTIONS)))] if K > 2 else []
+    labels = []
+    for chosen in [[j] for j in range(found.shape[1])] + together:
+        projected = (few.y @ found[:, chosen]).T
+        within = projected[:, few.inside]
         bounded = np.ascontiguousarray(np.clip(projected, *_ends(within)))
-        centres = _evenly(bounded[0], w, K)[None, :, None] if len(chosen) == 1 else seed(bounded, w, K, random_state)
-        with suppress(SingularCovarianceError):
-            yield of(lloyd(bounded, w, centres, 30)[0])
+        alone = len(chosen) == 1
+        centres = _evenly(bounded[0], few.w, K)[None, :, None] if alone else seed(bounded, few.w, K, random_state)
+        labels.append(lloyd(bounded, few.w, centres, 30)[0])
+    return labels
 
 
 def _in_their_own_metric(
@@ -173,4 +190,4 @@ def _ends(values: Floats) -> tuple[Floats, Floats]:
 
 def _evenly(values: Floats, w: Floats, K: int) -> Floats:
     """Return K quantiles, evenly spread."""
-    return np.array([quantile(values, w, (k + 0.5) / K) for k in range(K)])
+    return quantiles(values, w, (np.arange(K) + 0.5) / K)
