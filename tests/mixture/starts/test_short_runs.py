@@ -1,0 +1,69 @@
+"""The best of many starts, from clusters in all directions and in the least normal ones."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from residmix import GaussianMixture
+from residmix.mixture.starts.clusters import from_labels
+from residmix.mixture.starts.directions import directions
+
+
+def flattened(d, n, seed, share=0.4):
+    """Two clusters along one axis of many, whitened: no distance between rows tells them apart."""
+    rng = np.random.default_rng(seed)
+    one = rng.random(n) < share
+    X = rng.normal(size=(n, d))
+    X[:, 0] += np.where(one, 3.0, -3.0)
+    X[:, 1:] *= rng.uniform(0.2, 30, d - 1)
+    X = X @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+    X -= X.mean(axis=0)
+    return np.linalg.solve(np.linalg.cholesky(np.cov(X.T)), X.T).T, one
+
+
+# kurtosis sees nothing at a share of .21, skewness does
+@pytest.mark.parametrize("share", [0.4, 0.21])
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_in_one_of_thirty_directions_are_found(seed, share):
+    X, one = flattened(30, 4000, seed, share)
+    assert adjusted_rand_score(one, GaussianMixture(2, random_state=seed).fit_predict(X)) > 0.95
+    # the control: k-means doesn't see them
+    assert adjusted_rand_score(one, KMeans(2, n_init=3, random_state=seed).fit_predict(X)) < 0.5
+
+
+def test_a_direction_points_the_way_in_which_clusters_lie():
+    X, one = flattened(30, 4000, 0)
+    truth = X[one].mean(axis=0) - X[~one].mean(axis=0)
+    found = directions(X, np.ones(len(X)), 1)
+    assert np.abs(found.T @ truth / np.linalg.norm(truth)).max() > 0.95
+
+
+@pytest.mark.parametrize("code", [-9999.0, 1e6])
+def test_codes_and_outliers_do_not_hide_the_clusters(code):
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 60)
+    X = np.array([[0, 0], [8, 0], [0, 8]])[truth] + rng.normal(size=(180, 2))
+    for times in (1, 9):
+        Y = np.vstack([X, np.full((times, 2), code)])
+        with pytest.warns() if times > 2 else _nothing():
+            labels = GaussianMixture(4, random_state=0).fit_predict(Y)[:180]
+        assert adjusted_rand_score(truth, labels) > 0.95
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        return False
+
+
+def test_a_cluster_of_one_row_has_a_covariance_drawn_to_that_of_all():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(2, 101))
+    labels = np.r_[np.zeros(100, dtype=np.int64), 1]
+    start = from_labels(columns, np.ones(101), labels, 2, "full", 0.0)
+    # d + 1 = 3 further rows that have the pooled covariance, beside one that has none
+    pooled = 100 * np.cov(columns[:, :100], bias=True) / 101
+    np.testing.assert_allclose(start.covariances[1], 3 / 4 * pooled, rtol=1e-12)

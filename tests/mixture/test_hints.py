@@ -1,0 +1,89 @@
+"""What a fit should make its user look at."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from residmix import GaussianMixture
+from residmix.errors import DegenerateComponentWarning, MissingCodeWarning
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_code_that_repeats_far_outside_is_named_with_its_column_and_rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    X[:7, 1], X[100:104, 2] = -999, 9999
+    with pytest.warns(MissingCodeWarning, match="-999 in column 1 .7 rows., 9999 in column 2 .4 rows."):
+        model = GaussianMixture(3, random_state=0).fit(X)
+    told = next(note for note in model.notes_ if note["kind"] == "missing-code")
+    assert told["figures"]["values"] == [
+        {"column": 1, "value": -999.0, "rows": 7},
+        {"column": 2, "value": 9999.0, "rows": 4},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["normal", "counts", "heavy", "clusters"])
+def test_ordinary_columns_hold_no_codes(kind):
+    rng = np.random.default_rng(1)
+    X = {
+        "normal": rng.normal(size=(300, 2)),
+        "counts": rng.poisson(2.0, size=(300, 2)) + 0.0,
+        "heavy": rng.standard_t(3, size=(300, 2)),
+        "clusters": np.repeat([0.0, 50.0], 150)[:, None] + rng.normal(size=(300, 2)),
+    }[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", MissingCodeWarning)
+        GaussianMixture(2, random_state=0).fit(X)
+
+
+def test_a_component_on_a_few_equal_rows_is_named_with_them():
+    rng = np.random.default_rng(7)
+    x = np.r_[rng.normal(50, 4, 150), rng.normal(62, 4, 100)][:, None]
+    x[[3, 30, 77, 120]] = 42.0
+    start = {"means_init": [[42.0], [50.0], [62.0]], "precisions_init": [[[1e6]], [[0.06]], [[0.06]]]}
+    with pytest.warns(DegenerateComponentWarning, match="component 0 sits on 4 rows"):
+        model = GaussianMixture(3, weights_init=[0.02, 0.58, 0.4], **start).fit(x)
+    told = [note for note in model.notes_ if note["kind"] == "spike"]
+    assert told[0]["figures"]["rows"] == [3, 30, 77, 120]
+
+
+def test_starts_without_spikes_are_preferred_where_values_are_rounded():
+    rng = np.random.default_rng(7)
+    x = np.round(np.r_[rng.normal(50, 4, 150), rng.normal(62, 4, 100)])[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GaussianMixture(3, random_state=7).fit(x)
+    assert model.covariances_.min() > 1e-3
+
+
+def test_values_whose_squares_overflow_are_the_reason_given():
+    X = np.random.default_rng(0).normal(size=(100, 2)) * 1e155
+    with pytest.raises(ValueError, match=r"too large .*squares overflow"):
+        GaussianMixture(2, random_state=0).fit(X)
+
+
+def test_a_row_whose_square_overflows_belongs_to_the_widest_component():
+    X = np.r_[np.random.default_rng(0).normal(size=(200, 2)), 10 + 3 * np.random.default_rng(1).normal(size=(200, 2))]
+    model = GaussianMixture(2, random_state=0).fit(X)
+    wide = int(np.argmax(model.covariances_[:, 0, 0]))
+    for far in ([[1e160, 0.0]], [[-1e300, 1e300]], [[1e100, 1e100]]):
+        np.testing.assert_array_equal(model.predict_proba(far)[0], np.eye(2)[wide])
+        assert model.predict(far) == [wide]
+    assert model.score_samples([[1e160, 0.0]]) == -np.inf
+
+
+def test_a_constant_share_follows_a_stream_that_drifts():
+    def batch(rng, shift):
+        return (np.where(rng.random(400) < 0.3, 5, 0) + rng.normal(size=400) + shift)[:, None]
+
+    rng = np.random.default_rng(5)
+    batches = [batch(rng, 0.1 * b) for b in range(60)]
+    off = {}
+    for forgetting in (0.5, None):
+        model = GaussianMixture(2, random_state=0, forgetting=forgetting)
+        for X in batches:
+            model.partial_fit(X)
+        off[forgetting] = np.abs(np.sort(model.means_[:, 0]) - [5.9, 10.9]).max()
+    assert off[0.5] < 0.5 < 2 < off[None]
