@@ -142,7 +142,7 @@ def test_predictions_are_the_same_to_the_last_bit(name, model, predict, tmp_path
 
 
 def test_equal_models_give_equal_bytes_and_leave_nothing_else_behind(tmp_path):
-    X = np.random.default_rng(1).normal(size=(40, 2))
+    X = np.random.default_rng(1).normal(size=(400, 2))
     for name in ("a", "b"):
         rm.save(rm.GaussianMixture(1, random_state=3).fit(X), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
