@@ -60,3 +60,14 @@ def test_the_slowest_direction_is_found_however_small_the_step_in_it():
     np.testing.assert_allclose(found.slowest, 1.01, rtol=1e-3)
     # and it pays to go along it
     assert found.value > 0 > step(x)[0]
+
+
+def test_parameters_at_the_edge_of_what_is_valid_are_no_error():
+    def step(x):
+        if x[0] != 1.0:
+            raise ValueError("singular")
+        return 0.0, 0.9 * x
+
+    x = np.array([1.0, 2.0])
+    found = look_ahead(step, lambda y: step(y)[0], lambda y, like: y, lambda v, like: v, x, 0.0, 0.9 * x)
+    assert found.params is x and found.value == 0.0

@@ -75,7 +75,10 @@ def look_ahead(
     def image(q: Floats) -> Floats:
         return (pack(step(unpack(here + STEP * q, params))[1], params) - moved) / STEP
 
-    basis, hessenberg = _arnoldi(image, first / length, min(DIRECTIONS, len(first)))
+    try:
+        basis, hessenberg = _arnoldi(image, first / length, min(DIRECTIONS, len(first)))
+    except ValueError:  # at the edge of where parameters are valid
+        return Outlook(params, value, 0.0)
     if not np.isfinite(hessenberg).all():
         return Outlook(params, value, 1.0)
     values, vectors = np.linalg.eig(hessenberg)
