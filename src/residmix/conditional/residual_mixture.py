@@ -17,10 +17,12 @@ from sklearn.utils.validation import validate_data
 
 from residmix.conditional.coordinates import to_residual
 from residmix.conditional.density import ConditionalDensity
+from residmix.conditional.entangled import tell_of_entangled
 from residmix.conditional.starts import conditional_starts, constant_gate
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
+from residmix.mixture.doubts.spikes import count
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
@@ -259,6 +261,11 @@ class ResidualMixture(ConditionalDensity):
                 em = MixtureEM(rows, self.reg_covar, joint=joint)
                 state, revived = self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), em.revived
             self._keep(state, rows.n_rows)
+            if joint and self.gating == "metadata":
+                total = count(rows)
+                bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
+                basis = self._to_residual.basis
+                tell_of_entangled(rows, state.params, basis, self.design_columns_, bic, total)
         self._warn(revived)
         tasks.end()
         return self
