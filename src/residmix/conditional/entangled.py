@@ -24,7 +24,7 @@ CARRIES = 0.5
 
 
 def tell_of_entangled(
-    rows: Rows, params: MixtureParams, basis: Floats, columns: Sequence[str], bic: float, n_rows: float
+    rows: Rows, params: MixtureParams, basis: Floats, columns: Sequence[str], coef: Floats, bic: float, n_rows: float
 ) -> None:
     r"""Warn where a shift and a difference in proportions fit alike, as with sites of one cluster each.
 
@@ -40,7 +40,7 @@ def tell_of_entangled(
     shift = moments.shift[held, :r]
     within = moments.scatter[held, :r, :r].sum(axis=0) - (shift / moments.weight[held, None]).T @ shift
     values, vectors = np.linalg.eigh(0.5 * (within + within.T) / moments.total)
-    alone = _bic_of_one(rows, r, n_rows)
+    alone = _bic_of_one(rows, r, n_rows, np.linalg.pinv(basis) @ coef)
     if values[0] >= WITHIN and alone > bic:
         return
     inverse = np.linalg.pinv(basis)
@@ -60,15 +60,18 @@ def tell_of_entangled(
     )
 
 
-def _bic_of_one(rows: Rows, r: int, n_rows: float) -> float:
-    """Return the BIC of one normal about the least-squares fit, whose residuals the rows are."""
+def _bic_of_one(rows: Rows, r: int, n_rows: float, effect: Floats) -> float:
+    """Return the BIC of one normal about the least-squares fit, whose residuals the rows are.
+
+    Infinite if the effect (r, d) of the metadata is below a standard deviation: that's no cluster.
+    """
     scatter = np.asarray(rows.fold(_scatter, np.add))
     d = len(scatter) - 1
     total = scatter[d, d]
     if not np.isfinite(scatter).all():  # gaps, which one normal would have to fill first
         return np.inf
     sign, log_det = np.linalg.slogdet(scatter[:d, :d] / total)
-    if sign <= 0:
+    if sign <= 0 or np.einsum("ij,ij->i", effect, np.linalg.solve(scatter[:d, :d] / total, effect.T).T).max() < 1:
         return np.inf
     log_likelihood = -0.5 * total * (log_det + d * (1 + np.log(2 * np.pi)))
     return float(-2 * log_likelihood + (d + d * (d + 1) / 2 + r * d) * np.log(n_rows))

@@ -265,7 +265,7 @@ class ResidualMixture(ConditionalDensity):
                 total = count(rows)
                 bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
                 basis = self._to_residual.basis
-                tell_of_entangled(rows, state.params, basis, self.design_columns_, bic, total)
+                tell_of_entangled(rows, state.params, basis, self.design_columns_, self.coef_, bic, total)
         self._warn(revived)
         tasks.end()
         return self
