@@ -19,6 +19,7 @@ from residmix.conditional.coordinates import to_residual
 from residmix.conditional.density import ConditionalDensity
 from residmix.conditional.entangled import tell_of_entangled
 from residmix.conditional.starts import conditional_starts, constant_gate
+from residmix.design.design import Design
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
@@ -224,13 +225,7 @@ class ResidualMixture(ConditionalDensity):
             validate_data(self, X, reset=True, skip_check_array=True)
         else:
             self.feature_names_in_, self.n_features_in_ = residualizer.features_, len(residualizer.features_)
-        design = residualizer.design_
-        if design.factors and (self.estimation, self.gating) != ("two-stage", "constant"):
-            raise ValueError(
-                f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
-                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
-                "its levels"
-            )
+        self._check_columns_of_levels(residualizer.design_)
         p = len(residualizer.coef_)
         self._to_residual = to_residual(residualizer.fit_.affine(p), residualizer.moments_, p)
         raw = least_squares_rows.with_block_rows(self._block_rows(len(residualizer.features_)))
@@ -269,6 +264,14 @@ class ResidualMixture(ConditionalDensity):
         self._warn(revived)
         tasks.end()
         return self
+
+    def _check_columns_of_levels(self, design: Design) -> None:
+        if design.factors and (self.estimation, self.gating) != ("two-stage", "constant"):
+            raise ValueError(
+                f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
+                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
+                "its levels"
+            )
 
     def _check_preserve(self) -> None:
         if self.preserve is not None and self.estimation == "joint":
