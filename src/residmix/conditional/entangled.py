@@ -46,7 +46,7 @@ def tell_of_entangled(
     inverse = np.linalg.pinv(basis)
     scale = np.sqrt((inverse**2).sum(axis=0))
     load = np.abs(vectors[:, 0] @ inverse) / np.where(scale > 0, scale, 1.0)
-    named = [str(columns[j]) for j in np.flatnonzero(load >= CARRIES * load.max())]
+    named = [str(columns[int(j)]) for j in np.flatnonzero(load >= CARRIES * load.max())]
     why = "one component explains them as well" if alone <= bic else "components and metadata coincide"
     warn(
         f"a shift with the metadata ({', '.join(named)}) and other proportions of the components fit alike, since "
