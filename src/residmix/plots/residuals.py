@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from residmix.plots.levels import feature_place, metadata_column
+from residmix.plots.levels import MOST_LEVELS, feature_place, metadata_column
 from residmix.plots.rows import features_of, residual_of, rows_of
 from residmix.plots.style import AFTER, BEFORE, INK, axes, caption, name
 
@@ -17,7 +17,6 @@ __all__ = ["plot_residuals_vs_metadata"]
 
 MOST_POINTS = 800
 BINS = 12
-MOST_LEVELS = 25
 
 
 def plot_residuals_vs_metadata(
