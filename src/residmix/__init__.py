@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from residmix.diagnostics.association import association
     from residmix.erasure.eraser import Eraser
     from residmix.functional import mdn_residualize
-    from residmix.mixture.gaussian.gaussian import GaussianMixture
+    from residmix.mixture.gaussian import GaussianMixture
     from residmix.persistence import load, save
     from residmix.persistence.versions import show_versions
     from residmix.plots.association import plot_association

@@ -18,13 +18,13 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
+from residmix.mixture.after.using import GaussianDensity
 from residmix.mixture.doubts.hints import tell_of_codes, tell_of_spikes
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on, find_start
-from residmix.mixture.using import GaussianDensity
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source

@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 import residmix as rm
 from residmix.mixture.families.family import COVARIANCE_TYPES
 
-IRIS = np.array(json.loads((Path(__file__).parents[1] / "fixtures" / "mclust.json").read_text())["iris"]["X"])
+IRIS = np.array(json.loads((Path(__file__).parents[2] / "fixtures" / "mclust.json").read_text())["iris"]["X"])
 NAMES = ["length", "width", "petal length", "petal width"]
 
 
