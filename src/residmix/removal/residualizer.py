@@ -11,28 +11,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from residmix.effects.effect import Effect
 from residmix.effects.mean.least_squares import LeastSquares
-from residmix.effects.mean.ridge import need_columns
-from residmix.effects.removal import LinearRemoval
-from residmix.effects.unmeasured import withheld
-from residmix.effects.unseen.levels import adapted, priors
+from residmix.effects.unseen.levels import adapted
 from residmix.errors import keeps_notes
-from residmix.removal.fitting import fitted, moments_of, refitted
+from residmix.removal.fitting import moments_of
 from residmix.removal.held_out import leave_one_out, refitted_by_fold
-from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels, warn_of_nothing
-from residmix.removal.told import Told
+from residmix.removal.learner import Learner
+from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels
 from residmix.removal.transformer import refuse_frames
-from residmix.removal.watch import Watch
-from residmix.rows.block import Block
 from residmix.rows.progress import watched
-from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
 from residmix.sources.output import collect, delivered
-from residmix.sources.table import Table
 
 __all__ = ["Residualizer"]
 
 
-class Residualizer(Told):
+class Residualizer(Learner):
     r"""Residuals of features on metadata, fitted by least squares.
 
     .. math:: r = x - \bar x - (a(m) - \bar a)' B
@@ -272,72 +265,6 @@ class Residualizer(Told):
         )
         return self
 
-    # ---- how a fit is made -------------------------------------------------------------------------------------------
-
-    def fit_to(
-        self,
-        X: Any,
-        table: Table,
-        weight: Any = None,
-        *,
-        y: Any = None,
-        quiet: bool = False,
-        allow_nan: bool = True,
-        further: bool = False,
-    ) -> tuple[Rows, NDArray[Any] | None]:
-        """Fit to a table; return its rows, and their residuals where these come with the fit.
-
-        Parameters
-        ----------
-        X : what `table` was opened from, whose columns are remembered
-        table : Table
-        weight : array or str, optional
-        y : ignored, but for a warning
-        quiet, allow_nan, further : bool
-            Whether no line of progress is shown, features may have gaps, and further rows may come.
-        """
-        self._validate_params()
-        effect = effect_of(self)
-        known_only = "mean" if self.on_unknown == "shrink" else self.on_unknown
-        self.__dict__.pop("_found", None)
-        self._learn(
-            X,
-            table,
-            weight,
-            on_unknown=known_only,
-            missing=self.missing,
-            absorb_above=effect.columns_up_to,
-        )
-        effect.check(self.design_)
-        warn_of_nothing(self, y)
-        if further:
-            refuse_moments_alone(self)
-        if self.residuals == "loo":
-            need_columns(self.design_)
-        rows = self.rows_of(table, weight, preserved=True, allow_nan=allow_nan)
-        with watched(rows, quiet=quiet) as seen:
-            # moments of features with gaps are sound numbers: unless gaps are allowed, each block must be looked at
-            seen = seen if allow_nan else seen.mapped(_as_it_is)
-            found, residual, watch = fitted(
-                effect, seen, self.design_, list(self.features_), Watch(active=self.check_leakage)
-            )
-        self._keep(found, watch)
-        return rows, residual
-
-    def _refit(self, moments: Any, watch: Watch) -> None:
-        """Fit again with further rows."""
-        self._keep(
-            refitted(cast(Effect, effect_of(self)), self._linear, moments, self.design_, list(self.features_)), watch
-        )
-
-    def _keep(self, found: Any, watch: Watch) -> None:
-        self._found, self._watch, self.new_levels_ = found, watch, {}
-        if isinstance(found, LinearRemoval):
-            if self.on_unknown == "shrink":
-                self.new_levels_ = priors(found, self.design_)
-            self._warn()
-            self._watch = watch.look(found, self.design_, list(self.features_))
-
     # ---- applying ----------------------------------------------------------------------------------------------------
 
     def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
@@ -378,19 +305,3 @@ class Residualizer(Told):
         """
         check_is_fitted(self)
         return collect(self._later_rows(self.open_rows(X, metadata, check=False)), self._remover(sign=1))
-
-    def _later_rows(self, table: Table) -> Rows:
-        design = self.design_
-        if self.new_levels_:
-            design = design.following({name: levels.labels for name, levels in self.new_levels_.items()})
-        return self.rows_of(table, design=design, preserved=self._found.needs_preserved, allow_nan=True)
-
-    def _remover(self, sign: int = -1) -> Any:
-        remove = self._found.remover(sign, new=self.new_levels_, shrink=self.on_unknown == "shrink")
-        if not isinstance(self._found, LinearRemoval) or self._found.random:
-            return remove
-        return withheld(remove, self.design_, self._found.fit, self._found.moments, self.on_unknown)
-
-
-def _as_it_is(block: Block) -> Block:
-    return block
