@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.effects.random.predicted import RandomEffects
-from residmix.effects.rescale import Rescaled, rescaled
-from residmix.effects.scale import Scale
+from residmix.effects.spread.rescale import Rescaled, rescaled
+from residmix.effects.spread.scale import Scale
 from residmix.effects.unseen.batches import Frozen
 from residmix.moments import inference
 from residmix.moments.absorbed.sums import FactorMoments

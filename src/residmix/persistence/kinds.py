@@ -26,7 +26,7 @@ HOMES = {
     "effects.NewLevels": "residmix.effects.unseen.levels:NewLevels",
     "effects.RandomEffects": "residmix.effects.random.predicted:RandomEffects",
     "effects.RegressorRemoval": "residmix.effects.mean.regressor:RegressorRemoval",
-    "effects.Scale": "residmix.effects.scale:Scale",
+    "effects.Scale": "residmix.effects.spread.scale:Scale",
     "effects.SpreadPrior": "residmix.effects.unseen.priors:SpreadPrior",
     "effects.Still": "residmix.effects.pooled.by_level:Still",
     "em.Journal": "residmix.em.runs:Journal",

@@ -13,7 +13,7 @@ from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.mean.regressor import Regressor
 from residmix.effects.mean.ridge import Ridge
 from residmix.effects.pooled.combat import EmpiricalBayes
-from residmix.effects.spread import Spread
+from residmix.effects.spread.spread import Spread
 from residmix.errors import DesignWarning, note, warn
 
 __all__ = ["CONSTRAINTS", "effect_of", "refuse_moments_alone", "refuse_new_levels", "warn_of_nothing"]

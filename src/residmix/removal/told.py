@@ -13,7 +13,7 @@ from residmix.design.design import Design
 from residmix.effects.mean.regressor import Nuisance, RegressorRemoval
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.scale import Scale
+from residmix.effects.spread.scale import Scale
 from residmix.effects.tables import effect_table, level_table
 from residmix.effects.unmeasured import unmeasured
 from residmix.effects.unseen.batches import LaterBatches

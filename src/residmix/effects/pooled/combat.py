@@ -16,7 +16,7 @@ from residmix.effects.effect import Effect, need_dense
 from residmix.effects.pooled.by_level import Still, level_sums, merge_sums, tell_still
 from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.scale import Location, Scale
+from residmix.effects.spread.scale import Location, Scale
 from residmix.effects.unseen.batches import Frozen
 from residmix.errors import DesignWarning, did_you_mean, warn
 from residmix.moments.by_level import ByLevel, Grouping, level_of, residual_sums

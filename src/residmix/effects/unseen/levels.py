@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.scale import Scale
+from residmix.effects.spread.scale import Scale
 from residmix.effects.unseen.batches import LaterBatches, LevelTotals, merged_totals, with_known_and_unseen
 from residmix.effects.unseen.priors import (
     LevelPrior,

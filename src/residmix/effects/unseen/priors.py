@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.effects.random.predicted import RandomEffects, level_indicators
-from residmix.effects.scale import Scale
+from residmix.effects.spread.scale import Scale
 from residmix.moments.linear import Moments
 from residmix.moments.solving.solve import LinearFit
 

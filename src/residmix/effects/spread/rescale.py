@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.effects.scale import Scale
+from residmix.effects.spread.scale import Scale
 from residmix.moments.affine import Affine
 from residmix.moments.solving.solve import LinearFit
 from residmix.rows.block import Block

@@ -12,7 +12,7 @@ from residmix.design.design import Design
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.scale import Scale, fit_scale
+from residmix.effects.spread.scale import Scale, fit_scale
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
 from residmix.moments.equations import Equations
 from residmix.moments.linear import LinearMoments
@@ -23,7 +23,7 @@ __all__ = ["Spread"]
 
 @dataclass(frozen=True)
 class Spread:
-    r"""Log variances that are linear in the design (:func:`residmix.effects.scale.fit_scale`).
+    r"""Log variances that are linear in the design (:func:`residmix.effects.spread.scale.fit_scale`).
 
     Attributes
     ----------

@@ -1,0 +1,1 @@
+"""Effects on the spread, beside those on the mean."""
