@@ -3,9 +3,10 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from residmix import GaussianMixture
+from residmix import GaussianMixture, ResidualMixture
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning
 
 
@@ -47,6 +48,25 @@ def test_a_component_on_a_few_equal_rows_is_named_with_them():
         model = GaussianMixture(3, weights_init=[0.02, 0.58, 0.4], **start).fit(x)
     told = [note for note in model.notes_ if note["kind"] == "spike"]
     assert told[0]["figures"]["rows"] == [3, 30, 77, 120]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+def test_a_mixture_given_metadata_names_codes_and_components_on_few_rows_as_one_without_does(estimation):
+    rng = np.random.default_rng(0)
+    site, X = rng.integers(0, 2, 240), rng.normal(size=(240, 2))
+    X[:4] = [6.0, 6.0]
+    X[10:14, 1] = -999.0
+    labels = np.select([np.arange(240) < 4, X[:, 1] == -999.0], [0, 1], 2)
+    site[:14] = 0
+    table = {"a": X[:, 0], "b": X[:, 1], "site": site.astype(str)}
+    model = ResidualMixture(3, formula="site", estimation=estimation, labels_init=labels)
+    with (
+        pytest.warns(MissingCodeWarning, match="-999 in column 'b' .4 rows."),
+        pytest.warns(DegenerateComponentWarning, match="component 0 sits on 4 rows .* .rows 0, 1, 2, 3."),
+    ):
+        model.fit(pd.DataFrame(table))
+    assert {"missing-code", "spike"} <= {note["kind"] for note in model.notes_}
 
 
 def test_starts_without_spikes_are_preferred_where_values_are_rounded():

@@ -23,6 +23,7 @@ from residmix.design.design import Design
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
+from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.doubts.spikes import count
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM
@@ -262,6 +263,7 @@ class ResidualMixture(ConditionalDensity):
                 basis = self._to_residual.basis
                 tell_of_entangled(rows, state.params, basis, self.design_columns_, self.coef_, bic, total)
         self._warn(revived)
+        tell_of_doubts(raw, residualizer.features_, rows, self._whole(rows), state.params)
         tasks.end()
         return self
 

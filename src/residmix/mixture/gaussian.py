@@ -19,7 +19,7 @@ from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
 from residmix.mixture.after.using import GaussianDensity
-from residmix.mixture.doubts.hints import tell_of_codes, tell_of_spikes
+from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
@@ -71,8 +71,8 @@ class GaussianMixture(GaussianDensity):
     n_init : int, default=1
         Number of starts that are run to the end; the best one is kept.
     init_params : {"short-em", "kmeans", "k-means++", "random", "random_from_data"}, default="short-em"
-        How a start is found. ``"short-em"`` takes the best of ten short EM runs. The others are scikit-learn's.
-        All are found on a subsample if there are many rows.
+        How a start is found. ``"short-em"`` takes the best of many short EM runs, whatever the features' units. The
+        others are scikit-learn's, in the features' own units. All are found on a subsample if there are many rows.
     weights_init : array-like (K,), optional
     means_init : array-like (K, d), optional
     precisions_init : array-like, optional
@@ -133,10 +133,13 @@ class GaussianMixture(GaussianDensity):
     --------
     >>> import numpy as np
     >>> from residmix import GaussianMixture
-    >>> X = np.random.default_rng(0).normal(size=(60, 2)) + np.repeat([[1, 0], [9, 0]], 30, axis=0)
-    >>> model = GaussianMixture(n_components=2, random_state=0).fit(X)
-    >>> np.sort(model.means_[:, 0]).round()
-    array([1., 9.])
+    >>> X = np.array([[1, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+    >>> model = GaussianMixture(n_components=2, random_state=3).fit(X)
+    >>> model.means_.round(3)
+    array([[10.,  2.],
+           [ 1.,  2.]])
+    >>> model.predict([[0, 0], [12, 3]])
+    array([1, 0])
     """
 
     _parameter_constraints: dict[str, list[Any]] = MixtureFit._parameter_constraints | {
@@ -330,8 +333,7 @@ class GaussianMixture(GaussianDensity):
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(revived)
         self._warn_of_scale(rows)
-        tell_of_codes(rows, getattr(self, "feature_names_in_", None))
-        tell_of_spikes(rows, self._whole(rows), state.params)
+        tell_of_doubts(rows, getattr(self, "feature_names_in_", None), rows, self._whole(rows), state.params)
         tasks.end()
 
     def _starts(self, rows: Rows, given: dict[str, Floats | None], resume: bool) -> Iterator[MixtureParams]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+from sklearn.cluster import KMeans
 
 from residmix import GaussianMixture
 from residmix.mixture.starts import subsample_index
@@ -37,3 +38,14 @@ def test_a_start_does_not_depend_on_the_order_of_rows_nor_on_how_often_each_is_w
     ]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-7)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-7)
+
+
+def test_whoever_asks_for_k_means_gets_it_in_the_units_of_the_features():
+    rng = np.random.default_rng(0)
+    X = rng.choice([-1.0, 1.0], (200, 2)) * [100.0, 3.0] + rng.normal(size=(200, 2)) * [10.0, 0.5]
+    start = GaussianMixture(2, init_params="kmeans", random_state=0, max_iter=0).fit(X)
+    clusters = KMeans(2, n_init=1, random_state=0).fit(X).cluster_centers_
+    np.testing.assert_allclose(np.sort(start.means_, axis=0), np.sort(clusters, axis=0))
+    # in other units other clusters are found
+    scaled = GaussianMixture(2, init_params="kmeans", random_state=0, max_iter=0).fit(X / [100.0, 1.0])
+    assert np.ptp(scaled.means_[:, 0]) < 1 < 5 < np.ptp(scaled.means_[:, 1])

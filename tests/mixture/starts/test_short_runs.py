@@ -39,6 +39,15 @@ def test_a_direction_points_the_way_in_which_clusters_lie():
     assert np.abs(found.T @ truth / np.linalg.norm(truth)).max() > 0.95
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_clusters_that_are_all_flat_alike_are_no_spikes_and_found(seed):
+    X = np.array([[1, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+    # a warning would fail here
+    model = GaussianMixture(2, random_state=seed).fit(X)
+    np.testing.assert_allclose(model.means_[np.argsort(model.means_[:, 0])], [[1, 2], [10, 2]], atol=1e-6)
+    assert len(set(model.predict([[0, 0], [12, 3]]))) == 2
+
+
 @pytest.mark.parametrize("code", [-9999.0, 1e6])
 def test_codes_and_outliers_do_not_hide_the_clusters(code):
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from residmix.mixture.starts.sample import LARGEST, Sample
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["tell_of_codes", "tell_of_spikes"]
+__all__ = ["tell_of_codes", "tell_of_doubts", "tell_of_spikes"]
 
 # Rows that are looked at, evenly spread.
 LOOKED_AT = 10_000
@@ -32,6 +32,24 @@ SHOWN = 10
 
 def _looked_at(rows: Rows) -> Block:
     return rows.take(np.arange(0, rows.n_rows, max(1, -(-rows.n_rows // LOOKED_AT))))
+
+
+def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whole: Rows, params: MixtureParams) -> None:
+    """Warn of all that a fitted mixture should make its user look at.
+
+    Parameters
+    ----------
+    measured : Rows
+        As they were measured, and the names of their features.
+    names : sequence or None
+    rows : Rows
+        That the mixture was fitted to.
+    whole : Rows
+        The same without gaps.
+    params : MixtureParams
+    """
+    tell_of_codes(measured, names)
+    tell_of_spikes(rows, whole, params)
 
 
 def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:

@@ -29,7 +29,7 @@ def covariances_from_scatter(
     shift: Floats,
     weight: Floats,
     covariance_type: str,
-    reg_covar: float,
+    reg_covar: float | Floats,
     params: MixtureParams | None = None,
     dead: NDArray[np.bool_] | None = None,
 ) -> Floats:
@@ -39,6 +39,8 @@ def covariances_from_scatter(
     ----------
     scatter, shift, weight
         As for `residmix.mixture.families.family.Family.within`.
+    reg_covar : float, ndarray (d,) or ndarray (d, d)
+        The same for all features, for each, or a matrix that is added.
     params : MixtureParams, optional
         So far.
     dead : ndarray of bool (K,), optional
@@ -48,7 +50,10 @@ def covariances_from_scatter(
     W = of.within(scatter, shift, weight)
     if W.ndim == 3:
         W = 0.5 * (W + np.swapaxes(W, 1, 2))
-        np.einsum("kii->ki", W)[...] += reg_covar
+        if np.ndim(reg_covar) == 2:
+            W += reg_covar
+        else:
+            np.einsum("kii->ki", W)[...] += reg_covar
     else:
         W = W + reg_covar
     previous = None if params is None or not of.linked else params.full_covariances()
@@ -57,7 +62,9 @@ def covariances_from_scatter(
     return of.fit(W, weight, previous)
 
 
-def m_step(moments: MixtureMoments, params: MixtureParams, *, reg_covar: float, revive: bool = True) -> MixtureParams:
+def m_step(
+    moments: MixtureMoments, params: MixtureParams, *, reg_covar: float | Floats, revive: bool = True
+) -> MixtureParams:
     """Return the parameters that maximise the expected log-likelihood (Dempster, Laird & Rubin 1977).
 
     ``N_k = weight``, ``mean += shift / N``, covariance by family, plus `reg_covar`. A component left without rows

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def short_runs(
-    rows: Rows, starts: list[MixtureParams], *, reg_covar: float, tol: float, max_iter: int
+    rows: Rows, starts: list[MixtureParams], *, reg_covar: float | Floats, tol: float, max_iter: int
 ) -> list[tuple[float, MixtureParams]]:
     """Return the log-likelihoods and parameters that EM reaches from each of some starts.
 
@@ -34,7 +34,8 @@ def short_runs(
     rows : Rows
     starts : list of MixtureParams
         Of one size and family.
-    reg_covar, tol, max_iter
+    reg_covar : float, or ndarray as for `residmix.mixture.iteration.mstep.covariances_from_scatter`
+    tol, max_iter
         As for `residmix.em.loop.run_em`.
     """
     if starts[0].family.linked:
@@ -65,7 +66,7 @@ def _block(problem: Problem, block: Block) -> MixtureMoments:
     return mixture_block(block.X, problem, weight=block.weight)
 
 
-def _m_step(moments: MixtureMoments, params: MixtureParams, runs: int, reg_covar: float) -> MixtureParams:
+def _m_step(moments: MixtureMoments, params: MixtureParams, runs: int, reg_covar: float | Floats) -> MixtureParams:
     """Return the M-step of all runs; weights of each sum to one."""
     if not dead_components(moments).any():
         following = m_step(moments, params, reg_covar=reg_covar)

@@ -43,7 +43,7 @@ class MixtureEM:
     Attributes
     ----------
     rows : Rows
-    reg_covar : float
+    reg_covar : float, or ndarray as for `residmix.mixture.iteration.mstep.covariances_from_scatter`
     joint : bool
         Whether coefficients move; else only mixture and gate do.
     revived : list
@@ -51,7 +51,7 @@ class MixtureEM:
     """
 
     rows: Rows
-    reg_covar: float
+    reg_covar: float | Floats
     joint: bool = True
     revived: list[list[int]] = field(default_factory=list)
 
@@ -129,7 +129,7 @@ def ecm_step(
     moments: MixtureMoments,
     params: MixtureParams,
     *,
-    reg_covar: float,
+    reg_covar: float | Floats,
     joint: bool = True,
     revive: bool = True,
 ) -> MixtureParams:
@@ -139,8 +139,8 @@ def ecm_step(
     ----------
     moments : MixtureMoments
         At `params`.
-    reg_covar : float
-        Added to the diagonals of covariances.
+    reg_covar : float, or ndarray
+        Added to the diagonals of covariances, or to these.
     joint : bool
         Whether the coefficients move.
     revive : bool

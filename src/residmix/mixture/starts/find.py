@@ -41,6 +41,7 @@ def find_start(
     init_params : str
         ``"short-em"``: the best of several short EM runs; ``"kmeans"``: k-means clusters; ``"k-means++"``: rows
         nearest to seeds far apart; ``"random_from_data"``: rows nearest to random rows; ``"random"``: random shares.
+        Distances are in the features' own units but for the first.
     weights, means, precisions : ndarray, optional
         Given parameters; what isn't given is found, from clusters around `means` if these are.
     """
@@ -54,8 +55,8 @@ def find_start(
             start = _of_labels(sample, labels, n_components, covariance_type, reg_covar)
         elif init_params == "short-em" and n_components > 1:
             wide = _wide(rows, sample, n_components, covariance_type, random_state)
-            best = best_short_run(sample, wide, n_components, covariance_type, random_state, singular=reg_covar > 0)
-            start = sample.raised(best, reg_covar)
+            best = best_short_run(sample, wide, n_components, covariance_type, random_state, reg_covar=reg_covar)
+            start = sample.raised(best)
         else:
             start = _one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)
     weights = start.weights if weights is None else weights
@@ -100,10 +101,12 @@ def _one_start(
         shares = random_state.uniform(size=(len(y), K))
         shares *= (w / shares.sum(axis=1))[:, None]
         return sample.raised(from_shares(y, shares, covariance_type, _ridge(reg_covar)), reg_covar)
-    columns = np.ascontiguousarray(y.T)
+    # distances as the features' units make them, as with scikit-learn: whoever asks for k-means means these
+    z = sample.unscaled()
+    columns = np.ascontiguousarray(z.T)
     if kind == "random_from_data":
-        centres = y[None, random_state.choice(len(y), K, replace=False)]
+        centres = z[None, random_state.choice(len(z), K, replace=False)]
     else:
         centres = seed(columns, w, K, random_state)
-    labels = lloyd(columns, w, centres, max_iter=100 if kind == "kmeans" else 0)[0]
+    labels = lloyd(columns, w, centres, max_iter=300 if kind == "kmeans" else 0)[0]
     return _of_labels(sample, labels, K, covariance_type, reg_covar)

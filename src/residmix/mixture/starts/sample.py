@@ -131,6 +131,14 @@ class Sample:
         """Return points of x in the coordinates of y."""
         return np.ascontiguousarray(_apply(points - self.centre, self.to))
 
+    def unscaled(self) -> Floats:
+        """Return the rows in the features' units, about the centre."""
+        return np.ascontiguousarray(_apply(self.y, self.back))
+
+    def ridge(self, reg_covar: float) -> Floats:
+        """Return what `reg_covar` on the covariances of x adds to those of y: (d, d), or (d,) to their diagonals."""
+        return reg_covar * (self.to**2 if self.to.ndim == 1 else self.to.T @ self.to)
+
     def far_from_rest(self, params: MixtureParams) -> NDArray[np.bool_]:
         """Tell which components of a mixture of y lie farther out than every row inside."""
         reach = np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max())

@@ -56,31 +56,32 @@ def best_short_run(
     covariance_type: str,
     random_state: np.random.RandomState,
     *,
-    singular: bool = True,
+    reg_covar: float,
 ) -> MixtureParams:
-    """Return the best of many short runs, in the coordinates of the sample.
+    """Return the best of many short runs, in the coordinates of the sample; its covariances have `reg_covar` added.
 
     Parameters
     ----------
     sample : Sample
     wide : Sample
         More rows, or the same, in coordinates of their own, to find directions on.
-    singular : bool
-        Whether runs that become singular without a ridge count as they were with it.
+    reg_covar : float
+        In the units of the features. If it's 0, runs that become singular don't count.
 
     Raises
     ------
     SingularCovarianceError
-        If they don't, and all do.
+        If all do.
     """
     few, everything = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), _rows(sample, K)
     runs = [(-np.inf, start) for start in _starts(few, sample, wide, K, covariance_type, random_state)]
     for round_, (iterations, kept) in enumerate(ROUNDS):
-        # the last round is without the ridge, which blurs clusters that are flat in some direction
+        # the last round is without the ridge, which blurs clusters that are flat in some direction: as the fit will be
         last = round_ == len(ROUNDS) - 1
         rows = everything if round_ else _rows(few, K)
-        longer, failure = _longer(rows, [params for _, params in runs], 0.0 if last else RIDGE, iterations)
-        if failure is not None and not longer and not (last and singular):
+        ridge, tol = (sample.ridge(reg_covar), 0.1 * SHORT_TOL) if last else (RIDGE, SHORT_TOL)
+        longer, failure = _longer(rows, [params for _, params in runs], ridge, tol, iterations)
+        if failure is not None and not longer and not (last and reg_covar > 0):
             raise failure
         runs = _kept(longer or runs, kept, sample)
     return runs[0][1]
@@ -92,10 +93,9 @@ def _rows(sample: Sample, K: int) -> Rows:
 
 
 def _longer(
-    rows: Rows, starts: list[MixtureParams], ridge: float, iterations: int
+    rows: Rows, starts: list[MixtureParams], ridge: float | Floats, tol: float, iterations: int
 ) -> tuple[list[Run], SingularCovarianceError | None]:
     """Return runs some iterations further, but those that fail, and why one of them does."""
-    tol = SHORT_TOL if ridge else 0.1 * SHORT_TOL
     run = partial(short_runs, rows, reg_covar=ridge, tol=tol, max_iter=iterations)
     try:
         return run(starts), None
