@@ -263,7 +263,7 @@ class ResidualMixture(ConditionalDensity):
                 basis = self._to_residual.basis
                 tell_of_entangled(rows, state.params, basis, self.design_columns_, self.coef_, bic, total)
         self._warn(revived)
-        tell_of_doubts(raw, residualizer.features_, rows, self._whole(rows), state.params)
+        tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params)
         tasks.end()
         return self
 
