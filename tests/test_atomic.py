@@ -128,3 +128,22 @@ def test_an_error_of_what_is_read_stays_what_it_is(tmp_path):
         (tmp_path / "elsewhere").read_bytes()
     with pytest.raises(OSError, match="it is a folder"):
         rm.save(rm.GaussianMixture().fit(rows), tmp_path)
+
+
+FOLDER = """
+import os, signal, sys
+from residmix.atomic import scratch_folder
+with scratch_folder(sys.argv[1]) as folder:
+    (folder / "half").write_text("half")
+    if len(sys.argv) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@POSIX
+def test_a_folder_of_the_moment_that_a_killed_process_left_is_swept_too(tmp_path):
+    path = str(tmp_path / "file")
+    assert subprocess.run([sys.executable, "-c", FOLDER, path, "die"], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    subprocess.run([sys.executable, "-c", FOLDER, path], check=True)
+    assert list(tmp_path.iterdir()) == []

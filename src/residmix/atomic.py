@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["atomic_path", "replaceable"]
+__all__ = ["atomic_path", "replaceable", "scratch_folder"]
 
 # .NAME.residmix-PLACE-PID-RANDOM.SUFFIX
 _TEMPORARY = re.compile(r"\..*\.residmix-(?P<place>[0-9a-f]{8})-(?P<pid>[0-9]+)-")
@@ -69,6 +70,26 @@ def atomic_path(path: str | os.PathLike[str], n_bytes: int | None = None) -> Ite
     finally:
         temporary.unlink(missing_ok=True)
         _OWN.discard(temporary.name)
+
+
+@contextmanager
+def scratch_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """Yield a new folder for the files of a moment, and remove it; what a killed process left, the next one removes.
+
+    Parameters
+    ----------
+    beside : path, optional
+        A file in whose folder it's made. Default: the system's folder of temporary files.
+    """
+    place = Path(tempfile.gettempdir() if beside is None else os.path.realpath(os.path.dirname(beside) or "."))
+    _sweep(place)
+    made = tempfile.mkdtemp(prefix=f".columns.residmix-{_place()}-{os.getpid()}-", dir=place)
+    _OWN.add(os.path.basename(made))
+    try:
+        yield Path(made)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        _OWN.discard(os.path.basename(made))
 
 
 def replaceable(path: str | os.PathLike[str]) -> Path:
@@ -142,7 +163,10 @@ def _sweep(folder: Path) -> None:
             found = _TEMPORARY.match(entry.name)
             if found and found["place"] == _place() and entry.name not in _OWN and not _lives(int(found["pid"])):
                 with suppress(OSError):
-                    os.unlink(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
 
 
 def _lives(pid: int) -> bool:

@@ -6,12 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from residmix.atomic import atomic_path
+from residmix.atomic import atomic_path, scratch_folder
 
 __all__ = ["check_targets", "write_columns"]
 
@@ -63,9 +62,8 @@ def write_columns(path: Path, write: Callable[[Path], Any]) -> None:
     if path.suffix.lower() in (".parquet", ".pq"):
         write(path)
         return
-    folder = None if str(path) == "-" else path.parent
-    with TemporaryDirectory(prefix=".residmix-", dir=folder) as place:
-        parquet = Path(place) / "columns.parquet"
+    with scratch_folder(None if str(path) == "-" else path) as place:
+        parquet = place / "columns.parquet"
         write(parquet)
         if str(path) == "-":
             _csv(_batches(parquet), sys.stdout.buffer, ",")

@@ -103,8 +103,9 @@ class MixtureDensityHead(nn.Module):
         for name, value in (("out_features", out_features), ("n_components", n_components), ("rank", rank)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        floor = torch.as_tensor(np.array(min_scale, dtype=np.float32)).expand(out_features).clone()
-        if not bool((floor > 0).all()) or not bool((floor < max_scale).all()):
+        # In numpy, since on torch's device "meta" there is nothing to compare.
+        least = np.asarray(min_scale, dtype=np.float32)
+        if not (least > 0).all() or not (least < max_scale).all():
             raise ValueError(f"min_scale must lie in (0, max_scale={max_scale}), got {min_scale!r}")
         self.in_features = in_features
         self.out_features = out_features
@@ -113,7 +114,7 @@ class MixtureDensityHead(nn.Module):
         self.rank = rank
         self.max_scale = float(max_scale)
         self.members = members
-        self.register_buffer("min_scale", floor)
+        self.register_buffer("min_scale", torch.as_tensor(least.copy()).expand(out_features).clone())
         D, K = out_features, n_components
         tilts = {"full": D * (D - 1) // 2, "low-rank": D * rank}.get(covariance, 0)
         self._sizes = (K, K * D, K if covariance == "spherical" else K * D, K * tilts)

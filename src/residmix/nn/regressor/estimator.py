@@ -19,7 +19,7 @@ from residmix.nn.density.head import COVARIANCES, hold_means
 from residmix.nn.density.network import MixtureDensityNetwork
 from residmix.nn.regressor.diagnosis import diagnose, warn_of
 from residmix.nn.regressor.export import OnnxExport
-from residmix.nn.regressor.fitting import CANDIDATES, Plan, Removal, fit_best, plan_network
+from residmix.nn.regressor.fitting import CANDIDATES, Plan, Removal, fit_best, restored
 from residmix.nn.regressor.predictive import PredictiveDensity, check_targets
 from residmix.nn.regressor.reading import TableReader
 from residmix.nn.regressor.targets import (
@@ -372,8 +372,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         model = cls()
         model.__dict__.update(plain)
         if arrays:
-            model.network_ = plan_network(model._plan).double().eval()
-            model.network_.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+            model.network_ = restored(model._plan, arrays)
         return model
 
     def __sklearn_tags__(self) -> Any:

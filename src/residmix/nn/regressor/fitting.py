@@ -28,12 +28,15 @@ from residmix.nn.regressor.training import (
 )
 from residmix.rows.threads import n_threads
 
-__all__ = ["CANDIDATES", "Plan", "Removal", "fit_best", "fit_ensemble", "linear_start", "plan_network"]
+__all__ = ["CANDIDATES", "Plan", "Removal", "fit_best", "fit_ensemble", "linear_start", "plan_network", "restored"]
 
 Array = NDArray[np.float64]
 
 # Candidates of n_components="auto".
 CANDIDATES = (1, 2, 3, 5)
+
+# Buffers that files don't hold, each no larger than the coefficients, which they do.
+_DERIVED = (".kept", ".left", ".right")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,34 @@ def plan_network(plan: Plan) -> MixtureDensityNetwork:
     if plan.removal is not None:
         layer = MemberWise([plan.removal.layer(trunk.out_features) for _ in range(plan.members)])
     return MixtureDensityNetwork(trunk, head, layer)
+
+
+def restored(plan: Plan, arrays: dict[str, NDArray[np.generic]]) -> MixtureDensityNetwork:
+    """Build the network of `plan` from the arrays of a file; no larger than they are, whatever `plan` says.
+
+    Raises
+    ------
+    ValueError
+        If they don't fit each other.
+    """
+    members = plan.members if plan.removal is not None else 1
+    if max(len(plan.hidden), members) > len(arrays) or len(plan.min_scale) != plan.n_targets:
+        raise ValueError("its plan of a network doesn't fit the arrays it holds")
+    with torch.device("meta"):  # shapes without memory
+        network = plan_network(plan).double()
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name, planned in (*network.named_parameters(), *network.named_buffers()):
+        if name not in tensors and name.endswith(_DERIVED):
+            continue
+        if name not in tensors or tensors[name].shape != planned.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise ValueError(f"its plan has {name} of shape {tuple(planned.shape)}, and there is {found}")
+    network.to_empty(device="cpu")
+    for module in network.modules():
+        if isinstance(module, Residualize):
+            module.reset()
+    network.load_state_dict(tensors)
+    return network.eval()
 
 
 def linear_start(X: Array, y: Array, weight: Array) -> tuple[Array, Array]:
