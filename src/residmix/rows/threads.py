@@ -46,12 +46,20 @@ class _BlasLimit:
 
     def leave(self) -> None:
         with self._lock:
-            self._inside -= 1
+            self._inside = max(0, self._inside - 1)
             if self._inside == 0 and self._limiter is not None:
                 self._limiter.restore_original_limits()
 
+    def forked(self) -> None:
+        """Begin anew in a child: those who were inside, or held the lock, are threads of its parent only."""
+        if self._inside and self._limiter is not None:
+            self._limiter.restore_original_limits()
+        self.__init__()  # type: ignore[misc]
+
 
 _LIMIT = _BlasLimit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _LIMIT.forked())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from residmix.nn.density.network import MixtureDensityNetwork
 from residmix.nn.regressor.diagnosis import diagnose, warn_of
 from residmix.nn.regressor.export import OnnxExport
 from residmix.nn.regressor.fitting import CANDIDATES, Plan, Removal, fit_best, restored
+from residmix.nn.regressor.forks import refuse_after_fork
 from residmix.nn.regressor.predictive import PredictiveDensity, check_targets
 from residmix.nn.regressor.reading import TableReader
 from residmix.nn.regressor.targets import (
@@ -210,6 +211,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         metadata : array (n,), (n, p) or data frame, optional
         sample_weight : array (n,), optional
         """
+        refuse_after_fork()
         self._check_options()
         features, design = self._read(X, metadata, fitting=True)
         target = check_targets(y)
@@ -348,6 +350,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         the aleatoric part.
         """
         check_is_fitted(self, "network_")
+        refuse_after_fork()
         features, design = self._read(X, metadata, fitting=False)
         z = torch.from_numpy(self._x_scaling.forward(features))
         given: tuple[torch.Tensor, ...] = ()
