@@ -87,3 +87,17 @@ def test_links_between_pages_lead_somewhere():
             continue
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_every_promise_names_tests_and_each_of_them_exists():
+    page = (ROOT / "docs" / "explanation" / "promises.md").read_text(encoding="utf-8")
+    promised = page.partition("## What we don't promise")[0]
+    for paragraph in promised.split("\n\n"):
+        if paragraph.startswith("**"):
+            assert re.search(r"^`tests/[^`]+::test_\w+`$", paragraph, re.MULTILINE), paragraph
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", promised)
+    assert len(named) > 25
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+    for file in re.findall(r" (tests/[\w/]+\.py)", page):
+        assert (ROOT / file).exists(), file

@@ -1,4 +1,4 @@
-"""Work that is killed at any moment leaves files that are old or new, goes on to the same bits, and leaves nothing else.
+"""Work that is killed at any moment leaves files that are old or new, goes on to the same bits, and leaves no others.
 
 A run takes a few kills, over all of: fit with a checkpoint, save, transform, labels, report; from Python and by the
 command. Half of them come at the n-th thing that the process does with a file, half at some moment of the clock, and
@@ -33,7 +33,7 @@ SERVER = """
 import json, os, select, signal, sys, time, warnings
 warnings.simplefilter("ignore")
 import residmix as rm
-import residmix.cli.fit, residmix.cli.transform, residmix.cli.report, residmix.report.build, residmix.report.gather, residmix.persistence
+import residmix.cli.fit, residmix.cli.transform, residmix.cli.report, residmix.report.build, residmix.report.gather
 import residmix.anndata, residmix.diagnostics.association, sklearn.linear_model, sklearn.ensemble, sklearn.cluster
 import pyarrow.csv, pyarrow.parquet, safetensors.numpy, pandas
 from residmix.cli import main
@@ -54,7 +54,8 @@ def command():
 
 def watched(last):
     seen = [0]
-    names = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "tempfile.mkstemp", "tempfile.mkdtemp"}
+    names = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
+    names |= {"tempfile.mkstemp", "tempfile.mkdtemp"}
     def hook(name, arguments):
         if name in names and isinstance(arguments[0], (str, os.PathLike)):
             path = os.path.join(os.getcwd(), os.fspath(arguments[0]))
@@ -124,7 +125,7 @@ def test_killed_at_any_moment_files_are_old_or_new_and_the_next_run_ends_as_if_n
     table = pd.DataFrame(rng.normal(size=(300, 3)), columns=list("abc")).assign(site=rng.choice(["u", "v"], 300))
     table["a"] += 3 * rng.integers(0, 2, 300) + (table["site"] == "u")
     table.to_parquet(tmp_path / "x.parquet")
-    old = {name: b"old" for name in OUTPUTS[kind]} | {"x.parquet": (tmp_path / "x.parquet").read_bytes()}
+    old = dict.fromkeys(OUTPUTS[kind], b"old") | {"x.parquet": (tmp_path / "x.parquet").read_bytes()}
     filled(tmp_path, old)
     status, events, seconds = work(kind, tmp_path)
     new = contents(tmp_path)

@@ -1,6 +1,7 @@
 """transform, predict, sample, report, inspect, merge: the library's answers, in files."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -89,8 +90,20 @@ def test_inspect_tells_what_the_file_holds(run, place):
     shown = run("inspect", place / "m").stdout
     assert "C(sex)" in shown
     assert "3 (full)" in shown
+    told = (r"rows +333", r"settings +.*formula='C\(sex\)'", r"written by +.*residmix \d", "checksum +[0-9a-f]{32}")
+    for line in told:
+        assert re.search(line, shown), (line, shown)
+    assert "tol=" not in shown  # settings that are the default aren't told
     told = json.loads(run("inspect", place / "r", "--json").stdout)
     assert (told["model"], told["n_rows"], told["metadata_columns"]) == ("Residualizer", 333, ["sex"])
+
+
+def test_a_report_names_the_model_file_that_it_is_about(run, place):
+    checksum = json.loads(run("inspect", place / "m", "--json").stdout)["model_file"]["checksum"]
+    run("report", place / "m", "-o", place / "about.json")
+    assert json.loads((place / "about.json").read_text())["model_checksum"] == checksum
+    run("report", place / "m", "-o", place / "about.html")
+    assert checksum in (place / "about.html").read_text()
 
 
 def test_merged_models_are_the_model_of_all_rows(run, place):

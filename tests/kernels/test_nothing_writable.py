@@ -72,6 +72,68 @@ def test_without_any_place_to_write_to_all_runs_with_one_warning(cache, tmp_path
     assert len(told) == 1 and "can't be kept on disk" in told[0] and "NUMBA_CACHE_DIR" in told[0]
 
 
+EVERYTHING = """
+import os, tempfile, warnings
+for place in ("/", os.path.expanduser("~"), os.path.dirname(__import__("residmix").__file__)):
+    try:
+        open(os.path.join(place, "can-i-write"), "w").close()
+    except OSError:
+        continue
+    raise SystemExit(f"{place} can be written to, which this test must not allow")
+room = os.statvfs(tempfile.gettempdir())
+assert room.f_bavail * room.f_frsize < 20e6
+# rows too few for compiled loops, which the test before looks at: they take a minute to compile for all this
+""" + SCRIPT.replace("6000", "300").replace(
+    "for warning in",
+    """
+    from residmix.cli import main
+    main(["demo", "-q"], standalone_mode=False)
+    print(sorted(os.listdir(".")))
+    from residmix.nn import MDNRegressor
+    network = MDNRegressor(n_components=1, n_members=1, hidden=(4,), max_epochs=20, random_state=0)
+    print(network.fit(X[:60], X[:60, 0], metadata=M[:60]).predict(X[:5], metadata=M[:5]).shape)
+for warning in""",
+)
+
+# A read-only root with 16 MB of temporary files, and no privilege that would get around it.
+BARE = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o size=16m tmpfs "$1"
+mount -o remount,bind,ro /
+cd "$1"
+shift
+exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
+"""
+
+
+def bare_machine(folder):
+    """Return what makes a process run on such a machine, or None where that isn't possible."""
+    if not all(map(shutil.which, ("unshare", "setpriv", "mount"))):
+        return None
+    command = [shutil.which("unshare"), "--mount", "sh", "-c", BARE, "bare", str(folder)]
+    tried = subprocess.run([*command, "true"], capture_output=True, check=False)
+    return command if tried.returncode == 0 else None
+
+
+def test_a_user_without_home_and_cache_in_a_read_only_root_runs_demo_fits_and_networks(tmp_path):
+    command = bare_machine(tmp_path)
+    if command is None:
+        pytest.skip("needs root with unshare and setpriv; the test before this one is the stand-in")
+    lacking = {
+        "HOME": "/nonexistent",
+        "TMPDIR": str(tmp_path),
+        "XDG_CACHE_HOME": None,
+        "NUMBA_CACHE_DIR": None,
+        "MPLCONFIGDIR": None,
+        "TORCHINDUCTOR_CACHE_DIR": None,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    lines, told = run(*command, script=EVERYTHING, **lacking)
+    assert lines[2:] == ["['residmix-demo']", "(5,)"]
+    assert len([line for line in told if "can't be kept on disk" in line]) <= 1
+
+
 @pytest.mark.parametrize("kind", ["*.nbi", "*.nbc"])
 def test_files_that_were_cut_off_are_compiled_anew_and_replaced(cache, kind, tmp_path):
     folder = tmp_path / "cache"

@@ -314,6 +314,29 @@ def test_a_file_says_what_it_is_before_it_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fit", "own"),
+    [
+        (lambda X: rm.GaussianMixture(1, tol=0.5).fit(X), {"tol": 0.5}),
+        (lambda X: rm.Residualizer(missing="mean").fit(X, metadata=X[:, 0] ** 2), {"missing": "mean"}),
+        (lambda X: rm.ResidualMixture(1, reg_covar=0.5).fit(X, metadata=X[:, 1] ** 2), {"reg_covar": 0.5}),
+    ],
+    ids=["mixture", "residualizer", "both"],
+)
+def test_a_file_says_how_many_rows_and_which_settings_and_is_read_without(fit, own, tmp_path):
+    model = fit(np.random.default_rng(0).normal(size=(50, 2)))
+    rm.save(model, tmp_path / "model")
+    told = describe(tmp_path / "model")
+    assert told["rows"] == 50 and own.items() <= told["settings"].items()
+    with safe_open(str(tmp_path / "model"), framework="np") as file:
+        header, tensors = json.loads(file.metadata()["residmix"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    older = {key: value for key, value in header.items() if key not in ("rows", "settings")}
+    older["checksum"] = checksum(older, tensors)
+    save_file(tensors, str(tmp_path / "older"), {"residmix": json.dumps(older)})
+    assert (describe(tmp_path / "older")["rows"], describe(tmp_path / "older")["settings"]) == (None, {})
+    assert vars(rm.load(tmp_path / "older")).keys() == vars(model).keys()
+
+
+@pytest.mark.parametrize(
     ("node", "told"),
     [
         ({"$items": [1], "shape": [800_000_000], "dtype": "O", "scalar": False}, "has 1 items"),

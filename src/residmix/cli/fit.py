@@ -162,6 +162,7 @@ def _write_model(model: Any, source: Data, chosen: SimpleNamespace) -> None:
 
 
 def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
+    from residmix.persistence import describe
     from residmix.report.gather import gather
     from residmix.report.summarise import summarise
 
@@ -169,6 +170,8 @@ def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
     if probes and chosen.formula:
         say(chosen.quiet, "measuring how much metadata is left ...")
     found = gather(model, source.table, reference=chosen.compare, probes=probes, command=command_line(chosen))
+    if chosen.output is not None:
+        found.model_checksum = describe(chosen.output)["checksum"]
     summary = summarise(found)
     if chosen.report is not None:
         from residmix.report.build import write

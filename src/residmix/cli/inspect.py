@@ -11,6 +11,7 @@ import click
 from residmix.cli.shared.estimators import load_model
 from residmix.cli.shared.options import ATTENDED, Examples, options
 from residmix.cli.shared.telling import plain, print_table, told_plainly
+from residmix.persistence.about import settings_of
 
 __all__ = ["inspect"]
 
@@ -27,22 +28,26 @@ __all__ = ["inspect"]
 @told_plainly
 def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
     """Print what MODEL was fitted with and what it found."""
-    fitted = load_model(model)
+    from residmix.persistence import describe
+
+    fitted, said = load_model(model), describe(model)
     if not (hasattr(fitted, "means_") or hasattr(fitted, "r2_")):
-        summary: dict[str, Any] = {"model": type(fitted).__name__}
-        click.echo(json.dumps(summary) if as_json else summary["model"])
+        summary: dict[str, Any] = {"model": type(fitted).__name__, "model_file": said}
+        if as_json:
+            click.echo(json.dumps(summary, indent=1))
+        else:
+            _tell({"model": summary["model"], **_of_the_file(fitted, said)})
         return
     from residmix.report.gather import gather
     from residmix.report.summarise import summarise
 
-    summary = summarise(gather(fitted))
+    summary = summarise(gather(fitted)) | {"model_checksum": said["checksum"], "model_file": said}
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return
     removed, preserved = summary["metadata_columns"], summary["preserved_columns"]
     lines = {
         "model": summary["model"],
-        "rows": f"{summary['n_rows']:,}" if summary["n_rows"] else None,
         "formula": summary["formula"],
         "preserve": summary["preserve"],
         "needs columns": ", ".join([*removed, *preserved]),
@@ -51,9 +56,7 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
         "explained": f"{100 * summary['explained']:.1f} %" if removed else None,
         "components": f"{len(summary['components'])} ({summary['covariance_type']})" if summary["components"] else None,
     }
-    for name, value in lines.items():
-        if value:
-            click.echo(f"{name:<14} {plain(str(value))}")
+    _tell(lines | _of_the_file(fitted, said))
     for note in summary["notes"]:
         click.echo(f"{'note':<14} {plain(note['message'])}")
     if summary["components"]:
@@ -64,3 +67,21 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
             for row in summary["components"]
         ]
         print_table("Components", ("component", "weight", *names), rows)
+
+
+def _of_the_file(fitted: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """Return what the file says: rows, settings that aren't the default, who wrote it, and its checksum."""
+    usual = settings_of(type(fitted)())
+    own = {name: value for name, value in said["settings"].items() if value != usual.get(name)}
+    return {
+        "rows": f"{said['rows']:,}" if type(said["rows"]) is int else None,
+        "settings": ", ".join(f"{name}={value!r}" for name, value in own.items()),
+        "written by": ", ".join(f"{name} {version}" for name, version in said["versions"].items()),
+        "checksum": said["checksum"],
+    }
+
+
+def _tell(lines: dict[str, Any]) -> None:
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:<14} {plain(str(value))}")

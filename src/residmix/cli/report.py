@@ -45,6 +45,7 @@ __all__ = ["report"]
 def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
     """Write a report on MODEL and the rows of DATA; without DATA, on what the model knows of itself."""
     from residmix.errors import noting
+    from residmix.persistence import describe
     from residmix.plots.rows import features_of
     from residmix.report.build import write
     from residmix.report.gather import gather
@@ -71,6 +72,7 @@ def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
         notes=[*getattr(fitted, "notes_", []), *notes],
         command=command_line(),
     )
+    found.model_checksum = describe(model)["checksum"]
     summary = summarise(found)
     write(found, summary, output)
     say(options.quiet, f"report: {output}")

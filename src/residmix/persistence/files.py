@@ -1,8 +1,9 @@
 """Models as files: arrays in safetensors, everything else in one JSON header. Loading runs no code from the file.
 
-The header holds ``{"format": 2, "versions": {...}, "checksum": "...", "model": node}``, with nodes as in
-`residmix.persistence.nodes`. The checksum is of all the rest, so that damage is noticed. One metadata key only, because
-safetensors writes several in random order; so equal models give equal bytes.
+The header holds ``{"format": 2, "versions": {...}, "rows": n, "settings": {...}, "checksum": "...", "model": node}``,
+with nodes as in `residmix.persistence.nodes`; rows and settings are for those who only look. The checksum is of all the
+rest, so that damage is noticed. One metadata key only, because safetensors writes several in random order; so equal
+models give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from residmix.atomic import atomic_path
+from residmix.persistence.about import about
 from residmix.persistence.kinds import name_of
 from residmix.persistence.nodes import Tensors, decode, encode
 from residmix.persistence.versions import versions
@@ -95,7 +97,7 @@ def write(value: Any, path: str | os.PathLike[str]) -> None:
 
     tensors: Tensors = {}
     node = encode(value, tensors, type(value).__name__)
-    header = {"format": FORMAT, "versions": versions(), "model": node}
+    header = {"format": FORMAT, "versions": versions(), "model": node} | _plain(about(value))
     header["checksum"] = _checksum(header, tensors)
     content = to_bytes(tensors, {_KEY: json.dumps(header, sort_keys=True)})
     with atomic_path(path, len(content)) as temporary:
@@ -117,7 +119,10 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a model file says of itself: format, versions, kind of model and checksum (None in format 1)."""
+    """Return what a model file says of itself: format, versions, kind of model, checksum, rows of the fit, settings.
+
+    What it doesn't say, as older files, is None or empty.
+    """
     header, _ = _open(os.fspath(path))
     model = header.get("model")
     kind = model.get("$object") if isinstance(model, dict) else None
@@ -126,7 +131,14 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "versions": header.get("versions", {}),
         "kind": kind,
         "checksum": header.get("checksum"),
+        "rows": header.get("rows"),
+        "settings": header.get("settings") or {},
     }
+
+
+def _plain(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what JSON holds; anything else as the text that Python shows for it."""
+    return json.loads(json.dumps(told, default=repr, skipkeys=True))
 
 
 def _open(name: str) -> tuple[dict[str, Any], Tensors]:

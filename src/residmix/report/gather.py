@@ -40,6 +40,8 @@ class Evidence:
         A column to compare the components with.
     notes : list of dict
     command : str or None
+    model_checksum : str or None
+        Of the file that the model is in, so that it can be told which file a report is about.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Evidence:
     reference: str | None = None
     notes: list[dict[str, Any]] = field(default_factory=list)
     command: str | None = None
+    model_checksum: str | None = None
 
 
 def gather(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from residmix.persistence.about import settings_of
 from residmix.plots.rows import family_of, residualizer_of
 from residmix.report.gather import Evidence
 from residmix.report.methods import methods
@@ -38,7 +39,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "model": type(model).__name__,
-        "settings": _settings(model),
+        "settings": settings_of(model),
         "n_rows": _n_rows(found),
         "n_shown": 0 if rows is None else len(rows.X),
         "feature_names": list(found.features),
@@ -74,6 +75,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "command": found.command,
+        "model_checksum": found.model_checksum,
     }
     summary["alerts"] = alerts(summary)
     summary["verdict"] = verdict(summary)
@@ -88,13 +90,3 @@ def _n_rows(found: Evidence) -> int:
     linear = residualizer_of(found.model)
     count = getattr(getattr(linear, "fit_", None), "count", None)
     return 0 if count is None else int(np.max(count, initial=0))
-
-
-def _settings(model: Any) -> dict[str, Any]:
-    """Return the parameters of a model that are plain values."""
-    told = {}
-    for name, value in model.get_params(deep=False).items():
-        value = value.item() if isinstance(value, np.generic) else value
-        if value is None or isinstance(value, str | int | float | bool | list | tuple | dict):
-            told[name] = list(value) if isinstance(value, tuple) else value
-    return told

@@ -95,9 +95,7 @@ def test_what_files_do_not_hold_is_as_after_a_fit(space, tmp_path):
     rm.save(model, tmp_path / "m")
     loaded = rm.load(tmp_path / "m")
     assert not any(tensor.is_meta for tensor in (*loaded.network_.parameters(), *loaded.network_.buffers()))
-    for (name, one), (other, two) in zip(
-        model.network_.named_buffers(), loaded.network_.named_buffers(), strict=True
-    ):
+    for (name, one), (other, two) in zip(model.network_.named_buffers(), loaded.network_.named_buffers(), strict=True):
         assert name == other and torch.equal(one, two)
     given = {"metadata": age} if space == "sample" else {}
     assert np.array_equal(loaded.predict(X, **given), model.predict(X, **given))
