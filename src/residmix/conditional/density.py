@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.conditional.coordinates import ToResidual
+from residmix.conditional.effect import ExpectedEffect
+from residmix.conditional.given import components_given, located, weighed
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.gaussian import GaussianMixture
@@ -39,8 +41,10 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
     if params.gate is not None and seen.design is not None:
         prior = log_priors(seen.design, params.gate.coef)
     residual = seen.X.copy()
-    effect = 0.0 if params.coef is None or seen.design is None else seen.design @ params.coef
-    filled = expected(problem, residual - effect, prior) + effect
+    effect: Any = 0.0
+    if params.coef is not None and seen.design is not None and not params.by_component:
+        effect = seen.design @ params.coef
+    filled = expected(problem, residual - effect, prior, seen.design) + effect
     whole = replace(to_residual.affine, sign=1)(replace(block, X=filled))
     return np.where(np.isnan(x), whole, x)
 
@@ -49,6 +53,7 @@ class ConditionalDensity(MixtureFit):
     """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
 
     gating: str
+    effects: str
     gate_coef_: Floats | None
     residualizer_: Residualizer
     _to_residual: ToResidual
@@ -110,8 +115,17 @@ class ConditionalDensity(MixtureFit):
         """
         return self._per_row(responsibilities, out, X, metadata)
 
+    @property
+    def residual_means_(self) -> Floats:
+        """Where the components lie among the residuals, (K, d); `means_`, unless effects are by component."""
+        return self._params.means - self._common
+
     def residuals(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        """Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X.
+        r"""Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X.
+
+        With ``effects="by-component"`` each component takes its effect out in proportion to its probability, and the
+        effect is that of the metadata's departure from their average: :math:`x - b - \sum_k p(k \mid x, m) B_k'
+        (a(m) - \bar a)`, whose mean is zero, too.
 
         Parameters
         ----------
@@ -121,7 +135,12 @@ class ConditionalDensity(MixtureFit):
             A Parquet file for the residuals, written as they come; its path is returned in place of an array. Or an
             array to put them in, which may be X itself.
         """
-        return delivered(self._feature_rows(X, metadata), self._affine, self.residualizer_.features_, out)
+        rows: Rows = self._feature_rows(X, metadata)
+        function: Callable[[Block], NDArray[Any]] = self._affine
+        if self._params.by_component:
+            problem = Problem.of(self._params, n_rows=rows.n_rows)
+            function = ExpectedEffect(problem, self._to_residual, self._common)
+        return delivered(rows, function, self.residualizer_.features_, out)
 
     def impute(self, X: Any, *, metadata: Any = None) -> Floats:
         """Return the features with missing values as expected given the others and the metadata, (n, d).
@@ -162,19 +181,20 @@ class ConditionalDensity(MixtureFit):
         if len(a) < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. At least one row must be drawn.")
         random = check_random_state(self.random_state)
-        n, params, prior = len(a), self._params, self._priors(a)
+        n, params, prior = len(a), self._params, np.exp(weighed(self._to_residual, self._params, a))
         labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
         lower = np.linalg.cholesky(params.full_covariances())
         away = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
         if params.dof is not None:
             away /= np.sqrt(random.chisquare(params.dof[labels]) / params.dof[labels])[:, None]
-        residual = self.means_[labels] + away
+        drawn = located(self._to_residual, params, labels, a, codes, away)
         if params.noise is not None:
             weight, box = params.noise
             outside = random.random_sample(n) < weight
             labels[outside] = -1
-            residual[outside] = random.uniform(*(box - self._common), size=residual.shape)[outside]
-        return replace(self._affine, sign=1)(Block(0, residual, a, codes)), labels
+            noise = Block(0, random.uniform(*box, size=drawn.shape), a, codes)
+            drawn[outside] = replace(self._to_residual.affine, sign=1)(noise)[outside]
+        return drawn, labels
 
     def _design_rows(self, metadata: Any, n: int) -> tuple[Floats, tuple[NDArray[np.integer[Any]], ...]]:
         """Return the design of rows of metadata and their codes in large factors; of a model without any, n rows."""
@@ -188,13 +208,6 @@ class ConditionalDensity(MixtureFit):
         matrices = [design.matrix(part) for part in parts]
         codes = tuple(np.concatenate(code) for code in zip(*(m.codes for m in matrices), strict=True))
         return np.concatenate([matrix.dense for matrix in matrices]), codes
-
-    def _priors(self, a: Floats) -> Floats:
-        """Return the components' weights for design rows, noise aside, (n, K)."""
-        if self._params.gate is None:
-            return np.tile(self._params.weights, (len(a), 1))
-        u = (a - self._affine.origin_a) @ self._to_residual.basis - self._to_residual.offset
-        return np.exp(log_priors(u, self._params.gate.coef))
 
     # ---- mixtures that follow ----------------------------------------------------------------------------------------
 
@@ -220,13 +233,11 @@ class ConditionalDensity(MixtureFit):
         a, codes = self._design_rows(metadata, 1)
         if len(a) != 1:
             raise ValueError(f"metadata must be one row, not {len(a)}")
-        K = len(self.means_)
-        every = Block(0, self.means_, np.repeat(a, K, axis=0), tuple(np.repeat(code, K) for code in codes))
-        means, weights = replace(self._affine, sign=1)(every), self._priors(a)[0]
-        noise = self._params.noise
+        given, noise = components_given(self, metadata), self._params.noise
         if noise is not None:
-            corners, both = noise[1] - self._common, tuple(np.repeat(code, 2) for code in codes)
-            noise = noise[0], replace(self._affine, sign=1)(Block(0, corners, np.repeat(a, 2, axis=0), both))
+            both = Block(0, noise[1], np.repeat(a, 2, axis=0), tuple(np.repeat(code, 2) for code in codes))
+            noise = noise[0], replace(self._to_residual.affine, sign=1)(both)
+        weights, means = np.exp(given.log_weights[0]), given.means[0]
         params = replace(self._params, weights=weights, means=means, coef=None, gate=None, noise=noise)
         return GaussianMixture._made(params, getattr(self, "feature_names_in_", None))
 
@@ -246,9 +257,10 @@ class ConditionalDensity(MixtureFit):
     def _count(self, K: int, kind: str, d: int) -> int:
         """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
         r = self._to_residual.basis.shape[1]
+        times = K if self.effects == "by-component" else 1
         absorbed = sum(len(factor.levels) - 1 for factor in self.residualizer_.design_.factors)
         gate = (K - 1) * r if self.gating == "metadata" else 0
-        return super()._count(K, kind, d) + (r + absorbed) * d + gate
+        return super()._count(K, kind, d) + (times * r + absorbed) * d + gate
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -10,16 +10,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
+from residmix.conditional.begin import ConditionalFit
 from residmix.conditional.coordinates import to_residual
-from residmix.conditional.density import ConditionalDensity
 from residmix.conditional.entangled import tell_of_entangled
-from residmix.conditional.starts import conditional_starts, constant_gate
-from residmix.design.design import Design
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
@@ -27,11 +24,8 @@ from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.doubts.spikes import count
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM
-from residmix.mixture.params import MixtureParams
 from residmix.mixture.selection.candidates import sizes
-from residmix.mixture.starts import check_goes_on
 from residmix.removal.residualizer import Residualizer
-from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
 
@@ -40,12 +34,13 @@ __all__ = ["ResidualMixture"]
 Floats = NDArray[np.float64]
 
 
-class ResidualMixture(ConditionalDensity):
+class ResidualMixture(ConditionalFit):
     r"""Mixture of Gaussians around what the metadata explain.
 
-    .. math:: p(x \mid m) = \sum_k \pi_k(m)\, N(x \mid b_0 + B' a(m) + \mu_k, \Sigma_k)
+    .. math:: p(x \mid m) = \sum_k \pi_k(m)\, N(x \mid b_0 + B_k' a(m) + \mu_k, \Sigma_k)
 
-    with a(m) the design row that `formula` makes of the metadata m.
+    with a(m) the design row that `formula` makes of the metadata m, and one B of all components unless `effects` are
+    by component.
 
     Parameters
     ----------
@@ -59,6 +54,9 @@ class ResidualMixture(ConditionalDensity):
         ``gating="metadata"`` doesn't.
     gating : {"constant", "metadata"}, default "constant"
         Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`.
+    effects : {"shared", "by-component"}, default "shared"
+        Whether components have one B or a B_k each, as where a batch shifts every cell type in its own way. By
+        component they are estimated jointly with the mixture, whatever `estimation` says.
     covariance_type, criterion, noise, distribution, tol, reg_covar, max_iter, n_init, init_params
         As in :class:`~residmix.GaussianMixture`.
     weights_init, means_init, precisions_init, labels_init
@@ -74,13 +72,16 @@ class ResidualMixture(ConditionalDensity):
     Attributes
     ----------
     coef_ : ndarray (p, d)
-        B.
+        B; with effects by component (K, p, d).
     intercept_ : ndarray (d,)
         b_0: residuals are ``x - intercept_ - a(m) @ coef_`` and have mean zero, so ``weights_ @ means_`` is zero too.
     weights_ : ndarray (K,)
         Mixing weights; with gating their average over the training rows.
     means_, covariances_, precisions_, precisions_cholesky_ : ndarray
-        Of the residual, shaped as in :class:`~residmix.GaussianMixture`.
+        Of the residual, shaped as in :class:`~residmix.GaussianMixture`. With effects by component
+        ``intercept_ + means_`` are the means where all design columns are 0.
+    residual_means_ : ndarray (K, d)
+        Where components lie among the :meth:`residuals`, with average metadata; else the same as `means_`.
     gate_coef_ : ndarray (K, p) or None
         gamma; rows sum to zero over components.
     gate_intercept_ : ndarray (K,) or None
@@ -99,7 +100,8 @@ class ResidualMixture(ConditionalDensity):
 
     References
     ----------
-    Meng and Rubin (1993), Biometrika 80:267 (ECM); Dayton and Macready (1988), JASA 83:173 (concomitant variables).
+    Meng and Rubin (1993), Biometrika 80:267 (ECM); Dayton and Macready (1988), JASA 83:173 (concomitant variables);
+    Gruen and Leisch (2008), J. Stat. Softw. 28(4) (effects by component).
 
     Examples
     --------
@@ -123,6 +125,7 @@ class ResidualMixture(ConditionalDensity):
         "features": ["array-like", None],
         "estimation": [StrOptions({"two-stage", "joint"})],
         "gating": [StrOptions({"constant", "metadata"})],
+        "effects": [StrOptions({"shared", "by-component"})],
         "on_unknown": [StrOptions({"error", "mean", "shrink"})],
         "missing": [StrOptions({"error", "mean", "indicator"})],
         "missing_features": [StrOptions({"error", "em"})],
@@ -137,6 +140,7 @@ class ResidualMixture(ConditionalDensity):
         features: Sequence[str] | None = None,
         estimation: str = "two-stage",
         gating: str = "constant",
+        effects: str = "shared",
         covariance_type: str | Sequence[str] = "full",
         criterion: str = "bic",
         noise: bool = False,
@@ -166,6 +170,7 @@ class ResidualMixture(ConditionalDensity):
         self.features = features
         self.estimation = estimation
         self.gating = gating
+        self.effects = effects
         self.covariance_type = covariance_type
         self.criterion = criterion
         self.noise = noise
@@ -175,9 +180,7 @@ class ResidualMixture(ConditionalDensity):
         self.max_iter = max_iter
         self.n_init = n_init
         self.init_params = init_params
-        self.weights_init = weights_init
-        self.means_init = means_init
-        self.precisions_init = precisions_init
+        self.weights_init, self.means_init, self.precisions_init = weights_init, means_init, precisions_init
         self.labels_init = labels_init
         self.on_unknown = on_unknown
         self.missing = missing
@@ -185,8 +188,7 @@ class ResidualMixture(ConditionalDensity):
         self.random_state = random_state
         self.warm_start = warm_start
         self.accelerate = accelerate
-        self.verbose = verbose
-        self.verbose_interval = verbose_interval
+        self.verbose, self.verbose_interval = verbose, verbose_interval
         self.checkpoint = checkpoint
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
@@ -242,13 +244,13 @@ class ResidualMixture(ConditionalDensity):
         tasks = FitTasks(
             self,
             lambda model, state: ResidualMixture._keep(model, state, rows.n_rows),
-            n_starts=self.n_init if self.estimation == "two-stage" and not self._is_search() else None,
+            n_starts=self.n_init if not self._joint and not self._is_search() else None,
             X=X,
             y=y,
             metadata=metadata,
             sample_weight=sample_weight,
         )
-        joint = self.estimation == "joint"
+        joint = self._joint
         with one_blas_thread():
             if self._is_search():
                 state, revived = self._search(rows, tasks, joint=joint)
@@ -261,81 +263,16 @@ class ResidualMixture(ConditionalDensity):
                 total = count(rows)
                 bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
                 basis = self._to_residual.basis
-                tell_of_entangled(rows, state.params, basis, self.design_columns_, self.coef_, bic, total)
+                coef = self.coef_ if self.coef_.ndim == 2 else np.tensordot(state.params.weights, self.coef_, 1)
+                tell_of_entangled(rows, state.params, basis, self.design_columns_, coef, bic, total)
         self._warn(revived)
         tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params)
         tasks.end()
         return self
 
-    def _check_columns_of_levels(self, design: Design) -> None:
-        if design.factors and (self.estimation, self.gating) != ("two-stage", "constant"):
-            raise ValueError(
-                f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
-                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
-                "its levels"
-            )
-
-    def _check_preserve(self) -> None:
-        if self.preserve is not None and self.estimation == "joint":
-            raise ValueError(
-                f"preserve={self.preserve!r} needs estimation='two-stage': joint estimation would credit the removed "
-                "columns with what the preserved ones explain, as its mixture doesn't see them"
-            )
-
     def fit_predict(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the most probable component of each row (n,)."""
         return self.fit(X, metadata=metadata, sample_weight=sample_weight).predict(X, metadata=metadata)
-
-    def _starts(self, rows: Rows) -> list[MixtureParams]:
-        if self.warm_start and hasattr(self, "_params"):
-            return [self._last_params(rows.n_features)]
-        K, kind = self.n_components, self.covariance_type
-        if self.labels_init is not None:
-            return [self._with_metadata(self._labelled(rows, K, kind))]
-        return self._found_starts(rows, K, kind, self._given_start(rows.n_features))
-
-    def _with_metadata(self, start: MixtureParams) -> MixtureParams:
-        """Return a start whose coefficients are those of least squares and whose weights are constant."""
-        width = self._to_residual.basis.shape[1]
-        gate = constant_gate(start.weights, width) if self.gating == "metadata" else None
-        return replace(start, coef=np.zeros((width, start.n_features)), gate=gate)
-
-    def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
-        yield from map(self._with_metadata, super()._candidate_starts(rows, K, kind, begun))
-        if self.estimation == "joint" and self.labels_init is None:
-            yield from self._found_starts(rows, K, kind, dict.fromkeys(("weights", "means", "precisions")))
-
-    def _found_starts(self, rows: Rows, K: int, kind: str, given: dict[str, Floats | None]) -> list[MixtureParams]:
-        return conditional_starts(
-            self._whole(rows),
-            K,
-            width=self._to_residual.basis.shape[1],
-            covariance_type=kind,
-            reg_covar=self.reg_covar,
-            joint=self.estimation == "joint",
-            gated=self.gating == "metadata",
-            n_init=self.n_init,
-            init_params=self.init_params,
-            given=given,
-            finish=self._run,
-            random_state=check_random_state(self.random_state),
-        )
-
-    def _last_params(self, n_features: int) -> MixtureParams:
-        """Return where the last fit ended, if this one can go on from there."""
-        params, width = self._params, self._to_residual.basis.shape[1]
-        check_goes_on(
-            params.means, params.covariances, self.covariance_type, self.n_components, n_features, "warm_start"
-        )
-        gated = self.gating == "metadata"
-        if params.n_design != width or (params.gate is not None) != gated:
-            raise ValueError(
-                f"warm_start goes on from the last fit, but that has {params.n_design} independent design columns and "
-                f"{'no' if params.gate is None else 'a'} gate, and this one has {width} with gating={self.gating!r}; "
-                "begin anew with a clone of the estimator"
-            )
-        # two stages keep the coefficients of least squares, also after a joint fit
-        return params if self.estimation == "joint" else replace(params, coef=np.zeros((width, n_features)))
 
     def _keep(self, state: State, n_rows: int) -> None:
         params, to_residual = state.params, self._to_residual
@@ -345,10 +282,19 @@ class ResidualMixture(ConditionalDensity):
         self._params, self._common = params, common
         affine, basis, offset = to_residual.affine, to_residual.basis, to_residual.offset
         self.coef_ = affine.coef + basis @ params.coef
-        constant = affine.constant - offset @ params.coef + common
-        self._affine = replace(affine, coef=self.coef_, constant=constant)
-        self.intercept_ = affine.origin_x + (constant - affine.origin_a @ self.coef_)
-        self._keep_mixture(replace(params, means=params.means - common), state)
+        constant, means = affine.constant - offset @ params.coef + common, params.means - common
+        if params.by_component:
+            # means where the design is 0, as the formula has it; the part that rows share is their residuals' alone
+            at_zero = affine.origin_x + (constant + means - affine.origin_a @ self.coef_)
+            self._affine = replace(affine, constant=affine.constant + common)
+            self.intercept_ = params.weights @ at_zero
+            means = at_zero - self.intercept_
+        else:
+            self._affine = replace(affine, coef=self.coef_, constant=constant)
+            self.intercept_ = affine.origin_x + (constant - affine.origin_a @ self.coef_)
+            if self.effects == "by-component":  # there is nothing in which components could differ
+                self.coef_ = np.repeat(self.coef_[None], params.n_components, axis=0)
+        self._keep_mixture(replace(params, means=means), state)
         self.gate_coef_ = self.gate_intercept_ = None
         if params.gate is not None:
             gate = params.gate.coef

@@ -33,7 +33,7 @@ from residmix.mixture.starts import find_start, subsample
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 
-__all__ = ["conditional_starts", "constant_gate", "joint_starts"]
+__all__ = ["Group", "conditional_starts", "constant_gate", "gate_from", "groups_of", "joint_starts"]
 
 Floats = NDArray[np.float64]
 
@@ -146,14 +146,14 @@ def joint_starts(
     assert u is not None
     if n_components == 1 or u.shape[1] == 0:
         return []
-    groups = _groups(u, n_components, block.X.shape[1], random_state)
+    groups = groups_of(u, n_components, block.X.shape[1], random_state)
     if len(groups) < 2:
         return []
     found = []
     for kind in dict.fromkeys(("tied", covariance_type)):
         # a candidate whose covariance collapses is none
         with suppress(SingularCovarianceError):
-            parts = [_Group.of(block, index, n_components, kind, reg_covar, random_state) for index in groups]
+            parts = [Group.of(block, index, n_components, kind, reg_covar, random_state) for index in groups]
             for lead in range(min(len(parts), LEADS)):
                 found += _join(parts, lead, covariance_type, reg_covar, gated, random_state)
             found += _matched(parts, covariance_type, gated)
@@ -169,7 +169,7 @@ def joint_starts(
     return found
 
 
-def _groups(u: Floats, n_components: int, d: int, random_state: np.random.RandomState) -> list[NDArray[np.intp]]:
+def groups_of(u: Floats, n_components: int, d: int, random_state: np.random.RandomState) -> list[NDArray[np.intp]]:
     """Return the rows of the largest groups with like metadata: equal design rows, or neighbours."""
     scale = np.abs(u).max(axis=0)
     coarse = np.round(u / np.where(scale > 0, scale, 1.0), 9)
@@ -183,7 +183,7 @@ def _groups(u: Floats, n_components: int, d: int, random_state: np.random.Random
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Rows of like metadata, where they are, and a mixture of them alone."""
 
     x: Floats
@@ -200,7 +200,7 @@ class _Group:
         covariance_type: str,
         reg_covar: float,
         random_state: np.random.RandomState,
-    ) -> _Group:
+    ) -> Group:
         x, weight = np.ascontiguousarray(block.X[index]), None if block.weight is None else block.weight[index]
         assert block.design is not None
         rows = ArrayRows(x, weight=weight)
@@ -266,7 +266,7 @@ def _one_and_the_rest(
 
 
 def _join(
-    groups: list[_Group],
+    groups: list[Group],
     lead: int,
     covariance_type: str,
     reg_covar: float,
@@ -312,7 +312,7 @@ def _join(
     ]
 
 
-def _matched(groups: list[_Group], covariance_type: str, gated: bool) -> list[MixtureParams]:
+def _matched(groups: list[Group], covariance_type: str, gated: bool) -> list[MixtureParams]:
     """Return the starts that come of the likeliest matches of the groups' components, any with any."""
     rows = [float(len(group.x) if group.weight is None else group.weight.sum()) for group in groups]
     centres = np.stack([group.centre for group in groups])
@@ -345,8 +345,14 @@ def _start_from(
     start = replace(params_as(mixture, covariance_type), weights=total / total.sum(), means=means)
     if not gated:
         return replace(start, coef=coef)
+    return replace(start, coef=coef, gate=gate_from(start.weights, weights, centres, sizes))
+
+
+def gate_from(common: Floats, weights: Floats, centres: Floats, sizes: Floats) -> Gate:
+    """Regress the logarithms of the weights (G, K) of groups on where they are; `common` (K,) are those of all."""
+    about, root = centres - np.average(centres, axis=0, weights=sizes), np.sqrt(sizes)[:, None]
     within = np.log(np.maximum(weights, 0.02))
     slopes = np.linalg.lstsq(root * about, root * (within - within.mean(axis=1, keepdims=True)), rcond=1e-8)[0]
-    gate = constant_gate(start.weights, centres.shape[1]).coef.copy()
+    gate = constant_gate(common, centres.shape[1]).coef.copy()
     gate[:, :-1] = slopes.T
-    return replace(start, coef=coef, gate=make_gate(gate))
+    return make_gate(gate)

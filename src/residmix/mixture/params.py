@@ -46,7 +46,7 @@ class SingularCovarianceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MixtureParams:
-    r"""Parameters of :math:`\sum_k \pi_k(u) N(x - u'D \mid \mu_k, \Sigma_k)`; without metadata there's no u.
+    r"""Parameters of :math:`\sum_k \pi_k(u) N(x - u'D_k \mid \mu_k, \Sigma_k)`; without metadata there's no u.
 
     Attributes
     ----------
@@ -58,8 +58,8 @@ class MixtureParams:
         ``(x - mean) @ factor`` is standard normal. scikit-learn calls them ``precisions_cholesky_``.
     covariance_type : str
         Name of the family.
-    coef : ndarray (r, d) or None
-        D: effects of the design row u, which is centred.
+    coef : ndarray (r, d), (K, r, d) or None
+        D: effects of the design row u, which is centred; of all components, or of each.
     gate : Gate or None
         None for constant weights.
     noise : tuple of float and ndarray (2, d), or None
@@ -84,7 +84,12 @@ class MixtureParams:
     @property
     def n_design(self) -> int:
         """Columns of u that have effects."""
-        return 0 if self.coef is None else len(self.coef)
+        return 0 if self.coef is None else self.coef.shape[-2]
+
+    @property
+    def by_component(self) -> bool:
+        """Whether components have effects of their own."""
+        return self.coef is not None and self.coef.ndim == 3 and self.coef.shape[1] > 0
 
     @property
     def n_components(self) -> int:

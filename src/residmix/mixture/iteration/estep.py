@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from residmix.kernels.arrays import readable, readable_weight
 from residmix.kernels.cholesky import inverse_triangles
 from residmix.kernels.pairs import full_joint, full_sums, scaled_joint, scaled_sums, small, tied_gram
+from residmix.mixture.given.by_component import joined_factors, joined_means, steep
 
 if TYPE_CHECKING:
     from residmix.mixture.given.gate import GateMoments
@@ -109,6 +110,9 @@ class Problem:
     runs : int
         How many mixtures the components are of, as many of each: see `residmix.mixture.iteration.short`. The
         log-likelihood is an array where there are several.
+    steep : bool
+        Whether rows must be taken less each component's own effect: see `residmix.mixture.given.by_component`. If
+        effects are by component, `means` and `factors` are those of the row [u, x].
     """
 
     params: MixtureParams
@@ -120,6 +124,7 @@ class Problem:
     rotation: Floats | None = None
     plain: bool = False
     runs: int = 1
+    steep: bool = False
 
     @classmethod
     def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None, runs: int = 1) -> Problem:
@@ -129,6 +134,9 @@ class Problem:
         """
         K, d = params.means.shape
         constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K // runs * d)
+        if params.by_component:
+            joined = _plain(joined_means(params)), _plain(joined_factors(params))
+            return cls(params, *joined, constant, True, plain=plain, steep=steep(params))
         if full or not (params.family.diagonal or (params.family.shared and _pooling_pays(K, d))):
             return cls(
                 params, _plain(params.means), _plain(params.full_factors()), constant, True, plain=plain, runs=runs
@@ -253,7 +261,8 @@ def _own_moments(
     if problem.full:
         given: Any = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments, problem.runs
         log_likelihood, mass, shift, scatter = full_sums(*given, plain=problem.plain)
-        if extra is None and problem.params.family.shared and not problem.params.family.diagonal:
+        of = problem.params.family
+        if extra is None and of.shared and not of.diagonal and not problem.params.by_component:
             scatter = scatter.sum(axis=0)
     else:
         given = _plain(rows), centres, problem.factors, *prior, weight, problem.runs

@@ -1,11 +1,12 @@
 r"""One EM iteration of the mixture, with coefficients and a gate where there are metadata: ECM.
 
-.. math:: p(x \mid m) = \sum_k \pi_k(u) N(x - u'D \mid \mu_k, \Sigma_k)
+.. math:: p(x \mid m) = \sum_k \pi_k(u) N(x - u'D_k \mid \mu_k, \Sigma_k)
 
 Rows come with u = u(m), their design in orthonormal coordinates (centred, unit covariance), and without one for a
-plain mixture. Given responsibilities the M-step is: D and the means by generalised least squares with the covariances
-fixed, then the covariances (Meng & Rubin 1993, "Maximum likelihood estimation via the ECM algorithm", Biometrika 80);
-both from the same per-component moments of the row [u, x], so repeating them costs no pass over the data. The gate
+plain mixture. Given responsibilities the M-step is: a D that components share and the means by generalised least
+squares with the covariances fixed, then the covariances (Meng & Rubin 1993, "Maximum likelihood estimation via the ECM
+algorithm", Biometrika 80); both from the same per-component moments of the row [u, x], so repeating them costs no pass
+over the data. A D_k of each component doesn't depend on covariances (`residmix.mixture.given.by_component`). The gate
 (`residmix.mixture.given.gate`) has parameters of its own and takes one step.
 """
 
@@ -17,6 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.mixture.given.by_component import heirs, own_coefficients
 from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block
@@ -90,7 +92,8 @@ def block_moments(problem: Problem, block: Block, *, with_design: bool, with_mom
     problem : Problem
     block : Block
     with_design : bool
-        Whether moments are those of [u, x - u'D] about [0, mean_k], or of x - u'D alone.
+        Whether moments are those of [u, x - u'D] about [0, mean_k], or of x - u'D alone. With effects by component
+        they are those of [u, x], or, if there are tails or effects are steep, of [u, x - u'D_k].
     with_moments : bool
         False for the likelihood alone, to the same bits.
     """
@@ -99,9 +102,11 @@ def block_moments(problem: Problem, block: Block, *, with_design: bool, with_mom
     prior = None if gate is None or u is None else log_priors(u, gate.coef)
     x, extra = _without_effect(block, params), u if with_design else None
     weight = block.weight
-    if has_tails(params):
+    if has_tails(params) or problem.steep:
         given = params.log_weights if prior is None else prior
         moments, weight = tail_block(problem, block, x, given, extra, with_moments)
+    elif params.by_component:
+        moments = mixture_block(_joined(block), problem, log_prior=prior, weight=weight, with_moments=with_moments)
     else:
         moments = mixture_block(x, problem, log_prior=prior, weight=weight, extra=extra, with_moments=with_moments)
     if gate is not None and u is not None and prior is not None and with_moments:
@@ -115,14 +120,20 @@ def block_log_joint(problem: Problem, block: Block) -> Floats:
     prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
     x = _without_effect(block, params)
     if has_tails(params):
-        return tail_joint(problem, x, params.log_weights if prior is None else prior)[0]
-    return log_joint(x, problem, log_prior=prior)
+        return tail_joint(problem, x, params.log_weights if prior is None else prior, block.design)[0]
+    return log_joint(_joined(block) if params.by_component else x, problem, log_prior=prior)
 
 
 def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:
-    if params.coef is None or block.design is None or not params.coef.any():
+    """Return the rows less the effect that components share, if there is one."""
+    if params.coef is None or params.by_component or block.design is None or not params.coef.any():
         return block.X
     return block.X - block.design @ params.coef
+
+
+def _joined(block: Block) -> Floats:
+    assert block.design is not None
+    return np.hstack([block.design, block.X])
 
 
 def ecm_step(
@@ -156,6 +167,8 @@ def ecm_step(
         moments = as_normal(moments)
     if not r:
         mixture = m_step(moments, params, reg_covar=reg_covar, revive=revive)
+    elif params.by_component:
+        coef, mixture = _own_step(moments, params, told, reg_covar, revive)
     else:
         mixture, step = params, np.zeros((r, params.n_features))
         # With a covariance in common the first coefficients don't depend on it.
@@ -176,23 +189,39 @@ def ecm_step(
     return mixture if told.tails is None else with_new_tails(mixture, told, params)
 
 
+def _own_step(
+    moments: MixtureMoments, params: MixtureParams, told: MixtureMoments, reg_covar: float, revive: bool
+) -> tuple[Floats, MixtureParams]:
+    """Return the coefficients of each component and the mixture about them."""
+    assert params.coef is not None
+    # what the moments' rows have been taken less of: see `block_moments`
+    base = np.zeros(params.coef.shape) if told.tails is None else params.coef
+    step = own_coefficients(moments, base)
+    mixture = m_step(residual_moments(moments, step), params, reg_covar=reg_covar, revive=revive)
+    coef, dead = base + step, dead_components(moments)
+    coef[dead] = params.coef[dead]
+    if revive:
+        for k, heavy in heirs(moments.weight, dead):
+            coef[k] = coef[heavy]
+    return coef, mixture
+
+
 def _share_gate(gate: Gate, weight: Floats, dead: NDArray[np.bool_]) -> Gate:
     """Give each revived component half of the heaviest one's prior, as `m_step` gave it half of its rows."""
-    coef, weight = gate.coef.copy(), np.where(dead, 0.0, weight)
-    for k in np.flatnonzero(dead):
-        heavy = int(np.argmax(weight))
+    coef = gate.coef.copy()
+    for k, heavy in heirs(weight, dead):
         coef[heavy, -1] -= np.log(2.0)
         coef[k] = coef[heavy]
-        weight[k] = weight[heavy] = 0.5 * weight[heavy]
     return Gate(coef - coef.mean(axis=0))
 
 
 def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
-    """Return the moments of x - u'step about the same means, from those of [u, x]."""
-    q = len(step)
-    change = np.vstack([-step, np.eye(step.shape[1])])
-    shift = moments.shift[:, q:] - moments.shift[:, :q] @ step
-    return replace(moments, weight=moments.weight.copy(), shift=shift, scatter=change.T @ moments.scatter @ change)
+    """Return the moments of x - u'step about the same means, from those of [u, x]; `step` is (q, d) or (K, q, d)."""
+    q, d = step.shape[-2:]
+    change = np.concatenate([-step, np.broadcast_to(np.eye(d), (*step.shape[:-2], d, d))], axis=-2)
+    shift = moments.shift[:, q:] - (moments.shift[:, None, :q] @ step)[:, 0]
+    scatter = np.swapaxes(change, -1, -2) @ moments.scatter @ change
+    return replace(moments, weight=moments.weight.copy(), shift=shift, scatter=scatter)
 
 
 def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:

@@ -51,8 +51,11 @@ class Pattern:
     rest: Floats
 
 
-def patterns(params: MixtureParams, x: Floats) -> list[Pattern]:
-    """Return the patterns of missing values in rows (b, d), and what components say to them."""
+def patterns(params: MixtureParams, x: Floats, effects: Floats | None = None) -> list[Pattern]:
+    """Return the patterns of missing values in rows (b, d), and what components say to them.
+
+    `effects` (K, b, d) are what components take from the rows first, each its own.
+    """
     there, which = np.unique(~np.isnan(x), axis=0, return_inverse=True)
     full, K = params.full_covariances(), params.n_components
     found = []
@@ -62,7 +65,9 @@ def patterns(params: MixtureParams, x: Floats) -> list[Pattern]:
         slopes, rest = np.zeros((K, len(seen), len(gone))), full[:, gone][:, :, gone].copy()
         for k in range(K if len(seen) else 0):
             root = np.linalg.cholesky(full[k][np.ix_(seen, seen)])
-            away = solve_triangular(root, (x[np.ix_(rows, seen)] - params.means[k, seen]).T, lower=True)
+            here = np.ix_(rows, seen)
+            own = x[here] if effects is None else x[here] - effects[k][here]
+            away = solve_triangular(root, (own - params.means[k, seen]).T, lower=True)
             across = solve_triangular(root, full[k][np.ix_(seen, gone)], lower=True)
             log_det[k] = -np.log(np.diagonal(root)).sum()
             distance[:, k] = np.einsum("ji,ji->i", away, away)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, gammaln, logsumexp
 
+from residmix.mixture.given.by_component import effects_of
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.gaps import Pattern, completed, patterns
@@ -65,28 +66,34 @@ def has_tails(params: MixtureParams) -> bool:
     return params.noise is not None or params.dof is not None or params.missing
 
 
-def tail_joint(problem: Problem, x: NDArray[np.floating], prior: Floats) -> tuple[Floats, Floats, list[Pattern]]:
+def tail_joint(
+    problem: Problem, x: NDArray[np.floating], prior: Floats, design: Floats | None = None
+) -> tuple[Floats, Floats, list[Pattern]]:
     """Return log p(x, k), (b, K), with the noise as one more column if there is any; u (b, K); patterns of gaps.
 
     Parameters
     ----------
     problem : Problem
     x : ndarray (b, d)
-        Rows without the effect of metadata.
+        Rows without the effect of metadata that components share.
     prior : ndarray (b, K) or (K,)
         Log-probabilities of the components, noise aside.
+    design : ndarray (b, r), optional
+        Needed if effects are by component.
     """
     params = problem.params
+    effects = effects_of(params, design) if params.by_component and design is not None else None
     K, d = params.means.shape
     size, log_det = np.full((len(x), 1), float(d)), np.broadcast_to(params.log_det, (len(x), K))
     gaps: list[Pattern] = []
     if params.missing and np.isnan(x).any():
-        gaps = patterns(params, np.asarray(x, dtype=np.float64))
+        gaps = patterns(params, np.asarray(x, dtype=np.float64), effects)
         distance, log_det = np.empty((len(x), K)), np.empty((len(x), K))
         for one in gaps:
             distance[one.rows], log_det[one.rows], size[one.rows] = one.distance, one.log_det, len(one.seen)
     else:
-        distance = 2 * np.maximum(problem.constant - log_joint(x, problem, log_prior=np.zeros((len(x), K))), 0.0)
+        rows = x if design is None or effects is None else np.hstack([design, x])
+        distance = 2 * np.maximum(problem.constant - log_joint(rows, problem, log_prior=np.zeros((len(x), K))), 0.0)
     u = np.ones((len(x), K))
     if params.dof is None:
         joint = log_det - size / 2 * np.log(2 * np.pi) - distance / 2
@@ -113,7 +120,8 @@ def tail_block(
     """
     params = problem.params
     K, d = params.means.shape
-    joint, u, gaps = tail_joint(problem, x, prior)
+    joint, u, gaps = tail_joint(problem, x, prior, block.design)
+    effects = effects_of(params, block.design) if params.by_component and block.design is not None else None
     density = logsumexp(joint, axis=1)
     w = np.ones(len(x)) if block.weight is None else block.weight
     counted = w > 0
@@ -124,7 +132,8 @@ def tail_block(
     q = 0 if extra is None else extra.shape[1]
     shift, scatter = np.zeros((K, q + d)), np.zeros((K, q + d, q + d))
     for k in range(K if with_moments else 0):
-        away = completed(np.asarray(x, dtype=np.float64), params.means[k], k, gaps)
+        own = np.asarray(x, dtype=np.float64)
+        away = completed(own if effects is None else own - effects[k], params.means[k], k, gaps)
         rows = away if extra is None else np.hstack([extra, away])
         weighted = rows * pull[:, k, None]
         shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ rows
@@ -142,13 +151,15 @@ def tail_block(
     return moments, r.sum(axis=1)
 
 
-def expected(problem: Problem, x: Floats, prior: Floats) -> Floats:
+def expected(problem: Problem, x: Floats, prior: Floats, design: Floats | None = None) -> Floats:
     """Return the rows with missing values as the mixture expects them given the others, (b, d)."""
-    joint, _, gaps = tail_joint(problem, x, prior)
-    K = problem.params.n_components
-    share, filled = responsibilities(joint[:, :K]), np.zeros(x.shape)
-    for k, mean in enumerate(problem.params.means):
-        filled += share[:, k, None] * (completed(x, mean, k, gaps) + mean)
+    params = problem.params
+    joint, _, gaps = tail_joint(problem, x, prior, design)
+    effects = effects_of(params, design) if params.by_component and design is not None else None
+    share, filled = responsibilities(joint[:, : params.n_components]), np.zeros(x.shape)
+    for k, mean in enumerate(params.means):
+        own = mean if effects is None else mean + effects[k]
+        filled += share[:, k, None] * (completed(x - own, np.zeros(1), k, gaps) + own)
     return np.where(np.isnan(x), filled, x)
 
 

@@ -15,7 +15,7 @@ from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["check_labels", "params_of_labels"]
+__all__ = ["check_labels", "moments_of_labels", "params_of_labels"]
 
 Floats = NDArray[np.float64]
 
@@ -44,16 +44,30 @@ def params_of_labels(
     SingularCovarianceError
         If the rows of a label don't span the space, the family asks for it and `reg_covar` is 0.
     """
+    found, centres = moments_of_labels(rows, labels, n_components)
+    means = centres + found.shift / found.weight[:, None]
+    covariances = covariances_from_scatter(found.scatter, found.shift, found.weight, covariance_type, reg_covar)
+    return make_params(found.weight / found.weight.sum(), means, covariances, covariance_type)
+
+
+def moments_of_labels(rows: Rows, labels: NDArray[np.intp], n_components: int) -> tuple[MixtureMoments, Floats]:
+    """Return the moments of the labelled rows about centres near their means, and these (K, d).
+
+    Raises
+    ------
+    ValueError
+        If all rows of a label have weight 0.
+    """
     total = np.average(np.asarray(rows.take(np.arange(1)).X, dtype=np.float64), axis=0)
     centres = np.repeat(total[None], n_components, axis=0)
-    for _ in range(2):  # about any row first, then about the means, so that an offset costs no digits
+    for again in range(2):  # about any row first, then about the means, so that an offset costs no digits
         moments = fold(rows, partial(_labelled, labels, centres), MixtureMoments.merge)
         if not (moments.weight > 0).all():
             empty = np.flatnonzero(moments.weight == 0).tolist()
             raise ValueError(f"all rows of the labels number {empty} (in sorted order) have weight 0; leave them out")
-        found, centres = moments, centres + moments.shift / moments.weight[:, None]
-    covariances = covariances_from_scatter(found.scatter, found.shift, found.weight, covariance_type, reg_covar)
-    return make_params(found.weight / found.weight.sum(), centres, covariances, covariance_type)
+        if again == 0:
+            centres = centres + moments.shift / moments.weight[:, None]
+    return moments, centres
 
 
 def _labelled(labels: NDArray[np.intp], centres: Floats, block: Block) -> MixtureMoments:

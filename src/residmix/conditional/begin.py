@@ -1,0 +1,124 @@
+"""Where the fit of a mixture given metadata begins, and what must hold before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+
+from residmix.conditional.density import ConditionalDensity
+from residmix.conditional.labels import own_params_of_labels
+from residmix.conditional.own_starts import own_starts, with_own_effects
+from residmix.conditional.starts import conditional_starts, constant_gate
+from residmix.design.design import Design
+from residmix.errors import note
+from residmix.mixture.params import MixtureParams
+from residmix.mixture.starts import check_goes_on
+from residmix.mixture.starts.labels import check_labels
+from residmix.rows.rows import Rows
+
+__all__ = ["ConditionalFit"]
+
+Floats = NDArray[np.float64]
+
+
+class ConditionalFit(ConditionalDensity):
+    """The half of :class:`residmix.ResidualMixture` that knows where to begin."""
+
+    preserve: str | None
+    estimation: str
+
+    @property
+    def _joint(self) -> bool:
+        return self.estimation == "joint" or self.effects == "by-component"
+
+    def _check_columns_of_levels(self, design: Design) -> None:
+        if design.factors and (self._joint or self.gating != "constant"):
+            raise ValueError(
+                f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
+                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
+                "its levels"
+            )
+
+    def _check_preserve(self) -> None:
+        if self._joint and self.estimation == "two-stage":
+            note("estimated-jointly", "effects by component are estimated jointly with the mixture, not in two stages")
+        if self.preserve is not None and self._joint:
+            raise ValueError(
+                f"preserve={self.preserve!r} needs estimation='two-stage' and shared effects: joint estimation would "
+                "credit the removed columns with what the preserved ones explain, as its mixture doesn't see them"
+            )
+
+    def _starts(self, rows: Rows) -> list[MixtureParams]:
+        if self.warm_start and hasattr(self, "_params"):
+            return [self._last_params(rows.n_features)]
+        K, kind = self.n_components, self.covariance_type
+        if self.labels_init is not None:
+            return [self._with_metadata(self._labelled(rows, K, kind))]
+        return self._found_starts(rows, K, kind, self._given_start(rows.n_features))
+
+    def _with_metadata(self, start: MixtureParams) -> MixtureParams:
+        """Return a start whose coefficients are those of least squares and whose weights are constant."""
+        width = self._to_residual.basis.shape[1]
+        gate = constant_gate(start.weights, width) if self.gating == "metadata" else None
+        if start.coef is not None:
+            return replace(start, gate=gate)
+        start = replace(start, coef=np.zeros((width, start.n_features)), gate=gate)
+        return start if self.effects == "shared" or not width else with_own_effects(start)
+
+    def _labelled(self, rows: Rows, K: int, kind: str) -> MixtureParams:
+        shared = super()._labelled(rows, K, kind)
+        if self.effects == "shared" or not self._to_residual.basis.shape[1]:
+            return shared
+        labels = check_labels(self.labels_init, rows.n_rows, K)
+        return own_params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self.reg_covar)
+
+    def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
+        yield from map(self._with_metadata, super()._candidate_starts(rows, K, kind, begun))
+        if self._joint and self.labels_init is None:
+            yield from self._found_starts(rows, K, kind, dict.fromkeys(("weights", "means", "precisions")))
+
+    def _found_starts(self, rows: Rows, K: int, kind: str, given: dict[str, Floats | None]) -> list[MixtureParams]:
+        rows, random_state = self._whole(rows), check_random_state(self.random_state)
+        alike: dict[str, Any] = {
+            "covariance_type": kind,
+            "reg_covar": self.reg_covar,
+            "gated": self.gating == "metadata",
+            "n_init": self.n_init,
+            "finish": self._run,
+            "random_state": random_state,
+        }
+        width, joint = self._to_residual.basis.shape[1], self._joint
+        shared = conditional_starts(
+            rows, K, width=width, joint=joint, init_params=self.init_params, given=given, **alike
+        )
+        if self.effects == "shared":
+            return shared
+        return own_starts(rows, shared, more=all(value is None for value in given.values()), **alike)
+
+    def _last_params(self, n_features: int) -> MixtureParams:
+        """Return where the last fit ended, if this one can go on from there."""
+        params, width = self._params, self._to_residual.basis.shape[1]
+        check_goes_on(
+            params.means, params.covariances, self.covariance_type, self.n_components, n_features, "warm_start"
+        )
+        gated = self.gating == "metadata"
+        if params.n_design != width or (params.gate is not None) != gated:
+            raise ValueError(
+                f"warm_start goes on from the last fit, but that has {params.n_design} independent design columns and "
+                f"{'no' if params.gate is None else 'a'} gate, and this one has {width} with gating={self.gating!r}; "
+                "begin anew with a clone of the estimator"
+            )
+        if self.effects == "by-component":
+            return with_own_effects(params)
+        if params.by_component:
+            raise ValueError(
+                "warm_start goes on from the last fit, whose effects are by component, with shared ones: begin anew "
+                "with a clone of the estimator"
+            )
+        # two stages keep the coefficients of least squares, also after a joint fit
+        return params if self._joint else replace(params, coef=np.zeros((width, n_features)))

@@ -1,0 +1,47 @@
+"""Fits with effects by component that begin with the M-step of given labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.mixture.given.by_component import own_coefficients
+from residmix.mixture.iteration.mstep import covariances_from_scatter
+from residmix.mixture.iteration.step import residual_moments
+from residmix.mixture.params import MixtureParams, make_params
+from residmix.mixture.starts.labels import moments_of_labels
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows
+
+__all__ = ["own_params_of_labels"]
+
+
+def own_params_of_labels(
+    rows: Rows, labels: NDArray[np.intp], n_components: int, *, covariance_type: str, reg_covar: float
+) -> MixtureParams:
+    """Return the M-step's answer to labels: the regression of each label's rows on u, and what is left of them.
+
+    Raises
+    ------
+    ValueError
+        If all rows of a label have weight 0.
+    SingularCovarianceError
+        If the rows of a label don't span the space, the family asks for it and `reg_covar` is 0.
+    """
+    moments, centres = moments_of_labels(rows.mapped(_joined), labels, n_components)
+    d = rows.n_features
+    r = centres.shape[1] - d
+    coef = own_coefficients(moments, np.zeros((n_components, r, d)))
+    left = residual_moments(moments, coef)
+    e = left.shift / left.weight[:, None]
+    means = centres[:, r:] + e - (centres[:, None, :r] @ coef)[:, 0]
+    covariances = covariances_from_scatter(left.scatter, left.shift, left.weight, covariance_type, reg_covar)
+    made = make_params(left.weight / left.weight.sum(), means, covariances, covariance_type)
+    return replace(made, coef=coef)
+
+
+def _joined(block: Block) -> Block:
+    assert block.design is not None
+    return replace(block, X=np.hstack([block.design, block.X]))
