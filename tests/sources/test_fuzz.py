@@ -133,3 +133,15 @@ def test_odd_types_are_read_or_refused_in_our_words(tmp_path):
         data = sources[str(rng.choice(list(sources)))]()
         worked += told_by_us(lambda d=data, f=formula: rm.Residualizer(f).fit(d))
     assert worked > 30
+
+
+def test_text_in_views_is_text(tmp_path):
+    cells = ["u", "v", None, "u"] * 10
+    table = pa.table({"site": pa.array(cells, pa.string_view()), "a": np.arange(40.0)})
+    parquet.write_table(table, tmp_path / "view.parquet")
+    parquet.write_table(table.set_column(0, "site", pa.array(cells)), tmp_path / "text.parquet")
+    view, plain = (
+        rm.Residualizer("site", missing="indicator").fit(rm.scan(tmp_path / f"{name}.parquet")) for name in ("view", "text")
+    )
+    assert np.array_equal(view.coef_, plain.coef_)
+    assert view.transform(rm.scan(tmp_path / "view.parquet")).shape == (40, 1)

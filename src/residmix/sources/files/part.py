@@ -25,6 +25,7 @@ LOOKED_AT = 1000
 
 # pandas keeps its row labels in such columns; they are no measurement.
 _INDEX = re.compile(r"__index_level_\d+__")
+_VIEW = pa.string_view()
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,9 @@ def distinct(names: Sequence[str]) -> None:
 
 def memory_table(batch: pa.RecordBatch | pa.Table) -> MemoryTable:
     table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+    for i, kind in enumerate(table.schema.types):
+        if kind == _VIEW:  # which arrow itself can't take rows of
+            table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.string()))
     return MemoryTable(nw.from_native(table, eager_only=True))
 
 
