@@ -141,7 +141,8 @@ def test_text_in_views_is_text(tmp_path):
     parquet.write_table(table, tmp_path / "view.parquet")
     parquet.write_table(table.set_column(0, "site", pa.array(cells)), tmp_path / "text.parquet")
     view, plain = (
-        rm.Residualizer("site", missing="indicator").fit(rm.scan(tmp_path / f"{name}.parquet")) for name in ("view", "text")
+        rm.Residualizer("site", missing="indicator").fit(rm.scan(tmp_path / f"{name}.parquet"))
+        for name in ("view", "text")
     )
     assert np.array_equal(view.coef_, plain.coef_)
     assert view.transform(rm.scan(tmp_path / "view.parquet")).shape == (40, 1)

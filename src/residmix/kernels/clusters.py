@@ -41,7 +41,7 @@ def seed(
 
 def _together(columns: Floats, n_clusters: int, runs: int) -> int:
     """Return how many runs go side by side: what fits a cache."""
-    return min(runs, max(1, MOST_NUMBERS // (columns.shape[1] * n_clusters)))
+    return int(min(runs, max(1, MOST_NUMBERS // (columns.shape[1] * n_clusters))))
 
 
 def _seeded(columns: Floats, weight: Floats, shares: Floats) -> Floats:

@@ -62,7 +62,8 @@ def skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:
     )
     with np.errstate(over="ignore", invalid="ignore"):
         within = third - first
-        return ((high - low) > _TAILS * within) | (np.abs(high - 2.0 * middle + low) > _SKEW * within)
+        far: NDArray[np.bool_] = ((high - low) > _TAILS * within) | (np.abs(high - 2.0 * middle + low) > _SKEW * within)
+    return far
 
 
 def _piles(column: Array) -> Array:

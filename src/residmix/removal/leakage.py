@@ -254,4 +254,5 @@ def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
     predicted -= predicted.mean(axis=0)
     length = np.linalg.norm(predicted, axis=0)
     cosine = np.sum(predicted * target, axis=0) / np.where(length > 0, length, 1.0) / np.sqrt(len(target))
-    return np.clip(cosine, 0.0, 1.0) ** 2
+    squared: NDArray[np.float64] = np.clip(cosine, 0.0, 1.0) ** 2
+    return squared

@@ -147,6 +147,7 @@ class ObservedRows(_RowsAround):
         if self.kept:
             return self._rows.fold(step, merge, sound)
         first = None if sound is None else lambda both: sound(both[0])
+        total: T
         total, found = self._rows.fold(
             partial(_with_seen, step, self._observe), partial(_merged_with_seen, merge), first
         )

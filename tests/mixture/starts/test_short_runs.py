@@ -1,11 +1,12 @@
 """The best of many starts, from clusters in all directions and in the least normal ones."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from residmix import GaussianMixture
+from residmix import GaussianMixture, ResidualMixture
 from residmix.mixture.starts.clusters import from_labels
 from residmix.mixture.starts.directions import directions
 
@@ -76,3 +77,12 @@ def test_a_cluster_of_one_row_has_a_covariance_drawn_to_that_of_all():
     # d + 1 = 3 further rows that have the pooled covariance, beside one that has none
     pooled = 100 * np.cov(columns[:, :100], bias=True) / 101
     np.testing.assert_allclose(start.covariances[1], 3 / 4 * pooled, rtol=1e-12)
+
+
+def test_rows_of_which_no_start_can_be_made_are_an_error_that_says_what_to_do():
+    # residuals of five rows, of which a factor with a level for nearly each leaves next to nothing
+    table = pd.DataFrame(
+        {"level": ["u", "v", "w", "u", "x"], "a": [-1.85, 0.87, -1.7, 2.14, 2.0], "b": [1, 3, -0.48, 1.03, -0.01]}
+    )
+    with pytest.warns(Warning), pytest.raises(ValueError, match="decrease the number of components"):
+        ResidualMixture(2, formula="level", random_state=0).fit(table)

@@ -329,12 +329,13 @@ class _Parser(Tokens):
         kind, value = self.peek()
         if kind == "number":
             self.at += 1
-            number = ast.literal_eval(value)
+            number: float = ast.literal_eval(value)
             return -number if negative else number
         if negative or not (kind == "string" or (kind == "name" and value in {"True", "False", "None"})):
             self.refuse(f"an option is a number, a string, True, False, None or a list of them, not {value!r}")
         self.at += 1
-        return ast.literal_eval(value)
+        read: str | bool | None = ast.literal_eval(value)
+        return read
 
     def contrast(self, name: str) -> Contrast:
         if name not in CONTRASTS:

@@ -13,7 +13,8 @@ Array = NDArray[np.float64]
 def posterior_shift(gamma: Array, delta: Array, n: Array) -> Array:
     r"""Posterior mean of shifts (K, d), :math:`(n \tau^2 \hat\gamma + \delta \bar\gamma) / (n \tau^2 + \delta)`."""
     common, spread = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
-    return (n * spread * gamma + delta * common) / (n * spread + delta)
+    mean: Array = (n * spread * gamma + delta * common) / (n * spread + delta)
+    return mean
 
 
 def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:

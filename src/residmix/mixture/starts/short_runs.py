@@ -7,7 +7,6 @@ the EM algorithm", their em-EM strategy, in rounds: fewer and fewer runs, longer
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -136,9 +135,15 @@ def _starts(
             labels += _in_directions(few, sample, wide, K, random_state)
     else:
         labels += [*moved[drawn:]]
+    found, failure = 0, None
     for one in labels:
-        with suppress(SingularCovarianceError):
+        try:
             yield from_labels(columns, w, one, K, covariance_type, RIDGE)
+            found += 1
+        except SingularCovarianceError as error:
+            failure = error
+    if failure is not None and not found:
+        raise failure
 
 
 def _in_directions(
