@@ -159,6 +159,25 @@ def test_levels_without_columns_count_as_parameters():
     assert_allclose(model.aic(X, metadata=site), -2 * density.sum() + 2 * parameters, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::residmix.errors.ResidmixWarning")
+@pytest.mark.parametrize("preserve", [None, "age", "age + tesla"])
+def test_levels_that_others_determine_count_no_parameters(preserve):
+    rng = np.random.default_rng(2)
+    n, d = 1500, 2
+    subject = np.r_[np.arange(420), rng.integers(0, 420, n - 420)]
+    site = subject % 210  # subjects are nested in sites, sites in field strengths
+    frame = pd.DataFrame({"subject": subject, "site": site}).astype(str)
+    frame = frame.assign(age=rng.normal(size=n), tesla=site % 2 + 1.5)
+    X = rng.normal(size=(n, d))
+    model = rm.ResidualMixture(1, formula="site + subject", preserve=preserve).fit(X, metadata=frame)
+    removed = pd.get_dummies(frame[["subject", "site"]]).to_numpy(float)
+    rank = np.linalg.matrix_rank(removed) - 1  # the intercept is a mean
+    assert rank == 419  # where levels less one would be 628
+    parameters = d + d * (d + 1) // 2 + rank * d
+    density = model.score_samples(X, metadata=frame)
+    assert_allclose(model.bic(X, metadata=frame), -2 * density.sum() + parameters * np.log(n), rtol=1e-12)
+
+
 def test_units_and_origins_dont_matter():
     X, site, _ = two_sites(0.9, 2, n=800)
     model = joint(reg_covar=0.0).fit(X, metadata=site)

@@ -23,6 +23,7 @@ from residmix.mixture.iteration.estep import Problem, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.tails import expected
 from residmix.moments.affine import Affine
+from residmix.moments.inference import removed_degrees
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
@@ -256,11 +257,13 @@ class ConditionalDensity(MixtureFit):
 
     def _count(self, K: int, kind: str, d: int) -> int:
         """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
-        r = self._to_residual.basis.shape[1]
+        r, design = self._to_residual.basis.shape[1], self.residualizer_.design_
         times = K if self.effects == "by-component" else 1
-        absorbed = sum(len(factor.levels) - 1 for factor in self.residualizer_.design_.factors)
         gate = (K - 1) * r if self.gating == "metadata" else 0
-        return super()._count(K, kind, d) + (times * r + absorbed) * d + gate
+        regression = times * r * d
+        if design.factors:  # least squares, whose effects all components share
+            regression = int(removed_degrees(self.residualizer_.fit_, design.n_removed).sum())
+        return super()._count(K, kind, d) + regression + gate
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.

@@ -13,7 +13,13 @@ from residmix.moments.solving.solve import LinearFit
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["canonical_correlations", "coefficient_table", "correlations_beside_factors", "explained"]
+__all__ = [
+    "canonical_correlations",
+    "coefficient_table",
+    "correlations_beside_factors",
+    "explained",
+    "removed_degrees",
+]
 
 Array = NDArray[np.float64]
 
@@ -25,6 +31,21 @@ def explained(fit: LinearFit) -> Array:
     """Return :math:`R^2 = 1 - RSS/TSS` per feature (d,); 0 for a constant feature, which leaves nothing to explain."""
     varies = fit.tss > 0
     return np.where(varies, 1.0 - fit.rss / np.where(varies, fit.tss, 1.0), 0.0)
+
+
+def removed_degrees(fit: LinearFit, n_removed: int) -> Array:
+    """Return how many independent columns of each feature (d,) the removed effects are, those of factors among them.
+
+    They have what they share with preserved ones: of these counts what the preserved coefficients vary by.
+    """
+    kept = [np.linalg.matrix_rank(own[n_removed:, n_removed:], hermitian=True) for own in _scaled(fit)]
+    return np.asarray((fit.degrees - kept)[fit.group])
+
+
+def _scaled(fit: LinearFit) -> Array:
+    """Return the covariances (g, q, q) of coefficients of columns of unit spread."""
+    scale = np.ones(fit.covariance.shape[:2]) if fit.scale is None else fit.scale
+    return np.asarray(fit.covariance * scale[:, :, None] * scale[:, None, :])
 
 
 def canonical_correlations(scatter: Array, n_removed: int) -> Array:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import cho_solve
-from scipy.linalg.lapack import dpstrf
 
+from residmix.moments.absorbed.centred import Centred, Independent, plain
 from residmix.moments.solving.aliased import MOVES, Part, stages
 
-__all__ = ["FactorAliases", "Remaining", "pivoted"]
+__all__ = ["FactorAliases", "Remaining"]
 
 Array = NDArray[np.float64]
 
@@ -85,23 +84,22 @@ class _Block:
         weight = self.system.weights[self.factor]
         return weight[:, None] * (own - weight @ own / (weight.sum() or 1.0))
 
-    def squares(self, null: Any) -> tuple[Array, Array]:
-        """Return the scatter (m, m) of contributions along directions, and their squares before these are centred."""
+    def scatter(self, null: Any) -> Centred:
+        """Return the scatter (m, m) of contributions along directions."""
         system = self.system
         if self.factor is None:
             at = self.where - system.places[-1].start
             own = null[self.where]
-            whole = _plain(own.T @ (system.scatter[np.ix_(at, at)] @ own))
-            return whole, np.diagonal(whole)
+            return Centred(own.T @ (system.scatter[np.ix_(at, at)] @ own), np.zeros(null.shape[1]))
         weight = system.weights[self.factor]
         if self.factor == system.first:
-            whole = _plain(null.T @ ((system.link * system.inverse) @ (system.link.T @ null)))
+            products = null.T @ ((system.link * system.inverse) @ (system.link.T @ null))
             total = -np.asarray(null.T @ np.asarray(system.link.sum(axis=1)).ravel())
         else:
             own = null[self.where]
-            whole = _plain(own.T @ (sparse.diags_array(weight) @ own))
+            products = own.T @ (sparse.diags_array(weight) @ own)
             total = np.asarray(own.T @ weight)
-        return whole - np.outer(total, total) / (weight.sum() or 1.0), np.diagonal(whole)
+        return Centred(products, total, float(weight.sum()) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,11 @@ class _Step:
 
     block: _Block
     directions: Any  # (r, p)
-    factor: tuple[Array, bool]  # of Cholesky, of H
+    solve: Callable[[Array], Array]  # H^{-1}
 
     def coefficients(self, first: Array, rest: Array) -> Array:
         along = self.directions.T @ self.block.back(self.block.times_scatter(self.block.of(first, rest)))
-        return -np.asarray(cho_solve(self.factor, along))
+        return -np.asarray(self.solve(along))
 
 
 class FactorAliases:
@@ -123,7 +121,7 @@ class FactorAliases:
     Parameters
     ----------
     system : Remaining
-    null : ndarray (r, k)
+    null : ndarray or sparse (r, k)
         Directions of the remaining unknowns, which take the eliminated factor's levels with them.
     parts : sequence of Part
         In order.
@@ -136,17 +134,17 @@ class FactorAliases:
         Directions that change the contribution of some part.
     """
 
-    def __init__(self, system: Remaining, null: Array, parts: Sequence[Part]) -> None:
+    def __init__(self, system: Remaining, null: Any, parts: Sequence[Part]) -> None:
         self._system = system
         dense = np.arange(system.places[-1].start, system.places[-1].stop)
-        if np.count_nonzero(null) < _SPARSE * null.size:  # factors that are nested
+        if not sparse.issparse(null) and np.count_nonzero(null) < _SPARSE * null.size:  # factors that are nested
             null = sparse.csr_array(null)
-        found = [_block(system, dense, [part]).squares(null) for part in parts]
-        size = np.sqrt(sum((np.maximum(np.diagonal(own), 0.0) for own, _ in found), np.zeros(null.shape[1])))
+        found = [_block(system, dense, [part]).scatter(null) for part in parts]
+        size = np.sqrt(sum((np.maximum(own.squares, 0.0) for own in found), np.zeros(null.shape[1])))
         # two factors always share a constant, which contributes nothing: relative to what isn't centred
-        moves = np.flatnonzero(size > np.sqrt(_NO_SQUARE * sum(before for _, before in found)))
+        moves = np.flatnonzero(size > np.sqrt(_NO_SQUARE * sum(own.before for own in found)))
         if not len(moves):  # scipy doesn't scale matrices without columns
-            null = _plain(null)
+            null = plain(null)
         scaled = null[:, moves] * (1.0 / size[moves])
         self.null = sparse.csr_array(scaled) if sparse.issparse(scaled) else scaled
         self.unknown = np.zeros(len(dense), dtype=bool)
@@ -154,7 +152,7 @@ class FactorAliases:
         free, each = self.null, [[part] for part in reversed(parts)]
         for stage in each:
             for part in stage:
-                moved = abs(_plain(free[dense[part.columns]]))
+                moved = abs(plain(free[dense[part.columns]]))
                 self.unknown[part.columns] = np.any(moved > MOVES, axis=1)
             step, free = _minimum(_block(system, dense, stage), free)
             self._steps += [step] if step is not None else []
@@ -166,7 +164,7 @@ class FactorAliases:
 
     def of_columns(self) -> Array:
         """Return the part of the directions that the dense columns have, (q, m)."""
-        return _plain(self.null[self._system.places[-1]])
+        return plain(self.null[self._system.places[-1]])
 
     def settled(self, first: Array, rest: Array) -> tuple[Array, Array]:
         """Return effects (L1, d) and other unknowns (r, d) that fit as these do, with least contributions."""
@@ -182,7 +180,7 @@ class FactorAliases:
         first = np.zeros((len(system.inverse), rest.shape[1]))
         for step in reversed(self._steps):
             along = step.directions.T @ (rest - system.link @ (system.inverse[:, None] * first))
-            own = step.block.times_scatter(step.block.of_direction(step.directions @ cho_solve(step.factor, along)))
+            own = step.block.times_scatter(step.block.of_direction(step.directions @ step.solve(along)))
             if step.block.factor == system.first:
                 first = first - own
             else:
@@ -201,25 +199,8 @@ def _block(system: Remaining, dense: NDArray[np.int64], stage: Sequence[Part]) -
 
 def _minimum(block: _Block, free: Array) -> tuple[_Step | None, Array]:
     """Return the step that minimises the block's contribution along `free`, and what it leaves free."""
-    squares, _ = block.squares(free)
-    lower, pivots, others = pivoted(squares, _NO_SQUARE)
-    if not len(pivots):
+    found: Independent = block.scatter(free).independent(_NO_SQUARE)
+    if not len(found.pivots):
         return None, free
-    directions = free[:, pivots]
-    solved = cho_solve((lower, True), squares[np.ix_(pivots, others)])
-    return _Step(block, directions, (lower, True)), _plain(free[:, others]) - directions @ solved
-
-
-def _plain(matrix: Any) -> Array:
-    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
-
-
-def pivoted(matrix: Array, smallest: float) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Return Cholesky's factor of a scaled matrix, its pivots down to what is `smallest`, and the other columns."""
-    size = len(matrix)
-    # LAPACK takes the first pivot whatever its size
-    if not size or np.diagonal(matrix).max() <= smallest:
-        return np.empty((0, 0)), np.empty(0, np.int64), np.arange(size)
-    factor, pivot, rank, _ = dpstrf(matrix, tol=smallest, lower=1)
-    order = pivot.astype(np.int64) - 1
-    return np.tril(factor[:rank, :rank]), order[:rank], order[rank:]
+    directions = free[:, found.pivots]
+    return _Step(block, directions, found.solve), plain(free[:, found.others]) - directions @ found.made

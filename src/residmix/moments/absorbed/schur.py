@@ -12,9 +12,9 @@ from scipy.linalg import solve_triangular
 from scipy.sparse.csgraph import connected_components
 
 from residmix.errors import DesignWarning, warn
-from residmix.moments.absorbed.aliases import pivoted
+from residmix.moments.absorbed.centred import pivoted
 
-__all__ = ["schur_solver"]
+__all__ = ["ALIASED", "schur_solver"]
 
 Array = NDArray[np.float64]
 

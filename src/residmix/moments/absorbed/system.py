@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from residmix.moments.absorbed.aliases import FactorAliases
-from residmix.moments.absorbed.schur import schur_solver
+from residmix.moments.absorbed.schur import ALIASED, schur_solver
 from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.solving.aliased import Part, absorbed_first
 
@@ -58,7 +58,17 @@ class System:
         left_out = np.flatnonzero(active & ~self.kept)
         # sparse, since levels of a nested factor meet few levels of the eliminated one
         through = (self.link * self.inverse) @ self.link[left_out].T
-        null = -self.solve((self.gram[:, left_out] - through).toarray())
+        root = np.sqrt(np.where(active, self.gram.diagonal(), 1.0))
+        shared = sparse.csr_array(self.gram[:, left_out] - through)
+        rounding = (
+            abs(shared.data) <= ALIASED * np.repeat(root, np.diff(shared.indptr)) * root[left_out][shared.indices]
+        )
+        shared.data[rounding] = 0.0
+        itself = sparse.csr_array((np.ones(len(left_out)), (left_out, np.arange(len(left_out)))), shape=shared.shape)
+        if not shared.data.any():  # nested: the levels of the eliminated factor are all it takes
+            return FactorAliases(self, itself, self.parts)
+        null = -self.solve(shared.toarray())
+        null[abs(null) * root[:, None] <= ALIASED * root[left_out]] = 0.0
         null[left_out, np.arange(len(left_out))] += 1.0
         return FactorAliases(self, null, self.parts)
 
