@@ -131,3 +131,70 @@ def test_beside_penalties_a_preserved_copy_of_what_is_removed_keeps_nothing(opti
     one = rm.Residualizer("site + age", **options).fit_transform(X, metadata=frame)
     two = rm.Residualizer("site + age", preserve="months", **options).fit_transform(X, metadata=frame)
     np.testing.assert_allclose(one, two, atol=1e-8)
+
+
+def agreed(formula, names):
+    """A formula whose levels all parts know, whatever their rows."""
+    levels = sorted(names.get(f"s{k}", f"s{k}") for k in range(4))
+    return formula.replace("site", f"C(site, levels={levels})")
+
+
+def merged(formula, preserve, frame, X, part):
+    """The merge of fits to parts of the rows."""
+    fits = [rm.Residualizer(formula, preserve=preserve).fit(X[part == k], metadata=frame[part == k]) for k in range(3)]
+    return fits[0].merge(fits[1]).merge(fits[2])
+
+
+def assert_same_table(one, two, by, rtol=1e-5):
+    one, two = (table.set_index(by).sort_index() for table in (one, two))
+    for column in one:
+        np.testing.assert_allclose(one[column], two[column], rtol=rtol, atol=1e-7)
+
+
+@pytest.mark.parametrize(("formula", "preserve"), [("site + tesla + age", "sick"), ("site + age", "tesla + sick")])
+@settings(max_examples=8, deadline=None)
+@given(**CHANGES)
+def test_merged_fits_of_aliased_metadata_are_the_pooled_one_and_depend_on_spans_only(
+    formula, preserve, constant, unit, seed
+):
+    frame, X = data()
+    part = np.random.default_rng(seed).integers(0, 3, N)
+    if seed % 2:  # as where each part is a site of its own: tesla doesn't vary within one
+        part = frame["site"].map({"s0": 0, "s1": 1, "s2": 2, "s3": 2}).to_numpy()
+    one = merged(agreed(formula, {}), preserve, frame, X, part)
+    pooled = rm.Residualizer(agreed(formula, {}), preserve=preserve).fit(X, metadata=frame)
+    np.testing.assert_allclose(one.transform(X, metadata=frame), pooled.transform(X, metadata=frame), atol=1e-8)
+    assert_same_table(one.tidy(), pooled.tidy(), ["feature", "term"])
+    assert one.tidy()["estimate"].isna().any()
+    other, Y, rows, columns = changed(frame, X, constant, unit, seed)
+    two = merged(agreed(formula, NAMES), preserve, other, Y, part[rows])
+    np.testing.assert_allclose(
+        one.transform(X, metadata=frame)[rows][:, columns], two.transform(Y, metadata=other), atol=1e-7
+    )
+    tables = [model.tidy().set_index(["term", "feature"]) for model in (one, two)]
+    for new, old in enumerate(columns):  # what doesn't depend on the coding can be compared by name
+        for term in ("age", "sick"):
+            first, second = (t.loc[(term, f"x{j}")] for t, j in zip(tables, (old, new), strict=True))
+            for column in ("statistic", "p_value", "partial_r2"):
+                np.testing.assert_allclose(first[column], second[column], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("formula", ["site + subject + age", "subject + site + tesla"])
+def test_merged_fits_of_nested_factors_without_columns_are_the_pooled_one(formula):
+    rng = np.random.default_rng(0)
+    subject = np.r_[np.tile(np.arange(420), 3), rng.integers(0, 420, 900)]
+    frame = pd.DataFrame({"subject": subject, "site": subject % 210}).astype(str)
+    frame["tesla"], frame["age"] = subject % 2 + 1.5, rng.normal(size=len(subject))
+    X = rng.normal(size=(len(subject), 2)) + subject[:, None] % 7
+    part = np.r_[np.repeat(np.arange(3), 420), rng.integers(0, 3, 900)]
+    one = merged(formula, None, frame, X, part)
+    pooled = rm.Residualizer(formula).fit(X, metadata=frame)
+    np.testing.assert_allclose(one.transform(X, metadata=frame), pooled.transform(X, metadata=frame), atol=1e-9)
+    for name, effects in pooled.effects_.items():
+        np.testing.assert_allclose(one.effects_[name], effects, atol=1e-8)
+    assert_same_table(one.tidy(), pooled.tidy(), ["feature", "term"])
+    assert one.rank_ == pooled.rank_
+    # another name for each level, so another order; and a constant
+    named = frame.assign(subject=frame["subject"].str[::-1] + "x", site="z" + frame["site"].str[::-1])
+    two = merged(formula, None, named, X + 1e3, part)
+    np.testing.assert_allclose(one.transform(X, metadata=frame), two.transform(X + 1e3, metadata=named), atol=1e-8)

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.effect import ExpectedEffect
 from residmix.conditional.given import components_given, located, weighed
+from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.gaussian import GaussianMixture
@@ -71,7 +72,11 @@ class ConditionalDensity(MixtureFit):
     def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
         block_rows, allow_nan = self._block_rows(len(residualizer.features_)), self._gaps_allowed()
-        return residualizer.rows_of(table, sample_weight, block_rows=block_rows, allow_nan=allow_nan)
+        rows = residualizer.rows_of(table, sample_weight, block_rows=block_rows, allow_nan=allow_nan)
+        check = None
+        if residualizer.on_unknown == "error":
+            check = refused(residualizer.design_, residualizer.fit_, residualizer.moments_)
+        return rows if check is None else rows.mapped(check)
 
     # ---- using -------------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
+from numpy.typing import NDArray
+
 from residmix.design.formula.expressions import Call, Column, Terms
+from residmix.design.levels import Levels
 from residmix.design.survey import Learned, Survey
 from residmix.design.terms import Plan
 
-__all__ = ["coded_terms"]
+__all__ = ["coded_combinations", "coded_terms"]
 
 
 def coded_terms(removed: Terms, kept: Terms, found: Survey, missing: str, absorb_above: int) -> tuple[Plan, ...]:
@@ -76,3 +81,21 @@ def _kind(term: tuple[Column | Call, ...], learned: Learned) -> str:
     if text in learned.levels:
         return "factor"
     return "numeric" if learned.widths[text] is None else "spline"
+
+
+def coded_combinations(
+    plans: Sequence[Plan], atoms: Sequence[Column | Call], levels: Sequence[Levels]
+) -> NDArray[np.float64]:
+    """Return columns (c, k) of plans of some factors in each combination of levels, the last varying fastest."""
+    grid = np.indices([own.n_levels for own in levels]).reshape(len(levels), -1)
+    texts = [atom.text for atom in atoms]
+    parts = []
+    for plan in plans:
+        for coding in plan.coding:
+            whole = np.ones((grid.shape[1], 1))
+            for index, full in coding:
+                at = texts.index(plan.factors[index].text)
+                part = levels[at].coded(grid[at].astype(np.int32), full=full)
+                whole = (whole[:, :, None] * part[:, None, :]).reshape(len(whole), -1)
+            parts.append(whole)
+    return np.hstack(parts)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.coding import coded_combinations
 from residmix.design.columns import Metadata, open_metadata, plain_matrix, spotted
 from residmix.design.formula.expressions import Call, Column
 from residmix.design.formula.parser import parse_formula
@@ -19,7 +20,7 @@ from residmix.design.formula.tokens import FormulaError
 from residmix.design.levels import Levels, missing_error
 from residmix.design.reader import RowReader
 from residmix.design.survey import Learned
-from residmix.design.terms import DesignMatrix, Factor, Plan, Term
+from residmix.design.terms import Combinations, DesignMatrix, Factor, Plan, Term
 from residmix.errors import did_you_mean
 from residmix.rows.checks import all_finite
 from residmix.rows.scratch import scratch
@@ -272,6 +273,23 @@ class Design:
             raise ValueError(f"{term.name} is no factor with columns of its own")
         ((_, full),) = plan.coding[0]
         return levels.coded(np.arange(levels.n_levels, dtype=np.int32), full=full)
+
+    def combinations(self, term: Term) -> Combinations | None:
+        """Return what is removed of an interaction's factors; None if not all are factors that have columns."""
+        pairs = list(zip(self._plans, self.terms, strict=True))
+        (atoms,) = (plan.factors for plan, own in pairs if own == term)
+        levels = [own for atom in atoms if (own := self._levels(atom)) is not None]
+        texts = {atom.text for atom in atoms}
+        within = [(p, t) for p, t in pairs if not p.preserved and {atom.text for atom in p.factors} <= texts]
+        if len(levels) < len(atoms) or any(plan.kind not in ("factor", "interaction") for plan, _ in within):
+            return None
+        return Combinations(
+            tuple(atom.label for atom in atoms),
+            tuple(own.labels for own in levels),
+            tuple(len(own.levels) for own in levels),
+            np.concatenate([np.arange(t.columns.start, t.columns.stop) for _, t in within]),
+            coded_combinations([plan for plan, _ in within], atoms, levels),
+        )
 
     def rows_along(self, name: str, values: list[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return the design columns whose terms use the metadata column `name` alone, and their rows at some values.

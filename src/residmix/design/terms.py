@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from residmix.design.formula.expressions import Call, Column
 from residmix.errors import did_you_mean
 
-__all__ = ["DesignMatrix", "Factor", "Plan", "Term", "find_term"]
+__all__ = ["Combinations", "DesignMatrix", "Factor", "Plan", "Term", "find_term"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,31 @@ class Term:
     factor: int | None = None
     levels: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """What is removed of the factors of an interaction, in every combination of their levels (c of them).
+
+    Attributes
+    ----------
+    factors : tuple of str
+        As written in the formula.
+    levels : tuple of tuple of str
+        By factor.
+    n_known : tuple of int
+        How many of these levels aren't the one of missing values.
+    columns : ndarray of int (k,)
+        Of the design: those of the interaction, and of the factors and their interactions by themselves.
+    rows : ndarray (c, k)
+        What stands there; the last factor's level varies fastest.
+    """
+
+    factors: tuple[str, ...]
+    levels: tuple[tuple[str, ...], ...]
+    n_known: tuple[int, ...]
+    columns: NDArray[np.intp]
+    rows: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ __all__ = [
     "Pair",
     "add_effects",
     "centred_products",
+    "check_compilers",
     "full_joint",
     "full_sums",
     "locate_levels",
@@ -31,6 +32,7 @@ __all__ = [
     "squared_distances",
     "subtract_rows",
     "sum_levels",
+    "tell_uncompiled",
     "tied_gram",
     "turn_axes",
 ]
@@ -84,7 +86,7 @@ class Pair:
         # whatever moved inside a compiler may be missing in any way
         except Exception as error:
             self._run = self.twin
-            _tell(error)
+            tell_uncompiled(error)
             return self.twin(*arguments)
         self._run = loop
         return result
@@ -97,13 +99,18 @@ class Pair:
         ImportError
             If compilers are switched off or not there.
         """
-        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-            raise ImportError("NUMBA_DISABLE_JIT is set")
+        check_compilers()
         found: Callable[..., Any] = getattr(import_module(self.home), self.name)
         return found
 
 
-def _tell(error: Exception) -> None:
+def check_compilers() -> None:
+    """Raise ImportError if compilers are switched off."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise ImportError("NUMBA_DISABLE_JIT is set")
+
+
+def tell_uncompiled(error: Exception) -> None:
     """Warn once a process that the twins do the work of the loops."""
     global _told
     with _LOCK:

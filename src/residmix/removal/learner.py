@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from residmix.effects.effect import Effect
 from residmix.effects.mean.ridge import need_columns
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.unmeasured import withheld
+from residmix.effects.unmeasured.later import withheld
 from residmix.effects.unseen.levels import priors
 from residmix.removal.fitting import fitted, refitted
 from residmix.removal.settings import effect_of, refuse_moments_alone, warn_of_nothing

@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.design.terms import Term
+from residmix.effects.unmeasured.combinations import Empty
+from residmix.effects.unmeasured.levels import Unmeasured
 from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, note, warn
 from residmix.moments.inference import explained, term_shares
 from residmix.moments.solving.solve import LinearFit
 
-__all__ = ["aliases", "note_of_absent", "summary_text", "warn_of_fit", "warn_of_unmeasured"]
+__all__ = [
+    "aliases",
+    "combinations_told",
+    "note_of_absent",
+    "summary_text",
+    "warn_of_combinations",
+    "warn_of_fit",
+    "warn_of_unmeasured",
+]
 
 # Above this canonical correlation, what is removed and what is preserved share more than 9/10 of their variance.
 _ENTANGLED = 0.95
@@ -28,12 +37,9 @@ def summary_text(
     terms: Sequence[tuple[str, slice, bool]],
     columns: Sequence[str],
     features: Sequence[str],
-    owners: Mapping[int, str] | None = None,
+    doubts: Sequence[str] = (),
 ) -> str:
-    """Return a page of text: the size of the problem, what each term explains, the features most affected.
-
-    `owners` are those of :func:`aliases`.
-    """
+    """Return a page of text: the size of the problem, what each term explains, the features most affected, doubts."""
     r2 = explained(fit)
     rows = int(fit.count.max(initial=0))
     beside = " and the levels of absorbed factors" if any(where.start == where.stop for _, where, _ in terms) else ""
@@ -64,8 +70,7 @@ def summary_text(
         lines += ["", f"{'feature':<{width}}     R2"]
         order = np.argsort(-r2, kind="stable")[:10]
         lines += [f"{features[j]:<{width}}  {r2[j]:.3f}" for j in order]
-    lines += [f"aliased: {told}" for told in aliases(fit, columns, owners or {})]
-    return "\n".join(lines)
+    return "\n".join([*lines, *doubts])
 
 
 def aliases(fit: LinearFit, columns: Sequence[str], owners: Mapping[int, str]) -> list[str]:
@@ -149,39 +154,81 @@ def warn_of_fit(
         )
 
 
-def note_of_absent(term: Term, levels: NDArray[np.bool_]) -> None:
+def note_of_absent(one: Unmeasured, absent: NDArray[np.bool_]) -> None:
     """Note levels (L,) of a factor that no row has, as where sites agree on levels and each fits its own rows."""
-    names = [str(name) for name, none in zip(term.levels, levels, strict=True) if none]
+    names = [str(name) for name, none in zip(one.term.levels, absent, strict=True) if none]
     if names:
-        some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         note(
             "levels-without-rows",
-            f"no row has the level {some} of {term.name!r}, so nothing is known of its effect until rows are added",
-            term=term.name,
+            f"no row has the level {_some(names)} of {one.term.name!r}, so nothing is known of its effect until rows "
+            "are added",
+            term=one.term.name,
             levels=names,
         )
 
 
-def warn_of_unmeasured(
-    found: Sequence[tuple[Term, NDArray[np.bool_]]], features: NDArray[Any], on_unknown: str
-) -> None:
-    """Warn of levels that features were never measured at, as :func:`residmix.effects.unmeasured.unmeasured` finds."""
-    for term, lacking in found:
-        for level, own in zip(term.levels, lacking, strict=False):
-            names = [str(name) for name in np.asarray(features)[own]]
-            if not names:
-                continue
-            some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            then = (
-                "later rows get NaN there; give on_unknown='mean' for the average of the other levels"
-                if on_unknown == "error"
-                else "later rows get the average effect of the other levels"
-            )
-            warn(
-                f"no values of {some} where {term.name!r} is {level!r}, so the effect there can't be estimated: {then}",
-                DesignWarning,
-                kind="unmeasured-level",
-                term=term.name,
-                level=level,
-                features=names,
-            )
+def warn_of_unmeasured(one: Unmeasured, lacking: NDArray[np.bool_], features: NDArray[Any], on_unknown: str) -> None:
+    """Warn of levels of a factor that features (L, d) were never measured at."""
+    for level, own in zip(one.term.levels, lacking, strict=False):
+        names = [str(name) for name in np.asarray(features)[own]]
+        if not names:
+            continue
+        then = (
+            "later rows get NaN there; give on_unknown='mean' for the average of the other levels"
+            if on_unknown == "error"
+            else "later rows get the average effect of the other levels"
+        )
+        warn(
+            f"no values of {_some(names)} where {one.term.name!r} is {level!r}, so the effect there can't be "
+            f"estimated: {then}",
+            DesignWarning,
+            kind="unmeasured-level",
+            term=one.term.name,
+            level=level,
+            features=names,
+        )
+
+
+def combinations_told(one: Empty, features: NDArray[Any], n_values: int) -> tuple[str, dict[str, Any]] | None:
+    """Return "no rows where 'site' is 'a' and 'scanner' is 's2'" of combinations whose levels have rows, and figures.
+
+    `n_values` is the number of features that have values at all.
+    """
+    lacking = one.alone()
+    cells, own = np.flatnonzero(lacking.any(axis=1)), lacking.any(axis=0)
+    if not len(cells):
+        return None
+    levels = [len(names) for names in one.among.levels]
+    at = np.array(np.unravel_index(cells, levels)).T
+    named = [
+        {factor: names[k] for factor, names, k in zip(one.among.factors, one.among.levels, place, strict=True)}
+        for place in at
+    ]
+    told = [" and ".join(f"{factor!r} is {level!r}" for factor, level in cell.items()) for cell in named[:4]]
+    more = f" (and {len(cells) - 4} more combinations)" if len(cells) > 4 else ""
+    names = [str(name) for name in np.asarray(features)[own]]
+    whose = "no rows" if len(names) == n_values else f"no values of {_some(names)}"
+    figures = {"term": one.term.name, "combinations": named, "features": names}
+    return f"{whose} where {', or where '.join(told)}{more}", figures
+
+
+def warn_of_combinations(one: Empty, features: NDArray[Any], n_values: int, on_unknown: str) -> None:
+    """Warn of combinations of levels that there are no rows of, though there are of each level."""
+    found = combinations_told(one, features, n_values)
+    if found is None:
+        return
+    then = (
+        "later rows get NaN there; give on_unknown='mean' for the sum of what the levels do elsewhere"
+        if on_unknown == "error"
+        else "later rows get the sum of what the levels do elsewhere"
+    )
+    warn(
+        f"{found[0]}, so what {one.term.name!r} does there can't be estimated: {then}",
+        DesignWarning,
+        kind="unmeasured-combination",
+        **found[1],
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

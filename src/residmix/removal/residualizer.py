@@ -76,7 +76,8 @@ class Residualizer(Learner):
         What to do in transform with a level that fit didn't see: raise; give it the known levels' average effect, each
         level counting alike; or the effect to be expected of a further level, where known ones with few rows count less
         (:func:`residmix.effects.unseen.priors.level_prior`). `adapt` learns such a level from a few of its rows.
-        Of a level that a feature was never measured at, residuals are NaN with "error", else about the average effect.
+        Of a level that a feature was never measured at, or a combination of levels in an interaction, residuals are
+        NaN with "error", else about the average effect of the others, or the sum of what its levels do elsewhere.
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.

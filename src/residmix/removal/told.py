@@ -15,14 +15,23 @@ from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Scale
 from residmix.effects.tables import effect_table, level_table
-from residmix.effects.unmeasured import unmeasured
+from residmix.effects.unmeasured.combinations import empty, explained
+from residmix.effects.unmeasured.levels import unmeasured
 from residmix.effects.unseen.batches import LaterBatches
 from residmix.effects.unseen.levels import NewLevels
 from residmix.effects.unseen.priors import removed_factors
 from residmix.moments import inference
 from residmix.moments.linear import Moments
 from residmix.moments.solving.solve import LinearFit
-from residmix.removal.messages import note_of_absent, summary_text, warn_of_fit, warn_of_unmeasured
+from residmix.removal.messages import (
+    aliases,
+    combinations_told,
+    note_of_absent,
+    summary_text,
+    warn_of_combinations,
+    warn_of_fit,
+    warn_of_unmeasured,
+)
 from residmix.removal.nesting import nested_factors, owners
 from residmix.removal.transformer import MetadataTransformer
 from residmix.removal.watch import Watch
@@ -169,9 +178,24 @@ class Told(Shown, MetadataTransformer):
                 [(term.name, term.columns, term.preserved) for term in self.design_.terms],
                 self.design_.column_names,
                 [str(name) for name in self.features_],
-                owners(self.fit_, self.moments_, self.design_.factors),
+                self._doubts(),
             )
         )
+
+    def _doubts(self) -> list[str]:
+        """Return lines of what can't be estimated."""
+        design, fit, moments = self.design_, self.fit_, self.moments_
+        found = [combinations_told(own, self.features_, self._n_values) for own in empty(design, fit, moments)]
+        told = [f"not estimated: {own[0]}" for own in found if own is not None]
+        if explained(design, fit, moments):
+            return told
+        named = aliases(fit, design.column_names, owners(fit, moments, design.factors))
+        return [*told, *(f"aliased: {one}" for one in named)]
+
+    @property
+    def _n_values(self) -> int:
+        """Number of features that have values."""
+        return int(np.count_nonzero(self.fit_.count > 0))
 
     def level_table(self, term: str) -> pd.DataFrame:
         """Return a table of the levels of a factor that is removed: level, rows, shift, spread, distance, odd.
@@ -206,26 +230,29 @@ class Told(Shown, MetadataTransformer):
 
     def _warn(self) -> None:
         """Warn of what is doubtful about a fit of linear effects."""
-        factors, lost = self.design_.factors, unmeasured(self.design_, self.fit_, self.moments_)
-        absent = [(term, lacking, (lacking == (self.fit_.count > 0)).all(axis=1)) for term, lacking in lost]
-        no_rows = {
-            k for term, _, levels in absent if levels.any() for k in range(term.columns.start, term.columns.stop)
-        }
-        fit = replace(self.fit_, aliased={k: by for k, by in self.fit_.aliased.items() if k not in no_rows})
+        design, fit, moments = self.design_, self.fit_, self.moments_
+        lost = unmeasured(design, fit, moments)
+        absent = [(one, (one.lacking == (fit.count > 0)).all(axis=1)) for one in lost]
+        # what no row has is told below, by its name
+        no_rows = {k for one, levels in absent if levels.any() for k in one.columns}
+        told = {} if explained(design, fit, moments) else fit.aliased
+        fit = replace(fit, aliased={k: by for k, by in told.items() if k not in no_rows})
         warn_of_fit(
             fit,
-            self.design_.column_names,
+            design.column_names,
             self.features_,
             self.canonical_correlations_,
             penalised=self.alpha != 0 or bool(self.random_effects_),
-            owners=owners(fit, self.moments_, factors),
-            nested=nested_factors(fit, self.moments_, factors),
+            owners=owners(fit, moments, design.factors),
+            nested=nested_factors(fit, moments, design.factors),
         )
-        for term, _, levels in absent:
-            note_of_absent(term, levels)
+        for one, levels in absent:
+            note_of_absent(one, levels)
         if not self.random_effects_:  # those of a level without rows are expected to be 0
-            some = [(term, lacking & ~levels[:, None]) for term, lacking, levels in absent]
-            warn_of_unmeasured(some, self.features_, self.on_unknown)
+            for one, levels in absent:
+                warn_of_unmeasured(one, one.lacking & ~levels[:, None], self.features_, self.on_unknown)
+            for crossed in empty(design, self.fit_, moments):
+                warn_of_combinations(crossed, self.features_, self._n_values, self.on_unknown)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.unmeasured import averaged
+from residmix.effects.unmeasured.later import settled
 from residmix.moments.equations import Equations, equations
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.rows import Rows
@@ -44,4 +44,4 @@ class LeastSquares:
     ) -> LinearRemoval:
         check_design_moments(design.column_names, moments.linear)
         fit = equations(design.sizes).fit(moments, rows, self.penalty(design), design.terms)
-        return LinearRemoval(design.n_removed, moments, averaged(design, fit, moments))
+        return LinearRemoval(design.n_removed, moments, settled(design, fit, moments))

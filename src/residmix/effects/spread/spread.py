@@ -13,6 +13,7 @@ from residmix.effects.effect import Effect, need_dense
 from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Scale, fit_scale
+from residmix.effects.unmeasured.combinations import empty, with_sums
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
 from residmix.moments.equations import Equations
 from residmix.moments.linear import LinearMoments
@@ -64,6 +65,9 @@ class Spread:
         still = still_levels(rows, design)
         tell_still(still, design, features, _ONLY_MEAN)
         scale = fit_scale(rows, found.everything(), design.n_removed, still=tuple(still.values()), features=features)
+        if combinations := empty(design, found.fit, moments):
+            coef, moved = with_sums(combinations, scale.coef, scale.origin)
+            scale = replace(scale, coef=coef, intercept=scale.intercept + moved)
         return replace(found, scale=scale)
 
     def _of_levels(self, found: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]) -> Scale:

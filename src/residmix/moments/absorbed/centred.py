@@ -23,7 +23,7 @@ _MEETING = 500
 
 @dataclass(frozen=True)
 class Independent:
-    """Independent directions (p,) among some, how those are solved for, and the others (k,) as they make them, (p, k)."""
+    """Independent directions (p,), how they are solved for, and what the others (k,) are made of them, (p, k)."""
 
     pivots: NDArray[np.int64]
     others: NDArray[np.int64]
@@ -35,8 +35,8 @@ class Independent:
 class Centred:
     r""":math:`H = G - t t' / W`, scatter of contributions with products G and sums t over rows of weight W.
 
-    Where factors are nested, there is a direction for each level of the outer one, and G is diagonal but for few others:
-    those are eliminated by the formula of Sherman and Morrison, so that 5,000 levels don't cost their cube.
+    Where factors are nested, there is a direction for each level of the outer one, and G is all but diagonal: few
+    directions meet others. The rest is eliminated by Sherman and Morrison's formula, lest 5,000 levels cost their cube.
 
     Attributes
     ----------

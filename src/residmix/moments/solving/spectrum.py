@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +32,7 @@ class Spread:
     offset: Array  # (q,)
     scale: Array  # (q,), 1 for columns that don't vary
     varies: NDArray[np.bool_]  # (q,)
+    doubtful: NDArray[np.bool_]  # (q,), columns that may be a constant away from the origin: only the rows can tell
     mean_over_spread: Array  # (q,)
     penalty: Array | None  # (q, q), for scaled columns, per unit of weight
 
@@ -109,8 +110,11 @@ def spectra_of(moments: LinearMoments, penalty: Array | None, parts: Sequence[Pa
             scatter = moments.s_aa[g] / weight
             scale = np.sqrt(np.maximum(np.diagonal(scatter), 0.0))
             mean = np.abs(moments.origin_a + moments.offset_a[g])
-            # Rounding of a constant leaves a spread of a few units in its last place.
+            # Rounding of a constant leaves a spread of a few units in its last place; where it isn't the origin of the
+            # products, the root of that.
             varies = scale > 8 * _EPS * mean
+            doubtful = varies & (scale <= 64 * np.sqrt(_EPS) * np.abs(moments.offset_a[g]))
+            varies &= ~doubtful
             scale = np.where(varies, scale, 1.0)
             gram = np.where(np.outer(varies, varies), scatter / scale[:, None] / scale, 0.0)
             own = penalty if penalty is None or penalty.ndim == 2 else penalty[columns[0]]
@@ -120,7 +124,16 @@ def spectra_of(moments: LinearMoments, penalty: Array | None, parts: Sequence[Pa
             if own is not None:
                 values, vectors = np.linalg.eigh(gram + own)
             spread = Spread(
-                g, columns, float(moments.count[g]), weight, moments.offset_a[g], scale, varies, mean / scale, own
+                g,
+                columns,
+                float(moments.count[g]),
+                weight,
+                moments.offset_a[g],
+                scale,
+                varies,
+                doubtful,
+                mean / scale,
+                own,
             )
             # A Gram matrix carries rounding of order eps: singular values below its root mean nothing.
             tolerance = np.sqrt(_EPS * 16 * max(len(scale), 1))
@@ -150,6 +163,14 @@ def _spectrum(
     )
 
 
+def _resolved(s: Spread, spread: Array) -> Spread:
+    """Return where columns lie that moments left in doubt, from their spread (q,) in a triangular factor."""
+    rounding = 32 * _EPS * (np.where(s.varies, 0.0, s.mean_over_spread) + np.abs(s.offset))
+    varies = s.doubtful & (spread > rounding)
+    scale = np.where(varies, spread, s.scale)
+    return replace(s, varies=s.varies | varies, scale=scale, mean_over_spread=s.mean_over_spread * s.scale / scale)
+
+
 def triangular(spectra: list[Spectrum], triangle: Triangle) -> tuple[list[Spectrum], list[Array]]:
     """Return spectra and coefficients with the digits of a QR factorisation of the rows."""
     better, coefficients = [], []
@@ -162,6 +183,8 @@ def triangular(spectra: list[Spectrum], triangle: Triangle) -> tuple[list[Spectr
                 np.hstack([triangle.products[j] for j in s.columns]) if several else triangle.products[0][:, s.columns]
             )
             root = np.sqrt(s.weight)
+            if s.doubtful.any():
+                s = _resolved(s, np.linalg.norm(factor[1:, 1:], axis=0) / root)
             roots = np.where(s.varies, factor[1:, 1:] / s.scale / root, 0.0)
             stacked = [roots]
             if s.penalty is not None:

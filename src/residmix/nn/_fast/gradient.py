@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from residmix.nn._fast.step import lost
+from residmix.nn._fast.loops import compiled
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.gradient import Loss, minus
 
@@ -38,7 +38,8 @@ class _Projected(torch.autograd.Function):
         share = mapping.shares(grad, ctx.maps, ctx.mask)
         factor = -share if isinstance(share, float) else -1.0
         if isinstance(loss.left, np.ndarray) and not torch.is_grad_enabled():
-            gone = torch.from_numpy(lost(*loss, rows.contiguous().numpy(), factor))
+            own = rows.contiguous().numpy()
+            gone = torch.from_numpy(compiled(own.dtype == np.float64).lost(*loss, own, factor))
         else:
             left, change, level, kept = map(torch.as_tensor, loss)
             gone = left @ (change.T @ rows.double()) * kept

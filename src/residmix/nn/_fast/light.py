@@ -11,7 +11,7 @@ from torch import Tensor
 
 from residmix.nn import _torch
 from residmix.nn._fast.gradient import subtract
-from residmix.nn._fast.step import Memory, step
+from residmix.nn._fast.loops import Memory, compiled
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.batch import check_width, columns, not_finite, row_weights, true_where_counted
 from residmix.nn.layer.gradient import minus
@@ -39,6 +39,7 @@ def is_light(layer: Residualize, x: Tensor, *columns: Tensor | None) -> bool:
         and all(values is None or values.ndim <= 2 for values in columns)
         and not layer.distributed
         and not torch.compiler.is_compiling()
+        and compiled(x.dtype == torch.float64) is not None
     )
 
 
@@ -74,7 +75,7 @@ def light_step(
         else:
             latest.keep(mark, Memory(*(values.copy() for values in memory)))
     rows = np.empty(features.shape, features.dtype)
-    loss = step(
+    loss = compiled(features.dtype == np.float64).step(
         memory, design, features, weight, count, p, float(layer.horizon or 0), float(layer.warmup),
         float(layer.ridge), float(layer.rtol), float(layer.shrink), layer.center != "none", layer.center == "features",
         layer.grad == "project", not again, rows,

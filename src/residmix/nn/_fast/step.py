@@ -11,37 +11,16 @@ float64 features.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
 from residmix.kernels.compiled import compiled, piece
 from residmix.nn.layer.gradient import Loss
 from residmix.nn.layer.moments import CONSTANT
 
-__all__ = ["Memory", "lost", "step"]
-
-Array = NDArray[np.float64]
+__all__ = ["lost", "step"]
 
 # Features whose columns of a batch fit a core's cache.
 _BLOCK = 256
-
-
-class Memory(NamedTuple):
-    """What a layer remembers, see `residmix.nn.layer.moments.Moments` and `Solution`: its buffers, without copies."""
-
-    weight: Array
-    square: Array
-    mean: Array
-    scatter: Array
-    spread: Array
-    coef: Array
-    slope: Array
-    remainder: Array
-    spectrum: Array
-    kept: Array
-    ready: Array
 
 
 @piece
