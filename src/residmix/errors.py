@@ -9,7 +9,7 @@ import numbers
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ __all__ = [
     "RareLevelWarning",
     "ResidmixWarning",
     "ScaleWarning",
-    "check_choice",
+    "check_arguments",
     "check_number",
     "did_you_mean",
     "keeps_notes",
@@ -212,20 +212,25 @@ def require_extra(module: str, extra: str, purpose: str) -> MissingExtraError:
     )
 
 
-def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Raise ValueError unless `value` is one of `choices`.
+def check_arguments(caller: str, **arguments: tuple[list[Any], Any]) -> None:
+    """Raise ValueError unless each argument, (constraints, value), meets one of scikit-learn's constraints.
+
+    Of functions and methods; estimators check their parameters by `_parameter_constraints`, with the same words.
 
     Examples
     --------
-    >>> check_choice("on_unknown", "eror", ["error", "mean"])
+    >>> from numbers import Integral
+    >>> from sklearn.utils._param_validation import Interval
+    >>> check_arguments("sample", n_samples=([Interval(Integral, 1, None, closed="left")], 0))
     Traceback (most recent call last):
         ...
-    ValueError: on_unknown must be one of 'error', 'mean', not 'eror' - did you mean 'error'?
+    sklearn.utils._param_validation.InvalidParameterError: The 'n_samples' parameter of sample must be an int in the \
+range [1, inf). Got 0 instead.
     """
-    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
-        listed = ", ".join(repr(choice) for choice in choices)
-        hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
-        raise ValueError(f"{name} must be one of {listed}, not {value!r}{hint}")
+    from sklearn.utils._param_validation import validate_parameter_constraints
+
+    constraints = {name: allowed for name, (allowed, _) in arguments.items()}
+    validate_parameter_constraints(constraints, {name: value for name, (_, value) in arguments.items()}, caller)
 
 
 def check_number(
@@ -238,6 +243,8 @@ def check_number(
     above: bool = False,
 ) -> None:
     """Raise unless `value` is a number with ``low <= value <= high``, or ``low < value`` when `above`.
+
+    Of what stands inside a parameter, such as a width in a list, which scikit-learn's constraints don't see.
 
     Raises
     ------

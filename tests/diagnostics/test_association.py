@@ -294,7 +294,7 @@ def test_the_same_seed_gives_the_same_table_and_the_table_prints():
         ({"metadata": None}, "association needs metadata"),
         ({"after": np.zeros((3, 4))}, "after has 3 rows and X has 40"),
         ({"components": np.zeros(3, int)}, "components must be 40 integers"),
-        ({"n_splits": 1}, "n_splits must be at least 2"),
+        ({"n_splits": 1}, r"'n_splits' parameter of association must be an int in the range \[2, 100\]"),
         ({"formula": "1"}, "names no metadata column"),
         ({"formula": "sight"}, "did you mean 'site'"),
         ({"n_splits": 30}, "40 rows are too few for 30 folds"),

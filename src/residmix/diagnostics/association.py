@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._param_validation import Interval
 
 from residmix.design.columns import open_metadata
 from residmix.design.fit import Design, fit_design
@@ -22,7 +24,7 @@ from residmix.diagnostics.dependence import (
 from residmix.diagnostics.probes import ProbeResult, probe
 from residmix.diagnostics.refits import given, predicted, refitted
 from residmix.diagnostics.table import COLUMNS, Association
-from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarning, check_number, warn
+from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarning, check_arguments, warn
 from residmix.moments.linear import merge_moments
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.rows import ArrayRows, Rows
@@ -114,10 +116,13 @@ def association(
     >>> [round(share, 2) for share in found.where(measure="r2", metadata="(all)")["in_sample"]]
     [1.0, 0.0]
     """
-    check_number("n_splits", n_splits, low=2, high=100, integral=True)
-    check_number("n_permutations", n_permutations, low=19, integral=True)
-    check_number("confidence", confidence, low=0.5, high=0.9999)
-    check_number("max_rows", max_rows, low=50, integral=True)
+    check_arguments(
+        "association",
+        n_splits=([Interval(Integral, 2, 100, closed="both")], n_splits),
+        n_permutations=([Interval(Integral, 19, None, closed="left")], n_permutations),
+        confidence=([Interval(Real, 0.5, 0.9999, closed="both")], confidence),
+        max_rows=([Interval(Integral, 50, None, closed="left")], max_rows),
+    )
     table = as_table(X, metadata=metadata)
     design = _design(table, formula, missing)
     names = table.feature_names(features, exclude=() if formula is None else formula_columns(formula))

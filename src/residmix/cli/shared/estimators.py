@@ -65,12 +65,14 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             on_unknown=chosen.on_unknown,
         )
     from residmix.conditional.residual_mixture import ResidualMixture
-    from residmix.errors import check_choice
+    from residmix.errors import did_you_mean
     from residmix.mixture.families.family import COVARIANCE_TYPES
 
     family: Any = [name.strip() for name in chosen.family.split(",")]
     for name in family:
-        check_choice("--family", name, (*COVARIANCE_TYPES, "auto"))
+        if name not in (known := (*COVARIANCE_TYPES, "auto")):  # scikit-learn would tell of another name
+            listed = ", ".join(map(repr, known))
+            raise ValueError(f"--family must be one of {listed}, not {name!r}{did_you_mean(name, known)}")
     return ResidualMixture(
         K,
         # without a formula the mean alone is taken out

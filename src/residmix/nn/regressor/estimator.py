@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from residmix.errors import check_choice, check_number, keeps_notes
+from residmix.errors import check_number, keeps_notes
 from residmix.nn.density.distribution import MixtureOfGaussians
 from residmix.nn.density.head import COVARIANCES, hold_means
 from residmix.nn.density.network import MixtureDensityNetwork
@@ -149,6 +151,31 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
     ((3,), (3, 2))
     """
 
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "formula": [str, None],
+        "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "covariance": [StrOptions(set(COVARIANCES))],
+        "rank": [Interval(Integral, 1, None, closed="left")],
+        "hidden": ["array-like"],
+        "dropout": [Interval(Real, 0, 0.95, closed="both")],
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+        "likelihood": [StrOptions(set(LIKELIHOODS))],
+        "preserve": [str, None],
+        "protect_target": ["boolean"],
+        "features": "no_validation",  # by the table, which knows its columns
+        "space": [StrOptions({"sample", "feature"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "patience": [Interval(Integral, 1, None, closed="left")],
+        "validation_fraction": [Interval(Real, 0, 0.9, closed="right")],
+        "min_scale": [Interval(Real, 0, 1, closed="right")],
+        "device": "no_validation",  # by torch
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
     def __init__(
         self,
         formula: str | None = None,
@@ -270,24 +297,9 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         return self
 
     def _check_options(self) -> None:
-        if self.n_components != "auto":
-            check_number("n_components", self.n_components, low=1, integral=True)
-        if self.batch_size != "auto":
-            check_number("batch_size", self.batch_size, low=1, integral=True)
-        for name in ("rank", "n_members", "patience"):
-            check_number(name, getattr(self, name), low=1, integral=True)
-        check_number("max_epochs", self.max_epochs, low=0, integral=True)
-        if not isinstance(self.hidden, Iterable):
-            raise TypeError(f"hidden must be the widths of the hidden layers, such as (128, 128), not {self.hidden!r}")
+        self._validate_params()
         for width in self.hidden:
             check_number("a width in hidden", width, low=1, integral=True)
-        for name, high in (("learning_rate", np.inf), ("min_scale", 1.0), ("validation_fraction", 0.9)):
-            check_number(name, getattr(self, name), low=0.0, high=high, above=True)
-        check_number("dropout", self.dropout, low=0.0, high=0.95)
-        check_number("weight_decay", self.weight_decay, low=0.0)
-        check_choice("covariance", self.covariance, COVARIANCES)
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        check_choice("space", self.space, ("sample", "feature"))
 
     def _removal(
         self, design: Array | None, z: NDArray[np.float32]

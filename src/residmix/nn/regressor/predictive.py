@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 
-from residmix.errors import check_choice, check_number
+from residmix.errors import check_arguments
 from residmix.nn.density import scores
 from residmix.nn.density.distribution import MixtureOfGaussians
 from residmix.nn.regressor.training import rng_scope
@@ -99,7 +101,7 @@ class PredictiveDensity(ABC):
         -------
         ndarray (n,), or (n, D) for targets given as a matrix; "quantiles" adds a last axis.
         """
-        check_choice("output", output, OUTPUTS)
+        check_arguments("predict", output=([StrOptions(set(OUTPUTS))], output))
         density = self.predict_distribution(X, metadata=metadata)
         if output == "mean":
             return self._shaped(density.mean.numpy())
@@ -114,15 +116,14 @@ class PredictiveDensity(ABC):
 
     def predict_interval(self, X: Any, *, metadata: Any = None, level: float = 0.9) -> Array:
         """Central intervals of probability `level`, (n, 2), or (n, D, 2) for targets given as a matrix."""
-        check_number("level", level, low=0.0, high=1.0, above=True)
+        # no finite interval holds all of a density
+        check_arguments("predict_interval", level=([Interval(Real, 0, 1, closed="neither")], level))
         tail = 0.5 * (1.0 - level)
-        if not tail:
-            raise ValueError(f"level must be less than 1, not {level!r}: no finite interval holds all of a density")
         return self.predict(X, metadata=metadata, output="quantiles", quantiles=(tail, 1.0 - tail))
 
     def sample(self, X: Any, n_samples: int = 1, *, metadata: Any = None, random_state: Any = None) -> Array:
         """Draw `n_samples` values per row, shape (n_samples, n), or (n_samples, n, D)."""
-        check_number("n_samples", n_samples, low=1, integral=True)
+        check_arguments("sample", n_samples=([Interval(Integral, 1, None, closed="left")], n_samples))
         density = self.predict_distribution(X, metadata=metadata)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         with rng_scope(seed):
