@@ -31,7 +31,7 @@ from residmix.sources import Block
 
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
 # Kinds that no file of an earlier format holds.
-NEWER = {"effects.Still", "moments.LevelMoments"}
+NEWER = {"effects.Covariances", "effects.Still", "moments.LevelMoments"}
 MADE = runpy.run_path(str(MODELS / "make.py"))
 
 
@@ -289,8 +289,9 @@ def test_files_of_every_format_load_to_the_same_numbers_and_so_do_they_when_save
 def test_what_files_of_no_format_before_held_comes_back_too(tmp_path):
     frame = MADE["read"]()
     frame.loc[frame["site"] == "c", "f2"] = 0.0
+    options = {"features": MADE["FEATURES"], "scale": True, "covariance": True, "check_leakage": False}
     with pytest.warns(DesignWarning, match="'f2' at site=c"):
-        model = rm.Residualizer("site", features=MADE["FEATURES"], scale=True, check_leakage=False).fit(frame)
+        model = rm.Residualizer("site", **options).fit(frame)
     rm.save(model, tmp_path / "still")
     np.testing.assert_array_equal(rm.load(tmp_path / "still").transform(frame), model.transform(frame))
     assert types(header(tmp_path / "still")["model"]) >= NEWER

@@ -52,6 +52,10 @@ __all__ = ["fit", "run"]
         "--joint", is_flag=True, help="Estimate effects and mixture together, with weights that depend on the metadata."
     ),
     click.option("--scale", is_flag=True, help="Bring the spread of each level to the pooled one, too."),
+    click.option(
+        "--covariances", type=click.Choice(["shrunk", "scores"]),
+        help="With --scale, bring the covariance of each level to the pooled one, too; scores is CovBat as published.",
+    ),
     click.option("--shrinkage", help="Shrink effects: eb (ComBat), eb-one-row, or blup for the levels of one factor."),
     click.option("--reference", help="The level that the others are brought to."),
     click.option(

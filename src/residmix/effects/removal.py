@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.covariance.transport import Covariances, Recoloured
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.spread.rescale import Rescaled, rescaled
 from residmix.effects.spread.scale import Scale
@@ -56,6 +57,8 @@ class LinearRemoval:
         Of the factors whose effects are random ones.
     pooled : dict of str to Frozen
         By factor whose effects were pooled over features, what batches that come later are compared with.
+    covariance : Covariances or None
+        What brings the covariances of a factor's levels to the pooled one after that.
     """
 
     n_removed: int
@@ -65,6 +68,7 @@ class LinearRemoval:
     scale: Scale | None = None
     random: dict[str, RandomEffects] = field(default_factory=dict)
     pooled: dict[str, Frozen] = field(default_factory=dict)
+    covariance: Covariances | None = None
 
     @property
     def applied(self) -> LinearFit:
@@ -112,7 +116,7 @@ class LinearRemoval:
 
     def remover(
         self, sign: int = -1, *, new: Mapping[str, NewEffects] | None = None, shrink: bool = False
-    ) -> Affine | Rescaled:
+    ) -> Affine | Rescaled | Recoloured:
         """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back.
 
         Parameters
@@ -134,7 +138,16 @@ class LinearRemoval:
                 pairs = zip(more, changes, strict=True)
                 spreads = [np.zeros_like(own) if change is None else change for own, change in pairs]
         affine = replace(affine, sign=sign)
-        return affine if self.scale is None else rescaled(affine, self.applied, self.scale, tuple(spreads))
+        if self.scale is None:
+            return affine
+        evened = rescaled(affine, self.applied, self.scale, tuple(spreads))
+        return evened if self.covariance is None else Recoloured(evened, self.covariance)
+
+    def by_feature(self) -> Affine | Rescaled:
+        """Return what takes out the effects on each feature by itself, which can be done to some features only."""
+        found = replace(self, covariance=None).remover()
+        assert not isinstance(found, Recoloured)
+        return found
 
     def everything(self) -> Affine:
         """Return the map that takes out preserved effects as well."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,9 +15,12 @@ from residmix.moments.linear import LinearMoments, linear_moments, made_of_numbe
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["ByLevel", "Grouping", "LevelMoments", "level_of", "residual_sums"]
+__all__ = ["MOST_FEATURES", "ByLevel", "Grouping", "LevelMoments", "level_of", "residual_sums"]
 
 Array = NDArray[np.float64]
+
+# Products of so many features with each other, at each level, are kept: two megabytes a level.
+MOST_FEATURES = 512
 
 # A spread of a few units in the last place of the mean is none.
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
@@ -53,20 +56,34 @@ class LevelMoments:
     ----------
     linear : LinearMoments
     levels : dict of str to list of LinearMoments
+    scatter : dict of str to list of ndarray (d, d) or None
+        Products of the features with each other about their means at a level, of the factors that `ByLevel.scatter_of`
+        names; None without rows.
     """
 
     linear: LinearMoments
     levels: dict[str, list[LinearMoments]]
+    scatter: dict[str, list[Array | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ByLevel(Dense):
-    """Normal equations with a column for every effect, whose moments are kept by level as well."""
+    """Normal equations with a column for every effect, whose moments are kept by level as well.
+
+    Attributes
+    ----------
+    groupings : tuple of Grouping
+    scatter_of : tuple of str
+        Factors at whose levels products of the features with each other are kept too, if these are no more than
+        `MOST_FEATURES`.
+    """
 
     groupings: tuple[Grouping, ...] = ()
+    scatter_of: tuple[str, ...] = ()
 
     def moments(self, rows: Rows) -> LevelMoments:
-        return fold(rows, partial(_moments, self.groupings), _merge, lambda found: made_of_numbers(found.linear))
+        kept = self.scatter_of if rows.n_features <= MOST_FEATURES else ()
+        return fold(rows, partial(_moments, self.groupings, kept), _merge, lambda found: made_of_numbers(found.linear))
 
     def merge(self, one: LevelMoments, two: LevelMoments) -> LevelMoments:
         return _merge(one, two)
@@ -110,9 +127,10 @@ def residual_sums(
     return n, mean, squares, still & varies
 
 
-def _moments(groupings: Sequence[Grouping], block: Block) -> LevelMoments:
+def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], block: Block) -> LevelMoments:
     assert block.design is not None
-    levels = {}
+    levels: dict[str, list[LinearMoments]] = {}
+    scatter: dict[str, list[Array | None]] = {name: [] for name in scatter_of}
     for grouping in groupings:
         own = level_of(block.design, grouping.columns, grouping.coded)
         others = grouping.others(block.design.shape[1])
@@ -122,8 +140,17 @@ def _moments(groupings: Sequence[Grouping], block: Block) -> LevelMoments:
             assert part.design is not None
             part = replace(part, design=np.ascontiguousarray(part.design[:, others]), codes=())
             parts.append(linear_moments(part) if part.n_rows else _nothing(len(others), block.X.shape[1]))
+            if grouping.name in scatter:
+                scatter[grouping.name].append(_products(part, parts[-1]) if part.n_rows else None)
         levels[grouping.name] = parts
-    return LevelMoments(linear_moments(block), levels)
+    return LevelMoments(linear_moments(block), levels, scatter)
+
+
+def _products(part: Block, moments: LinearMoments) -> Array:
+    """Return the products (d, d) of features about their means; not numbers where values are missing."""
+    x = np.asarray(part.X, dtype=np.float64) - moments.origin_x - moments.offset_x
+    weighted = x if part.weight is None else x * part.weight[:, None]
+    return np.asarray(weighted.T @ x)
 
 
 def _nothing(q: int, d: int) -> LinearMoments:
@@ -135,7 +162,25 @@ def _merge(one: LevelMoments, two: LevelMoments) -> LevelMoments:
     levels = {
         name: [_added(a, b) for a, b in zip(parts, two.levels[name], strict=True)] for name, parts in one.levels.items()
     }
-    return LevelMoments(merge_moments(one.linear, two.linear), levels)
+    scatter = {
+        name: [
+            _added_products(*pair, *of)
+            for pair, *of in zip(
+                zip(parts, two.scatter[name], strict=True), one.levels[name], two.levels[name], strict=True
+            )
+        ]
+        for name, parts in one.scatter.items()
+    }
+    return LevelMoments(merge_moments(one.linear, two.linear), levels, scatter)
+
+
+def _added_products(one: Array | None, two: Array | None, of_one: LinearMoments, of_two: LinearMoments) -> Array | None:
+    if one is None or two is None:
+        return two if one is None else one
+    step = (of_two.origin_x - of_one.origin_x) + (of_two.offset_x - of_one.offset_x)
+    weight = of_one.weight.max() + of_two.weight.max()
+    share = of_one.weight.max() * of_two.weight.max() / weight if weight > 0 else 0.0
+    return one + two + share * np.outer(step, step)
 
 
 def _added(one: LinearMoments, two: LinearMoments) -> LinearMoments:

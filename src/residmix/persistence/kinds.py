@@ -18,6 +18,7 @@ HOMES = {
     "conditional.Params": "residmix.mixture.params:ConditionalParams",
     "conditional.ToResidual": "residmix.conditional.coordinates:ToResidual",
     "design.Design": "residmix.design.design:Design",
+    "effects.Covariances": "residmix.effects.covariance.transport:Covariances",
     "effects.Frozen": "residmix.effects.unseen.batches:Frozen",
     "effects.LaterBatches": "residmix.effects.unseen.batches:LaterBatches",
     "effects.LevelPrior": "residmix.effects.unseen.priors:LevelPrior",

@@ -52,6 +52,12 @@ class Residualizer(Learner):
         Remove the effect on the spread as well: the log variance of each feature is linear in the design, and what the
         removed columns do to it is undone. The pooled spread stays, in the units of x. With `preserve`, transform then
         needs the preserved columns too, since only what no effect explains is rescaled.
+    covariance : bool, {"shrunk", "scores"} or dict, default False
+        With ``scale=True``, bring the covariance of each level of the one factor that is removed to the pooled one as
+        well (:class:`residmix.effects.covariance.covariance.Covariance`). "shrunk", which True means: from an estimate
+        that is shrunk towards the pooled one by Ledoit and Wolf's rule, so that levels of few rows are nearly left
+        alone. "scores", with ``shrinkage="eb"``: CovBat as published, unshrunk. ``{"site": "shrunk"}``: of this factor.
+        Rows with gaps are refused.
     shrinkage : {None, "eb", "eb-one-row"} or dict
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
@@ -143,6 +149,7 @@ class Residualizer(Learner):
         features: Sequence[str] | None = None,
         alpha: float | dict[str, float] = 0.0,
         scale: bool = False,
+        covariance: bool | str | dict[str, str] = False,
         shrinkage: str | dict[str, str] | None = None,
         reference: Any = None,
         residuals: str = "in-sample",
@@ -157,6 +164,7 @@ class Residualizer(Learner):
         self.features = features
         self.alpha = alpha
         self.scale = scale
+        self.covariance = covariance
         self.shrinkage = shrinkage
         self.reference = reference
         self.residuals = residuals

@@ -7,6 +7,7 @@ from typing import Any
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from residmix.effects.covariance.covariance import Covariance
 from residmix.effects.effect import Effect
 from residmix.effects.mean.blup import Blup
 from residmix.effects.mean.least_squares import LeastSquares
@@ -26,6 +27,7 @@ CONSTRAINTS: dict[str, Any] = {
     "features": "no_validation",  # by the table, which knows its columns
     "alpha": [Interval(Real, 0, None, closed="left"), dict],
     "scale": ["boolean"],
+    "covariance": ["boolean", StrOptions({"shrunk", "scores"}), dict],
     "shrinkage": [StrOptions({"eb", "eb-one-row"}), dict, None],
     "reference": "no_validation",
     "residuals": [StrOptions({"in-sample", "loo", "cross-fitted"})],
@@ -50,13 +52,16 @@ def effect_of(model: Any) -> Effect | Regressor:
         raise ValueError("reference= is the batch that shrinkage='eb' adjusts the others to; give shrinkage='eb'")
     if any(one_row for _, one_row in pooled) and model.scale:
         raise ValueError("shrinkage='eb-one-row' is for means only, since one row has no spread; leave out scale=")
-    if model.estimator is not None and (model.scale or model.shrinkage is not None or model.alpha != 0):
-        raise ValueError("scale, shrinkage and alpha belong to least squares; with estimator= leave them out")
-    effect = _effect(model, pooled)
+    harmonizing = model.scale or model.covariance or model.shrinkage is not None or model.alpha != 0
+    if model.estimator is not None and harmonizing:
+        raise ValueError(
+            "scale, covariance, shrinkage and alpha belong to least squares; with estimator= leave them out"
+        )
+    effect = _with_covariance(model, _effect(model, pooled))
     if model.residuals == "loo" and not effect.exact_loo:
         raise ValueError(
-            "leave-one-out residuals are exact for least squares of the mean only; with scale=, shrinkage= or "
-            "estimator= use residuals='cross-fitted'"
+            "leave-one-out residuals are exact for least squares of the mean only; with scale=, covariance=, "
+            "shrinkage= or estimator= use residuals='cross-fitted'"
         )
     if model.on_unknown == "shrink":
         refuse_new_levels(model.estimator, "on_unknown='shrink'")
@@ -89,6 +94,27 @@ def _effect(model: Any, pooled: tuple[tuple[Any, bool], ...]) -> Effect | Regres
     return EmpiricalBayes(mean, spread=bool(model.scale), factors=pooled, reference=model.reference)
 
 
+def _with_covariance(model: Any, effect: Any) -> Any:
+    """Return the effect that also brings covariances to the pooled one, where that is asked for."""
+    asked = model.covariance
+    if not asked:
+        return effect
+    if not model.scale:
+        raise ValueError("covariance= comes after the spread: give scale=True, too")
+    if model.reference is not None:
+        raise ValueError(
+            "covariance= brings covariances to the pooled one, so that no level stays as it is; leave out reference="
+        )
+    if not isinstance(asked, dict):
+        return Covariance(effect, "shrunk" if asked is True else asked)
+    if len(asked) != 1:
+        raise ValueError(f"covariance={asked!r} must name one factor, as {{'site': 'shrunk'}}")
+    ((name, kind),) = asked.items()
+    if kind not in ("shrunk", "scores"):
+        raise ValueError(f"covariance[{name!r}] must be 'shrunk' or 'scores', not {kind!r}")
+    return Covariance(effect, kind, name)
+
+
 def _mean(model: Any) -> Effect:
     named = model.shrinkage if isinstance(model.shrinkage, dict) else None
     if named is not None and not named:
@@ -114,7 +140,7 @@ def refuse_moments_alone(model: Any) -> None:
     if any(levels.labels for levels in getattr(model, "new_levels_", {}).values()):
         raise ValueError("partial_fit and merge would leave the levels behind that adapt has learned; adapt last")
     if not effect_of(model).merges(model.design_):
-        names = ("estimator", "scale", "shrinkage")
+        names = ("estimator", "scale", "covariance", "shrinkage")
         name = next(name for name in names if getattr(model, name) not in (None, False))
         raise ValueError(
             f"partial_fit and merge work from moments alone, but {name}={getattr(model, name)!r} needs the rows "

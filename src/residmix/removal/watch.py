@@ -70,7 +70,7 @@ class Watch:
         looked_at = _spread_over(len(features), _FEATURES)
         kept = np.flatnonzero(~removal.left[looked_at])  # of what stays as it is there's nothing to tell
         block, some = replace(block, X=block.X[:, kept]), looked_at[kept]
-        remove = removal.remover().select(some)
+        remove = removal.by_feature().select(some)
         assert block.design is not None
         names = [factor.name for factor in design.factors]
         effects = {}

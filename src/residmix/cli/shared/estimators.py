@@ -10,7 +10,7 @@ import click
 
 __all__ = ["components", "load_model", "make_estimator", "remover"]
 
-HARMONIZING = ("scale", "shrinkage", "reference")
+HARMONIZING = ("scale", "covariances", "shrinkage", "reference")
 
 
 class _Components(click.ParamType):
@@ -59,6 +59,7 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             preserve=chosen.preserve,
             features=list(features),
             scale=chosen.scale,
+            covariance=chosen.covariances or False,
             shrinkage=_shrinkage(chosen),
             reference=chosen.reference,
             missing=chosen.missing,

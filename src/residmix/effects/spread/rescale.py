@@ -50,13 +50,19 @@ class Rescaled:
         factor = self.scale.factor(block.design)
         for spread, codes in zip(self.spreads, block.codes[len(block.codes) - len(self.spreads) :], strict=True):
             factor *= np.exp(spread[codes])
-        kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
+        kept = self.kept(block)
         exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
         if self.affine.sign < 0:
             out = kept + (self.affine(exact) - kept) / factor
         else:
             out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor))
         return out.astype(block.X.dtype, copy=False)
+
+    def kept(self, block: Block) -> Array:
+        """Return the preserved effects of rows, about their mean, (b, d)."""
+        assert block.design is not None
+        kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
+        return np.asarray(kept)
 
     def select(self, features: NDArray[np.integer[Any]]) -> Rescaled:
         """Return the map for some of the features only."""

@@ -1,0 +1,1 @@
+"""Covariances of levels, brought to the pooled one."""

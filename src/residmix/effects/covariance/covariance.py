@@ -1,0 +1,176 @@
+"""Covariances by level, brought to the pooled one after means and spreads: CovBat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design.design import Design
+from residmix.design.terms import Term, find_term
+from residmix.effects.covariance.shrinkage import divergence, of_scores, root, shrunk
+from residmix.effects.covariance.sums import Standard, by_moments, by_rows
+from residmix.effects.covariance.transport import Covariances
+from residmix.effects.effect import Effect, need_dense
+from residmix.effects.removal import LinearRemoval
+from residmix.moments.by_level import ByLevel, Grouping
+from residmix.moments.equations import Equations
+from residmix.rows.rows import Rows
+
+__all__ = ["Covariance"]
+
+Array = NDArray[np.float64]
+
+# Directions that hold this share of the pooled variance are looked at: Chen et al.'s, and nearly all.
+_SHARE = {"scores": 0.95, "shrunk": 0.99}
+
+
+@dataclass(frozen=True)
+class Covariance:
+    r"""Covariances of a factor's levels, brought to the pooled one after effects on mean and spread are out.
+
+    "scores" is CovBat: in the leading principal directions of the pooled covariance, which hold 95 % of the variance,
+    scores get the mean and the variances that they have over all rows, level by level.
+
+    "shrunk" brings the whole covariance there, in the directions that hold 99 % of the pooled variance, from an
+    estimate that is shrunk towards the pooled one (:func:`residmix.effects.covariance.shrinkage.shrunk`):
+    with :math:`\tilde Z_k` in coordinates in which the pooled one is the identity, the map is
+    :math:`\tilde Z_k^{-1/2}`, which of all that do it moves rows least. A level of few rows has nothing to set against
+    the pooled covariance, so it is nearly left alone, where unshrunk scores of three rows would be stretched by chance.
+
+    Attributes
+    ----------
+    inner : Effect
+        How effects on mean and spread are estimated.
+    kind : {"shrunk", "scores"}
+    factor : str, optional
+        The term whose levels are meant. Default: the only factor that is removed.
+
+    References
+    ----------
+    Chen, Beer, Tustison, Cook, Shinohara and Shou, "Mitigating site effects in covariance for machine learning in
+    neuroimaging data", Human Brain Mapping 43 (2022).
+    """
+
+    inner: Effect
+    kind: str = "shrunk"
+    factor: str | None = None
+
+    exact_loo: ClassVar[bool] = False
+
+    @property
+    def columns_up_to(self) -> int:
+        return self.inner.columns_up_to
+
+    def check(self, design: Design) -> None:
+        self.inner.check(design)
+        need_dense(design)
+        self._term(design)
+
+    def merges(self, design: Design) -> bool:
+        return self.inner.merges(design) and self._grouped(design) is not None
+
+    def equations(self, design: Design) -> Equations:
+        grouped = self._grouped(design)
+        if grouped is None:
+            return self.inner.equations(design)
+        return replace(grouped, scatter_of=(self._term(design).name,))
+
+    def estimate(
+        self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
+    ) -> LinearRemoval:
+        found, term = self.inner.estimate(moments, design, features, rows), self._term(design)
+        _refuse_gaps(moments, features)
+        grouping = Grouping(term.name, term.columns, design.level_rows(term))
+        within = self.kind == "shrunk"
+        if self._grouped(design) is not None and getattr(moments, "scatter", {}).get(term.name):
+            known = by_moments(moments, grouping, found, within=within)
+        elif rows is None:
+            raise ValueError(
+                f"covariance= of {len(features)} features needs the rows again, since their products by level would be "
+                "too many to keep; use fit, or fewer features"
+            )
+        else:
+            known = by_rows(rows, grouping, found, within=within)
+        return replace(found, covariance=self._covariances(known, grouping))
+
+    def _grouped(self, design: Design) -> ByLevel | None:
+        """Return the equations whose moments hold the levels that are meant, if spreads are theirs alone."""
+        ways = self.inner.equations(design)
+        if not self.inner.merges(design) or not isinstance(ways, ByLevel):
+            return None
+        return ways if [group.name for group in ways.groupings] == [self._term(design).name] else None
+
+    def _term(self, design: Design) -> Term:
+        removed = [term for term in design.terms if not term.preserved and term.kind == "factor"]
+        if self.factor is not None:
+            term = find_term(design.terms, self.factor, "covariance")
+            if term not in removed:
+                what = "preserved" if term.preserved else term.kind
+                raise ValueError(f"covariance is of a factor that is removed, and {term.name!r} is {what}")
+            return term
+        if len(removed) != 1:
+            names = ", ".join(repr(term.name) for term in removed) or "none"
+            raise ValueError(
+                f"covariance=True brings the covariances of one factor's levels to the pooled one, and {len(removed)} "
+                f"factors are removed ({names}); name one, as covariance={{'site': 'shrunk'}}"
+            )
+        return removed[0]
+
+    def _covariances(self, known: Standard, grouping: Grouping) -> Covariances:
+        share = np.cumsum(known.variances) / max(known.variances.sum(), 1e-300)
+        size = min(int(np.searchsorted(share, _SHARE[self.kind], side="right")) + 1, len(share))
+        size = int(np.count_nonzero(known.variances[:size] > 1e-12 * known.variances.max(initial=0.0)))
+        axes, pooled = known.axes[:, :size], known.variances[:size] / known.degrees
+        means, products = known.means @ axes, known.products(axes)
+        of_level = _shrunk_map if self.kind == "shrunk" else partial(_scores_map, _within(known, products))
+        maps, shifts, distances = [], [], []
+        for n, mean, own in zip(known.weight, means, products, strict=True):
+            change = of_level(own, n - 1.0, pooled)
+            maps.append(change)
+            shifts.append(mean - change @ mean if self.kind == "shrunk" else known.mean @ axes - change @ mean)
+            distances.append(_distances(own, change, n - 1.0, pooled))
+        return Covariances(
+            grouping.columns, grouping.coded, known.sd, axes, np.array(maps), np.array(shifts), np.array(distances)
+        )
+
+
+def _within(known: Standard, products: Array) -> Array:
+    """Return the variances of scores within levels, over all rows."""
+    return np.einsum("kaa->a", products) / max(known.weight.sum(), 1e-300)
+
+
+def _shrunk_map(products: Array, degrees: float, pooled: Array) -> Array:
+    turn = np.sqrt(pooled)
+    return root(shrunk(_white(products, degrees, pooled), degrees), -0.5) * turn[:, None] / turn
+
+
+def _scores_map(within: Array, products: Array, degrees: float, pooled: Array) -> Array:
+    return np.diag(of_scores(products / max(degrees, 1.0), within, degrees))
+
+
+def _white(products: Array, degrees: float, pooled: Array) -> Array:
+    turn = np.sqrt(pooled)
+    return products / max(degrees, 1.0) / turn[:, None] / turn
+
+
+def _distances(products: Array, change: Array, degrees: float, pooled: Array) -> tuple[float, float]:
+    """Return how far what the rows vouch for lies from the pooled covariance, before and after."""
+    after = change @ products @ change.T
+    return tuple(divergence(shrunk(_white(own, degrees, pooled), degrees)) for own in (products, after))  # type: ignore[return-value]
+
+
+def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:
+    linear = moments.linear
+    if len(linear.s_aa) == 1:
+        return
+    lacking = linear.count < linear.count.max()
+    some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(lacking)[:5])
+    raise ValueError(
+        f"covariance= needs every feature of every row, and {lacking.sum()} of {len(lacking)} features have gaps "
+        f"({some}); fill them (GaussianMixture(missing='em').impute), or leave these features out"
+    )

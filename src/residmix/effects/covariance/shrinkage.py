@@ -1,0 +1,72 @@
+"""Covariances of levels shrunk towards the pooled one, and the maps that bring them there."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["divergence", "of_scores", "root", "shrunk"]
+
+Array = NDArray[np.float64]
+
+# Of a variance: below this share of the pooled one there is nothing to bring anywhere.
+_NOTHING = 1e-20
+
+
+def shrunk(sample: Array, degrees: float) -> Array:
+    r"""Return a covariance (K, K) in coordinates in which the pooled one is the identity, shrunk towards that.
+
+    With Z the sample covariance of a level on :math:`\nu` degrees of freedom, :math:`D` its diagonal and
+    :math:`O = Z - D`, the estimate is :math:`I + (1 - w_D)(D - I) + (1 - w_O) O` with
+
+    .. math::
+        w_D = \min\Big(1, \frac{2 \sum_k Z_{kk}^2 / \nu}{\lVert D - I \rVert^2}\Big), \quad
+        w_O = \min\Big(1, \frac{\sum_{k \ne l} (Z_{kk} Z_{ll} + Z_{kl}^2) / \nu}{\lVert O \rVert^2}\Big):
+
+    what sampling alone would make of the squared distance, over that distance (Ledoit and Wolf, with the variances of
+    normal rows). If :math:`w_O < w_D` both are the ratio for all entries together, so that the estimate is positive
+    definite whatever the rows.
+
+    References
+    ----------
+    Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal of Multivariate
+    Analysis 88 (2004), theorem 3.2. Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance
+    estimation", IEEE Transactions on Signal Processing 58 (2010), for the variances.
+    """
+    K = len(sample)
+    if degrees < 1 or K == 0:
+        return np.eye(K)
+    diagonal = np.diagonal(sample)
+    off = sample - np.diag(diagonal)
+    noise_d = 2.0 * np.sum(diagonal**2) / degrees
+    noise_o = (np.sum(diagonal) ** 2 - np.sum(diagonal**2) + np.sum(off**2)) / degrees
+    far_d, far_o = np.sum((diagonal - 1.0) ** 2), np.sum(off**2)
+    w_d, w_o = _share(noise_d, far_d), _share(noise_o, far_o)
+    if w_o < w_d:
+        w_d = w_o = _share(noise_d + noise_o, far_d + far_o)
+    return (1.0 - w_o) * off + np.diag(1.0 + (1.0 - w_d) * (diagonal - 1.0))
+
+
+def _share(noise: float, distance: float) -> float:
+    return float(min(1.0, noise / distance)) if distance > 0 else 1.0
+
+
+def of_scores(sample: Array, pooled: Array, degrees: float) -> Array:
+    """Return the factors (K,) that give the scores of a level the pooled variances; Chen et al. (2022), eq. 5."""
+    variance = np.diagonal(sample)
+    known = (degrees >= 1) & (variance > _NOTHING * pooled) & (pooled > 0)
+    return np.sqrt(np.where(known, pooled, 1.0) / np.where(known, variance, 1.0))
+
+
+def root(matrix: Array, power: float) -> Array:
+    """Return a power of a positive definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.maximum(values, np.finfo(float).tiny) ** power) @ vectors.T)
+
+
+def divergence(matrix: Array) -> float:
+    """Return the divergence of N(0, matrix) from N(0, I), in nats per direction."""
+    if not len(matrix):
+        return 0.0
+    values = np.maximum(np.linalg.eigvalsh(matrix), np.finfo(float).tiny)
+    return float(0.5 * np.mean(values - 1.0 - np.log(values)))

@@ -1,0 +1,208 @@
+"""What is known of the rows of each level after effects on mean and spread: their number, mean and products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.effects.pooled.by_level import level_sums, merge_sums
+from residmix.effects.removal import LinearRemoval
+from residmix.moments.by_level import Grouping, LevelMoments, level_of, residual_sums
+from residmix.moments.fit import LinearFit
+from residmix.moments.scatter import Scatter, block_scatter
+from residmix.rows.block import Block
+from residmix.rows.rows import Rows, fold
+from residmix.rows.threads import one_blas_thread
+
+__all__ = ["Standard", "by_moments", "by_rows"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Rows after all effects on mean and spread, in standard deviations, by level of a factor.
+
+    Attributes
+    ----------
+    sd : ndarray (d,)
+        0 for features that stay as they are.
+    weight, means : ndarray (L,), (L, d)
+    mean : ndarray (d,)
+        Of all rows.
+    axes, variances : ndarray (d, r), (r,)
+        Principal directions of all rows about their mean, or about their levels' means, largest first, and the sums of
+        squares along them.
+    degrees : float
+        What these are divided by.
+    levels : list of ndarray (d, d) or None
+        Products about the level's mean; or none, and they are in the rows.
+    rows : tuple, optional
+    """
+
+    sd: Array
+    weight: Array
+    means: Array
+    mean: Array
+    axes: Array
+    variances: Array
+    degrees: float
+    levels: list[Array] | None = None
+    rows: tuple[Rows, Any] | None = None
+
+    def products(self, axes: Array) -> Array:
+        """Return the products of the scores along some directions (d, K) by level, (L, K, K)."""
+        if self.levels is not None:
+            return np.array([axes.T @ own @ axes for own in self.levels])
+        assert self.rows is not None
+        rows, view = self.rows
+        (found,) = fold(rows, partial(_score_products, view, self.means @ axes, axes), _add)
+        return np.asarray(found)
+
+
+def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, *, within: bool) -> Standard:
+    """Return what moments by level tell, where spreads are those of the same levels."""
+    fit, name = found.applied, grouping.name
+    n, means, squares, _ = residual_sums(moments, grouping, fit)
+    factor = _factors(found, grouping, len(fit.coef))
+    weight, means, squares = n.max(axis=1), means / factor, squares / factor**2
+    mean, sd = _pooled(weight, means, squares, found.left)
+    inverse = np.where(sd > 0, 1.0, 0.0) / np.where(sd > 0, sd, 1.0)
+    d = len(sd)
+    others = grouping.others(len(fit.coef))
+    levels = [
+        np.zeros((d, d)) if own is None else _residual_products(own, level, fit, others) * np.outer(scale, scale)
+        for own, level, scale in zip(moments.scatter[name], moments.levels[name], inverse / factor, strict=True)
+    ]
+    means, mean = means * inverse, mean * inverse
+    total = np.sum(levels, axis=0)
+    if not within:
+        about = np.sqrt(weight)[:, None] * (means - mean)
+        total += about.T @ about
+    with one_blas_thread():
+        variances, axes = np.linalg.eigh(total)
+    return Standard(
+        sd, weight, means, mean, axes[:, ::-1], np.maximum(variances[::-1], 0.0), _degrees(weight, within), levels
+    )
+
+
+def _residual_products(products: Array, level: Any, fit: LinearFit, others: NDArray[np.intp]) -> Array:
+    """Return the products (d, d) of residuals about their mean at a level, from those of the features."""
+    B = fit.coef[others]
+    if not len(B):
+        return products
+    cross = level.s_ax.T @ B
+    return np.asarray(products - cross - cross.T + B.T @ level.s_aa[0] @ B)
+
+
+def _factors(found: LinearRemoval, grouping: Grouping, width: int) -> Array:
+    """Return how much wider than average each feature is at each level, (L, d)."""
+    if found.scale is None:
+        return np.ones((len(grouping.coded), len(found.fit.rss)))
+    rows = np.zeros((len(grouping.coded), width))
+    rows[:, : len(found.scale.origin)] = found.scale.origin
+    rows[:, grouping.columns] = grouping.coded
+    return found.scale.factor(rows)
+
+
+def _pooled(weight: Array, means: Array, squares: Array, left: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Return mean and standard deviation of all rows, (d,); features that don't vary, or stay as they are, have 0."""
+    total = max(float(weight.sum()), 1e-300)
+    mean = weight @ means / total
+    variance = (squares.sum(axis=0) + weight @ (means - mean) ** 2) / total
+    return mean, np.sqrt(np.where(left, 0.0, variance))
+
+
+def _degrees(weight: Array, within: bool) -> float:
+    levels = np.count_nonzero(weight) if within else 0
+    return max(float(weight.sum()) - levels, 1.0)
+
+
+def by_rows(rows: Rows, grouping: Grouping, found: LinearRemoval, *, within: bool) -> Standard:
+    """Return the same from the rows: sums by level, then pooled products or, of few rows, the rows themselves."""
+    view = partial(_evened, found)
+    n, means, squares = fold(rows, partial(_level_sums, view, grouping), merge_sums)
+    weight = n.max(axis=1)
+    mean, sd = _pooled(weight, means, squares, found.left)
+    inverse = np.where(sd > 0, 1.0, 0.0) / np.where(sd > 0, sd, 1.0)
+    means, mean = means * inverse, mean * inverse
+    centred = partial(_standard, view, grouping, inverse, means if within else np.broadcast_to(mean, means.shape))
+    with one_blas_thread():
+        if rows.n_rows < rows.n_features:
+            u = np.concatenate(fold(rows, partial(_collected, centred), _join))
+            variances, turn = np.linalg.eigh(u @ u.T)
+            keep = variances > 1e-12 * variances.max(initial=0.0)
+            variances, turn = variances[keep][::-1], turn[:, keep][:, ::-1]
+            axes = u.T @ turn / np.sqrt(variances)
+        else:
+            variances, axes = np.linalg.eigh(fold(rows, partial(_scatter, centred), Scatter.merge).scatter)
+            variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
+    by_level = partial(_standard, view, grouping, inverse, np.zeros_like(means))
+    return Standard(
+        sd,
+        weight,
+        means,
+        mean,
+        axes,
+        variances,
+        _degrees(weight, within),
+        rows=(rows, partial(_at, by_level, grouping)),
+    )
+
+
+def _evened(found: LinearRemoval, block: Block) -> Array:
+    """Return rows (b, d) after all effects on mean and spread."""
+    assert block.design is not None and found.scale is not None
+    exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
+    return np.asarray(found.everything()(exact)) / found.scale.factor(block.design)
+
+
+def _level_sums(view: Any, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:
+    assert block.design is not None
+    own = level_of(block.design, grouping.columns, grouping.coded)
+    return level_sums(view(block), own, len(grouping.coded), block.weight)
+
+
+def _standard(view: Any, grouping: Grouping, inverse: Array, centres: Array, block: Block) -> Array:
+    """Return rows in standard deviations, about the centre of their level."""
+    assert block.design is not None
+    own = level_of(block.design, grouping.columns, grouping.coded)
+    return np.asarray(view(block) * inverse - centres[own])
+
+
+def _at(standard: Any, grouping: Grouping, block: Block) -> tuple[Array, NDArray[np.intp]]:
+    assert block.design is not None
+    return standard(block), level_of(block.design, grouping.columns, grouping.coded)
+
+
+def _collected(centred: Any, block: Block) -> list[Array]:
+    weight = 1.0 if block.weight is None else np.sqrt(block.weight)[:, None]
+    return [centred(block) * weight]
+
+
+def _join(one: list[Array], two: list[Array]) -> list[Array]:
+    return one + two
+
+
+def _scatter(centred: Any, block: Block) -> Scatter:
+    return block_scatter(replace(block, X=centred(block), design=None))
+
+
+def _score_products(view: Any, means: Array, axes: Array, block: Block) -> tuple[Array]:
+    """Return the products (L, K, K) of scores about their levels' means."""
+    u, own = view(block)
+    scores = u @ axes - means[own]
+    weighted = scores if block.weight is None else scores * block.weight[:, None]
+    out = np.zeros((len(means), scores.shape[1], scores.shape[1]))
+    for k in np.unique(own):
+        at = own == k
+        out[k] = weighted[at].T @ scores[at]
+    return (out,)
+
+
+def _add(one: tuple[Array], two: tuple[Array]) -> tuple[Array]:
+    return (one[0] + two[0],)
