@@ -56,7 +56,11 @@ __all__ = ["fit", "run"]
         "--covariances", type=click.Choice(["shrunk", "scores"]),
         help="With --scale, bring the covariance of each level to the pooled one, too; scores is CovBat as published.",
     ),
-    click.option("--shrinkage", help="Shrink effects: eb (ComBat), eb-one-row, or blup for the levels of one factor."),
+    click.option(
+        "--shrinkage",
+        help="Shrink effects: eb (ComBat), eb-one-row, eb-nonparametric, eb-robust, or blup for the levels of one "
+        "factor.",
+    ),
     click.option("--reference", help="The level that the others are brought to."),
     click.option(
         "--missing", type=click.Choice(["error", "mean", "indicator"]), default="error", show_default=True,

@@ -58,10 +58,12 @@ class Residualizer(Learner):
         that is shrunk towards the pooled one by Ledoit and Wolf's rule, so that levels of few rows are nearly left
         alone. "scores", with ``shrinkage="eb"``: CovBat as published, unshrunk. ``{"site": "shrunk"}``: of this factor.
         Rows with gaps are refused.
-    shrinkage : {None, "eb", "eb-one-row"} or dict
+    shrinkage : {None, "eb", "eb-one-row", "eb-nonparametric", "eb-robust"} or dict
         "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
         ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
         takes each batch for a single row, as ``sva::ComBat(mean.only=TRUE)`` does, whatever its number of rows.
+        "eb-nonparametric": with priors that are whatever the other features show, as ``sva::ComBat(par.prior=FALSE)``.
+        "eb-robust": with medians and median absolute deviations by level, for skewed rows; it doesn't merge.
         ``{"site": "blup"}``: the effects of this factor, removed or preserved, are random ones, each feature's shrunk
         by its own ratio of variances (:mod:`residmix.effects.random`), so that levels with few rows stay near the mean.
         ``{"site": "eb", "subject": "blup"}``: of each factor named as said, of others not at all. Beside random

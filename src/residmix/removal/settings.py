@@ -20,6 +20,8 @@ from residmix.errors import DesignWarning, note, warn
 __all__ = ["CONSTRAINTS", "effect_of", "refuse_moments_alone", "refuse_new_levels", "warn_of_nothing"]
 
 
+_KINDS = ("blup", "eb", "eb-one-row", "eb-nonparametric", "eb-robust")
+
 # What each parameter may be; scikit-learn checks it.
 CONSTRAINTS: dict[str, Any] = {
     "formula": [str, None],
@@ -28,7 +30,7 @@ CONSTRAINTS: dict[str, Any] = {
     "alpha": [Interval(Real, 0, None, closed="left"), dict],
     "scale": ["boolean"],
     "covariance": ["boolean", StrOptions({"shrunk", "scores"}), dict],
-    "shrinkage": [StrOptions({"eb", "eb-one-row"}), dict, None],
+    "shrinkage": [StrOptions({"eb", "eb-one-row", "eb-nonparametric", "eb-robust"}), dict, None],
     "reference": "no_validation",
     "residuals": [StrOptions({"in-sample", "loo", "cross-fitted"})],
     "estimator": [HasMethods(["fit", "predict"]), None],
@@ -50,7 +52,7 @@ def effect_of(model: Any) -> Effect | Regressor:
     pooled = _pooled(model.shrinkage)
     if model.reference is not None and not pooled:
         raise ValueError("reference= is the batch that shrinkage='eb' adjusts the others to; give shrinkage='eb'")
-    if any(one_row for _, one_row in pooled) and model.scale:
+    if any(kind == "eb-one-row" for _, kind in pooled) and model.scale:
         raise ValueError("shrinkage='eb-one-row' is for means only, since one row has no spread; leave out scale=")
     harmonizing = model.scale or model.covariance or model.shrinkage is not None or model.alpha != 0
     if model.estimator is not None and harmonizing:
@@ -73,24 +75,25 @@ def effect_of(model: Any) -> Effect | Regressor:
     return effect
 
 
-def _pooled(shrinkage: Any) -> tuple[tuple[str | None, bool], ...]:
-    """Return the factors whose effects are pooled, None for the only one, and whether each level counts as a row."""
+def _pooled(shrinkage: Any) -> tuple[tuple[str | None, str], ...]:
+    """Return the factors whose effects are pooled, None for the only one, and how."""
     if isinstance(shrinkage, dict):
         for name, kind in shrinkage.items():
-            if kind not in ("blup", "eb", "eb-one-row"):
-                raise ValueError(f"shrinkage[{name!r}] must be 'blup', 'eb' or 'eb-one-row', not {kind!r}")
-        return tuple((name, kind == "eb-one-row") for name, kind in shrinkage.items() if kind != "blup")
-    return () if shrinkage is None else ((None, shrinkage == "eb-one-row"),)
+            if kind not in _KINDS:
+                known = f"{', '.join(map(repr, _KINDS[:-1]))} or {_KINDS[-1]!r}"
+                raise ValueError(f"shrinkage[{name!r}] must be {known}, not {kind!r}")
+        return tuple((name, kind) for name, kind in shrinkage.items() if kind != "blup")
+    return () if shrinkage is None else ((None, shrinkage),)
 
 
-def _effect(model: Any, pooled: tuple[tuple[Any, bool], ...]) -> Effect | Regressor:
+def _effect(model: Any, pooled: tuple[tuple[Any, str], ...]) -> Effect | Regressor:
     if model.estimator is not None:
         return Regressor(model.estimator, model.cv)
     mean = _mean(model)
     if not pooled:
         return Spread(mean) if model.scale else mean
     if pooled[0][0] is None:
-        return EmpiricalBayes(mean, spread=bool(model.scale), one_row=pooled[0][1], reference=model.reference)
+        return EmpiricalBayes(mean, spread=bool(model.scale), kind=pooled[0][1], reference=model.reference)
     return EmpiricalBayes(mean, spread=bool(model.scale), factors=pooled, reference=model.reference)
 
 

@@ -14,7 +14,9 @@ from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.pooled.by_level import Still, level_sums, merge_sums, tell_still
+from residmix.effects.pooled.free import free_posterior
 from residmix.effects.pooled.posterior import posterior, posterior_shift
+from residmix.effects.pooled.robust import robust_sums
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Location, Scale
 from residmix.effects.unseen.batches import Frozen
@@ -47,18 +49,20 @@ class EmpiricalBayes:
         How the effects are estimated before.
     spread : bool
         Whether to shrink and remove the levels' effect on the variance too. If not, all variance ratios are 1.
-    factors : tuple of (str, bool), optional
-        Terms whose effects are pooled, each with whether it is as by `one_row`. Default: the only factor removed.
-    one_row : bool
-        Take every level for one of a single row, as sva's ``mean.only`` does.
+    factors : tuple of (str, str), optional
+        Terms whose effects are pooled, each with its `kind`. Default: the only factor removed.
+    kind : {"eb", "eb-one-row", "eb-nonparametric", "eb-robust"}
+        By the priors named; of every level as if it had a single row, as sva's ``mean.only`` does; by priors that are
+        whatever the other features show (:func:`residmix.effects.pooled.free.free_posterior`); by the first ones with
+        medians and median absolute deviations by level, which few skewed rows don't move.
     reference : level, optional
         A level whose rows stay as they are: shifts are relative to it, and s_j is the standard deviation within it.
 
     Notes
     -----
-    With `spread` this is the parametric ComBat. ``sva::ComBat`` stops when no estimate moves by more than 1e-4 of
-    itself; here the fixed point is iterated to rounding. Without it, a level of :math:`n_k` rows gets the posterior
-    mean for :math:`n_k` rows, unless `one_row`.
+    With `spread` this is the parametric ComBat, and by "eb-nonparametric" ``par.prior=FALSE``. ``sva::ComBat`` stops
+    when no estimate moves by more than 1e-4 of itself; here the fixed point is iterated to rounding. Without it, a
+    level of :math:`n_k` rows gets the posterior mean for :math:`n_k` rows, but by "eb-one-row".
 
     Each of several factors is pooled as if it were the only one, the others being covariates; their variance ratios
     multiply, and each is estimated beside the others. After a fit with random effects, s_j is the standard deviation of
@@ -72,8 +76,8 @@ class EmpiricalBayes:
 
     mean: Effect
     spread: bool = False
-    factors: tuple[tuple[str, bool], ...] | None = None
-    one_row: bool = False
+    factors: tuple[tuple[str, str], ...] | None = None
+    kind: str = "eb"
     reference: Any = None
 
     exact_loo: ClassVar[bool] = False
@@ -93,9 +97,13 @@ class EmpiricalBayes:
             if len(terms) > 1:
                 raise ValueError(f"reference= is a level of one factor, but {len(terms)} are pooled; pool one")
             _place(design, terms[0], self.reference)
+        if len(terms) > 1 and self.spread and any(kind == "eb-robust" for _, kind in self._named(terms)):
+            raise ValueError("shrinkage='eb-robust' with scale=True is of one factor; pool one, or use 'eb'")
 
     def merges(self, design: Design) -> bool:
-        return self.mean.merges(design) and not (self.spread and len(self._terms(design)) > 1)
+        terms = self._terms(design)
+        robust = any(kind == "eb-robust" for _, kind in self._named(terms))
+        return self.mean.merges(design) and not robust and not (self.spread and len(terms) > 1)
 
     def equations(self, design: Design) -> ByLevel:
         return ByLevel(
@@ -115,13 +123,17 @@ class EmpiricalBayes:
         left = np.any([own[3].any(axis=0) for own in sums], axis=0)
         noise = next((effects.noise for effects in found.random.values()), None)
         reference = None if self.reference is None else _place(design, terms[0], self.reference)
+        for f, (_, kind) in enumerate(self._named(terms)):
+            if kind == "eb-robust":
+                assert rows is not None, "medians aren't in the moments"
+                sums[f] = (*robust_sums(rows, found.everything(), groupings[f]), sums[f][3])
         levels = [
             _Levels.of(own[:3], group.coded, found.applied.coef[group.columns], left, noise, reference)
             for group, own in zip(groupings, sums, strict=True)
         ]
         usable = np.all([own.usable(features) for own in levels], axis=0)
         posterior = [
-            self._posterior(own, usable, one_row) for own, (_, one_row) in zip(levels, self._named(terms), strict=True)
+            self._posterior(own, usable, kind) for own, (_, kind) in zip(levels, self._named(terms), strict=True)
         ]
         if self.spread and len(terms) > 1:
             assert rows is not None, "spreads of several factors aren't in the moments"
@@ -140,8 +152,8 @@ class EmpiricalBayes:
                 )
         return terms
 
-    def _named(self, terms: list[Term]) -> tuple[tuple[str, bool], ...]:
-        return self.factors or ((terms[0].name, self.one_row),)
+    def _named(self, terms: list[Term]) -> tuple[tuple[str, str], ...]:
+        return self.factors or ((terms[0].name, self.kind),)
 
     def _applied(
         self,
@@ -157,11 +169,11 @@ class EmpiricalBayes:
         added, constant = np.zeros_like(fit.coef), np.zeros_like(fit.constant)
         scale_of, scale_at = np.zeros((width, len(constant))), np.zeros_like(constant)
         pooled = {}
-        for term, own, (gamma, delta), (_, one_row) in zip(terms, levels, posterior, self._named(terms), strict=True):
+        for term, own, (gamma, delta), (_, kind) in zip(terms, levels, posterior, self._named(terms), strict=True):
             at = term.columns
             change, log_sd = np.zeros_like(own.shift), np.zeros_like(own.shift)
             if len(own.coded) > 1:
-                change[:, usable] = gamma * own.pooled[usable] - own.shift[:, usable]
+                change[:, usable] = gamma * own.pooled[usable] - own.shift[:, usable] + own.means[:, usable]
                 log_sd[:, usable] = 0.5 * np.log(delta)
             to_columns = np.linalg.pinv(np.column_stack([own.coded, np.ones(len(own.coded))]))
             of_level, spread = to_columns @ change, to_columns @ log_sd
@@ -178,8 +190,9 @@ class EmpiricalBayes:
                 np.where(usable, own.pooled, 0.0),
                 average @ (fit.coef[at] + whole) + at_zero - own.grand,
                 spread[-1] + average @ spread[:-1] if self.spread else None,
-                one_row,
+                kind == "eb-one-row",
                 own.left,
+                kind,
             )
         shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + constant)
         scale = Scale(np.zeros(width), scale_at, scale_of) if self.spread else None
@@ -199,7 +212,7 @@ class EmpiricalBayes:
         In turn, the residuals of each factor's levels are divided by the others' :math:`\delta^*`, until nothing moves.
         The last factor's ratios are normed so that the spread left over all rows is the pooled one.
         """
-        ratios = [np.ones_like(own.shift) for own in levels]
+        ratios, kinds = [np.ones_like(own.shift) for own in levels], [kind for _, kind in self.factors or ()]
         for ratio, (_, delta) in zip(ratios, posterior, strict=True):
             ratio[:, usable] = delta
         for _ in range(_MAX_SWEEPS):
@@ -211,7 +224,7 @@ class EmpiricalBayes:
                 present = n.max(axis=1) > 0
                 again = replace(own, squares=squares[present])
                 again = replace(again, pooled=np.sqrt(squares.sum(axis=0) / np.maximum(n.sum(axis=0), 1e-300)))
-                gamma, delta = self._posterior(again, usable, False)
+                gamma, delta = self._posterior(again, usable, kinds[f])
                 posterior[f] = (gamma * again.pooled[usable] / own.pooled[usable], delta)
                 moved = max(moved, float(np.max(np.abs(np.log(delta / ratios[f][:, usable])), initial=0.0)))
                 ratios[f][:, usable] = delta
@@ -228,15 +241,21 @@ class EmpiricalBayes:
         posterior[-1] = gamma, delta * left[usable]
         return posterior
 
-    def _posterior(self, levels: _Levels, usable: NDArray[np.bool_], one_row: bool) -> tuple[Array, Array]:
+    def _posterior(self, levels: _Levels, usable: NDArray[np.bool_], kind: str) -> tuple[Array, Array]:
         """Return shifts and variance ratios (K, usable) given those of all features."""
+        free = kind == "eb-nonparametric"
         n, pooled = levels.n[:, usable], levels.pooled[usable]
         gamma = levels.shift[:, usable] / pooled
         if self.spread:
-            gamma, delta = posterior(gamma, levels.squares[:, usable] / np.maximum(n - 1, 1) / pooled**2, n)
+            gamma, delta = (free_posterior if free else posterior)(
+                gamma, levels.squares[:, usable] / np.maximum(n - 1, 1) / pooled**2, n
+            )
         else:
             delta = np.ones_like(gamma)
-            gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if one_row else n)
+            if free:
+                gamma, _ = free_posterior(gamma, delta, n)
+            else:
+                gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if kind == "eb-one-row" else n)
         if levels.reference is not None:
             gamma[levels.reference], delta[levels.reference] = 0.0, 1.0
         return gamma, delta
@@ -252,6 +271,8 @@ class _Levels:
         Design columns of the levels that have rows.
     n, squares : ndarray (K, d)
         Weight of their rows, and sum of squares about their mean.
+    means : ndarray (K, d)
+        Of their residuals, which least squares leaves at 0, or medians.
     shift : ndarray (K, d)
         Effect beyond `grand`.
     grand, pooled : ndarray (d,)
@@ -265,6 +286,7 @@ class _Levels:
     coded: Array
     n: Array
     squares: Array
+    means: Array
     shift: Array
     grand: Array
     pooled: Array
@@ -293,7 +315,7 @@ class _Levels:
             reference = int(np.count_nonzero(present[:reference]))
             grand = effect[reference]
             pooled = np.sqrt(squares[reference] / np.where(n[reference] > 0, n[reference], 1.0))
-        return cls(coded, n, squares, effect - grand, grand, pooled, left, reference)
+        return cls(coded, n, squares, means, effect - grand, grand, pooled, left, reference)
 
     def usable(self, features: Sequence[Any]) -> NDArray[np.bool_]:
         """Tell which features (d,) vary inside every level, so that they take part in the pooling; warn of others."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.pooled.free import free_posterior
 from residmix.effects.pooled.posterior import posterior, posterior_shift
 
 __all__ = ["Frozen", "LaterBatches", "LevelTotals", "merged_totals", "with_known_and_unseen"]
@@ -31,6 +32,8 @@ class Frozen:
         Whether each batch counts as a single row.
     left : ndarray of bool (d,) or None
         Features that stay as they are in every batch, since they don't vary within one.
+    kind : str
+        Of the pooling: "eb", "eb-nonparametric" or "eb-robust".
     """
 
     pooled: Array
@@ -38,6 +41,7 @@ class Frozen:
     log_sd: Array | None
     one_row: bool = False
     left: NDArray[np.bool_] | None = None
+    kind: str = "eb"
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,14 @@ class LaterBatches:
         if usable.sum() >= 2:
             pooled, rows = frozen.pooled[usable], n[None, usable]
             gamma = ((mean + frozen.shift)[usable] / pooled)[None]
-            if frozen.log_sd is None:
+            free = frozen.kind == "eb-nonparametric"
+            if frozen.log_sd is None and free:
+                gamma, _ = free_posterior(gamma, np.ones_like(gamma), rows)
+            elif frozen.log_sd is None:
                 gamma = posterior_shift(gamma, np.ones_like(gamma), np.ones_like(rows) if frozen.one_row else rows)
             else:
                 delta = within[None, usable] / np.maximum(rows - 1, 1) / pooled**2
-                gamma, delta = posterior(gamma, delta, rows)
+                gamma, delta = (free_posterior if free else posterior)(gamma, delta, rows)
                 log_sd[usable] = 0.5 * np.log(delta[0])
             effect[usable] = gamma[0] * pooled - frozen.shift[usable]
         return effect, log_sd if frozen.log_sd is None else log_sd - frozen.log_sd

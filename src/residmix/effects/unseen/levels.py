@@ -200,6 +200,8 @@ def adapted(
             "adapt learns further batches of one pooled factor where the spread is removed as well, and "
             f"{' and '.join(map(repr, removal.pooled))} are pooled; fit all rows again"
         )
+    if any(frozen.kind == "eb-robust" for frozen in removal.pooled.values()):
+        raise ValueError("adapt keeps sums of rows, and shrinkage='eb-robust' needs medians: fit all rows again")
     # pooled effects are compared with the frozen spread, not with that of a level
     scale = None if removal.pooled else removal.scale
     step = partial(_level_totals, removal.everything(), tuple(len(new) for new in labels.values()), scale)
