@@ -16,7 +16,10 @@ _HOMES = {
     "ResidualMixture": "conditional.residual_mixture",
     "Residualizer": "removal.residualizer",
     "association": "diagnostics.association",
+    "bootstrap": "mixture.after.resampling.bootstrap",
+    "bootstrap_lrt": "mixture.after.resampling.ratio_test",
     "load": "persistence",
+    "match_components": "mixture.after.matching",
     "mdn_residualize": "functional",
     "plot_association": "plots.association",
     "plot_components": "plots.components",
@@ -38,7 +41,10 @@ __all__ = [
     "Residualizer",
     "__version__",
     "association",
+    "bootstrap",
+    "bootstrap_lrt",
     "load",
+    "match_components",
     "mdn_residualize",
     "nn",
     "plot_association",
@@ -59,6 +65,9 @@ if TYPE_CHECKING:
     from residmix.diagnostics.association import association
     from residmix.erasure.eraser import Eraser
     from residmix.functional import mdn_residualize
+    from residmix.mixture.after.matching import match_components
+    from residmix.mixture.after.resampling.bootstrap import bootstrap
+    from residmix.mixture.after.resampling.ratio_test import bootstrap_lrt
     from residmix.mixture.gaussian import GaussianMixture
     from residmix.persistence import load, save
     from residmix.persistence.versions import show_versions

@@ -31,12 +31,13 @@ def test_transform_writes_residuals(run, place, model):
     np.testing.assert_array_equal(pd.read_parquet(place / "o.parquet").to_numpy(), expected(penguins()))
 
 
-def test_predict_writes_components_probabilities_and_densities(run, place):
+def test_predict_writes_components_probabilities_densities_and_p_values(run, place):
     model = rm.load(place / "m")
     for option, expected in (
         ((), model.predict(penguins())[:, None]),
         (("--probabilities",), model.predict_proba(penguins())),
         (("--density",), model.score_samples(penguins())[:, None]),
+        (("--outliers",), model.outlier_pvalues(penguins())[:, None]),
     ):
         run("predict", place / "m", place / "p.csv", "-o", place / "o.parquet", "--force", *option, "-q")
         np.testing.assert_array_equal(pd.read_parquet(place / "o.parquet").to_numpy(), expected)

@@ -33,6 +33,8 @@ __all__ = ["predict"]
     click.option("--probabilities", "what", flag_value="probabilities",
                  help="Write the probability of every component."),
     click.option("--density", "what", flag_value="density", help="Write the log-density of each row."),
+    click.option("--outliers", "what", flag_value="outliers",
+                 help="Write p values: how often the mixture makes a row less likely than this one."),
     READING,
     ATTENDED,
 )  # fmt: skip
@@ -50,7 +52,12 @@ def predict(model: Path, data: str, output: Path, what: str | None, **chosen: An
     source = open_data(data, options)
     require_features(source, features_of(fitted))
     check_targets({"--output": output}, reads=source.paths, force=options.force)
-    method = {None: fitted.predict, "probabilities": fitted.predict_proba, "density": fitted.score_samples}[what]
+    method = {
+        None: fitted.predict,
+        "probabilities": fitted.predict_proba,
+        "density": fitted.score_samples,
+        "outliers": fitted.outlier_pvalues,
+    }[what]
     if is_h5ad(output):
         from residmix.anndata import write_h5ad
 

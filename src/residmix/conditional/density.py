@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.effect import ExpectedEffect
 from residmix.conditional.given import components_given, located, weighed
@@ -51,7 +52,7 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
     return np.where(np.isnan(x), whole, x)
 
 
-class ConditionalDensity(MixtureFit):
+class ConditionalDensity(AfterFitGiven, MixtureFit):
     """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
 
     gating: str

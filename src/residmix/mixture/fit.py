@@ -144,6 +144,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         begin = partial(self._tail_starts, em.rows, starts) if self._has_tails() else starts
         path = self.checkpoint
         ended = run_starts(em, begin, run, failure=SingularCovarianceError, path=path, fingerprint=fingerprint)
+        self._weight_seen = em.total or float(em.rows.n_rows)
         clean = []
         if len(ended) > 1:
             total = count(em.rows)

@@ -266,6 +266,7 @@ class GaussianMixture(GaussianDensity):
         moments = MixtureEM(rows, self.reg_covar).moments(params)
         self.n_batches_ += 1
         self.n_samples_seen_ += moments.rows
+        self._weight_seen = self._weight_of_fit() + moments.total
         typical = self.n_samples_seen_ / self.n_batches_
         share = self.n_batches_**-self.learning_decay if self.forgetting is None else self.forgetting
         share *= min(1.0, moments.rows / typical)

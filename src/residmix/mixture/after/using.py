@@ -14,6 +14,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.errors import did_you_mean
+from residmix.mixture.after.methods import AfterPlainFit
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.families.family import family
 from residmix.mixture.fit import MixtureFit
@@ -61,7 +62,7 @@ def _expected(problem: Problem, block: Block) -> Floats:
     return expected(problem, np.asarray(block.X, dtype=np.float64), problem.params.log_weights)
 
 
-class GaussianDensity(MixtureFit):
+class GaussianDensity(AfterPlainFit, MixtureFit):
     """The half of :class:`residmix.GaussianMixture` that needs no fitting."""
 
     __metadata_request__predict = {"out": UNUSED}  # a path is never routed

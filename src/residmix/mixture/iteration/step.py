@@ -50,12 +50,15 @@ class MixtureEM:
         Whether coefficients move; else only mixture and gate do.
     revived : list
         Components that died, one entry per time.
+    total : float
+        Sum of the rows' weights, once they have been seen; else 0.
     """
 
     rows: Rows
     reg_covar: float | Floats
     joint: bool = True
     revived: list[list[int]] = field(default_factory=list)
+    total: float = 0.0
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
         moments = self.moments(params)
@@ -76,7 +79,9 @@ class MixtureEM:
         with_design = _joins(params, self.joint)
         problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows)
         step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments)
-        return fold(self.rows, step, MixtureMoments.merge)
+        moments = fold(self.rows, step, MixtureMoments.merge)
+        self.total = moments.total
+        return moments
 
 
 def _joins(params: MixtureParams, joint: bool) -> bool:

@@ -1,0 +1,135 @@
+r"""What a fitted mixture given metadata is used for further: outliers, merging, standard errors.
+
+Coefficients are those of orthonormal design rows u, which have mean 0. So with constant weights the information on them
+is apart from that on the mixture, and their covariance is :math:`I \otimes (n G)^{-1}`, n G the information on a shift
+of all means together; those of two stages are least squares, :math:`I \otimes \Sigma / n` with the covariance
+:math:`\Sigma` of the whole residual. With a gate all parameters have one information matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import Bunch
+
+from residmix.conditional.coordinates import ToResidual
+from residmix.kernels.cholesky import inverse_cholesky
+from residmix.mixture.after.information_matrix.information import Information, shown_errors
+from residmix.mixture.after.merged import MergedMixture
+from residmix.mixture.after.methods import AfterFit
+from residmix.mixture.params import MixtureParams
+
+__all__ = ["AfterFitGiven"]
+
+Floats = NDArray[np.float64]
+
+
+class AfterFitGiven(AfterFit):
+    """What comes after a fit, with the arguments of an estimator with metadata."""
+
+    estimation: str
+    _to_residual: ToResidual
+    _affine: Any
+
+    def outlier_pvalues(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return how often the mixture, given the metadata, makes a row less likely than this one, (n,).
+
+        See :meth:`residmix.GaussianMixture.outlier_pvalues`; `metadata` as in fit.
+        """
+        return self._outlier_pvalues(out, X, metadata)
+
+    def merge_components(
+        self,
+        X: Any = None,
+        *,
+        metadata: Any = None,
+        n_clusters: int | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> MergedMixture:
+        """Return the mixture with components merged to clusters that needn't be normal.
+
+        See :meth:`residmix.GaussianMixture.merge_components`; `metadata` as in fit. Without rows the entropy is that
+        of draws with the average weights.
+        """
+        return self._merge_components(n_clusters, sample_weight, X, metadata)
+
+    def standard_errors(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> Bunch:
+        """Return the standard errors of parameters fitted to these rows, by their observed information.
+
+        See :meth:`residmix.GaussianMixture.standard_errors`; `metadata` as in fit. There are also those of coef and
+        intercept, and of gate_coef and gate_intercept, in place of weights, where the weights depend on the metadata.
+        """
+        return self._standard_errors(sample_weight, X, metadata)
+
+    def _errors(self, found: Information) -> Bunch:
+        errors, params, d = shown_errors(found), found.params, found.params.n_features
+        errors["means"] = np.sqrt(_of_centred(found)).reshape(-1, d)
+        basis = self._to_residual.basis
+        q = basis.shape[1]
+        shift = self._to_residual.offset + basis.T @ self._affine.origin_a if q else np.zeros(0)
+        if found.layout.coef.stop > found.layout.coef.start:
+            of_coef = found.covariance[found.layout.coef, found.layout.coef].reshape(q, d, q, d)
+        elif self.estimation == "joint":
+            factor = inverse_cholesky(found.pull[None])[0][0]
+            of_coef = np.einsum("ab,ij->aibj", np.eye(q), factor @ factor.T / found.total)
+        else:
+            of_coef = np.einsum("ab,ij->aibj", np.eye(q), _whole_covariance(params) / found.total)
+        own = np.einsum("aibi->iab", of_coef)
+        errors["coef"] = np.sqrt(np.einsum("pa,iab,pb->pi", basis, own, basis))
+        errors["intercept"] = np.sqrt(np.diag(_of_common(found)) + np.einsum("a,iab,b->i", shift, own, shift))
+        if params.gate is not None:
+            self._gate_errors(errors, found, basis, shift)
+        return errors
+
+    def _gate_errors(self, errors: Bunch, found: Information, basis: Floats, shift: Floats) -> None:
+        K, width = found.params.n_components, basis.shape[1] + 1
+        of_gate = found.covariance[found.layout.gate, found.layout.gate].reshape(K - 1, width, K - 1, width)
+        centred = np.vstack([np.eye(K - 1), np.zeros(K - 1)]) - 1 / K
+        every = np.einsum("ka,aibj,kb->kij", centred, of_gate, centred)
+        errors["gate_coef"] = np.sqrt(np.einsum("pi,kij,pj->kp", basis, every[:, :-1, :-1], basis))
+        to_intercept = np.append(-shift, 1.0)
+        errors["gate_intercept"] = np.sqrt(np.einsum("i,kij,j->k", to_intercept, every, to_intercept))
+
+
+def _common_jacobian(found: Information) -> Floats:
+    """Return the derivatives (d, P) of the components' common mean, their means weighted."""
+    params, layout = found.params, found.layout
+    _K, d = params.means.shape
+    jacobian = np.zeros((d, layout.size))
+    jacobian[:, layout.means] = np.kron(params.weights, np.eye(d))
+    if params.gate is None:
+        noise = 0.0 if params.noise is None else params.noise[0]
+        at = params.weights @ params.means if params.noise is not None else params.means[-1]
+        count = layout.weights.stop - layout.weights.start
+        jacobian[:, layout.weights] = ((params.means - at)[:count] / (1 - noise)).T
+    return jacobian
+
+
+def _of_common(found: Information) -> Floats:
+    jacobian = _common_jacobian(found)
+    return jacobian @ found.covariance @ jacobian.T
+
+
+def _of_centred(found: Information) -> Floats:
+    """Return the variances of the means less their common one, (K d,)."""
+    K, d = found.params.means.shape
+    jacobian = -np.tile(_common_jacobian(found), (K, 1))
+    jacobian[:, found.layout.means] += np.eye(K * d)
+    return np.einsum("ij,jk,ik->i", jacobian, found.covariance, jacobian)
+
+
+def _whole_covariance(params: MixtureParams) -> Floats:
+    """Return the covariance of a mixture; NaN or infinite where Student's tails have none."""
+    full, weights = params.full_covariances(), params.weights
+    if params.dof is not None:
+        spread = np.where(params.dof > 2, params.dof / np.maximum(params.dof - 2, 1e-300), np.inf)
+        full = full * spread[:, None, None]
+    means = params.means
+    if params.noise is not None:
+        share, box = params.noise
+        weights, means = np.append(weights * (1 - share), share), np.vstack([means, box.mean(axis=0)])
+        full = np.concatenate([full, np.diag((box[1] - box[0]) ** 2 / 12)[None]])
+    away = means - weights @ means
+    return np.einsum("k,kij->ij", weights, full) + (away * weights[:, None]).T @ away

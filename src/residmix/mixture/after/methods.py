@@ -1,0 +1,201 @@
+"""What estimators with and without metadata do after a fit: `given` is the metadata, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import Bunch
+
+from residmix.errors import check_number
+from residmix.mixture.after.draws import drawn
+from residmix.mixture.after.information_matrix.information import (
+    Information,
+    expected_information,
+    observed_information,
+    shown_errors,
+)
+from residmix.mixture.after.merged import MergedMixture
+from residmix.mixture.after.merging import elbow, merge_by_entropy
+from residmix.mixture.after.outliers import OutlierTest
+from residmix.mixture.density import MixtureDensity
+from residmix.mixture.iteration.estep import Problem
+from residmix.rows.block import Block
+from residmix.rows.checks import check_weight
+from residmix.rows.rows import ArrayRows, Rows
+from residmix.sources.output import delivered
+
+__all__ = ["AfterFit", "AfterPlainFit"]
+
+# Draws that stand for the mixture where components are merged without data.
+DRAWS = 20_000
+
+
+class AfterFit(MixtureDensity):
+    """Outliers, merging and standard errors."""
+
+    def _outlier_pvalues(self, out: Any, X: Any, *given: Any) -> Any:
+        rows = self._rows(X, *given)
+        test = OutlierTest(Problem.of(self._model(), n_rows=rows.n_rows))
+        return delivered(rows, test, ["p_value"], out, dtype=np.float64, flat=True)
+
+    def _merge_components(self, n_clusters: int | None, sample_weight: ArrayLike | None, X: Any, *given: Any) -> Any:
+        params = self._model()
+        if n_clusters is not None:
+            check_number("n_clusters", n_clusters, low=1, high=params.n_components, integral=True)
+        if X is None:
+            if sample_weight is not None:
+                raise ValueError("sample_weight belongs to rows; give X, too")
+            params = replace(params, coef=None, gate=None)
+            rows: Rows = ArrayRows(drawn(params, DRAWS)[0])
+        else:
+            rows = self._weighted(self._rows(X, *given), sample_weight)
+        merges = merge_by_entropy(rows, Problem.of(params, n_rows=rows.n_rows))
+        return MergedMixture(self, merges, elbow(merges) if n_clusters is None else n_clusters)
+
+    def _weighted(self, rows: Rows, sample_weight: ArrayLike | None) -> Rows:
+        weight = check_weight(sample_weight, rows.n_rows)
+        return rows if weight is None else rows.mapped(_Weigh(weight))
+
+    # ---- standard errors ---------------------------------------------------------------------------------------------
+
+    @property
+    def standard_errors_(self) -> Bunch:
+        """Standard errors of the parameters, by the information that so many rows have on the fitted mixture.
+
+        A `Bunch`: weights, means and covariances, shaped as the attributes; noise_weight and dof where there are such.
+        Computed anew, from the parameters alone, whenever it's asked for. See :meth:`standard_errors` for those of
+        given rows, which hold where the model is only nearly true.
+        """
+        params = self._model()
+        if params.by_component:
+            raise AttributeError("effects by component have no standard errors from the information; use bootstrap")
+        if params.missing or params.gate is not None:
+            what = "values are missing" if params.missing else "weights depend on metadata"
+            raise AttributeError(
+                f"standard errors need the rows where {what}: call standard_errors with those of the fit"
+            )
+        total = self._weight_of_fit()
+        if not total:
+            raise AttributeError("this mixture wasn't fitted to rows, so its parameters have no standard errors")
+        return self._errors(expected_information(params, total))
+
+    def _weight_of_fit(self) -> float:
+        return float(getattr(self, "_weight_seen", getattr(self, "n_samples_seen_", getattr(self, "_n_rows", 0))))
+
+    def _standard_errors(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> Bunch:
+        return self._errors(observed_information(self._weighted(self._rows(X, *given), sample_weight), self._model()))
+
+    def _errors(self, found: Information) -> Bunch:
+        return shown_errors(found)
+
+
+class _Weigh:
+    """Block with the weights of its rows."""
+
+    def __init__(self, weight: NDArray[np.float64]) -> None:
+        self.weight = weight
+
+    def __call__(self, block: Block) -> Block:
+        return replace(block, weight=self.weight[block.start : block.start + block.n_rows])
+
+
+class AfterPlainFit(AfterFit):
+    """The same with the arguments of an estimator without metadata."""
+
+    def outlier_pvalues(self, X: Any, *, out: Any = None) -> Any:
+        r"""Return how often the mixture makes a row that is less likely than this one, (n,): a calibrated p value.
+
+        .. math:: P(x) = \Pr[p(Y) \le p(x)], \qquad Y \sim p
+
+        Of rows that come from the mixture p values are uniform. For one component they are exact (chi-squared; F for
+        Student's t), for several accurate to about 1 % far into the tails. Noise belongs to the mixture: rows amid it
+        aren't rare; their label is -1.
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+        out : path or ndarray, optional
+            As in :meth:`score_samples`: a file has the column ``p_value``.
+
+        Examples
+        --------
+        >>> from residmix import GaussianMixture
+        >>> model = GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]])
+        >>> model.outlier_pvalues([[1.96], [6.0]]).round(3)
+        array([0.05, 0.  ])
+        """
+        return self._outlier_pvalues(out, X)
+
+    def merge_components(
+        self, X: Any = None, *, n_clusters: int | None = None, sample_weight: ArrayLike | None = None
+    ) -> MergedMixture:
+        r"""Return the mixture with components merged to clusters that needn't be normal.
+
+        The two whose rows are told apart the worst are merged, again and again: each time the entropy of the
+        assignment, :math:`-\sum_{nc} t_{nc} \log t_{nc}`, falls as much as it can.
+
+        Parameters
+        ----------
+        X : array (n, d) or table, optional
+            Rows that the entropy is of. Default: draws from the mixture.
+        n_clusters : int, optional
+            Default: where the entropy, seen along the number of clusters, bends (two straight lines fit best). With
+            fewer than three components, or where no two overlap much, nothing is merged.
+        sample_weight : array-like (n,), optional
+
+        Returns
+        -------
+        MergedMixture
+            With ``predict``, ``predict_proba``, ``clusters_`` (of each component) and ``entropy_``.
+
+        References
+        ----------
+        Baudry, Raftery, Celeux, Lo and Gottardo (2010), J. Comput. Graph. Stat. 19:332.
+
+        Examples
+        --------
+        >>> from residmix import GaussianMixture
+        >>> means = [[0.0, 0.0], [1.5, 0.0], [3.0, 0.0], [9.0, 0.0], [9.0, 9.0]]
+        >>> model = GaussianMixture.from_parameters([0.2] * 5, means, [1.0] * 5, "spherical")
+        >>> model.merge_components()
+        <5 components merged to 3 clusters: [0, 0, 0, 1, 2]>
+        """
+        return self._merge_components(n_clusters, sample_weight, X)
+
+    def standard_errors(self, X: Any, sample_weight: ArrayLike | None = None) -> Bunch:
+        """Return the standard errors of parameters fitted to these rows, by their observed information.
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+            The rows of the fit.
+        sample_weight : array-like (n,), optional
+
+        Returns
+        -------
+        Bunch
+            weights, means and covariances, shaped as the attributes; noise_weight and dof where there are such. NaN
+            where the rows don't determine a parameter.
+
+        Raises
+        ------
+        ValueError
+            With more than 6,000 parameters.
+
+        References
+        ----------
+        Louis (1982), J. R. Stat. Soc. B 44:226; see `residmix.mixture.after.information_matrix.information`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from residmix import GaussianMixture
+        >>> X = np.random.default_rng(0).normal(size=(100, 1))
+        >>> errors = GaussianMixture(1).fit(X).standard_errors(X)
+        >>> (errors.means * 10 / X.std()).round(3)
+        array([[1.]])
+        """
+        return self._standard_errors(sample_weight, X)

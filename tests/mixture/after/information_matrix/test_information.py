@@ -1,0 +1,151 @@
+"""Standard errors: those of the likelihood's curvature, and of fits to new draws."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.stats import multivariate_normal
+
+import residmix as rm
+from residmix.mixture.after.information_matrix.scores import Layout, block_scores
+from residmix.mixture.after.information_matrix.tangents import half, tangents
+from residmix.mixture.families.family import FAMILIES
+from residmix.mixture.iteration.estep import Problem
+from residmix.rows.block import Block
+
+
+def clouds(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(n // 2, 2)) @ np.array([[1.0, 0.5], [0.0, 1.0]])
+    return np.concatenate([first, 1.5 * rng.normal(size=(n - n // 2, 2)) + [3.0, 1.0]])
+
+
+def curvature(function, at):
+    """Return minus the second derivatives, by central differences."""
+    step = 1e-4 * np.maximum(np.abs(at), 0.1)
+    n = len(at)
+    found = np.empty((n, n))
+    for i in range(n):
+        for j in range(i + 1):
+            one, two = np.eye(n)[i] * step[i], np.eye(n)[j] * step[j]
+            value = function(at + one + two) - function(at + one - two) - function(at - one + two)
+            found[i, j] = found[j, i] = -(value + function(at - one - two)) / (4 * step[i] * step[j])
+    return found
+
+
+def test_one_component_has_the_errors_of_a_normal_sample():
+    X = clouds()
+    model = rm.GaussianMixture(1, reg_covar=0.0).fit(X)
+    S, n = model.covariances_[0], len(X)
+    for errors in (model.standard_errors_, model.standard_errors(X)):
+        assert errors.weights == [0.0]
+        assert_allclose(errors.means[0], np.sqrt(np.diag(S) / n), rtol=1e-10)
+        assert_allclose(errors.covariances[0], np.sqrt((S**2 + np.outer(np.diag(S), np.diag(S))) / n), rtol=1e-10)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_errors_of_rows_are_those_of_the_curvature_of_scipys_likelihood(tied):
+    X = clouds()
+    kind = "tied" if tied else "full"
+    model = rm.GaussianMixture(2, covariance_type=kind, tol=1e-13, reg_covar=0.0, random_state=0).fit(X)
+
+    def covariance(part):
+        return np.array([[part[0], part[1]], [part[1], part[2]]])
+
+    def likelihood(theta):
+        w, means, parts = theta[0], theta[1:5].reshape(2, 2), theta[5:].reshape(-1, 3)
+        both = [multivariate_normal(means[k], covariance(parts[-1 if tied else k])) for k in range(2)]
+        return np.log(w * both[0].pdf(X) + (1 - w) * both[1].pdf(X)).sum()
+
+    matrices = model.covariances_[None] if tied else model.covariances_
+    theta = np.concatenate([model.weights_[:1], model.means_.ravel(), matrices[:, [0, 0, 1], [0, 1, 1]].ravel()])
+    expected = np.sqrt(np.diag(np.linalg.inv(curvature(likelihood, theta))))
+    errors = model.standard_errors(X)
+    found = errors.covariances[None] if tied else errors.covariances
+    found = np.concatenate([errors.weights[:1], errors.means.ravel(), found[:, [0, 0, 1], [0, 1, 1]].ravel()])
+    assert_allclose(found, expected, rtol=2e-3)
+    assert errors.weights[0] == pytest.approx(errors.weights[1])
+
+
+def test_errors_are_those_of_fits_to_new_draws():
+    X = clouds(1000)
+    model = rm.GaussianMixture(2, random_state=0).fit(X)
+    fits = []
+    for seed in range(40):
+        drawn = model.set_params(random_state=seed).sample(len(X))[0]
+        start = {"weights_init": model.weights_, "means_init": model.means_, "precisions_init": model.precisions_}
+        again = rm.GaussianMixture(2, **start).fit(drawn)
+        fits.append(np.concatenate([again.weights_, again.means_.ravel(), again.covariances_.ravel()]))
+    errors = model.standard_errors_
+    found = np.concatenate([errors.weights, errors.means.ravel(), errors.covariances.ravel()])
+    ratio = found / np.std(fits, axis=0, ddof=1)
+    assert abs(np.exp(np.log(ratio).mean()) - 1) < 0.07
+    assert np.abs(ratio - 1).max() < 0.35  # those of 60 fits are themselves known to 9 %
+
+
+@pytest.mark.parametrize("settings", [{"distribution": "t"}, {"noise": True}, {"covariance_type": "VEV"}, {}])
+def test_expected_scores_are_zero_and_derivatives_of_the_density(settings):
+    X = np.concatenate([clouds(), np.random.default_rng(1).uniform(-9, 9, size=(40, 2))])
+    model = rm.GaussianMixture(2, tol=1e-12, reg_covar=0.0, random_state=0, **settings).fit(X)
+    params = model._model()
+    directions = tangents(params.family, params.full_covariances())
+    layout = Layout.of(params, 6 if directions is None else directions.shape[1], 0)
+    scores, _ = block_scores(Problem.of(params), layout, directions, Block(0, X))
+    mean = np.abs(scores.mean(axis=0)) / np.sqrt((scores**2).mean(axis=0))
+    assert mean[: layout.covariances.stop].max() < 1e-3
+    assert np.abs(scores).max() > 0.1  # of single rows they aren't
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_moves_in_as_many_directions_as_it_has_parameters(name):
+    X = np.random.default_rng(0).normal(size=(300, 3)) @ np.array([[1, 0.5, 0.2], [0, 2, 0.3], [0, 0, 0.5]])
+    model = rm.GaussianMixture(2, covariance_type=name, random_state=0).fit(X + np.repeat([[0], [6]], 150, axis=0))
+    params = model._model()
+    found = tangents(params.family, params.full_covariances())
+    n = 2 * len(half(3)[0]) if found is None else np.linalg.matrix_rank(found)
+    assert n == params.family.n_parameters(2, 3)
+    errors = model.standard_errors_
+    assert errors.covariances.shape == model.covariances_.shape
+    assert np.isfinite(errors.covariances).all()
+
+
+def test_weights_count_as_rows_and_errors_survive_a_file(tmp_path):
+    X = clouds()
+    once = rm.GaussianMixture(2, random_state=0).fit(X)
+    thrice = rm.GaussianMixture(2, random_state=0).fit(X, sample_weight=np.full(len(X), 4.0))
+    assert_allclose(thrice.standard_errors_.means, once.standard_errors_.means / 2, rtol=1e-3)
+    observed = thrice.standard_errors(X, sample_weight=np.full(len(X), 4.0))
+    assert_allclose(observed.means, once.standard_errors(X).means / 2, rtol=1e-3)
+    rm.save(thrice, tmp_path / "model")
+    assert np.array_equal(rm.load(tmp_path / "model").standard_errors_.means, thrice.standard_errors_.means)
+
+
+def test_gaps_make_errors_larger():
+    X = clouds()
+    gaps = X.copy()
+    gaps[np.random.default_rng(0).random(X.shape) < 0.3] = np.nan
+    model = rm.GaussianMixture(1, missing="em", reg_covar=0.0).fit(gaps)
+    ratio = model.standard_errors(gaps).means / np.sqrt(np.diag(model.covariances_[0]) / len(X))
+    assert ((ratio > 1.05) & (ratio < 1 / np.sqrt(0.6))).all()
+    with pytest.raises(AttributeError, match="values are missing: call standard_errors"):
+        model.standard_errors_  # noqa: B018
+
+
+def test_a_mixture_without_rows_has_no_errors():
+    model = rm.GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]])
+    with pytest.raises(AttributeError, match="wasn't fitted to rows"):
+        model.standard_errors_  # noqa: B018
+
+
+def test_what_rows_do_not_determine_is_nan():
+    X = np.column_stack([clouds(), np.zeros(400)])
+    rows = np.random.default_rng(0).normal(size=(4, 5))
+    few = rm.GaussianMixture(1).fit(np.random.default_rng(1).normal(size=(200, 5)))
+    assert np.isfinite(rm.GaussianMixture(2, random_state=0).fit(X).standard_errors_.means).all()
+    assert np.isfinite(few.standard_errors(rows).means).all()
+
+
+def test_too_many_parameters_are_refused():
+    X = np.random.default_rng(0).normal(size=(150, 120))
+    model = rm.GaussianMixture(1).fit(X)
+    with pytest.raises(ValueError, match="7380 parameters is too large"):
+        model.standard_errors(X)

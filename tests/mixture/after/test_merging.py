@@ -1,0 +1,77 @@
+"""Components merged to clusters: as mclust's clustCombi does it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import residmix as rm
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+IRIS = np.array(json.loads((FIXTURES / "mclust.json").read_text())["iris"]["X"])
+CASES = json.loads((FIXTURES / "clustcombi.json").read_text())
+
+
+def same_partition(one, two):
+    return len(set(zip(one, two, strict=True))) == len(set(one)) == len(set(two))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"K={len(case['weights'])}")
+def test_clusters_entropies_and_the_choice_are_those_of_mclust(case):
+    K = len(case["weights"])
+    means = np.array(case["means"]).reshape(K, 4)
+    covariances = np.array(case["covariances"]).reshape(K, 4, 4)
+    model = rm.GaussianMixture.from_parameters(case["weights"], means, covariances)
+    merged = model.merge_components(IRIS)
+    assert_allclose(merged.entropy_["entropy"], case["entropy"], rtol=1e-6, atol=1e-6)
+    for n, clusters in enumerate(case["clusters"], 1):
+        assert same_partition(merged.with_clusters(n).clusters_, clusters)
+    assert merged.n_clusters_ == case["chosen"]
+
+
+def test_a_cluster_that_takes_three_components_is_one_again():
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, np.pi, 600)
+    moon = np.column_stack([np.cos(angle), np.sin(angle)]) * 4 + 0.3 * rng.normal(size=(600, 2))
+    X = np.concatenate([moon, rng.normal(size=(200, 2)) * 0.3 - [0, 4], rng.normal(size=(200, 2)) * 0.3 + [9, 0]])
+    truth = np.repeat([0, 1, 2], [600, 200, 200])
+    model = rm.GaussianMixture([4, 5, 6], random_state=0).fit(X)
+    for merged in (model.merge_components(), model.merge_components(X)):
+        assert merged.n_clusters_ == 3
+        assert same_partition(merged.predict(X), truth)
+        assert not same_partition(model.predict(X), truth)
+        assert_allclose(merged.predict_proba(X).sum(axis=1), 1)
+
+
+def test_clusters_that_are_apart_stay():
+    X = np.random.default_rng(0).normal(size=(400, 2)) + np.repeat([[0, 0], [8, 0], [0, 8], [8, 8]], 100, axis=0)
+    model = rm.GaussianMixture(4, random_state=0).fit(X)
+    assert model.merge_components().n_clusters_ == 4
+    assert model.merge_components(n_clusters=2).n_clusters_ == 2
+    assert np.array_equal(model.merge_components(n_clusters=4).predict(X), model.predict(X))
+
+
+def test_weights_count_as_repeated_rows():
+    rng = np.random.default_rng(0)
+    X, times = rng.normal(size=(100, 2)), rng.integers(0, 4, 100)
+    model = rm.GaussianMixture(3, random_state=0).fit(X)
+    weighted = model.merge_components(X, sample_weight=times)
+    assert_allclose(
+        weighted.entropy_["entropy"], model.merge_components(np.repeat(X, times, axis=0)).entropy_["entropy"]
+    )
+    with pytest.raises(ValueError, match="give X, too"):
+        model.merge_components(sample_weight=times)
+
+
+def test_noise_is_no_cluster():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(300, 2)), rng.normal(size=(300, 2)) + 1.5, rng.uniform(-9, 9, size=(60, 2))])
+    model = rm.GaussianMixture(2, noise=True, random_state=0).fit(X)
+    merged = model.merge_components(n_clusters=1)
+    assert merged.predict_proba(X).shape == (660, 2)
+    assert np.array_equal(merged.predict(X) == -1, merged.predict_proba(X)[:, 1] > 0.5)
+    assert (merged.predict(X) == -1).any()
+    with pytest.raises(ValueError, match="n_clusters must be at most 2"):
+        model.merge_components(n_clusters=3)
