@@ -73,5 +73,5 @@ def test_noise_is_no_cluster():
     assert merged.predict_proba(X).shape == (660, 2)
     assert np.array_equal(merged.predict(X) == -1, merged.predict_proba(X)[:, 1] > 0.5)
     assert (merged.predict(X) == -1).any()
-    with pytest.raises(ValueError, match="n_clusters must be at most 2"):
+    with pytest.raises(ValueError, match="'n_clusters' parameter of merge_components"):
         model.merge_components(n_clusters=3)

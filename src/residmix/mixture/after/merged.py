@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._param_validation import Interval
 
-from residmix.errors import check_number
+from residmix.errors import check_arguments
 from residmix.mixture.after.merging import Merges
 
 __all__ = ["MergedMixture"]
@@ -46,7 +48,8 @@ class MergedMixture:
 
     def with_clusters(self, n_clusters: int) -> MergedMixture:
         """Return the same mixture with another number of clusters, 1 to K."""
-        check_number("n_clusters", n_clusters, low=1, high=len(self._merges.entropy), integral=True)
+        allowed = Interval(Integral, 1, len(self._merges.entropy), closed="both")
+        check_arguments("with_clusters", n_clusters=([allowed], n_clusters))
         return MergedMixture(self.mixture, self._merges, n_clusters)
 
     def predict_proba(self, X: Any, **given: Any) -> Floats:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
+from sklearn.utils._param_validation import Interval
 
-from residmix.errors import check_number
+from residmix.errors import check_arguments
 from residmix.mixture.after.draws import drawn
 from residmix.mixture.after.information_matrix.information import (
     Information,
@@ -43,8 +45,8 @@ class AfterFit(MixtureDensity):
 
     def _merge_components(self, n_clusters: int | None, sample_weight: ArrayLike | None, X: Any, *given: Any) -> Any:
         params = self._model()
-        if n_clusters is not None:
-            check_number("n_clusters", n_clusters, low=1, high=params.n_components, integral=True)
+        allowed = [Interval(Integral, 1, params.n_components, closed="both"), None]
+        check_arguments("merge_components", n_clusters=(allowed, n_clusters))
         if X is None:
             if sample_weight is not None:
                 raise ValueError("sample_weight belongs to rows; give X, too")

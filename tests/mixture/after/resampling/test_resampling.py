@@ -75,7 +75,7 @@ def test_the_ratio_test_keeps_its_level_where_there_is_one_cluster():
 
 def test_settings_that_make_no_sense_are_refused():
     model = rm.GaussianMixture(2, random_state=0).fit(clouds())
-    with pytest.raises(ValueError, match="kind must be one of"):
+    with pytest.raises(ValueError, match="'kind' parameter of bootstrap"):
         rm.bootstrap(model, clouds(), kind="jackknife")
     with pytest.raises(ValueError, match="one family"):
         rm.bootstrap_lrt(rm.GaussianMixture(covariance_type=["EEE", "VVV"]), clouds())

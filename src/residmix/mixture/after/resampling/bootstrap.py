@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
+from sklearn.utils._param_validation import Interval, StrOptions
 
-from residmix.errors import DeadComponentWarning, check_choice, check_number, warn
+from residmix.errors import DeadComponentWarning, check_arguments, warn
 from residmix.mixture.after.matching import match_components
 from residmix.mixture.after.resampling.refits import Refits, estimates, in_order
 
@@ -121,9 +123,12 @@ def bootstrap(
     array([[0.1],
            [0.1]])
     """
-    check_choice("kind", kind, KINDS)
-    check_number("n_resamples", n_resamples, low=2, integral=True)
-    check_number("confidence", confidence, low=0.5, high=0.9999)
+    check_arguments(
+        "bootstrap",
+        kind=([StrOptions(set(KINDS))], kind),
+        n_resamples=([Interval(Integral, 2, None, closed="left")], n_resamples),
+        confidence=([Interval(Real, 0.5, 0.9999, closed="both")], confidence),
+    )
     refits = Refits(model, X, metadata)
     again = _KINDS[kind]
     shared = model._model().family.kept[0] != "K"

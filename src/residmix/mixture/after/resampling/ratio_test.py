@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.utils._param_validation import Interval
 
-from residmix.errors import check_number, unnoted
+from residmix.errors import check_arguments, unnoted
 from residmix.mixture.after.resampling.refits import Refits
 
 __all__ = ["RatioTest", "bootstrap_lrt"]
@@ -90,9 +92,12 @@ def bootstrap_lrt(
     >>> rm.bootstrap_lrt(rm.GaussianMixture(random_state=0), X, n_resamples=19).n_components_
     2
     """
-    check_number("max_components", max_components, low=1, integral=True)
-    check_number("n_resamples", n_resamples, low=19, integral=True)
-    check_number("level", level, low=1 / (n_resamples + 1), high=0.5)
+    check_arguments(
+        "bootstrap_lrt",
+        max_components=([Interval(Integral, 1, None, closed="left")], max_components),
+        n_resamples=([Interval(Integral, 19, None, closed="left")], n_resamples),
+        level=([Interval(Real, 1 / (n_resamples + 1), 0.5, closed="both")], level),
+    )
     if not isinstance(model.covariance_type, str) or model.covariance_type == "auto":
         raise ValueError(f"the test is of one family; set covariance_type to one, not {model.covariance_type!r}")
     given = {} if metadata is None else {"metadata": metadata}
