@@ -58,7 +58,7 @@ def test_the_switch_turns_everything_off(monkeypatch):
 
     X, y = np.random.default_rng(0).normal(size=(2, 40, 1))
     m = np.sin(np.arange(40.0))
-    for owner, name in ((light, "step"), (gradient._Projected, "apply"), (SideBySide, "descend")):
+    for owner, name in ((light, "compiled"), (gradient._Projected, "apply"), (SideBySide, "descend")):
         monkeypatch.setattr(owner, name, forbidden)
     model = MDNRegressor(n_members=1, max_epochs=1, hidden=(4,), random_state=0)
     with _fast.plain(), pytest.warns(UserWarning, match="last of max_epochs"):
