@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math import MathError, latex2mathml
+from sphinx.util.math import get_node_equation_number
+
 import residmix
 
 project = "residmix"
@@ -14,8 +18,8 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -29,8 +33,15 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 nitpicky = False
 
+# Formulas are MathML, which every browser shows by itself: pages ask for nothing, and read well offline.
+html_math_renderer = "mathml"
+# Prompts and output are not copied.
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
+
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = "residmix"
 html_theme_options = {
     "show_prev_next": False,
@@ -45,5 +56,25 @@ def _skip(app: Any, what: str, name: str, member: Any, skip: bool, options: Any)
     return None if str(getattr(function, "__module__", None)).startswith("residmix") else True
 
 
+def _mathml(tex: str, **kind: bool) -> str:
+    try:
+        return latex2mathml.tex2mathml(tex, **kind)
+    except MathError as error:
+        raise SystemExit(f"this formula has no MathML: {tex}: {error}") from error
+
+
+def _inline(self: Any, node: nodes.math) -> None:
+    self.body.append(_mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(self: Any, node: nodes.math_block) -> None:
+    number = f"({get_node_equation_number(self, node)})" if node["number"] else ""
+    self.body.append(self.starttag(node, "div", CLASS="math notranslate"))
+    self.body.append(f"{_mathml(node.astext(), as_block=True)}{number}</div>")
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))
     app.connect("autodoc-skip-member", _skip)

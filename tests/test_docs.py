@@ -4,6 +4,8 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,7 @@ def examples(text: str) -> list[tuple[str, str | None]]:
 
 
 def commands(text: str) -> list[tuple[str, str]]:
-    """Run every console block that begins with ``$ residmix``; return (printed, shown)."""
+    """Run every console block that begins with ``$ residmix`` or an example's script; return (printed, shown)."""
     outputs = []
     for match in BLOCK.finditer(text):
         first, _, shown = match[2].partition("\n")
@@ -45,6 +47,11 @@ def commands(text: str) -> list[tuple[str, str]]:
             done = CliRunner().invoke(main, shlex.split(first)[2:])
             assert done.exit_code == 0, done.output
             outputs.append((rstripped(done.stdout), rstripped(shown)))
+        elif match[1] == "console" and first.startswith("$ python examples/"):
+            script = [sys.executable, str(ROOT / first.split()[2])]
+            ran = subprocess.run(script, capture_output=True, text=True, timeout=900)
+            assert ran.returncode == 0, ran.stderr
+            outputs.append((rstripped(ran.stdout), rstripped(shown)))
     return outputs
 
 

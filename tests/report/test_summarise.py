@@ -195,3 +195,15 @@ def test_noise_and_heavy_tails_have_reports_too(rng):
         assert np.sum(summary["reference"]["table"]) == np.sum(labels >= 0)
         with pytest.raises(ValueError, match="Gaussian components without noise"):
             rm.plot_pit(model, table[["x", "y"]])
+
+
+def test_the_verdict_of_a_gated_mixture_knows_that_shares_may_stay(rng):
+    site = np.repeat(["a", "b"], 400)
+    kind = rng.random(800) < np.where(site == "a", 0.8, 0.2)
+    table = pd.DataFrame(rng.normal(size=(800, 2)) + 5.0 * kind[:, None], columns=["x", "y"]).assign(site=site)
+    gated = rm.ResidualMixture(2, formula="site", estimation="joint", gating="metadata", random_state=0).fit(table)
+    summary = described(gated, table)
+    probe = next(row for row in summary["association"] if row["probe"] == "linear")
+    assert 0.7 < probe["after"] < 0.85  # the shares alone, .8 and .2, give .8
+    assert "a held-out linear probe reads site" in summary["verdict"]["headline"]
+    assert "mix of components" in summary["verdict"]["advice"]

@@ -302,3 +302,9 @@ def test_recut_gives_runs_of_one_length(rng):
         runs = [np.concatenate([piece.X for piece in run]) for run in recut(pieces, 7)]
         assert [len(run) for run in runs] == [7] * 7 + [1]
         assert np.array_equal(np.concatenate(runs), X)
+
+
+def test_a_scanned_table_says_what_it_holds(tmp_path):
+    for part in range(2):
+        pd.DataFrame({"x": [1.0, 2.0], "site": ["A", "B"]}).to_parquet(tmp_path / f"{part}.parquet")
+    assert repr(rm.scan(tmp_path)) == "<4 rows x 2 columns in 2 files: x, site>"

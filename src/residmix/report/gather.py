@@ -108,7 +108,7 @@ def gather(
 
 
 def _association(found: Evidence) -> Any:
-    """Measure the metadata in features and residuals; the residualizer is fitted anew in each fold."""
+    """Measure the metadata in features and residuals; what makes these is fitted anew in each fold."""
     from residmix.diagnostics.association import association
 
     rows, linear = found.rows, residualizer_of(found.model)
@@ -118,7 +118,7 @@ def _association(found: Evidence) -> Any:
         return None
     order = np.argsort(-np.nan_to_num(linear.r2_), kind="stable")[:PROBED_FEATURES]
     features = [found.features[j] for j in sorted(order)]
-    fresh = _fresh(linear, features=features, on_unknown="mean")
+    fresh = _unfitted(found.model, linear, [found.features.index(name) for name in features])
     try:
         return association(
             rows.frame,
@@ -135,6 +135,17 @@ def _association(found: Evidence) -> Any:
             {"kind": "not-measured", "message": f"what is left was not measured: {error}", "figures": {}}
         )
         return None
+
+
+def _unfitted(model: Any, linear: Any, features: list[int]) -> Any:
+    """Return an unfitted copy of what makes the residuals: the joint model where there is one, begun at its end."""
+    names = [linear.features_[j] for j in features]
+    if getattr(model, "estimation", None) != "joint":
+        return _fresh(linear, features=names, on_unknown="mean")
+    start: dict[str, Any] = {"weights_init": model.weights_, "means_init": model.means_[:, features]}
+    chosen = {"n_components": len(model.weights_), "covariance_type": family_of(model), "n_init": 1}
+    once = {"checkpoint": None, "warm_start": False, "labels_init": None, "precisions_init": None}
+    return _fresh(model, features=names, on_unknown="mean", **start, **chosen, **once)
 
 
 def _fresh(estimator: Any, **changed: Any) -> Any:

@@ -19,6 +19,16 @@ LEFT_AUC, LEFT_R2 = 0.6, 0.05  # and it's worth a word from here on
 LOST_ROWS = 0.05  # share of dropped rows from which the verdict says so
 
 
+ADVICE = {
+    "shape": "What is left is spread or shape, not a shift: try scale=True, splines such as "
+    "bs(age, df=4) in the formula, or an Eraser.",
+    "formula": "The effect isn't what the formula says: add interactions or splines, or look for features that "
+    "repeat values.",
+    "shares": "The weights of the components depend on the metadata, and residuals keep that: what is left is the mix "
+    "of components, spread or shape.",
+}
+
+
 def _amount(row: dict[str, Any], stage: str) -> str:
     name = "AUC" if row["kind"] == "groups" else "R²"
     return f"{name} {row[stage]:.2f}".replace("0.", ".", 1)
@@ -42,6 +52,7 @@ def verdict(summary: dict[str, Any]) -> dict[str, str]:
     probes = [row for row in summary["association"] if row["held_out"]]
     if not probes:
         return {"headline": f"{share}; what is left was not probed.", "advice": ""}
+    gated = summary["gating"] == "metadata" and summary["estimation"] == "joint"
     left = {kind: [row for row in probes if row["probe"] == kind and still_there(row)] for kind in ("linear", "forest")}
     if not left["linear"] and not left["forest"]:
         return {"headline": f"{share}; a linear probe and a forest find nothing of it now.", "advice": ""}
@@ -49,14 +60,12 @@ def verdict(summary: dict[str, Any]) -> dict[str, str]:
         told = _listed([f"{row['metadata']} ({_amount(row, 'after')})" for row in left["forest"]])
         return {
             "headline": f"{share}; a linear probe finds nothing now, a forest still reads {told}.",
-            "advice": "What is left is spread or shape, not a shift: try scale=True, splines such as "
-            "bs(age, df=4) in the formula, or an Eraser.",
+            "advice": ADVICE["shares" if gated else "shape"],
         }
     told = _listed([f"{row['metadata']} ({_amount(row, 'after')})" for row in left["linear"]])
     return {
         "headline": f"{share}, but it is still in there: a held-out linear probe reads {told}.",
-        "advice": "The effect isn't what the formula says: add interactions or splines, or look for features that "
-        "repeat values.",
+        "advice": ADVICE["shares" if gated else "formula"],
     }
 
 

@@ -119,6 +119,12 @@ class FileTable(StreamTable):
         self._is_large = isinstance(parts[0], Npy) or cache_bytes == 0
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        many = len(self.parts)
+        files = f"{many:,} files" if many > 1 else repr(str(self.parts[0].name))
+        names = list(self.columns) if len(self.columns) <= 8 else [*self.columns[:7], "...", self.columns[-1]]
+        return f"<{self.n_rows:,} rows x {len(self.columns):,} columns in {files}: {', '.join(names)}>"
+
     def __getstate__(self) -> dict[str, Any]:
         # what is decoded stays where it is
         return {**self.__dict__, "_whole": None, "_kept": None, "_lock": None, "_is_large": True}
