@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from residmix.effects.removal import LinearRemoval
-from residmix.errors import RareLevelWarning, warn
+from residmix.errors import RareLevelWarning, did_you_mean, warn
 from residmix.moments.affine import Affine
 from residmix.rows.block import Block
-from residmix.rows.folds import cross_fitted
+from residmix.rows.folds import cross_fitted, splits
 from residmix.sources.open import as_table
 
-__all__ = ["LeaveOneOut", "leave_one_out", "refitted_by_fold"]
+__all__ = ["LeaveOneOut", "group_column", "leave_one_out", "refitted_by_fold"]
 
 Array = NDArray[np.float64]
 
@@ -153,7 +153,33 @@ def take_rows(data: Any, rows: NDArray[np.intp]) -> Any:
     return frame[rows].to_native()
 
 
-def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_rows: int) -> NDArray[Any]:
+def group_column(table: Any, name: str | None) -> NDArray[Any] | None:
+    """Return the values of a metadata column that says which rows belong together, (n,); None without a name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or values are missing.
+    """
+    if name is None:
+        return None
+    if name not in table.metadata_columns:
+        known = list(map(str, table.metadata_columns))
+        raise ValueError(
+            f"groups={name!r} is no metadata column{did_you_mean(name, known)}; there are: "
+            f"{', '.join(map(repr, known[:12]))}"
+        )
+    pieces = [nw.from_native(chunk, eager_only=True)[name] for chunk in table.chunks((name,))]
+    values = np.concatenate([piece.to_numpy() for piece in pieces])
+    lacking = sum(int(piece.is_null().sum()) for piece in pieces)
+    if lacking:
+        raise ValueError(f"groups={name!r} has {lacking} missing values, of rows that belong to nobody; fill them")
+    return values
+
+
+def refitted_by_fold(
+    residualizer: Any, X: Any, metadata: Any, weight: Any, n_rows: int, groups: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Return residuals (n, d) of every row by a clone of `residualizer` that was fitted on the other folds.
 
     A level that the other folds lack is unknown to their fit. Its rows get the effect that ``on_unknown`` says, and the
@@ -164,7 +190,7 @@ def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_ro
     RareLevelWarning
         With ``on_unknown="error"``, of the levels that are missing from a training fold.
     """
-    one = clone(residualizer).set_params(residuals="in-sample")
+    one = clone(residualizer)  # whose own folds nobody asks for
     if residualizer.on_unknown == "error":
         one.set_params(on_unknown="mean")
     lacking: dict[str, dict[Any, None]] = {}
@@ -179,7 +205,7 @@ def refitted_by_fold(residualizer: Any, X: Any, metadata: Any, weight: Any, n_ro
                     lacking.setdefault(column, {}).update(dict.fromkeys(levels))
         return np.asarray(fitted.transform(X_test, metadata=metadata_test))
 
-    out = cross_fitted(fold, residualizer.cv, n_rows)
+    out = cross_fitted(fold, list(splits(residualizer.cv, n_rows, groups)), n_rows)
     for column, levels in lacking.items():
         some = ", ".join(map(repr, list(levels)[:5])) + (f" and {len(levels) - 5} more" if len(levels) > 5 else "")
         many = f"{len(levels)} levels" if len(levels) > 1 else "1 level"

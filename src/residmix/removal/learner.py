@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from numpy.typing import NDArray
 
 from residmix.effects.effect import Effect
+from residmix.effects.mean.regressor import Regressor
 from residmix.effects.mean.ridge import need_columns
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unmeasured.later import withheld
 from residmix.effects.unseen.levels import priors
 from residmix.removal.fitting import fitted, refitted
+from residmix.removal.held_out import group_column
 from residmix.removal.settings import effect_of, refuse_moments_alone, warn_of_nothing
 from residmix.removal.told import Told
 from residmix.removal.watch import Watch
 from residmix.rows.block import Block
+from residmix.rows.folds import splits
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
 from residmix.sources.table import Table
@@ -28,6 +32,8 @@ class Learner(Told):
 
     missing: str
     residuals: str
+    cv: Any
+    groups: str | None
     check_leakage: bool
 
     def fit_to(
@@ -71,6 +77,8 @@ class Learner(Told):
         if self.residuals == "loo":
             need_columns(self.design_)
         rows = self.rows_of(table, weight, preserved=True, allow_nan=allow_nan)
+        if isinstance(effect, Regressor) and self.groups is not None:
+            effect = replace(effect, cv=list(splits(self.cv, rows.n_rows, group_column(table, self.groups))))
         with watched(rows, quiet=quiet) as seen:
             # moments of features with gaps are sound numbers: unless gaps are allowed, each block must be looked at
             seen = seen if allow_nan else seen.mapped(_as_it_is)

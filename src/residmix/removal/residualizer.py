@@ -14,7 +14,7 @@ from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.unseen.levels import adapted
 from residmix.errors import keeps_notes
 from residmix.removal.fitting import moments_of
-from residmix.removal.held_out import leave_one_out, refitted_by_fold
+from residmix.removal.held_out import group_column, leave_one_out, refitted_by_fold
 from residmix.removal.learner import Learner
 from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels
 from residmix.removal.transformer import refuse_frames
@@ -80,6 +80,10 @@ class Residualizer(Learner):
         are then always cross-fitted, since flexible learners remember what they saw; there are no coefficients.
     cv : int or splitter, default 5
         Folds for cross-fitting: a number of shuffled ones, or a splitter.
+    groups : str, optional
+        A metadata column whose equal values are rows that stay in one fold, as those of a subject:
+        ``Residualizer("site", residuals="cross-fitted", cv=GroupKFold(5), groups="subject")``. It isn't removed, nor a
+        feature. Folds that tear a group are refused.
     on_unknown : {"error", "mean", "shrink"}, default "error"
         What to do in transform with a level that fit didn't see: raise; give it the known levels' average effect, each
         level counting alike; or the effect to be expected of a further level, where known ones with few rows count less
@@ -157,6 +161,7 @@ class Residualizer(Learner):
         residuals: str = "in-sample",
         estimator: Any = None,
         cv: Any = 5,
+        groups: str | None = None,
         on_unknown: str = "error",
         missing: str = "error",
         check_leakage: bool = True,
@@ -172,6 +177,7 @@ class Residualizer(Learner):
         self.residuals = residuals
         self.estimator = estimator
         self.cv = cv
+        self.groups = groups
         self.on_unknown = on_unknown
         self.missing = missing
         self.check_leakage = check_leakage
@@ -201,11 +207,13 @@ class Residualizer(Learner):
     @keeps_notes
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the residuals (n, d) of the same rows."""
-        rows, residual = self.fit_to(X, as_table(X, metadata=metadata), sample_weight, y=y)
+        table = as_table(X, metadata=metadata)
+        rows, residual = self.fit_to(X, table, sample_weight, y=y)
         if residual is not None:
             return residual
         if self.residuals == "cross-fitted":
-            return refitted_by_fold(self, X, metadata, sample_weight, rows.n_rows)
+            own = group_column(table, self.groups)
+            return refitted_by_fold(self, X, metadata, sample_weight, rows.n_rows, own)
         if self.residuals == "loo":
             return collect(rows, leave_one_out(self._linear, cast(LeastSquares, effect_of(self)).penalty(self.design_)))
         return collect(rows, self._found.remover())

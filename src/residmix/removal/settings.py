@@ -35,6 +35,7 @@ CONSTRAINTS: dict[str, Any] = {
     "residuals": [StrOptions({"in-sample", "loo", "cross-fitted"})],
     "estimator": [HasMethods(["fit", "predict"]), None],
     "cv": "no_validation",  # by what makes the folds
+    "groups": [str, None],
     "on_unknown": [StrOptions({"error", "mean", "shrink"})],
     "missing": [StrOptions({"error", "mean", "indicator"})],
     "check_leakage": ["boolean"],
@@ -59,6 +60,8 @@ def effect_of(model: Any) -> Effect | Regressor:
         raise ValueError(
             "scale, covariance, shrinkage and alpha belong to least squares; with estimator= leave them out"
         )
+    if model.groups is not None and model.residuals != "cross-fitted" and model.estimator is None:
+        raise ValueError("groups= are of folds: give residuals='cross-fitted', or leave groups= out")
     effect = _with_covariance(model, _effect(model, pooled))
     if model.residuals == "loo" and not effect.exact_loo:
         raise ValueError(

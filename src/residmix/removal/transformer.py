@@ -41,8 +41,7 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     def _learn(self, X: Any, table: Table, sample_weight: Any, **options: Any) -> None:
         """Settle design and features; `options` go to :func:`residmix.design.fit.fit_design`."""
         self.design_, used = self._learned_design(table, options)
-        if isinstance(sample_weight, str):
-            used = (*used, sample_weight)
+        used = (*used, *(name for name in (sample_weight, getattr(self, "groups", None)) if isinstance(name, str)))
         self._apart, self._named = table.has_metadata, table.named
         self.features_ = np.asarray(table.feature_names(self.features, exclude=used), dtype=object)
         if self.x_is_features:
@@ -66,6 +65,8 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         if self.formula is not None:
             both = [text for text in (self.formula, self.preserve) if text is not None]
             wanted = tuple(dict.fromkeys(name for text in both for name in formula_columns(text)))
+        elif getattr(self, "groups", None) in table.metadata_columns:
+            wanted = tuple(name for name in table.metadata_columns if name != self.groups)  # type: ignore[attr-defined]
         design = fit_design(
             (lambda: table.chunks(wanted)) if wanted != () else None,
             formula=self.formula,

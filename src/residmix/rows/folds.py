@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,20 +14,29 @@ from residmix.errors import ResidmixWarning, unnoted
 __all__ = ["cross_fitted", "splits"]
 
 
-def splits(cv: Any, n_rows: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def splits(
+    cv: Any, n_rows: int, groups: NDArray[Any] | None = None
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Yield (train, test) row indices: of a number of shuffled folds, of a splitter, or as given.
+
+    Parameters
+    ----------
+    cv : int, splitter or iterable
+    n_rows : int
+    groups : ndarray (n_rows,), optional
+        Rows with equal values stay in one fold: a number of folds is of groups, a splitter gets them.
 
     Raises
     ------
     ValueError
-        Unless every row is in exactly one test set.
+        Unless every row is in exactly one test set, and every group in one fold.
     """
-    from sklearn.model_selection import KFold
+    from sklearn.model_selection import GroupKFold, KFold
 
     if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
         # Shuffled, since tables are often sorted by site; fixed, so that the same call gives the same residuals.
-        cv = KFold(int(cv), shuffle=True, random_state=0)
-    pairs: Iterable[Any] = cv.split(np.empty((n_rows, 1))) if hasattr(cv, "split") else cv
+        cv = KFold(int(cv), shuffle=True, random_state=0) if groups is None else GroupKFold(int(cv))
+    pairs: Iterable[Any] = _split(cv, n_rows, groups) if hasattr(cv, "split") else cv
     found = [(np.asarray(train), np.asarray(test)) for train, test in pairs]
     seen = np.bincount(np.concatenate([test for _, test in found]), minlength=n_rows)
     if len(seen) > n_rows or np.any(seen != 1):
@@ -34,7 +44,33 @@ def splits(cv: Any, n_rows: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.
             f"cross-fitting needs every row in exactly one test set, but cv leaves {np.sum(seen == 0)} rows out and "
             f"has {np.sum(seen > 1)} rows in several; use a partition such as KFold"
         )
+    if groups is not None:
+        _, own = np.unique(groups, return_inverse=True)
+        for _, test in found:
+            inside = np.bincount(own[test], minlength=own.max() + 1)
+            torn = np.flatnonzero((inside > 0) & (inside < np.bincount(own)))
+            if len(torn):
+                one = groups[np.argmax(own == torn[0])]
+                raise ValueError(
+                    f"cv leaves rows of {len(torn)} groups ({one}) in several folds, where they tell of each other; "
+                    "use a splitter that keeps groups together, such as GroupKFold"
+                )
     yield from found
+
+
+def _split(cv: Any, n_rows: int, groups: NDArray[Any] | None) -> Iterable[Any]:
+    """Return what a splitter makes of rows; one that wants what there isn't is told by name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The groups parameter is ignored")  # whether they are torn is looked at
+            return list(cv.split(np.empty((n_rows, 1)), *(() if groups is None else (None, groups))))
+    except (TypeError, ValueError) as error:
+        name = type(cv).__name__
+        if groups is None and "group" in str(error):
+            raise ValueError(f"cv={name} needs groups: give groups=, the metadata column that holds them") from error
+        if "target" in str(error) or "'y'" in str(error):
+            raise ValueError(f"cv={name} needs a target, and there is none; use KFold or GroupKFold") from error
+        raise
 
 
 def cross_fitted(

@@ -1,0 +1,122 @@
+"""Rows that belong together stay in one fold, and nobody influences the own correction, by any variant."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold, LeaveOneGroupOut, StratifiedKFold
+
+from residmix import Residualizer
+
+FEATURES = [f"x{j}" for j in range(6)]
+
+
+def visits(n_subjects=40, seed=0):
+    """Three visits of each subject, at sites that subjects don't leave, in mixed order."""
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(n_subjects), 3)
+    site = (np.arange(n_subjects) % 3)[subject]
+    X = rng.normal(size=(n_subjects, 6))[subject] + rng.normal(size=(3, 6))[site]
+    X += np.array([1.0, 2.0, 0.6])[site][:, None] * rng.normal(size=X.shape)
+    table = pd.DataFrame(X, columns=FEATURES).assign(
+        site=np.array(list("abc"))[site], age=rng.uniform(20, 60, len(X)), subject=subject
+    )
+    return table.sample(frac=1.0, random_state=0).reset_index(drop=True)
+
+
+VARIANTS = {
+    "least squares": {},
+    "ridge": {"alpha": 2.0},
+    "spread": {"scale": True},
+    "combat": {"scale": True, "shrinkage": "eb"},
+    "means alone": {"shrinkage": "eb-one-row"},
+    "non-parametric": {"scale": True, "shrinkage": "eb-nonparametric"},
+    "robust": {"scale": True, "shrinkage": "eb-robust"},
+    "random sites": {"shrinkage": {"site": "blup"}},
+    "covariances": {"scale": True, "shrinkage": "eb", "covariance": True},
+    "covbat": {"scale": True, "shrinkage": "eb", "covariance": "scores"},
+    "regressor": {"estimator": LinearRegression()},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_held_out_subject_never_influences_its_own_correction(variant):
+    table = visits()
+    options = {"features": FEATURES, "groups": "subject", "check_leakage": False, **VARIANTS[variant]}
+    formula = "site" if variant == "spread" else "site + age"  # of spread by age, every row has its own
+    model = Residualizer(formula, residuals="cross-fitted", cv=GroupKFold(4), **options)
+    one = (table["subject"] == 7).to_numpy()
+    moved = table.copy()
+    moved.loc[one, FEATURES] += np.linspace(1.0, 6.0, 6)
+    before, after = model.fit_transform(table), model.fit_transform(moved)
+    # what was added comes through as it is, but where spread or covariance of the others' fit turns it: the same for
+    # every row of the subject's site
+    change = (after - before)[one]
+    assert_allclose(change, np.broadcast_to(change[0], change.shape), atol=1e-9)
+    if not options.get("scale"):
+        assert_allclose(change[0], np.linspace(1.0, 6.0, 6), atol=1e-9)
+    # control: without groups visits of the subject tell of each other
+    torn = Residualizer(formula, residuals="cross-fitted", cv=4, **{**options, "groups": None})
+    change = (torn.fit_transform(moved) - torn.fit_transform(table))[one]
+    assert np.ptp(change, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "regressor"])
+def test_a_held_out_site_is_corrected_by_the_others_alone(variant):
+    table = visits()
+    options = {"features": FEATURES, "groups": "site", "check_leakage": False, **VARIANTS[variant]}
+    formula = "site" if variant == "spread" else "site + age"
+    model = Residualizer(formula, residuals="cross-fitted", cv=LeaveOneGroupOut(), on_unknown="mean", **options)
+    own = (table["site"] == "b").to_numpy()
+    moved = table.copy()
+    moved.loc[own, FEATURES] += np.linspace(1.0, 6.0, 6)
+    change = (model.fit_transform(moved) - model.fit_transform(table))[own]
+    assert_allclose(change, np.broadcast_to(change[0], change.shape), atol=1e-9)
+    assert np.abs(change[0]).min() > 0.3  # nothing of the shift is taken out
+    plain = Residualizer(formula, on_unknown="mean", **{**options, "groups": None})
+    change = (plain.fit_transform(moved) - plain.fit_transform(table))[own]
+    assert np.abs(change).max() < 6.0 - 1.0  # in-sample, most of it is
+
+
+def test_groups_are_no_features_and_not_removed():
+    table = visits()
+    names = FEATURES[:3]
+    options = {"residuals": "cross-fitted", "groups": "subject", "check_leakage": False}
+    one = Residualizer("site + age", **options).fit(table)
+    assert list(one.features_) == FEATURES
+    frame = table[FEATURES].to_numpy(), table[["site", "age", "subject"]]
+    apart = Residualizer(**options)
+    residual = apart.fit_transform(frame[0], metadata=frame[1])
+    assert apart.design_columns_ == ["site[T.b]", "site[T.c]", "age"]
+    assert_array_equal(residual, Residualizer("site + age", **options).fit_transform(table))
+    assert_array_equal(residual, Residualizer("site + age", **options).fit_transform(pl.DataFrame(table)))
+    # a gene subset gives the genes' columns of the whole
+    some = Residualizer("site + age", features=names, **options).fit_transform(table)
+    assert_allclose(some, residual[:, :3], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cv": KFold(4), "groups": "subject"}, r"cv leaves rows of \d+ groups \(\d+\) in several folds"),
+        ({"cv": GroupKFold(4)}, "cv=GroupKFold needs groups: give groups="),
+        ({"cv": StratifiedKFold(4)}, "cv=StratifiedKFold needs a target"),
+        ({"cv": GroupShuffleSplit(2), "groups": "subject"}, "every row in exactly one test set"),
+        ({"groups": "subjct"}, r"groups='subjct' is no metadata column.*did you mean"),
+        ({"groups": "subject", "residuals": "in-sample"}, "groups= are of folds"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Residualizer("site + age", features=FEATURES, **{"residuals": "cross-fitted", **options}).fit_transform(
+            visits()
+        )
+
+
+def test_missing_groups_are_refused():
+    table = visits().astype({"subject": float})
+    table.loc[3, "subject"] = np.nan
+    with pytest.raises(ValueError, match="groups='subject' has 1 missing values"):
+        Residualizer("site", features=FEATURES, residuals="cross-fitted", groups="subject").fit_transform(table)
