@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from residmix.rows.block import Block, concatenate, gather
 from residmix.rows.checks import Finite
 from residmix.rows.ordered import fold_groups, group_blocks, ordered_map, ordered_sum
+from residmix.rows.statistic import Statistic, after, both
 
-__all__ = ["ArrayRows", "MappedRows", "ObservedRows", "Rows", "S", "fold"]
+__all__ = ["ArrayRows", "MappedRows", "ObservedRows", "Rows", "fold"]
 
 T = TypeVar("T")
 
@@ -49,16 +50,17 @@ class Rows(ABC):
     def fold(
         self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
     ) -> T:
-        """Return the sum of ``step(block)``: in block order inside groups of blocks, then over the groups.
+        """Return the `total` of a :class:`Statistic` of these parts."""
+        return self.total(Statistic(step, merge, sound))
 
-        `sound` may tell from the statistic of a block that all of its features were allowed numbers: then `step`
-        may be given blocks that nobody has looked at, and they are looked at only where it is False.
+    def total(self, statistic: Statistic[T]) -> T:
+        """Return the sum of ``step(block)``: in block order inside groups of blocks, then over the groups.
 
         The groups (see :func:`group_blocks`) let a cluster send back a few hundred sums instead of one for every
         block; they are the same wherever the rows live, so the result is, too.
         """
-        n_blocks = -(-self.n_rows // self.block_rows)
-        return reduce(merge, fold_groups(self.map(step), merge, group_blocks(n_blocks)))
+        n_blocks, merge = -(-self.n_rows // self.block_rows), statistic.merge
+        return reduce(merge, fold_groups(self.map(statistic.step), merge, group_blocks(n_blocks)))
 
     def mapped(self, change: Callable[[Block], Block]) -> Rows:
         """Return rows whose blocks are `change(block)`, computed on each visit and never stored."""
@@ -95,20 +97,13 @@ class MappedRows(_RowsAround):
         self._change = change
 
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
-        return self._rows.map(partial(_changed, self._change, function))
+        return self._rows.map(partial(after, self._change, function))
 
-    def fold(
-        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
-        # what the change makes of a block doesn't tell what the block held
-        return self._rows.fold(partial(_changed, self._change, step), merge)
+    def total(self, statistic: Statistic[T]) -> T:
+        return self._rows.total(statistic.of(self._change))
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         return self._change(self._rows.take(index))
-
-
-def _changed(change: Callable[[Block], Block], function: Callable[[Block], T], block: Block) -> T:
-    return function(change(block))
 
 
 class ObservedRows(_RowsAround):
@@ -136,35 +131,18 @@ class ObservedRows(_RowsAround):
             yield from self._rows.map(function)
             return
         found = []
-        for result, seen in self._rows.map(partial(_with_seen, function, self._observe)):
+        for result, seen in self._rows.map(partial(both, function, self._observe)):
             found += seen
             yield result
         self.kept += found
 
-    def fold(
-        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
+    def total(self, statistic: Statistic[T]) -> T:
         if self.kept:
-            return self._rows.fold(step, merge, sound)
-        first = None if sound is None else lambda both: sound(both[0])
+            return self._rows.total(statistic)
         total: T
-        total, found = self._rows.fold(
-            partial(_with_seen, step, self._observe), partial(_merged_with_seen, merge), first
-        )
+        total, found = self._rows.total(statistic.beside(self._observe))
         self.kept += found
         return total
-
-
-def _with_seen(
-    function: Callable[[Block], T], observe: Callable[[Block], list[Any]], block: Block
-) -> tuple[T, list[Any]]:
-    return function(block), observe(block)
-
-
-def _merged_with_seen(
-    merge: Callable[[T, T], T], one: tuple[T, list[Any]], two: tuple[T, list[Any]]
-) -> tuple[T, list[Any]]:
-    return merge(one[0], two[0]), one[1] + two[1]
 
 
 class ArrayRows(Rows):
@@ -237,10 +215,9 @@ class ArrayRows(Rows):
         if self._finite is not None:
             self._finite.proven = True
 
-    def fold(
-        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
-        visit, n_blocks = self._visit(step, sound), -(-self.n_rows // self.block_rows)
+    def total(self, statistic: Statistic[T]) -> T:
+        visit, merge = self._visit(statistic.step, statistic.sound), statistic.merge
+        n_blocks = -(-self.n_rows // self.block_rows)
         size = group_blocks(n_blocks)
 
         def group(index: int) -> T:
@@ -268,16 +245,12 @@ class ArrayRows(Rows):
         return visit
 
 
-S = TypeVar("S")
-
-
 def fold(
-    rows: Rows, step: Callable[[Block], S], merge: Callable[[S, S], S], sound: Callable[[S], bool] | None = None
-) -> S:
-    """Return the merged ``si = step(block i)``, in the fixed order of :meth:`Rows.fold`.
+    rows: Rows, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
+) -> T:
+    """Return the merged ``si = step(block i)``, in the fixed order of :meth:`Rows.total`.
 
-    `step` may run in any thread or process, and on a cluster `merge` does, too (so both must be picklable there);
-    the order of merging depends on the number of blocks only, never on how many hands there are. `merge` may change
-    and return its first argument. For `sound`, see there.
+    That order depends on the number of blocks only, never on how many hands there are. For the arguments see
+    :class:`residmix.rows.statistic.Statistic`.
     """
     return rows.fold(step, merge, sound)

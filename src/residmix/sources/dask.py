@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from residmix.rows.block import Block
 from residmix.rows.ordered import fold_groups, group_blocks
 from residmix.rows.rows import Rows
+from residmix.rows.statistic import Statistic
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.array import MemoryTable, clean_metadata
 from residmix.sources.files import FileTable
@@ -120,11 +121,9 @@ class ClusterRows(Rows):
     def map(self, function: Callable[[Block], T]) -> Iterator[T]:
         return self._run(function, None, 1)
 
-    def fold(
-        self, partial: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
+    def total(self, statistic: Statistic[T]) -> T:
         group = group_blocks(-(-self.n_rows // self.block_rows))
-        return reduce(merge, self._run(partial, merge, group))
+        return reduce(statistic.merge, self._run(statistic.step, statistic.merge, group))
 
     def _ranges(self, unit: int, least: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows for a task each: whole units, at least `least` rows, begun where reading is cheap."""

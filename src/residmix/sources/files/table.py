@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
+from residmix.rows.statistic import Statistic
 from residmix.sources.array import MemoryTable
 from residmix.sources.columns.lists import list_names, spread
 from residmix.sources.files.csv import Csv
@@ -260,11 +261,9 @@ class _FileRows(StreamRows):
         yield from super().map(function) if kept is None else kept.map(function)
         self._files.was_read = True
 
-    def fold(
-        self, step: Callable[[Block], T], merge: Callable[[T, T], T], sound: Callable[[T], bool] | None = None
-    ) -> T:
+    def total(self, statistic: Statistic[T]) -> T:
         kept = self._kept()
-        return super().fold(step, merge, sound) if kept is None else kept.fold(step, merge, sound)
+        return super().total(statistic) if kept is None else kept.total(statistic)
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         kept = self._kept()
