@@ -8,7 +8,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from residmix import GaussianMixture
 from residmix.errors import DeadComponentWarning
-from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.mixture.families.family import ALIASES, FAMILIES
 from residmix.mixture.families.family import family as family_of
 from residmix.mixture.iteration.estep import log_joint, mixture_block, responsibilities
 from residmix.mixture.iteration.mstep import dead_components, m_step
@@ -16,6 +16,7 @@ from residmix.mixture.iteration.vector import pack, unpack
 from residmix.mixture.params import SingularCovarianceError, make_params, params_from_precisions
 
 RIDGE = 0.01
+COVARIANCE_TYPES = (*ALIASES, *FAMILIES)
 
 
 def example(family, n=400, d=4, K=3):

@@ -13,7 +13,7 @@ import click
 from residmix.cli.shared.columns import Columns, plan_columns
 from residmix.cli.shared.data import Data, complete_rows, open_data
 from residmix.cli.shared.estimators import components, make_estimator, remover
-from residmix.cli.shared.options import ATTENDED, FORMULA, READING, Examples, options, seed, written
+from residmix.cli.shared.options import ATTENDED, FORMULA, MIXTURE, READING, Examples, options, seed, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
 from residmix.cli.shared.summary import check_left, command_line, print_summary
 from residmix.cli.shared.telling import say, tell_notes, told_plainly
@@ -41,9 +41,10 @@ __all__ = ["fit", "run"]
     ),
     click.option(
         "--family", "--covariance", "family", default="full", show_default=True,
-        help="Of the covariances: full, tied, diag, spherical, one of mclust's fourteen, EII to VVV; several for the "
-        "best of these; or auto.",
+        help="Of the covariances: full, tied, diag, spherical, one of mclust's fourteen, EII to VVV; factor, for many "
+        "features; several for the best of these; or auto.",
     ),
+    MIXTURE,
     click.option(
         "--criterion", type=click.Choice(["bic", "icl", "aic", "cv"]), default="bic", show_default=True,
         help="What is best.",
@@ -63,8 +64,8 @@ __all__ = ["fit", "run"]
     ),
     click.option("--reference", help="The level that the others are brought to."),
     click.option(
-        "--missing", type=click.Choice(["error", "mean", "indicator"]), default="error", show_default=True,
-        help="What to do with missing metadata.",
+        "--missing", type=click.Choice(["error", "mean", "indicator", "em"]), default="error", show_default=True,
+        help="What to do with missing metadata; em: with missing features, which the mixture expects from the others.",
     ),
     click.option("--drop-missing", is_flag=True, help="Leave out rows in which a used column is missing."),
     click.option(

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from residmix.conditional.density import ConditionalDensity
+from residmix.conditional.entangled import tell_of_entangled
 from residmix.conditional.labels import own_params_of_labels
 from residmix.conditional.own_starts import own_starts, with_own_effects
 from residmix.conditional.starts import conditional_starts, constant_gate
 from residmix.design.design import Design
 from residmix.errors import note
+from residmix.mixture.doubts.spikes import count
+from residmix.mixture.fit import State
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on
 from residmix.mixture.starts.labels import check_labels
 from residmix.rows.rows import Rows
@@ -31,10 +36,23 @@ class ConditionalFit(ConditionalDensity):
 
     preserve: str | None
     estimation: str
+    coef_: Floats
+    design_columns_: list[str]
 
     @property
     def _joint(self) -> bool:
         return self.estimation == "joint" or self.effects == "by-component"
+
+    def _tell_of_entangled(self, rows: Rows, state: State) -> None:
+        total = count(rows)
+        bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
+        coef = self.coef_ if self.coef_.ndim == 2 else np.tensordot(state.params.weights, self.coef_, 1)
+        tell_of_entangled(rows, state.params, self._to_residual.basis, self.design_columns_, coef, bic, total)
+
+    def _keep_threshold(self, em: MixtureEM, params: MixtureParams) -> None:
+        super()._keep_threshold(em, params)
+        if self.trim:
+            self._params = replace(self._params, trim=(self.trim, self.trim_threshold_))
 
     def _check_columns_of_levels(self, design: Design) -> None:
         if design.factors and (self._joint or self.gating != "constant"):
@@ -42,6 +60,16 @@ class ConditionalFit(ConditionalDensity):
                 f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
                 f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
                 "its levels"
+            )
+
+    def _check_enough(self, counted: int) -> None:
+        """Raise for fewer rows of positive weight than components, or than two."""
+        largest = 1 if isinstance(self.n_components, str) else sizes(self.n_components)[-1]
+        if counted < max(largest, 2):
+            raise ValueError(
+                f"Expected n_samples >= n_components but got n_components = {largest}, n_samples = {counted}"
+                if counted >= 2
+                else f"Found array with {counted} sample(s) of positive weight while a minimum of 2 is required"
             )
 
     def _check_preserve(self) -> None:
@@ -56,7 +84,7 @@ class ConditionalFit(ConditionalDensity):
     def _starts(self, rows: Rows) -> list[MixtureParams]:
         if self.warm_start and hasattr(self, "_params"):
             return [self._last_params(rows.n_features)]
-        K, kind = self.n_components, self.covariance_type
+        K, kind = self.n_components, self._kind()
         if self.labels_init is not None:
             return [self._with_metadata(self._labelled(rows, K, kind))]
         return self._found_starts(rows, K, kind, self._given_start(rows.n_features))
@@ -75,7 +103,7 @@ class ConditionalFit(ConditionalDensity):
         if self.effects == "shared" or not self._to_residual.basis.shape[1]:
             return shared
         labels = check_labels(self.labels_init, rows.n_rows, K)
-        return own_params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self.reg_covar)
+        return own_params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self._floor)
 
     def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
         yield from map(self._with_metadata, super()._candidate_starts(rows, K, kind, begun))
@@ -86,7 +114,7 @@ class ConditionalFit(ConditionalDensity):
         rows, random_state = self._whole(rows), check_random_state(self.random_state)
         alike: dict[str, Any] = {
             "covariance_type": kind,
-            "reg_covar": self.reg_covar,
+            "reg_covar": self._start_floor,
             "gated": self.gating == "metadata",
             "n_init": self.n_init,
             "finish": self._run,
@@ -103,9 +131,7 @@ class ConditionalFit(ConditionalDensity):
     def _last_params(self, n_features: int) -> MixtureParams:
         """Return where the last fit ended, if this one can go on from there."""
         params, width = self._params, self._to_residual.basis.shape[1]
-        check_goes_on(
-            params.means, params.covariances, self.covariance_type, self.n_components, n_features, "warm_start"
-        )
+        check_goes_on(params.means, params.covariances, self._kind(), self.n_components, n_features, "warm_start")
         gated = self.gating == "metadata"
         if params.n_design != width or (params.gate is not None) != gated:
             raise ValueError(

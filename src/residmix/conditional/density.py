@@ -91,36 +91,42 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
     def _rows(self, X: Any, *given: Any) -> Rows:
         return self._feature_rows(X, *given).mapped(self._to_residual)
 
-    def score_samples(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+    def score_samples(
+        self, X: Any, *, metadata: Any = None, error_covariance: ArrayLike | None = None, out: Any = None
+    ) -> Any:
         """Return ``log p(x | m)`` of each row, (n,); or write it to a file, or into an array.
 
         Parameters
         ----------
-        X, metadata
+        X, metadata, error_covariance
             As in fit.
         out : path or ndarray, optional
             A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
             array. Or an array of float64 to put it in.
         """
-        return self._per_row(log_density, out, X, metadata)
+        return self._per_row(log_density, out, X, metadata, errors=error_covariance)
 
     def score(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x | m)`` over the rows."""
         return self._score(sample_weight, X, metadata)
 
-    def predict(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+    def predict(
+        self, X: Any, *, metadata: Any = None, error_covariance: ArrayLike | None = None, out: Any = None
+    ) -> Any:
         """Return the most probable component of each row, (n,).
 
         `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
         """
-        return self._per_row(most_probable, out, X, metadata)
+        return self._per_row(most_probable, out, X, metadata, errors=error_covariance)
 
-    def predict_proba(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+    def predict_proba(
+        self, X: Any, *, metadata: Any = None, error_covariance: ArrayLike | None = None, out: Any = None
+    ) -> Any:
         """Return the probability of each component given row and metadata, (n, K).
 
         `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
         """
-        return self._per_row(responsibilities, out, X, metadata)
+        return self._per_row(responsibilities, out, X, metadata, errors=error_covariance)
 
     @property
     def residual_means_(self) -> Floats:

@@ -37,8 +37,8 @@ def own_params_of_labels(
     left = residual_moments(moments, coef)
     e = left.shift / left.weight[:, None]
     means = centres[:, r:] + e - (centres[:, None, :r] @ coef)[:, 0]
-    covariances = covariances_from_scatter(left.scatter, left.shift, left.weight, covariance_type, reg_covar)
-    made = make_params(left.weight / left.weight.sum(), means, covariances, covariance_type)
+    covariances, parts = covariances_from_scatter(left.scatter, left.shift, left.weight, covariance_type, reg_covar)
+    made = make_params(left.weight / left.weight.sum(), means, covariances, covariance_type, parts)
     return replace(made, coef=coef)
 
 

@@ -16,15 +16,13 @@ from sklearn.utils.validation import validate_data
 
 from residmix.conditional.begin import ConditionalFit
 from residmix.conditional.coordinates import to_residual
-from residmix.conditional.entangled import tell_of_entangled
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
 from residmix.mixture.doubts.hints import tell_of_doubts
-from residmix.mixture.doubts.spikes import count
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM
-from residmix.mixture.selection.candidates import sizes
+from residmix.mixture.robust.errors import local_errors
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
@@ -57,7 +55,9 @@ class ResidualMixture(ConditionalFit):
     effects : {"shared", "by-component"}, default "shared"
         Whether components have one B or a B_k each, as where a batch shifts every cell type in its own way. By
         component they are estimated jointly with the mixture, whatever `estimation` says.
-    covariance_type, criterion, noise, distribution, tol, reg_covar, max_iter, n_init, init_params
+    covariance_type, n_factors, criterion, noise, distribution, trim, eigenvalue_ratio, prior
+        As in :class:`~residmix.GaussianMixture`; the prior is of the residual's mixture.
+    tol, reg_covar, max_iter, n_init, init_params
         As in :class:`~residmix.GaussianMixture`.
     weights_init, means_init, precisions_init, labels_init
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
@@ -142,11 +142,15 @@ class ResidualMixture(ConditionalFit):
         gating: str = "constant",
         effects: str = "shared",
         covariance_type: str | Sequence[str] = "full",
+        n_factors: int | None = None,
         criterion: str = "bic",
         noise: bool = False,
         distribution: str = "gaussian",
+        trim: float = 0.0,
+        eigenvalue_ratio: float | None = None,
+        prior: str | dict[str, Any] | None = None,
         tol: float = 1e-5,
-        reg_covar: float = 1e-6,
+        reg_covar: float | str = 1e-6,
         max_iter: int = 1000,
         n_init: int = 1,
         init_params: str = "short-em",
@@ -164,39 +168,35 @@ class ResidualMixture(ConditionalFit):
         verbose_interval: int = 10,
         checkpoint: Any = None,
     ) -> None:
-        self.n_components = n_components
-        self.formula = formula
-        self.preserve = preserve
-        self.features = features
-        self.estimation = estimation
-        self.gating = gating
-        self.effects = effects
-        self.covariance_type = covariance_type
-        self.criterion = criterion
-        self.noise = noise
-        self.distribution = distribution
-        self.tol = tol
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.weights_init, self.means_init, self.precisions_init = weights_init, means_init, precisions_init
+        self.n_components, self.formula, self.preserve, self.features = n_components, formula, preserve, features
+        self.estimation, self.gating, self.effects = estimation, gating, effects
+        self.covariance_type, self.n_factors, self.criterion = covariance_type, n_factors, criterion
+        self.noise, self.distribution, self.trim = noise, distribution, trim
+        self.eigenvalue_ratio, self.prior = eigenvalue_ratio, prior
+        self.tol, self.reg_covar, self.max_iter = tol, reg_covar, max_iter
+        self.n_init, self.init_params = n_init, init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
         self.labels_init = labels_init
-        self.on_unknown = on_unknown
-        self.missing = missing
-        self.missing_features = missing_features
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.accelerate = accelerate
-        self.verbose, self.verbose_interval = verbose, verbose_interval
-        self.checkpoint = checkpoint
+        self.on_unknown, self.missing, self.missing_features = on_unknown, missing, missing_features
+        self.random_state, self.warm_start, self.accelerate = random_state, warm_start, accelerate
+        self.verbose, self.verbose_interval, self.checkpoint = verbose, verbose_interval, checkpoint
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
     @keeps_notes
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        metadata: Any = None,
+        sample_weight: Any = None,
+        error_covariance: ArrayLike | None = None,
+    ) -> Self:
         """Estimate coefficients, mixture and gate.
 
         Parameters
@@ -205,6 +205,8 @@ class ResidualMixture(ConditionalFit):
         y : ignored
         metadata : array (n,) or (n, p), or table, optional
         sample_weight : array (n,) or str, optional
+        error_covariance : array (n, d) or (n, d, d), optional
+            As in :meth:`residmix.GaussianMixture.fit`; least squares don't know of it, joint estimation does.
 
         Raises
         ------
@@ -232,15 +234,9 @@ class ResidualMixture(ConditionalFit):
         p = len(residualizer.coef_)
         self._to_residual = to_residual(residualizer.fit_.affine(p), residualizer.moments_, p)
         raw = least_squares_rows.with_block_rows(self._block_rows(len(residualizer.features_)))
-        counted = int(residualizer.fit_.count.max(initial=0))
-        largest = 1 if isinstance(self.n_components, str) else sizes(self.n_components)[-1]
-        if counted < max(largest, 2):
-            raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {largest}, n_samples = {counted}"
-                if counted >= 2
-                else f"Found array with {counted} sample(s) of positive weight while a minimum of 2 is required"
-            )
+        self._check_enough(int(residualizer.fit_.count.max(initial=0)))
         rows = raw.mapped(self._to_residual)
+        errors = local_errors(error_covariance, rows)
         tasks = FitTasks(
             self,
             lambda model, state: ResidualMixture._keep(model, state, rows.n_rows),
@@ -252,19 +248,17 @@ class ResidualMixture(ConditionalFit):
         )
         joint = self._joint
         with one_blas_thread():
+            self._prepare(rows, errors)
+            em = MixtureEM(rows, self._floor, joint=joint, errors=errors)
             if self._is_search():
-                state, revived = self._search(rows, tasks, joint=joint)
+                state, revived = self._search(rows, tasks, joint=joint, errors=errors)
             else:
                 self.__dict__.pop("selection_", None)
-                em = MixtureEM(rows, self.reg_covar, joint=joint)
                 state, revived = self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), em.revived
             self._keep(state, rows.n_rows)
+            self._keep_threshold(em, state.params)
             if joint and self.gating == "metadata":
-                total = count(rows)
-                bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
-                basis = self._to_residual.basis
-                coef = self.coef_ if self.coef_.ndim == 2 else np.tensordot(state.params.weights, self.coef_, 1)
-                tell_of_entangled(rows, state.params, basis, self.design_columns_, coef, bic, total)
+                self._tell_of_entangled(rows, state)
         self._warn(revived)
         tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params)
         tasks.end()
@@ -279,7 +273,7 @@ class ResidualMixture(ConditionalFit):
         assert params.coef is not None
         # residuals have mean zero by convention: what the components' means share belongs to the intercept
         common = params.weights @ params.means
-        self._params, self._common = params, common
+        self._params, self._common = replace(params, restraint=None), common
         affine, basis, offset = to_residual.affine, to_residual.basis, to_residual.offset
         self.coef_ = affine.coef + basis @ params.coef
         constant, means = affine.constant - offset @ params.coef + common, params.means - common

@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 
-from residmix.mixture.families.family import family
+from residmix.mixture.families.family import FACTOR, factor_name, family
 from residmix.mixture.iteration.beyond import settle_beyond
 from residmix.mixture.iteration.estep import Problem, mixture_block_rows, responsibilities
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.errors import check_errors
 from residmix.mixture.selection.candidates import sizes
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
@@ -46,8 +47,17 @@ def most_probable_or_noise(joint: Floats) -> NDArray[np.intp]:
     return np.where(found == joint.shape[1] - 1, -1, found)
 
 
-def _finished(problem: Problem, finish: Callable[[Floats], NDArray[Any]], block: Block) -> NDArray[Any]:
-    joint = block_log_joint(problem, block)
+def _finished(
+    problem: Problem, finish: Callable[[Floats], NDArray[Any]], errors: Floats | None, block: Block
+) -> NDArray[Any]:
+    joint = block_log_joint(problem, block, errors)
+    trim = problem.params.trim
+    if trim is not None and finish is not log_density:
+        # one more column, which is everything for rows that would be trimmed
+        out = log_density(joint) < trim[1]
+        column = np.where(out, 0.0, -np.inf)
+        joint = np.column_stack([np.where(out[:, None], -np.inf, joint), column])
+        return finish(joint)
     # a density is 0 so far out, a share isn't
     return finish(joint if finish is log_density else settle_beyond(joint, block.X, problem.params))
 
@@ -70,6 +80,7 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     covariances_: Floats
     precisions_cholesky_: Floats
     n_features_in_: int
+    n_factors_: int
 
     @abstractmethod
     def _model(self) -> MixtureParams:
@@ -79,18 +90,22 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     def _rows(self, X: Any, *given: Any) -> Rows:
         """Return rows in the coordinates of the parameters."""
 
-    def _per_row(self, finish: Callable[[Floats], NDArray[Any]], out: Any, X: Any, *given: Any) -> Any:
+    def _per_row(
+        self, finish: Callable[[Floats], NDArray[Any]], out: Any, X: Any, *given: Any, errors: Any = None
+    ) -> Any:
         rows = self._rows(X, *given)
         params = self._model()
         problem = Problem.of(params, n_rows=rows.n_rows)
-        function = partial(_finished, problem, finish)
+        own = None if errors is None else check_errors(errors, rows.n_rows, rows.n_features)
+        function = partial(_finished, problem, finish, own)
         if finish is responsibilities:
             names = [f"probability_{k}" for k in range(params.n_components)]
             names += ["probability_noise"] if params.noise is not None else []
+            names += ["probability_trimmed"] if params.trim is not None else []
             return delivered(rows, function, names, out, dtype=np.float64)
         if finish is most_probable:
-            if params.noise is not None:
-                function = partial(_finished, problem, most_probable_or_noise)
+            if params.noise is not None or params.trim is not None:
+                function = partial(_finished, problem, most_probable_or_noise, own)
             return delivered(rows, function, ["component"], out, dtype=np.intp, flat=True)
         return delivered(rows, function, ["log_density"], out, dtype=np.float64, flat=True)
 
@@ -103,7 +118,8 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     @property
     def _family_name(self) -> str:
         # models of version 0.1 have no covariance_type_
-        return str(getattr(self, "covariance_type_", self.covariance_type))
+        name = str(getattr(self, "covariance_type_", self.covariance_type))
+        return factor_name(self.n_factors_) if name == FACTOR and hasattr(self, "n_factors_") else name
 
     def _n_parameters(self) -> int:
         """Return the number of free parameters."""
@@ -135,6 +151,9 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
         """Return the (weighted) sum of the rows' log-densities, and of their weights."""
         density = self._per_row(log_density, None, X, *given)
         weight = check_weight(sample_weight, len(density))
+        threshold = getattr(self, "trim_threshold_", None)
+        if threshold is not None:
+            weight = np.where(density >= threshold, 1.0 if weight is None else weight, 0.0)
         if weight is None:
             return float(density.sum()), float(len(density))
         counted = weight > 0  # a row that no component reaches may have weight 0

@@ -24,13 +24,14 @@ from residmix.em.runs import run_starts
 from residmix.errors import DeadComponentWarning, note, warn
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.doubts.spikes import count, spikes
-from residmix.mixture.families.family import COVARIANCE_TYPES, family
-from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.families.family import COVARIANCE_TYPES, FACTOR, family
+from residmix.mixture.iteration.step import MixtureEM, log_prior_density
 from residmix.mixture.iteration.vector import pack, unpack
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
 from residmix.mixture.robust.gaps import single_normal, without_gaps
+from residmix.mixture.robust.settings import MixtureSettings
 from residmix.mixture.robust.starts import tail_starts
-from residmix.mixture.selection.candidates import is_search, kinds, sizes
+from residmix.mixture.selection.candidates import is_search, sizes
 from residmix.mixture.selection.path import merged_starts
 from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
 from residmix.mixture.starts import INIT_PARAMS, check_given, find_start, subsample
@@ -52,14 +53,13 @@ def _weight(block: Block) -> float:
     return float(block.n_rows if block.weight is None else block.weight.sum())
 
 
-class MixtureFit(CallbackSupportMixin, MixtureDensity):
+class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
     """The half of a mixture's estimator that EM needs."""
 
     criterion: str
     noise: bool
     distribution: str
     tol: float
-    reg_covar: float
     max_iter: int
     n_init: int
     init_params: str
@@ -74,14 +74,13 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     checkpoint: str | PathLike[str] | None
     converged_: bool
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: dict[str, list[Any]] = MixtureSettings._settings_constraints | {
         "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), "array-like"],
         "covariance_type": [StrOptions({*COVARIANCE_TYPES, "auto"}), "array-like"],
         "noise": ["boolean"],
         "distribution": [StrOptions({"gaussian", "t"})],
         "criterion": [StrOptions({"bic", "icl", "aic", "cv"})],
         "tol": [Interval(Real, 0.0, None, closed="left")],
-        "reg_covar": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions(set(INIT_PARAMS))],
@@ -108,14 +107,15 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         return check_given(*values, self.covariance_type, self.n_components, n_features)
 
     def _is_search(self) -> bool:
-        return is_search(self.n_components, self.covariance_type)
+        return is_search(self.n_components, self.covariance_type) or self._kind() == FACTOR
 
     def _labelled(self, rows: Rows, K: int, kind: str) -> MixtureParams:
         """Return the M-step's answer to the user's labels."""
         if any(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
             raise ValueError("labels_init says where EM begins, and so do weights_init, means_init and precisions_init")
         labels = check_labels(self.labels_init, rows.n_rows, K)
-        return params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self.reg_covar)
+        whole, bound = self._whole(rows), self._restraint_of(K)
+        return params_of_labels(whole, labels, K, covariance_type=kind, reg_covar=self._floor, restraint=bound)
 
     def _best(
         self,
@@ -137,7 +137,11 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
                 return iterated(state)
 
             with tasks.start(self.max_iter) as iterated:
-                ended = self._run(em, start, callback, history)
+                try:
+                    ended = self._run(em, start, callback, history)
+                except SingularCovarianceError:
+                    self._failed += 1
+                    raise
             report.end(ended)
             return ended
 
@@ -153,21 +157,18 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         # the first of equals, so that more starts never change a result they don't improve
         return max(clean or ended, key=lambda state: state.log_likelihood)
 
-    def _gaps_allowed(self) -> bool:
-        """Whether features may be missing."""
-        return False
-
     def _has_tails(self) -> bool:
-        return self.noise or self.distribution == "t" or self._gaps_allowed()
+        special = bool(self.noise or self.trim) or self.distribution == "t" or self._restraint is not None
+        return special or self._gaps_allowed()
 
     def _whole(self, rows: Rows) -> Rows:
         """Return rows without gaps, where starts are looked for: one normal fills them."""
         if not self._gaps_allowed():
             return rows
         block = subsample(rows, 1, check_random_state(0))
-        start = replace(single_normal(np.asarray(block.X, float), block.weight, self.reg_covar), missing=True)
+        start = replace(single_normal(np.asarray(block.X, float), block.weight, self._floor), missing=True)
         few = ArrayRows(block.X, weight=block.weight)
-        return without_gaps(rows, run_em(MixtureEM(few, self.reg_covar), start, tol=1e-4, max_iter=20).params)
+        return without_gaps(rows, run_em(MixtureEM(few, self._floor), start, tol=1e-4, max_iter=20).params)
 
     def _tail_starts(self, rows: Rows, starts: Callable[[], Iterable[MixtureParams]]) -> Iterator[MixtureParams]:
         return tail_starts(
@@ -177,7 +178,9 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
             noise=self.noise,
             student=self.distribution == "t",
             missing=self._gaps_allowed(),
-            reg_covar=self.reg_covar,
+            trim=self.trim,
+            restraint=self._restraint_of,
+            reg_covar=self._start_floor,
             random_state=check_random_state(self.random_state),
         )
 
@@ -213,7 +216,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         begun = self._search_starts(rows, wanted)
         tried = [
             self._tried(rows, K, kind, begun.get(K, []), tasks, total, **options)
-            for kind in kinds(self.covariance_type)
+            for kind in self._kinds(rows.n_features)
             for K in wanted
         ]
         self.selection_ = table(tried)
@@ -258,7 +261,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
             return {}
         random_state = check_random_state(self.random_state)
         rows = self._whole(rows)
-        merged = merged_starts(rows, wanted, random_state, self.reg_covar)
+        merged = merged_starts(rows, wanted, random_state, self._floor)
         begun: dict[int, list[MixtureParams]] = {}
         for K in wanted:
             enough = rows.n_rows >= 4 * K * (rows.n_features + 1)
@@ -269,7 +272,7 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
                         rows,
                         K,
                         covariance_type="full" if enough else "diag",
-                        reg_covar=self.reg_covar,
+                        reg_covar=self._start_floor,
                         init_params=self.init_params,
                         random_state=random_state,
                     )
@@ -294,19 +297,21 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         total: float,
         **options: Any,
     ) -> Candidate:
-        em = MixtureEM(rows, self.reg_covar, **options)
+        em = MixtureEM(rows, self._floor, **options)
         n_parameters = self._count(K, kind, rows.n_features)
         try:
             starts = list(self._candidate_starts(rows, K, kind, begun))
             state = self._best(em, lambda: starts, tasks, "") if starts else None
         except SingularCovarianceError:
             state = None
+        total *= 1 - self.trim
         if state is None:
             return Candidate(K, kind, None, n_parameters, total)
         held = self._held_out(rows, state.params, **options) if self.criterion == "cv" else None
         spike = is_spike(state.params, total)
-        unsure = doubt(rows, state.params)
-        return Candidate(K, kind, state, n_parameters, total, unsure, held, spike, tuple(em.revived))
+        unsure = doubt(em.kept(state.params)[0], state.params, em.errors)
+        prior = log_prior_density(state.params)
+        return Candidate(K, kind, state, n_parameters, total, unsure, held, spike, tuple(em.revived), prior)
 
     def _held_out(self, rows: Rows, start: MixtureParams, **options: Any) -> float | None:
         """Return the log-likelihood of each fold under a mixture fitted to the others, begun at `start`."""
@@ -314,10 +319,10 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         for fold in range(N_FOLDS):
             others, mine = held_out(rows, fold, N_FOLDS)
             try:
-                params = self._run(MixtureEM(others, self.reg_covar, **options), start).params
+                params = self._run(MixtureEM(others, self._floor, **options), start).params
             except SingularCovarianceError:
                 return None
-            total += MixtureEM(mine, self.reg_covar, **options).moments(params, with_moments=False).log_likelihood
+            total += MixtureEM(mine, self._floor, **options).moments(params, with_moments=False).log_likelihood
         return total
 
     def _keep_mixture(self, params: MixtureParams, state: State) -> None:
@@ -328,8 +333,19 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
     def _keep_params(self, params: MixtureParams) -> None:
         self.n_components_, self.covariance_type_ = params.n_components, params.covariance_type
         self.weights_, self.means_ = params.weights, params.means
-        for name in ("noise_weight_", "noise_box_", "dof_"):
+        for name in (
+            "noise_weight_",
+            "noise_box_",
+            "dof_",
+            "n_factors_",
+            "loadings_",
+            "own_variances_",
+            "trim_threshold_",
+        ):
             self.__dict__.pop(name, None)
+        if params.parts is not None:
+            self.covariance_type_, self.n_factors_ = FACTOR, params.parts.shape[2] - 1
+            self.loadings_, self.own_variances_ = params.parts[..., :-1], params.parts[..., -1] ** 2
         if params.noise is not None:
             self.noise_weight_, self.noise_box_ = params.noise
             self.weights_ = params.weights * (1 - self.noise_weight_)
@@ -339,7 +355,16 @@ class MixtureFit(CallbackSupportMixin, MixtureDensity):
         self.precisions_ = params.precisions()
 
     def _warn(self, revived: list[list[int]]) -> None:
-        if revived:
+        if self._failed and not self._is_search():
+            several = f"{self._failed} starts" if self._failed > 1 else "1 start"
+            note(
+                "failed-starts",
+                f"{several} led to a singular covariance and {'were' if self._failed > 1 else 'was'} left out",
+                count=self._failed,
+            )
+        self.__dict__.pop("_failed", None)
+        self.__dict__.pop("_restraint", None)
+        if revived and not self.trim:  # a component whose rows are trimmed begins anew, as it should
             warn(
                 f"components {revived[-1]} of {self.n_components_} lost all their rows and were re-seeded "
                 f"({len(revived)} times in this fit); fewer components may fit as well",

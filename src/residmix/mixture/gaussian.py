@@ -13,19 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import ScaleWarning, keeps_notes, warn
-from residmix.mixture.after.using import GaussianDensity
+from residmix.mixture.after.reading import GaussianRows
 from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
-from residmix.mixture.selection.candidates import sizes
+from residmix.mixture.robust.errors import local_errors
 from residmix.mixture.starts import check_goes_on, find_start
-from residmix.rows.rows import ArrayRows, Rows
+from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source
 
@@ -34,7 +33,7 @@ __all__ = ["GaussianMixture"]
 Floats = NDArray[np.float64]
 
 
-class GaussianMixture(GaussianDensity):
+class GaussianMixture(GaussianRows):
     r"""Mixture of Gaussians, :math:`p(x) = \sum_k \pi_k N(x \mid \mu_k, \Sigma_k)`, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same parameters, methods and attributes.
@@ -46,8 +45,10 @@ class GaussianMixture(GaussianDensity):
     covariance_type : str, list of str or "auto", default="full"
         "full", "tied", "diag" or "spherical", or one of mclust's fourteen names, "EII" to "VVV": a letter each for the
         components' volume, shape and orientation, which are Equal, Varying or the Identity.
-        "full" is "VVV", "tied" "EEE", "diag" "VVI", "spherical" "VII". Of several the best by `criterion` is kept;
-        "auto" is all fourteen.
+        "full" is "VVV", "tied" "EEE", "diag" "VVI", "spherical" "VII". "factor" is for many features: few factors and
+        a variance of its own for each feature. Of several the best by `criterion` is kept; "auto" is all fourteen.
+    n_factors : int, optional
+        Of "factor"; default: 1 to 6, chosen by `criterion`.
     criterion : {"bic", "icl", "aic", "cv"}, default="bic"
         What decides between several: the Bayesian or Akaike's criterion, the integrated completed likelihood, or the
         log-likelihood of every fifth row under a fit to the others. Candidates that fail, or have a component on a few
@@ -58,15 +59,27 @@ class GaussianMixture(GaussianDensity):
     distribution : {"gaussian", "t"}, default="gaussian"
         "t": Student-t components, whose means and covariances hardly depend on rows far out; `covariances_` are their
         scale matrices, and degrees of freedom are estimated.
+    trim : float, default=0.0
+        Share of the rows, those of least density, that count for nothing, below 0.5. Their label is -1, and the last
+        column of `predict_proba` theirs. Criteria are of the rows kept.
+    eigenvalue_ratio : float, optional
+        The largest eigenvalue of all covariances is at most this many times the smallest, so that no component sits
+        on a few rows. For "full", "tied", "diag", "spherical", "EII" and "EEI"; units of the features count.
+    prior : "mclust" or dict, optional
+        The fit maximises the posterior, and so `lower_bound_` is its logarithm a row; criteria take the likelihood
+        there. Given covariances means are normal about "mean", as "shrinkage" rows there; covariances are inverse
+        Wishart with "dof" and "scale" (variances of diagonal families inverse gamma), weights Dirichlet with
+        "dirichlet". "mclust" is the mean of X, 0.01, d + 2, the covariance of X over :math:`K^{2/d}`, and 1, which
+        a dict's missing keys stand for, too (Fraley & Raftery 2007, J. Classification 24:155).
     missing : {"error", "em"}, default="error"
         "em": NaN in X is a missing value, in every method. The fit is maximum likelihood given the values that are
         there, which is right where it doesn't depend on the missing values that they are missing. See :meth:`impute`.
     tol : float, default=1e-6
         EM stops when an iteration gained less than `tol` in log-likelihood per row, and all further ones together
         are expected to gain less than a hundred times that (Aitken's estimate). 0 means exactly `max_iter` iterations.
-    reg_covar : float, default=1e-6
-        Added to the diagonal of every covariance, in squared units of X: not relative to the data's scale. A
-        `ScaleWarning` is given when that is more than a tenth of a column's variance.
+    reg_covar : float or "relative", default=1e-6
+        Added to the diagonal of every covariance, in squared units of X; a `ScaleWarning` tells when that is more than
+        a tenth of a column's variance. "relative" is 1e-6 of the least variance of a column: `reg_covar_`.
     max_iter : int, default=1000
     n_init : int, default=1
         Number of starts that are run to the end; the best one is kept.
@@ -106,6 +119,10 @@ class GaussianMixture(GaussianDensity):
         full (K, d, d), tied (d, d), diag (K, d), spherical (K,); of the other families (K, d, d).
     n_components_, covariance_type_ : int, str
         What was fitted; of several, what was chosen.
+    loadings_, own_variances_ : ndarray (K, d, q), (K, d)
+        Only of "factor": each covariance is ``loadings_ @ loadings_.T + diag(own_variances_)``; q is `n_factors_`.
+    trim_threshold_ : float
+        Only with `trim`: the log-density that the rows kept have at least.
     noise_weight_, noise_box_ : float, ndarray (2, d)
         Only with noise; `weights_` are of the components alone, and add up to the rest.
     dof_ : ndarray (K,)
@@ -153,12 +170,16 @@ class GaussianMixture(GaussianDensity):
         n_components: int | Sequence[int] | str = 1,
         *,
         covariance_type: str | Sequence[str] = "full",
+        n_factors: int | None = None,
         criterion: str = "bic",
         noise: bool = False,
         distribution: str = "gaussian",
+        trim: float = 0.0,
+        eigenvalue_ratio: float | None = None,
+        prior: str | dict[str, Any] | None = None,
         missing: str = "error",
         tol: float = 1e-6,
-        reg_covar: float = 1e-6,
+        reg_covar: float | str = 1e-6,
         max_iter: int = 1000,
         n_init: int = 1,
         init_params: str = "short-em",
@@ -177,9 +198,13 @@ class GaussianMixture(GaussianDensity):
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
+        self.n_factors = n_factors
         self.criterion = criterion
         self.noise = noise
         self.distribution = distribution
+        self.trim = trim
+        self.eigenvalue_ratio = eigenvalue_ratio
+        self.prior = prior
         self.missing = missing
         self.tol = tol
         self.reg_covar = reg_covar
@@ -204,7 +229,14 @@ class GaussianMixture(GaussianDensity):
     @keeps_notes
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        error_covariance: ArrayLike | None = None,
+    ) -> GaussianMixture:
         """Estimate the parameters by EM.
 
         Parameters
@@ -214,6 +246,9 @@ class GaussianMixture(GaussianDensity):
         y : ignored
         sample_weight : array-like (n,), optional
             Non-negative. A weight of 2 counts a row twice; a weight of 0 leaves it out. A text names a table's column.
+        error_covariance : array-like (n, d) or (n, d, d), optional
+            Variances or covariances of each row's known measurement errors: the mixture is then of what was measured,
+            without them (Bovy, Hogg & Roweis 2011, "Extreme deconvolution", Ann. Appl. Stat. 5).
 
         Raises
         ------
@@ -221,8 +256,9 @@ class GaussianMixture(GaussianDensity):
             If there are fewer rows than components, or every start led to a singular covariance.
         """
         rows = self._training_rows(X, sample_weight, reset=True)
+        errors = local_errors(error_covariance, rows)
         with one_blas_thread():
-            self._fit_rows(rows, X=X, y=y, sample_weight=sample_weight)
+            self._fit_rows(rows, errors, X=X, y=y, sample_weight=sample_weight)
         return self
 
     @keeps_notes
@@ -249,88 +285,60 @@ class GaussianMixture(GaussianDensity):
             rows = self._training_rows(batch, sample_weight, reset=first)
             with one_blas_thread():
                 if first:
-                    self._fit_rows(rows, X=batch, sample_weight=sample_weight)
+                    self._fit_rows(rows, None, X=batch, sample_weight=sample_weight)
                 else:
                     self._step(rows)
         return self
 
     def _check_goes_on(self, method: str, n_features: int) -> None:
-        K, kind = self.n_components, self.covariance_type
+        K, kind = self.n_components, self._kind()
         if self._is_search():
-            K, kind = self.n_components_, self.covariance_type_
+            K, kind = self.n_components_, self._family_name
         check_goes_on(self.means_, self.covariances_, kind, K, n_features, method)
 
     def _step(self, rows: Rows) -> None:
+        self._check_streams()
         self._check_goes_on("partial_fit", rows.n_features)
         params = self._model()
-        moments = MixtureEM(rows, self.reg_covar).moments(params)
+        moments = MixtureEM(rows, self._floor).moments(params)
         self.n_batches_ += 1
         self.n_samples_seen_ += moments.rows
         self._weight_seen = self._weight_of_fit() + moments.total
         typical = self.n_samples_seen_ / self.n_batches_
         share = self.n_batches_**-self.learning_decay if self.forgetting is None else self.forgetting
         share *= min(1.0, moments.rows / typical)
-        following = stepwise(params, moments, share, reg_covar=self.reg_covar, n_rows=self.n_samples_seen_)
+        following = stepwise(params, moments, share, reg_covar=self._floor, n_rows=self.n_samples_seen_)
         value = moments.log_likelihood / moments.total
         self._keep(State(following, (value, value), self.n_iter_ + 1))
-
-    def _training_rows(self, X: Any, sample_weight: Any, *, reset: bool) -> Rows:
-        """Return the checked rows of anything that can be fitted."""
-        if is_source(X):
-            rows = self._source_rows(as_table(X), sample_weight, reset=reset)
-            if reset:
-                self._check_enough(rows.n_rows)
-            return rows
-        if isinstance(X, Iterator):
-            raise TypeError(
-                "X is an iterator, which can be read only once, but EM reads it many times; give a callable that "
-                "returns a new one each time, or use partial_fit"
-            )
-        finite = self._finite()
-        least = 2 if reset else 1
-        dtype = [np.float64, np.float32]
-        X = validate_data(self, X, dtype=dtype, ensure_min_samples=least, ensure_all_finite=finite, reset=reset)
-        weight, counted = None, len(X)
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-            counted = int(np.count_nonzero(weight))
-            if counted == 0:
-                raise ValueError(f"sample_weight is 0 for all {len(X)} rows; at least one must be positive")
-        if reset:
-            self._check_enough(counted)
-        return ArrayRows(X, weight=weight, block_rows=self._block_rows(X.shape[1]))
-
-    def _check_enough(self, n_rows: int) -> None:
-        largest = 1 if isinstance(self.n_components, str) else sizes(self.n_components)[-1]
-        if n_rows < largest:
-            raise ValueError(
-                f"Expected n_samples >= n_components but got n_components = {largest}, n_samples = {n_rows}"
-            )
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.intp]:
         """Fit, and return the most probable component of each row (n,)."""
         return self.fit(X, y, sample_weight).predict(X)
 
-    def _fit_rows(self, rows: Rows, **data: Any) -> None:
+    def _fit_rows(self, rows: Rows, errors: Floats | None, **data: Any) -> None:
+        self._prepare(rows, errors)
         if self._is_search():
             tasks = FitTasks(self, GaussianMixture._keep, n_starts=None, **data)
-            state, revived = self._search(rows, tasks)
-            self._ended(rows, tasks, state, revived)
+            state, revived = self._search(rows, tasks, errors=errors)
+            self._ended(rows, tasks, state, revived, errors)
             return
         given = self._given_start(rows.n_features)
         resume = self.warm_start and hasattr(self, "converged_")
         if resume:
             self._check_goes_on("warm_start", rows.n_features)
-        em = MixtureEM(rows, self.reg_covar)
+        em = MixtureEM(rows, self._floor, errors=errors)
         tasks = FitTasks(self, GaussianMixture._keep, n_starts=1 if resume else self.n_init, **data)
         starts = partial(self._starts, rows, given, resume)
         history = self._history if resume else ()
         self.__dict__.pop("selection_", None)
         state = self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history)
-        self._ended(rows, tasks, state, em.revived)
+        self._ended(rows, tasks, state, em.revived, errors)
 
-    def _ended(self, rows: Rows, tasks: FitTasks, state: State, revived: list[list[int]]) -> None:
+    def _ended(
+        self, rows: Rows, tasks: FitTasks, state: State, revived: list[list[int]], errors: Floats | None
+    ) -> None:
         self._keep(state)
+        self._keep_threshold(MixtureEM(rows, self._floor, errors=errors), state.params)
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(revived)
         self._warn_of_scale(rows)
@@ -342,7 +350,7 @@ class GaussianMixture(GaussianDensity):
             yield self._model()
             return
         if self.labels_init is not None:
-            yield self._labelled(rows, self.n_components, self.covariance_type)
+            yield self._labelled(rows, self.n_components, self._kind())
             return
         whole = self._whole(rows)
         failure: SingularCovarianceError | None = None
@@ -352,8 +360,8 @@ class GaussianMixture(GaussianDensity):
                 yield find_start(
                     whole,
                     self.n_components,
-                    covariance_type=self.covariance_type,
-                    reg_covar=self.reg_covar,
+                    covariance_type=self._kind(),
+                    reg_covar=self._start_floor,
                     init_params=self.init_params,
                     random_state=random_state,
                     **given,
@@ -361,6 +369,7 @@ class GaussianMixture(GaussianDensity):
                 found += 1
             except SingularCovarianceError as error:
                 failure = error
+                self._failed += 1
         if failure is not None and not found:
             raise failure
 
@@ -369,10 +378,10 @@ class GaussianMixture(GaussianDensity):
         self._history = (*getattr(self, "_history", ())[:-1], *state.log_likelihoods)[-3:]
 
     def _warn_of_scale(self, rows: Rows) -> None:
-        columns = overwhelmed_columns(rows, self.reg_covar)
+        columns = overwhelmed_columns(rows, self._floor)
         if columns.size:
             warn(
-                f"reg_covar={self.reg_covar:g} is more than a tenth of the variance of columns "
+                f"reg_covar={self._floor:g} is more than a tenth of the variance of columns "
                 f"{columns[:10].tolist()}: the covariances say more about reg_covar than about the data. Scale the "
                 "columns or lower reg_covar.",
                 ScaleWarning,

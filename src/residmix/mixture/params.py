@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, gammaln, logsumexp
 
 from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
+from residmix.mixture.families.factor import APART, FactorFamily
 from residmix.mixture.families.family import Family, family
+from residmix.mixture.families.restraint import Restraint
 from residmix.mixture.given.gate import Gate
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "MixtureParams",
     "SingularCovarianceError",
     "conditional",
+    "like",
     "make_params",
     "marginal",
     "params_as",
@@ -68,6 +71,12 @@ class MixtureParams:
         Degrees of freedom of Student-t components; `covariances` are their scale matrices.
     missing : bool
         Whether rows may lack values.
+    parts : ndarray (K, d, q + 1) or None
+        Loadings and, last, the roots of the features' own variances; of factor-analytic families only.
+    trim : tuple of float or None
+        Share of the rows that count for nothing, and the log-density below which they are.
+    restraint : Restraint or None
+        What the M-step obeys besides the family.
     """
 
     weights: Floats
@@ -80,6 +89,9 @@ class MixtureParams:
     noise: tuple[float, Floats] | None = None
     dof: Floats | None = None
     missing: bool = False
+    parts: Floats | None = None
+    trim: tuple[float, float] | None = None
+    restraint: Restraint | None = None
 
     @property
     def n_design(self) -> int:
@@ -167,16 +179,21 @@ def factor_covariances(covariances: Floats, family: Family) -> Floats:
     return 1.0 / np.sqrt(covariances)
 
 
-def make_params(weights: Floats, means: Floats, covariances: Floats, covariance_type: str) -> MixtureParams:
-    """Return parameters with their factors.
+def make_params(
+    weights: Floats, means: Floats, covariances: Floats, covariance_type: str, parts: Floats | None = None
+) -> MixtureParams:
+    """Return parameters with their factors; of a factor-analytic family with `parts`, found if they aren't given.
 
     Raises
     ------
     SingularCovarianceError
         If a covariance isn't positive definite.
     """
-    factors = factor_covariances(covariances, family(covariance_type))
-    return MixtureParams(weights, means, covariances, factors, covariance_type)
+    of = family(covariance_type)
+    if isinstance(of, FactorFamily) and parts is None:
+        parts = of.fit_parts(covariances, None, APART)
+    factors = factor_covariances(covariances, of)
+    return MixtureParams(weights, means, covariances, factors, covariance_type, parts=parts)
 
 
 def params_as(params: MixtureParams, covariance_type: str) -> MixtureParams:
@@ -190,9 +207,23 @@ def params_as(params: MixtureParams, covariance_type: str) -> MixtureParams:
     if params.covariance_type == covariance_type:
         return params
     of, weight = family(covariance_type), np.maximum(params.weights, 1e-12)
-    covariances = of.fit(of.of_full(params.full_covariances(), weight), weight)
-    made = make_params(params.weights, params.means, covariances, covariance_type)
-    return replace(made, coef=params.coef, gate=params.gate, noise=params.noise, dof=params.dof, missing=params.missing)
+    covariances, parts = of.fit_with_parts(of.of_full(params.full_covariances(), weight), weight)
+    made = make_params(params.weights, params.means, covariances, covariance_type, parts)
+    return like(made, params)
+
+
+def like(params: MixtureParams, other: MixtureParams) -> MixtureParams:
+    """Return components amid all that another mixture has besides its components."""
+    return replace(
+        params,
+        coef=other.coef,
+        gate=other.gate,
+        noise=other.noise,
+        dof=other.dof,
+        missing=other.missing,
+        trim=other.trim,
+        restraint=other.restraint,
+    )
 
 
 def params_from_precisions(weights: Floats, means: Floats, precisions: Floats, covariance_type: str) -> MixtureParams:
@@ -209,7 +240,8 @@ def params_from_factors(weights: Floats, means: Floats, factors: Floats, covaria
     if not family(covariance_type).matrices:
         return MixtureParams(weights, means, 1.0 / factors**2, factors, covariance_type)
     inverses = inverse_triangles(_stacked(factors))
-    covariances = (np.swapaxes(inverses, 1, 2) @ inverses).reshape(factors.shape)
+    with np.errstate(over="ignore"):  # at the edge of what is valid
+        covariances = (np.swapaxes(inverses, 1, 2) @ inverses).reshape(factors.shape)
     return MixtureParams(weights, means, covariances, factors, covariance_type)
 
 

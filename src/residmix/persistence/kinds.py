@@ -33,6 +33,8 @@ HOMES = {
     "em.Journal": "residmix.em.runs:Journal",
     "em.Memory": "residmix.em.loop:Memory",
     "em.State": "residmix.em.loop:EMState",
+    "mixture.Prior": "residmix.mixture.families.restraint:Prior",
+    "mixture.Restraint": "residmix.mixture.families.restraint:Restraint",
     "mixture.Params": "residmix.mixture.params:MixtureParams",
     "moments.Affine": "residmix.moments.affine:Affine",
     "moments.Cells": "residmix.moments.absorbed.sums:Cells",

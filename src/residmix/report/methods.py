@@ -91,8 +91,28 @@ def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
     if summary["selection"]:
         cited.append("bic")
         chosen = f", chosen among {len(summary['selection'])} fits by {setting.get('criterion', 'bic')!r},"
+    kind = "Student-t distribution" if setting.get("distribution") == "t" else "Gaussian"
+    ridge = setting.get("reg_covar")
+    ridge = ridge if isinstance(ridge, str) else f"{ridge:g}"
     return (
-        f"A mixture of {K} Gaussian{'' if K == 1 else 's'} ({family} covariance{weights}){chosen} was fitted to "
+        f"A mixture of {K} {kind}{'' if K == 1 else 's'} ({family} covariance{weights}){chosen} was fitted to "
         f"{target} by {how} (n_init {setting.get('n_init')}, init_params {setting.get('init_params')!r}, tol "
-        f"{setting.get('tol'):g}, reg_covar {setting.get('reg_covar'):g}, seed {setting.get('random_state')})."
+        f"{setting.get('tol'):g}, reg_covar {ridge}, seed {setting.get('random_state')}).{_robust(setting)}"
     )
+
+
+def _robust(setting: dict[str, Any]) -> str:
+    """Return sentences on noise, trimming, priors and bounds."""
+    told = []
+    if setting.get("noise"):
+        told.append("Rows that belong to no component have a uniform density in the box of all rows.")
+    if setting.get("trim"):
+        told.append(f"The least likely {100 * setting['trim']:g} % of the rows were trimmed.")
+    if setting.get("eigenvalue_ratio") is not None:
+        told.append(f"The ratio of any two eigenvalues of covariances was at most {setting['eigenvalue_ratio']:g}.")
+    if setting.get("prior") is not None:
+        named = "mclust's default" if setting["prior"] == "mclust" else f"a given ({setting['prior']!r})"
+        told.append(f"Parameters maximise the posterior under {named} conjugate prior (Fraley and Raftery 2007).")
+    if "em" in (setting.get("missing"), setting.get("missing_features")):
+        told.append("Missing values were integrated out.")
+    return "".join(f" {one}" for one in told)

@@ -11,13 +11,13 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 
 import residmix as rm
-from residmix.mixture.families.family import COVARIANCE_TYPES
+from residmix.mixture.families.family import ALIASES, FAMILIES
 
 IRIS = np.array(json.loads((Path(__file__).parents[2] / "fixtures" / "mclust.json").read_text())["iris"]["X"])
 NAMES = ["length", "width", "petal length", "petal width"]
 
 
-@pytest.fixture(params=COVARIANCE_TYPES)
+@pytest.fixture(params=[*ALIASES, *FAMILIES])
 def model(request):
     return rm.GaussianMixture(3, covariance_type=request.param, random_state=0).fit(pd.DataFrame(IRIS, columns=NAMES))
 

@@ -54,6 +54,7 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
 
         if chosen.joint:
             raise click.UsageError("--joint needs components: give -k")
+        _refuse_mixture(chosen)
         return Residualizer(
             chosen.formula,
             preserve=chosen.preserve,
@@ -83,12 +84,35 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
         estimation="joint" if chosen.joint else "two-stage",
         gating="metadata" if chosen.joint else "constant",
         covariance_type=family if len(family) > 1 else family[0],
+        n_factors=chosen.factors,
         criterion=chosen.criterion,
-        missing=chosen.missing,
+        noise=chosen.noise,
+        distribution="t" if chosen.student else "gaussian",
+        trim=chosen.trim,
+        eigenvalue_ratio=chosen.eigenvalue_ratio,
+        prior=chosen.prior,
+        missing="error" if chosen.missing == "em" else chosen.missing,
+        missing_features="em" if chosen.missing == "em" else "error",
         on_unknown=chosen.on_unknown,
         random_state=chosen.seed,
         checkpoint=None if chosen.checkpoint is None else str(chosen.checkpoint),
     )
+
+
+def _refuse_mixture(chosen: SimpleNamespace) -> None:
+    """Raise for options of a mixture where none is asked for."""
+    given = {
+        "--factors": chosen.factors,
+        "--noise": chosen.noise,
+        "--t": chosen.student,
+        "--trim": chosen.trim,
+        "--eigenvalue-ratio": chosen.eigenvalue_ratio,
+        "--prior": chosen.prior,
+        "--missing em": chosen.missing == "em",
+    }
+    for option, value in given.items():
+        if value:
+            raise click.UsageError(f"{option} needs components: give -k")
 
 
 def _shrinkage(chosen: SimpleNamespace) -> Any:

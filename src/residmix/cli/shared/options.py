@@ -11,7 +11,7 @@ import click
 
 from residmix.errors import did_you_mean
 
-__all__ = ["ATTENDED", "COLUMN_FILES", "FORMULA", "READING", "Examples", "options", "seed", "written"]
+__all__ = ["ATTENDED", "COLUMN_FILES", "FORMULA", "MIXTURE", "READING", "Examples", "options", "seed", "written"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -119,6 +119,27 @@ FORMULA = (
         "formula]",
     ),
     click.option("--exclude", help="Columns that are no features: names or patterns."),
+)
+
+MIXTURE = (
+    click.option(
+        "--factors", type=click.IntRange(min=1), help="Of --family factor: how many. [default: the best of 1 to 6]"
+    ),
+    click.option("--noise", is_flag=True, help="Rows may belong to no component; their label is -1."),
+    click.option("--t", "student", is_flag=True, help="Student's t in place of Gaussians, for rows far out."),
+    click.option(
+        "--trim",
+        type=click.FloatRange(0, 0.5, max_open=True),
+        default=0.0,
+        metavar="SHARE",
+        help="The share of the rows, the least likely, that count for nothing; their label is -1.",
+    ),
+    click.option(
+        "--eigenvalue-ratio",
+        type=click.FloatRange(min=1),
+        help="The largest variance in any direction, over the smallest, at most.",
+    ),
+    click.option("--prior", type=click.Choice(["mclust"]), help="A prior of means and covariances: mclust's default."),
 )
 
 

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from residmix.errors import did_you_mean
 from residmix.mixture.after.methods import AfterPlainFit
 from residmix.mixture.density import log_density, most_probable
-from residmix.mixture.families.family import family
+from residmix.mixture.families.family import FACTOR, family
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.iteration.estep import Problem, responsibilities
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, conditional, make_params, marginal
@@ -77,10 +77,14 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         covariances, factors = self.covariances_, self.precisions_cholesky_
         params = MixtureParams(weights, self.means_, covariances, factors, self._family_name)
         dof = getattr(self, "dof_", None)
-        missing = self._gaps_allowed()
-        if noise is None and dof is None and not missing:
+        missing, parts, trim = self._gaps_allowed(), None, None
+        if hasattr(self, "loadings_"):
+            parts = np.concatenate([self.loadings_, np.sqrt(self.own_variances_)[..., None]], axis=2)
+        if hasattr(self, "trim_threshold_"):
+            trim = float(self.trim), self.trim_threshold_
+        if noise is None and dof is None and not missing and parts is None and trim is None:
             return params
-        return replace(params, noise=noise, dof=dof, missing=missing)
+        return replace(params, noise=noise, dof=dof, missing=missing, parts=parts, trim=trim)
 
     def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
         """Return the rows of a table that is no array; `reset` learns which columns they have."""
@@ -135,35 +139,37 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         rows, params = self._rows(X), self._model()
         return collect(rows, partial(_expected, Problem.of(params, n_rows=rows.n_rows)))
 
-    def score_samples(self, X: Any, *, out: Any = None) -> Any:
+    def score_samples(self, X: Any, *, error_covariance: ArrayLike | None = None, out: Any = None) -> Any:
         """Return ``log p(x)`` of each row, (n,); or write it to a file, or into an array.
 
         Parameters
         ----------
         X : array (n, d) or table
+        error_covariance : array-like (n, d) or (n, d, d), optional
+            Of the measurement errors of these rows, as in `fit`.
         out : path or ndarray, optional
             A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
             array. Or an array of float64 to put it in.
         """
-        return self._per_row(log_density, out, X)
+        return self._per_row(log_density, out, X, errors=error_covariance)
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the (weighted) mean of ``log p(x)`` over the rows."""
         return self._score(sample_weight, X)
 
-    def predict(self, X: Any, *, out: Any = None) -> Any:
+    def predict(self, X: Any, *, error_covariance: ArrayLike | None = None, out: Any = None) -> Any:
         """Return the most probable component of each row, (n,).
 
         `out` as in :meth:`score_samples`: a file has the column ``component``, an array is of integers (`numpy.intp`).
         """
-        return self._per_row(most_probable, out, X)
+        return self._per_row(most_probable, out, X, errors=error_covariance)
 
-    def predict_proba(self, X: Any, *, out: Any = None) -> Any:
+    def predict_proba(self, X: Any, *, error_covariance: ArrayLike | None = None, out: Any = None) -> Any:
         """Return the probability of each component given the row, (n, K).
 
         `out` as in :meth:`score_samples`: a file has the columns ``probability_0`` and so on, an array is (n, K).
         """
-        return self._per_row(responsibilities, out, X)
+        return self._per_row(responsibilities, out, X, errors=error_covariance)
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
         """Draw rows from the mixture.
@@ -235,6 +241,8 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         >>> model.predict([[-1.0], [3.0]])
         array([0, 1])
         """
+        if covariance_type.startswith(FACTOR):
+            raise ValueError(f'covariances as given are of covariance_type="full", not {covariance_type!r}')
         centres = check_array(means, dtype=np.float64, input_name="means")
         K, d = centres.shape
         given = check_given(weights, centres, None, covariance_type, K, d)["weights"]

@@ -59,7 +59,7 @@ def spikes(params: MixtureParams, total: float, far: NDArray[np.bool_] | None = 
     values, vectors = np.linalg.eigh(pooled / scale / scale[:, None])
     white = vectors / scale[:, None] / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
     narrowest = np.sqrt(np.maximum(np.linalg.eigvalsh(white.T @ full @ white)[:, 0], 0.0))
-    few = rows <= FEW * (d + 1 if not of.isotropic else 2)
+    few = rows <= FEW * of.rows_needed(d)
     spiky = (few & (narrowest < NARROW)) | (narrowest < EQUAL)
     if far is not None:
         spiky &= ~far

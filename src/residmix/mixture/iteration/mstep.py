@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +33,10 @@ def covariances_from_scatter(
     reg_covar: float | Floats,
     params: MixtureParams | None = None,
     dead: NDArray[np.bool_] | None = None,
-) -> Floats:
+) -> tuple[Floats, Floats | None]:
     """Return the maximum-likelihood covariances of a family, for moments with `reg_covar` added to their diagonals.
+
+    Their parts come with them, see `Family.fit_with_parts`; restraints of `params` are obeyed.
 
     Parameters
     ----------
@@ -47,7 +50,10 @@ def covariances_from_scatter(
         Components whose moments are rounding errors: they count as if nothing had changed, with next to no weight.
     """
     of = family(covariance_type)
-    W = of.within(scatter, shift, weight)
+    restraint = None if params is None else params.restraint
+    W, counts = of.within(scatter, shift, weight), weight
+    if restraint is not None and restraint.prior is not None:
+        W, counts = restraint.prior.steadied(of, W, weight)
     if W.ndim == 3:
         W = 0.5 * (W + np.swapaxes(W, 1, 2))
         if np.ndim(reg_covar) == 2:
@@ -59,7 +65,12 @@ def covariances_from_scatter(
     previous = None if params is None or not of.linked else params.full_covariances()
     if previous is not None and dead is not None and dead.any() and len(W) == len(dead):
         W[dead] = of.of_full(previous, weight)[dead]
-    return of.fit(W, weight, previous)
+    parts = None if params is None else params.parts
+    if parts is not None and dead is not None and dead.any():
+        W[dead] = params.full_covariances()[dead]  # type: ignore[union-attr]
+    if restraint is not None:
+        return restraint.fit(of, W, counts, previous, parts)
+    return of.fit_with_parts(W, counts, previous, parts)
 
 
 def m_step(
@@ -84,14 +95,23 @@ def m_step(
     else:
         e = moments.shift / weight[:, None]
     means = params.means + e
+    prior = None if params.restraint is None else params.restraint.prior
+    if prior is not None:  # its rows at the prior's mean aren't the component's
+        weights = np.maximum(weights - prior.strength + prior.dirichlet - 1.0, 0.0)
     weights = weights / weights.sum()
-    covariances = covariances_from_scatter(
+    covariances, parts = covariances_from_scatter(
         moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar, params, dead
     )
-    covariances = _keep_where_cancelled(covariances, e, params, dead)
+    if parts is None:
+        covariances = _keep_where_cancelled(covariances, e, params, dead)
+    elif params.parts is not None and (jumped := _jumped(covariances, e, params)).any():
+        parts = np.where(jumped[:, None, None], params.parts, parts)
+        covariances = np.where(jumped[:, None, None], params.covariances, covariances)
     if dead.any() and revive:
-        weights, means, covariances = _split_heaviest(weights, means, covariances, params.family, dead)
-    return make_params(weights, means, covariances, params.covariance_type)
+        weights, means, covariances, heavy = _split_heaviest(weights, means, covariances, params.family, dead)
+        parts = None if parts is None else parts[heavy]
+    made = make_params(weights, means, covariances, params.covariance_type, parts)
+    return made if params.restraint is None else replace(made, restraint=params.restraint)
 
 
 def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:
@@ -104,18 +124,27 @@ def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams,
 
     That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
     """
-    jumped = (e**2 > CANCELLED * np.abs(params.family.diagonals(covariances))).any(axis=1)
+    jumped = _jumped(covariances, e, params)
     if not (jumped.any() or dead.any()):
         return covariances
-    if params.family.linked:  # the covariances of one component would contradict the others'
+    bounded = params.restraint is not None and params.restraint.ratio is not None
+    if params.family.linked or bounded:  # the covariances of one component would contradict the others'
         return params.covariances if jumped.any() else covariances
     return np.where((jumped | dead).reshape(-1, *(1,) * (covariances.ndim - 1)), params.covariances, covariances)
 
 
+def _jumped(covariances: Floats, e: Floats, params: MixtureParams) -> NDArray[np.bool_]:
+    return np.asarray((e**2 > CANCELLED * np.abs(params.family.diagonals(covariances))).any(axis=1))
+
+
 def _split_heaviest(
     weights: Floats, means: Floats, covariances: Floats, of: Family, dead: NDArray[np.bool_]
-) -> tuple[Floats, Floats, Floats]:
-    """Give each dead component half of the heaviest one, the halves half a standard deviation off its mean."""
+) -> tuple[Floats, Floats, Floats, NDArray[np.intp]]:
+    """Give each dead component half of the heaviest one, the halves half a standard deviation off its mean.
+
+    Last comes whose covariance each component has now.
+    """
+    origin = np.arange(len(weights))
     weights, means, covariances = weights.copy(), means.copy(), covariances.copy()
     for k in np.flatnonzero(dead):
         heavy = int(np.argmax(weights))
@@ -123,6 +152,7 @@ def _split_heaviest(
         step = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
         means[k], means[heavy] = means[heavy] + 0.5 * step, means[heavy] - 0.5 * step
         weights[k] = weights[heavy] = 0.5 * weights[heavy]
+        origin[k] = origin[heavy]
         if of.kept[0] == "K":
             covariances[k] = covariances[heavy]
-    return weights, means, covariances
+    return weights, means, covariances, origin

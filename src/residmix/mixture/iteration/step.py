@@ -17,18 +17,30 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
+from residmix.mixture.families.restraint import Prior
 from residmix.mixture.given.by_component import heirs, own_coefficients
 from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block
 from residmix.mixture.iteration.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.errors import chunk_rows
 from residmix.mixture.robust.tails import as_normal, has_tails, tail_block, tail_joint, with_new_tails
+from residmix.mixture.robust.trimming import Masked, kept_weights
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["MixtureEM", "block_log_joint", "block_moments", "ecm_step", "overwhelmed_columns", "stepwise"]
+__all__ = [
+    "MixtureEM",
+    "block_log_joint",
+    "block_moments",
+    "ecm_step",
+    "overwhelmed_columns",
+    "stepwise",
+    "with_prior_rows",
+]
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +64,8 @@ class MixtureEM:
         Components that died, one entry per time.
     total : float
         Sum of the rows' weights, once they have been seen; else 0.
+    errors : ndarray (n, d) or (n, d, d), optional
+        Covariances of the rows' measurement errors.
     """
 
     rows: Rows
@@ -59,29 +73,55 @@ class MixtureEM:
     joint: bool = True
     revived: list[list[int]] = field(default_factory=list)
     total: float = 0.0
+    errors: Floats | None = None
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
         moments = self.moments(params)
-        dead = dead_components(moments)
+        # a component without rows still has its prior
+        dead = dead_components(moments) & (params.restraint is None or params.restraint.prior is None)
         revive = len(self.revived) < MAX_REVIVALS
         if dead.any() and revive:
             self.revived.append(np.flatnonzero(dead).tolist())
         following = ecm_step(moments, params, reg_covar=self.reg_covar, joint=self.joint, revive=revive)
-        return moments.log_likelihood / moments.total, following
+        return self._objective(moments, params), following
 
     def evaluate(self, params: MixtureParams) -> float:
-        """Return the log-likelihood per row."""
-        moments = self.moments(params, with_moments=False)
-        return moments.log_likelihood / moments.total
+        """Return the log-likelihood per row; with a prior the log-posterior, over the rows."""
+        return self._objective(self.moments(params, with_moments=False), params)
+
+    @staticmethod
+    def _objective(moments: MixtureMoments, params: MixtureParams) -> float:
+        return (moments.log_likelihood + log_prior_density(params)) / moments.total
+
+    def kept(self, params: MixtureParams) -> tuple[Rows, float]:
+        """Return the rows that count at `params`, and the log-density that these have at least."""
+        if params.trim is None:
+            return self.rows, -np.inf
+        problem = Problem.of(params, n_rows=self.rows.n_rows)
+        found = list(self.rows.map(partial(_densities, problem, self.errors)))
+        density, weight = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        left, threshold = kept_weights(density, weight, params.trim[0])
+        return self.rows.mapped(Masked(left)), threshold
 
     def moments(self, params: MixtureParams, *, with_moments: bool = True) -> MixtureMoments:
         """Return the moments of all rows: see :func:`block_moments`."""
         with_design = _joins(params, self.joint)
         problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows)
-        step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments)
-        moments = fold(self.rows, step, MixtureMoments.merge)
+        step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments, errors=self.errors)
+        moments = fold(self.kept(params)[0], step, MixtureMoments.merge)
         self.total = moments.total
         return moments
+
+
+def log_prior_density(params: MixtureParams) -> float:
+    """Return the logarithm of the density that a prior gives to parameters; 0 without one."""
+    prior = None if params.restraint is None else params.restraint.prior
+    return 0.0 if prior is None else prior.log_density(params)
+
+
+def _densities(problem: Problem, errors: Floats | None, block: Block) -> tuple[Floats, Floats]:
+    density = logsumexp(block_log_joint(problem, block, errors), axis=1)
+    return density, np.ones(block.n_rows) if block.weight is None else block.weight
 
 
 def _joins(params: MixtureParams, joint: bool) -> bool:
@@ -89,7 +129,9 @@ def _joins(params: MixtureParams, joint: bool) -> bool:
     return params.gate is not None or (joint and params.n_design > 0)
 
 
-def block_moments(problem: Problem, block: Block, *, with_design: bool, with_moments: bool = True) -> MixtureMoments:
+def block_moments(
+    problem: Problem, block: Block, *, with_design: bool, with_moments: bool = True, errors: Floats | None = None
+) -> MixtureMoments:
     """E-step and moments of one block.
 
     Parameters
@@ -101,15 +143,18 @@ def block_moments(problem: Problem, block: Block, *, with_design: bool, with_mom
         they are those of [u, x], or, if there are tails or effects are steep, of [u, x - u'D_k].
     with_moments : bool
         False for the likelihood alone, to the same bits.
+    errors : ndarray (n, d) or (n, d, d), optional
+        Of measurement, of all rows.
     """
     params, u = problem.params, block.design
     gate = params.gate
     prior = None if gate is None or u is None else log_priors(u, gate.coef)
     x, extra = _without_effect(block, params), u if with_design else None
     weight = block.weight
-    if has_tails(params) or problem.steep:
+    if has_tails(params) or problem.steep or errors is not None:
         given = params.log_weights if prior is None else prior
-        moments, weight = tail_block(problem, block, x, given, extra, with_moments)
+        own = _own_errors(errors, block)
+        moments, weight = tail_block(problem, block, x, given, extra, with_moments, own)
     elif params.by_component:
         moments = mixture_block(_joined(block), problem, log_prior=prior, weight=weight, with_moments=with_moments)
     else:
@@ -119,13 +164,25 @@ def block_moments(problem: Problem, block: Block, *, with_design: bool, with_mom
     return moments
 
 
-def block_log_joint(problem: Problem, block: Block) -> Floats:
+def _own_errors(errors: Floats | None, block: Block) -> Floats | None:
+    return None if errors is None else errors[block.start : block.start + block.n_rows]
+
+
+def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None) -> Floats:
     r"""Return :math:`\log \pi_k(u_i) + \log N(x_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K); noise is one more."""
     params = problem.params
     prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
     x = _without_effect(block, params)
+    given = params.log_weights if prior is None else prior
+    if errors is not None:
+        own, size = errors[block.start : block.start + block.n_rows], chunk_rows(*params.means.shape)
+        parts = [slice(start, start + size) for start in range(0, len(x), size)]
+        shares = [given if given.ndim == 1 else given[part] for part in parts]
+        designs = [None if block.design is None else block.design[part] for part in parts]
+        chunks = zip(parts, shares, designs, strict=True)
+        return np.concatenate([tail_joint(problem, x[part], share, u, own[part])[0] for part, share, u in chunks])
     if has_tails(params):
-        return tail_joint(problem, x, params.log_weights if prior is None else prior, block.design)[0]
+        return tail_joint(problem, x, given, block.design)[0]
     return log_joint(_joined(block) if params.by_component else x, problem, log_prior=prior)
 
 
@@ -170,6 +227,8 @@ def ecm_step(
     r, gate, coef, told = moments.shift.shape[1] - params.n_features, params.gate, params.coef, moments
     if moments.tails is not None:
         moments = as_normal(moments)
+    if params.restraint is not None and params.restraint.prior is not None:
+        moments = with_prior_rows(moments, params, params.restraint.prior)
     if not r:
         mixture = m_step(moments, params, reg_covar=reg_covar, revive=revive)
     elif params.by_component:
@@ -186,11 +245,13 @@ def ecm_step(
         design = moments.shift[:, :r] if told.tails is None else told.tails.design
         target = np.column_stack([design, moments.weight])
         gate = gate_step(gate, target, moments.gate, moments.total)
-        dead = dead_components(moments)
+        dead = dead_components(told)
         if dead.any() and revive:
             gate = _share_gate(gate, moments.weight, dead)
     if coef is not None or gate is not None:
         mixture = replace(mixture, coef=coef, gate=gate)
+    if params.trim is not None:
+        mixture = replace(mixture, trim=params.trim)
     return mixture if told.tails is None else with_new_tails(mixture, told, params)
 
 
@@ -209,6 +270,24 @@ def _own_step(
         for k, heavy in heirs(moments.weight, dead):
             coef[k] = coef[heavy]
     return coef, mixture
+
+
+def with_prior_rows(moments: MixtureMoments, params: MixtureParams, prior: Prior) -> MixtureMoments:
+    r"""Return moments with :math:`\kappa` more rows for each component, at the prior's mean.
+
+    That's what a normal prior of a mean, :math:`N(\mu_P, \Sigma_k / \kappa)`, is to the M-step, also of coefficients.
+    """
+    of, away = params.family, prior.mean - params.means
+    q = moments.shift.shape[1] - away.shape[1]
+    away = np.hstack([np.zeros((len(away), q)), away])
+    shift = moments.shift + prior.strength * away
+    if moments.scatter.ndim == 3:
+        scatter = moments.scatter + prior.strength * away[:, :, None] * away[:, None, :]
+    elif of.diagonal:
+        scatter = moments.scatter + prior.strength * away**2
+    else:
+        scatter = moments.scatter + prior.strength * away.T @ away
+    return replace(moments, weight=moments.weight + prior.strength, shift=shift, scatter=scatter)
 
 
 def _share_gate(gate: Gate, weight: Floats, dead: NDArray[np.bool_]) -> Gate:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from residmix.mixture.families.factor import aligned, composed
 from residmix.mixture.params import MixtureParams, make_params, params_from_factors
 from residmix.mixture.robust.tails import DOF
 
@@ -45,18 +46,14 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     """
     scale = typical_spread(like)
     factors, (K, d) = params.factors, params.means.shape
+    if params.parts is not None and like.parts is not None:
+        return _pack_parts(params, like)
     matrices = params.family.matrices
     n_matrices = factors.size // d**2
     whole = np.empty(_n_given(params) + K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
     n_given = _n_given(params)
-    given, vector = whole[:n_given], whole[n_given:]
-    if params.coef is not None:
-        given[: params.coef.size] = (params.coef / scale).ravel()
-    tails = _tails(params)
-    given = given[: given.size - tails.size]
-    whole[given.size : given.size + tails.size] = tails
-    if params.gate is not None:
-        given[given.size - params.gate.coef.size :] = params.gate.coef.ravel()
+    _pack_given(params, scale, whole[:n_given])
+    vector = whole[n_given:]
     np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
     np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
     if matrices:
@@ -67,6 +64,30 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     else:
         np.log(factors.ravel(), out=vector[K + K * d :])
     return whole
+
+
+def _pack_parts(params: MixtureParams, like: MixtureParams) -> Floats:
+    """Return the vector of a factor-analytic mixture: loadings and own variances in place of the factors."""
+    assert params.parts is not None and like.parts is not None
+    scale = typical_spread(like)
+    parts = aligned(params.parts, like.parts) / scale[:, None]
+    parts[..., -1] = np.log(parts[..., -1])
+    given = np.empty(_n_given(params))
+    _pack_given(params, scale, given)
+    logs = np.log(np.maximum(params.weights, np.finfo(float).tiny))
+    return np.concatenate([given, logs, (params.means / scale).ravel(), parts.ravel()])
+
+
+def _pack_given(params: MixtureParams, scale: Floats, given: Floats) -> None:
+    """Write coefficients, gate, noise and tails."""
+    whole = given
+    if params.coef is not None:
+        given[: params.coef.size] = (params.coef / scale).ravel()
+    tails = _tails(params)
+    given = given[: given.size - tails.size]
+    whole[given.size : given.size + tails.size] = tails
+    if params.gate is not None:
+        given[given.size - params.gate.coef.size :] = params.gate.coef.ravel()
 
 
 def _n_given(params: MixtureParams) -> int:
@@ -93,7 +114,10 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()
     means, rest = vector[K : K + K * d].reshape(K, d) * scale, vector[K + K * d :]
-    if like.family.matrices:
+    if like.parts is not None:
+        params = _unpack_parts(weights, means, rest, scale, like)
+        factors = params.factors
+    elif like.family.matrices:
         rows, columns, on_diagonal = _triangle(d)
         triangles = rest.reshape(-1, len(rows)).copy()
         triangles[:, on_diagonal] = np.exp(np.clip(triangles[:, on_diagonal], -LARGEST_LOG, LARGEST_LOG))
@@ -101,11 +125,8 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         factors.reshape(-1, d, d)[:, rows, columns] = triangles / scale[rows]
     else:
         factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
-    params = params_from_factors(weights, means, factors, like.covariance_type)
-    if not like.family.closed:
-        W = like.family.of_full(params.full_covariances(), weights)
-        nearest = like.family.fit(W, weights, like.full_covariances())
-        params = make_params(weights, means, nearest, like.covariance_type)
+    if like.parts is None:
+        params = _nearest(params_from_factors(weights, means, factors, like.covariance_type), like)
     if like.coef is not None:
         params = replace(params, coef=given[: like.coef.size].reshape(like.coef.shape) * scale)
     size = _tails(like).size
@@ -114,8 +135,30 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         params = replace(params, noise=(float(expit(tails[0])), like.noise[1]))
     if like.dof is not None:
         params = replace(params, dof=np.clip(np.exp(np.minimum(tails[-len(like.dof) :], 99.0)), *DOF))
-    params = replace(params, missing=True) if like.missing else params
+    if like.missing or like.trim is not None or like.restraint is not None:
+        params = replace(params, missing=like.missing, trim=like.trim, restraint=like.restraint)
     if like.gate is not None:
         gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
         params = replace(params, gate=replace(like.gate, coef=gate))
     return params
+
+
+def _nearest(params: MixtureParams, like: MixtureParams) -> MixtureParams:
+    """Return the likeliest mixture nearby that is of the family and within the bound of `like`."""
+    bounded = like.restraint is not None and like.restraint.ratio is not None
+    if like.family.closed and not bounded:
+        return params
+    W, weights = like.family.of_full(params.full_covariances(), params.weights), params.weights
+    if bounded and like.restraint is not None:
+        nearest, _ = like.restraint.fit(like.family, W, weights, None, None)
+    else:
+        nearest = like.family.fit(W, weights, like.full_covariances())
+    return make_params(weights, params.means, nearest, like.covariance_type)
+
+
+def _unpack_parts(weights: Floats, means: Floats, vector: Floats, scale: Floats, like: MixtureParams) -> MixtureParams:
+    assert like.parts is not None
+    parts = vector.reshape(like.parts.shape).copy()
+    parts[..., -1] = np.exp(np.clip(parts[..., -1], -LARGEST_LOG, LARGEST_LOG))
+    parts *= scale[:, None]
+    return make_params(weights, means, composed(parts), like.covariance_type, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from residmix.mixture.params import MixtureParams, SingularCovarianceError
+from residmix.mixture.families.restraint import Restraint
+from residmix.mixture.params import MixtureParams, SingularCovarianceError, like, make_params
 from residmix.mixture.starts import find_start, subsample
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
@@ -62,27 +63,39 @@ def tail_starts(
     noise: bool,
     student: bool,
     missing: bool,
+    trim: float,
+    restraint: Callable[[int], Restraint | None],
     reg_covar: float,
     random_state: np.random.RandomState,
 ) -> Iterator[MixtureParams]:
-    """Yield each start with noise and tails; with noise also one found where rows lie close to each other.
+    """Yield each start with noise and tails; with noise or trimming also one found where rows lie close to each other.
 
-    `whole` are the rows with missing values filled in.
+    `whole` are the rows with missing values filled in, `restraint` gives what a number of components obeys.
     """
     box = box_of(rows) if noise else None
 
+    def restrained(start: MixtureParams) -> MixtureParams:
+        bound, cut = restraint(start.n_components), (trim, -np.inf) if trim else None
+        if bound is not None and bound.ratio is not None:
+            weight = np.maximum(start.weights, 1e-12)
+            moments = start.family.of_full(start.full_covariances(), weight)
+            covariances, _ = bound.fit(start.family, moments, weight, None, None)
+            start = like(make_params(start.weights, start.means, covariances, start.covariance_type), start)
+        return replace(start, restraint=bound, trim=cut)
+
     def tailed(start: MixtureParams) -> MixtureParams:
         dof = np.full(start.n_components, TAILS) if student else None
-        return replace(start, noise=None if box is None else (NOISE, box), dof=dof, missing=missing)
+        start = replace(start, noise=None if box is None else (NOISE, box), dof=dof, missing=missing)
+        return restrained(start)
 
     cleaned: dict[int, Any] = {}
     for start in starts:
         if start.noise is not None or start.dof is not None or start.missing:
-            yield start
+            yield restrained(start)
             continue
         yield tailed(start)
         K = start.n_components
-        if noise and K not in cleaned:
+        if (noise or trim) and K not in cleaned:
             cleaned[K] = True
             with suppress(SingularCovarianceError):
                 found = find_start(

@@ -21,6 +21,7 @@ from scipy.special import digamma, gammaln, logsumexp
 from residmix.mixture.given.by_component import effects_of
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, responsibilities
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.errors import Unsure, chunk_rows, unsure
 from residmix.mixture.robust.gaps import Pattern, completed, patterns
 from residmix.rows.block import Block
 
@@ -67,9 +68,15 @@ def has_tails(params: MixtureParams) -> bool:
 
 
 def tail_joint(
-    problem: Problem, x: NDArray[np.floating], prior: Floats, design: Floats | None = None
-) -> tuple[Floats, Floats, list[Pattern]]:
+    problem: Problem,
+    x: NDArray[np.floating],
+    prior: Floats,
+    design: Floats | None = None,
+    errors: Floats | None = None,
+) -> tuple[Floats, Floats, list[Pattern], Unsure | None]:
     """Return log p(x, k), (b, K), with the noise as one more column if there is any; u (b, K); patterns of gaps.
+
+    Last what components say where there are errors; gaps are theirs then.
 
     Parameters
     ----------
@@ -80,13 +87,19 @@ def tail_joint(
         Log-probabilities of the components, noise aside.
     design : ndarray (b, r), optional
         Needed if effects are by component.
+    errors : ndarray (b, d) or (b, d, d), optional
+        Of measurement.
     """
     params = problem.params
     effects = effects_of(params, design) if params.by_component and design is not None else None
     K, d = params.means.shape
     size, log_det = np.full((len(x), 1), float(d)), np.broadcast_to(params.log_det, (len(x), K))
     gaps: list[Pattern] = []
-    if params.missing and np.isnan(x).any():
+    blurred: Unsure | None = None
+    if errors is not None:
+        blurred = unsure(params, np.asarray(x, dtype=np.float64), errors, effects)
+        distance, log_det, size = blurred.distance, blurred.log_det, (~np.isnan(x)).sum(axis=1, keepdims=True)
+    elif params.missing and np.isnan(x).any():
         gaps = patterns(params, np.asarray(x, dtype=np.float64), effects)
         distance, log_det = np.empty((len(x), K)), np.empty((len(x), K))
         for one in gaps:
@@ -104,23 +117,54 @@ def tail_joint(
         u = (params.dof + size) / (params.dof + distance)
     joint = joint + prior
     if params.noise is None:
-        return joint, u, gaps
+        return joint, u, gaps, blurred
     weight, box = params.noise
     with np.errstate(divide="ignore"):
         volume = np.where(np.isnan(x), 0.0, np.log(box[1] - box[0])).sum(axis=1, keepdims=True)
-        return np.hstack([joint + np.log1p(-weight), np.log(weight) - volume]), u, gaps
+        return np.hstack([joint + np.log1p(-weight), np.log(weight) - volume]), u, gaps, blurred
 
 
 def tail_block(
-    problem: Problem, block: Block, x: NDArray[np.floating], prior: Floats, extra: Floats | None, with_moments: bool
+    problem: Problem,
+    block: Block,
+    x: NDArray[np.floating],
+    prior: Floats,
+    extra: Floats | None,
+    with_moments: bool,
+    errors: Floats | None = None,
 ) -> tuple[MixtureMoments, Floats]:
     """E-step and moments of one block, `x` its rows without the effect of metadata; and what of each row is no noise.
 
-    See :func:`residmix.mixture.iteration.step.block_moments`.
+    See :func:`residmix.mixture.iteration.step.block_moments`; with errors a chunk at a time.
     """
+    if errors is None:
+        return _tail_chunk(problem, block, x, prior, extra, with_moments, None)
+    size = chunk_rows(*problem.params.means.shape)
+    moments: MixtureMoments | None = None
+    left: list[Floats] = []
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        own = prior if prior.ndim == 1 else prior[part]
+        more = None if extra is None else extra[part]
+        one, share = _tail_chunk(problem, block.select(part), x[part], own, more, with_moments, errors[part])
+        moments = one if moments is None else moments.merge(one)
+        left.append(share)
+    assert moments is not None
+    return moments, np.concatenate(left)
+
+
+def _tail_chunk(
+    problem: Problem,
+    block: Block,
+    x: NDArray[np.floating],
+    prior: Floats,
+    extra: Floats | None,
+    with_moments: bool,
+    errors: Floats | None,
+) -> tuple[MixtureMoments, Floats]:
     params = problem.params
     K, d = params.means.shape
-    joint, u, gaps = tail_joint(problem, x, prior, block.design)
+    joint, u, gaps, blurred = tail_joint(problem, x, prior, block.design, errors)
     effects = effects_of(params, block.design) if params.by_component and block.design is not None else None
     density = logsumexp(joint, axis=1)
     w = np.ones(len(x)) if block.weight is None else block.weight
@@ -132,13 +176,18 @@ def tail_block(
     q = 0 if extra is None else extra.shape[1]
     shift, scatter = np.zeros((K, q + d)), np.zeros((K, q + d, q + d))
     for k in range(K if with_moments else 0):
-        own = np.asarray(x, dtype=np.float64)
-        away = completed(own if effects is None else own - effects[k], params.means[k], k, gaps)
+        if blurred is None:
+            own = np.asarray(x, dtype=np.float64)
+            away = completed(own if effects is None else own - effects[k], params.means[k], k, gaps)
+        else:
+            away = blurred.away[:, k]
         rows = away if extra is None else np.hstack([extra, away])
         weighted = rows * pull[:, k, None]
         shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ rows
         for one in gaps:  # what isn't known of the missing values is spread, too
             scatter[k][np.ix_(q + one.gone, q + one.gone)] += r[one.rows, k].sum() * one.rest[k]
+        if blurred is not None:
+            scatter[k][q:, q:] += np.tensordot(r[:, k], blurred.rest[:, k], 1)
     moments = MixtureMoments(
         r.sum(axis=0), shift, scatter, log_likelihood, float(w.sum()), int(np.count_nonzero(counted))
     )
@@ -154,7 +203,7 @@ def tail_block(
 def expected(problem: Problem, x: Floats, prior: Floats, design: Floats | None = None) -> Floats:
     """Return the rows with missing values as the mixture expects them given the others, (b, d)."""
     params = problem.params
-    joint, _, gaps = tail_joint(problem, x, prior, design)
+    joint, _, gaps, _ = tail_joint(problem, x, prior, design)
     effects = effects_of(params, design) if params.by_component and design is not None else None
     share, filled = responsibilities(joint[:, : params.n_components]), np.zeros(x.shape)
     for k, mean in enumerate(params.means):

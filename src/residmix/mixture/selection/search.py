@@ -54,6 +54,8 @@ class Candidate:
         Whether a component sits on a few rows.
     revived : tuple
         Components that died and were seeded anew.
+    log_prior : float
+        Of its parameters, a part of what its fit maximised.
     """
 
     n_components: int
@@ -65,10 +67,11 @@ class Candidate:
     held_out: float | None = None
     spike: bool = False
     revived: tuple[list[int], ...] = ()
+    log_prior: float = 0.0
 
     @property
     def log_likelihood(self) -> float:
-        return -math.inf if self.state is None else self.state.log_likelihood * self.total
+        return -math.inf if self.state is None else self.state.log_likelihood * self.total - self.log_prior
 
     def value(self, criterion: str) -> float:
         """Return a criterion; infinite for what must not be chosen."""
@@ -107,20 +110,20 @@ def is_spike(params: MixtureParams, total: float) -> bool:
     if of.shared or params.n_components == 1:
         return False
     full = params.full_covariances()
-    if not of.isotropic and (params.weights * total).min() < params.n_features + 1:
+    if not of.isotropic and (params.weights * total).min() < of.rows_needed(params.n_features):
         return True
     pooled = np.linalg.cholesky(np.tensordot(params.weights, full, 1))
     whitened = np.linalg.solve(pooled, np.linalg.solve(pooled, full).swapaxes(1, 2))
     return bool(np.linalg.eigvalsh(whitened).min() < SPIKE)
 
 
-def doubt(rows: Rows, params: MixtureParams) -> float:
-    """Return the (weighted) sum of the entropies of the rows' shares."""
-    return float(rows.fold(partial(_doubt, Problem.of(params, n_rows=rows.n_rows)), operator.add))
+def doubt(rows: Rows, params: MixtureParams, errors: Floats | None = None) -> float:
+    """Return the (weighted) sum of the entropies of the rows' shares; `errors` as for `MixtureEM`."""
+    return float(rows.fold(partial(_doubt, Problem.of(params, n_rows=rows.n_rows), errors), operator.add))
 
 
-def _doubt(problem: Problem, block: Block) -> float:
-    share = responsibilities(block_log_joint(problem, block))
+def _doubt(problem: Problem, errors: Floats | None, block: Block) -> float:
+    share = responsibilities(block_log_joint(problem, block, errors))
     entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
     return float(entropy.sum() if block.weight is None else block.weight @ entropy)
 

@@ -54,5 +54,5 @@ def _steadied(
         means = np.where(empty[:, None], weight @ means / total, means)
         weight = np.where(empty, total / n_rows, weight)
     zero = np.zeros_like(means)
-    covariances = covariances_from_scatter(scatter, zero, weight + strength, covariance_type, reg_covar)
-    return make_params(weight / weight.sum(), means, covariances, covariance_type)
+    covariances, parts = covariances_from_scatter(scatter, zero, weight + strength, covariance_type, reg_covar)
+    return make_params(weight / weight.sum(), means, covariances, covariance_type, parts)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.clusters import lloyd, seed
+from residmix.mixture.families.factor import FactorFamily
+from residmix.mixture.families.family import family
 from residmix.mixture.params import MixtureParams, make_params, params_from_precisions
 from residmix.mixture.starts.clusters import from_labels, from_shares
 from residmix.mixture.starts.directions import enough_rows
+from residmix.mixture.starts.factors import factor_start
 from residmix.mixture.starts.sample import Sample, subsample, subsample_index, subsample_rows
 from residmix.mixture.starts.short_runs import best_short_run
 from residmix.rows.rows import Rows
@@ -47,6 +53,12 @@ def find_start(
     """
     if weights is not None and means is not None and precisions is not None:
         return params_from_precisions(weights, means, precisions, covariance_type)
+    if isinstance(family(covariance_type), FactorFamily) and means is None and init_params == "short-em":
+        block = subsample(rows, n_components, random_state)
+        find = partial(find_start, n_components=n_components, reg_covar=reg_covar, random_state=random_state)
+        with one_blas_thread():
+            found = factor_start(block, n_components, covariance_type, reg_covar, find)
+        return found if weights is None else replace(found, weights=weights)
     sample = Sample.of(subsample(rows, n_components, random_state), covariance_type)
     # one BLAS thread: the number of threads must not change where a start lies
     with one_blas_thread():
@@ -63,7 +75,7 @@ def find_start(
     means = start.means if means is None else means
     if precisions is not None:
         return params_from_precisions(weights, means, precisions, covariance_type)
-    return make_params(weights, means, start.covariances, covariance_type)
+    return make_params(weights, means, start.covariances, covariance_type, start.parts)
 
 
 def _wide(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_array, column_or_1d
 
+from residmix.mixture.families.family import family
+from residmix.mixture.families.restraint import Restraint
 from residmix.mixture.iteration.estep import MixtureMoments
-from residmix.mixture.iteration.mstep import covariances_from_scatter
+from residmix.mixture.iteration.mstep import covariances_from_scatter, m_step
+from residmix.mixture.iteration.step import with_prior_rows
 from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
@@ -33,9 +37,17 @@ def check_labels(labels: Any, n_rows: int, n_components: int) -> NDArray[np.intp
 
 
 def params_of_labels(
-    rows: Rows, labels: NDArray[np.intp], n_components: int, *, covariance_type: str, reg_covar: float
+    rows: Rows,
+    labels: NDArray[np.intp],
+    n_components: int,
+    *,
+    covariance_type: str,
+    reg_covar: float,
+    restraint: Restraint | None = None,
 ) -> MixtureParams:
     """Return the M-step's answer to labels: proportions, means and covariances of the labelled rows.
+
+    A `restraint` is obeyed.
 
     Raises
     ------
@@ -45,9 +57,11 @@ def params_of_labels(
         If the rows of a label don't span the space, the family asks for it and `reg_covar` is 0.
     """
     found, centres = moments_of_labels(rows, labels, n_components)
+    if restraint is not None and restraint.prior is not None:
+        return _posterior(found, centres, covariance_type, reg_covar, restraint)
     means = centres + found.shift / found.weight[:, None]
-    covariances = covariances_from_scatter(found.scatter, found.shift, found.weight, covariance_type, reg_covar)
-    return make_params(found.weight / found.weight.sum(), means, covariances, covariance_type)
+    covariances, parts = covariances_from_scatter(found.scatter, found.shift, found.weight, covariance_type, reg_covar)
+    return make_params(found.weight / found.weight.sum(), means, covariances, covariance_type, parts)
 
 
 def moments_of_labels(rows: Rows, labels: NDArray[np.intp], n_components: int) -> tuple[MixtureMoments, Floats]:
@@ -68,6 +82,18 @@ def moments_of_labels(rows: Rows, labels: NDArray[np.intp], n_components: int) -
         if again == 0:
             centres = centres + moments.shift / moments.weight[:, None]
     return moments, centres
+
+
+def _posterior(
+    found: MixtureMoments, about: Floats, covariance_type: str, reg_covar: float, restraint: Restraint
+) -> MixtureParams:
+    """Return the M-step's answer to moments about some centres, where there's a prior."""
+    K, d = about.shape
+    of = family(covariance_type)
+    unit = of.fit(of.of_full(np.repeat(np.eye(d)[None], K, axis=0), found.weight), found.weight)
+    begin = replace(make_params(np.full(K, 1 / K), about, unit, covariance_type), restraint=restraint, parts=None)
+    assert restraint.prior is not None
+    return m_step(with_prior_rows(found, begin, restraint.prior), begin, reg_covar=reg_covar, revive=False)
 
 
 def _labelled(labels: NDArray[np.intp], centres: Floats, block: Block) -> MixtureMoments:

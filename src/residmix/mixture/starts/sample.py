@@ -105,7 +105,7 @@ class Sample:
         of = family(covariance_type)
         # few rows are whitened to the corners of a simplex, all as far apart
         few = len(x) < 100 * x.shape[1] and len(np.unique(x[inside], axis=0)) < FEW * (x.shape[1] + 1)
-        affine = of.unit_free and not of.diagonal and not few
+        affine = of.affine and not few
         for _ in range(2):
             centre, to, back = _coordinates(x[inside], w[inside], middle, spread, affine, of.unit_free)
             y = _apply(x - centre, to)
@@ -161,7 +161,11 @@ class Sample:
         if reg_covar:
             ridge = reg_covar * np.eye(len(means[0])) if of.matrices else reg_covar
             covariances = covariances + ridge
-        return make_params(params.weights, means, covariances, params.covariance_type)
+        parts = params.parts
+        if parts is not None:
+            parts = parts * back[:, None]
+            parts[..., -1] = np.sqrt(parts[..., -1] ** 2 + reg_covar)
+        return make_params(params.weights, means, covariances, params.covariance_type, parts)
 
 
 def _apply(values: Floats, to: Floats) -> Floats:
