@@ -256,7 +256,7 @@ def ecm_step(
 
 
 def _own_step(
-    moments: MixtureMoments, params: MixtureParams, told: MixtureMoments, reg_covar: float, revive: bool
+    moments: MixtureMoments, params: MixtureParams, told: MixtureMoments, reg_covar: float | Floats, revive: bool
 ) -> tuple[Floats, MixtureParams]:
     """Return the coefficients of each component and the mixture about them."""
     assert params.coef is not None
