@@ -7,7 +7,7 @@ and columns like a calendar time with 1e8 in front of a spread of 1 lose no digi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,11 +27,15 @@ __all__ = [
     "made_of_numbers",
     "merge_moments",
     "moments_about",
+    "without_moments",
 ]
 
 Array = NDArray[np.float64]
 
 _FEW = 16
+
+# Share of a sum below which what is left of it after a subtraction has fewer than nine digits.
+DIGITS_LEFT = float(np.finfo(np.float64).eps) / 1e-9
 
 
 @dataclass
@@ -210,3 +214,31 @@ def merge_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
             s_ax=one.s_ax + two.s_ax + cross * step_a.T * step_x,
             s_xx=one.s_xx + two.s_xx + cross * step_x**2,
         )
+
+
+def without_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
+    """Return the moments of the rows of `one` that aren't those of `two`: what merging has put together, apart again.
+
+    Raises
+    ------
+    ValueError
+        If `two` has more weight, or so much of the variation that fewer than nine digits of the rest would be left.
+    """
+    if not (one.weight - two.weight > DIGITS_LEFT * one.weight).all():
+        raise ValueError(
+            f"rows of weight {two.weight.max():g} can't be taken out of {one.weight.min():g}: they must be rows of the "
+            "fit, and not nearly all of it"
+        )
+    opposite = replace(two, count=-two.count, weight=-two.weight, s_aa=-two.s_aa, s_ax=-two.s_ax, s_xx=-two.s_xx)
+    left = merge_moments(one, opposite)
+    for what, before, after in (
+        ("metadata columns", np.diagonal(one.s_aa, axis1=1, axis2=2), np.diagonal(left.s_aa, axis1=1, axis2=2)),
+        ("features", one.s_xx[None], left.s_xx[None]),
+    ):
+        lost = np.flatnonzero(((before > 0) & ~(after > DIGITS_LEFT * before)).any(axis=0))
+        if lost.size:
+            raise ValueError(
+                f"the rows to forget hold all but a millionth of the variation of {what} {lost[:10].tolist()}, so that "
+                "rounding would be most of what is left, or they are no rows of the fit; fit the other rows anew"
+            )
+    return left

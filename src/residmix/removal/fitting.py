@@ -12,10 +12,11 @@ from residmix.design.design import Design
 from residmix.effects.effect import Effect
 from residmix.effects.mean.regressor import Regressor
 from residmix.effects.removal import LinearRemoval
+from residmix.moments.linear import LinearMoments, without_moments
 from residmix.removal.watch import Watch, look_at_predictions
 from residmix.rows.rows import Rows
 
-__all__ = ["fitted", "moments_of", "refitted"]
+__all__ = ["fitted", "moments_of", "refitted", "remaining"]
 
 
 def fitted(
@@ -59,3 +60,22 @@ def refitted(
             "fill the gaps"
         )
     return effect.estimate(ways.merge(before.moments, moments), design, features)
+
+
+def remaining(
+    effect: Effect, before: LinearRemoval, rows: Rows, design: Design, features: Sequence[Any]
+) -> LinearRemoval:
+    """Return what is found from the rows of a fit without some of them.
+
+    Raises
+    ------
+    ValueError
+        If sums by level are needed, or see `residmix.moments.linear.without_moments`.
+    """
+    moments = effect.equations(design).moments(rows)
+    if not isinstance(moments, LinearMoments) or not isinstance(before.moments, LinearMoments):
+        raise ValueError(
+            "forget works from the moments of columns, and this fit needs sums by level as well (scale, ComBat, or a "
+            "factor of many levels); fit the other rows anew"
+        )
+    return effect.estimate(without_moments(before.moments, moments), design, features)

@@ -13,11 +13,12 @@ from residmix.effects.effect import Effect
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.unseen.levels import adapted
 from residmix.errors import keeps_notes
-from residmix.removal.fitting import moments_of
+from residmix.removal.fitting import moments_of, remaining
 from residmix.removal.held_out import group_column, leave_one_out, refitted_by_fold
 from residmix.removal.learner import Learner
 from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels
 from residmix.removal.transformer import refuse_frames
+from residmix.removal.watch import Watch
 from residmix.rows.progress import watched
 from residmix.sources.open import as_table
 from residmix.sources.output import collect, delivered
@@ -248,6 +249,43 @@ class Residualizer(Learner):
         self._refuse_other(other)
         refuse_moments_alone(self)
         self._refit(other.moments_, self._watch.merged(other._watch))
+        return self
+
+    @keeps_notes
+    def forget(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
+        """Take rows out that the fit has seen, as if it hadn't; return self.
+
+        The sums of the rows are subtracted, to nine digits or more. What isn't a sum stays: the levels and knots that
+        the design has learned. The sample that leakage is looked for in begins anew.
+
+        Parameters
+        ----------
+        X, metadata, sample_weight
+            The rows as they were given to the fit.
+        y : ignored
+
+        Raises
+        ------
+        ValueError
+            Where moments aren't enough (as for `merge`, and with levels that have no columns), if the rows are more
+            than the fit has seen, or if rounding would be too much of what is left.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from residmix import Residualizer
+        >>> X, age = np.array([[1.0], [2.0], [3.5], [9.0]]), np.array([20.0, 30.0, 40.0, 50.0])
+        >>> model = Residualizer().fit(X, metadata=age).forget(X[3:], metadata=age[3:])
+        >>> bool(np.allclose(model.coef_, Residualizer().fit(X[:3], metadata=age[:3]).coef_))
+        True
+        """
+        check_is_fitted(self)
+        refuse_moments_alone(self)
+        rows = self.rows_of(self.open_rows(X, metadata, fitting=True), sample_weight, preserved=True, allow_nan=True)
+        self._keep(
+            remaining(cast(Effect, effect_of(self)), self._linear, rows, self.design_, list(self.features_)),
+            Watch(active=self.check_leakage),
+        )
         return self
 
     @keeps_notes
