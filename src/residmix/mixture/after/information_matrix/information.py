@@ -92,6 +92,9 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
     """Return the information that rows have on a mixture fitted to them; on its coefficients only beside a gate."""
     if params.by_component:
         raise ValueError("effects by component have no standard errors from the information; use residmix.bootstrap")
+    if params.parts is not None or params.trim is not None:
+        what = "factor-analytic covariances" if params.parts is not None else "trimmed fits"
+        raise ValueError(f"{what} have no standard errors from the information; use residmix.bootstrap")
     directions = tangents(params.family, params.full_covariances())
     n_directions = params.n_components * len(half(params.n_features)[0]) if directions is None else directions.shape[1]
     coef = params.n_design if params.gate is not None else 0
