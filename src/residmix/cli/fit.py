@@ -16,6 +16,7 @@ from residmix.cli.shared.estimators import components, make_estimator, remover
 from residmix.cli.shared.options import ATTENDED, FORMULA, MIXTURE, READING, Examples, options, seed, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
 from residmix.cli.shared.summary import check_left, command_line, print_summary
+from residmix.cli.shared.sums import check_sums, fit_sums, leaving
 from residmix.cli.shared.telling import say, tell_notes, told_plainly
 
 __all__ = ["fit", "run"]
@@ -86,6 +87,15 @@ __all__ = ["fit", "run"]
     written("checkpoint", "--checkpoint", help="File that holds the state of the fit while it runs."),
     click.option("--resume", is_flag=True, help="Go on from the checkpoint."),
     click.option("--dask", metavar="ADDRESS", help="Let the workers of this Dask cluster read the files."),
+    click.option(
+        "--moments-only", is_flag=True,
+        help="Write sums alone, for residmix merge: a site's rows stay with it. Factors need levels that sites agree "
+        "on, as C(site, levels=['a', 'b']).",
+    ),
+    click.option(
+        "--min-count", type=click.IntRange(min=1), default=5, show_default=True,
+        help="With --moments-only, refuse to write if a level, or pair of levels, has fewer rows than this.",
+    ),
     click.option("--dry-run", is_flag=True, help="Say what would be done with rows and columns, and stop."),
     ATTENDED,
 )  # fmt: skip
@@ -117,17 +127,24 @@ def run(data: str, chosen: SimpleNamespace) -> None:
             _tell_plan(source, columns, model, chosen)
             return
         began = time.perf_counter()
-        model.fit(source.table)
+        if chosen.moments_only:
+            fit_sums(model, source.table, chosen)
+        else:
+            model.fit(source.table)
     seconds = time.perf_counter() - began
     model.notes_ = notes  # what was left out belongs to what the fit has to tell, here and in the file
     _write_model(model, source, chosen)
     tell_notes(chosen.quiet, [note for note in notes if note["kind"] != "left-out-columns"])
     iterations = f", {model.n_iter_} iterations" if hasattr(model, "n_iter_") else ""
     say(chosen.quiet, f"fitted in {seconds:.1f} s{iterations}")
+    if chosen.moments_only:
+        say(chosen.quiet, "\n".join(["what leaves with the file:", *(f"  {line}" for line in leaving(model))]))
+        return
     _describe(model, source, chosen)
 
 
 def _check_options(chosen: SimpleNamespace) -> None:
+    check_sums(chosen)
     if chosen.resume and chosen.checkpoint is None:
         raise click.UsageError("--resume goes on from a checkpoint: name it with --checkpoint")
     if chosen.fail_if_left is not None and chosen.formula is None:

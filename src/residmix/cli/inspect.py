@@ -10,6 +10,7 @@ import click
 
 from residmix.cli.shared.estimators import load_model
 from residmix.cli.shared.options import ATTENDED, Examples, options
+from residmix.cli.shared.sums import leaving
 from residmix.cli.shared.telling import plain, print_table, told_plainly
 from residmix.persistence.about import settings_of
 
@@ -57,6 +58,8 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
         "components": f"{len(summary['components'])} ({summary['covariance_type']})" if summary["components"] else None,
     }
     _tell(lines | _of_the_file(fitted, said))
+    for line in leaving(fitted):
+        click.echo(f"{'holds':<14} {plain(line)}")
     for note in summary["notes"]:
         click.echo(f"{'note':<14} {plain(note['message'])}")
     if summary["components"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from residmix.moments.by_level import Grouping, LevelMoments, residual_sums
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["effect_table", "level_table"]
+__all__ = ["effect_table", "level_table", "moments_table"]
 
 Array = NDArray[np.float64]
 
@@ -91,6 +92,39 @@ def _far_out(values: Array, rows: Array, n_features: int, upwards: bool = False)
     error = 1.0 / np.sqrt(2.0 * np.maximum(rows, 1.0) * max(n_features, 1))
     scale = np.maximum(_NORMAL * np.median(np.abs(step[seen])), error)
     return seen & ((step if upwards else np.abs(step)) > _ODD * scale)
+
+
+def moments_table(found: LinearRemoval, design: Design) -> pd.DataFrame:
+    """Return what moments hold of the rows, as what, shape and numbers; :meth:`residmix.Residualizer.what_leaves`."""
+    import pandas as pd
+
+    moments, called = found.moments, {term.name: " and ".join(term.variables) for term in design.terms}
+    linear = moments.linear
+    rows = [
+        ("rows, and their weight", [linear.count, linear.weight]),
+        ("means of design columns", [linear.offset_a]),
+        ("means of features", [linear.offset_x]),
+        ("products of design columns with each other", [linear.s_aa]),
+        ("products of design columns with features", [linear.s_ax]),
+        ("squares of features", [linear.s_xx]),
+    ]
+    if isinstance(moments, LevelMoments):
+        for name, levels in moments.levels.items():
+            parts = [getattr(own, field.name) for own in levels for field in fields(own) if "origin" not in field.name]
+            rows.append((f"all these by level of {called.get(name, name)}", parts))
+        for name, products in moments.scatter.items():
+            what = f"products of features with each other by level of {called.get(name, name)}"
+            rows.append((what, [own for own in products if own is not None]))
+    rows += [("sums of features by level of a large factor", [sums.x]) for sums in getattr(moments, "sums", ())]
+    shapes = [{" x ".join(map(str, part.shape)) for part in parts} for _, parts in rows]
+    return pd.DataFrame(
+        {
+            "what": [what for what, _ in rows],
+            "arrays": [len(parts) for _, parts in rows],
+            "shape": [shape.pop() if len(shape) == 1 else "" for shape in shapes],
+            "numbers": [sum(part.size for part in parts) for _, parts in rows],
+        }
+    )
 
 
 def effect_table(

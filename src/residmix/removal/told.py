@@ -14,13 +14,14 @@ from residmix.effects.mean.regressor import Nuisance, RegressorRemoval
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Scale
-from residmix.effects.tables import effect_table, level_table
+from residmix.effects.tables import effect_table, level_table, moments_table
 from residmix.effects.unmeasured.combinations import empty, explained
 from residmix.effects.unmeasured.levels import unmeasured
 from residmix.effects.unseen.batches import LaterBatches
 from residmix.effects.unseen.levels import NewLevels
 from residmix.effects.unseen.priors import removed_factors
 from residmix.moments import inference
+from residmix.moments.cells import Cell, LevelsOf, smallest_cell
 from residmix.moments.linear import Moments
 from residmix.moments.solving.solve import LinearFit
 from residmix.removal.messages import (
@@ -222,6 +223,24 @@ class Told(Shown, MetadataTransformer):
         """
         self._need_coefficients()
         return effect_table(self._linear, self.design_, list(self.features_), name, at)
+
+    def what_leaves(self) -> pd.DataFrame:
+        """Return what a file of this model holds of the rows of its fit: what, arrays, shape, numbers.
+
+        These are sums, and none of them is a row; those of a cell of one row are, though: see `smallest_cell`.
+        """
+        self._need_coefficients()
+        return moments_table(self._linear, self.design_)
+
+    def smallest_cell(self) -> Cell:
+        """Return the level, or pair of levels of two factors, that the fewest rows have, and how many these are."""
+        self._need_coefficients()
+        factors = [
+            LevelsOf(term.variables[0], term.columns, self.design_.level_rows(term), tuple(map(str, term.levels)))
+            for term in self.design_.terms
+            if term.kind == "factor"
+        ]
+        return smallest_cell(self.moments_.linear, factors)
 
     def _need_coefficients(self) -> None:
         check_is_fitted(self)

@@ -47,6 +47,8 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             f"{' and '.join(harmonizing)} harmonize without a mixture; write --residuals clean.parquet, then: "
             f" residmix fit clean.parquet --formula 1 -k {K}"
         )
+    if chosen.moments_only:
+        K = 0
     if not K and chosen.formula is None:
         raise click.UsageError("there is nothing to do: give --formula, or -k, or both")
     if not K:
