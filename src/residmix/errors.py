@@ -8,6 +8,7 @@ import math
 import numbers
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ __all__ = [
     "require_extra",
     "unnoted",
     "warn",
+    "warn_once",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,6 +156,19 @@ def warn(message: str, category: type[Warning], *, kind: str | None = None, **fi
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+_ONCE: set[str] = set()
+_LOCK = threading.Lock()
+
+
+def warn_once(message: str, category: type[Warning], *, kind: str) -> None:
+    """Warn, but of each kind once a process, whatever threads find at the same time."""
+    with _LOCK:
+        if kind in _ONCE:
+            return
+        _ONCE.add(kind)
+    warn(message, category, kind=kind)
 
 
 def note(kind: str, message: str, **figures: Any) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from residmix import errors
 from residmix.errors import ResidmixWarning
-from residmix.kernels import pairs
 from residmix.kernels.pairs import PAIRS, Pair, small
 
 NONE = np.empty((0, 0))
@@ -214,7 +214,7 @@ def test_which_of_the_two_runs_depends_on_the_size_of_the_fit_alone():
 
 
 def test_where_a_loop_cannot_be_compiled_its_twin_takes_over_with_one_warning(monkeypatch):
-    monkeypatch.setattr(pairs, "_told", False)
+    monkeypatch.setattr(errors, "_ONCE", set())
     broken = Pair(lambda x: 2 * x, "residmix.kernels.no_such_module")
     with pytest.warns(ResidmixWarning, match="numba can't compile the loops .ModuleNotFoundError") as caught:
         assert broken(3) == 6

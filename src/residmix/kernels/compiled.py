@@ -16,7 +16,6 @@ feature of `WIDTH` rows. In *panels*, `WIDTH` features of one row lie side by si
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable
 from functools import cache, reduce
 from pathlib import Path
@@ -31,7 +30,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
-from residmix.errors import ResidmixWarning, warn
+from residmix.errors import ResidmixWarning, warn_once
 
 __all__ = [
     "CHUNK", "I64", "LINE", "REGISTERS", "WHOLE", "WIDTH", "ZERO", "Builder", "Value", "at", "broadcast", "choose",
@@ -106,18 +105,9 @@ def _stamp() -> tuple[tuple[str, float, int], ...]:
     return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)
 
 
-_LOCK = threading.Lock()
-_told = False
-
-
 def _tell(error: Exception) -> None:
     """Warn once a process that machine code isn't kept."""
-    global _told
-    with _LOCK:
-        if _told:
-            return
-        _told = True
-    warn(
+    warn_once(
         f"compiled loops can't be kept on disk or read from there ({type(error).__name__}: {error}), so they are "
         "compiled again, which takes seconds in each process. Set NUMBA_CACHE_DIR to a folder that can be written.",
         ResidmixWarning,

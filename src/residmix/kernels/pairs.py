@@ -7,12 +7,11 @@ longer than fitting, and takes over where nothing can be compiled. Both compute 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from residmix.errors import ResidmixWarning, warn
+from residmix.errors import ResidmixWarning, warn_once
 from residmix.kernels import plain, twice
 
 __all__ = [
@@ -40,9 +39,6 @@ __all__ = [
 # Rows x features x components up to which a fit runs the twins. They are slower there already, by a few milliseconds a
 # fit; but a process that finds nothing compiled yet is spared seconds, and any process the import of the compiler.
 SMALL = 8_000
-
-_LOCK = threading.Lock()
-_told = False
 
 
 def small(n_rows: int | None, width: int) -> bool:
@@ -112,12 +108,7 @@ def check_compilers() -> None:
 
 def tell_uncompiled(error: Exception) -> None:
     """Warn once a process that the twins do the work of the loops."""
-    global _told
-    with _LOCK:
-        if _told:
-            return
-        _told = True
-    warn(
+    warn_once(
         f"numba can't compile the loops ({type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}), so "
         "plain numpy does their work, several times slower. Install a version of numba that residmix was tested with.",
         ResidmixWarning,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.rows.sampled import every
 from residmix.sources.open import as_table
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def sampled(
 
     table = as_table(X, metadata=metadata)
     n_rows = table.n_rows
-    step = max(1, -(-n_rows // most))
+    step = every(n_rows, most)
     names = tuple(features) if set(features) <= set(table.columns) else table.columns[: len(features)]
     values = table.rows(names, allow_nan=True).take(np.arange(0, n_rows, step)).X
     parts, seen = [], 0

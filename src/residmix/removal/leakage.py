@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.removal.lattices import few_valued, skewed, spread_out
+from residmix.rows.sampled import evenly
 
 __all__ = ["Leakage", "effect_leakage", "leakage"]
 
@@ -179,7 +180,7 @@ def _suspects(X: NDArray[Any], least_squares: bool) -> tuple[NDArray[np.intp], N
     """Return the few-valued features, and all that need a look: where means are gone, these and skewed ones."""
     ordered = np.sort(X, axis=0)
     few = few_valued(X, ordered)
-    screened = np.unique(np.linspace(0, X.shape[1] - 1, _SCREENED).astype(np.intp))
+    screened = evenly(X.shape[1], _SCREENED)
     if least_squares:
         screened = screened[skewed(ordered[:, screened])]
     return few, np.union1d(few[:_FEATURES], screened)

@@ -15,7 +15,7 @@ from residmix.errors import LeakageWarning, note, warn
 from residmix.removal.lattices import counts
 from residmix.removal.leakage import effect_leakage, leakage
 from residmix.rows.rows import Rows
-from residmix.rows.sampled import Sample, SampledRows
+from residmix.rows.sampled import Sample, SampledRows, evenly
 
 __all__ = ["Watch", "look_at_predictions", "warn_of_leakage"]
 
@@ -49,7 +49,7 @@ class Watch:
         """Return `rows`, the first fold over which sets a sample aside, since files needn't be read again for it."""
         if not self.active:
             return rows
-        return SampledRows(rows, _spread_over(rows.n_rows, _ROWS), _spread_over(rows.n_features, _FEATURES))
+        return SampledRows(rows, evenly(rows.n_rows, _ROWS), evenly(rows.n_features, _FEATURES))
 
     def seen(self, rows: Rows) -> Watch:
         """Return the watch after these rows, as `over` returned them."""
@@ -67,7 +67,7 @@ class Watch:
         block = self.sample.block
         if block is None or self.sample.n_rows < 2 * self.looked:
             return self
-        looked_at = _spread_over(len(features), _FEATURES)
+        looked_at = evenly(len(features), _FEATURES)
         kept = np.flatnonzero(~removal.left[looked_at])  # of what stays as it is there's nothing to tell
         block, some = replace(block, X=block.X[:, kept]), looked_at[kept]
         remove = removal.by_feature().select(some)
@@ -86,7 +86,7 @@ class Watch:
 
 def look_at_predictions(rows: Rows, residual: NDArray[Any], design: Design, features: Sequence[Any]) -> None:
     """Warn if residuals (n, d) of a regressor give metadata back, in a sample of the rows."""
-    index, some = _spread_over(rows.n_rows, _ROWS), _spread_over(rows.n_features, _FEATURES)
+    index, some = evenly(rows.n_rows, _ROWS), evenly(rows.n_features, _FEATURES)
     sample = rows.take(index)
     assert sample.design is not None
     warn_of_leakage(
@@ -97,11 +97,6 @@ def look_at_predictions(rows: Rows, residual: NDArray[Any], design: Design, feat
         [features[j] for j in some],
         least_squares=False,
     )
-
-
-def _spread_over(n: int, most: int) -> NDArray[np.intp]:
-    """Return at most so many of n indices, spread evenly."""
-    return np.unique(np.linspace(0, n - 1, most).astype(np.intp))
 
 
 def warn_of_leakage(

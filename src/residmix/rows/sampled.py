@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from residmix.rows.block import Block, concatenate, gather
 from residmix.rows.rows import ObservedRows, Rows
 
-__all__ = ["Sample", "SampledRows"]
+__all__ = ["Sample", "SampledRows", "evenly", "every"]
+
+
+def evenly(n: int, most: int) -> NDArray[np.intp]:
+    """Return at most so many of n indices, from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, most).astype(np.intp))
+
+
+def every(n: int, most: int) -> int:
+    """Return k, so that every k-th of n rows are at most so many: for rows that come in chunks."""
+    return max(1, -(-n // most))
 
 
 class SampledRows(ObservedRows):

@@ -123,7 +123,8 @@ class ClusterRows(Rows):
 
     def total(self, statistic: Statistic[T]) -> T:
         group = group_blocks(-(-self.n_rows // self.block_rows))
-        return reduce(statistic.merge, self._run(statistic.step, statistic.merge, group))
+        total: T = reduce(statistic.merge, self._run(statistic.step, statistic.merge, group))
+        return total
 
     def _ranges(self, unit: int, least: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows for a task each: whole units, at least `least` rows, begun where reading is cheap."""

@@ -126,12 +126,12 @@ def _sums(among: Combinations, lacking: NDArray[np.bool_], effects: Array) -> Ar
     fitted = sums @ np.linalg.lstsq(sums[~lacking], effects[~lacking], rcond=None)[0]
     table, seen = fitted.reshape(*shape, -1), ~lacking.reshape(shape)
     for axis, known in enumerate(among.n_known):
-        there = seen.any(axis=tuple(k for k in range(len(shape)) if k != axis))
+        there = np.asarray(seen.any(axis=tuple(k for k in range(len(shape)) if k != axis)))
         if not there.all() and there[:known].any():
             average = table.take(np.flatnonzero(there[:known]), axis=axis).mean(axis=axis, keepdims=True)
             where = np.expand_dims(there, [k for k in range(len(shape) + 1) if k != axis])
             table = np.where(where, table, average)
-    return table.reshape(fitted.shape)
+    return np.asarray(table.reshape(fitted.shape))
 
 
 def explained(design: Design, fit: LinearFit, moments: Moments) -> bool:

@@ -17,6 +17,7 @@ from residmix.mixture.params import MixtureParams
 from residmix.mixture.starts.sample import LARGEST, Sample
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
+from residmix.rows.sampled import every
 
 __all__ = ["tell_of_codes", "tell_of_doubts", "tell_of_spikes"]
 
@@ -31,7 +32,7 @@ SHOWN = 10
 
 
 def _looked_at(rows: Rows) -> Block:
-    return rows.take(np.arange(0, rows.n_rows, max(1, -(-rows.n_rows // LOOKED_AT))))
+    return rows.take(np.arange(0, rows.n_rows, every(rows.n_rows, LOOKED_AT)))
 
 
 def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whole: Rows, params: MixtureParams) -> None:
