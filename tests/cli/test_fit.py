@@ -181,7 +181,7 @@ def test_a_checkpoint_is_only_gone_on_from_when_told(run, file, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_is_status_130_and_the_checkpoint_leads_to_the_same_model(tmp_path, rng):
-    x = np.concatenate([rng.normal(size=(20000, 6)), rng.normal(1.2, 1, size=(20000, 6))])
+    x = np.concatenate([rng.normal(size=(1500, 6)), rng.normal(1.2, 1, size=(1500, 6))])
     pd.DataFrame(x, columns=list("abcdef")).to_parquet(tmp_path / "x.parquet")
     stop = (
         "import sys, residmix.em.observers as o\n"

@@ -47,11 +47,11 @@ def tell_of_entangled(
     scale = np.sqrt((inverse**2).sum(axis=0))
     load = np.abs(vectors[:, 0] @ inverse) / np.where(scale > 0, scale, 1.0)
     named = [str(columns[int(j)]) for j in np.flatnonzero(load >= CARRIES * load.max())]
-    why = "one component explains them as well" if alone <= bic else "components and metadata coincide"
+    why = "one component explains the rows as well" if alone <= bic else "each component has metadata of its own"
     warn(
         f"a shift with the metadata ({', '.join(named)}) and other proportions of the components fit alike, since "
-        f"within equal metadata {why}: coefficients and components can't be told apart. Use gating='constant', or "
-        "rows of sites that share clusters.",
+        f"{why}: coefficients and components can't be told apart. Use gating='constant', or rows of sites that share "
+        "clusters.",
         EntangledEffectsWarning,
         columns=named,
         share_within=float(max(values[0], 0.0)),

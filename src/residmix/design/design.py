@@ -308,7 +308,7 @@ class Design:
             raise ValueError(f"there is no effect of {name!r} alone: {told}{hint}")
         absorbed = [term.name for plan, term in mine if plan.kind in ("absorbed", "missing")]
         if absorbed:
-            raise ValueError(f"the effects of {absorbed[0]!r} have no columns along which to follow them; see effects_")
+            raise ValueError(f"{absorbed[0]!r} has too many levels for columns of its own; its effects are in effects_")
         import pandas as pd
 
         reader = RowReader(open_metadata(pd.DataFrame({name: values})), self._learned, "error", "error", {})

@@ -339,7 +339,7 @@ def _warn_below_chance(scores: dict[tuple[str, str, str], ProbeResult]) -> None:
         if result.excess < -4:
             warn(
                 f"the {kind} probe reads {name!r} {stage} with {result.score:.3f}, which is below chance "
-                f"({result.chance:.3f}, {result.low:.3f} to {result.high:.3f}): the rows were balanced against the "
-                "metadata by the fit that made them, so this says nothing of new rows; pass the estimator as after=",
+                f"({result.chance:.3f}, {result.low:.3f} to {result.high:.3f}): residuals of the "
+                "rows of a fit are too clean, which says nothing about new rows; pass the estimator as after=",
                 BelowChanceWarning,
             )

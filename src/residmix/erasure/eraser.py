@@ -270,6 +270,7 @@ def _warn(found: Erasure, n_erased: int, metadata: Sequence[str], varies: bool) 
     if found.entangled > _ENTANGLED:
         warn(
             "what is erased and what is preserved lie in nearly the same direction of feature space: canonical "
-            f"correlation {found.entangled:.4f}; keeping the one blows up the other directions",
+            f"correlation {found.entangled:.4f}; keeping the one makes noise in other directions larger. Preserve or "
+            "erase less",
             EntangledEffectsWarning,
         )

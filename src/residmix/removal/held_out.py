@@ -211,8 +211,8 @@ def refitted_by_fold(
         many = f"{len(levels)} levels" if len(levels) > 1 else "1 level"
         warn(
             f"{many} of {column!r} ({some}) {'are' if len(levels) > 1 else 'is'} in one fold only, so the fit of the "
-            "others doesn't know the effect: the average one was taken from these rows; merge rare levels, use folds "
-            "that share their levels, or say on_unknown='mean' or 'shrink' if this is meant",
+            "other folds has no effect for it, and the average effect was removed from these rows. Merge rare levels, "
+            "use folds that share their levels, or set on_unknown to 'mean' or 'shrink'",
             RareLevelWarning,
         )
     return out

@@ -118,15 +118,15 @@ def warn_of_fit(
         told = "; ".join(aliases(fit, names, owners or {})[:8])
         more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
         warn(
-            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Removed terms have what "
-            "they share with preserved ones, earlier terms what they share with later ones; coefficients that this "
-            "leaves open are NaN in tidy()",
+            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. What a removed "
+            "and a preserved term share is removed, and what two terms share counts for the earlier one; coefficients "
+            "that can't be estimated are NaN in tidy()",
             CollinearityWarning,
         )
     if len(correlations) and correlations[0] > _ENTANGLED:
         warn(
             f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
-            "their effects can hardly be told apart, so the residuals depend on the noise of few rows",
+            "their effects can hardly be told apart, so the residuals depend on a few rows; preserve or remove less",
             EntangledEffectsWarning,
         )
     for told in nested:
@@ -139,8 +139,8 @@ def warn_of_fit(
     if exact.any():
         some = ", ".join(repr(str(name)) for name in np.asarray(features)[exact][:8])
         warn(
-            f"{exact.sum()} of {len(exact)} features are determined by the design ({some}): what is left of them is "
-            "rounding, of which a scaler makes pure metadata; leave them out",
+            f"{exact.sum()} of {len(exact)} features are determined by the design ({some}): their residuals are "
+            "rounding errors, which scaling would turn into metadata again; leave these features out",
             DesignWarning,
         )
     count = float(fit.count[known].min(initial=np.inf))

@@ -144,7 +144,7 @@ def refuse_new_levels(estimator: Any, what: str) -> None:
 def refuse_moments_alone(model: Any) -> None:
     """Raise where moments aren't enough for a Residualizer to go on from."""
     if any(levels.labels for levels in getattr(model, "new_levels_", {}).values()):
-        raise ValueError("partial_fit and merge would leave the levels behind that adapt has learned; adapt last")
+        raise ValueError("partial_fit and merge would lose the levels that adapt has learned; adapt last")
     if not effect_of(model).merges(model.design_):
         names = ("estimator", "scale", "covariance", "shrinkage")
         name = next(name for name in names if getattr(model, name) not in (None, False))

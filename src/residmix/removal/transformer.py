@@ -24,7 +24,7 @@ __all__ = ["MetadataTransformer", "refuse_frames"]
 def refuse_frames(estimator: BaseEstimator) -> None:
     """Raise if `estimator` is to return frames while the results have another place to go to."""
     if _get_output_config("transform", estimator)["dense"] != "default":
-        raise ValueError("what out= names can't become a frame; call set_output(transform='default')")
+        raise ValueError("out= gives an array or a file, not a data frame; call set_output(transform='default')")
 
 
 class MetadataTransformer(TransformerMixin, BaseEstimator):

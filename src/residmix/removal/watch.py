@@ -145,9 +145,9 @@ def warn_of_leakage(
     if counts(X[:, which]).all():
         note(
             "leakage",
-            f"residuals of counts ({names}) let a decision tree read {read} back, as they lie on steps that differ by "
-            f"profile: squared correlation {found.found:.2f} in cross-validation. Linear learners are safe; for others "
-            "take logarithms first, or use what is made for counts (ComBat-seq, models of counts)",
+            f"residuals of counts ({names}) let a decision tree read {read} back, since every profile of the metadata "
+            f"moves the counts by an amount of its own: squared correlation {found.found:.2f} in cross-validation. "
+            "Linear learners are safe; for others take logarithms first, or use a model of counts such as ComBat-seq",
             **figures,
         )
         return True

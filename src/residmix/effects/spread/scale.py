@@ -144,8 +144,8 @@ def fit_scale(
             break
     else:
         warn(
-            f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not settled in {_MAX_PASSES} passes "
-            f"(last change of log variance {moving.max():.1e}); it is the last estimate",
+            f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not converged in {_MAX_PASSES} "
+            f"passes (last change of log variance {moving.max():.1e}), and the last estimate is used",
             DesignWarning,
         )
     coef += step
@@ -156,8 +156,8 @@ def fit_scale(
     if flat.any():
         some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(flat)[:5])
         warn(
-            f"{flat.sum()} of {flat.size} features ({some}) do not vary at all somewhere in the metadata, so "
-            "their spread there cannot be brought to the pooled one; for these only the mean is adjusted",
+            f"{flat.sum()} of {flat.size} features ({some}) have no spread at some values of the metadata, "
+            "so that it can't be brought to the pooled one; for these features only the mean is adjusted",
             DesignWarning,
         )
     use = varying & ~flat

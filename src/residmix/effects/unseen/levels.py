@@ -197,7 +197,7 @@ def adapted(
         raise ValueError(f"adapt learns levels that fit didn't see, but all levels of {known} here are known")
     if removal.scale is not None and len(removal.pooled) > 1:
         raise ValueError(
-            "adapt learns further batches of one pooled factor where the spread is removed as well, and "
+            "with scale=True, adapt can learn new batches of one factor that shrinkage='eb' pools, and here "
             f"{' and '.join(map(repr, removal.pooled))} are pooled; fit all rows again"
         )
     if any(frozen.kind == "eb-robust" for frozen in removal.pooled.values()):

@@ -137,7 +137,9 @@ def term_prior(
         return LevelPrior(np.zeros(len(random.ratio)), np.where(random.ratio > 1e300, np.inf, random.ratio))
     effects, weight = level_estimates(design, term, fit, moments)
     if len(effects) < 2:
-        raise ValueError(f"what unseen levels of {term.name} are like can't be told from one level")
+        raise ValueError(
+            f"how much the levels of {term.name!r} differ can't be estimated from one level; use on_unknown='mean'"
+        )
     degrees = fit.residual_degrees
     noise = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
     return level_prior(effects - effects.mean(axis=0), weight, noise)

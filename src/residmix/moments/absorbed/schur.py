@@ -95,8 +95,8 @@ def _iterative(
         left_over = float(np.sqrt(np.max(energy / np.where(goal > 0, goal, 1.0))))
         if left_over > 1e-9:
             warn(
-                f"the effects of crossed factors did not converge in {_MAX_STEPS} steps: {left_over:.1e} of them is "
-                "left; their levels are hardly connected, so merge rare ones or remove one factor at a time",
+                f"the effects of crossed factors did not converge in {_MAX_STEPS} steps: a share of {left_over:.1e} "
+                "is still missing. Few rows connect their levels: merge rare ones, or remove one factor at a time",
                 DesignWarning,
             )
         return out

@@ -395,6 +395,6 @@ class Residualize(MomentState):
             self._warned = True
             warn(
                 f"estimator={self.estimator!r} fits {needed // 10} coefficients on {rows:.0f} rows that it then "
-                f"corrects: residuals give protected labels away; use estimator='prior' or batches of {needed}",
+                f"corrects, so that residuals reveal protected labels; use estimator='prior' or batches of {needed}",
                 LeakageWarning,
             )

@@ -66,8 +66,8 @@ def warn_of(diagnostics: dict[str, Any], *, max_epochs: int) -> None:
         )
     if diagnostics["at_floor"] > _MANY:
         warn(
-            f"{diagnostics['at_floor']:.0%} of the predicted scales sit at their lower bound: the target is nearly a "
-            "function of the features, is constant, or repeats values; lower min_scale if it is the first",
+            f"{diagnostics['at_floor']:.0%} of the predicted scales sit at their lower bound: the target is constant, "
+            "repeats values, or is nearly a function of the features; in this last case lower min_scale",
             CollapsedScaleWarning,
         )
     for what, stage in (("a member", diagnostics), ("the head of a member", diagnostics.get("head"))):

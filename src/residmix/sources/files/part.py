@@ -93,8 +93,8 @@ class WithSchema(Part):
     schema: pa.Schema = field(repr=False)
 
     def head(self) -> MemoryTable:
-        names = [name for name in self.schema.names if not _INDEX.fullmatch(name)]
-        return memory_table(spread(pa.schema([self.schema.field(name) for name in names]).empty_table(), self.lists))
+        fields = [own for own in self.schema if not _INDEX.fullmatch(own.name)]
+        return memory_table(spread(pa.schema(fields).empty_table(), self.lists))
 
     def with_lists(self) -> Self:
         """Return the same file, with its columns of lists found: those of numbers, of one length in the first rows."""
