@@ -353,3 +353,15 @@ def test_metadata_that_do_not_vary_are_told(metadata):
     with pytest.warns(DesignWarning, match=r"nothing is erased, because the metadata don't vary: '(site|m0)'"):
         eraser = Eraser().fit(X, metadata=metadata)
     assert_array_equal(eraser.transform(X), X)
+
+
+def test_a_column_that_varies_by_its_rounding_alone_is_a_constant(rng):
+    X, age = rng.normal(size=(500, 4)), rng.normal(size=500)
+    X[:, 0] += age
+    rounding = np.where(rng.random(500) < 0.5, 0.3, 0.1 * 3)  # one in the last bit apart
+    assert len(np.unique(rounding)) == 2
+    one = Eraser().fit(X, metadata=age).transform(X)
+    both = Eraser().fit(X, metadata=np.column_stack([age, rounding])).transform(X)
+    assert_allclose(both, one, atol=1e-9)
+    with pytest.warns(DesignWarning, match="the metadata don't vary"):
+        Eraser().fit(X, metadata=rounding)

@@ -39,7 +39,10 @@ def threads_of_blas():
     return [each["num_threads"] for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"]
 
 def child(tell):
-    tell.send((fits() == whole, threads_of_blas()))
+    right = fits() == whole
+    with one_blas_thread():  # counts who is inside, and those were its parent's threads
+        limited = threads_of_blas()
+    tell.send((right, limited, threads_of_blas()))
 
 whole, before, stop = fits(), threads_of_blas(), threading.Event()
 inside = threading.Event()
@@ -53,16 +56,17 @@ def busy():
 thread = threading.Thread(target=busy)
 thread.start()
 inside.wait()
-context = get_context("fork")
+context, found = get_context("fork"), []
 for _ in range(2):
     listen, tell = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(tell,))
     process.start()
-    right, threads = listen.recv()
+    found.append(listen.recv())
     process.join()
-    assert right and threads == before, (right, threads, before)
 stop.set()
 thread.join()
+for right, limited, threads in found:
+    assert right and set(limited) == {1} and threads == before, (right, limited, threads, before)
 print("right")
 """
 
