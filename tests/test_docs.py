@@ -108,3 +108,12 @@ def test_every_promise_names_tests_and_each_of_them_exists():
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
     for file in re.findall(r" (tests/[\w/]+\.py)", page):
         assert (ROOT / file).exists(), file
+
+
+def test_every_mutation_that_is_listed_names_a_file_and_a_test_that_exist():
+    page = (ROOT / "docs" / "contributing" / "tests.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| .* \| `(tests/[^`]+)::(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(rows) == page.count("\n| `") >= 30
+    for file, test_file, test in rows:
+        assert (ROOT / "src" / "residmix" / file).is_file(), file
+        assert f"def {test}(" in (ROOT / test_file).read_text(encoding="utf-8"), f"{test_file}::{test}"
