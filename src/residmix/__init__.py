@@ -18,6 +18,8 @@ _HOMES = {
     "association": "diagnostics.association",
     "bootstrap": "mixture.after.resampling.bootstrap",
     "bootstrap_lrt": "mixture.after.resampling.ratio_test",
+    "cluster_differences": "diagnostics.clusters.differences",
+    "confounder_test": "diagnostics.confounding.confounder_test",
     "load": "persistence",
     "match_components": "mixture.after.matching",
     "mdn_residualize": "functional",
@@ -43,6 +45,8 @@ __all__ = [
     "association",
     "bootstrap",
     "bootstrap_lrt",
+    "cluster_differences",
+    "confounder_test",
     "load",
     "match_components",
     "mdn_residualize",
@@ -63,6 +67,8 @@ if TYPE_CHECKING:
     from residmix import nn
     from residmix.conditional.residual_mixture import ResidualMixture
     from residmix.diagnostics.association import association
+    from residmix.diagnostics.clusters.differences import cluster_differences
+    from residmix.diagnostics.confounding.confounder_test import confounder_test
     from residmix.erasure.eraser import Eraser
     from residmix.functional import mdn_residualize
     from residmix.mixture.after.matching import match_components

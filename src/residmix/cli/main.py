@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from residmix import __version__
+from residmix.cli.confounders import confounders
 from residmix.cli.demo import demo
 from residmix.cli.fit import fit
 from residmix.cli.inspect import inspect
@@ -18,7 +19,7 @@ from residmix.cli.transform import transform
 
 __all__ = ["main"]
 
-ORDER = ("demo", "fit", "transform", "predict", "sample", "report", "inspect", "merge")
+ORDER = ("demo", "fit", "transform", "predict", "sample", "report", "inspect", "merge", "confounders")
 
 
 class InOrder(click.Group):
@@ -61,5 +62,5 @@ def main(**nothing: Any) -> None:
     """
 
 
-for _command in (demo, fit, transform, predict, sample, report, inspect, merge):
+for _command in (demo, fit, transform, predict, sample, report, inspect, merge, confounders):
     main.add_command(_command)

@@ -36,7 +36,7 @@ def radii(n: int, d: int, dof: float | None = None) -> tuple[Floats, Floats]:
 def directions(n: int, d: int, random: np.random.Generator) -> Floats:
     """Return points that are even on the sphere, (n, d)."""
     z = random.standard_normal((n, d))
-    return z / np.linalg.norm(z, axis=1, keepdims=True)
+    return np.asarray(z / np.linalg.norm(z, axis=1, keepdims=True), dtype=np.float64)
 
 
 def drawn(params: MixtureParams, n: int, seed: int = 0) -> tuple[Floats, NDArray[np.intp]]:

@@ -43,7 +43,9 @@ class AfterFit(MixtureDensity):
         test = OutlierTest(Problem.of(self._model(), n_rows=rows.n_rows))
         return delivered(rows, test, ["p_value"], out, dtype=np.float64, flat=True)
 
-    def _merge_components(self, n_clusters: int | None, sample_weight: ArrayLike | None, X: Any, *given: Any) -> Any:
+    def _merge_components(
+        self, n_clusters: int | None, sample_weight: ArrayLike | None, X: Any, *given: Any
+    ) -> MergedMixture:
         params = self._model()
         allowed = [Interval(Integral, 1, params.n_components, closed="both"), None]
         check_arguments("merge_components", n_clusters=(allowed, n_clusters))

@@ -153,15 +153,16 @@ class _Draws:
             return self._exact(density)
         place = np.searchsorted(self.lowest, density, side="right")
         # what is farther out than all draws is at most as probable as the outermost
-        return self.below[np.maximum(place, 1) - 1]
+        found: Floats = self.below[np.maximum(place, 1) - 1]
+        return found
 
     def _exact(self, density: Floats) -> Floats:
         params, d = self.params, self.params.n_features
         lost = np.maximum(_densities(params.means, params)[0, 0] - density, 0.0)
         if params.dof is None:
-            return stats.chi2.sf(2 * lost, d)
+            return np.asarray(stats.chi2.sf(2 * lost, d))
         nu = float(params.dof[0])
-        return stats.f.sf(nu * np.expm1(2 * lost / (nu + d)) / d, d, nu)
+        return np.asarray(stats.f.sf(nu * np.expm1(2 * lost / (nu + d)) / d, d, nu))
 
     def given(self, density: Floats, log_prior: Floats) -> Floats:
         """Return the same where each row has proportions of its own, (b, K)."""

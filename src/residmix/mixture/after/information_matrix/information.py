@@ -119,7 +119,7 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
 
 def _size(params: MixtureParams) -> int:
     K, d = params.means.shape
-    return K * (1 + d) + params.family.n_parameters(K, d)
+    return int(K * (1 + d) + params.family.n_parameters(K, d))
 
 
 def _sums(
@@ -215,7 +215,7 @@ def _inverse(information: Floats) -> Floats:
     scaled, size = _scaled(information)
     values, vectors = np.linalg.eigh(scaled)
     known = values > UNKNOWN * values[-1]
-    inverse = (vectors[:, known] / values[known]) @ vectors[:, known].T / size[:, None] / size
+    inverse: Floats = (vectors[:, known] / values[known]) @ vectors[:, known].T / size[:, None] / size
     lost = (np.abs(vectors[:, ~known]) > 1e-4).any(axis=1)
     inverse[lost] = inverse[:, lost] = np.nan
     return inverse

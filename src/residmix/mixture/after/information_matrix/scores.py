@@ -64,8 +64,8 @@ class Layout:
             (K - 1) * params.gate.coef.shape[1] if params.gate is not None else 0,
         ]
         ends = np.cumsum([0, *sizes]).tolist()
-        places: Any = [slice(one, two) for one, two in itertools.pairwise(ends)]
-        return cls(*places, ends[-1])
+        every: Any = [*(slice(one, two) for one, two in itertools.pairwise(ends)), ends[-1]]
+        return cls(*every)
 
 
 def block_scores(problem: Problem, layout: Layout, directions: Floats | None, block: Block) -> tuple[Floats, Floats]:
@@ -124,9 +124,10 @@ def _away(params: MixtureParams, block: Block) -> tuple[Floats, Floats]:
 
 def _of_dof(dof: Floats, size: NDArray[np.intp], delta: Floats) -> Floats:
     both = dof + size
-    return 0.5 * (
+    found: Floats = 0.5 * (
         digamma(both / 2) - digamma(dof / 2) - size / dof - np.log1p(delta / dof) + both * delta / (dof * (dof + delta))
     )
+    return found
 
 
 def _of_weights(params: MixtureParams, r: Floats) -> Floats:
@@ -137,4 +138,5 @@ def _of_weights(params: MixtureParams, r: Floats) -> Floats:
     weights = params.weights * (1 - noise)
     if params.noise is not None:
         return r[:, :K] / weights - r[:, K:] / noise
-    return r[:, :-1] / weights[:-1] - r[:, -1:] / weights[-1]
+    found: Floats = r[:, :-1] / weights[:-1] - r[:, -1:] / weights[-1]
+    return found

@@ -31,7 +31,8 @@ def tangents(family: Family, full: Floats) -> Floats | None:
         return None
     K, d = full.shape[:2]
     if family.shared and not family.diagonal:
-        return np.tile(np.eye(d * (d + 1) // 2), (K, 1)) / np.sqrt(K)
+        alike: Floats = np.tile(np.eye(d * (d + 1) // 2), (K, 1)) / np.sqrt(K)
+        return alike
     made: list[Floats] = []
     values, axes = np.linalg.eigh(full[0] if family.orientation == "E" else full)
     if family.orientation == "E":  # components share axes, which those of the first may not tell

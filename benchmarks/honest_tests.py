@@ -1,0 +1,61 @@
+"""False positives of tests after clustering, and of confounder tests; and the time of the latter.
+
+    python benchmarks/honest_tests.py [data sets] [rows]
+
+prints, for data sets without clusters, the share of p values below .05 of the naive test and of
+`residmix.cluster_differences`; for predictions that don't lean on a confounder that of `residmix.confounder_test`; and
+the seconds that a test of so many rows takes.
+"""
+
+import sys
+import time
+
+import numpy as np
+from scipy import stats
+from sklearn.cluster import KMeans
+
+import residmix as rm
+
+
+def clusters(n_sets: int) -> None:
+    rng, halves = np.random.default_rng(0), KMeans(2, n_init=1, random_state=0)
+    found: dict[str, list[float]] = {"naive": [], "total": [], "within": []}
+    for seed in range(n_sets):
+        X = rng.normal(size=(100, 2)) @ (np.eye(2) + 0.5 * rng.normal(size=(2, 2)))
+        labels = halves.fit_predict(X)
+        found["naive"] += stats.ttest_ind(X[labels == 0], X[labels == 1], equal_var=False).pvalue.tolist()
+        for covariance in ("total", "within"):
+            table = rm.cluster_differences(X, halves, covariance=covariance, random_state=seed)
+            found[covariance] += table["p_value"].tolist()
+    for name, p in found.items():
+        print(f"clusters, {name:8} {np.mean(np.array(p) < 0.05):.3f} of {len(p)} p values are below .05")
+
+
+def confounders(n_sets: int) -> None:
+    rng = np.random.default_rng(0)
+    for statistic in ("partial-r2", "r2"):
+        for kind in ("partial", "full"):
+            p = []
+            for seed in range(n_sets):
+                y = rng.normal(size=100)
+                c = 0.6 * y + rng.normal(size=100)
+                prediction = 0.6 * (y if kind == "partial" else c) + rng.normal(size=100)
+                options = {"statistic": statistic, "n_permutations": 99, "random_state": seed}
+                p.append(rm.confounder_test(prediction, y, c, kind, **options).p_value)
+            print(f"{kind} confounder test, {statistic:10} {np.mean(np.array(p) <= 0.05):.3f} are at most .05")
+
+
+def speed(n: int) -> None:
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=n)
+    y = 0.6 * c + rng.normal(size=n)
+    begun = time.perf_counter()
+    rm.confounder_test(y + rng.normal(size=n), y, c)
+    print(f"confounder test of {n:,} rows: {time.perf_counter() - begun:.1f} s")
+
+
+if __name__ == "__main__":
+    sets = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    clusters(sets)
+    confounders(sets)
+    speed(int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000)

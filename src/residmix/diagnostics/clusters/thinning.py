@@ -1,0 +1,62 @@
+r"""One table made two independent ones: rows to find clusters on, and rows to test them on.
+
+With noise Z of the rows' own covariance :math:`\Sigma` about their cluster's mean, and a share s,
+
+.. math:: X_1 = s X + \sqrt{s (1 - s)} Z, \qquad X_2 = X - X_1
+
+are independent normal rows with means :math:`s \mu` and :math:`(1 - s) \mu` (Rasines & Young 2023, "Splitting
+strategies for post-selection inference", Biometrika 110; Neufeld, Dharamshi, Gao & Witten 2024, "Data thinning for
+convolution-closed distributions", J. Mach. Learn. Res. 25). So what is found on the first says nothing about the noise
+of the second.
+
+:math:`\Sigma` must be estimated. That of all rows together is too large along the directions in which clusters differ,
+and right for a feature in which they don't: the covariance between the parts is proportional to the difference, which
+has zeros in that feature's row. So tests keep their level, and lose power only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.errors import unnoted
+from residmix.mixture.gaussian import GaussianMixture
+
+__all__ = ["noise_stream", "thinned", "within_covariance"]
+
+Floats = NDArray[np.float64]
+
+# Tells the noise's numbers from those of others with the same seed.
+STREAM = 0x7A15E
+# Numbers of clusters that the covariance within clusters is estimated with.
+MOST = 9
+# Rows for each parameter of a mixture that is tried.
+ROWS_EACH = 5
+
+
+def noise_stream(random_state: int) -> np.random.Generator:
+    """Return random numbers of its own: a table that was simulated with the same seed would be its own noise."""
+    return np.random.default_rng([random_state, STREAM])
+
+
+def thinned(X: Floats, covariance: Floats, share: float, random: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return the two parts, both in the units of X: divided by their shares."""
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    noise = random.standard_normal(X.shape) @ root.T * np.sqrt((1 - share) / share)
+    return X + noise, X - noise * share / (1 - share)
+
+
+def within_covariance(X: Floats, random_state: int) -> Floats:
+    """Return the covariance within clusters: of a mixture with one covariance, of as many components as BIC asks for.
+
+    Where there are no clusters that is one, and the covariance is that of all rows.
+    """
+    d = X.shape[1]
+    most = max(min(MOST, len(X) // (ROWS_EACH * (d + 1))), 1)
+    model = GaussianMixture(list(range(1, most + 1)), covariance_type="tied", random_state=random_state)
+    with unnoted():
+        model.fit(X)
+    K = model.n_components_
+    # maximum likelihood divides by n; K means were estimated
+    return np.asarray(model.covariances_ * len(X) / max(len(X) - K, 1))

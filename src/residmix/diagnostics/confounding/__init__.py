@@ -1,0 +1,1 @@
+"""Whether predictions lean on confounders: tests by conditional permutation."""

@@ -1,0 +1,114 @@
+"""Differences between found clusters, tested on data that didn't find them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+from sklearn.cluster import KMeans
+
+import residmix as rm
+from residmix.diagnostics.clusters.thinning import noise_stream, thinned, within_covariance
+from residmix.errors import ResidmixWarning
+
+KMEANS = KMeans(2, n_init=1, random_state=0)
+
+
+def test_the_parts_are_independent_and_have_the_means_of_the_rows():
+    rng = np.random.default_rng(0)
+    covariance = np.array([[2.0, 0.8], [0.8, 1.0]])
+    X = rng.multivariate_normal([3.0, -1.0], covariance, 200_000)
+    for share in (0.3, 0.7):
+        one, two = thinned(X, covariance, share, rng)
+        assert_allclose(one.mean(axis=0), [3, -1], atol=0.02)
+        assert_allclose(two.mean(axis=0), [3, -1], atol=0.02)
+        assert np.abs(np.cov(one.T, two.T)[:2, 2:]).max() < 0.03
+        assert_allclose(np.cov(one.T), covariance / share, rtol=0.03)
+        assert_allclose(share * one + (1 - share) * two, X)
+
+
+@pytest.mark.parametrize("covariance", ["total", "within"])
+def test_where_there_are_no_clusters_five_percent_are_found_and_the_naive_test_finds_most(covariance):
+    rng = np.random.default_rng(0)
+    honest, naive = [], []
+    for seed in range(100 if covariance == "total" else 15):
+        X = rng.normal(size=(60, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
+        found = rm.cluster_differences(X, KMEANS, covariance=covariance, random_state=seed)
+        honest.append(found["p_value"].min() * 2)
+        labels = KMEANS.fit_predict(X)
+        naive.append(stats.ttest_ind(X[labels == 0], X[labels == 1], equal_var=False).pvalue.min() * 2)
+    assert np.mean(np.array(naive) < 0.05) > 0.9
+    assert np.mean(np.array(honest) < 0.05) < 0.15
+
+
+@pytest.mark.parametrize("covariance", ["total", np.eye(2)], ids=["total", "known"])
+def test_features_that_differ_are_found_and_the_others_keep_their_level(covariance):
+    rng = np.random.default_rng(0)
+    p = []
+    for seed in range(60):
+        X = rng.normal(size=(80, 2))
+        X[:40, 0] += 5
+        p.append(rm.cluster_differences(X, KMEANS, covariance=covariance, random_state=seed)["p_value"])
+    p = np.array(p)
+    if not isinstance(covariance, str):  # the covariance of all rows costs power
+        assert (p[:, 0] < 0.01).all()
+    assert stats.binomtest(int((p[:, 1] < 0.05).sum()), 60, 0.05).pvalue > 0.01
+
+
+def test_the_covariance_within_clusters_is_found_where_there_are_some():
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    assert_allclose(within_covariance(X + np.repeat([[0], [7]], 100, axis=0), 0), np.eye(2), atol=0.25)
+    assert_allclose(within_covariance(X, 0), np.cov(X.T), rtol=1e-4)
+
+
+def test_without_metadata_it_is_welchs_test_of_the_second_part():
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    found, labels = rm.cluster_differences(X, KMEANS, covariance=np.eye(3), random_state=7, return_labels=True)
+    second = thinned(X, np.eye(3), 0.5, noise_stream(7))[1]
+    welch = stats.ttest_ind(second[labels == 1], second[labels == 0], equal_var=False)
+    assert_allclose(found["statistic"], welch.statistic, rtol=1e-10)
+    assert_allclose(found["p_value"], welch.pvalue, rtol=1e-10)
+    assert found["clusters"].tolist() == [(0, 1)] * 3
+
+
+def test_data_simulated_with_the_same_seed_are_not_the_noise():
+    X = np.random.default_rng(5).normal(size=(100, 2))
+    first, second = thinned(X, np.eye(2), 0.5, noise_stream(5))
+    assert abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) < 0.3
+    assert np.ptp(thinned(X, np.eye(2), 0.5, np.random.default_rng(5))[1]) < 1e-12  # as it would be
+
+
+def test_what_the_metadata_explain_is_no_difference():
+    rng = np.random.default_rng(0)
+    site, X = np.repeat(["a", "b"], 100), rng.normal(size=(200, 2))
+    frame = pd.DataFrame({"x": X[:, 0] + 5 * (site == "a"), "y": X[:, 1], "site": site})
+    blind = rm.cluster_differences(frame, KMEANS, features=["x", "y"], covariance=np.eye(2))
+    assert blind["p_value"].min() < 1e-6
+    p = [
+        rm.cluster_differences(frame, KMEANS, formula="C(site)", covariance="total", random_state=seed)["p_value"][0]
+        for seed in range(10)
+    ]
+    assert np.median(p) > 0.05
+    apart = rm.cluster_differences(X + 5.0 * (site == "a")[:, None], KMEANS, metadata=site, covariance="total")
+    assert len(apart) == 2
+
+
+def test_one_cluster_is_told_and_noise_left_out():
+    X = np.random.default_rng(0).normal(size=(100, 2))
+    with pytest.warns(ResidmixWarning, match="one cluster was found"):
+        assert rm.cluster_differences(X).empty
+
+    class Halves:
+        def fit_predict(self, X):
+            return np.where(X[:, 0] > 1, -1, (X[:, 0] > 0).astype(int))
+
+        def get_params(self, deep=False):
+            return {}
+
+    found, labels = rm.cluster_differences(X, Halves(), return_labels=True, covariance="total")
+    assert (labels == -1).any()
+    assert found["clusters"].tolist() == [(0, 1)] * 2
+    with pytest.raises(TypeError, match="fit_predict"):
+        rm.cluster_differences(X, "kmeans")
+    with pytest.raises(ValueError, match="covariance must be"):
+        rm.cluster_differences(X, 2, covariance="none")
