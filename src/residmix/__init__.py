@@ -26,6 +26,7 @@ _HOMES = {
     "plot_association": "plots.association",
     "plot_components": "plots.components",
     "plot_convergence": "plots.convergence",
+    "plot_effect": "plots.effects",
     "plot_levels": "plots.levels",
     "plot_pit": "plots.pit",
     "plot_residuals_vs_metadata": "plots.residuals",
@@ -54,6 +55,7 @@ __all__ = [
     "plot_association",
     "plot_components",
     "plot_convergence",
+    "plot_effect",
     "plot_levels",
     "plot_pit",
     "plot_residuals_vs_metadata",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from residmix.plots.association import plot_association
     from residmix.plots.components import plot_components
     from residmix.plots.convergence import plot_convergence
+    from residmix.plots.effects import plot_effect
     from residmix.plots.levels import plot_levels
     from residmix.plots.pit import plot_pit
     from residmix.plots.residuals import plot_residuals_vs_metadata

@@ -158,3 +158,12 @@ def test_there_is_no_colour_anywhere(place, variable, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "component" in done.stdout and done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_transform_writes_scores(run, place):
+    run("fit", place / "p.csv", "--formula", "sex", "--scale", "-o", place / "norms")
+    norms = rm.load(place / "norms")
+    table = pd.read_csv(place / "p.csv")
+    for option, method in (("--z", norms.z_scores), ("--centiles", norms.centiles)):
+        run("transform", place / "norms", place / "p.csv", option, "-o", place / "scores.parquet", "--force")
+        np.testing.assert_allclose(pd.read_parquet(place / "scores.parquet").to_numpy(), method(table))

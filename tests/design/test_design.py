@@ -222,7 +222,7 @@ def test_a_function_that_leaves_the_numbers_is_an_error_with_the_row():
         ("bs(age, df=5, knots=[1])", "df or knots, not both"),
         ("bs(age, knots=['a'])", "knots must be a list of numbers"),
         ("bs(age, extrapolation='guess')", "extrapolation is 'clip'"),
-        ("bs(age, lower_bound=10, upper_bound=5)", "lower_bound 10 is above upper_bound 5"),
+        ("bs(age, lower_bound=10, upper_bound=5)", "the lower bound 10 is above the upper bound 5"),
         ("cr(age)", "give df or knots"),
         ("cr(one, df=5)", r"df=5 needs 6 distinct knots; the column's distinct values number 1"),
         ("poly(smoke, 2)", "degree 2 needs more than 2 distinct values"),

@@ -31,7 +31,14 @@ from residmix.sources import Block
 
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
 # Kinds that no file of an earlier format holds.
-NEWER = {"effects.Covariances", "effects.Still", "mixture.Prior", "mixture.Restraint", "moments.LevelMoments"}
+NEWER = {
+    "effects.Covariances",
+    "effects.Smooths",
+    "effects.Still",
+    "mixture.Prior",
+    "mixture.Restraint",
+    "moments.LevelMoments",
+}
 MADE = runpy.run_path(str(MODELS / "make.py"))
 
 

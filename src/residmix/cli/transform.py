@@ -24,25 +24,35 @@ __all__ = ["transform"]
     residmix transform model.safetensors new.parquet -o clean.parquet
     residmix transform model.safetensors new.csv -o - | head
     residmix transform model.safetensors cells.h5ad -o clean.h5ad
+    residmix transform norms.safetensors patients.csv --centiles -o centiles.csv
     """,
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @options(
+    click.option("--z", "scores", flag_value="z_scores", help="Write z-scores in place of residuals."),
+    click.option("--centiles", "scores", flag_value="centiles", help="Write centiles, from 0 to 100."),
     written("output", "-o", "--output", required=True, help=f"{COLUMN_FILES[:-1]}; .h5ad for .h5ad."),
     READING,
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
-    """Write what MODEL leaves of DATA: residuals in the units of the features, rows in the order of DATA."""
+    """Write what MODEL leaves of DATA: residuals in the units of the features, rows in the order of DATA.
+
+    With --z or --centiles, how far each value lies from what its metadata lead one to expect: of a model that was
+    fitted with --scale, these are normative scores.
+    """
     from residmix.plots.rows import features_of
 
     options = SimpleNamespace(**chosen)
     check_columns_file(output, "--output", h5ad=is_h5ad(data))
     check_targets({"--output": output}, force=options.force)
     fitted = load_model(model)
-    method = remover(fitted)
+    method = remover(fitted) if options.scores is None else getattr(fitted, options.scores, None)
+    if method is None and options.scores is not None:
+        kind = type(fitted).__name__
+        raise click.ClickException(f"{str(model)!r} is a {kind}, which has no scores; a Residualizer has")
     if method is None:
         raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which takes nothing out; see predict")
     source = open_data(data, options)

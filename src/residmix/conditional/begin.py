@@ -55,6 +55,11 @@ class ConditionalFit(ConditionalDensity):
             self._params = replace(self._params, trim=(self.trim, self.trim_threshold_))
 
     def _check_columns_of_levels(self, design: Design) -> None:
+        if design.curves and (self._joint or self.gating != "constant"):
+            raise ValueError(
+                f"joint estimation and gating have no penalties, and {design.curves[0].term} needs one; use "
+                "estimation='two-stage' with gating='constant', or bs() in place of s()"
+            )
         if design.factors and (self._joint or self.gating != "constant"):
             raise ValueError(
                 f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "

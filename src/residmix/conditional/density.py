@@ -16,6 +16,7 @@ from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.effect import ExpectedEffect
 from residmix.conditional.given import components_given, located, weighed
+from residmix.conditional.scores import MarginalScores
 from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.fit import MixtureFit
@@ -155,6 +156,47 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
             function = ExpectedEffect(problem, self._to_residual, self._common)
         return delivered(rows, function, self.residualizer_.features_, out)
 
+    def z_scores(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        r"""Return :math:`\Phi^{-1}(F_j(x_j \mid m))`, (n, d): how far out each value lies, in normal deviates.
+
+        F is the distribution function of the feature's own mixture given the metadata, so that skewed and clustered
+        features have normal scores as well.
+
+        Parameters
+        ----------
+        X, metadata
+            As in fit.
+        out : path or ndarray, optional
+            A Parquet file, or an array of float64 to put them in.
+        """
+        return self._scores(X, metadata, out, centiles=False)
+
+    def centiles(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return how many percent of the rows with the same metadata lie below each value, (n, d).
+
+        Parameters
+        ----------
+        X, metadata, out
+            As in `z_scores`.
+
+        Examples
+        --------
+        >>> import residmix as rm
+        >>> from residmix.data import penguins
+        >>> table, features = penguins(), ["bill_length_mm", "body_mass_g"]
+        >>> model = rm.ResidualMixture(3, formula="C(sex)", features=features, random_state=0).fit(table)
+        >>> centiles = model.centiles(table)
+        >>> bool(abs((centiles < 25).mean() - 0.25) < 0.03)
+        True
+        """
+        return self._scores(X, metadata, out, centiles=True)
+
+    def _scores(self, X: Any, metadata: Any, out: Any, *, centiles: bool) -> Any:
+        rows = self._rows(X, metadata)
+        if self._params.noise is not None:
+            raise ValueError("scores are those of the components; with noise=True a row may belong to none of them")
+        return delivered(rows, MarginalScores(self._params, centiles), self.residualizer_.features_, out)
+
     def impute(self, X: Any, *, metadata: Any = None) -> Floats:
         """Return the features with missing values as expected given the others and the metadata, (n, d).
 
@@ -268,14 +310,17 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
     # ---- judging -----------------------------------------------------------------------------------------------------
 
     def _count(self, K: int, kind: str, d: int) -> int:
-        """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept."""
+        """Return the number of free parameters: mixture, regression and gate; the residual's mean is the intercept.
+
+        A curve counts with its effective degrees of freedom.
+        """
         r, design = self._to_residual.basis.shape[1], self.residualizer_.design_
         times = K if self.effects == "by-component" else 1
         gate = (K - 1) * r if self.gating == "metadata" else 0
-        regression = times * r * d
+        regression: float = times * r * d - self.residualizer_.saved_degrees
         if design.factors:  # least squares, whose effects all components share
             regression = int(removed_degrees(self.residualizer_.fit_, design.n_removed).sum())
-        return super()._count(K, kind, d) + regression + gate
+        return super()._count(K, kind, d) + regression + gate  # type: ignore[return-value]
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.

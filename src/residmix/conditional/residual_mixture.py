@@ -232,7 +232,7 @@ class ResidualMixture(ConditionalFit):
             self.feature_names_in_, self.n_features_in_ = residualizer.features_, len(residualizer.features_)
         self._check_columns_of_levels(residualizer.design_)
         p = len(residualizer.coef_)
-        self._to_residual = to_residual(residualizer.fit_.affine(p), residualizer.moments_, p)
+        self._to_residual = to_residual(residualizer.applied_.affine(p), residualizer.moments_, p)
         raw = least_squares_rows.with_block_rows(self._block_rows(len(residualizer.features_)))
         self._check_enough(int(residualizer.fit_.count.max(initial=0)))
         rows = raw.mapped(self._to_residual)

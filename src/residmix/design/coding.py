@@ -12,6 +12,7 @@ from residmix.design.formula.expressions import Call, Column, Terms
 from residmix.design.levels import Levels
 from residmix.design.survey import Learned, Survey
 from residmix.design.terms import Plan
+from residmix.design.transforms.curves import check_curves, curve_of
 
 __all__ = ["coded_combinations", "coded_terms"]
 
@@ -23,11 +24,17 @@ def coded_terms(removed: Terms, kept: Terms, found: Survey, missing: str, absorb
     and the rest is put together with as few products as possible, as in patsy and formulaic.
     """
     learned = found.learned
+    check_curves((*removed, *kept), learned.levels)
     spanned: dict[frozenset[str], set[frozenset[int | str]]] = {frozenset(): {frozenset()}}
     plans = []
     for preserved, terms in ((False, removed), (True, kept)):
         used: dict[str, None] = {}
         for term in terms:
+            if curve_of(term) is not None:
+                # a curve for every level, so that none is a reference
+                plans.append(Plan(term, (tuple((index, True) for index in range(len(term))),), preserved, "smooth"))
+                used.update(_numeric_columns(term, learned))
+                continue
             texts = [factor.text for factor in term]
             labelled = [index for index, text in enumerate(texts) if text in learned.levels]
             numeric = tuple(index for index in range(len(term)) if index not in labelled)
@@ -47,9 +54,7 @@ def coded_terms(removed: Terms, kept: Terms, found: Survey, missing: str, absorb
             if kind == "factor" and not preserved and learned.levels[texts[0]].n_levels > absorb_above:
                 kind = "absorbed"
             plans.append(Plan(term, coding, preserved, kind))
-            used.update(
-                dict.fromkeys(name for factor in term if factor.text not in learned.levels for name in factor.columns())
-            )
+            used.update(_numeric_columns(term, learned))
         if missing == "indicator":
             done = {plan.factors[0].label for plan in plans if plan.kind == "missing"}
             plans += [
@@ -58,6 +63,10 @@ def coded_terms(removed: Terms, kept: Terms, found: Survey, missing: str, absorb
                 if name in found.with_missing and name not in done
             ]
     return tuple(plans)
+
+
+def _numeric_columns(term: tuple[Column | Call, ...], learned: Learned) -> dict[str, None]:
+    return dict.fromkeys(name for factor in term if factor.text not in learned.levels for name in factor.columns())
 
 
 def _joined(pieces: list[frozenset[tuple[int, bool]]]) -> list[frozenset[tuple[int, bool]]]:

@@ -21,6 +21,7 @@ from residmix.design.levels import Levels, missing_error
 from residmix.design.reader import RowReader
 from residmix.design.survey import Learned
 from residmix.design.terms import Combinations, DesignMatrix, Factor, Plan, Term
+from residmix.design.transforms.curves import Curve, curves_of, smooth_label
 from residmix.errors import did_you_mean
 from residmix.rows.checks import all_finite
 from residmix.rows.scratch import scratch
@@ -87,7 +88,8 @@ class Design:
         names: list[str] = []
         self.n_removed = 0
         for plan in self._plans:
-            label = ":".join(factor.label for factor in plan.factors)
+            smooth = plan.kind == "smooth"
+            label = smooth_label(plan.factors) if smooth else ":".join(factor.label for factor in plan.factors)
             levels = self._levels(plan.factors[0]) if len(plan.factors) == 1 else None
             own = list(itertools.islice(self._names(plan), MAX_COLUMNS + 1))
             index = None
@@ -123,6 +125,11 @@ class Design:
         self.columns = tuple(used)
         later = dict.fromkeys(name for term in terms if term.preserved for name in term.variables)
         self.preserved_columns = tuple(name for name in later if name not in used)
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """Its smooth functions; a term by the levels of a factor has one for each."""
+        return curves_of(self._plans, self.terms, self._learned.levels, self._learned.states)
 
     def _levels(self, atom: Column | Call) -> Levels | None:
         return self._learned.levels.get(atom.text)
@@ -175,7 +182,7 @@ class Design:
         """
         if metadata is None:
             return self._without_metadata(preserved, n_rows)
-        if self._plain and not isinstance(metadata, Metadata) and _is_array(metadata):
+        if self._plain and not isinstance(metadata, Metadata) and isinstance(metadata, np.ndarray | list | tuple):
             return DesignMatrix(self._plain_design(metadata))
         source = self._opened(metadata)
         followed = {self._factor_of(name): labels for name, labels in self.new_levels.items()}
@@ -372,7 +379,7 @@ class Design:
         """Return the design that :meth:`to_dict` saved. Its expressions pass the guard of formulas again."""
         plans = tuple(
             Plan(
-                tuple(_single(text) for text in term["factors"]),
+                tuple(factor for ((factor,),) in map(parse_formula, term["factors"])),
                 tuple(tuple((int(index), bool(full)) for index, full in coding) for coding in term["coding"]),
                 term["preserved"],
                 term["kind"],
@@ -388,12 +395,3 @@ class Design:
             plans,
             Learned.from_dict(saved["learned"]),
         )
-
-
-def _single(text: str) -> Column | Call:
-    ((factor,),) = parse_formula(text)
-    return factor
-
-
-def _is_array(metadata: Any) -> bool:
-    return isinstance(metadata, np.ndarray | list | tuple)

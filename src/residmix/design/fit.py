@@ -122,11 +122,11 @@ def fit_design(
 
 def _check_cost(design: Design, n_rows: int) -> None:
     """Refuse interactions of more columns than the rows could tell apart; a solve costs their number cubed."""
-    crossed = [term for term in design.terms if ":" in term.name]
+    crossed = [term for term in design.terms if ":" in term.name or term.kind == "smooth"]
     width = sum(term.columns.stop - term.columns.start for term in crossed)
     if width > max(MAX_CROSSED, n_rows):
         raise FormulaError(
-            f"the interactions {', '.join(term.name for term in crossed)} have {width} columns, which {n_rows} rows "
+            f"the terms {', '.join(term.name for term in crossed)} have {width} columns, which {n_rows} rows "
             "can't tell apart; leave them out, or give their variables fewer levels"
         )
 

@@ -12,7 +12,7 @@ from residmix.design.formula.expressions import Call, Column
 from residmix.design.levels import missing_error
 from residmix.design.survey import Learned
 from residmix.design.terms import Plan
-from residmix.design.transforms import evaluate
+from residmix.design.transforms.apply import evaluate
 
 __all__ = ["RowReader"]
 

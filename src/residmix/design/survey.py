@@ -16,7 +16,7 @@ from residmix.design.formula.expressions import Call, Column, Contrast, Terms
 from residmix.design.formula.tokens import FormulaError
 from residmix.design.labels import warn_of_text
 from residmix.design.levels import Levels, missing_error, sorted_levels
-from residmix.design.transforms import evaluate, learn, recut
+from residmix.design.transforms.apply import evaluate, learn, recut
 from residmix.errors import DesignWarning, RareLevelWarning, warn
 from residmix.rows.checks import all_finite
 

@@ -35,8 +35,9 @@ class Term:
         Its columns in the dense design. For an absorbed term, an empty slice.
     preserved : bool
         Whether the effect is estimated but not removed.
-    kind : {"numeric", "factor", "spline", "interaction", "absorbed", "missing"}
-        "spline" stands for any basis of several columns; "missing" is the indicator of missing values.
+    kind : {"numeric", "factor", "spline", "smooth", "interaction", "absorbed", "missing"}
+        "spline" stands for any basis of several columns, "smooth" for one whose roughness is penalised; "missing" is
+        the indicator of missing values.
     variables : tuple of str
         The metadata columns it uses.
     factor : int or None

@@ -22,7 +22,7 @@ from residmix.moments.equations import equations
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solving.solve import LinearFit
 
-__all__ = ["LinearRemoval", "NewEffects"]
+__all__ = ["LinearRemoval", "NewEffects", "Smooths"]
 
 Array = NDArray[np.float64]
 
@@ -35,6 +35,33 @@ class NewEffects(Protocol):
 
     def spreads(self, *, shrink: bool) -> Array | None:
         """Return what is added to the log standard deviation, (L + 2, d), if that is removed."""
+
+
+@dataclass(frozen=True)
+class Smooths:
+    r"""Smooth functions as they were fitted, t of them.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the curves; a term by the levels of a factor has one for each.
+    smoothness : ndarray (t, d)
+        :math:`\lambda`, what the integral of the squared second derivative is multiplied with, the variable in units
+        of its range; above 1e300 for a straight line.
+    edf : ndarray (t, d)
+        Effective degrees of freedom: 1 for a straight line.
+    reference : ndarray (t, d)
+        Degrees of freedom that their test counts, tr(2 H - H H) in place of tr H (Wood, Biometrika 100, 2013).
+    rss, residual_degrees : ndarray (d,)
+        Sum of squares about all effects, and rows less effective columns and intercept.
+    """
+
+    names: tuple[str, ...]
+    smoothness: Array
+    edf: Array
+    reference: Array
+    rss: Array
+    residual_degrees: Array
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,8 @@ class LinearRemoval:
         With shrunk effects; None if that is `fit`.
     scale : Scale or None
         Effects on the log standard deviation that are removed as well.
+    smooth : Smooths or None
+        Smooth functions; then `shrunk` has them, and `fit` the same splines without a penalty.
     random : dict of str to RandomEffects
         Of the factors whose effects are random ones.
     pooled : dict of str to Frozen
@@ -69,6 +98,7 @@ class LinearRemoval:
     random: dict[str, RandomEffects] = field(default_factory=dict)
     pooled: dict[str, Frozen] = field(default_factory=dict)
     covariance: Covariances | None = None
+    smooth: Smooths | None = None
 
     @property
     def applied(self) -> LinearFit:
@@ -93,7 +123,14 @@ class LinearRemoval:
     @property
     def r2(self) -> Array:
         """Share of the variance that the design explains, (d,)."""
-        return inference.explained(self.fit)
+        return inference.explained(self.fit if self.smooth is None else replace(self.fit, rss=self.smooth.rss))
+
+    @property
+    def residual_sd(self) -> Array:
+        """Residual standard deviation, (d,); NaN where no degree of freedom is left, or no spread."""
+        found = self.fit if self.smooth is None else self.smooth
+        usable = (found.residual_degrees > 0) & (found.rss > 0) & (self.fit.count > 0)
+        return np.sqrt(np.where(usable, found.rss, np.nan) / np.where(usable, found.residual_degrees, 1.0))
 
     @property
     def correlations(self) -> Array:

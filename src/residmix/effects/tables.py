@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import find_term
+from residmix.design.transforms.curves import Curve
+from residmix.effects.mean.bands import Posterior, residual_variance
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unseen.priors import level_estimates
 from residmix.moments.by_level import Grouping, LevelMoments, residual_sums
@@ -18,12 +20,14 @@ from residmix.moments.by_level import Grouping, LevelMoments, residual_sums
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["effect_table", "level_table", "moments_table"]
+__all__ = ["effect_table", "level_table", "moments_table", "share_table"]
 
 Array = NDArray[np.float64]
 
 # Beyond so many robust standard deviations from the other levels a level is odd (Iglewicz and Hoaglin 1993).
 _ODD = 3.5
+# Values along a curve.
+_POINTS = 50
 # Of the median absolute deviation: what makes it a standard deviation of normal ones.
 _NORMAL = 1.4826
 
@@ -133,32 +137,119 @@ def effect_table(
     r"""Return the effect of a metadata column at some of its values; :meth:`residmix.Residualizer.effect`.
 
     With v the columns of its terms at a value, less their mean over the rows, the effect is v'B, and its band
-    :math:`v'B \pm t_{0.975} \hat\sigma_j \sqrt{v'Cv}`.
+    :math:`v'B \pm t_{0.975} \hat\sigma_j \sqrt{v'Cv}`. Of a curve by the levels of a factor, v is as it is: such curves
+    have mean zero over all rows (over the knots, where the formula gives both bounds).
     """
-    import pandas as pd
-    from scipy.special import stdtrit
-
+    curves = _curves_of(design, name)
+    if curves:
+        return _table_of_curves(found, design, features, curves, at)
     levels = design.levels_of(name)
     if at is None:
-        if levels is None:
-            raise ValueError(f"effect({name!r}) needs at=, the values at which it is wanted")
-        at = list(levels.levels)
+        at = _range_of(design, name) if levels is None else list(levels.levels)
     values = list(at)
     columns, rows = design.rows_along(name, values)
-    fit, applied = found.fit, found.applied
-    B, degrees = applied.coef[columns], np.where(fit.residual_degrees > 0, fit.residual_degrees, np.nan)
+    fit = found.fit
     mean = (fit.origin_a + fit.offset_a)[:, columns]  # (g, k)
-    steps = rows[:, None, :] - mean  # (v, g, k)
-    estimate = np.einsum("vdk,kd->vd", steps[:, fit.group], B)
-    C = fit.covariance[:, columns][:, :, columns]
-    error = np.sqrt(np.maximum(np.einsum("vgk,gkl,vgl->vg", steps, C, steps), 0.0))[:, fit.group]
-    band = error * np.sqrt(fit.rss / degrees) * stdtrit(degrees, 0.975)
+    estimate, band = _estimates(found, design, columns, rows[:, None, :] - mean)
+    at = np.repeat(np.asarray(values, dtype=None if levels is None else object), len(features))
+    return _effects(at, features, estimate, band)
+
+
+def _estimates(found: LinearRemoval, design: Design, columns: NDArray[np.intp], steps: Array) -> tuple[Array, Array]:
+    """Return effects (v, d) of steps (v, g, k) along some columns, and half the width of their bands."""
+    from scipy.special import stdtrit
+
+    fit = found.fit
+    estimate = np.einsum(
+        "vdk,kd->vd",
+        np.broadcast_to(steps[:, fit.group], (len(steps), len(fit.group), len(columns))),
+        found.applied.coef[columns],
+    )
+    if found.smooth is None:
+        degrees = np.where(fit.residual_degrees > 0, fit.residual_degrees, np.nan)
+        C, sigma2 = fit.covariance[:, columns][:, :, columns], fit.rss / degrees
+        variance = np.einsum("vgk,gkl,vgl->vg", steps, C, steps)[:, fit.group]
+    else:
+        degrees, sigma2 = found.smooth.residual_degrees, residual_variance(found)
+        full = np.zeros((*steps.shape[:2], len(design.column_names)))
+        full[:, :, columns] = steps
+        variance = Posterior.of(found, design).variance(full)
+    return estimate, np.sqrt(np.maximum(variance, 0.0) * sigma2) * stdtrit(degrees, 0.975)
+
+
+def _effects(at: NDArray[Any], features: Sequence[Any], estimate: Array, band: Array) -> pd.DataFrame:
+    import pandas as pd
+
     return pd.DataFrame(
         {
-            "at": np.repeat(np.asarray(values, dtype=None if levels is None else object), len(features)),
-            "feature": np.tile(np.asarray([str(f) for f in features], dtype=object), len(values)),
+            "at": at,
+            "feature": np.tile(np.asarray([str(f) for f in features], dtype=object), len(estimate)),
             "estimate": estimate.ravel(),
             "lower": (estimate - band).ravel(),
             "upper": (estimate + band).ravel(),
+        }
+    )
+
+
+def _range_of(design: Design, name: str) -> Sequence[float]:
+    """Return values along the range of a curve of a metadata column.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    for curve in design.curves:
+        if curve.atom.argument.text == name or getattr(curve.atom.argument, "name", None) == name:
+            return np.linspace(*curve.bounds, _POINTS).tolist()  # type: ignore[no-any-return]
+    raise ValueError(f"effect({name!r}) needs at=, the values at which it is wanted")
+
+
+def _curves_of(design: Design, name: str) -> list[Curve]:
+    """Return the curves that are called so; or those of a metadata column that differ by another one."""
+    named = [curve for curve in design.curves if name in (curve.name, curve.term)]
+    return named or [curve for curve in design.curves if curve.by is not None and curve.variables == (name,)]
+
+
+def _table_of_curves(
+    found: LinearRemoval, design: Design, features: Sequence[Any], curves: list[Curve], at: Any
+) -> pd.DataFrame:
+    import pandas as pd
+
+    tables = []
+    for curve in curves:
+        values = list(_range_of(design, curve.variables[0]) if at is None else at)
+        steps = np.broadcast_to(curve.rows(values)[:, None], (len(values), len(found.fit.offset_a), len(curve.columns)))
+        if curve.by is None:
+            steps = steps - (found.fit.origin_a + found.fit.offset_a)[:, curve.columns]
+        table = _effects(np.repeat(values, len(features)), features, *_estimates(found, design, curve.columns, steps))
+        if curve.by is not None:
+            table.insert(1, "curve", curve.by if curve.level is None else curve.level)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def share_table(found: LinearRemoval, design: Design, features: Sequence[Any]) -> pd.DataFrame:
+    r"""Return the shares of the variance of each feature; :meth:`residmix.Residualizer.variance_shares`.
+
+    With :math:`f_t` what term t contributes to the rows,
+
+    .. math:: \text{share}_t = \operatorname{Cov}(f_t, x) / \operatorname{Var}(x),
+
+    which add up to the share that all terms explain (Pratt 1987). What correlated terms have in common is divided; a
+    share can be negative, where a term only makes up for another one.
+    """
+    import pandas as pd
+
+    moments = found.moments.linear
+    coef, total = found.applied.coef, np.where(found.fit.tss > 0, found.fit.tss, np.nan)
+    shares = [np.einsum("kd,kd->d", coef[t.columns], moments.s_ax[t.columns]) / total for t in design.terms]
+    left = 1.0 - np.sum(shares, axis=0) if shares else np.ones(len(total))
+    names = [*(term.name for term in design.terms), "(residual)"]
+    return pd.DataFrame(
+        {
+            "feature": np.repeat(np.asarray([str(f) for f in features], dtype=object), len(names)),
+            "term": np.tile(np.asarray(names, dtype=object), len(total)),
+            "share": np.vstack([*shares, left]).T.ravel(),
         }
     )

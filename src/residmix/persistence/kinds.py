@@ -28,6 +28,7 @@ HOMES = {
     "effects.RandomEffects": "residmix.effects.random.predicted:RandomEffects",
     "effects.RegressorRemoval": "residmix.effects.mean.regressor:RegressorRemoval",
     "effects.Scale": "residmix.effects.spread.scale:Scale",
+    "effects.Smooths": "residmix.effects.removal:Smooths",
     "effects.SpreadPrior": "residmix.effects.unseen.priors:SpreadPrior",
     "effects.Still": "residmix.effects.pooled.by_level:Still",
     "em.Journal": "residmix.em.runs:Journal",

@@ -16,7 +16,8 @@ from residmix.effects.unseen.levels import priors
 from residmix.removal.fitting import fitted, refitted
 from residmix.removal.held_out import group_column
 from residmix.removal.settings import effect_of, refuse_moments_alone, warn_of_nothing
-from residmix.removal.told import Told
+from residmix.removal.telling.scores import Scores
+from residmix.removal.telling.told import Told
 from residmix.removal.watch import Watch
 from residmix.rows.block import Block
 from residmix.rows.folds import splits
@@ -27,7 +28,7 @@ from residmix.sources.table import Table
 __all__ = ["Learner"]
 
 
-class Learner(Told):
+class Learner(Scores, Told):
     """What :class:`residmix.Residualizer` does with rows, under its public methods."""
 
     missing: str

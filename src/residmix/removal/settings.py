@@ -7,12 +7,14 @@ from typing import Any
 
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from residmix.design.transforms.curves import has_curves
 from residmix.effects.covariance.covariance import Covariance
 from residmix.effects.effect import Effect
 from residmix.effects.mean.blup import Blup
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.mean.regressor import Regressor
 from residmix.effects.mean.ridge import Ridge
+from residmix.effects.mean.smooth import Smooth
 from residmix.effects.pooled.combat import EmpiricalBayes
 from residmix.effects.spread.spread import Spread
 from residmix.errors import DesignWarning, note, warn
@@ -65,7 +67,7 @@ def effect_of(model: Any) -> Effect | Regressor:
     effect = _with_covariance(model, _effect(model, pooled))
     if model.residuals == "loo" and not effect.exact_loo:
         raise ValueError(
-            "leave-one-out residuals are exact for least squares of the mean only; with scale=, covariance=, "
+            "leave-one-out residuals are exact for least squares of the mean only; with s(), scale=, covariance=, "
             "shrinkage= or estimator= use residuals='cross-fitted'"
         )
     if model.on_unknown == "shrink":
@@ -126,6 +128,10 @@ def _mean(model: Any) -> Effect:
     if named is not None and not named:
         raise ValueError("shrinkage={} names no factor; give one as {'site': 'blup'}, or leave shrinkage out")
     random = tuple(name for name, kind in (named or {}).items() if kind == "blup")
+    if any(text is not None and has_curves(text) for text in (model.formula, model.preserve)):
+        if model.alpha != 0:
+            raise ValueError("alpha and s() are two penalties; give one of them, or bs() in place of s()")
+        return Smooth(random)
     if random and model.alpha != 0:
         raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
     if random:

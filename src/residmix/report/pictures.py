@@ -15,9 +15,11 @@ import numpy as np
 from residmix.plots.association import plot_association
 from residmix.plots.components import plot_components
 from residmix.plots.convergence import plot_convergence
+from residmix.plots.effects import plot_effect
 from residmix.plots.levels import plot_levels
 from residmix.plots.pit import plot_pit
 from residmix.plots.residuals import plot_residuals_vs_metadata
+from residmix.plots.rows import residualizer_of
 from residmix.plots.selection import plot_selection
 from residmix.plots.style import AFTER, INK, axes, caption, colour, legend, marker, name
 from residmix.report.gather import Evidence
@@ -84,6 +86,11 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
             "Share of each feature's variance that the metadata explained"
             + (f"; the {len(rows)} largest of {len(summary['features'])}." if len(rows) < len(summary["features"])
                else "."))  # fmt: skip
+        for term in _curves(found):
+            add("explained", lambda ax, term=term: plot_effect(found.model, term, ax=ax), (4.4, 3.2),
+                f"The effect of {term} on the feature that the metadata explained most, with its 95 % band.",
+                "A smooth term as a curve with its 95 % band, of the feature that the metadata explained most; about "
+                "the mean of the rows.")  # fmt: skip
     if found.association is not None:
         n = len([row for row in summary["association"] if not row["measure"].startswith("components")])
         add("association", lambda ax: plot_association(found.association, ax=ax), (4.4, 1.3 + 0.32 * n),
@@ -106,6 +113,15 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
                 "What each iteration still lacked of the final log-likelihood.",
                 "What each iteration lacked of the log-likelihood at the end.")  # fmt: skip
     return drawn
+
+
+def _curves(found: Evidence) -> list[str]:
+    """Return the names of the first smooth terms of one variable."""
+    linear = residualizer_of(found.model)
+    if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
+        return []
+    curves = [curve.term for curve in linear.design_.curves if len(curve.variables) == 1]
+    return list(dict.fromkeys(curves))[:MOST_COLUMNS]
 
 
 def _picture(draw: Callable[[Axes], Any], size: tuple[float, float], alt: str, caption: str, salt: str) -> Picture:

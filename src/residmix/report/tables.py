@@ -60,28 +60,27 @@ def explained_by_feature(found: Evidence) -> list[dict[str, Any]]:
 
 def term_rows(found: Evidence) -> list[dict[str, Any]]:
     """Return what each term of the formula explains over the others: partial R2, and features with p < .05."""
-    from residmix.moments.inference import term_shares
-
     linear = residualizer_of(found.model)
     if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
         return []
+    kinds = {term.name: term.kind for term in linear.design_.terms}
     rows = []
-    for term in linear.design_.terms:
+    for test in linear.term_tests():
+        count = float(np.median(test.edf))
         row: dict[str, Any] = {
-            "name": term.name,
-            "columns": term.columns.stop - term.columns.start,
-            "preserved": bool(term.preserved),
-            "kind": term.kind,
+            "name": test.name,
+            "columns": int(count) if count.is_integer() else round(count, 2),
+            "preserved": bool(test.preserved),
+            "kind": kinds.get(test.name, "smooth"),
         }
-        if row["columns"]:
-            share, p_value, degrees = term_shares(linear.fit_, term.columns)
-            share = np.where(degrees > 0, share, np.nan)  # what can't be estimated is no number
+        if test.statistic is not None:
+            share = np.where(test.reference > 0, test.share, np.nan)  # what can't be estimated is no number
             known = np.isfinite(share)
             row |= {
                 "partial_r2_median": number(np.median(share[known])) if known.any() else None,
                 "partial_r2_max": number(share[known].max()) if known.any() else None,
                 "strongest": found.features[int(np.nanargmax(share))] if known.any() else None,
-                "significant": int(np.sum(p_value[np.isfinite(p_value)] < 0.05)),
+                "significant": int(np.sum(test.p_value[np.isfinite(test.p_value)] < 0.05)),
             }
         rows.append(row)
     return rows

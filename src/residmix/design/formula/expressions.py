@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "CONTRASTS",
+    "DEFAULT_K",
     "FUNCTIONS",
     "Call",
     "Column",
@@ -24,10 +25,10 @@ __all__ = [
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "C": ("contrast", "levels"),
     "I": (),
-    "bs": ("df", "knots", "degree", "lower_bound", "upper_bound", "extrapolation"),
-    "cc": ("df", "knots", "lower_bound", "upper_bound"),
+    "bs": ("df", "knots", "degree", "lower_bound", "upper_bound", "extrapolation", "lower", "upper"),
+    "cc": ("df", "knots", "lower_bound", "upper_bound", "lower", "upper"),
     "center": (),
-    "cr": ("df", "knots", "lower_bound", "upper_bound", "extrapolation"),
+    "cr": ("df", "knots", "lower_bound", "upper_bound", "extrapolation", "lower", "upper"),
     "exp": (),
     "expm1": (),
     "log": (),
@@ -35,9 +36,12 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "log1p": (),
     "log2": (),
     "poly": ("degree", "raw"),
+    "s": ("k", "by", "lower", "upper"),
     "scale": ("center", "scale", "ddof"),
     "sqrt": (),
 }
+# Knots of a curve.
+DEFAULT_K = 10
 CONTRASTS = ("contr.helmert", "contr.sum", "contr.treatment")
 
 

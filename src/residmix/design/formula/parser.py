@@ -9,10 +9,12 @@ A formula may come from a file that somebody else wrote, so its grammar is a lis
     power      = primary ["**" digits]         (a + b)**2 = a + b + a:b
     primary    = "1" | name | call | "(" sum ")"
     call       = function "(" arithmetic {"," [key "="] literal} ")"
+    smooth     = "s(" arithmetic {"," [key "="] literal} ["," "by" "=" (name | "C(...)")] ")"
 
 with the functions of `.expressions`, arithmetic ``+ - * / **`` inside a call, and literals that are
 numbers, strings, True, False, None, lists of them or contrasts such as ``contr.treatment("A")``. A column whose name
-isn't an identifier stands in backticks. The algebra of terms is that of Wilkinson and Rogers (1973), as in R.
+isn't an identifier stands in backticks. ``s(age, by=sex)`` is the term ``s(age):sex``. The algebra of terms is that of
+Wilkinson and Rogers (1973), as in R.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import NoReturn
 
 from residmix.design.formula.expressions import (
     CONTRASTS,
+    DEFAULT_K,
     FUNCTIONS,
     Call,
     Column,
@@ -79,7 +82,15 @@ def formula_columns(text: str) -> tuple[str, ...]:
 
 
 class _Parser(Tokens):
-    """Recursive descent over the tokens of one formula."""
+    """Recursive descent over the tokens of one formula.
+
+    Attributes
+    ----------
+    by : Column or Call, optional
+        What the call of s() that was read last is to differ by.
+    """
+
+    by: Column | Call | None = None
 
     # ---- terms -----------------------------------------------------------------------------------------------------
 
@@ -90,6 +101,7 @@ class _Parser(Tokens):
         terms = self.sum()
         if self.peek()[0] != "end":
             self.refuse(f"cannot read {self.peek()[1]!r} here{self.instead()}")
+        self.check_curves(terms)
         return tuple(sorted((term for term in terms if term), key=len))
 
     def instead(self) -> str:
@@ -198,7 +210,21 @@ class _Parser(Tokens):
         factor = self.atom()
         if not isinstance(factor, Column | Call):
             self.refuse("a term is a column or a call")
-        return ((factor,),)
+        by, self.by = self.by, None
+        return ((factor,),) if by is None else ((factor, by),)
+
+    def check_curves(self, terms: Terms) -> None:
+        for term in terms:
+            curves = [factor for factor in term if isinstance(factor, Call) and factor.function == "s"]
+            beside = [factor for factor in term if factor not in curves]
+            plain = all(isinstance(factor, Column) or factor.function == "C" for factor in beside)
+            if curves and (len(curves) > 1 or len(beside) > 1 or not plain):
+                written = ":".join(factor.label for factor in term)
+                self.refuse(
+                    f"{written} is not let through: a curve is of one variable, and differs by one column, as "
+                    "s(age, by=sex) does",
+                    0,
+                )
 
     # ---- arithmetic inside calls -----------------------------------------------------------------------------------
 
@@ -281,6 +307,8 @@ class _Parser(Tokens):
             self.refuse("C() takes a column")
         if any(call.function == "C" for call in argument.calls()):
             self.refuse(f"{function}() needs numbers; C() makes a factor")
+        if any(call.function == "s" for call in argument.calls()):
+            self.refuse(f"s() is a term of its own, and {function}() takes numbers")
         options: dict[str, Literal] = {}
         names = FUNCTIONS[function]
         while self.accept(","):
@@ -297,14 +325,23 @@ class _Parser(Tokens):
             if key in options:
                 self.at = place
                 self.refuse(f"{function}() got {key!r} twice")
-            options[key] = self.literal()
+            options[key] = None if key == "by" else self.literal()
+            if key == "by":
+                self.by = self.by_column()
         self.expect(")")
         self.depth -= 1
-        self.count_knots(options)
+        options.pop("by", None)
+        self.count_knots(function, options)
         return Call(function, argument, tuple((key, options[key]) for key in names if key in options))
 
-    def count_knots(self, options: dict[str, Literal]) -> None:
-        knots, df = options.get("knots"), options.get("df")
+    def by_column(self) -> Column | Call:
+        factor = self.atom()
+        if not isinstance(factor, Column) and not (isinstance(factor, Call) and factor.function == "C"):
+            self.refuse("by= is a column, or C() of one")
+        return factor
+
+    def count_knots(self, function: str, options: dict[str, Literal]) -> None:
+        knots, df = options.get("knots"), options.get("k", DEFAULT_K) if function == "s" else options.get("df")
         self.knots += len(knots) if isinstance(knots, tuple) else 0
         self.knots += df if type(df) is int and df > 0 else 0
         if self.knots > MAX_KNOTS:

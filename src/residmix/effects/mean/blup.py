@@ -44,7 +44,7 @@ class Blup:
 
     def check(self, design: Design) -> None:
         """Raise ValueError unless these are factors that have columns of their own."""
-        self._terms(design)
+        self.terms(design)
 
     def merges(self, design: Design) -> bool:
         return True
@@ -56,7 +56,7 @@ class Blup:
         self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
     ) -> LinearRemoval:
         found = LeastSquares().estimate(moments, design, features, rows)
-        terms = self._terms(design)
+        terms = self.terms(design)
         columns = [(term.columns, design.level_rows(term)) for term in terms]
         if len(columns) == 1:
             shrunk, one = random_effects(moments.linear, found.fit, *columns[0])
@@ -68,7 +68,8 @@ class Blup:
             shrunk = _settled(shrunk, moments.linear, [term for term in design.terms if term not in terms])
         return replace(found, shrunk=shrunk, random=dict(zip(names, several, strict=True)))
 
-    def _terms(self, design: Design) -> list[Term]:
+    def terms(self, design: Design) -> list[Term]:
+        """Return the terms of the factors."""
         terms = [find_term(design.terms, name, "shrinkage") for name in self.factors]
         for name, term in zip(self.factors, terms, strict=True):
             if term.kind == "absorbed" or design.factors:

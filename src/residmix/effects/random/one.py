@@ -12,7 +12,7 @@ from residmix.moments.linear import LinearMoments
 from residmix.moments.solving.solve import LinearFit, constant_features
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["random_effects"]
+__all__ = ["random_effects", "variance_ratio"]
 
 Array = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ def random_effects(
             turned = vectors.T @ (turn.T @ cross[columns] - beside @ (free @ cross[others]))
             size = turned**2 / values[:, None]
             if ratio is None:
-                found[mine] = 1.0 / _variance_ratio(values, size, fit.rss[mine], fit.residual_degrees[mine])
+                found[mine] = 1.0 / variance_ratio(values, size, fit.rss[mine], fit.residual_degrees[mine])
             else:
                 found[mine] = ratio[mine]
             # of the prior and of the noise, whichever is larger is divided by
@@ -98,7 +98,7 @@ def random_effects(
     return replace(fit, coef=coef, constant=moments.offset_x - offset), RandomEffects(effects, found, rows, noise)
 
 
-def _variance_ratio(values: Array, size: Array, rss: Array, degrees: Array) -> Array:
+def variance_ratio(values: Array, size: Array, rss: Array, degrees: Array) -> Array:
     """Return the REML estimates (d,) of variance of levels over that of noise; a tiny number stands for 0.
 
     Parameters

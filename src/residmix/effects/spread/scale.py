@@ -17,7 +17,7 @@ from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["Scale", "fit_scale"]
+__all__ = ["Scale", "fit_scale", "normed"]
 
 Array = NDArray[np.float64]
 Location = Callable[[Block], Array]
@@ -150,6 +150,22 @@ def fit_scale(
         )
     coef += step
 
+    return normed(rows, view, coef, (mean, sd), n_removed, varying, squares, still, features)
+
+
+def normed(
+    rows: Rows,
+    view: View,
+    coef: Array,
+    centre: tuple[Array, Array],
+    n_removed: int,
+    varying: NDArray[np.bool_],
+    squares: Array,
+    still: tuple[Still, ...],
+    features: Sequence[Any],
+) -> Scale:
+    """Return what the removed columns do to the spread, so that the pooled one stays; warn where none is left."""
+    mean, sd = centre
     removed = coef[1 : 1 + n_removed]
     left, lowest = fold(rows, partial(_norm, view, coef, removed), _add_and_lowest)
     flat = varying & (lowest < np.log(10 * _FLOOR))

@@ -10,8 +10,10 @@ import numpy as np
 
 from residmix.design.design import Design
 from residmix.effects.effect import Effect, need_dense
+from residmix.effects.mean.blup import Blup
 from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
+from residmix.effects.spread.curved import fit_curved_scale
 from residmix.effects.spread.scale import Scale, fit_scale
 from residmix.effects.unmeasured.combinations import empty, with_sums
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
@@ -25,6 +27,9 @@ __all__ = ["Spread"]
 @dataclass(frozen=True)
 class Spread:
     r"""Log variances that are linear in the design (:func:`residmix.effects.spread.scale.fit_scale`).
+
+    Smooth terms are smooth here as well, and random effects of levels are random here as well, each with a
+    smoothness or variance of its own (:func:`residmix.effects.spread.curved.fit_curved_scale`).
 
     Attributes
     ----------
@@ -45,11 +50,11 @@ class Spread:
         need_dense(design)
 
     def merges(self, design: Design) -> bool:
-        """Tell whether the only effect is that of a factor: then the spreads of its levels are all that counts."""
-        return self.mean.merges(design) and _only_a_factor(design)
+        """Tell whether there is but one factor, with fixed effects: the spreads of its levels are all that counts."""
+        return self.mean.merges(design) and _only_a_factor(design) and not isinstance(self.mean, Blup)
 
     def equations(self, design: Design) -> Equations:
-        if not _only_a_factor(design):
+        if not self.merges(design):
             return self.mean.equations(design)
         (term,) = design.terms
         return ByLevel((Grouping(term.name, term.columns, design.level_rows(term)),))
@@ -60,11 +65,16 @@ class Spread:
         found = self.mean.estimate(moments, design, features, rows)
         if design.n_removed == 0:
             return found
-        if rows is None or (_only_a_factor(design) and _unweighted(moments.linear)):
+        if rows is None or (_only_a_factor(design) and _unweighted(moments.linear) and not found.random):
             return replace(found, scale=self._of_levels(found, moments, design, features))
         still = still_levels(rows, design)
         tell_still(still, design, features, _ONLY_MEAN)
-        scale = fit_scale(rows, found.everything(), design.n_removed, still=tuple(still.values()), features=features)
+        told: dict[str, Any] = {"still": tuple(still.values()), "features": features}
+        random = [term for term in design.terms if term.name in found.random]
+        if design.curves or random:
+            scale = fit_curved_scale(rows, found.everything(), design, random, **told)
+        else:
+            scale = fit_scale(rows, found.everything(), design.n_removed, **told)
         if combinations := empty(design, found.fit, moments):
             coef, moved = with_sums(combinations, scale.coef, scale.origin)
             scale = replace(scale, coef=coef, intercept=scale.intercept + moved)

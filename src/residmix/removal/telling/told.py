@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from residmix.design.design import Design
+from residmix.effects.mean.bands import Test, smooth_table, term_tests
 from residmix.effects.mean.regressor import Nuisance, RegressorRemoval
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Scale
-from residmix.effects.tables import effect_table, level_table, moments_table
+from residmix.effects.tables import effect_table, level_table, moments_table, share_table
 from residmix.effects.unmeasured.combinations import empty, explained
 from residmix.effects.unmeasured.levels import unmeasured
 from residmix.effects.unseen.batches import LaterBatches
@@ -24,16 +25,17 @@ from residmix.moments import inference
 from residmix.moments.cells import Cell, LevelsOf, smallest_cell
 from residmix.moments.linear import Moments
 from residmix.moments.solving.solve import LinearFit
-from residmix.removal.messages import (
+from residmix.removal.telling.messages import (
     aliases,
     combinations_told,
+    least_squares_tests,
     note_of_absent,
     summary_text,
     warn_of_combinations,
     warn_of_fit,
     warn_of_unmeasured,
 )
-from residmix.removal.nesting import nested_factors, owners
+from residmix.removal.telling.nesting import nested_factors, owners
 from residmix.removal.transformer import MetadataTransformer
 from residmix.removal.watch import Watch
 from residmix.surfaces import Shown, Summary
@@ -135,6 +137,49 @@ class Told(Shown, MetadataTransformer):
         return self._linear.fit
 
     @property
+    def edf_(self) -> pd.DataFrame:
+        """Effective degrees of freedom of the curves: features as rows, curves as columns; 1 is a straight line."""
+        return self._of_curves("edf")
+
+    @property
+    def smoothness_(self) -> pd.DataFrame:
+        r"""Their :math:`\lambda`, the variable in units of its range: features as rows, curves as columns."""
+        return self._of_curves("smoothness")
+
+    def _of_curves(self, what: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if (smooth := self._linear.smooth) is None:
+            raise AttributeError("there are no smooth terms; s(age) in the formula makes one")
+        return pd.DataFrame(getattr(smooth, what).T, index=[str(f) for f in self.features_], columns=smooth.names)
+
+    @property
+    def applied_(self) -> LinearFit:
+        """The fit whose effects are taken out: `fit_`, or after shrinkage and with smooth terms."""
+        return self._linear.applied
+
+    @property
+    def saved_degrees(self) -> float:
+        """Columns of removed curves beyond their effective degrees of freedom, over all features."""
+        smooth, curves = self._linear.smooth, self.design_.curves
+        if smooth is None:
+            return 0
+        removed = [t for t, curve in enumerate(curves) if curve.columns[0] < self.design_.n_removed]
+        return float(sum((len(curves[t].columns) - smooth.edf[t]).sum() for t in removed))
+
+    @property
+    def _fit_that_counts(self) -> LinearFit:
+        """The fit with residuals and degrees of freedom of the smooth terms as they were fitted."""
+        smooth, fit = self._linear.smooth, self.fit_
+        if smooth is None:
+            return fit
+        degrees = fit.count - 1.0 - smooth.residual_degrees
+        # splines without penalty may be aliased, which a penalty settles
+        bent = {k for curve in self.design_.curves for k in curve.columns}
+        aliased = {k: by for k, by in fit.aliased.items() if k not in bent and not bent.intersection(by)}
+        return replace(fit, rss=smooth.rss, degrees=degrees, group=np.arange(len(degrees)), aliased=aliased)
+
+    @property
     def moments_(self) -> Moments:
         """Weighted second moments of the rows, which merge with those of others."""
         return self._linear.moments
@@ -162,11 +207,18 @@ class Told(Shown, MetadataTransformer):
         With `shrinkage` the estimate is what is applied, and a last column, unshrunk, has that of least squares, which
         standard errors and tests belong to.
 
+        With smooth terms there are two more columns, edf and reference_df. A curve has one row in place of one for each
+        of its columns: the statistic is F, with reference_df and the residual degrees of freedom, and there is neither
+        estimate nor standard error. Standard errors of the others are those given the smoothness.
+
         See Also
         --------
         residmix.moments.inference.coefficient_table : The formulas.
+        residmix.effects.mean.bands.term_tests : Those of curves.
         """
         self._need_coefficients()
+        if self._linear.smooth is not None:
+            return smooth_table(self._linear, self.design_, [str(name) for name in self.features_])
         names = self.design_.column_names
         return inference.coefficient_table(self.fit_, names, list(self.features_), self._linear.shrunk)
 
@@ -175,8 +227,8 @@ class Told(Shown, MetadataTransformer):
         self._need_coefficients()
         return Summary(
             summary_text(
-                self.fit_,
-                [(term.name, term.columns, term.preserved) for term in self.design_.terms],
+                self._fit_that_counts,
+                self.term_tests(),
                 self.design_.column_names,
                 [str(name) for name in self.features_],
                 self._doubts(),
@@ -197,6 +249,21 @@ class Told(Shown, MetadataTransformer):
     def _n_values(self) -> int:
         """Number of features that have values."""
         return int(np.count_nonzero(self.fit_.count > 0))
+
+    def term_tests(self) -> list[Test]:
+        """Return the test of each term, and of each curve of a term that has several."""
+        if self._linear.smooth is not None:
+            return term_tests(self._linear, self.design_)
+        return least_squares_tests(self.fit_, self.design_.terms)
+
+    def variance_shares(self) -> pd.DataFrame:
+        """Return the share of each feature's variance that each term takes: feature, term, share.
+
+        The covariance of what the term contributes with the feature, over the feature's variance: shares of all terms
+        and of the residual, called (residual), add up to one. Of correlated terms one can be negative.
+        """
+        self._need_coefficients()
+        return share_table(self._linear, self.design_, list(self.features_))
 
     def level_table(self, term: str) -> pd.DataFrame:
         """Return a table of the levels of a factor that is removed: level, rows, shift, spread, distance, odd.
@@ -219,7 +286,10 @@ class Told(Shown, MetadataTransformer):
         """Return the effect of a metadata column at some of its values: at, feature, estimate, lower, upper.
 
         It is relative to the mean of the rows, all else equal; lower and upper are 95 % confidence limits at each
-        value, those of least squares. The column may be preserved. Default of `at`: the levels of a factor.
+        value, those of least squares. The column may be preserved. Default of `at`: the levels of a factor, or 50
+        values along a curve. Curves that differ by another column have one more column, curve, with its levels; `name`
+        may also be that of a term or of one of its curves, as ``"s(age, by=sex)"`` or ``"s(age, by=sex)[F]"``. Their
+        bands are those given the smoothness, which cover 95 % on average along a curve.
         """
         self._need_coefficients()
         return effect_table(self._linear, self.design_, list(self.features_), name, at)
@@ -249,12 +319,12 @@ class Told(Shown, MetadataTransformer):
 
     def _warn(self) -> None:
         """Warn of what is doubtful about a fit of linear effects."""
-        design, fit, moments = self.design_, self.fit_, self.moments_
-        lost = unmeasured(design, fit, moments)
+        design, fit, moments = self.design_, self._fit_that_counts, self.moments_
+        lost = unmeasured(design, self.fit_, moments)
         absent = [(one, (one.lacking == (fit.count > 0)).all(axis=1)) for one in lost]
         # what no row has is told below, by its name
         no_rows = {k for one, levels in absent if levels.any() for k in one.columns}
-        told = {} if explained(design, fit, moments) else fit.aliased
+        told = {} if explained(design, self.fit_, moments) else fit.aliased
         fit = replace(fit, aliased={k: by for k, by in told.items() if k not in no_rows})
         warn_of_fit(
             fit,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.terms import Term
+from residmix.effects.mean.bands import Test
 from residmix.effects.unmeasured.combinations import Empty
 from residmix.effects.unmeasured.levels import Unmeasured
 from residmix.errors import CollinearityWarning, DesignWarning, EntangledEffectsWarning, ManyColumnsWarning, note, warn
@@ -17,6 +19,7 @@ from residmix.moments.solving.solve import LinearFit
 __all__ = [
     "aliases",
     "combinations_told",
+    "least_squares_tests",
     "note_of_absent",
     "summary_text",
     "warn_of_combinations",
@@ -34,37 +37,39 @@ _ROUNDING = 1e-10
 
 def summary_text(
     fit: LinearFit,
-    terms: Sequence[tuple[str, slice, bool]],
+    tests: Sequence[Test],
     columns: Sequence[str],
     features: Sequence[str],
     doubts: Sequence[str] = (),
 ) -> str:
-    """Return a page of text: the size of the problem, what each term explains, the features most affected, doubts."""
+    """Return a page of text: the size of the problem, what each term explains, the features most affected, doubts.
+
+    Columns of a curve are its effective degrees of freedom, their median.
+    """
     r2 = explained(fit)
     rows = int(fit.count.max(initial=0))
-    beside = " and the levels of absorbed factors" if any(where.start == where.stop for _, where, _ in terms) else ""
+    beside = " and the levels of absorbed factors" if any(test.statistic is None for test in tests) else ""
     lines = [
         f"{len(features)} features on {len(columns)} design columns, {rows} rows",
         f"rank {fit.rank} of {len(columns)}{beside}, condition number {fit.condition_number:.3g}, "
         f"residual degrees of freedom {fit.residual_degrees[fit.count > 0].min(initial=np.inf):g}",
         f"R2: median {np.median(r2):.3f}, from {r2.min():.3f} to {r2.max():.3f}",
     ]
-    if terms:
-        width = max(len("term"), *(len(name) for name, _, _ in terms))
+    if tests:
+        width = max(len("term"), *(len(test.name) for test in tests))
         lines += ["", f"{'term':<{width}}  columns  partial R2 (median, max)  features with p < 0.05"]
-        for name, where, preserved in terms:
-            if where.start == where.stop:
-                lines.append(f"{name:<{width}}  absorbed")
+        for test in tests:
+            kept = "  (preserved)" if test.preserved else ""
+            if test.statistic is None:
+                lines.append(f"{test.name:<{width}}  absorbed")
                 continue
-            share, p, degrees = term_shares(fit, where)
-            count = where.stop - where.start
-            kept = "  (preserved)" if preserved else ""
-            if not degrees.any():
-                lines.append(f"{name:<{width}}  {count:>7}  can't be told from the other terms{kept}")
+            count = f"{np.median(test.edf):.3g}"
+            if not test.reference.any():
+                lines.append(f"{test.name:<{width}}  {count:>7}  can't be told from the other terms{kept}")
                 continue
             lines.append(
-                f"{name:<{width}}  {count:>7}  {np.median(share):>11.3f}, {share.max():<11.3f}"
-                f"  {np.count_nonzero(p < 0.05):>10}{kept}"
+                f"{test.name:<{width}}  {count:>7}  {np.median(test.share):>11.3f}, {test.share.max():<11.3f}"
+                f"  {np.count_nonzero(test.p_value < 0.05):>10}{kept}"
             )
         width = max(len("feature"), *(len(name) for name in features))
         lines += ["", f"{'feature':<{width}}     R2"]
@@ -73,13 +78,27 @@ def summary_text(
     return "\n".join([*lines, *doubts])
 
 
+def least_squares_tests(fit: LinearFit, terms: Sequence[Term]) -> list[Test]:
+    """Return the F tests of the terms of a fit by least squares; without statistic where levels are absorbed."""
+    tests = []
+    for term in terms:
+        width = np.full(len(fit.rss), float(term.columns.stop - term.columns.start))
+        if not width.any():
+            tests.append(Test(term.name, term.preserved, None, width, width, width, width))
+            continue
+        share, p, degrees = term_shares(fit, term.columns)
+        tests.append(Test(term.name, term.preserved, share, p, share, width, degrees))
+    return tests
+
+
 def aliases(fit: LinearFit, columns: Sequence[str], owners: Mapping[int, str]) -> list[str]:
     """Return "'scanner[T.s2]' is determined by 'site[T.b]'" for each aliased column.
 
     Parameters
     ----------
     owners : mapping of int to str
-        What determines a column for which the fit names no other columns: :func:`residmix.removal.nesting.owners`.
+        What determines a column for which the fit names no other columns:
+        :func:`residmix.removal.telling.nesting.owners`.
     """
 
     def named(partners: tuple[int, ...]) -> str:
@@ -112,7 +131,7 @@ def warn_of_fit(
     owners : mapping of int to str
         As in :func:`aliases`.
     nested : sequence of str
-        What :func:`residmix.removal.nesting.nested_factors` says of absorbed factors.
+        What :func:`residmix.removal.telling.nesting.nested_factors` says of absorbed factors.
     """
     if fit.aliased and not penalised:
         told = "; ".join(aliases(fit, names, owners or {})[:8])

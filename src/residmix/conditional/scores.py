@@ -1,0 +1,59 @@
+"""Where each value lies in the mixture of its feature given the metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtr
+
+from residmix.mixture.given.gate import log_priors
+from residmix.mixture.params import MixtureParams
+from residmix.rows.block import Block
+
+__all__ = ["MarginalScores"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MarginalScores:
+    r"""Block of residuals and design rows to :math:`100 F_j(x_j \mid m)`, or :math:`\Phi^{-1}` of it, (b, d).
+
+    :math:`F_j(x \mid m) = \sum_k \pi_k(m)\, \Phi((x - \mu_{kj}) / \sigma_{kj})` for Gaussian components; for those of
+    Student's t its distribution function in place of :math:`\Phi`.
+
+    Attributes
+    ----------
+    params : MixtureParams
+    centiles : bool
+    """
+
+    params: MixtureParams
+    centiles: bool = False
+
+    @cached_property
+    def _spread(self) -> Floats:
+        return np.sqrt(np.diagonal(self.params.full_covariances(), axis1=1, axis2=2))
+
+    def __call__(self, block: Block) -> Floats:
+        params, x, u = self.params, np.asarray(block.X, dtype=np.float64), block.design
+        if params.coef is not None and u is not None:
+            x = x - u @ params.coef
+        weights = np.tile(params.weights, (len(x), 1))
+        if params.gate is not None and u is not None:
+            weights = np.exp(log_priors(u, params.gate.coef))
+        below, above = np.zeros((2, *x.shape))
+        for k, (mean, spread) in enumerate(zip(params.means, self._spread, strict=True)):
+            t = (x - mean) / spread
+            below += weights[:, k, None] * self._share(k, t)
+            above += weights[:, k, None] * self._share(k, -t)
+        if self.centiles:
+            return np.asarray(100.0 * below)
+        # the smaller tail keeps its digits
+        return np.where(below < above, ndtri(below), -ndtri(above))
+
+    def _share(self, k: int, t: Floats) -> Floats:
+        return np.asarray(ndtr(t) if self.params.dof is None else stdtr(self.params.dof[k], t))

@@ -1,0 +1,1 @@
+"""What a fitted Residualizer tells: attributes, tables, scores of rows, warnings."""

@@ -1,0 +1,105 @@
+"""Scores of rows: how far each lies from what its metadata lead one to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from residmix.effects.removal import LinearRemoval
+from residmix.removal.transformer import MetadataTransformer, refuse_frames
+from residmix.rows.block import Block
+from residmix.rows.progress import watched
+from residmix.rows.rows import Rows
+from residmix.sources.output import delivered
+
+__all__ = ["Scores", "Standardized"]
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Residuals of a block in standard deviations, or the shares of a normal distribution below them, in percent.
+
+    Attributes
+    ----------
+    remove : callable
+        Block to residuals.
+    sd : ndarray (d,)
+    centiles : bool
+    """
+
+    remove: Any
+    sd: NDArray[np.float64]
+    centiles: bool = False
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        from scipy.special import ndtr
+
+        exact = self.remove(replace(block, X=np.asarray(block.X, dtype=np.float64)))
+        z = exact / self.sd
+        return (100.0 * ndtr(z) if self.centiles else z).astype(block.X.dtype, copy=False)
+
+
+class Scores(MetadataTransformer):
+    """Scores of :class:`residmix.Residualizer`."""
+
+    _found: Any
+    _remover: Callable[..., Any]
+    _later_rows: Callable[..., Rows]
+
+    def z_scores(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        r"""Return how far each value lies from what its metadata lead one to expect, in standard deviations, (n, d).
+
+        .. math:: z = r / s, \quad s_j^2 = RSS_j / \nu_j
+
+        with r the residual of `transform` and :math:`s_j` the residual standard deviation of the fit. With
+        ``scale=True`` r has the spread that its site, age, ... take evened out: then z is standard normal at every
+        profile if the features are normal, and this is a normative model. Preserved effects stay in z: of a diagnosis
+        that is preserved, z tells the deviation.
+
+        Parameters
+        ----------
+        X, metadata, out
+            As in transform.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> import residmix as rm
+        >>> rng = np.random.default_rng(0)
+        >>> age = rng.uniform(8, 90, 2000)
+        >>> x = np.log(age) + 0.01 * age * rng.normal(size=2000)
+        >>> norms = rm.Residualizer("s(age)", scale=True).fit(x[:, None], metadata=pd.DataFrame({"age": age}))
+        >>> later = pd.DataFrame({"age": [20.0, 80.0]})
+        >>> norms.z_scores(np.log(later["age"]).to_numpy()[:, None] + 0.4, metadata=later).ravel().round(1).tolist()
+        [2.2, 0.5]
+        """
+        return self._scores(X, metadata, out, centiles=False)
+
+    def centiles(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        r"""Return how many percent of a normal population with the same metadata lie below each value, (n, d).
+
+        :math:`100\,\Phi(z)` of `z_scores`. Of features that aren't normal, :meth:`residmix.ResidualMixture.centiles`
+        takes the shape into account.
+
+        Parameters
+        ----------
+        X, metadata, out
+            As in transform.
+        """
+        return self._scores(X, metadata, out, centiles=True)
+
+    def _scores(self, X: Any, metadata: Any, out: Any, *, centiles: bool) -> Any:
+        check_is_fitted(self)
+        if not isinstance(self._found, LinearRemoval):
+            raise ValueError("z-scores need the residual spread of a linear fit; with estimator= there is none")
+        if out is not None:
+            refuse_frames(self)
+        score = Standardized(self._remover(), self._found.residual_sd, centiles)
+        with watched(self._later_rows(self.open_rows(X, metadata))) as rows:
+            return delivered(rows, score, self.features_, out)
