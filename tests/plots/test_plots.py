@@ -40,6 +40,7 @@ def test_every_plot_draws_on_the_axes_it_is_given_and_returns_it(mixture, residu
         (rm.plot_association, found),
         (rm.plot_components, mixture),
         (rm.plot_convergence, mixture),
+        (rm.plot_effect, residualizer),
         (rm.plot_levels, residualizer, table),
         (rm.plot_pit, mixture, table),
         (rm.plot_residuals_vs_metadata, residualizer, table),
@@ -51,6 +52,23 @@ def test_every_plot_draws_on_the_axes_it_is_given_and_returns_it(mixture, residu
         assert function(*arguments, ax=ax) is ax
         assert ax.get_xlabel()
         assert function(*arguments) is not ax
+
+
+def test_effects_are_the_numbers_of_the_table():
+    table = penguins()
+    model = rm.Residualizer("sex + s(bill_length_mm, by=sex)", features=["body_mass_g", "bill_depth_mm"]).fit(table)
+    ax = rm.plot_effect(model, feature="body_mass_g", at=[35.0, 40.0, 50.0])
+    effect = model.effect("bill_length_mm", [35.0, 40.0, 50.0]).query("feature == 'body_mass_g'")
+    for line, (level, own) in zip(ax.lines, effect.groupby("curve"), strict=True):
+        assert line.get_label() == level
+        np.testing.assert_allclose(line.get_ydata(), own["estimate"])
+    low, high = (ax.collections[0].get_paths()[0].vertices[:, 1] for _ in range(2))
+    assert np.isclose(low.min(), effect["lower"][effect["curve"] == "female"].min())
+    assert np.isclose(high.max(), effect["upper"][effect["curve"] == "female"].max())
+    levels = rm.plot_effect(rm.Residualizer("island", features=["body_mass_g"]).fit(table))
+    assert [label.get_text() for label in levels.get_yticklabels()] == ["Biscoe", "Dream", "Torgersen"]
+    with pytest.raises(ValueError, match="no curve and no factor"):
+        rm.plot_effect(rm.Residualizer("bill_length_mm", features=["body_mass_g"]).fit(table))
 
 
 def test_components_are_ellipses_at_two_standard_deviations_about_the_means(mixture):

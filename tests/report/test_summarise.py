@@ -103,6 +103,18 @@ def test_the_numbers_are_those_of_the_model(mixture):
     ]
 
 
+def test_curves_are_terms_with_their_degrees_of_freedom_and_a_picture(tmp_path):
+    model = rm.Residualizer("sex + s(year, k=3) + s(bill_length_mm)", features=FEATURES[1:]).fit(penguins())
+    rows = {row["name"]: row for row in described(model)["terms"]}
+    for curve in ("s(year, k=3)", "s(bill_length_mm)"):
+        assert rows[curve]["kind"] == "smooth"
+        assert rows[curve]["columns"] == pytest.approx(model.edf_[curve].median(), abs=0.01)
+    assert rows["sex"]["columns"] == 1
+    page = (tmp_path / "page.html").as_posix()
+    model.report(page, penguins())
+    assert "The effect of s(bill_length_mm) on" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_terms_and_effects_are_those_of_the_tables():
     model = rm.Residualizer("C(sex)", preserve="C(species)", features=FEATURES).fit(penguins())
     summary = described(model)
