@@ -26,7 +26,7 @@ __all__ = ["fit_curved_scale"]
 Array = NDArray[np.float64]
 
 # Passes in which smoothness moves with the curves; then it stays, so that there is one optimum.
-_FREE_PASSES, _STEPS, _ROUGHLY = 12, 3, 1e-3
+_FREE_PASSES, _STEPS, _ROUGHLY = 8, 2, 1e-2
 _MAX_PASSES, _SETTLED = 50, 1e-7
 # Standard deviations of bends that are as good as 0.
 _STRAIGHT = 1e-10
