@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
             + (f"; the {len(rows)} largest of {len(summary['features'])}." if len(rows) < len(summary["features"])
                else "."))  # fmt: skip
         for term in _curves(found):
-            add("explained", lambda ax, term=term: plot_effect(found.model, term, ax=ax), (4.4, 3.2),
+            add("explained", partial(_curve, found.model, term), (4.4, 3.2),
                 f"The effect of {term} on the feature that the metadata explained most, with its 95 % band.",
                 "A smooth term as a curve with its 95 % band, of the feature that the metadata explained most; about "
                 "the mean of the rows.")  # fmt: skip
@@ -122,6 +123,10 @@ def _curves(found: Evidence) -> list[str]:
         return []
     curves = [curve.term for curve in linear.design_.curves if len(curve.variables) == 1]
     return list(dict.fromkeys(curves))[:MOST_COLUMNS]
+
+
+def _curve(model: Any, term: str, ax: Axes) -> None:
+    plot_effect(model, term, ax=ax)
 
 
 def _picture(draw: Callable[[Axes], Any], size: tuple[float, float], alt: str, caption: str, salt: str) -> Picture:

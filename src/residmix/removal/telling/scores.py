@@ -41,7 +41,7 @@ class Standardized:
 
         exact = self.remove(replace(block, X=np.asarray(block.X, dtype=np.float64)))
         z = exact / self.sd
-        return (100.0 * ndtr(z) if self.centiles else z).astype(block.X.dtype, copy=False)
+        return np.asarray(100.0 * ndtr(z) if self.centiles else z, dtype=block.X.dtype)
 
 
 class Scores(MetadataTransformer):
