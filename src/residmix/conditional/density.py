@@ -16,12 +16,12 @@ from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.effect import ExpectedEffect
 from residmix.conditional.given import components_given, located, weighed
-from residmix.conditional.scores import MarginalScores
 from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.gaussian import GaussianMixture
 from residmix.mixture.given.gate import log_priors
+from residmix.mixture.given.scores import MarginalScores
 from residmix.mixture.iteration.estep import Problem, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.tails import expected
