@@ -73,6 +73,10 @@ __all__ = ["fit", "run"]
         "--on-unknown", type=click.Choice(["error", "mean"]), default="error", show_default=True,
         help="What later rows with a level that isn't in DATA get.",
     ),
+    click.option(
+        "--on-entangled", type=click.Choice(["warn", "error"]), default="warn", show_default=True,
+        help="Without components: whether effects to remove and to preserve that can't be told apart are refused.",
+    ),
     click.option("--compare", help="A column to compare the components with."),
     seed(),
     written("output", "-o", "--output", help="Model file to write."),

@@ -70,6 +70,9 @@ def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame
         distance = 0.5 * np.mean(np.exp(delta) + gamma**2 - 1.0 - delta, axis=1)
     odd = _far_out(shift, rows, usable.sum(), upwards=True) | _far_out(np.log(spread), rows, usable.sum())
     table = {"level": known, "rows": rows, "shift": shift, "spread": spread, "distance": distance, "odd": odd}
+    if found.covariance is not None and found.covariance.columns == own.columns:
+        before, after = found.covariance.distances[: len(known)].T
+        table |= {"covariance": before, "covariance_after": after}
     return pd.DataFrame(table).sort_values("level", kind="stable", ignore_index=True)
 
 

@@ -16,6 +16,7 @@ from residmix.effects.unseen.levels import priors
 from residmix.removal.fitting import fitted, refitted
 from residmix.removal.held_out import group_column
 from residmix.removal.settings import effect_of, refuse_moments_alone, warn_of_nothing
+from residmix.removal.telling.messages import refuse_entangled
 from residmix.removal.telling.scores import Scores
 from residmix.removal.telling.told import Told
 from residmix.removal.watch import Watch
@@ -35,6 +36,7 @@ class Learner(Scores, Told):
     residuals: str
     cv: Any
     groups: str | None
+    on_entangled: str
     check_leakage: bool
 
     def fit_to(
@@ -96,6 +98,8 @@ class Learner(Scores, Told):
         )
 
     def _keep(self, found: Any, watch: Watch) -> None:
+        if isinstance(found, LinearRemoval) and self.on_entangled == "error":
+            refuse_entangled(found.correlations)
         self._found, self._watch, self.new_levels_ = found, watch, {}
         if isinstance(found, LinearRemoval):
             if self.on_unknown == "shrink":

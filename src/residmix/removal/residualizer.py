@@ -91,6 +91,9 @@ class Residualizer(Learner):
         (:func:`residmix.effects.unseen.priors.level_prior`). `adapt` learns such a level from a few of its rows.
         Of a level that a feature was never measured at, or a combination of levels in an interaction, residuals are
         NaN with "error", else about the average effect of the others, or the sum of what its levels do elsewhere.
+    on_entangled : {"warn", "error"}, default "warn"
+        Whether removed and preserved effects that can hardly be told apart, of canonical correlation above 0.95, are
+        told or refused, with the number.
     missing : {"error", "mean", "indicator"}, default "error"
         What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
         Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
@@ -164,6 +167,7 @@ class Residualizer(Learner):
         cv: Any = 5,
         groups: str | None = None,
         on_unknown: str = "error",
+        on_entangled: str = "warn",
         missing: str = "error",
         check_leakage: bool = True,
     ) -> None:
@@ -180,6 +184,7 @@ class Residualizer(Learner):
         self.cv = cv
         self.groups = groups
         self.on_unknown = on_unknown
+        self.on_entangled = on_entangled
         self.missing = missing
         self.check_leakage = check_leakage
 

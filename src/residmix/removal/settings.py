@@ -39,6 +39,7 @@ CONSTRAINTS: dict[str, Any] = {
     "cv": "no_validation",  # by what makes the folds
     "groups": [str, None],
     "on_unknown": [StrOptions({"error", "mean", "shrink"})],
+    "on_entangled": [StrOptions({"warn", "error"})],
     "missing": [StrOptions({"error", "mean", "indicator"})],
     "check_leakage": ["boolean"],
 }

@@ -208,6 +208,14 @@ def test_what_does_not_go_together_is_refused(options, message):
         Residualizer("site + age", **options).fit(X, metadata=metadata)
 
 
+def test_the_table_of_levels_tells_how_far_covariances_lie_before_and_after():
+    X, metadata = sites()
+    found = Residualizer(SITES, covariance=True, **COMBAT).fit(X, metadata=metadata).level_table(SITES)
+    assert (found["covariance_after"] < 0.2 * found["covariance"])[:4].all()
+    assert found["covariance"].iloc[-1] < 0.05 * found["covariance"].iloc[0]  # three rows vouch for nothing
+    assert "covariance" not in Residualizer(SITES, **COMBAT).fit(X, metadata=metadata).level_table(SITES)
+
+
 def test_rows_with_gaps_are_refused_by_name():
     X, metadata = sites()
     model = Residualizer(SITES, covariance=True, **COMBAT).fit(X, metadata=metadata)

@@ -96,3 +96,15 @@ def test_attributes_are_derived_and_absent_before_fit():
     assert_array_equal(model.preserved_coef_, model.fit_.coef[3:])
     assert not hasattr(model, "estimator_")
     assert model.scale_ is None
+
+
+def test_entangled_effects_are_refused_where_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    site = np.repeat(["a", "b"], 100)
+    case = np.where(site == "a", "case", "control")
+    case[:1] = "control"
+    X, metadata = rng.normal(size=(200, 3)), pd.DataFrame({"site": site, "case": case})
+    with pytest.raises(ValueError, match=r"canonical correlation 0\.99\d+, more than 0\.95, as where a site saw cases"):
+        rm.Residualizer("site", preserve="case", on_entangled="error").fit(X, metadata=metadata)
+    metadata["case"] = rng.permutation(case)
+    rm.Residualizer("site", preserve="case", on_entangled="error").fit(X, metadata=metadata)

@@ -41,14 +41,12 @@ components = _Components()
 def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
     """Return the unfitted estimator that options ask for: with a mixture, or to harmonize without one."""
     harmonizing = [f"--{name}" for name in HARMONIZING if getattr(chosen, name)]
-    K = chosen.components if chosen.components is not None else 0 if harmonizing else 3
+    K = chosen.components if chosen.components is not None else 0 if harmonizing or chosen.moments_only else 3
     if K and harmonizing:
         raise click.UsageError(
             f"{' and '.join(harmonizing)} harmonize without a mixture; write --residuals clean.parquet, then: "
             f" residmix fit clean.parquet --formula 1 -k {K}"
         )
-    if chosen.moments_only:
-        K = 0
     if not K and chosen.formula is None:
         raise click.UsageError("there is nothing to do: give --formula, or -k, or both")
     if not K:
@@ -67,6 +65,7 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             reference=chosen.reference,
             missing=chosen.missing,
             on_unknown=chosen.on_unknown,
+            on_entangled=chosen.on_entangled,
         )
     from residmix.conditional.residual_mixture import ResidualMixture
     from residmix.errors import did_you_mean

@@ -21,6 +21,7 @@ __all__ = [
     "combinations_told",
     "least_squares_tests",
     "note_of_absent",
+    "refuse_entangled",
     "summary_text",
     "warn_of_combinations",
     "warn_of_fit",
@@ -170,6 +171,27 @@ def warn_of_fit(
             f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
             "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
             ManyColumnsWarning,
+        )
+
+
+def refuse_entangled(correlations: NDArray[np.float64]) -> None:
+    """Raise where what is removed and what is preserved can hardly be told apart.
+
+    Parameters
+    ----------
+    correlations : ndarray
+        Canonical correlations between removed and preserved columns, largest first.
+
+    Raises
+    ------
+    ValueError
+        With the largest one, if it is beyond what :class:`EntangledEffectsWarning` tells of.
+    """
+    if len(correlations) and correlations[0] > _ENTANGLED:
+        raise ValueError(
+            f"what is removed and what is preserved are entangled: canonical correlation {correlations[0]:.4f}, more "
+            f"than {_ENTANGLED}, as where a site saw cases only; leave such sites out or measure both there, or say "
+            "on_entangled='warn' to go on"
         )
 
 

@@ -273,7 +273,9 @@ class Told(Shown, MetadataTransformer):
         distributions from the pooled ones, in nats per feature; and whether its shift (upwards) or log spread lies
         more than 3.5 robust standard deviations, 1.4826 times the median absolute deviation, from the median of the
         levels. Of three levels or fewer none is odd. Spread and distance are NaN unless the fit has `scale` or pools
-        this factor, since other fits don't know the spreads of levels.
+        this factor, since other fits don't know the spreads of levels. With `covariance` two more columns tell how far
+        the level's covariance, as the rows vouch for it, lies from the pooled one, before and after: the divergence of
+        normal distributions in nats per direction.
 
         See Also
         --------
