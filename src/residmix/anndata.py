@@ -188,7 +188,7 @@ def mixture(
     adata.uns[key] = {
         **_described(formula, preserve, layer, basis),
         "weights": np.asarray(model.weights_),
-        "means": np.asarray(model.means_),
+        "means": np.asarray(model.residual_means_),
         "log_likelihood": float(model.lower_bound_),
     }
     return model

@@ -224,3 +224,11 @@ def test_ctrl_c_is_status_130_and_the_checkpoint_leads_to_the_same_model(tmp_pat
 def test_usage_errors_are_status_2_and_others_1(run, file, tmp_path, options, code, told):
     given = [str(option).format(tmp_path) for option in options]
     assert told in run("fit", file, *given, code=code).stderr
+
+
+def test_effects_by_component_are_asked_for_by_name(run, file, tmp_path):
+    run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "--effects", "by-component", "-k", 2, "--family",
+        "EEE", "-o", tmp_path / "m", "--report", tmp_path / "r.html", "-q")  # fmt: skip
+    model = rm.load(tmp_path / "m")
+    assert model.coef_.shape == (2, 1, 4) and model.gating == "constant" and model.notes_ == []
+    assert "<h3>Effects by component</h3>" in (tmp_path / "r.html").read_text()

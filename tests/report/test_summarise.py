@@ -162,6 +162,23 @@ def test_pit_of_a_gated_mixture_uses_the_weights_of_each_row(rng):
         assert np.abs(np.sort(values[site == s, 0]) - np.linspace(0, 1, 1000)).max() < 0.06
 
 
+def test_effects_by_component_are_listed_and_the_pit_knows_them(rng):
+    cluster, age = rng.integers(0, 2, 600), rng.normal(50, 10, 600)
+    y = np.where(cluster == 0, 0.3, -0.3) * (age - 50) + 8 * cluster + rng.normal(size=600)
+    table = pd.DataFrame({"y": y, "x": rng.normal(size=600), "age": age})
+    options = {"formula": "age", "features": ["y", "x"], "estimation": "joint", "effects": "by-component"}
+    model = rm.ResidualMixture(2, labels_init=cluster, **options).fit(table)
+    model.set_params(labels_init=None)
+    summary = described(model, table)
+    first = summary["effects_by_component"][0]
+    assert (first["column"], first["feature"]) == ("age", "y")
+    assert sorted(first["estimates"]) == pytest.approx([-0.3, 0.3], abs=0.05)
+    order = [row["number"] for row in summary["components"]]
+    assert first["estimates"] == [model.coef_[k, 0, 0] for k in order]
+    assert max(summary["fit"]["pit"]["ks"]) < 0.06
+    assert "for each component" in summary["methods"]["text"]
+
+
 def test_verdicts_tell_apart_what_is_gone_what_a_forest_reads_and_what_a_line_reads(rng):
     site = np.repeat(["a", "b"], 300)
     x = rng.normal(size=(600, 3))

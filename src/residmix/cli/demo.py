@@ -48,8 +48,9 @@ def demo(output_dir: Path, **chosen: Any) -> None:
             str(path),
             SimpleNamespace(
                 formula="C(sex)", preserve=None, features=FEATURES, exclude=None, components=3, family="full",
-                joint=False, scale=False, shrinkage=None, reference=None, missing="error", on_unknown="error",
-                covariances=None, moments_only=False, min_count=5, on_entangled="warn", drop_missing=True,
+                joint=False, effects="shared", scale=False, shrinkage=None, reference=None, missing="error",
+                on_unknown="error", covariances=None, moments_only=False, min_count=5, on_entangled="warn",
+                drop_missing=True,
                 compare="species", output=output_dir / "penguins.safetensors", report=output_dir / "report.html",
                 residuals=None, labels=None, fail_if_left=None, checkpoint=None, resume=False, dask=None, dry_run=False,
                 sep=None, decimal=".", thousands=None, na_values=(), criterion="bic", layer=None, basis=None, **chosen,

@@ -53,6 +53,10 @@ __all__ = ["fit", "run"]
     click.option(
         "--joint", is_flag=True, help="Estimate effects and mixture together, with weights that depend on the metadata."
     ),
+    click.option(
+        "--effects", type=click.Choice(["shared", "by-component"]), default="shared", show_default=True,
+        help="Whether components have the same effects, or each its own.",
+    ),
     click.option("--scale", is_flag=True, help="Bring the spread of each level to the pooled one, too."),
     click.option(
         "--covariances", type=click.Choice(["shrunk", "scores"]),
@@ -149,6 +153,8 @@ def run(data: str, chosen: SimpleNamespace) -> None:
 
 def _check_options(chosen: SimpleNamespace) -> None:
     check_sums(chosen)
+    if chosen.effects != "shared" and chosen.formula is None:
+        raise click.UsageError("--effects says how metadata act on components: give --formula")
     if chosen.resume and chosen.checkpoint is None:
         raise click.UsageError("--resume goes on from a checkpoint: name it with --checkpoint")
     if chosen.fail_if_left is not None and chosen.formula is None:

@@ -12,8 +12,9 @@ from sklearn.utils import check_random_state
 
 from residmix.conditional.density import ConditionalDensity
 from residmix.conditional.entangled import tell_of_entangled
-from residmix.conditional.labels import own_params_of_labels
-from residmix.conditional.own_starts import own_starts, with_own_effects
+from residmix.conditional.own.labels import own_params_of_labels
+from residmix.conditional.own.starts import own_starts, with_own_effects
+from residmix.conditional.own.unseen import tell_of_unseen
 from residmix.conditional.starts import conditional_starts, constant_gate
 from residmix.design.design import Design
 from residmix.errors import note
@@ -43,11 +44,14 @@ class ConditionalFit(ConditionalDensity):
     def _joint(self) -> bool:
         return self.estimation == "joint" or self.effects == "by-component"
 
-    def _tell_of_entangled(self, rows: Rows, state: State) -> None:
-        total = count(rows)
-        bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
-        coef = self.coef_ if self.coef_.ndim == 2 else np.tensordot(state.params.weights, self.coef_, 1)
-        tell_of_entangled(rows, state.params, self._to_residual.basis, self.design_columns_, coef, bic, total)
+    def _tell_of_effects(self, rows: Rows, state: State) -> None:
+        params, basis, columns = state.params, self._to_residual.basis, self.design_columns_
+        tell_of_unseen(rows, params, basis, columns)
+        if self._joint and self.gating == "metadata":
+            total = count(rows)
+            bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
+            coef = self.coef_ if self.coef_.ndim == 2 else np.tensordot(params.weights, self.coef_, 1)
+            tell_of_entangled(rows, params, basis, columns, coef, bic, total)
 
     def _keep_threshold(self, em: MixtureEM, params: MixtureParams) -> None:
         super()._keep_threshold(em, params)

@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
-from residmix.conditional.effect import ExpectedEffect
 from residmix.conditional.given import components_given, located, weighed
+from residmix.conditional.own.effect import ExpectedEffect
 from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.fit import MixtureFit

@@ -257,8 +257,7 @@ class ResidualMixture(ConditionalFit):
                 state, revived = self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), em.revived
             self._keep(state, rows.n_rows)
             self._keep_threshold(em, state.params)
-            if joint and self.gating == "metadata":
-                self._tell_of_entangled(rows, state)
+            self._tell_of_effects(rows, state)
         self._warn(revived)
         tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params)
         tasks.end()

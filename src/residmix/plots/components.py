@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.plots.rows import Rows, covariances_of, features_of, residual_of, rows_of, telling_plane
+from residmix.plots.rows import Rows, covariances_of, features_of, means_of, residual_of, rows_of, telling_plane
 from residmix.plots.style import BEFORE, DASHES, INK, axes, colour, legend, marker, name
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def plot_components(
     if stage not in ("after", "before"):
         raise ValueError(f"stage must be 'after' or 'before', not {stage!r}")
     names = features_of(model)
-    means, covariances = np.asarray(model.means_), covariances_of(model)
+    means, covariances = means_of(model), covariances_of(model)
     first, second = _plane(names, features, means, covariances)
     ax = axes(ax, figsize=(4.8, 3.8))
     if X is not None:

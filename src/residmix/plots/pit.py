@@ -79,22 +79,29 @@ def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
     """Return :math:`F_j(x_j | m)`, (n, d): uniform if the mixture describes each feature rightly."""
     from scipy.special import ndtr
 
-    values = residual_of(model, rows)
-    weights = _weights(model, rows)
+    values, weights = residual_of(model, rows), _weights(model, rows)
+    means = np.broadcast_to(np.asarray(model.means_), (len(values), *model.means_.shape))
+    if np.ndim(getattr(model, "coef_", None)) == 3:  # effects by component: rows as they are, not what is left of them
+        from residmix.conditional.given import components_given
+
+        values, means = np.asarray(rows.X, dtype=np.float64), components_given(model, _metadata(model, rows)).means
     spread = np.sqrt(np.maximum(np.diagonal(covariances_of(model), axis1=1, axis2=2), 1e-300))
     below = np.zeros(values.shape)
     for k in range(len(model.weights_)):
-        below += weights[:, k : k + 1] * ndtr((values - model.means_[k]) / spread[k])
+        below += weights[:, k : k + 1] * ndtr((values - means[:, k]) / spread[k])
     return below
+
+
+def _metadata(model: Any, rows: Rows) -> Any:
+    where = rows.apart if rows.apart is not None else rows.frame
+    return where[list(model.residualizer_.design_.columns)] if hasattr(where, "columns") else where
 
 
 def _weights(model: Any, rows: Rows) -> NDArray[np.float64]:
     """Return the mixing weights of each row: with a gate they depend on its metadata."""
     if getattr(model, "gate_coef_", None) is None:
         return np.tile(np.asarray(model.weights_, dtype=np.float64), (len(rows.X), 1))
-    design = model.residualizer_.design_
-    where = rows.apart if rows.apart is not None else rows.frame
-    a = design.matrix(where[list(design.columns)] if hasattr(where, "columns") else where).dense
+    a = model.residualizer_.design_.matrix(_metadata(model, rows)).dense
     logits = model.gate_intercept_ + a @ model.gate_coef_.T
     logits = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(logits / logits.sum(axis=1, keepdims=True))

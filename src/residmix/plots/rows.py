@@ -15,9 +15,20 @@ from residmix.sources.open import as_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SHOWN_ROWS", "Rows", "covariances_of",
-    "family_of", "features_of", "metadata_of", "residual_of", "residualizer_of",
-           "rows_of", "sampled", "telling_plane"]  # fmt: skip
+__all__ = [
+    "SHOWN_ROWS",
+    "Rows",
+    "covariances_of",
+    "family_of",
+    "features_of",
+    "means_of",
+    "metadata_of",
+    "residual_of",
+    "residualizer_of",
+    "rows_of",
+    "sampled",
+    "telling_plane",
+]  # fmt: skip
 
 SHOWN_ROWS = 5000
 MOST_PAIRED = 12
@@ -143,6 +154,11 @@ def residual_of(model: Any, rows: Rows) -> Floats:
     if residualizer_of(model) is None:
         return np.asarray(rows.X, dtype=np.float64)
     return np.asarray(rows.call(model.residuals if hasattr(model, "means_") else model.transform), dtype=np.float64)
+
+
+def means_of(model: Any) -> Floats:
+    """Return where components lie among what a model leaves of rows, (K, d)."""
+    return np.asarray(getattr(model, "residual_means_", model.means_))
 
 
 def covariances_of(model: Any) -> Floats:

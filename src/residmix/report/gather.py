@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import unnoted
-from residmix.plots.rows import Rows, family_of, features_of, metadata_of, residual_of, residualizer_of, rows_of
+from residmix.plots.rows import (
+    Rows,
+    family_of,
+    features_of,
+    means_of,
+    metadata_of,
+    residual_of,
+    residualizer_of,
+    rows_of,
+)
 
 __all__ = ["Evidence", "gather"]
 
@@ -165,7 +174,7 @@ def _held_out(found: Evidence) -> float | None:
     if hasattr(model, "on_unknown"):
         changed["on_unknown"] = "mean"
     chosen = {"n_components": len(model.weights_), "covariance_type": family_of(model)}
-    start = {"weights_init": model.weights_, "means_init": model.means_, **chosen}
+    start = {"weights_init": model.weights_, "means_init": means_of(model), **chosen}
     try:
         for fold in range(3):
             copy = _fresh(model, **changed, **start)

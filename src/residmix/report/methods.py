@@ -12,6 +12,8 @@ REFERENCES = {
     "ecm": "Meng and Rubin (1993). Maximum likelihood estimation via the ECM algorithm. Biometrika 80:267-278.",
     "gate": "Dayton and Macready (1988). Concomitant-variable latent-class models. Journal of the American Statistical "
     "Association 83:173-178.",
+    "own": "Gruen and Leisch (2008). FlexMix version 2: finite mixtures with concomitant variables and varying and "
+    "constant parameters. Journal of Statistical Software 28(4).",
     "eb": "Johnson, Li and Rabinovic (2007). Adjusting batch effects in microarray expression data using empirical "
     "Bayes methods. Biostatistics 8:118-127.",
     "blup": "Henderson (1975). Best linear unbiased estimation and prediction under a selection model. Biometrics "
@@ -60,6 +62,9 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
     what = f"the effect of the metadata ({formula})" if formula else "the effect of the metadata"
     kept = setting.get("preserve")
     beside = f", with {kept} estimated beside it and kept" if kept else ""
+    if setting.get("effects") == "by-component":
+        cited.append("own")
+        return f"{what[0].upper()}{what[1:]} was estimated for each component, jointly with the mixture."
     if setting.get("estimation") == "joint":
         return f"{what[0].upper()}{what[1:]} was estimated jointly with the mixture{beside}."
     text = f"{what[0].upper()}{what[1:]} was removed from each feature by least squares{beside}"
@@ -80,7 +85,7 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
 def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str]) -> str:
     K, family = len(summary["components"]), summary["covariance_type"]
     target = "the residuals" if summary["metadata_columns"] else "the features"
-    joint = setting.get("estimation") == "joint"
+    joint = setting.get("estimation") == "joint" or setting.get("effects") == "by-component"
     cited.append("ecm" if joint else "em")
     how = "expectation conditional maximization" if joint else "expectation maximization"
     weights = ""

@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.plots.pit import BINS, pit_values
-from residmix.plots.rows import covariances_of
+from residmix.plots.rows import covariances_of, features_of, means_of
 from residmix.report.gather import Evidence
 from residmix.report.tables import number
 
-__all__ = ["agreement", "component_order", "component_rows", "fit_quality", "selection_rows"]
+__all__ = ["agreement", "component_order", "component_rows", "fit_quality", "own_effect_rows", "selection_rows"]
 
 Floats = NDArray[np.float64]
+
+# Effects by component that a report shows: those that differ most.
+MOST_EFFECTS = 20
 
 
 def component_order(model: Any) -> NDArray[np.integer[Any]]:
@@ -27,16 +30,39 @@ def component_rows(found: Evidence) -> list[dict[str, Any]]:
     model = found.model
     if not hasattr(model, "means_"):
         return []
-    covariances = covariances_of(model)
+    covariances, means = covariances_of(model), means_of(model)
     return [
         {
             "number": int(k),
             "weight": float(model.weights_[k]),
             "rows": None if found.labels is None else int(np.sum(found.labels == k)),
-            "mean": [float(value) for value in model.means_[k]],
+            "mean": [float(value) for value in means[k]],
             "sd": [float(value) for value in np.sqrt(np.maximum(np.diagonal(covariances[k]), 0.0))],
         }
         for k in component_order(model)
+    ]
+
+
+def own_effect_rows(model: Any) -> list[dict[str, Any]]:
+    """Return the effects that differ most between components: design column, feature, and each component's estimate.
+
+    They are compared over the spread of the column in the rows, in the feature's standard deviations within components.
+    """
+    coef = np.asarray(getattr(model, "coef_", np.empty(0)))
+    if coef.ndim != 3 or not coef.size:
+        return []
+    column = np.linalg.norm(np.linalg.pinv(model._to_residual.basis), axis=0)
+    variance = np.tensordot(model.weights_, np.diagonal(covariances_of(model), axis1=1, axis2=2), 1)
+    size = np.ptp(coef, axis=0) * column[:, None] / np.sqrt(np.maximum(variance, 1e-300))
+    order, names = component_order(model), features_of(model)
+    foremost = np.argsort(-size, axis=None, kind="stable")[:MOST_EFFECTS]
+    return [
+        {
+            "column": str(model.design_columns_[i]),
+            "feature": str(names[j]),
+            "estimates": [float(value) for value in coef[order, i, j]],
+        }
+        for i, j in zip(*np.unravel_index(foremost, size.shape), strict=True)
     ]
 
 

@@ -11,7 +11,14 @@ from residmix.persistence.about import settings_of
 from residmix.plots.rows import family_of, residualizer_of
 from residmix.report.gather import Evidence
 from residmix.report.methods import methods
-from residmix.report.mixture import agreement, component_order, component_rows, fit_quality, selection_rows
+from residmix.report.mixture import (
+    agreement,
+    component_order,
+    component_rows,
+    fit_quality,
+    own_effect_rows,
+    selection_rows,
+)
 from residmix.report.tables import associations, explained_by_feature, level_rows, term_rows, top_effects
 from residmix.report.verdict import alerts, verdict
 
@@ -58,6 +65,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "levels": level_rows(found),
         "association": associations(found),
         "components": component_rows(found),
+        "effects_by_component": own_effect_rows(model),
         "selection": selection_rows(model),
         "fit": fit_quality(found),
         "metadata": [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from residmix.plots.rows import covariances_of, family_of, features_of
+from residmix.plots.rows import covariances_of, family_of, features_of, means_of
 from residmix.report.mixture import component_order
 from residmix.surfaces import Summary
 
@@ -33,9 +33,9 @@ def mixture_text(model: Any) -> Summary:
     ]
     order = component_order(model)
     cells = [["component", *map(str, order)], ["weight", *(f"{model.weights_[k]:.3f}" for k in order)]]
+    means = means_of(model)
     cells += [
-        [names[j], *(f"{model.means_[k, j]:.4g} ± {spread[k, j]:.3g}" for k in order)]
-        for j in range(min(d, MOST_FEATURES))
+        [names[j], *(f"{means[k, j]:.4g} ± {spread[k, j]:.3g}" for k in order)] for j in range(min(d, MOST_FEATURES))
     ]
     widths = [max(len(row[place]) for row in cells) for place in range(K + 1)]
     lines += [

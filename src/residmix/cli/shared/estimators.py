@@ -52,8 +52,6 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
     if not K:
         from residmix.removal.residualizer import Residualizer
 
-        if chosen.joint:
-            raise click.UsageError("--joint needs components: give -k")
         _refuse_mixture(chosen)
         return Residualizer(
             chosen.formula,
@@ -82,8 +80,9 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
         formula=chosen.formula or "1",
         preserve=chosen.preserve,
         features=list(features),
-        estimation="joint" if chosen.joint else "two-stage",
+        estimation="joint" if chosen.joint or chosen.effects != "shared" else "two-stage",
         gating="metadata" if chosen.joint else "constant",
+        effects=chosen.effects,
         covariance_type=family if len(family) > 1 else family[0],
         n_factors=chosen.factors,
         criterion=chosen.criterion,
@@ -103,6 +102,8 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
 def _refuse_mixture(chosen: SimpleNamespace) -> None:
     """Raise for options of a mixture where none is asked for."""
     given = {
+        "--joint": chosen.joint,
+        "--effects": chosen.effects != "shared",
         "--factors": chosen.factors,
         "--noise": chosen.noise,
         "--t": chosen.student,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from residmix.conditional.labels import own_params_of_labels
+from residmix.conditional.own.labels import own_params_of_labels
 from residmix.conditional.starts import Group, constant_gate, gate_from, groups_of
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed

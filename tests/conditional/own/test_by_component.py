@@ -10,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 import residmix as rm
 from residmix.conditional.given import components_given
 from residmix.em.loop import run_em
+from residmix.errors import DesignWarning
 from residmix.mixture.given.by_component import steep
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import make_params
@@ -237,14 +238,21 @@ def test_labels_are_regressed_one_by_one():
         assert_allclose(model.intercept_ + model.means_[k], theta[2], atol=1e-7)
 
 
-def test_a_component_that_a_site_lacks_keeps_the_least_squares_effect_there():
-    X, site, cluster = sites(n=900)
+@pytest.mark.filterwarnings("ignore::residmix.errors.LeakageWarning")
+def test_a_component_that_a_site_lacks_keeps_the_least_squares_effect_there_and_is_told():
+    X, site, cluster = sites(n=900, scale=0.3)
+    X += 60 * np.array([[0, 0], [1, 0], [0, 1]])[cluster]  # far apart, so no row of b has a share in component 2
     lacks = ~((site == "b") & (cluster == 2))
     X, site, cluster = X[lacks], site[lacks], cluster[lacks]
-    model = own(3, labels_init=cluster, max_iter=0, tol=0).fit(X, metadata=site)
+    with pytest.warns(DesignWarning, match=r"effects: 2 \(.*b.*\); those of least squares"):
+        model = own(3, labels_init=cluster, gating="metadata").fit(X, metadata=site)
+    noted = [note["figures"] for note in model.notes_ if note["kind"] == "effects-not-estimated"]
+    assert noted[0]["effects"].keys() == {"2"}
     assert np.isfinite(model.coef_).all()
-    least = model.residualizer_.coef_
-    assert np.abs(model.coef_[2]).max() < 10 * np.abs(least).max()
+    # what c's rows say of component 2 stays what they say
+    means = model.intercept_ + model.means_[2] + np.array([[0, 0], [0, 1]]) @ model.coef_[2]
+    assert_allclose(means[0], X[(site == "a") & (cluster == 2)].mean(axis=0), atol=1e-6)
+    assert_allclose(means[1], X[(site == "c") & (cluster == 2)].mean(axis=0), atol=1e-6)
 
 
 def test_a_dead_component_is_revived_with_the_effects_of_the_heaviest():
