@@ -1,6 +1,8 @@
-"""Confounder tests: level and power."""
+"""Confounder tests: level, power, and agreement with mlconfound."""
 
+import json
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,8 @@ from scipy import stats
 
 import residmix as rm
 from residmix.diagnostics.confounding.swaps import Swaps, permuted_products
+
+CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "mlconfound.json").read_text())
 
 
 def simulated(n, rng, kind, lean=0.0):
@@ -22,7 +26,12 @@ def simulated(n, rng, kind, lean=0.0):
 @pytest.mark.parametrize("kind", ["partial", "full"])
 def test_p_values_are_uniform_where_the_null_hypothesis_holds(kind):
     rng = np.random.default_rng(0)
-    p = [rm.confounder_test(*simulated(60, rng, kind), kind, n_permutations=39, n_steps=15).p_value for _ in range(120)]
+    p = [
+        rm.confounder_test(
+            *simulated(60, rng, kind), kind, statistic="partial-r2", n_permutations=39, n_steps=15
+        ).p_value
+        for _ in range(120)
+    ]
     assert stats.kstest(p, "uniform").pvalue > 0.01
     assert stats.binomtest(int((np.array(p) <= 0.05).sum()), 120, 0.05).pvalue > 0.01
     # the same predictions depend on what the test holds fixed
@@ -34,6 +43,26 @@ def test_p_values_are_uniform_where_the_null_hypothesis_holds(kind):
 def test_predictions_that_lean_are_found(kind):
     rng = np.random.default_rng(1)
     assert rm.confounder_test(*simulated(300, rng, kind, 0.6), kind, n_permutations=199).p_value < 0.02
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_it_agrees_with_mlconfound(case):
+    n, categorical, lean = case["n"], case["categorical"], case["lean"]
+    rng = np.random.default_rng(n + categorical)  # as tests/fixtures/mlconfound.py draws them
+    for kind in ["partial"] if case["kind"] == "partial" else ["partial", "full"]:
+        if kind == "partial":
+            c = rng.integers(0, 3, n) if categorical else rng.normal(size=n)
+            shift = c - 1.0 if categorical else c
+            y = 0.6 * shift + rng.normal(size=n)
+        own, other = (y, shift) if kind == "partial" else (shift, y)
+        prediction = np.round(own + lean * other + rng.normal(size=n), 6)
+    data = np.round(y, 6), c.astype(str) if categorical else np.round(c, 6)
+    found = rm.confounder_test(prediction, *data, case["kind"])
+    assert found.statistic == pytest.approx(case["statistic"], rel=1e-6)
+    assert found.expected[1] == pytest.approx(case["expected"], abs=0.01)
+    # p values of 999 and of 1,000 permutations, by models that differ a little
+    spread = np.sqrt(2 * case["p"] * (1 - case["p"]) / 1000)
+    assert abs(found.p_value - case["p"]) < 3 * spread + 0.01
 
 
 def test_any_number_and_type_of_confounders():

@@ -79,7 +79,7 @@ def confounder_test(
     confounders: Any,
     kind: str = "partial",
     *,
-    statistic: str = "partial-r2",
+    statistic: str = "r2",
     n_permutations: int | None = None,
     n_steps: int | None = None,
     random_state: int = 0,
@@ -102,10 +102,10 @@ def confounder_test(
     confounders : array (n,) or (n, p), or frame
         Numbers are taken as numbers: turn codes of categories into text.
     kind : {"partial", "full"}
-    statistic : {"partial-r2", "r2"}
-        Of the part of the prediction that the target (confounders, in the full test) doesn't explain by an additive
-        model; or of the prediction as it is, as in mlconfound, which finds less: where predictions are good, fewer than
-        5 % of the p values are below .05 under the null hypothesis.
+    statistic : {"r2", "partial-r2"}
+        Of the prediction as it is, as in mlconfound; or of what an additive model of the target (confounders, in the
+        full test) leaves of it, which also sees a dependence smaller than expected, and keeps its level to the point
+        where predictions are so good that the other's p values below .05 become fewer than 5 %.
     n_permutations, n_steps : int, optional
         Permutations, and steps of swaps that lead to each. Default: 999 and 50; with more than 40,000 rows fewer, down
         to 199 and 10, as a permutation of many rows says more.

@@ -130,17 +130,19 @@ def unexplained(columns: Floats, others: Variables) -> Floats:
 def given(target: Variables, others: Variables) -> tuple[Floats, Floats]:
     """Return r (n, q) of the target's values and g (n, q) of the others': see `residmix.diagnostics.confounding.swaps`.
 
-    Numbers are normal about an additive model, with one covariance; one categorical target has a multinomial logit.
+    Numbers are normal about an additive model, with one covariance; one categorical target has a multinomial logit. The
+    model is linear in numbers unless splines have the lower BIC.
     """
-    design = orthonormal(others.smooth())
+    designs = [orthonormal(others.columns()), orthonormal(others.smooth())]
     if target.levels:
         codes = target.levels[0]
-        model = LogisticRegression(C=LOGIT, max_iter=1000).fit(design * np.sqrt(len(design)), codes)
-        logs = model.predict_log_proba(design * np.sqrt(len(design)))
+        tried = [_logit(design, codes) for design in designs]
+        logs = min(tried, key=lambda one: one[0])[1]
         if logs.shape[1] == 2:
             return codes[:, None].astype(np.float64), logs[:, 1:] - logs[:, :1]
         return _indicators(codes), logs
     y = target.numbers - target.numbers.mean(axis=0)
+    design = min(designs, key=lambda one: _bic(one, y))
     fitted = design @ (design.T @ y)
     rest = y - fitted
     covariance = rest.T @ rest / max(len(y) - design.shape[1] - 1, 1)
@@ -148,3 +150,16 @@ def given(target: Variables, others: Variables) -> tuple[Floats, Floats]:
     values, vectors = np.linalg.eigh(covariance / scale[:, None] / scale)
     white = vectors / np.sqrt(np.maximum(values, ALIASED)) / scale[:, None]
     return y @ white, fitted @ white
+
+
+def _bic(design: Floats, y: Floats) -> float:
+    left = np.maximum((y**2).sum(axis=0) - ((design.T @ y) ** 2).sum(axis=0), 1e-300)
+    return float(len(y) * np.log(left).sum() + y.shape[1] * design.shape[1] * np.log(len(y)))
+
+
+def _logit(design: Floats, codes: NDArray[np.intp]) -> tuple[float, Floats]:
+    """Return BIC and log-probabilities (n, L) of a multinomial logit."""
+    scaled = design * np.sqrt(len(design))
+    logs = np.asarray(LogisticRegression(C=LOGIT, max_iter=1000).fit(scaled, codes).predict_log_proba(scaled))
+    free = design.shape[1] * (logs.shape[1] - 1)
+    return float(free * np.log(len(codes)) - 2 * logs[np.arange(len(codes)), codes].sum()), logs
