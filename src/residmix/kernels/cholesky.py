@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dtrtri
 
-__all__ = ["inverse_cholesky", "inverse_triangles"]
+__all__ = ["inverse_cholesky", "inverse_triangles", "many_inverse_cholesky"]
 
 Floats = NDArray[np.float64]
+
+# Size up to which a call of LAPACK costs more than its arithmetic.
+SMALL_MATRIX = 12
 
 
 def inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
@@ -37,6 +40,21 @@ def inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         if not failed[k]:
             factors[k : k + 1], failed[k : k + 1] = inverse_cholesky(matrix[None])
     return factors, failed
+
+
+def many_inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return what `inverse_cholesky` does, to rounding; quicker for tens of small matrices."""
+    diagonal = matrices.diagonal(0, 1, 2)
+    if diagonal.min() > 0 and matrices.shape[1] <= SMALL_MATRIX:
+        root = np.sqrt(diagonal)
+        try:
+            lower = np.linalg.cholesky(matrices / (root[:, :, None] * root[:, None, :]))
+            inverse = np.linalg.solve(lower, np.eye(matrices.shape[1]))
+        except np.linalg.LinAlgError:
+            return inverse_cholesky(matrices)
+        if np.isfinite(inverse).all():
+            return np.triu(inverse.swapaxes(1, 2)) / root[:, :, None], np.zeros(len(matrices), dtype=bool)
+    return inverse_cholesky(matrices)
 
 
 def inverse_triangles(triangles: Floats) -> Floats:

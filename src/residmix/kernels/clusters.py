@@ -34,14 +34,10 @@ def seed(
         How often to do it: side by side if rows are few.
     """
     shares = random_state.uniform(size=(runs, n_clusters, 2 + int(np.log(n_clusters))))
-    together = _together(columns, n_clusters, runs)
+    # what fits a cache goes side by side
+    together = int(min(runs, max(1, MOST_NUMBERS // (columns.shape[1] * n_clusters))))
     parts = [_seeded(columns, weight, shares[i : i + together]) for i in range(0, runs, together)]
     return np.concatenate(parts)
-
-
-def _together(columns: Floats, n_clusters: int, runs: int) -> int:
-    """Return how many runs go side by side: what fits a cache."""
-    return int(min(runs, max(1, MOST_NUMBERS // (columns.shape[1] * n_clusters))))
 
 
 def _seeded(columns: Floats, weight: Floats, shares: Floats) -> Floats:
@@ -67,26 +63,49 @@ def lloyd(columns: Floats, weight: Floats, centres: Floats, max_iter: int) -> ND
     """Return the rows' clusters (runs, n) after k-means from centres (runs, K, d); with ``max_iter=0`` the nearest.
 
     A cluster without rows stays where it is. Runs go on side by side until none of them changes.
+
+    Parameters
+    ----------
+    columns : ndarray (d, n) or (runs, d, n)
+        The rows' columns; the same for all runs, or each in coordinates of its own.
+    weight : ndarray (n,)
+    centres : ndarray (runs, K, d)
+    max_iter : int
     """
-    runs, K, d = centres.shape
-    together = _together(columns, K, runs)
+    runs, K, _ = centres.shape
+    together = min(runs, max(1, MOST_NUMBERS // (columns.shape[-1] * K)))
     if together < runs:
-        parts = np.split(centres, range(together, runs, together))
-        return np.concatenate([lloyd(columns, weight, part, max_iter) for part in parts])
-    plain, weighted = small(columns.shape[1], K * d), (columns * weight).T
-    centres, before = np.array(centres), np.empty(0, dtype=np.int64)
-    for iteration in range(max_iter + 1):
-        far = squared_distances(columns, centres.reshape(-1, d), plain=plain).reshape(runs, K, -1)
-        labels, least = np.zeros(far[:, 0].shape, dtype=np.int64), far[:, 0].copy()
-        for k in range(1, K):
-            np.copyto(labels, k, where=far[:, k] < least)
-            np.minimum(far[:, k], least, out=least)
-        if iteration == max_iter or np.array_equal(labels, before):
-            break
-        before, member = labels, (labels[:, None] == np.arange(K)[:, None]).astype(np.float64)
+        parts = range(0, runs, together)
+        own = columns.ndim == 3
+        return np.concatenate(
+            [
+                lloyd(columns[i : i + together] if own else columns, weight, centres[i : i + together], max_iter)
+                for i in parts
+            ]
+        )
+    weighted, centres = (columns * weight).swapaxes(-1, -2), np.array(centres)
+    moving, own = np.arange(runs), columns.ndim == 3
+    for _ in range(max_iter):
+        now = centres[moving]
+        far = _distances(columns[moving] if own else columns, now)
+        # of rows as near to two clusters both have a share
+        member = (far == far.min(axis=1)[:, None]).astype(np.float64)
         counts = (member @ weight)[:, :, None]
-        np.divide(member @ weighted, counts, out=centres, where=counts > 0)
-    return labels
+        following = member @ (weighted[moving] if own else weighted)
+        np.divide(following, counts, out=following, where=counts > 0)
+        following = np.where(counts > 0, following, now)
+        centres[moving] = following
+        moving = moving[(following != now).any(axis=(1, 2))]
+        if not len(moving):
+            break
+    return np.asarray(_distances(columns, centres).argmin(axis=1), dtype=np.int64)
+
+
+def _distances(columns: Floats, centres: Floats) -> Floats:
+    """Return half the squared distances (runs, K, n), less what is the same for all clusters."""
+    runs, K, d = centres.shape
+    along = centres @ columns if columns.ndim == 3 else (centres.reshape(-1, d) @ columns).reshape(runs, K, -1)
+    return np.subtract(0.5 * np.einsum("rkj,rkj->rk", centres, centres)[:, :, None], along, out=along)
 
 
 def cluster_moments(

@@ -104,7 +104,7 @@ def _each(
     runs: int, of_components: tuple[Floats, ...], sums: Callable[..., tuple[float, Floats, Floats, Floats]]
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Return the sums of each of several mixtures, one after the other, side by side."""
-    parts = (np.split(array, runs) for array in of_components)
+    parts = (array.reshape(runs, -1, *array.shape[1:]) for array in of_components)
     values, *moments = zip(*(sums(*part) for part in zip(*parts, strict=True)), strict=True)
     mass, shift, scatter = map(np.concatenate, moments)
     return np.array(values), mass, shift, scatter

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.params import MixtureParams, make_params
 
-__all__ = ["CANCELLED", "DEAD_ROWS", "covariances_from_scatter", "dead_components", "m_step"]
+__all__ = [
+    "CANCELLED",
+    "DEAD_ROWS",
+    "covariances_from_scatter",
+    "dead_components",
+    "keep_where_cancelled",
+    "m_step",
+    "with_ridge",
+]
 
 Floats = NDArray[np.float64]
 
@@ -54,14 +62,7 @@ def covariances_from_scatter(
     W, counts = of.within(scatter, shift, weight), weight
     if restraint is not None and restraint.prior is not None:
         W, counts = restraint.prior.steadied(of, W, weight)
-    if W.ndim == 3:
-        W = 0.5 * (W + np.swapaxes(W, 1, 2))
-        if np.ndim(reg_covar) == 2:
-            W += reg_covar
-        else:
-            np.einsum("kii->ki", W)[...] += reg_covar
-    else:
-        W = W + reg_covar
+    W = with_ridge(W, reg_covar)
     previous = None if params is None or not of.linked else params.full_covariances()
     if previous is not None and dead is not None and dead.any() and len(W) == len(dead):
         W[dead] = of.of_full(previous, weight)[dead]
@@ -71,6 +72,18 @@ def covariances_from_scatter(
     if restraint is not None:
         return restraint.fit(of, W, counts, previous, parts)
     return of.fit_with_parts(W, counts, previous, parts)
+
+
+def with_ridge(W: Floats, reg_covar: float | Floats) -> Floats:
+    """Return covariances (K, d, d), made symmetric, or variances (K, d) with `reg_covar` added."""
+    if W.ndim == 2:
+        return W + reg_covar
+    W = 0.5 * (W + np.swapaxes(W, 1, 2))
+    if np.ndim(reg_covar) == 2:
+        W += reg_covar
+    else:
+        np.einsum("kii->ki", W)[...] += reg_covar
+    return W
 
 
 def m_step(
@@ -103,7 +116,7 @@ def m_step(
         moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar, params, dead
     )
     if parts is None:
-        covariances = _keep_where_cancelled(covariances, e, params, dead)
+        covariances = keep_where_cancelled(covariances, e, params, dead)
     elif params.parts is not None and (jumped := _jumped(covariances, e, params)).any():
         parts = np.where(jumped[:, None, None], params.parts, parts)
         covariances = np.where(jumped[:, None, None], params.covariances, covariances)
@@ -119,7 +132,7 @@ def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:
     return moments.weight <= DEAD_ROWS * moments.total / moments.rows
 
 
-def _keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams, dead: NDArray[np.bool_]) -> Floats:
+def keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams, dead: NDArray[np.bool_]) -> Floats:
     """Keep the old covariance where the mean jumped so far that the new one is all rounding error.
 
     That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.

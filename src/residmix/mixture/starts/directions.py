@@ -43,33 +43,32 @@ def directions(y: Floats, w: Floats, wanted: int) -> Floats:
     total, d = w.sum(), y.shape[1]
     squared = w * (y**2).sum(axis=1)
     _, vectors = np.linalg.eigh((y * squared[:, None]).T @ y / total)
-    small = [vectors[:, j] for j in range(min(wanted, d))]
-    found: list[Floats] = []
-    for start in small:
-        found.append(_sharpened(y, w, start, found, -1))
-    found.append(_sharpened(y, w, vectors[:, -1], [], 1))
-    found.append(_skewest(y, w, squared @ y))
-    return np.stack([_upright(y, w, u) for u in found], axis=1)
+    m = min(wanted, d)
+    u = _sharpened(y, w, np.concatenate([vectors[:, :m], vectors[:, -1:]], axis=1), np.r_[np.full(m, -1.0), 1.0])
+    u = np.concatenate([u, _skewest(y, w, squared @ y)[:, None]], axis=1)
+    # each the way that rows are skewed
+    return np.where(w @ (y @ u) ** 3 >= 0, u, -u)
 
 
-def _sharpened(y: Floats, w: Floats, u: Floats, others: list[Floats], sign: int) -> Floats:
-    """Return the direction near u, at right angles to others, of extreme kurtosis: smallest if `sign` is -1."""
-    total = w.sum()
-    best, reached = u, -np.inf
+def _sharpened(y: Floats, w: Floats, u: Floats, sign: Floats) -> Floats:
+    """Return directions near u (d, m) of extreme kurtosis: smallest, each at right angles to those before, where `sign`
+    is -1; and of the last one the largest.
+    """
+    total, alone = w.sum(), len(sign) - 1
+    best, reached = u.copy(), np.full(len(sign), -np.inf)
     for _ in range(STEPS):
-        for other in others:
-            u = u - (other @ u) * other
-        length = float(np.linalg.norm(u))
-        if not length > 1e-8:
-            break
-        u = u / length
+        # Gram and Schmidt's, in order
+        q, r = np.linalg.qr(u[:, :alone])
+        u = np.concatenate([q * np.where(np.diagonal(r) < 0, -1.0, 1.0), u[:, alone:]], axis=1)
+        u = u / np.maximum(np.sqrt((u**2).sum(axis=0)), 1e-300)
         p = y @ u
-        cubes = w * p * p * p
-        value = sign * float(cubes @ p) / total
-        if not value > reached + SMALL:
+        cubes = p * p * p * w[:, None]
+        value = sign * np.einsum("ij,ij->j", cubes, p) / total
+        better = value > reached + SMALL
+        if not better.any():
             break
-        best, reached = u, value
-        u = sign * (cubes @ y / total - 3 * u)
+        best, reached = np.where(better, u, best), np.where(better, value, reached)
+        u = sign * (y.T @ cubes / total - 3 * u)
     return best
 
 
@@ -83,8 +82,3 @@ def _skewest(y: Floats, w: Floats, u: Floats) -> Floats:
         u = (w * (y @ u) ** 2) @ y
     length = float(np.linalg.norm(u))
     return u / length if length > 0 else np.eye(y.shape[1])[0]
-
-
-def _upright(y: Floats, w: Floats, u: Floats) -> Floats:
-    """Return u or -u, whichever the rows are skewed along."""
-    return u if w @ (y @ u) ** 3 >= 0 else -u

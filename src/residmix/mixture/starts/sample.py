@@ -28,7 +28,7 @@ LARGEST = 1e140
 # Directions of less than this share of the largest variance don't count.
 FLAT = 1e-10
 # Rows that a thinned sample has at least.
-THINNED = 2_000
+THINNED = 1_000
 # Different rows for each direction that whitening needs.
 FEW = 3
 
@@ -120,7 +120,7 @@ class Sample:
         )
 
     def thinned(self, size: int) -> Sample:
-        """Return every so many rows, at least `size` and 2,000, or all."""
+        """Return every so many rows, at least `size` and 1,000, or all."""
         step = max(1, len(self.y) // max(size, THINNED))
         if step == 1:
             return self

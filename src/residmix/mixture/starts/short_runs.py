@@ -6,18 +6,15 @@ the EM algorithm", their em-EM strategy, in rounds: fewer and fewer runs, longer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.clusters import cluster_moments, lloyd, seed
+from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.doubts.spikes import spikes
 from residmix.mixture.iteration.estep import mixture_block_rows
-from residmix.mixture.iteration.short import short_runs
+from residmix.mixture.iteration.short import Runs, short_runs
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
-from residmix.mixture.starts.clusters import from_labels
+from residmix.mixture.starts.clusters import runs_from_labels
 from residmix.mixture.starts.directions import directions
 from residmix.mixture.starts.sample import Sample, quantiles
 from residmix.rows.rows import ArrayRows, Rows
@@ -25,27 +22,27 @@ from residmix.rows.rows import ArrayRows, Rows
 __all__ = ["best_short_run"]
 
 Floats = NDArray[np.float64]
-# Log-likelihood per row, and where it was reached.
-Run = tuple[float, MixtureParams]
+Labels = NDArray[np.int64]
 
-# Starts of each kind: rows nearest to seeds far apart, k-means clusters, and these in a metric of their own.
-DRAWN = 4
-# The same where rows are few: runs are quick then, and optima many.
-DRAWN_AMONG_FEW, FEW_ROWS = 8, 1_000
+# Starts of each kind, rows nearest to seeds far apart and k-means clusters, and how many runs go on after a round;
+# the same where rows are few: runs are quick then, and optima many.
+DRAWN, KEPT = 4, (8, 3)
+DRAWN_AMONG_FEW, KEPT_AMONG_FEW, FEW_ROWS = 10, (12, 6), 500
 # Rows that starts are looked for among and the first round is run on, for each parameter of the means.
 ROWS_PER_PARAMETER = 20
 # Directions of small kurtosis that clusters are sought along, at most.
 MOST_DIRECTIONS = 4
 LLOYD_ITERATIONS = 10
-# Times that k-means clusters are sought in the metric of the clusters before.
-METRICS = 3
-# Rounds: iterations of each run, and how many runs go on.
-ROUNDS = ((4, 10), (10, 4), (30, 1))
+# Iterations of each run in each round.
+ROUNDS = (6, 12, 30)
 SHORT_TOL = 1e-3
+# Times its last gain that a run may gain yet: it's given up where that isn't enough to be the likeliest.
+HOPE = 100.0
 # Share of the rows' variance added to every covariance at first: a run must not win by a spike on a few rows.
-RIDGE = 1e-3
-# Runs that end this close to each other in log-likelihood per row are the same.
-SAME = 1e-7
+RIDGE = 3e-4
+# Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
+# of so like a weight.
+SAME, SAME_WEIGHT = 0.25, 0.05
 
 
 def best_short_run(
@@ -73,17 +70,23 @@ def best_short_run(
         If all do.
     """
     few, everything = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), _rows(sample, K)
-    runs = [(-np.inf, start) for start in _starts(few, sample, wide, K, covariance_type, random_state)]
-    for round_, (iterations, kept) in enumerate(ROUNDS):
+    columns = np.ascontiguousarray(few.y.T)
+    labels = _different(_labels(columns, few, sample, wide, K, random_state), K)
+    runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE)
+    kept = KEPT if len(few.w) > FEW_ROWS else KEPT_AMONG_FEW
+    for round_, iterations in enumerate(ROUNDS):
         # the last round is without the ridge, which blurs clusters that are flat in some direction: as the fit will be
         last = round_ == len(ROUNDS) - 1
-        rows = everything if round_ else _rows(few, K)
+        rows = everything if round_ or few is sample else _rows(few, K)
         ridge, tol = (sample.ridge(reg_covar), 0.1 * SHORT_TOL) if last else (RIDGE, SHORT_TOL)
-        longer, failure = _longer(rows, [params for _, params in runs], ridge, tol, iterations)
-        if failure is not None and not longer and not (last and reg_covar > 0):
-            raise failure
-        runs = _kept(longer or runs, kept, sample)
-    return runs[0][1]
+        try:
+            runs = short_runs(rows, runs, reg_covar=ridge, tol=tol, max_iter=iterations, hope=HOPE)
+        except SingularCovarianceError:
+            if not (last and reg_covar > 0):
+                raise
+        if not last:
+            runs = runs.only(_likeliest(runs, kept[round_]))
+    return _without_spikes(runs, sample)
 
 
 def _rows(sample: Sample, K: int) -> Rows:
@@ -91,64 +94,61 @@ def _rows(sample: Sample, K: int) -> Rows:
     return ArrayRows(sample.y, weight=weight, block_rows=mixture_block_rows(sample.y.shape[1], K))
 
 
-def _longer(
-    rows: Rows, starts: list[MixtureParams], ridge: float | Floats, tol: float, iterations: int
-) -> tuple[list[Run], SingularCovarianceError | None]:
-    """Return runs some iterations further, but those that fail, and why one of them does."""
-    run = partial(short_runs, rows, reg_covar=ridge, tol=tol, max_iter=iterations)
-    try:
-        return run(starts), None
-    except SingularCovarianceError:
-        longer, failure = [], None
-        for start in starts:
-            try:
-                longer += run([start])
-            except SingularCovarianceError as error:
-                failure = error
-        return longer, failure
+def _likeliest(runs: Runs, wanted: int) -> NDArray[np.intp]:
+    """Return the likeliest runs that differ: in a component's weight, or in where it is."""
+    weights = runs.params.weights.reshape(runs.n_runs, -1)
+    means = runs.params.means.reshape(*weights.shape, -1)
+    chosen: list[int] = []
+    for run in np.argsort(-runs.values, kind="stable"):
+        apart = ((means[chosen][:, :, None] - means[run]) ** 2).sum(axis=3) > SAME**2
+        apart |= np.abs(weights[chosen][:, :, None] - weights[run]) > SAME_WEIGHT
+        if apart.all(axis=1).any(axis=1).all():
+            chosen.append(int(run))
+        if len(chosen) == wanted:
+            break
+    return np.array(chosen, dtype=np.intp)
 
 
-def _kept(runs: list[Run], wanted: int, sample: Sample) -> list[Run]:
-    """Return the likeliest runs that differ, those without spikes first."""
+def _without_spikes(runs: Runs, sample: Sample) -> MixtureParams:
+    """Return the likeliest run without spikes, or the likeliest if all have some."""
     total = float(sample.w.sum())
-    different: list[Run] = []
-    for run in sorted(runs, key=lambda run: -run[0]):
-        if all(abs(run[0] - other[0]) > SAME for other in different):
-            different.append(run)
-    spiky = [bool(spikes(params, total, sample.far_from_rest(params))) for _, params in different]
-    order = sorted(range(len(different)), key=lambda i: spiky[i])
-    return [different[i] for i in order[:wanted]]
+    order = np.argsort(-runs.values, kind="stable")
+    for run in order:
+        params = runs.one(run)
+        if not spikes(params, total, sample.far_from_rest(params)):
+            return params
+    return runs.one(order[0])
 
 
-def _starts(
-    few: Sample, sample: Sample, wide: Sample, K: int, covariance_type: str, random_state: np.random.RandomState
-) -> Iterator[MixtureParams]:
-    """Yield parameters to begin with, for few of a sample's rows: of clusters in all directions, and in some."""
-    columns, w = np.ascontiguousarray(few.y.T), few.w
-    drawn = DRAWN_AMONG_FEW if len(w) <= FEW_ROWS else DRAWN
-    seeds = seed(columns, w, K, random_state, 3 * drawn)
-    near, moved = lloyd(columns, w, seeds[:drawn], 0), lloyd(columns, w, seeds[drawn:], LLOYD_ITERATIONS)
-    labels = [*near, *moved[:drawn]]
+def _labels(
+    columns: Floats, few: Sample, sample: Sample, wide: Sample, K: int, random_state: np.random.RandomState
+) -> Labels:
+    """Return clusterings (runs, n) of few of a sample's rows: in all directions, and in some."""
+    w, drawn = few.w, DRAWN if len(few.w) > FEW_ROWS else DRAWN_AMONG_FEW
+    moved = _different(lloyd(columns, w, seed(columns, w, K, random_state, drawn), LLOYD_ITERATIONS), K)
+    labels = [moved]
+    if len(moved) > 1:  # else clusters lie so clearly apart that k-means finds them from everywhere
+        labels.append(lloyd(columns, w, seed(columns, w, K, random_state, drawn), 0))
     if few.whitened:
-        labels += [_in_their_own_metric(columns, w, one, K, random_state) for one in (*moved[drawn:], *near)]
-        if few.y.shape[1] > 1:
-            labels += _in_directions(few, sample, wide, K, random_state)
-    else:
-        labels += [*moved[drawn:]]
-    found, failure = 0, None
-    for one in labels:
-        try:
-            yield from_labels(columns, w, one, K, covariance_type, RIDGE)
-            found += 1
-        except SingularCovarianceError as error:
-            failure = error
-    if failure is not None and not found:
-        raise failure
+        labels.append(_in_their_own_metric(columns, w, moved, K))
+        if len(columns) > 1:
+            labels.append(_in_directions(few, sample, wide, K, random_state))
+    return np.concatenate(labels)
 
 
-def _in_directions(
-    few: Sample, sample: Sample, wide: Sample, K: int, random_state: np.random.RandomState
-) -> list[NDArray[np.int64]]:
+def _different(labels: Labels, K: int) -> Labels:
+    """Return the clusterings that differ by more than the clusters' numbers."""
+    # numbered in the order in which they begin
+    member = labels[:, None] == np.arange(K)[:, None]
+    first = np.where(member.any(axis=2), member.argmax(axis=2), labels.shape[1])
+    rank = np.argsort(np.argsort(first, axis=1), axis=1).astype(np.int32)
+    known: dict[bytes, int] = {}
+    for run, renamed in enumerate(np.take_along_axis(rank, labels, axis=1)):
+        known.setdefault(renamed.tobytes(), run)
+    return labels[list(known.values())]
+
+
+def _in_directions(few: Sample, sample: Sample, wide: Sample, K: int, random_state: np.random.RandomState) -> Labels:
     """Return k-means clusters along the least normal directions, one by one and together."""
     # far rows would be clusters of their own in any direction
     inside, d = wide.inside, few.y.shape[1]
@@ -156,41 +156,31 @@ def _in_directions(
     if wide is not sample:
         found = sample.back @ (wide.to @ found)
         found /= np.sqrt((found**2).sum(axis=0))
-    together = [list(range(min(K - 1, d, MOST_DIRECTIONS)))] if K > 2 else []
-    labels = []
-    for chosen in [[j] for j in range(found.shape[1])] + together:
-        projected = (few.y @ found[:, chosen]).T
-        within = projected[:, few.inside]
-        bounded = np.ascontiguousarray(np.clip(projected, *_ends(within)))
-        alone = len(chosen) == 1
-        centres = _evenly(bounded[0], few.w, K)[None, :, None] if alone else seed(bounded, few.w, K, random_state)
-        labels.append(lloyd(bounded, few.w, centres, 30)[0])
-    return labels
+    along = few.y @ found
+    ends = along[few.inside].min(axis=0), along[few.inside].max(axis=0)
+    bounded = np.ascontiguousarray(np.clip(along, *ends).T)
+    evenly = np.stack([_evenly(one, few.w, K) for one in bounded])
+    labels = lloyd(bounded[:, None], few.w, evenly[:, :, None], 30)
+    if K == 2:
+        return labels
+    first = bounded[: min(K - 1, d, MOST_DIRECTIONS)]
+    return np.concatenate([labels, lloyd(first, few.w, seed(first, few.w, K, random_state), 30)])
 
 
-def _in_their_own_metric(
-    columns: Floats, w: Floats, labels: NDArray[np.int64], K: int, random_state: np.random.RandomState
-) -> NDArray[np.int64]:
-    """Return k-means clusters by distances in the units of the scatter within given clusters, and once more.
+def _in_their_own_metric(columns: Floats, w: Floats, labels: Labels, K: int) -> Labels:
+    """Return k-means clusters by distances in the units of the scatter within given clusters.
 
     Whitened rows lie apart by least where clusters do; this undoes it, whatever linear map rows went through (Art,
     Gnanadesikan & Kettenring 1982, "Data-based metrics for cluster analysis", Utilitas Mathematica 21A).
     """
-    d = len(columns)
-    for again in range(METRICS):
-        _, _, scatter = cluster_moments(columns, w, labels, K, diagonal=False)
-        within = scatter.sum(axis=0) / w.sum() + RIDGE * np.eye(d)
-        scaled = np.ascontiguousarray(np.linalg.solve(np.linalg.cholesky(within), columns))
-        if again == 0:
-            centres = seed(scaled, w, K, random_state)
-        else:
-            centres = cluster_moments(scaled, w, labels, K, diagonal=True)[1][None]
-        labels = lloyd(scaled, w, centres, LLOYD_ITERATIONS)[0]
-    return labels
-
-
-def _ends(values: Floats) -> tuple[Floats, Floats]:
-    return values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+    d, runs = len(columns), np.arange(len(labels))[:, None]
+    share = (labels[:, None] == np.arange(K)[:, None]) * w
+    counts = share.sum(axis=2, keepdims=True)
+    means = (share @ columns.T) / np.where(counts > 0, counts, 1.0)
+    gap = columns.T - means[runs, labels]
+    within = (gap * w[:, None]).swapaxes(1, 2) @ gap / w.sum() + RIDGE * np.eye(d)
+    to = np.linalg.inv(np.linalg.cholesky(within))
+    return lloyd(to @ columns, w, means @ to.swapaxes(1, 2), LLOYD_ITERATIONS)
 
 
 def _evenly(values: Floats, w: Floats, K: int) -> Floats:
