@@ -14,6 +14,8 @@ import pytest
 from sklearn.base import clone
 
 import residmix as rm
+from residmix.em.loop import EMState
+from residmix.em.runs import run_starts
 from residmix.persistence import read, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -201,3 +203,20 @@ def test_a_checkpoint_changes_no_bit_and_leaves_no_file(rng_X, tmp_path):
     kept = rm.GaussianMixture(2, n_init=2, tol=1e-3, random_state=0, checkpoint=tmp_path / "x.ckpt").fit(rng_X)
     assert np.array_equal(plain.means_, kept.means_)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_spare_starts_are_run_as_long_as_those_before_them_do_not_satisfy():
+    class Iterations:
+        revived: list = []
+
+    def run(i, start, callback):
+        return EMState(start, (float(start),))
+
+    def ran(enough):
+        spare = lambda i, ended: i >= 2 and max(state.params for state in ended) >= enough  # noqa: E731
+        ended = run_starts(Iterations(), lambda: [1, 2, 3, 4], run, failure=ValueError, spare=spare)
+        return [state.params for state in ended]
+
+    assert ran(2) == [1, 2]
+    assert ran(3) == [1, 2, 3]
+    assert ran(9) == [1, 2, 3, 4]

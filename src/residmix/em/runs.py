@@ -83,6 +83,7 @@ def run_starts(
     failure: type[Exception],
     path: str | os.PathLike[str] | None = None,
     fingerprint: str = "",
+    spare: Callable[[int, list[EMState[Any]]], bool] = lambda i, ended: False,
 ) -> list[EMState[Any]]:
     """Run EM from every start; with a `path`, go on where a fit that was stopped had come to, bit for bit.
 
@@ -99,6 +100,8 @@ def run_starts(
         A file written under a temporary name after each iteration and renamed; removed when the fit is done.
     fingerprint : str
         See :func:`fingerprint`.
+    spare : callable
+        Whether the start number i, and all after it, can be spared, given how those before it ended.
 
     Raises
     ------
@@ -117,6 +120,8 @@ def run_starts(
             write(journal, path)
 
     for i in range(len(journal.ended), len(journal.starts)):
+        if journal.running is None and spare(i, [state for state in journal.ended if state is not None]):
+            break
         begin = journal.starts[i] if journal.running is None else journal.running
         try:
             journal.ended.append(run(i, begin, None if path is None else keep))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -23,7 +23,7 @@ from residmix.em.observers import FitProgress, Progress
 from residmix.em.runs import run_starts
 from residmix.errors import DeadComponentWarning, note, warn
 from residmix.mixture.density import MixtureDensity
-from residmix.mixture.doubts.spikes import count, spikes
+from residmix.mixture.doubts.hints import spikes_amid
 from residmix.mixture.families.family import COVARIANCE_TYPES, FACTOR, family
 from residmix.mixture.iteration.step import MixtureEM, log_prior_density
 from residmix.mixture.iteration.vector import pack, unpack
@@ -124,8 +124,11 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         tasks: FitTasks,
         fingerprint: str,
         history: tuple[float, ...] = (),
+        wanted: int | None = None,
     ) -> State:
-        """Run every start to the end; return the likeliest."""
+        """Run every start to the end; return the likeliest without spikes. Those after the number `wanted` are run only
+        as long as all have some.
+        """
 
         def run(i: int, start: MixtureParams | State, keep: Callable[[State], Any] | None) -> State:
             report = Progress(self.verbose, self.verbose_interval, i)
@@ -136,7 +139,8 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
                     keep(state)
                 return iterated(state)
 
-            with tasks.start(self.max_iter) as iterated:
+            told = nullcontext(lambda state: False) if wanted is not None and i >= wanted else None
+            with told or tasks.start(self.max_iter) as iterated:
                 try:
                     ended = self._run(em, start, callback, history)
                 except SingularCovarianceError:
@@ -147,13 +151,21 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
 
         begin = partial(self._tail_starts, em.rows, starts) if self._has_tails() else starts
         path = self.checkpoint
-        ended = run_starts(em, begin, run, failure=SingularCovarianceError, path=path, fingerprint=fingerprint)
+
+        def spiky(state: State) -> bool:
+            return bool(spikes_amid(em.rows, self._whole(em.rows), state.params, self._floor))
+
+        def spare(i: int, ended: list[State]) -> bool:
+            if wanted is None or i < wanted:
+                return False
+            return bool(ended) and not all(state.converged and spiky(state) for state in ended)
+
+        failure = SingularCovarianceError
+        ended = run_starts(em, begin, run, failure=failure, path=path, fingerprint=fingerprint, spare=spare)
         self._weight_seen = em.total or float(em.rows.n_rows)
         clean = []
-        if len(ended) > 1:
-            total = count(em.rows)
-            clean = [state for state in ended if state.converged and not spikes(state.params, total)]
-            clean = clean if all(state.converged for state in ended) else []
+        if len(ended) > 1 and all(state.converged for state in ended):
+            clean = [state for state in ended if not spiky(state)]
         # the first of equals, so that more starts never change a result they don't improve
         return max(clean or ended, key=lambda state: state.log_likelihood)
 

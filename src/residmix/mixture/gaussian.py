@@ -23,7 +23,7 @@ from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM, overwhelmed_columns, stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.robust.errors import local_errors
-from residmix.mixture.starts import check_goes_on, find_start
+from residmix.mixture.starts import check_goes_on, find_starts
 from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source
@@ -331,7 +331,10 @@ class GaussianMixture(GaussianRows):
         starts = partial(self._starts, rows, given, resume)
         history = self._history if resume else ()
         self.__dict__.pop("selection_", None)
-        state = self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history)
+        wanted = 1 if resume or self.labels_init is not None else self.n_init
+        # with noise there are more starts, and fewer spikes
+        wanted_of_all = None if self.noise else wanted
+        state = self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history, wanted_of_all)
         self._ended(rows, tasks, state, em.revived, errors)
 
     def _ended(
@@ -354,10 +357,11 @@ class GaussianMixture(GaussianRows):
             return
         whole = self._whole(rows)
         failure: SingularCovarianceError | None = None
+        others: list[MixtureParams] = []
         found, random_state = 0, check_random_state(self.random_state)
         for _ in range(self.n_init):
             try:
-                yield find_start(
+                best, *more = find_starts(
                     whole,
                     self.n_components,
                     covariance_type=self._kind(),
@@ -366,12 +370,16 @@ class GaussianMixture(GaussianRows):
                     random_state=random_state,
                     **given,
                 )
+                yield best
+                others += more
                 found += 1
             except SingularCovarianceError as error:
                 failure = error
                 self._failed += 1
         if failure is not None and not found:
             raise failure
+        if not self.noise:
+            yield from others
 
     def _keep(self, state: State) -> None:
         self._keep_mixture(state.params, state)

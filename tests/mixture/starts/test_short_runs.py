@@ -51,6 +51,17 @@ def test_clusters_that_are_all_flat_alike_are_no_spikes_and_found(seed):
     assert len(set(model.predict([[0, 0], [12, 3]]))) == 2
 
 
+@pytest.mark.filterwarnings("ignore::residmix.errors.DegenerateComponentWarning")
+def test_a_cluster_that_lies_in_a_plane_by_nature_is_no_spike_and_found():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 40)
+    X = np.array([[0, 0, 0], [2, 0, 0], [0, 2, 0]])[truth] + 0.5 * rng.normal(size=(120, 3))
+    X[:40, 2] = X[:40, 0] - X[:40, 1] + 4e-4 * rng.normal(size=40)
+    model = GaussianMixture(3, random_state=0).fit(X)
+    known = GaussianMixture(3, labels_init=truth).fit(X)
+    assert len(X) * (known.lower_bound_ - model.lower_bound_) < 0.1
+
+
 @pytest.mark.parametrize("code", [-9999.0, 1e6])
 def test_codes_and_outliers_do_not_hide_the_clusters(code):
     rng = np.random.default_rng(0)

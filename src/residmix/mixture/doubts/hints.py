@@ -19,7 +19,7 @@ from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import every
 
-__all__ = ["tell_of_codes", "tell_of_doubts", "tell_of_spikes"]
+__all__ = ["spikes_amid", "tell_of_codes", "tell_of_doubts", "tell_of_spikes"]
 
 # Rows that are looked at, evenly spread.
 LOOKED_AT = 10_000
@@ -113,6 +113,16 @@ def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
         first, last = (first + 1, last) if end == first else (first, last - 1)
     # what is left must be most of the column: else it's a cluster, not a code
     return found if sum(times for _, times in found) < 0.5 * len(x) else []
+
+
+def spikes_amid(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) -> list[int]:
+    """Return the components on a few rows amid the others; `whole` are the rows without gaps."""
+    total = count(rows)
+    found = spikes(params, total, ridge=ridge)
+    if not found:
+        return []
+    far = Sample.of(_looked_at(whole), params.covariance_type).far(params.means)
+    return spikes(params, total, far, ridge)
 
 
 def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:

@@ -20,6 +20,8 @@ NARROW = 0.03
 # ... if it holds fewer rows than so many for each of its directions, or whatever it holds if below that share.
 FEW = 2.0
 EQUAL = 1e-3
+# A variance of rows below this share of what is added to it is none.
+OWN = 1e-3
 # Above so many rows, weights don't decide whether a component has few.
 MANY = 100_000
 
@@ -33,7 +35,12 @@ def _weight(block: Block) -> float:
     return float(block.n_rows if block.weight is None else block.weight.sum())
 
 
-def spikes(params: MixtureParams, total: float, far: NDArray[np.bool_] | None = None) -> list[int]:
+def spikes(
+    params: MixtureParams,
+    total: float,
+    far: NDArray[np.bool_] | None = None,
+    ridge: float | Floats | None = None,
+) -> list[int]:
     """Return the components that sit on a few rows, or on rows that are all but equal, amid the others.
 
     A component of N rows in d dimensions is a spike if its standard deviation in some direction is less than 3 % of
@@ -46,6 +53,9 @@ def spikes(params: MixtureParams, total: float, far: NDArray[np.bool_] | None = 
         Sum of the rows' weights.
     far : ndarray of bool (K,), optional
         Components far outside, where a few rows deserve a component.
+    ridge : float, ndarray (d,) or ndarray (d, d), optional
+        What the covariances have more than the rows. If it's given, more than a few rows are a spike only where they
+        have no spread but that: rows that lie in a plane by nature have some.
     """
     of = params.family
     if of.shared or params.n_components == 1:
@@ -58,9 +68,15 @@ def spikes(params: MixtureParams, total: float, far: NDArray[np.bool_] | None = 
     scale = np.sqrt(np.where(np.diag(pooled) > 0, np.diag(pooled), 1.0))
     values, vectors = np.linalg.eigh(pooled / scale / scale[:, None])
     white = vectors / scale[:, None] / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
-    narrowest = np.sqrt(np.maximum(np.linalg.eigvalsh(white.T @ full @ white)[:, 0], 0.0))
+    variances, axes = np.linalg.eigh(white.T @ full @ white)
+    narrowest = np.sqrt(np.maximum(variances[:, 0], 0.0))
     few = rows <= FEW * of.rows_needed(d)
-    spiky = (few & (narrowest < NARROW)) | (narrowest < EQUAL)
+    equal = narrowest < EQUAL
+    if ridge is not None and equal.any():
+        along = axes[:, :, 0] @ white.T
+        more = ((along @ ridge) * along if np.ndim(ridge) == 2 else along**2 * ridge).sum(axis=1)
+        equal &= variances[:, 0] - more <= OWN * more
+    spiky = (few & (narrowest < NARROW)) | equal
     if far is not None:
         spiky &= ~far
     return [int(k) for k in np.flatnonzero(spiky)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,23 @@ from residmix.mixture.starts.clusters import from_labels, from_shares
 from residmix.mixture.starts.directions import enough_rows
 from residmix.mixture.starts.factors import factor_start
 from residmix.mixture.starts.sample import Sample, subsample, subsample_index, subsample_rows
-from residmix.mixture.starts.short_runs import best_short_run
+from residmix.mixture.starts.short_runs import best_short_runs
 from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["INIT_PARAMS", "find_start"]
+__all__ = ["INIT_PARAMS", "find_start", "find_starts"]
 
 Floats = NDArray[np.float64]
 
 INIT_PARAMS = ("short-em", "kmeans", "k-means++", "random", "random_from_data")
 
 
-def find_start(
+def find_start(rows: Rows, n_components: int, **options: Any) -> MixtureParams:
+    """Return the first of `find_starts`."""
+    return find_starts(rows, n_components, **options)[0]
+
+
+def find_starts(
     rows: Rows,
     n_components: int,
     *,
@@ -38,8 +44,8 @@ def find_start(
     weights: Floats | None = None,
     means: Floats | None = None,
     precisions: Floats | None = None,
-) -> MixtureParams:
-    """Return parameters for EM to begin with.
+) -> list[MixtureParams]:
+    """Return parameters for EM to begin with, the most promising first; of most ways to find them there is one only.
 
     Parameters
     ----------
@@ -52,30 +58,39 @@ def find_start(
         Given parameters; what isn't given is found, from clusters around `means` if these are.
     """
     if weights is not None and means is not None and precisions is not None:
-        return params_from_precisions(weights, means, precisions, covariance_type)
+        return [params_from_precisions(weights, means, precisions, covariance_type)]
     if isinstance(family(covariance_type), FactorFamily) and means is None and init_params == "short-em":
         block = subsample(rows, n_components, random_state)
         find = partial(find_start, n_components=n_components, reg_covar=reg_covar, random_state=random_state)
         with one_blas_thread():
             found = factor_start(block, n_components, covariance_type, reg_covar, find)
-        return found if weights is None else replace(found, weights=weights)
+        return [found if weights is None else replace(found, weights=weights)]
     sample = Sample.of(subsample(rows, n_components, random_state), covariance_type)
     # one BLAS thread: the number of threads must not change where a start lies
     with one_blas_thread():
         if means is not None:
             labels = lloyd(np.ascontiguousarray(sample.y.T), sample.w, sample.lowered(means)[None], max_iter=0)[0]
-            start = _of_labels(sample, labels, n_components, covariance_type, reg_covar)
+            starts = [_of_labels(sample, labels, n_components, covariance_type, reg_covar)]
         elif init_params == "short-em" and n_components > 1:
             wide = _wide(rows, sample, n_components, covariance_type, random_state)
-            best = best_short_run(sample, wide, n_components, covariance_type, random_state, reg_covar=reg_covar)
-            start = sample.raised(best)
+            best = best_short_runs(sample, wide, n_components, covariance_type, random_state, reg_covar=reg_covar)
+            starts = [sample.raised(one) for one in best]
         else:
-            start = _one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)
+            starts = [_one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)]
+    return [_with_given(start, weights, means, precisions) for start in starts]
+
+
+def _with_given(
+    start: MixtureParams, weights: Floats | None, means: Floats | None, precisions: Floats | None
+) -> MixtureParams:
+    """Return a start with the values that the user gives."""
+    if weights is None and means is None and precisions is None:
+        return start
     weights = start.weights if weights is None else weights
     means = start.means if means is None else means
     if precisions is not None:
-        return params_from_precisions(weights, means, precisions, covariance_type)
-    return make_params(weights, means, start.covariances, covariance_type, start.parts)
+        return params_from_precisions(weights, means, precisions, start.covariance_type)
+    return make_params(weights, means, start.covariances, start.covariance_type, start.parts)
 
 
 def _wide(

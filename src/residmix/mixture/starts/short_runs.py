@@ -19,7 +19,7 @@ from residmix.mixture.starts.directions import directions
 from residmix.mixture.starts.sample import Sample, quantiles
 from residmix.rows.rows import ArrayRows, Rows
 
-__all__ = ["best_short_run"]
+__all__ = ["best_short_runs"]
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -45,7 +45,7 @@ RIDGE = 3e-4
 SAME, SAME_WEIGHT = 0.25, 0.05
 
 
-def best_short_run(
+def best_short_runs(
     sample: Sample,
     wide: Sample,
     K: int,
@@ -53,8 +53,10 @@ def best_short_run(
     random_state: np.random.RandomState,
     *,
     reg_covar: float,
-) -> MixtureParams:
-    """Return the best of many short runs, in the coordinates of the sample; its covariances have `reg_covar` added.
+) -> list[MixtureParams]:
+    """Return the best of many short runs, in the coordinates of the sample; their covariances have `reg_covar` added.
+
+    The likeliest comes first, but those with spikes last.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def best_short_run(
                 raise
         if not last:
             runs = runs.only(_likeliest(runs, kept[round_]))
-    return _without_spikes(runs, sample)
+    return _without_spikes_first(runs, sample, reg_covar)
 
 
 def _rows(sample: Sample, K: int) -> Rows:
@@ -109,15 +111,14 @@ def _likeliest(runs: Runs, wanted: int) -> NDArray[np.intp]:
     return np.array(chosen, dtype=np.intp)
 
 
-def _without_spikes(runs: Runs, sample: Sample) -> MixtureParams:
-    """Return the likeliest run without spikes, or the likeliest if all have some."""
-    total = float(sample.w.sum())
-    order = np.argsort(-runs.values, kind="stable")
-    for run in order:
+def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
+    total, ridge = float(sample.w.sum()), sample.ridge(reg_covar)
+    clean, spiky = [], []
+    for run in np.argsort(-runs.values, kind="stable"):
         params = runs.one(run)
-        if not spikes(params, total, sample.far_from_rest(params)):
-            return params
-    return runs.one(order[0])
+        found = spikes(params, total, sample.far_from_rest(params), ridge)
+        (spiky if found else clean).append(params)
+    return clean + spiky
 
 
 def _labels(
