@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.em.loop import has_converged
 from residmix.kernels.cholesky import many_inverse_cholesky
+from residmix.mixture.families.factor import FactorFamily
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, mixture_block
 from residmix.mixture.iteration.mstep import dead_components, keep_where_cancelled, with_ridge
@@ -205,11 +206,15 @@ def _without_dead(
 
 def _joint_type(covariance_type: str) -> str:
     of = family(covariance_type)
+    if isinstance(of, FactorFamily):
+        return "full"
     return covariance_type if not of.linked else "diag" if of.diagonal else "full"
 
 
 def _fitted(of: Family, W: Floats, n: Floats, previous: Floats | None) -> Floats:
     """Return the covariances of all runs, as they are kept in them, from those within components."""
+    if isinstance(of, FactorFamily):  # found for each when the runs are over
+        return W
     if not of.linked:
         return of.fit(W, n.ravel())
     count, K = n.shape
