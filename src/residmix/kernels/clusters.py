@@ -105,7 +105,8 @@ def _distances(columns: Floats, centres: Floats) -> Floats:
     """Return half the squared distances (runs, K, n), less what is the same for all clusters."""
     runs, K, d = centres.shape
     along = centres @ columns if columns.ndim == 3 else (centres.reshape(-1, d) @ columns).reshape(runs, K, -1)
-    return np.subtract(0.5 * np.einsum("rkj,rkj->rk", centres, centres)[:, :, None], along, out=along)
+    half = 0.5 * np.einsum("rkj,rkj->rk", centres, centres)[:, :, None]
+    return np.asarray(np.subtract(half, along, out=along), dtype=np.float64)
 
 
 def cluster_moments(
