@@ -145,8 +145,15 @@ def _within(known: Standard, products: Array) -> Array:
 
 
 def _shrunk_map(products: Array, degrees: float, pooled: Array) -> Array:
-    turn = np.sqrt(pooled)
-    return root(shrunk(_white(products, degrees, pooled), degrees), -0.5) * turn[:, None] / turn
+    turn, estimate = np.sqrt(pooled), shrunk(_white(products, degrees, pooled), degrees)
+    if _pooled(estimate):  # as of most small levels: nothing to do
+        return estimate
+    return root(estimate, -0.5) * turn[:, None] / turn
+
+
+def _pooled(estimate: Array) -> bool:
+    """Tell whether an estimate is the pooled covariance itself, the identity."""
+    return np.array_equal(estimate, np.eye(len(estimate)))
 
 
 def _scores_map(within: Array, products: Array, degrees: float, pooled: Array) -> Array:
@@ -160,8 +167,9 @@ def _white(products: Array, degrees: float, pooled: Array) -> Array:
 
 def _distances(products: Array, change: Array, degrees: float, pooled: Array) -> tuple[float, float]:
     """Return how far what the rows vouch for lies from the pooled covariance, before and after."""
-    after = change @ products @ change.T
-    return tuple(divergence(shrunk(_white(own, degrees, pooled), degrees)) for own in (products, after))  # type: ignore[return-value]
+    estimates = [shrunk(_white(own, degrees, pooled), degrees) for own in (products, change @ products @ change.T)]
+    before, after = (0.0 if _pooled(estimate) else divergence(estimate) for estimate in estimates)
+    return before, after
 
 
 def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:
