@@ -78,9 +78,8 @@ def test_starts_that_fail_are_left_out_with_one_note():
     assert not clean.notes_
 
 
-@pytest.mark.parametrize("setting", [{"trim": 0.1}, {"covariance_type": "factor", "n_factors": 1}])
-def test_standard_errors_refuse_what_the_information_does_not_know(setting):
+def test_standard_errors_refuse_what_the_information_does_not_know():
     X, _ = clusters()
-    model = rm.GaussianMixture(2, random_state=0, **setting).fit(X)
+    model = rm.GaussianMixture(2, random_state=0, trim=0.1).fit(X)
     with pytest.raises(ValueError, match="have no standard errors from the information"):
         model.standard_errors(X)

@@ -108,6 +108,20 @@ def test_a_family_moves_in_as_many_directions_as_it_has_parameters(name):
     assert np.isfinite(errors.covariances).all()
 
 
+def test_factors_move_in_as_many_directions_as_they_have_parameters():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6)) + rng.normal(size=(400, 6))
+    X += np.repeat([[0], [8]], 200, axis=0)
+    model = rm.GaussianMixture(2, covariance_type="factor", n_factors=2, random_state=0).fit(X)
+    params = model._model()
+    found = tangents(params.family, params.full_covariances(), params.parts)
+    assert np.linalg.matrix_rank(found) == found.shape[1] == params.family.n_parameters(2, 6)
+    errors, free = model.standard_errors_, rm.GaussianMixture(2, random_state=0).fit(X).standard_errors_
+    assert np.isfinite(errors.covariances).all()
+    # fewer parameters are known better
+    assert errors.covariances.mean() < free.covariances.mean()
+
+
 def test_weights_count_as_rows_and_errors_survive_a_file(tmp_path):
     X = clouds()
     once = rm.GaussianMixture(2, random_state=0).fit(X)

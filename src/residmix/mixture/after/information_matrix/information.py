@@ -9,7 +9,8 @@ components it's Louis's observed information, what complete data would tell less
 
 (Louis 1982, "Finding the observed information matrix when using the EM algorithm", J. R. Stat. Soc. B 44). With draws
 in place of rows the second sum is the expected one, and 0 where components are apart. Where there are tails, missing
-values or a gate the sum of :math:`s_i s_i'` over the rows is used.
+values or a gate the sum of :math:`s_i s_i'` over the rows is used. Of families whose covariances depend on each other
+the complete data's information is that of rows which have the fitted covariances.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ Floats = NDArray[np.float64]
 
 # Parameters whose information is computed at most: a matrix of 288 MB.
 MOST_PARAMETERS = 6_000
+# Numbers that directions of factor-analytic covariances take at most.
+LARGEST_MOVES = 50_000_000
 # Draws, and draws for each parameter.
 DRAWS = 20_000
 EACH = 20
@@ -92,10 +95,12 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
     """Return the information that rows have on a mixture fitted to them; on its coefficients only beside a gate."""
     if params.by_component:
         raise ValueError("effects by component have no standard errors from the information; use residmix.bootstrap")
-    if params.parts is not None or params.trim is not None:
-        what = "factor-analytic covariances" if params.parts is not None else "trimmed fits"
-        raise ValueError(f"{what} have no standard errors from the information; use residmix.bootstrap")
-    directions = tangents(params.family, params.full_covariances())
+    if params.trim is not None:
+        raise ValueError("trimmed fits have no standard errors from the information; use residmix.bootstrap")
+    K, d, parts = params.n_components, params.n_features, params.parts
+    if parts is not None and K**2 * d**3 * parts.shape[2] > LARGEST_MOVES:
+        raise ValueError(f"loadings of {d} features and {K} components are too many; use residmix.bootstrap")
+    directions = tangents(params.family, params.full_covariances(), parts)
     n_directions = params.n_components * len(half(params.n_features)[0]) if directions is None else directions.shape[1]
     coef = params.n_design if params.gate is not None else 0
     layout = Layout.of(params, n_directions, coef)

@@ -25,10 +25,15 @@ def half(d: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(d)
 
 
-def tangents(family: Family, full: Floats) -> Floats | None:
-    """Return directions as columns over the halves of all components, (K m, n), orthonormal; None if all are free."""
+def tangents(family: Family, full: Floats, parts: Floats | None = None) -> Floats | None:
+    """Return directions as columns over the halves of all components, (K m, n), orthonormal; None if all are free.
+
+    `parts` are the loadings and the roots of the features' own variances of a factor-analytic family.
+    """
     if family.free:
         return None
+    if parts is not None:
+        return _independent(_moves("V", _factor_moves(parts)))
     K, d = full.shape[:2]
     if family.shared and not family.diagonal:
         alike: Floats = np.tile(np.eye(d * (d + 1) // 2), (K, 1)) / np.sqrt(K)
@@ -52,6 +57,23 @@ def tangents(family: Family, full: Floats) -> Floats | None:
         turns = np.einsum("kit,kt,kjt->ktij", axes[:, :, first], apart, axes[:, :, second])
         turns = turns + turns.swapaxes(-1, -2)
     made += _moves(family.orientation, turns)
+    return _independent(made)
+
+
+def _factor_moves(parts: Floats) -> Floats:
+    """Return changes (K, n, d, d) of loadings times their transpose plus own variances, entry by entry."""
+    K, d, q = parts.shape[0], parts.shape[1], parts.shape[2] - 1
+    moves = np.zeros((K, d * q + d, d, d))
+    for i in range(d):
+        for f in range(q):
+            moves[:, i * q + f, i] = parts[:, :, f]
+        moves[:, d * q + i, i, i] = 0.5
+    return moves + moves.swapaxes(-1, -2)
+
+
+def _independent(made: list[Floats]) -> Floats:
+    """Return an orthonormal basis of moves, over the halves of all components."""
+    d = made[0].shape[1]
     rows, columns = half(d)
     flat = np.stack(made)[:, :, rows, columns].reshape(len(made), -1).T
     left, size, _ = np.linalg.svd(
