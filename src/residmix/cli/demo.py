@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from residmix.cli.fit import run
+from residmix.cli.fit import fit, run
 from residmix.cli.shared.options import ATTENDED, Examples, options, seed
 from residmix.cli.shared.telling import say, told_plainly
 
@@ -44,15 +44,10 @@ def demo(output_dir: Path, **chosen: Any) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     say(chosen["quiet"], "344 penguins; metadata: sex")
     with penguins_file() as path:
-        run(
-            str(path),
-            SimpleNamespace(
-                formula="C(sex)", preserve=None, features=FEATURES, exclude=None, components=3, family="full",
-                joint=False, effects="shared", scale=False, shrinkage=None, reference=None, missing="error",
-                on_unknown="error", covariances=None, moments_only=False, min_count=5, on_entangled="warn",
-                drop_missing=True,
-                compare="species", output=output_dir / "penguins.safetensors", report=output_dir / "report.html",
-                residuals=None, labels=None, fail_if_left=None, checkpoint=None, resume=False, dask=None, dry_run=False,
-                sep=None, decimal=".", thousands=None, na_values=(), criterion="bic", layer=None, basis=None, **chosen,
-            ),
-        )  # fmt: skip
+        own = {
+            "formula": "C(sex)", "features": FEATURES, "components": 3, "drop_missing": True, "compare": "species",
+            "output": output_dir / "penguins.safetensors", "report": output_dir / "report.html", **chosen,
+        }  # fmt: skip
+        # everything else as the command has it
+        usual = fit.make_context("fit", [str(path)]).params
+        run(str(path), SimpleNamespace(**{**usual, **own}))
