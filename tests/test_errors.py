@@ -38,8 +38,8 @@ def test_filters_silence_warnings_and_leave_notes():
 def test_notes_of_a_fit_inside_a_fit_go_to_both_unless_it_is_kept_to_itself():
     class Inner:
         @keeps_notes
-        def fit(self):
-            warn("one", DesignWarning, rows=3)
+        def fit(self, message="one"):
+            warn(message, DesignWarning, rows=3)
             return self
 
     class Outer:
@@ -47,13 +47,14 @@ def test_notes_of_a_fit_inside_a_fit_go_to_both_unless_it_is_kept_to_itself():
         def fit(self):
             self.inner = Inner().fit()
             with unnoted():
-                self.other = Inner().fit()
+                self.other = Inner().fit("two")
             return self
 
     with pytest.warns(DesignWarning, match="one") as told:
         outer = Outer().fit()
     expected = [{"kind": "design", "message": "one", "figures": {"rows": 3}}]
     assert outer.notes_ == outer.inner.notes_ == expected
+    assert [note["message"] for note in outer.other.notes_] == ["two"]
     assert len(told) == 1
 
 
