@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,8 @@ TAILS = 10.0
 # Share of the rows, those with the nearest neighbours, that a start amid noise is found on; which neighbour.
 DENSE = 0.7
 NEIGHBOUR = 5
+# Rows without gaps for each of a component's means and spreads that a start is found on.
+ENOUGH = 3
 
 
 def box_of(rows: Rows) -> Floats:
@@ -68,7 +69,8 @@ def tail_starts(
     reg_covar: float,
     random_state: np.random.RandomState,
 ) -> Iterator[MixtureParams]:
-    """Yield each start with noise and tails; with noise or trimming also one found where rows lie close to each other.
+    """Yield each start with noise and tails; with noise or trimming also one found where rows lie close to each other,
+    with missing values one found on the rows that have none.
 
     `whole` are the rows with missing values filled in, `restraint` gives what a number of components obeys.
     """
@@ -88,24 +90,34 @@ def tail_starts(
         start = replace(start, noise=None if box is None else (NOISE, box), dof=dof, missing=missing)
         return restrained(start)
 
-    cleaned: dict[int, Any] = {}
+    done: set[int] = set()
     for start in starts:
         if start.noise is not None or start.dof is not None or start.missing:
             yield restrained(start)
             continue
         yield tailed(start)
         K = start.n_components
-        if (noise or trim) and K not in cleaned:
-            cleaned[K] = True
+        if K in done:
+            continue
+        done.add(K)
+        others = [_dense_rows(whole, K, random_state)] if noise or trim else []
+        others += _complete_rows(rows, K, random_state) if missing else []
+        for few in others:
             with suppress(SingularCovarianceError):
                 found = find_start(
-                    _dense_rows(whole, K, random_state),
-                    K,
-                    covariance_type=start.covariance_type,
-                    reg_covar=reg_covar,
-                    random_state=random_state,
+                    few, K, covariance_type=start.covariance_type, reg_covar=reg_covar, random_state=random_state
                 )
                 yield tailed(replace(found, coef=start.coef, gate=start.gate))
+
+
+def _complete_rows(rows: Rows, n_components: int, random_state: np.random.RandomState) -> list[Rows]:
+    """Return the rows of a subsample without gaps, if there are enough and others: filled rows lie between clusters."""
+    block = subsample(rows, n_components, random_state)
+    there = ~np.isnan(np.asarray(block.X)).any(axis=1)
+    if there.all() or there.sum() < ENOUGH * n_components * (rows.n_features + 1):
+        return []
+    x = np.ascontiguousarray(np.asarray(block.X, dtype=np.float64)[there])
+    return [ArrayRows(x, weight=None if block.weight is None else block.weight[there])]
 
 
 def _dense_rows(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Rows:
