@@ -23,6 +23,8 @@ from residmix.atomic import atomic_path
 from residmix.data import penguins
 from residmix.effects.unseen.batches import LevelTotals
 from residmix.errors import DesignWarning
+from residmix.mixture.families.restraint import Prior, Restraint
+from residmix.mixture.params import make_params
 from residmix.persistence import describe, read, write
 from residmix.persistence.files import _checksum as checksum
 from residmix.persistence.kinds import FORMAT_1, HOMES, name_of, type_of
@@ -308,7 +310,14 @@ def test_what_files_of_no_format_before_held_comes_back_too(tmp_path):
     again = rm.load(tmp_path / "curves")
     np.testing.assert_array_equal(again.transform(x, metadata=frame), curves.transform(x, metadata=frame))
     found |= types(header(tmp_path / "curves")["model"])
-    assert found >= NEWER - {"mixture.Prior", "mixture.Restraint"}  # those are in checkpoints
+    # a checkpoint's alone
+    restraint = Restraint(Prior(np.zeros(2), 0.1, 4.0, np.eye(2)), 3.0)
+    params = dataclasses.replace(
+        make_params(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], "full"), restraint=restraint
+    )
+    write(params, tmp_path / "restrained")
+    np.testing.assert_array_equal(read(tmp_path / "restrained").restraint.prior.scale, np.eye(2))
+    assert found | types(header(tmp_path / "restrained")["model"]) >= NEWER
 
 
 def test_a_checkpoint_is_no_model(written, tmp_path):
