@@ -81,7 +81,7 @@ def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
 
     values, weights = residual_of(model, rows), _weights(model, rows)
     means = np.broadcast_to(np.asarray(model.means_), (len(values), *model.means_.shape))
-    if np.ndim(getattr(model, "coef_", None)) == 3:  # effects by component: rows as they are, not what is left of them
+    if np.ndim(getattr(model, "coef_", 0.0)) == 3:  # effects by component: rows as they are, not what is left of them
         from residmix.conditional.given import components_given
 
         values, means = np.asarray(rows.X, dtype=np.float64), components_given(model, _metadata(model, rows)).means
