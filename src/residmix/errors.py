@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "BelowChanceWarning",
+    "CertificateWarning",
     "CollapsedScaleWarning",
     "CollinearityWarning",
     "DeadComponentWarning",
@@ -83,6 +84,10 @@ class RareLevelWarning(ResidmixWarning):
 
 class LeakageWarning(ResidmixWarning):
     """Residuals let a learner read the metadata back."""
+
+
+class CertificateWarning(ResidmixWarning):
+    """An erasing transport doesn't hold on rows that it hasn't seen."""
 
 
 class DeadComponentWarning(ResidmixWarning):

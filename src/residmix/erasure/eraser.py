@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from residmix.design.design import Design
-from residmix.errors import DesignWarning, EntangledEffectsWarning, keeps_notes, warn
-from residmix.moments.erase import Erasure, column_scale, erasure
+from residmix.erasure.linear import AffineMap, affine_block_rows, tell_of
+from residmix.erasure.transport.fitting import FIT_ROWS, certified, referred
+from residmix.erasure.transport.transport import Applied
+from residmix.errors import CertificateWarning, keeps_notes, note, warn
+from residmix.moments.erase import column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
 from residmix.removal.transformer import MetadataTransformer, refuse_frames
-from residmix.rows.block import Block
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
@@ -26,20 +29,38 @@ from residmix.sources.table import Table
 
 __all__ = ["Eraser"]
 
-# Above this canonical correlation, erased and preserved directions share more than 9/10 of their variance.
-_ENTANGLED = 0.95
+# Rows of a block that are moved at once, and the fewest that laws are fitted on.
+_MOVED_ROWS, _FEWEST = 4096, 20
 # No factor is absorbed: erasing as many levels as there are features erases everything anyway.
 _NEVER = 10**9
 
 
 class Eraser(MetadataTransformer):
-    r"""Affine map of the features after which no linear model finds the metadata, and which needs no metadata itself.
+    r"""Map of the features after which metadata can't be read: by linear models, or by any that sees what the map sees.
+
+    ``method="linear"`` is affine, and needs no metadata itself:
 
     .. math:: r(x) = x - L R (x - \bar x), \qquad \operatorname{Cov}(r(x), a(m)) = 0
 
     where a(m) is the design row that `formula` makes of the metadata m. Of all affine maps that erase a(m), this one
     changes x least, in every inner product at once (LEACE). With `preserve`, it also keeps the covariance of x with
     the preserved design columns as it is, and is the least change that does (SPLINCE).
+
+    The other methods carry each row from the law that its metadata give it to that of a reference,
+
+    .. math:: r(x, m) = G_m^{-1}(F_m(x)), \qquad p(x \mid m) = \sum_k \pi_k(m) N(x \mid \mu_k(m), \Sigma_k(m)),
+
+    with F the Rosenblatt transform of the conditional mixture and G that of the target. They need the metadata of each
+    row, and are undone exactly (`inverse_transform`):
+
+    ========== =============================================== ======================================================
+    method     target                                          what is left, and what is lost
+    ========== =============================================== ======================================================
+    spread     one Gaussian for all                            location, spread and covariances are gone, shape stays
+    component  the reference's components, m's own weights     what the proportions alone say stays; clusters stay
+    full       the reference mixture                           nothing that the model sees stays; clusters whose share
+                                                               differs are moved
+    ========== =============================================== ======================================================
 
     Compared with :class:`~residmix.Residualizer`: that one subtracts what a row's own metadata explain and so needs
     them for new rows; this one takes out as many directions of feature space as the metadata have, and adds nothing.
@@ -50,7 +71,19 @@ class Eraser(MetadataTransformer):
         What to erase, such as ``"C(site) + age"``. Its columns are taken from `metadata`, or from X itself if X is a
         table and no metadata is given. Without a formula every metadata column is erased.
     preserve : str, optional
-        Formula of effects whose covariance with the features is kept.
+        Formula of effects whose covariance with the features is kept; with a transport, the columns that laws are
+        given beside the erased ones, and that rows keep.
+    method : {"linear", "spread", "component", "full"}, default "linear"
+    n_components : int or "auto", default "auto"
+        Of the conditional mixture. "auto" is what makes held-out rows most likely, of 1, 2, 3, 4, 6 and 8. Not used
+        by "linear" and "spread".
+    reference : dict, optional
+        Value of each metadata column that is erased, such as ``{"site": "A", "age": 40}``: a transport brings all rows
+        to the law that this row would have. Default: the average over the rows of fit.
+    on_unknown : {"error", "mean"}, default "error"
+        What a transport does with a level that fit hasn't seen: raise, or move the row as an average one.
+    random_state : int or None, default None
+        Of the mixture's starts and of the rows that are held out; None is 0.
     features : list of str, optional
         Columns of X to erase from. Default: all numeric ones, apart from the metadata.
     missing : {"error", "mean", "indicator"}, default "error"
@@ -68,6 +101,12 @@ class Eraser(MetadataTransformer):
         Largest canonical correlation, in whitened feature space, of what is erased and what is preserved.
     rank_ : int
         k.
+    transport_ : Transport
+        Of the other methods, in place of the five above.
+    certificate_ : Certificate
+        Of the other methods: what held-out rows say of uniformity by level, what linear, forest and network probes read
+        before and after, and what clusters and preserved columns lost. Printed as text; `failures` names what didn't
+        hold.
     features_ : ndarray of str (d,)
     design_ : Design
     n_features_in_ : int
@@ -80,17 +119,27 @@ class Eraser(MetadataTransformer):
         If there is nothing to erase, or if erasing leaves nothing of the features.
     EntangledEffectsWarning
         If erased and preserved directions are nearly the same, so that the map blows the features up.
+    CertificateWarning
+        If a transport failed its certificate.
 
     Notes
     -----
     Fit is one pass that folds the moments of [a(m), x]: (q + d)^2 numbers. Tolerances are relative to the scale of each
     column, so that a fraction, a calendar year and a level of five rows in a thousand are all erased alike.
 
+    A transport is fitted on at most 200,000 rows, evenly spaced, held in memory; transforms read blocks. Columns of the
+    design with two values tell groups apart, which have location, covariance and weight of each component of their own;
+    along others, location and log spread are linear first, and means and weights of components vary with them.
+    Components are matched by the joint likelihood of all groups. Within the bulk of the rows the inverse is exact to
+    1e-8; a row a million standard deviations away stays finite, and comes back unless it lies where the law has no mass
+    to double precision.
+
     What holds exactly, holds for the training rows and for linear models; new rows keep what sampling leaves.
 
     References
     ----------
     Belrose et al., "LEACE: Perfect linear concept erasure in closed form", NeurIPS 2023.
+    Rosenblatt, "Remarks on a multivariate transformation", Annals of Mathematical Statistics 23:470-472, 1952.
     Holstege, Ravfogel and Wouters, "Preserving task-relevant information under linear concept removal", NeurIPS 2025.
 
     Examples
@@ -107,12 +156,18 @@ class Eraser(MetadataTransformer):
     __metadata_request__fit = {"metadata": True}
     __metadata_request__partial_fit = {"metadata": True}
     __metadata_request__transform = {"metadata": True, "out": UNUSED}  # a path is never routed
+    __metadata_request__inverse_transform = {"metadata": True, "out": UNUSED}
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "formula": [str, None],
         "preserve": [str, None],
         "features": "no_validation",  # by the table, which knows its columns
         "missing": [StrOptions({"error", "mean", "indicator"})],
+        "method": [StrOptions({"linear", "spread", "component", "full"})],
+        "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "reference": [dict, None],
+        "on_unknown": [StrOptions({"error", "mean"})],
+        "random_state": [Interval(Integral, 0, None, closed="left"), None],
     }
 
     def __init__(
@@ -121,12 +176,22 @@ class Eraser(MetadataTransformer):
         *,
         preserve: str | None = None,
         features: Sequence[str] | None = None,
+        method: str = "linear",
+        n_components: int | str = "auto",
+        reference: dict[str, Any] | None = None,
         missing: str = "error",
+        on_unknown: str = "error",
+        random_state: int | None = None,
     ) -> None:
         self.formula = formula
         self.preserve = preserve
         self.features = features
+        self.method = method
+        self.n_components = n_components
+        self.reference = reference
         self.missing = missing
+        self.on_unknown = on_unknown
+        self.random_state = random_state
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
@@ -150,15 +215,20 @@ class Eraser(MetadataTransformer):
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
         with watched(self._rows(table, sample_weight)) as rows:
-            self._set(joint_scatter(rows))
+            if self.method == "linear":
+                self._set(joint_scatter(rows))
+            else:
+                self._transport(rows)
         return self
 
     @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Fit on further rows, as if all rows so far had come at once.
 
-        The first call learns the design, so its rows must show every level.
+        The first call learns the design, so its rows must show every level. Only ``method="linear"`` can: a transport
+        isn't a function of sums.
         """
+        self._refuse_sums("partial_fit")
         if hasattr(self, "moments_"):
             tables = self.open_rows(X, metadata, fitting=True).batches()
         else:
@@ -180,16 +250,26 @@ class Eraser(MetadataTransformer):
             If `other` is something else, or designs or features differ.
         """
         self._refuse_other(other)
+        self._refuse_sums("merge")
         self._set(self.moments_.merge(other.moments_))
         return self
 
+    def _refuse_sums(self, what: str) -> None:
+        if self.method != "linear":
+            raise ValueError(
+                f"{what} needs method='linear', not {self.method!r}: a transport is fitted on rows, not sums"
+            )
+
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         self._validate_params()
-        self._learn(X, table, sample_weight, missing=self.missing, absorb_above=_NEVER)
+        if self.method == "linear" and self.reference is not None:
+            raise ValueError("reference has no effect with method='linear'; leave it out, or choose another method")
+        unknown = {} if self.method == "linear" else {"on_unknown": self.on_unknown}
+        self._learn(X, table, sample_weight, missing=self.missing, absorb_above=_NEVER, **unknown)
 
     def _rows(self, table: Table, sample_weight: Any) -> Rows:
         width = len(self.design_.column_names) + len(self.features_)
-        return self.rows_of(table, sample_weight, preserved=True, block_rows=_block_rows(width))
+        return self.rows_of(table, sample_weight, preserved=True, block_rows=affine_block_rows(width))
 
     def _set(self, moments: Scatter) -> None:
         n_erased, n_kept = self.design_.n_removed, self.design_.n_preserved
@@ -202,7 +282,38 @@ class Eraser(MetadataTransformer):
         self.correlations_, self.entangled_ = map_.correlations, map_.entangled
         self.rank_ = len(map_.right)
         varies = column_scale(moments.mean[:n_erased], moments.covariance[:n_erased, :n_erased]).any()
-        _warn(map_, n_erased, self.design_.columns, bool(varies))
+        tell_of(map_, n_erased, self.design_.columns, bool(varies))
+
+    def _transport(self, rows: Rows) -> None:
+        n_removed, design = self.design_.n_removed, self.design_
+        if not n_removed:
+            raise ValueError("there is no metadata to erase; give metadata= or a formula, or use method='linear'")
+        index = np.linspace(0, rows.n_rows - 1, min(rows.n_rows, FIT_ROWS)).round().astype(np.intp)
+        block = rows.take(index)
+        weight = np.ones(block.n_rows) if block.weight is None else np.asarray(block.weight, dtype=np.float64)
+        seen = np.flatnonzero(weight > 0)
+        if len(seen) < _FEWEST:
+            raise ValueError(
+                f"method={self.method!r} needs at least {_FEWEST} rows of positive weight, not {len(seen)}"
+            )
+        if block.n_rows < rows.n_rows:
+            note("sample", f"the transport was fitted on {block.n_rows:,} of {rows.n_rows:,} rows, evenly spaced",
+                 rows=rows.n_rows, used=block.n_rows)  # fmt: skip
+        self.transport_, self.certificate_ = certified(
+            np.asarray(block.X, dtype=np.float64)[seen], np.asarray(block.design, dtype=np.float64)[seen], weight[seen],
+            n_removed, self.n_components, method=self.method, reference=referred(self.design_, self.reference),
+            features=[str(name) for name in self.features_], columns=[str(name) for name in design.column_names],
+            random_state=self.random_state or 0,
+        )  # fmt: skip
+        if not self.certificate_.passed:
+            more = len(self.certificate_.failures) - 1
+            warn(
+                f"the transport failed its certificate: {self.certificate_.failures[0]}"
+                + (f" (and {more} more, see certificate_)" if more else "")
+                + "; try more components, another method, or more rows",
+                CertificateWarning,
+                failures=list(self.certificate_.failures),
+            )
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -213,8 +324,8 @@ class Eraser(MetadataTransformer):
         ----------
         X : array (n, d) or table
             The features; columns that aren't features may be there or not.
-        metadata : ignored
-            None are needed; they may be given as to any other transformer here.
+        metadata : array (n, p) or table, optional
+            Of the rows, as in fit. The linear method needs none and ignores them.
         out : path or ndarray, optional
             A Parquet file for them, written as they come, so that they needn't fit into memory. It appears when it is
             whole; its path is returned in place of an array. Or an array to put them in, which may be X itself.
@@ -222,10 +333,34 @@ class Eraser(MetadataTransformer):
         check_is_fitted(self)
         if out is not None:
             refuse_frames(self)
+        if self.method != "linear":
+            return self._moved(Applied(self.transport_.forward), X, metadata, out)
         table = self.open_rows(X, wanted=False)
-        rows = self.rows_of(table, design=Design.empty(), block_rows=_block_rows(len(self.features_)))
+        rows = self.rows_of(table, design=Design.empty(), block_rows=affine_block_rows(len(self.features_)))
         with watched(rows) as seen:
-            return delivered(seen, _Apply(self.mean_, self.left_, self.right_), self.features_, out)
+            return delivered(seen, AffineMap(self.mean_, self.left_, self.right_), self.features_, out)
+
+    def _moved(self, function: Applied, X: Any, metadata: Any, out: Any) -> Any:
+        table = self.open_rows(X, metadata)
+        rows = self.rows_of(table, preserved=True, block_rows=_MOVED_ROWS)
+        with watched(rows) as seen:
+            return delivered(seen, function, self.features_, out)
+
+    @available_if(lambda self: self.method != "linear")
+    def inverse_transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return the features (n, d) whose transform is X; at other metadata, as if rows had been measured there.
+
+        Parameters
+        ----------
+        X : array (n, d) or table
+            What `transform` gave.
+        metadata : array (n, p) or table, optional
+            Of the rows, or of a profile repeated for each, such as all at site A.
+        out
+            As in `transform`.
+        """
+        check_is_fitted(self)
+        return self._moved(Applied(self.transport_.backward), X, metadata, out)
 
     @property
     def projection_(self) -> NDArray[np.float64]:
@@ -237,40 +372,3 @@ class Eraser(MetadataTransformer):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-@dataclass(frozen=True)
-class _Apply:
-    mean: NDArray[np.float64]
-    left: NDArray[np.float64]
-    right: NDArray[np.float64]
-
-    def __call__(self, block: Block) -> NDArray[Any]:
-        part = (block.X - self.mean) @ self.right.T
-        return (block.X - part @ self.left.T).astype(block.X.dtype, copy=False)
-
-
-def _block_rows(width: int) -> int:
-    """Rows in a block: about 16 MB of float64."""
-    return int(np.clip(2**21 // max(width, 1), 256, 8192))
-
-
-def _warn(found: Erasure, n_erased: int, metadata: Sequence[str], varies: bool) -> None:
-    d, k = found.left.shape
-    if metadata and not varies:
-        warn(f"nothing is erased, because the metadata don't vary: {', '.join(map(repr, metadata[:8]))}", DesignWarning)
-    elif n_erased == 0:
-        warn("there is no metadata, so nothing is erased; give metadata= or a formula", DesignWarning)
-    elif k == d:
-        warn(
-            f"{n_erased} design columns take all {d} directions of feature space: nothing but the mean is left; erase "
-            "less, or use a Residualizer, which keeps what a row's own metadata do not explain",
-            DesignWarning,
-        )
-    if found.entangled > _ENTANGLED:
-        warn(
-            "what is erased and what is preserved lie in nearly the same direction of feature space: canonical "
-            f"correlation {found.entangled:.4f}; keeping the one makes noise in other directions larger. Preserve or "
-            "erase less",
-            EntangledEffectsWarning,
-        )

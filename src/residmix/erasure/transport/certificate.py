@@ -1,0 +1,252 @@
+"""What a transport is worth, measured on rows that it hasn't seen: uniformity by level, probes, and the price paid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+from scipy.stats import kstest, kstwo
+
+from residmix.erasure.transport.transport import Transport
+
+__all__ = ["Certificate", "measured"]
+
+Floats = NDArray[np.float64]
+
+# A probe may read this much: AUC above chance (above what the shares say, for "component"), and R2.
+LEFT_AUC, LEFT_R2 = 0.05, 0.02
+# Kolmogorov-Smirnov distances may exceed their bound at 1 % (over all comparisons) by this: no model is exact.
+LEFT_KS = 0.03
+PROBED, MOST_GROUPS, MOST_NUMBERS, FEWEST = 8000, 20, 3, 30
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Of a fitted :class:`residmix.Eraser` that transports.
+
+    Attributes
+    ----------
+    method : str
+    n_rows : int
+        Held-out rows that it rests on: the model that is measured was fitted without them.
+    n_components : int
+    candidates : list of dict
+        ``n_components`` and ``log_likelihood`` per held-out row of all numbers of components that were tried.
+    uniform : list of dict
+        ``where`` (level, or third of a number), ``feature``, ``distance`` of the conditional probabilities
+        F(x | m) from uniform (Kolmogorov-Smirnov), and the ``bound`` that chance exceeds in 1 % of certificates.
+    probes : list of dict
+        ``target``, ``probe`` ("linear", "forest" or "network"), ``before`` and ``after``, as AUC of groups (one
+        against the rest) or R2 of numbers, and what the preserved columns alone say of it (``protected``).
+    price : list of dict
+        ``what`` (clusters, or a preserved column), ``before`` and ``after``: what a forest reads of it.
+    shares : float or None
+        AUC of what the weights of the components alone say of the groups: what "component" leaves, and what "full"
+        must take away from clusters.
+    failures : list of str
+        What didn't hold; empty if it passed.
+    """
+
+    method: str
+    n_rows: int
+    n_components: int
+    candidates: list[dict[str, Any]]
+    uniform: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
+    price: list[dict[str, Any]]
+    shares: float | None
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        lines = [f"{'passed' if self.passed else 'FAILED'}: {self.method}, {self.n_components} components, "
+                 f"{self.n_rows} held-out rows"]  # fmt: skip
+        lines += [f"  {failure}" for failure in self.failures]
+        lines += [f"{'':34}before   after"]
+        for row in self.probes:
+            name = f"{row['target']}, {row['probe']} ({row['measure']})"
+            lines.append(f"  {name:32}{row['before']:6.3f}  {row['after']:6.3f}")
+        if self.shares is not None:
+            lines.append(f"  {'what the shares alone say (AUC)':32}{'':6}  {self.shares:6.3f}")
+        for row in self.price:
+            name = f"kept: {row['what']} ({row['measure']})"
+            lines.append(f"  {name:32}{row['before']:6.3f}  {row['after']:6.3f}")
+        if self.uniform:
+            worst = max(self.uniform, key=lambda row: row["distance"] - row["bound"])
+            lines.append(
+                f"F(x | m) is farthest from uniform for {worst['feature']} at {worst['where']}: "
+                f"{worst['distance']:.3f} (by chance up to {worst['bound']:.3f})"
+            )
+        return "\n".join(lines)
+
+
+def measured(
+    transport: Transport,
+    x: Floats,
+    a: Floats,
+    *,
+    method: str,
+    features: list[str],
+    columns: list[str],
+    candidates: list[dict[str, Any]],
+) -> Certificate:
+    """Measure a transport on rows x (n, d) with design rows a (n, q) that it wasn't fitted on."""
+    rows = np.linspace(0, len(x) - 1, min(len(x), PROBED)).round().astype(np.intp)
+    uniform = _uniform(transport, x, a, features, columns)
+    x, a = x[rows], a[rows]
+    own = transport.by_group.at(a)
+    groups, names = _groups(transport, own.group, columns)
+    y = transport.forward(x, a)
+    random = np.random.default_rng(0)
+    first = random.permutation(len(x)) < len(x) // 2
+    targets: list[tuple[str, NDArray[Any]]] = []
+    if len(names) > 1:
+        targets.append((names[0].split("=")[0] if len(names) == 2 else "groups", groups))
+    numbers = transport.by_group.along.columns[:MOST_NUMBERS]
+    targets += [(columns[j], a[:, j]) for j in numbers]
+    probes = []
+    protected = a[:, transport.n_removed :]
+    for target, values in targets:
+        said = _probe("forest", protected, values, first) if protected.shape[1] else None
+        for probe in ("linear", "forest", "network"):
+            scores = [_probe(probe, part, values, first) for part in (x, y)]
+            if None not in scores:
+                probes.append({"target": target, "probe": probe, "measure": _measure(values),
+                               "before": scores[0], "after": scores[1], "protected": said})  # fmt: skip
+    price = []
+    labels = own.log_weights.argmax(axis=1) if own.log_weights.shape[1] == 1 else transport.labels(x, a)
+    kept = [("clusters", labels)] if len(np.unique(labels)) > 1 else []
+    kept += [(columns[j], a[:, j]) for j in range(transport.n_removed, a.shape[1])][:MOST_NUMBERS]
+    for what, values in kept:
+        values = (
+            values if len(np.unique(values)) > 2 and what != "clusters" else np.unique(values, return_inverse=True)[1]
+        )
+        scores = [_probe("forest", part, values, first) for part in (x, y)]
+        if None not in scores:
+            price.append({"what": what, "measure": _measure(values), "before": scores[0], "after": scores[1]})
+    shares = _shares(own.log_weights, groups, random) if len(names) > 1 else None
+    made = Certificate(method, len(rows), own.log_weights.shape[1], candidates, uniform, probes, price, shares)
+    made.failures.extend(_failures(made))
+    return made
+
+
+def _groups(transport: Transport, group: NDArray[np.intp], columns: list[str]) -> tuple[NDArray[np.intp], list[str]]:
+    by_group = transport.by_group
+    present = np.unique(group)
+    names = [
+        ", ".join(f"{columns[j]}={value:g}" for j, value in zip(by_group.columns, by_group.patterns[g], strict=True))
+        for g in present
+        if g < len(by_group.patterns)
+    ]
+    return group, names
+
+
+def _measure(values: NDArray[Any]) -> str:
+    return "AUC" if values.dtype.kind in "iub" else "R2"
+
+
+def _probe(kind: str, features: Floats, target: NDArray[Any], first: NDArray[np.bool_]) -> float | None:
+    """Return what a probe that learned on the `first` rows reads on the others; None if it can't learn."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+    from sklearn.metrics import r2_score, roc_auc_score
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    groups = _measure(target) == "AUC"
+    if groups:
+        values, counts = np.unique(target, return_counts=True)
+        most = values[np.argsort(-counts, kind="stable")[:MOST_GROUPS]]
+        enough = np.isin(target, most[[(target[first] == v).sum() >= FEWEST // 3 for v in most]])
+        features, target, first = features[enough], target[enough], first[enough]
+        if len(np.unique(target[first])) < 2 or len(np.unique(target[~first])) != len(np.unique(target[first])):
+            return None
+    elif target.std() == 0:
+        return None
+    network = {"hidden_layer_sizes": (64, 64), "max_iter": 100, "early_stopping": True, "random_state": 0}
+    forest = {"n_estimators": 100, "min_samples_leaf": 5, "random_state": 0}
+    model = {
+        ("linear", True): lambda: LogisticRegression(max_iter=1000),
+        ("forest", True): lambda: RandomForestClassifier(**forest),
+        ("network", True): lambda: MLPClassifier(**network),
+        ("linear", False): lambda: LinearRegression(),
+        ("forest", False): lambda: RandomForestRegressor(**forest),
+        ("network", False): lambda: MLPRegressor(**network),
+    }[kind, groups]()
+    unit = 1.0 if groups else target.std()
+    fitted = make_pipeline(StandardScaler(), model).fit(features[first], target[first] / unit)
+    if not groups:
+        return float(r2_score(target[~first] / unit, fitted.predict(features[~first])))
+    probability = fitted.predict_proba(features[~first])
+    if probability.shape[1] == 2:
+        return float(roc_auc_score(target[~first], probability[:, 1]))
+    return float(roc_auc_score(target[~first], probability, multi_class="ovr"))
+
+
+def _uniform(
+    transport: Transport, x: Floats, a: Floats, features: list[str], columns: list[str]
+) -> list[dict[str, Any]]:
+    """Compare F(x_j | x_<j, m) with the uniform distribution, by group and by thirds of each number."""
+    probability = ndtr(transport.scores(x, a))
+    group = transport.by_group.group_of(a)
+    _, names = _groups(transport, group, columns)
+    present = [g for g in np.unique(group) if g < len(transport.by_group.patterns)]
+    parts = list(zip(names, [group == g for g in present], strict=True)) if len(present) > 1 else []
+    for j in transport.by_group.along.columns[:MOST_NUMBERS]:
+        edges = np.quantile(a[:, j], [1 / 3, 2 / 3])
+        third = np.searchsorted(edges, a[:, j])
+        parts += [(f"{columns[j]}, {name} third", third == i) for i, name in enumerate(("lowest", "middle", "highest"))]
+    parts = [(name, rows) for name, rows in parts if rows.sum() >= FEWEST]
+    comparisons = max(len(parts) * x.shape[1], 1)
+    return [
+        {
+            "where": name,
+            "feature": feature,
+            "distance": float(kstest(probability[rows, j], "uniform").statistic),
+            "bound": float(kstwo.isf(0.01 / comparisons, int(rows.sum()))),
+        }
+        for name, rows in parts
+        for j, feature in enumerate(features)
+    ]
+
+
+def _shares(log_weights: Floats, groups: NDArray[np.intp], random: np.random.Generator) -> float | None:
+    """Return the AUC with which a component drawn from each row's weights tells its group."""
+    from sklearn.metrics import roc_auc_score
+
+    weights = np.exp(log_weights)
+    drawn = (random.random((len(weights), 1)) > weights.cumsum(axis=1)).sum(axis=1).clip(max=weights.shape[1] - 1)
+    present = np.unique(groups)
+    rates = np.stack([weights[groups == g].sum(axis=0) for g in present], axis=1)
+    chance = (rates / rates.sum(axis=1, keepdims=True))[drawn]
+    if len(present) == 2:
+        return float(roc_auc_score(groups == present[1], chance[:, 1]))
+    return float(roc_auc_score(groups, chance, multi_class="ovr"))
+
+
+def _failures(made: Certificate) -> list[str]:
+    failures = []
+    chance = max(0.5, made.shares or 0.5) if made.method == "component" else 0.5
+    for row in made.probes:
+        said = row["protected"] or 0.0  # what is preserved may tell of what is erased
+        limit = max(chance, said) + LEFT_AUC if row["measure"] == "AUC" else max(said, 0.0) + LEFT_R2
+        if row["after"] > limit and not (made.method == "component" and row["measure"] == "R2"):
+            failures.append(
+                f"a held-out {row['probe']} probe still reads {row['target']}: {row['measure']} {row['after']:.3f}, "
+                f"where {limit:.3f} was allowed"
+            )
+    wrong = [row for row in made.uniform if row["distance"] > row["bound"] + LEFT_KS]
+    if wrong:
+        worst = max(wrong, key=lambda row: row["distance"])
+        failures.append(
+            f"the model of p(x | m) is too small or wrong: F(x | m) of {worst['feature']} at {worst['where']} is "
+            f"{worst['distance']:.3f} from uniform, where {worst['bound'] + LEFT_KS:.3f} was allowed"
+        )
+    return failures

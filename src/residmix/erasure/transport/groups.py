@@ -1,0 +1,205 @@
+r"""Mixtures by group of rows, with components that are matched by the joint likelihood.
+
+A joint mixture with effects by component and weights by metadata is fitted first. In it a component is one thing in
+all groups. From there each group goes on by itself, with a shift, a covariance and a weight of its own for each
+component,
+
+.. math::
+
+    p(x \mid m) = \sum_k \pi_{gk}(m) N\bigl(x \mid \mu_k + B_k' a(m) + \delta_{gk}, D_k(m) \Sigma_{gk} D_k(m)\bigr),
+    \qquad \pi_{gk}(m) \propto \pi_k(m) \exp(\lambda_{gk}),
+
+by EM with the joint mixture as prior (:math:`\delta` of one row's weight, :math:`\Sigma` of d + 2 rows'), so that a
+group of five rows has what the others have, and one of a thousand what its rows say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+
+from residmix.conditional.coordinates import ToResidual
+from residmix.conditional.given import located, weighed
+from residmix.conditional.residual_mixture import ResidualMixture
+from residmix.erasure.transport.along import Along, along
+from residmix.erasure.transport.rosenblatt import Mixtures
+from residmix.errors import unnoted
+from residmix.mixture.params import MixtureParams
+
+__all__ = ["ByGroup", "fit_groups", "log_normal", "normalised"]
+
+Floats = NDArray[np.float64]
+
+# Rows that the joint mixture is fitted on: it matches components, the groups' own rows do the rest.
+JOINT_ROWS = 20_000
+# Of a group: fewer rows than this have what the joint mixture gives them.
+FEWEST = 5
+MOST_STEPS, TOL, SPREAD_ROUNDS = 100, 1e-5, 5
+
+
+@dataclass(frozen=True)
+class ByGroup:
+    """A mixture for each design row.
+
+    Attributes
+    ----------
+    to_residual, params
+        Of the joint mixture.
+    along : Along
+        Log spreads along numbers.
+    columns : ndarray of int (c,)
+        The design columns that tell groups apart.
+    patterns : ndarray (G, c)
+        Their values in each group.
+    shift : ndarray (G + 1, K, d)
+        The last one, 0, is for rows of no group.
+    factors : ndarray (G + 1, K, d, d)
+        Lower Cholesky factors.
+    tilt : ndarray (G + 1, K)
+        What a group adds to the log weights.
+    share : ndarray (G + 1,)
+        Of the rows.
+    """
+
+    to_residual: ToResidual
+    params: MixtureParams
+    along: Along
+    columns: NDArray[np.intp]
+    patterns: Floats
+    shift: Floats
+    factors: Floats
+    tilt: Floats
+    share: Floats
+
+    def group_of(self, a: Floats) -> NDArray[np.intp]:
+        """Return the group of each design row (n,); G for none."""
+        found = np.full(len(a), len(self.patterns), dtype=np.intp)
+        values = a[:, self.columns]
+        distinct, inverse = np.unique(values, axis=0, return_inverse=True)
+        place = {pattern.tobytes(): g for g, pattern in enumerate(self.patterns)}
+        known = np.array([place.get(row.tobytes(), len(self.patterns)) for row in distinct], dtype=np.intp)
+        found[:] = known[inverse.reshape(-1)]
+        return found
+
+    def base(self, a: Floats) -> tuple[Floats, Floats]:
+        """Return log weights (n, K) and means (n, K, d) of the joint mixture."""
+        K = self.params.n_components
+        means = [located(self.to_residual, self.params, np.full(len(a), k), a, ()) for k in range(K)]
+        return weighed(self.to_residual, self.params, a), np.stack(means, axis=1)
+
+    def at(self, a: Floats) -> Mixtures:
+        """Return the mixture of each design row (n, q)."""
+        group = self.group_of(a)
+        log_weights, means = self.base(a)
+        return Mixtures(normalised(log_weights + self.tilt[group]), means + self.shift[group], self.factors, group,
+                        self.along.at(a))  # fmt: skip
+
+    def average(self, a: Floats) -> Mixtures:
+        """Return the mixture of each design row as the average group has it: the reference."""
+        log_weights, means = self.base(a)
+        covariances = np.einsum("g,gkij,gklj->kil", self.share, self.factors, self.factors)
+        factors = np.linalg.cholesky(covariances)[None]
+        shift, tilt = (np.tensordot(self.share, part, 1) for part in (self.shift, self.tilt))
+        return Mixtures(normalised(log_weights + tilt), means + shift, factors, np.zeros(len(a), dtype=np.intp),
+                        self.along.at(a))  # fmt: skip
+
+
+def normalised(log_weights: Floats) -> Floats:
+    top = log_weights.max(axis=1, keepdims=True)
+    return np.asarray(log_weights - top - np.log(np.exp(log_weights - top).sum(axis=1, keepdims=True)))
+
+
+def log_normal(away: Floats, factor: Floats, spread: Floats) -> Floats:
+    """Return log N(away | 0, D L L' D) of rows (n, d)."""
+    e = solve_triangular(factor, (away / spread).T, lower=True, check_finite=False)
+    constant = np.log(np.diag(factor)).sum() + 0.5 * len(factor) * np.log(2 * np.pi)
+    return np.asarray(-0.5 * np.einsum("ij,ij->j", e, e) - constant - np.log(spread).sum(axis=1))
+
+
+def _spreads(own: ByGroup, x: Floats, a: Floats, weight: Floats, factors: Floats, numbers: NDArray[np.intp]) -> Along:
+    """Return log spreads along `numbers`, in turns with the probabilities of the components."""
+    log_weights, means = own.base(a)
+    away, found = x[:, None] - means, own.along
+    for _ in range(SPREAD_ROUNDS if len(numbers) else 0):
+        spread = found.at(a)
+        joint = log_weights + np.stack(
+            [log_normal(away[:, k], factor, spread[:, k]) for k, factor in enumerate(factors)], axis=1
+        )
+        found = along(away, np.exp(normalised(joint)) * weight[:, None], a, numbers)
+    return found
+
+
+def fit_groups(
+    x: Floats,
+    a: Floats,
+    columns: NDArray[np.intp],
+    numbers: NDArray[np.intp],
+    weight: Floats,
+    n_components: int,
+    random_state: int,
+) -> ByGroup:
+    """Fit the mixtures to rows x (n, d) with design rows a (n, q): `columns` tell groups apart, `numbers` vary."""
+    rows = np.linspace(0, len(x) - 1, min(len(x), JOINT_ROWS)).round().astype(np.intp)
+    model = ResidualMixture(
+        n_components, estimation="joint", gating="metadata" if n_components > 1 else "constant",
+        effects="by-component", random_state=random_state,
+    )  # fmt: skip
+    with unnoted():
+        model.fit(x[rows], metadata=a[rows], sample_weight=weight[rows])
+    params, to_residual = model._params, model._to_residual
+    K, d = params.n_components, x.shape[1]
+    shared: Floats = np.linalg.cholesky(params.full_covariances()).astype(np.float64)
+    patterns, inverse, counts = np.unique(a[:, columns], axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    kept = np.flatnonzero(counts >= FEWEST)
+    own = ByGroup(
+        to_residual, params, along(np.zeros((1, K, d)), np.ones((1, K)), a[:1], numbers[:0]), columns, patterns[kept],
+        np.zeros((len(kept) + 1, K, d)), np.repeat(shared[None], len(kept) + 1, axis=0),
+        np.zeros((len(kept) + 1, K)), np.zeros(len(kept) + 1),
+    )  # fmt: skip
+    own = replace(own, along=_spreads(own, x[rows], a[rows], weight[rows], shared, numbers))
+    for g, pattern in enumerate(kept):
+        here = np.flatnonzero(inverse == pattern)
+        log_weights, means = own.base(a[here])
+        own.shift[g], own.factors[g], own.tilt[g] = _own(
+            x[here], log_weights, means, shared, weight[here], own.along.at(a[here])
+        )
+        own.share[g] = weight[here].sum()
+    own.share[-1] = weight.sum() - own.share[:-1].sum()
+    own.share[:] /= own.share.sum()
+    return own
+
+
+def _own(
+    x: Floats, log_weights: Floats, means: Floats, shared: Floats, weight: Floats, spread: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Go on from the joint mixture on the rows of one group, by EM; return shift, factors and tilt."""
+    K, d = shared.shape[:2]
+    shift, tilt, factors = np.zeros((K, d)), np.zeros(K), shared.copy()
+    prior = d + 2.0
+    before = -np.inf
+    for _ in range(MOST_STEPS):
+        log_prior = normalised(log_weights + tilt)
+        joint = log_prior + np.stack(
+            [log_normal(x - means[:, k] - shift[k], factors[k], spread[:, k]) for k in range(K)], axis=1
+        )
+        top = joint.max(axis=1, keepdims=True)
+        share = np.exp(joint - top)
+        total = share.sum(axis=1, keepdims=True)
+        now = float(weight @ (top + np.log(total))[:, 0] / weight.sum())
+        share *= weight[:, None] / total
+        mass = share.sum(axis=0)
+        tilt = tilt + np.log((mass + 1.0 / K) / (weight @ np.exp(log_prior) + 1.0 / K))
+        for k in range(K):
+            away = x - means[:, k]
+            shift[k] = share[:, k] @ away / (mass[k] + 1.0)
+            away = (away - shift[k]) / spread[:, k]
+            scatter = (away * share[:, k, None]).T @ away + shift[k][:, None] * shift[k]
+            factors[k] = np.linalg.cholesky((scatter + prior * shared[k] @ shared[k].T) / (mass[k] + prior))
+        if abs(now - before) < TOL:
+            break
+        before = now
+    return shift, factors, tilt - tilt.mean()

@@ -1,0 +1,121 @@
+r"""Rows from the law that their metadata give them to the law of a reference: one map a row, one to one.
+
+.. math:: y = G^{-1}_{m}(F_{m}(x))
+
+with F the Rosenblatt transform of :math:`p(x \mid m)` and G that of the target. Target of "full" is the reference
+mixture; of "component" the reference's components with the weights that m has; preserved columns keep the row's values
+in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.erasure.transport.groups import ByGroup, fit_groups, log_normal
+from residmix.erasure.transport.rosenblatt import Mixtures, from_scores, to_scores
+from residmix.rows.block import Block
+
+__all__ = ["Applied", "Transport", "fit_transport"]
+
+Floats = NDArray[np.float64]
+
+# Design columns of no more values than this tell groups apart; others are numbers, along which laws vary smoothly.
+GROUP_VALUES = 2
+
+
+@dataclass(frozen=True)
+class Transport:
+    """The fitted maps.
+
+    Attributes
+    ----------
+    by_group : ByGroup
+    n_removed : int
+        Design columns from here on are preserved.
+    reference : ndarray (n_removed,)
+        Design row that all are brought to.
+    profile : bool
+        Whether the reference is one that was asked for; else it is the average.
+    keeps_shares : bool
+        "component": the weights of a row's own metadata stay.
+    """
+
+    by_group: ByGroup
+    n_removed: int
+    reference: Floats
+    profile: bool
+    keeps_shares: bool
+
+    def _referred(self, a: Floats) -> Floats:
+        referred = a.copy()
+        referred[:, : self.n_removed] = self.reference
+        return referred
+
+    def _laws(self, a: Floats) -> tuple[Mixtures, Mixtures]:
+        """Return the mixtures of the rows' own metadata and of the reference."""
+        own, referred = self.by_group.at(a), self._referred(a)
+        target = self.by_group.at(referred) if self.profile else self.by_group.average(referred)
+        return own, replace(target, log_weights=own.log_weights) if self.keeps_shares else target
+
+    def scores(self, x: Floats, a: Floats) -> Floats:
+        """Return standard normal scores of rows given their metadata: independent of these as far as the model sees."""
+        return to_scores(x, self.by_group.at(a))
+
+    def forward(self, x: Floats, a: Floats) -> Floats:
+        own, target = self._laws(a)
+        return from_scores(to_scores(x, own), target)
+
+    def backward(self, y: Floats, a: Floats) -> Floats:
+        own, target = self._laws(a)
+        return from_scores(to_scores(y, target), own)
+
+    def labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
+        """Return the most probable component of each row given its metadata, (n,)."""
+        return np.asarray(_log_joint(x, self.by_group.at(a)).argmax(axis=1))
+
+    def log_density(self, x: Floats, a: Floats) -> Floats:
+        """Return log p(x | m), (n,)."""
+        joint = _log_joint(x, self.by_group.at(a))
+        top = joint.max(axis=1)
+        return np.asarray(top + np.log(np.exp(joint - top[:, None]).sum(axis=1)))
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Block to what a map makes of it, in the dtype of X."""
+
+    function: Callable[[Floats, Floats], Floats]
+
+    def __call__(self, block: Block) -> Floats:
+        made = self.function(np.asarray(block.X, dtype=np.float64), np.asarray(block.design, dtype=np.float64))
+        return made.astype(block.X.dtype, copy=False)
+
+
+def _log_joint(x: Floats, given: Mixtures) -> Floats:
+    joint = given.log_weights.copy()
+    for factors, rows in given.groups():
+        for k, factor in enumerate(factors):
+            joint[rows, k] += log_normal(x[rows] - given.means[rows, k], factor, given.spread[rows, k])
+    return joint
+
+
+def fit_transport(
+    x: Floats,
+    a: Floats,
+    weight: Floats,
+    n_removed: int,
+    n_components: int,
+    *,
+    reference: Floats | None,
+    keeps_shares: bool,
+    random_state: int,
+) -> Transport:
+    """Fit the laws to rows x (n, d) with design rows a (n, q), of which the first `n_removed` columns are removed."""
+    few = np.array([len(np.unique(a[:, j])) <= GROUP_VALUES for j in range(n_removed)], dtype=bool)
+    groups = fit_groups(x, a, np.flatnonzero(few), np.flatnonzero(~few), weight, n_components, random_state)
+    mean = weight @ a[:, :n_removed] / weight.sum()
+    return Transport(groups, n_removed, mean if reference is None else reference, reference is not None, keeps_shares)
