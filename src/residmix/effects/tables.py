@@ -204,7 +204,7 @@ def _range_of(design: Design, name: str) -> Sequence[float]:
     """
     for curve in design.curves:
         if curve.atom.argument.text == name or getattr(curve.atom.argument, "name", None) == name:
-            return np.linspace(*curve.bounds, _POINTS).tolist()  # type: ignore[no-any-return]
+            return np.linspace(*curve.bounds, _POINTS).tolist()
     raise ValueError(f"effect({name!r}) needs at=, the values at which it is wanted")
 
 

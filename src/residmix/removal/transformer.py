@@ -66,7 +66,7 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
             both = [text for text in (self.formula, self.preserve) if text is not None]
             wanted = tuple(dict.fromkeys(name for text in both for name in formula_columns(text)))
         elif getattr(self, "groups", None) in table.metadata_columns:
-            wanted = tuple(name for name in table.metadata_columns if name != self.groups)  # type: ignore[attr-defined]
+            wanted = tuple(name for name in table.metadata_columns if name != self.groups)
         design = fit_design(
             (lambda: table.chunks(wanted)) if wanted != () else None,
             formula=self.formula,

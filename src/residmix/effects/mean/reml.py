@@ -151,7 +151,8 @@ def inverse(own: Array, root: Array) -> tuple[Array, Array]:
     A = root[:, :, None] * own * root[:, None, :]
     np.einsum("cii->ci", A)[...] += 1.0
     factor = np.linalg.cholesky(A)
-    return np.linalg.inv(A), 2.0 * np.log(np.einsum("cii->ci", factor)).sum(axis=1)
+    inverse: Array = np.linalg.inv(A).astype(np.float64, copy=False)
+    return inverse, 2.0 * np.log(np.einsum("cii->ci", factor)).sum(axis=1)
 
 
 def _one_ratio(own: Array, turned: Array, total: Array, degrees: Array) -> Array:

@@ -49,13 +49,22 @@ def robust_sums(rows: Rows, location: Location, grouping: Grouping) -> tuple[Arr
     return n, middle, squares
 
 
-def _residuals(location: Location, grouping: Grouping, some: slice, block: Block) -> list[tuple[Array, Array]]:
+def _residuals(
+    location: Location, grouping: Grouping, some: slice, block: Block
+) -> list[tuple[Array, NDArray[np.intp]]]:
     assert block.design is not None
     kept = block if block.weight is None else block.select(np.flatnonzero(block.weight))
     assert kept.design is not None
     exact = replace(kept, X=np.asarray(kept.X, dtype=np.float64))
-    return [(location(exact)[:, some].copy(), level_of(kept.design, grouping.columns, grouping.coded))]
+    return [
+        (
+            location(exact)[:, some].copy(),
+            np.asarray(level_of(kept.design, grouping.columns, grouping.coded), dtype=np.intp),
+        )
+    ]
 
 
-def _join(one: list[tuple[Array, Array]], two: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+def _join(
+    one: list[tuple[Array, NDArray[np.intp]]], two: list[tuple[Array, NDArray[np.intp]]]
+) -> list[tuple[Array, NDArray[np.intp]]]:
     return one + two

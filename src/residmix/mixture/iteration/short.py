@@ -242,7 +242,7 @@ def _made(
         factors, failed = many_inverse_cholesky(covariances)
     else:
         rows = covariances.reshape(len(covariances), -1)
-        failed = ~((rows > 0) & np.isfinite(rows)).all(axis=1)
+        failed = np.asarray(~((rows > 0) & np.isfinite(rows)).all(axis=1))
         with np.errstate(all="ignore"):
             factors = 1.0 / np.sqrt(covariances)
-    return MixtureParams(weights, means, covariances, factors, kind), ~failed.reshape(-1, K).any(axis=1)
+    return MixtureParams(weights, means, covariances, factors, kind), np.asarray(~failed.reshape(-1, K).any(axis=1))

@@ -113,7 +113,8 @@ def _likeliest(runs: Runs, wanted: int) -> NDArray[np.intp]:
 
 def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
     total, ridge = float(sample.w.sum()), sample.ridge(reg_covar)
-    clean, spiky = [], []
+    clean: list[MixtureParams] = []
+    spiky: list[MixtureParams] = []
     for run in np.argsort(-runs.values, kind="stable"):
         params = runs.one(run)
         found = spikes(params, total, sample.far_from_rest(params), ridge)

@@ -153,7 +153,8 @@ def bootstrap(
 
 def _nonparametric(refits: Refits, seed: int) -> Any:
     random = np.random.default_rng(seed)
-    return refits.weighted(np.bincount(random.integers(0, refits.n_rows, refits.n_rows), minlength=refits.n_rows) * 1.0)
+    drawn = np.bincount(random.integers(0, refits.n_rows, refits.n_rows), minlength=refits.n_rows)
+    return refits.weighted(drawn.astype(np.float64))
 
 
 def _parametric(refits: Refits, seed: int) -> Any:
