@@ -37,6 +37,10 @@ NEWER = {
     "effects.Covariances",
     "effects.Smooths",
     "effects.Still",
+    "erasure.Along",
+    "erasure.ByGroup",
+    "erasure.Certificate",
+    "erasure.Transport",
     "mixture.Prior",
     "mixture.Restraint",
     "moments.LevelMoments",
@@ -310,6 +314,11 @@ def test_what_files_of_no_format_before_held_comes_back_too(tmp_path):
     again = rm.load(tmp_path / "curves")
     np.testing.assert_array_equal(again.transform(x, metadata=frame), curves.transform(x, metadata=frame))
     found |= types(header(tmp_path / "curves")["model"])
+    eraser = rm.Eraser(method="full", n_components=1).fit(x, metadata=frame["age"])
+    rm.save(eraser, tmp_path / "eraser")
+    again = rm.load(tmp_path / "eraser")
+    np.testing.assert_array_equal(again.transform(x, metadata=frame["age"]), eraser.transform(x, metadata=frame["age"]))
+    found |= types(header(tmp_path / "eraser")["model"])
     # a checkpoint's alone
     restraint = Restraint(Prior(np.zeros(2), 0.1, 4.0, np.eye(2)), 3.0)
     params = dataclasses.replace(

@@ -72,7 +72,8 @@ def page(request, tmp_path_factory):
     table = pd.DataFrame({name: rng.normal(size=200) for name in names})
     table["site " + "y" * 100] = rng.choice(["<b>a</b>", "z" * 120, "مركز"], 200)
     formula = f"`{table.columns[-1]}`"
-    model = rm.ResidualMixture(2, formula=formula, features=names, random_state=0).fit(table)
+    settings = {"covariance_type": "diag", "formula": formula, "features": names, "random_state": 0}
+    model = rm.ResidualMixture(2, **settings).fit(table)
     return model.report(folder / "h.html", table)
 
 

@@ -191,6 +191,8 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
             student=self.distribution == "t",
             missing=self._gaps_allowed(),
             trim=self.trim,
+            search=self.labels_init is None
+            and any(given is None for given in (self.weights_init, self.means_init, self.precisions_init)),
             restraint=self._restraint_of,
             reg_covar=self._start_floor,
             random_state=check_random_state(self.random_state),

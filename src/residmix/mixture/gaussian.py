@@ -332,8 +332,8 @@ class GaussianMixture(GaussianRows):
         history = self._history if resume else ()
         self.__dict__.pop("selection_", None)
         wanted = 1 if resume or self.labels_init is not None else self.n_init
-        # with noise or trimming there are more starts, and fewer spikes
-        wanted_of_all = None if self.noise or self.trim else wanted
+        # with noise, tails, trimming or gaps there are starts of their own kind, all of which are run
+        wanted_of_all = None if self._has_tails() else wanted
         state = self._best(em, starts, tasks, fingerprint(self, rows, resume=resume), history, wanted_of_all)
         self._ended(rows, tasks, state, em.revived, errors)
 
@@ -378,7 +378,7 @@ class GaussianMixture(GaussianRows):
                 self._failed += 1
         if failure is not None and not found:
             raise failure
-        if not (self.noise or self.trim):
+        if not self._has_tails():
             yield from others
 
     def _keep(self, state: State) -> None:

@@ -65,14 +65,16 @@ def tail_starts(
     student: bool,
     missing: bool,
     trim: float,
+    search: bool,
     restraint: Callable[[int], Restraint | None],
     reg_covar: float,
     random_state: np.random.RandomState,
 ) -> Iterator[MixtureParams]:
-    """Yield each start with noise and tails; with noise or trimming also one found where rows lie close to each other,
+    """Yield each start with noise and tails, and for these one found where rows lie close to each other as well;
     with missing values one found on the rows that have none.
 
-    `whole` are the rows with missing values filled in, `restraint` gives what a number of components obeys.
+    `whole` are the rows with missing values filled in, `restraint` gives what a number of components obeys. Without
+    `search` there are the given starts alone.
     """
     box = box_of(rows) if noise else None
 
@@ -97,10 +99,10 @@ def tail_starts(
             continue
         yield tailed(start)
         K = start.n_components
-        if K in done:
+        if K in done or not search:
             continue
         done.add(K)
-        others = [_dense_rows(whole, K, random_state)] if noise or trim else []
+        others = [_dense_rows(whole, K, random_state)] if noise or trim or student else []
         others += _complete_rows(rows, K, random_state) if missing else []
         for few in others:
             with suppress(SingularCovarianceError):

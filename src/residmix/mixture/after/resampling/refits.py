@@ -95,8 +95,14 @@ class Refits:
 
     def fit_drawn(self, drawn: tuple[Any, dict[str, Any]], n_components: int | None = None) -> Any:
         """Return the model, or one of another size, fitted to drawn rows."""
+        template = self.template(n_components)
+        if n_components is None and getattr(self.model, "gate_coef_", None) is not None:
+            # a gate has no start of its own among the settings: labels begin it, and the search isn't begun anew
+            labels = np.asarray(self.model.predict(drawn[0], **drawn[1]))
+            if np.array_equal(np.unique(labels), np.arange(self.model.n_components_)):
+                template.set_params(weights_init=None, means_init=None, precisions_init=None, labels_init=labels)
         with unnoted():
-            return self.template(n_components).fit(drawn[0], **drawn[1])
+            return template.fit(drawn[0], **drawn[1])
 
 
 def _put(frame: Any, names: Any, X: Floats) -> Any:
