@@ -49,5 +49,5 @@ def demo(output_dir: Path, **chosen: Any) -> None:
             "output": output_dir / "penguins.safetensors", "report": output_dir / "report.html", **chosen,
         }  # fmt: skip
         # everything else as the command has it
-        usual = fit.make_context("fit", [str(path)]).params
+        usual = fit.make_context("fit", [str(path)], parent=click.get_current_context().parent).params
         run(str(path), SimpleNamespace(**{**usual, **own}))
