@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 
 # A probe may read this much: AUC above chance (above what the shares say, for "component"), and R2.
 LEFT_AUC, LEFT_R2 = 0.05, 0.02
+# ... or by so many standard errors of an AUC of .5 (Mann and Whitney 1947), where rows are few.
+ERRORS = 3.0
 # Kolmogorov-Smirnov distances may exceed their bound at 1 % (over all comparisons) by this: no model is exact.
 LEFT_KS = 0.03
 PROBED, MOST_GROUPS, MOST_NUMBERS, FEWEST = 8000, 20, 3, 30
@@ -233,10 +235,12 @@ def _shares(log_weights: Floats, groups: NDArray[np.intp], random: np.random.Gen
 
 def _failures(made: Certificate) -> list[str]:
     failures = []
+    # half of the rows are judged; of n in two equal groups the variance is 1 / (3 n)
+    left = max(LEFT_AUC, ERRORS / np.sqrt(1.5 * made.n_rows))
     chance = max(0.5, made.shares or 0.5) if made.method == "component" else 0.5
     for row in made.probes:
         said = row["protected"] or 0.0  # what is preserved may tell of what is erased
-        limit = max(chance, said) + LEFT_AUC if row["measure"] == "AUC" else max(said, 0.0) + LEFT_R2
+        limit = max(chance, said) + left if row["measure"] == "AUC" else max(said, 0.0) + LEFT_R2
         if row["after"] > limit and not (made.method == "component" and row["measure"] == "R2"):
             failures.append(
                 f"a held-out {row['probe']} probe still reads {row['target']}: {row['measure']} {row['after']:.3f}, "
