@@ -279,9 +279,10 @@ class Residualizer(Learner):
         --------
         >>> import numpy as np
         >>> from residmix import Residualizer
-        >>> X, age = np.array([[1.0], [2.0], [3.5], [9.0]]), np.array([20.0, 30.0, 40.0, 50.0])
-        >>> model = Residualizer().fit(X, metadata=age).forget(X[3:], metadata=age[3:])
-        >>> bool(np.allclose(model.coef_, Residualizer().fit(X[:3], metadata=age[:3]).coef_))
+        >>> age = np.linspace(20.0, 60.0, 40)
+        >>> X = np.sqrt(age)[:, None]
+        >>> model = Residualizer().fit(X, metadata=age).forget(X[30:], metadata=age[30:])
+        >>> bool(np.allclose(model.coef_, Residualizer().fit(X[:30], metadata=age[:30]).coef_))
         True
         """
         check_is_fitted(self)
