@@ -49,7 +49,8 @@ def many_inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         root = np.sqrt(diagonal)
         try:
             lower = np.linalg.cholesky(matrices / (root[:, :, None] * root[:, None, :]))
-            inverse = np.linalg.solve(lower, np.eye(matrices.shape[1]))
+            # numpy 1 takes a matrix beside a stack of them for a stack of vectors
+            inverse = np.linalg.solve(lower, np.broadcast_to(np.eye(matrices.shape[1]), lower.shape))
         except np.linalg.LinAlgError:
             return inverse_cholesky(matrices)
         if np.isfinite(inverse).all():
