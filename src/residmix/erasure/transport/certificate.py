@@ -122,7 +122,7 @@ def measured(
                 probes.append({"target": target, "probe": probe, "measure": _measure(values),
                                "before": scores[0], "after": scores[1], "protected": said})  # fmt: skip
     price = []
-    labels = own.log_weights.argmax(axis=1) if own.log_weights.shape[1] == 1 else transport.labels(x, a)
+    labels = transport.labels(x, a)
     kept = [("clusters", labels)] if len(np.unique(labels)) > 1 else []
     kept += [(columns[j], a[:, j]) for j in range(transport.n_removed, a.shape[1])][:MOST_NUMBERS]
     for what, values in kept:
