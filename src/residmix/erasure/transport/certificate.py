@@ -123,7 +123,7 @@ def measured(
                                "before": scores[0], "after": scores[1], "protected": said})  # fmt: skip
     price = []
     labels = transport.labels(x, a)
-    kept = [("clusters", labels)] if len(np.unique(labels)) > 1 else []
+    kept: list[tuple[str, NDArray[Any]]] = [("clusters", labels)] if len(np.unique(labels)) > 1 else []
     kept += [(columns[j], a[:, j]) for j in range(transport.n_removed, a.shape[1])][:MOST_NUMBERS]
     for what, values in kept:
         values = (
