@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 import residmix as rm
 from residmix.errors import CertificateWarning
 
-ROWS = 6000
+ROWS = 4000
 
 
 def two_sites(seed, n=ROWS):
@@ -27,7 +27,7 @@ def two_sites(seed, n=ROWS):
 
 def reads(features, target):
     half = len(features) // 2
-    forest = RandomForestClassifier(100, min_samples_leaf=5, random_state=0).fit(features[:half], target[:half])
+    forest = RandomForestClassifier(50, min_samples_leaf=5, random_state=0).fit(features[:half], target[:half])
     return roc_auc_score(target[half:], forest.predict_proba(features[half:])[:, 1])
 
 
@@ -113,7 +113,7 @@ def test_along_age_location_spread_and_shape_are_taken_out(rng):
 
     def r2(features):
         half = n // 2
-        forest = RandomForestRegressor(100, min_samples_leaf=10, random_state=0).fit(features[:half], t[:half])
+        forest = RandomForestRegressor(50, min_samples_leaf=10, random_state=0).fit(features[:half], t[:half])
         return r2_score(t[half:], forest.predict(features[half:]))
 
     eraser = rm.Eraser("age", method="full", n_components=2).fit(table)

@@ -6,10 +6,10 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from residmix import GaussianMixture, Residualizer
-from residmix.kernels.loops import orientation, products, rowwise, tiles, twice
+from residmix.kernels.loops import orientation, products, rosenblatt, rowwise, tiles, twice
 
 # A loop that reads rows is compiled for doubles and for floats, any other once.
-MODULES = {orientation: 1, twice: 1, tiles: 1, products: 2, rowwise: 2}
+MODULES = {orientation: 1, rosenblatt: 1, twice: 1, tiles: 1, products: 2, rowwise: 2}
 
 
 def loops():

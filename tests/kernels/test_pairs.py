@@ -129,6 +129,31 @@ def turn_axes(rng):
         yield W @ W.transpose(0, 2, 1), np.eye(d), rng.uniform(1, 2, (K, d))
 
 
+def laws(rng):
+    """Yield rows far and near, and a mixture for each, with groups that have no rows."""
+    for n, d, K, G in [(0, 2, 2, 1), (1, 1, 1, 1), (40, 3, 2, 3), (60, 5, 4, 7)]:
+        x = 3.0 * rng.normal(size=(n, d))
+        if n > 20:
+            x[3], x[4], x[5, 0] = 1e6, -1e3, 40.0
+        factors = np.tril(rng.normal(size=(G, K, d, d))) / d
+        factors[..., range(d), range(d)] = rng.uniform(0.5, 1.5, (G, K, d))
+        log_weights = np.log(rng.dirichlet(np.ones(K), n))
+        if n > 20 and K > 1:
+            log_weights[7, 0] = -np.inf  # a component that has no weight
+        spread = np.exp(0.2 * rng.normal(size=(n, K, d)))
+        yield x, log_weights, rng.normal(size=(n, K, d)), factors, rng.integers(0, G, n), spread
+
+
+def scores_of_rows(rng):
+    return [*laws(rng)]
+
+
+def rows_of_scores(rng):
+    for x, *law in laws(rng):
+        x[4:6] /= 1e3  # of other scores than these rows are not known to a digit
+        yield np.clip(x, -6.0, 6.0), *law
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -143,7 +168,7 @@ CASES = {
             subtract_rows,
             add_effects,
         ),
-        *(locate_levels, sum_levels, residual_twice, products_twice, turn_axes),
+        *(locate_levels, sum_levels, residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores),
     )
 }
 

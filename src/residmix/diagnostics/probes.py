@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.diagnostics.dependence import Variable
-from residmix.rows.threads import n_threads
+from residmix.removal.probing import Errors, Ranks, learner_of
 
 __all__ = ["ProbeResult", "probe"]
 
@@ -85,13 +85,13 @@ def probe(
         with warnings.catch_warnings():
             # a factor of nearly a level a row is one still
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than")
-            learner = _learner(kind, bool(variable.levels), seed).fit(X[train], target[train])
+            learner = learner_of(kind, bool(variable.levels), seed).fit(X[train], target[train])
         if kind == "nonlinear":
             learner.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
         if variable.levels:
-            scorers.append(_Ranks(learner.predict_proba(X[test]), learner.classes_, target[test]))
+            scorers.append(Ranks(learner.predict_proba(X[test]), learner.classes_, target[test]))
         else:
-            scorers.append(_Errors(learner.predict(X[test]), target[test], float(target[train].mean())))
+            scorers.append(Errors(learner.predict(X[test]), target[test], float(target[train].mean())))
     if not scorers:
         return ProbeResult(*[np.nan] * 6)
     score = _mean(scorers, [scorer.target for scorer in scorers])
@@ -121,55 +121,9 @@ def _filled(X: Array, train: Array) -> Array:
     return np.where(gaps, means, X)
 
 
-def _learner(kind: str, classifies: bool, seed: int) -> Any:
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.linear_model import LogisticRegression, RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if kind == "linear":
-        model = LogisticRegression(max_iter=1000) if classifies else RidgeCV(np.logspace(-3, 5, 9))
-        return make_pipeline(StandardScaler(), model)
-    options = {"n_estimators": 50, "min_samples_leaf": 5, "random_state": seed, "n_jobs": n_threads()}
-    if classifies:
-        return RandomForestClassifier(**options)
-    return RandomForestRegressor(max_features=1 / 3, **options)
-
-
 def _mean(scorers: Sequence[_Scorer], targets: Sequence[NDArray[Any]]) -> float:
     weights = [len(target) for target in targets]
     return float(np.average([s.score(t) for s, t in zip(scorers, targets, strict=True)], weights=weights))
 
 
-class _Ranks:
-    """Area under the ROC curve from ranks, averaged over the levels that the fold has."""
-
-    def __init__(self, probabilities: Array, classes: NDArray[np.intp], target: NDArray[np.intp]) -> None:
-        from scipy.stats import rankdata
-
-        self.target = target
-        self._classes = [(k, level) for k, level in enumerate(classes) if 0 < np.sum(target == level) < len(target)]
-        # Where nothing can be learned, predictions differ by rounding only, whose order means nothing.
-        self._ranks = rankdata(np.round(probabilities, 9), axis=0)
-
-    def score(self, target: NDArray[np.intp]) -> float:
-        areas = []
-        for k, level in self._classes:
-            own = target == level
-            m = int(own.sum())
-            areas.append((self._ranks[own, k].sum() - m * (m + 1) / 2) / (m * (len(own) - m)))
-        return float(np.mean(areas)) if areas else 0.5
-
-
-class _Errors:
-    """Share of the variance about the training mean that predictions take away."""
-
-    def __init__(self, predicted: Array, target: Array, mean: float) -> None:
-        self.target = target
-        self._predicted, self._mean = predicted, mean
-
-    def score(self, target: Array) -> float:
-        return float(1 - np.square(target - self._predicted).sum() / np.square(target - self._mean).sum())
-
-
-_Scorer = _Ranks | _Errors
+_Scorer = Ranks | Errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -23,9 +23,11 @@ from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
 from residmix.removal.transformer import MetadataTransformer, refuse_frames
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
+from residmix.rows.sampled import evenly
 from residmix.sources.open import as_table
 from residmix.sources.output import delivered
 from residmix.sources.table import Table
+from residmix.surfaces import Shown
 
 __all__ = ["Eraser"]
 
@@ -35,7 +37,7 @@ _MOVED_ROWS, _FEWEST = 4096, 20
 _NEVER = 10**9
 
 
-class Eraser(MetadataTransformer):
+class Eraser(Shown, MetadataTransformer):
     r"""Map of the features after which metadata can't be read: by linear models, or by any that sees what the map sees.
 
     ``method="linear"`` is affine, and needs no metadata itself:
@@ -288,8 +290,7 @@ class Eraser(MetadataTransformer):
         n_removed, design = self.design_.n_removed, self.design_
         if not n_removed:
             raise ValueError("there is no metadata to erase; give metadata= or a formula, or use method='linear'")
-        index = np.linspace(0, rows.n_rows - 1, min(rows.n_rows, FIT_ROWS)).round().astype(np.intp)
-        block = rows.take(index)
+        block = rows.take(evenly(rows.n_rows, FIT_ROWS))
         weight = np.ones(block.n_rows) if block.weight is None else np.asarray(block.weight, dtype=np.float64)
         seen = np.flatnonzero(weight > 0)
         if len(seen) < _FEWEST:
@@ -334,17 +335,17 @@ class Eraser(MetadataTransformer):
         if out is not None:
             refuse_frames(self)
         if self.method != "linear":
-            return self._moved(Applied(self.transport_.forward), X, metadata, out)
+            return self._moved(self.transport_.forward, X, metadata, out)
         table = self.open_rows(X, wanted=False)
         rows = self.rows_of(table, design=Design.empty(), block_rows=affine_block_rows(len(self.features_)))
         with watched(rows) as seen:
             return delivered(seen, AffineMap(self.mean_, self.left_, self.right_), self.features_, out)
 
-    def _moved(self, function: Applied, X: Any, metadata: Any, out: Any) -> Any:
+    def _moved(self, function: Callable[..., Any], X: Any, metadata: Any, out: Any) -> Any:
         table = self.open_rows(X, metadata)
         rows = self.rows_of(table, preserved=True, block_rows=_MOVED_ROWS)
         with watched(rows) as seen:
-            return delivered(seen, function, self.features_, out)
+            return delivered(seen, Applied(function, self.transport_.plain(rows.n_rows)), self.features_, out)
 
     @available_if(lambda self: self.method != "linear")
     def inverse_transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
@@ -360,7 +361,7 @@ class Eraser(MetadataTransformer):
             As in `transform`.
         """
         check_is_fitted(self)
-        return self._moved(Applied(self.transport_.backward), X, metadata, out)
+        return self._moved(self.transport_.backward, X, metadata, out)
 
     @property
     def projection_(self) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from residmix.errors import ResidmixWarning, warn_once
-from residmix.kernels import plain, twice
+from residmix.kernels import plain, rosenblatt, twice
 
 __all__ = [
     "PAIRS",
@@ -25,8 +25,10 @@ __all__ = [
     "locate_levels",
     "products_twice",
     "residual_twice",
+    "rows_of_scores",
     "scaled_joint",
     "scaled_sums",
+    "scores_of_rows",
     "small",
     "squared_distances",
     "subtract_rows",
@@ -116,8 +118,8 @@ def tell_uncompiled(error: Exception) -> None:
     )
 
 
-_BLOCKS, _ROWWISE, _PRODUCTS, _TWICE = (
-    f"residmix.kernels.loops.{name}" for name in ("blocks", "rowwise", "products", "twice")
+_BLOCKS, _ROWWISE, _PRODUCTS, _TWICE, _ROSENBLATT = (
+    f"residmix.kernels.loops.{name}" for name in ("blocks", "rowwise", "products", "twice", "rosenblatt")
 )
 
 full_sums = Pair(plain.full_sums, _BLOCKS)
@@ -135,10 +137,12 @@ sum_levels = Pair(plain.sum_levels, _ROWWISE)
 residual_twice = Pair(twice.residual_twice, _TWICE)
 products_twice = Pair(twice.products_twice, _TWICE)
 turn_axes = Pair(plain.turn_axes, "residmix.kernels.loops.orientation")
+scores_of_rows = Pair(rosenblatt.scores_of_rows, _ROSENBLATT)
+rows_of_scores = Pair(rosenblatt.rows_of_scores, _ROSENBLATT)
 
 #: All of them, for whoever checks them.
 PAIRS = (
     *(full_sums, full_joint, scaled_sums, scaled_joint, tied_gram, squared_distances),
     *(centred_products, subtract_rows, add_effects, locate_levels, sum_levels),
-    *(residual_twice, products_twice, turn_axes),
+    *(residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores),
 )

@@ -11,6 +11,8 @@ from scipy.special import ndtr
 from scipy.stats import kstest, kstwo
 
 from residmix.erasure.transport.transport import Transport
+from residmix.removal.probing import Errors, Ranks, learner_of
+from residmix.rows.sampled import evenly
 
 __all__ = ["Certificate", "measured"]
 
@@ -22,7 +24,10 @@ LEFT_AUC, LEFT_R2 = 0.05, 0.02
 ERRORS = 3.0
 # Kolmogorov-Smirnov distances may exceed their bound at 1 % (over all comparisons) by this: no model is exact.
 LEFT_KS = 0.03
-PROBED, MOST_GROUPS, MOST_NUMBERS, FEWEST = 8000, 20, 3, 30
+# Share of a feature's spread below which what is left of it, given the features before, is rounding.
+DETERMINED = 1e-4
+PROBES = {"linear": "linear", "forest": "nonlinear", "network": "network"}
+PROBED, MOST_GROUPS, MOST_NUMBERS, FEWEST, BINS = 8000, 20, 3, 30, 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Certificate:
     probes : list of dict
         ``target``, ``probe`` ("linear", "forest" or "network"), ``before`` and ``after``, as AUC of groups (one
         against the rest) or R2 of numbers, and what the preserved columns alone say of it (``protected``).
+    levels : list of dict
+        ``where``, ``rows``, ``feature`` (that was farthest from uniform there before), ``before`` and ``after``: shares
+        of the rows in 20 equal bins of F given the reference; ``bound`` as above. For
+        :func:`residmix.plot_certificate`.
     price : list of dict
         ``what`` (clusters, or a preserved column), ``before`` and ``after``: what a forest reads of it.
     shares : float or None
@@ -58,6 +67,7 @@ class Certificate:
     candidates: list[dict[str, Any]]
     uniform: list[dict[str, Any]]
     probes: list[dict[str, Any]]
+    levels: list[dict[str, Any]]
     price: list[dict[str, Any]]
     shares: float | None
     failures: list[str] = field(default_factory=list)
@@ -99,12 +109,12 @@ def measured(
     candidates: list[dict[str, Any]],
 ) -> Certificate:
     """Measure a transport on rows x (n, d) with design rows a (n, q) that it wasn't fitted on."""
-    rows = np.linspace(0, len(x) - 1, min(len(x), PROBED)).round().astype(np.intp)
-    uniform = _uniform(transport, x, a, features, columns)
+    rows, plain = evenly(len(x), PROBED), transport.plain(len(x))
+    compared = _compared(transport, x, a, features, columns)
     x, a = x[rows], a[rows]
     own = transport.by_group.at(a)
-    groups, names = _groups(transport, own.group, columns)
-    y = transport.forward(x, a)
+    groups, names = own.group, _names(transport, np.unique(own.group), columns)
+    y = transport.forward(x, a, plain=plain)
     random = np.random.default_rng(0)
     first = random.permutation(len(x)) < len(x) // 2
     targets: list[tuple[str, NDArray[Any]]] = []
@@ -115,9 +125,9 @@ def measured(
     probes = []
     protected = a[:, transport.n_removed :]
     for target, values in targets:
-        said = _probe("forest", protected, values, first) if protected.shape[1] else None
-        for probe in ("linear", "forest", "network"):
-            scores = [_probe(probe, part, values, first) for part in (x, y)]
+        said = _probe("nonlinear", protected, values, first) if protected.shape[1] else None
+        for probe, kind in PROBES.items():
+            scores = [_probe(kind, part, values, first) for part in (x, y)]
             if None not in scores:
                 probes.append({"target": target, "probe": probe, "measure": _measure(values),
                                "before": scores[0], "after": scores[1], "protected": said})  # fmt: skip
@@ -129,24 +139,26 @@ def measured(
         values = (
             values if len(np.unique(values)) > 2 and what != "clusters" else np.unique(values, return_inverse=True)[1]
         )
-        scores = [_probe("forest", part, values, first) for part in (x, y)]
+        scores = [_probe("nonlinear", part, values, first) for part in (x, y)]
         if None not in scores:
             price.append({"what": what, "measure": _measure(values), "before": scores[0], "after": scores[1]})
     shares = _shares(own.log_weights, groups, random) if len(names) > 1 else None
-    made = Certificate(method, len(rows), own.log_weights.shape[1], candidates, uniform, probes, price, shares)
+    K = own.log_weights.shape[1]
+    made = Certificate(
+        method, len(rows), K, candidates, compared.uniform, probes, compared.levels, price, shares
+    )  # fmt: skip
     made.failures.extend(_failures(made))
     return made
 
 
-def _groups(transport: Transport, group: NDArray[np.intp], columns: list[str]) -> tuple[NDArray[np.intp], list[str]]:
+def _names(transport: Transport, present: NDArray[np.intp], columns: list[str]) -> list[str]:
+    """Return the names of groups, those of no level aside."""
     by_group = transport.by_group
-    present = np.unique(group)
-    names = [
+    return [
         ", ".join(f"{columns[j]}={value:g}" for j, value in zip(by_group.columns, by_group.patterns[g], strict=True))
         for g in present
         if g < len(by_group.patterns)
     ]
-    return group, names
 
 
 def _measure(values: NDArray[Any]) -> str:
@@ -155,13 +167,6 @@ def _measure(values: NDArray[Any]) -> str:
 
 def _probe(kind: str, features: Floats, target: NDArray[Any], first: NDArray[np.bool_]) -> float | None:
     """Return what a probe that learned on the `first` rows reads on the others; None if it can't learn."""
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.linear_model import LinearRegression, LogisticRegression
-    from sklearn.metrics import r2_score, roc_auc_score
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     groups = _measure(target) == "AUC"
     if groups:
         values, counts = np.unique(target, return_counts=True)
@@ -172,51 +177,64 @@ def _probe(kind: str, features: Floats, target: NDArray[Any], first: NDArray[np.
             return None
     elif target.std() == 0:
         return None
-    network = {"hidden_layer_sizes": (64, 64), "max_iter": 100, "early_stopping": True, "random_state": 0}
-    forest = {"n_estimators": 100, "min_samples_leaf": 5, "random_state": 0}
-    model = {
-        ("linear", True): lambda: LogisticRegression(max_iter=1000),
-        ("forest", True): lambda: RandomForestClassifier(**forest),
-        ("network", True): lambda: MLPClassifier(**network),
-        ("linear", False): lambda: LinearRegression(),
-        ("forest", False): lambda: RandomForestRegressor(**forest),
-        ("network", False): lambda: MLPRegressor(**network),
-    }[kind, groups]()
     unit = 1.0 if groups else target.std()
-    fitted = make_pipeline(StandardScaler(), model).fit(features[first], target[first] / unit)
-    if not groups:
-        return float(r2_score(target[~first] / unit, fitted.predict(features[~first])))
-    probability = fitted.predict_proba(features[~first])
-    if probability.shape[1] == 2:
-        return float(roc_auc_score(target[~first], probability[:, 1]))
-    return float(roc_auc_score(target[~first], probability, multi_class="ovr"))
+    fitted = learner_of(kind, groups, 0).fit(features[first], target[first] / unit)
+    if kind == "nonlinear":
+        fitted.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
+    if groups:
+        return Ranks(fitted.predict_proba(features[~first]), fitted.classes_, target[~first]).score(target[~first])
+    held = target[~first] / unit
+    return Errors(fitted.predict(features[~first]), held, float(held.mean())).score(held)
 
 
-def _uniform(
-    transport: Transport, x: Floats, a: Floats, features: list[str], columns: list[str]
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Compared:
+    """Distances of F from uniform, by level and feature."""
+
+    uniform: list[dict[str, Any]]
+    levels: list[dict[str, Any]]
+
+
+def _compared(transport: Transport, x: Floats, a: Floats, features: list[str], columns: list[str]) -> _Compared:
     """Compare F(x_j | x_<j, m) with the uniform distribution, by group and by thirds of each number."""
-    probability = ndtr(transport.scores(x, a))
+    plain = transport.plain(len(x))
+    scores = transport.scores(x, a, plain=plain)
+    # what the features before a feature determine, to rounding, has no law of its own
+    widest = np.diagonal(transport.by_group.factors, axis1=2, axis2=3).max(axis=(0, 1))
+    told = np.flatnonzero(scores.std(axis=0) * widest > DETERMINED * x.std(axis=0))
+    if not len(told):
+        return _Compared([], [])
+    own = ndtr(scores)
+    reference = ndtr(transport.scores(x, a, plain=plain, of_target=True))
+    parts = _parts(transport, a, columns)
+    comparisons = max(len(parts) * x.shape[1], 1)
+    made = _Compared([], [])
+    for where, rows in parts:
+        bound = float(kstwo.isf(0.01 / comparisons, int(rows.sum())))
+        for j in told:
+            distance = float(kstest(own[rows, j], "uniform").statistic)
+            made.uniform.append({"where": where, "feature": features[j], "distance": distance, "bound": bound})
+        before = [float(kstest(reference[rows, j], "uniform").statistic) for j in told]
+        j = told[int(np.argmax(before))]
+        made.levels.append({"where": where, "rows": int(rows.sum()), "feature": features[j], "bound": bound,
+                            "before": _binned(reference[rows, j]), "after": _binned(own[rows, j])})  # fmt: skip
+    return made
+
+
+def _parts(transport: Transport, a: Floats, columns: list[str]) -> list[tuple[str, NDArray[np.bool_]]]:
     group = transport.by_group.group_of(a)
-    _, names = _groups(transport, group, columns)
-    present = [g for g in np.unique(group) if g < len(transport.by_group.patterns)]
+    present = np.unique(group[group < len(transport.by_group.patterns)])
+    names = _names(transport, present, columns)
     parts = list(zip(names, [group == g for g in present], strict=True)) if len(present) > 1 else []
     for j in transport.by_group.along.columns[:MOST_NUMBERS]:
-        edges = np.quantile(a[:, j], [1 / 3, 2 / 3])
-        third = np.searchsorted(edges, a[:, j])
+        third = np.searchsorted(np.quantile(a[:, j], [1 / 3, 2 / 3]), a[:, j])
         parts += [(f"{columns[j]}, {name} third", third == i) for i, name in enumerate(("lowest", "middle", "highest"))]
-    parts = [(name, rows) for name, rows in parts if rows.sum() >= FEWEST]
-    comparisons = max(len(parts) * x.shape[1], 1)
-    return [
-        {
-            "where": name,
-            "feature": feature,
-            "distance": float(kstest(probability[rows, j], "uniform").statistic),
-            "bound": float(kstwo.isf(0.01 / comparisons, int(rows.sum()))),
-        }
-        for name, rows in parts
-        for j, feature in enumerate(features)
-    ]
+    return [(name, rows) for name, rows in parts if rows.sum() >= FEWEST]
+
+
+def _binned(probability: Floats) -> list[float]:
+    counts = np.histogram(probability, BINS, (0.0, 1.0))[0]
+    return [float(share) for share in counts / max(counts.sum(), 1)]
 
 
 def _shares(log_weights: Floats, groups: NDArray[np.intp], random: np.random.Generator) -> float | None:

@@ -40,10 +40,10 @@ def certified(
     """Return the transport of all rows, and the certificate of one that was fitted without the held-out rows."""
     held = np.random.default_rng(random_state).permutation(len(x)) < HELD_OUT * len(x)
 
-    def fitted(rows: Any, k: int) -> Transport:
+    def fitted(rows: Any, k: int, begun: Transport | None = None) -> Transport:
         return fit_transport(
             x[rows], a[rows], weight[rows], n_removed, k,
-            reference=reference, keeps_shares=method == "component", random_state=random_state,
+            reference=reference, keeps_shares=method == "component", random_state=random_state, begun=begun,
         )  # fmt: skip
 
     best: tuple[float, Transport] | None = None
@@ -61,7 +61,7 @@ def certified(
     certificate = measured(
         transport, x[held], a[held], method=method, features=features, columns=columns, candidates=candidates
     )
-    return fitted(slice(None), certificate.n_components), certificate
+    return fitted(slice(None), certificate.n_components, transport), certificate
 
 
 def _tried(n_components: int | str, method: str, n: int, d: int) -> list[int]:

@@ -28,6 +28,7 @@ from residmix.erasure.transport.along import Along, along
 from residmix.erasure.transport.rosenblatt import Mixtures
 from residmix.errors import unnoted
 from residmix.mixture.params import MixtureParams
+from residmix.rows.sampled import evenly
 
 __all__ = ["ByGroup", "fit_groups", "log_normal", "normalised"]
 
@@ -140,16 +141,17 @@ def fit_groups(
     weight: Floats,
     n_components: int,
     random_state: int,
+    begun: ByGroup | None = None,
 ) -> ByGroup:
-    """Fit the mixtures to rows x (n, d) with design rows a (n, q): `columns` tell groups apart, `numbers` vary."""
-    rows = np.linspace(0, len(x) - 1, min(len(x), JOINT_ROWS)).round().astype(np.intp)
-    model = ResidualMixture(
-        n_components, estimation="joint", gating="metadata" if n_components > 1 else "constant",
-        effects="by-component", random_state=random_state,
-    )  # fmt: skip
-    with unnoted():
-        model.fit(x[rows], metadata=a[rows], sample_weight=weight[rows])
-    params, to_residual = model._params, model._to_residual
+    """Fit the mixtures to rows x (n, d) with design rows a (n, q): `columns` tell groups apart, `numbers` vary.
+
+    `begun` was fitted to some of the rows; its joint mixture is taken over, whose starts are most of the work.
+    """
+    rows = evenly(len(x), JOINT_ROWS)
+    if begun is None:
+        to_residual, params = _joint(x[rows], a[rows], weight[rows], n_components, random_state)
+    else:
+        to_residual, params = begun.to_residual, begun.params
     K, d = params.n_components, x.shape[1]
     shared: Floats = np.linalg.cholesky(params.full_covariances()).astype(np.float64)
     patterns, inverse, counts = np.unique(a[:, columns], axis=0, return_inverse=True, return_counts=True)
@@ -171,6 +173,19 @@ def fit_groups(
     own.share[-1] = weight.sum() - own.share[:-1].sum()
     own.share[:] /= own.share.sum()
     return own
+
+
+def _joint(
+    x: Floats, a: Floats, weight: Floats, n_components: int, random_state: int
+) -> tuple[ToResidual, MixtureParams]:
+    """Fit the mixture whose components are the same things in all groups."""
+    model = ResidualMixture(
+        n_components, estimation="joint", gating="metadata" if n_components > 1 else "constant",
+        effects="by-component", random_state=random_state,
+    )  # fmt: skip
+    with unnoted():
+        model.fit(x, metadata=a, sample_weight=weight)
+    return model._to_residual, model._params
 
 
 def _own(

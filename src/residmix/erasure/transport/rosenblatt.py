@@ -1,16 +1,7 @@
-r"""Rosenblatt's transform of Gaussian mixtures, and its inverse: rows to independent standard normal scores and back.
+r"""Rows to independent standard normal scores and back, by Rosenblatt's transform of their mixtures.
 
-With :math:`F_j(x_j \mid x_1 \dots x_{j-1})` the conditional distribution functions of a mixture,
-
-.. math::
-
-    z_j = \Phi^{-1}\bigl(F_j(x_j \mid x_{<j})\bigr), \qquad
-    F_j = \sum_k r_{kj} \Phi(e_{kj}), \quad e_k = L_k^{-1} (x - \mu_k), \quad
-    r_{kj} \propto \pi_k \prod_{i<j} \phi(e_{ki}) / L_{k,ii}
-
-where :math:`\Sigma_k = L_k L_k^\top`. z is standard normal if x has the mixture's law, each :math:`z_j` grows with
-:math:`x_j`, and the map is one to one. Everything is computed from logarithms of both tails, so that a row a million
-standard deviations away has finite scores, and comes back.
+z is standard normal if x has the mixture's law, each :math:`z_j` grows with :math:`x_j`, and the map is one to one; the
+formula stands in `residmix.kernels.rosenblatt`.
 
 References
 ----------
@@ -23,14 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
-from scipy.special import log_ndtr, ndtri_exp
+
+from residmix.kernels.pairs import rows_of_scores, scores_of_rows
 
 __all__ = ["Mixtures", "from_scores", "to_scores"]
 
 Floats = NDArray[np.float64]
-# A bracket that Newton's steps don't narrow is halved; 200 halvings exhaust double precision from any width.
-MOST_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,96 +49,13 @@ class Mixtures:
         return [(self.factors[g], np.flatnonzero(self.group == g)) for g in present]
 
 
-def to_scores(x: Floats, given: Mixtures) -> Floats:
-    """Return the standard normal scores z (n, d) of rows x (n, d)."""
-    z = np.empty(x.shape)
-    for factors, rows in given.groups():
-        z[rows] = _forward(x[rows], given.log_weights[rows], given.means[rows], factors, given.spread[rows])
-    return z
+def to_scores(x: Floats, given: Mixtures, *, plain: bool = False) -> Floats:
+    """Return the standard normal scores z (n, d) of rows x (n, d); `plain` runs the twin of the compiled loop."""
+    law = given.log_weights, given.means, given.factors, given.group, given.spread
+    return np.asarray(scores_of_rows(x, *law, plain=plain))
 
 
-def from_scores(z: Floats, given: Mixtures) -> Floats:
+def from_scores(z: Floats, given: Mixtures, *, plain: bool = False) -> Floats:
     """Return the rows x (n, d) whose scores are z (n, d)."""
-    x = np.empty(z.shape)
-    for factors, rows in given.groups():
-        x[rows] = _backward(z[rows], given.log_weights[rows], given.means[rows], factors, given.spread[rows])
-    return x
-
-
-def _forward(x: Floats, log_weights: Floats, means: Floats, factors: Floats, spread: Floats) -> Floats:
-    n, K, d = means.shape
-    e = np.empty((K, d, n))
-    for k in range(K):
-        e[k] = solve_triangular(factors[k], ((x - means[:, k]) / spread[:, k]).T, lower=True, check_finite=False)
-    if K == 1:
-        return np.ascontiguousarray(e[0].T)
-    share = log_weights.T.copy()
-    z = np.empty((n, d))
-    for j in range(d):
-        z[:, j] = _score(share, e[:, j])
-        share = _given(share, e[:, j], factors[:, j, j][:, None] * spread[:, :, j].T)
-    return z
-
-
-def _backward(z: Floats, log_weights: Floats, means: Floats, factors: Floats, spread: Floats) -> Floats:
-    n, K, d = means.shape
-    if K == 1:
-        return means[:, 0] + spread[:, 0] * (z @ factors[0].T)
-    share = log_weights.T.copy()
-    e = np.empty((K, d, n))
-    x = np.empty((n, d))
-    for j in range(d):
-        wide = spread[:, :, j].T
-        centre = means[:, :, j].T + wide * np.einsum("ki,kin->kn", factors[:, j, :j], e[:, :j])
-        own = wide * factors[:, j, j][:, None]
-        x[:, j] = _root(z[:, j], share, centre, own)
-        e[:, j] = (x[:, j] - centre) / own
-        share = _given(share, e[:, j], own)
-    return x
-
-
-def _given(share: Floats, e: Floats, spread: Floats) -> Floats:
-    """Return the log shares of the components (K, n), now that one more feature is known."""
-    share = share - 0.5 * e * e - np.log(spread)
-    return share - _log_sum(share)
-
-
-def _log_sum(a: Floats) -> Floats:
-    top = a.max(axis=0)
-    return np.asarray(top + np.log(np.exp(a - top).sum(axis=0)))
-
-
-def _score(share: Floats, e: Floats) -> Floats:
-    """Return the normal score of a mixture of standardised deviations, exact in both tails."""
-    below, above = _log_sum(share + log_ndtr(e)), _log_sum(share + log_ndtr(-e))
-    return np.where(below < above, ndtri_exp(np.minimum(below, 0.0)), -ndtri_exp(np.minimum(above, 0.0)))
-
-
-def _root(z: Floats, share: Floats, centre: Floats, spread: Floats) -> Floats:
-    """Solve score(x) = z: Newton's steps in the scores, within a bracket that always holds the root.
-
-    The quantile of a mixture lies between those of its components. In the scores' scale a single normal is a straight
-    line, so that steps are exact far out, where one component rules.
-    """
-    quantiles = centre + spread * z
-    low, high = quantiles.min(axis=0), quantiles.max(axis=0)
-    x = (np.exp(share) * quantiles).sum(axis=0).clip(low, high)
-    active = np.arange(len(z))
-    for _ in range(MOST_STEPS):
-        here, s, c, own = x[active], share[:, active], centre[:, active], spread[:, active]
-        e = (here - c) / own
-        value = _score(s, e)
-        off = value - z[active]
-        low[active], high[active] = np.where(off < 0, here, low[active]), np.where(off > 0, here, high[active])
-        slope = np.exp(_log_sum(s - 0.5 * e * e - np.log(own)) + 0.5 * value * value)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            step = here - off / slope
-        inside = (step > low[active]) & (step < high[active])
-        middle = low[active] + 0.5 * (high[active] - low[active])
-        nearer = np.where(inside, step, middle)
-        done = (off == 0) | (nearer == here) | (np.abs(nearer - here) <= 1e-15 * np.abs(here))
-        x[active] = np.where(off == 0, here, nearer)
-        active = active[~done]
-        if not len(active):
-            break
-    return x
+    law = given.log_weights, given.means, given.factors, given.group, given.spread
+    return np.asarray(rows_of_scores(z, *law, plain=plain))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from residmix.erasure.transport.groups import ByGroup, fit_groups, log_normal
 from residmix.erasure.transport.rosenblatt import Mixtures, from_scores, to_scores
+from residmix.kernels.pairs import small
 from residmix.rows.block import Block
 
 __all__ = ["Applied", "Transport", "fit_transport"]
@@ -61,17 +62,25 @@ class Transport:
         target = self.by_group.at(referred) if self.profile else self.by_group.average(referred)
         return own, replace(target, log_weights=own.log_weights) if self.keeps_shares else target
 
-    def scores(self, x: Floats, a: Floats) -> Floats:
-        """Return standard normal scores of rows given their metadata: independent of these as far as the model sees."""
-        return to_scores(x, self.by_group.at(a))
+    def plain(self, n_rows: int | None) -> bool:
+        """Tell whether so many rows are moved by numpy: few of them, or of one Gaussian each, which BLAS moves."""
+        K, d = self.by_group.factors.shape[1:3]
+        return K == 1 or small(n_rows, K * d)
 
-    def forward(self, x: Floats, a: Floats) -> Floats:
-        own, target = self._laws(a)
-        return from_scores(to_scores(x, own), target)
+    def scores(self, x: Floats, a: Floats, *, plain: bool = False, of_target: bool = False) -> Floats:
+        """Return standard normal scores of rows given their metadata: independent of these as far as the model sees.
 
-    def backward(self, y: Floats, a: Floats) -> Floats:
+        Or, `of_target`, their scores under the law that they'd be brought to.
+        """
+        return to_scores(x, self._laws(a)[of_target], plain=plain)
+
+    def forward(self, x: Floats, a: Floats, *, plain: bool = False) -> Floats:
         own, target = self._laws(a)
-        return from_scores(to_scores(y, target), own)
+        return from_scores(to_scores(x, own, plain=plain), target, plain=plain)
+
+    def backward(self, y: Floats, a: Floats, *, plain: bool = False) -> Floats:
+        own, target = self._laws(a)
+        return from_scores(to_scores(y, target, plain=plain), own, plain=plain)
 
     def labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
         """Return the most probable component of each row given its metadata, (n,)."""
@@ -86,12 +95,14 @@ class Transport:
 
 @dataclass(frozen=True)
 class Applied:
-    """Block to what a map makes of it, in the dtype of X."""
+    """Block to what a map makes of it, in the dtype of X; `plain`, chosen for all blocks, is handed to the map."""
 
-    function: Callable[[Floats, Floats], Floats]
+    function: Callable[..., Floats]
+    plain: bool = False
 
     def __call__(self, block: Block) -> Floats:
-        made = self.function(np.asarray(block.X, dtype=np.float64), np.asarray(block.design, dtype=np.float64))
+        x, a = (np.asarray(part, dtype=np.float64) for part in (block.X, block.design))
+        made = self.function(x, a, plain=self.plain)
         return made.astype(block.X.dtype, copy=False)
 
 
@@ -113,9 +124,16 @@ def fit_transport(
     reference: Floats | None,
     keeps_shares: bool,
     random_state: int,
+    begun: Transport | None = None,
 ) -> Transport:
-    """Fit the laws to rows x (n, d) with design rows a (n, q), of which the first `n_removed` columns are removed."""
+    """Fit the laws to rows x (n, d) with design rows a (n, q), of which the first `n_removed` columns are removed.
+
+    `begun` was fitted to some of the rows: its joint mixture is taken over.
+    """
     few = np.array([len(np.unique(a[:, j])) <= GROUP_VALUES for j in range(n_removed)], dtype=bool)
-    groups = fit_groups(x, a, np.flatnonzero(few), np.flatnonzero(~few), weight, n_components, random_state)
+    groups = fit_groups(
+        x, a, np.flatnonzero(few), np.flatnonzero(~few), weight, n_components, random_state,
+        None if begun is None else begun.by_group,
+    )  # fmt: skip
     mean = weight @ a[:, :n_removed] / weight.sum()
     return Transport(groups, n_removed, mean if reference is None else reference, reference is not None, keeps_shares)

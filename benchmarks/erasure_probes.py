@@ -1,0 +1,199 @@
+"""What forests and networks still read of metadata after least squares and after transports, over seeds.
+
+python benchmarks/erasure_probes.py --seeds 20
+python benchmarks/erasure_probes.py --only age
+
+Erasers are fitted on some rows, and judged on as many others: half of these train the probe, half are read. ``shares``
+is the AUC of the true clusters' proportions alone, which "component" leaves; ``cluster`` what a forest reads of the
+true cluster, and ``lost`` how much less than before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import residmix as rm
+from residmix.errors import CertificateWarning
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows, what is to be erased, the cluster of each row, and what the truth says of its probability."""
+
+    x: Floats
+    metadata: pd.DataFrame
+    formula: str
+    target: NDArray[Any]
+    cluster: NDArray[Any]
+
+
+def experiment(rng: np.random.Generator, n: int) -> Drawn:
+    """Two sites that differ in proportions, location, spread, shape (a power of 1.6) and correlation; d = 4."""
+    mixing = np.random.default_rng(0).normal(size=(4, 4))
+    site = rng.integers(2, size=n)
+    kind = rng.random(n) < np.where(site == 0, 0.7, 0.3)
+    x = rng.normal(size=(n, 4))
+    x[:, 0] += np.where(kind, 2.5, -2.5)
+    x[:, 1] *= np.where(site == 0, 1, 1.8)
+    x[:, 2] = np.where(site == 0, x[:, 2], np.sign(x[:, 2]) * np.abs(x[:, 2]) ** 1.6)
+    x[:, 3] += np.where(site == 0, 0.6, -0.6) * x[:, 0] + site
+    return Drawn(x @ mixing, pd.DataFrame({"site": np.where(site == 1, "B", "A")}), "C(site)", site, kind)
+
+
+def wide(rng: np.random.Generator, n: int) -> Drawn:
+    """Three sites, three clusters of other places, shapes and shares at each; d = 20."""
+    truth = np.random.default_rng(1)
+    d, means = 20, 1.2 * truth.normal(size=(3, 20))
+    shift = 0.3 * truth.normal(size=(3, 3, d))
+    factors = np.eye(d) * np.array([0.75, 1, 1.35])[:, None, None] + 0.12 * truth.normal(size=(3, d, d))
+    weights = np.array([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.3, 0.2, 0.5]])
+    site = rng.integers(3, size=n)
+    cluster = (rng.random((n, 1)) > weights[site].cumsum(axis=1)).sum(axis=1)
+    x = np.einsum("nj,njk->nk", rng.normal(size=(n, d)), factors[site]) + means[cluster] + shift[site, cluster]
+    return Drawn(x, pd.DataFrame({"site": np.array(list("ABC"))[site]}), "C(site)", site, cluster)
+
+
+def age(rng: np.random.Generator, n: int) -> Drawn:
+    """Location, spread and shares of two clusters vary with age, and sex stretches one of them; d = 8."""
+    truth = np.random.default_rng(2)
+    d, direction = 8, truth.normal(size=8)
+    years, sex = rng.uniform(20, 80, n), rng.integers(2, size=n)
+    t = (years - 50) / 30
+    cluster = rng.random(n) < 0.5 + 0.2 * t
+    x = rng.normal(size=(n, d)) * np.exp(0.6 * t)[:, None]
+    x[:, :2] *= np.where(sex == 1, 1.5, 1)[:, None]
+    x += np.where(cluster, 3.0, -3.0)[:, None] * direction / np.linalg.norm(direction)
+    x += t[:, None] * truth.normal(size=d)
+    metadata = pd.DataFrame({"age": years, "sex": np.where(sex == 1, "m", "f")})
+    return Drawn(x, metadata, "age + C(sex)", t, cluster)
+
+
+GENERATORS: dict[str, Callable[[np.random.Generator, int], Drawn]] = {
+    "experiment": experiment,
+    "wide": wide,
+    "age": age,
+}
+
+
+def read(kind: str, x: Floats, target: NDArray[Any]) -> float:
+    """Return the AUC, or the R2, with which a probe that learned on one half of the rows reads the other."""
+    half, numbers = len(x) // 2, target.dtype.kind == "f"
+    if kind == "forest":
+        options = {"n_estimators": 150, "min_samples_leaf": 5, "random_state": 0}
+        model = RandomForestRegressor(max_features=1 / 3, **options) if numbers else RandomForestClassifier(**options)
+    else:
+        layers = {"hidden_layer_sizes": (64, 64), "max_iter": 150, "early_stopping": True, "random_state": 0}
+        model = MLPRegressor(**layers) if numbers else MLPClassifier(**layers)
+    fitted = make_pipeline(StandardScaler(), model).fit(x[:half], target[:half])
+    if numbers:
+        return float(r2_score(target[half:], fitted.predict(x[half:])))
+    said = fitted.predict_proba(x[half:])
+    said = said[:, 1] if said.shape[1] == 2 else said
+    return float(roc_auc_score(target[half:], said, multi_class="ovr"))
+
+
+def shares(known: Drawn, later: Drawn) -> float:
+    """Return what the true cluster alone says of the target."""
+    if known.target.dtype.kind == "f":
+        means = [known.target[known.cluster == c].mean() for c in (0, 1)]
+        return float(r2_score(later.target, np.where(later.cluster, means[1], means[0])))
+    groups = np.unique(known.target)
+    table = np.array(
+        [[(known.cluster[known.target == g] == c).mean() for g in groups] for c in np.unique(known.cluster)]
+    )
+    said = (table / table.sum(axis=1, keepdims=True))[later.cluster.astype(int)]
+    return float(roc_auc_score(later.target, said[:, 1] if len(groups) == 2 else said, multi_class="ovr"))
+
+
+def moved_by(method: str, known: Drawn, later: Drawn, full: rm.Eraser) -> Floats:
+    """Return the later rows as a method leaves them. "component" is the transport of "full" with other weights."""
+    if method == "nothing":
+        return later.x
+    if method == "least squares":
+        fitted = rm.Residualizer(known.formula).fit(known.x, metadata=known.metadata)
+        return np.asarray(fitted.transform(later.x, metadata=later.metadata))
+    if method == "linear eraser":
+        return np.asarray(rm.Eraser(known.formula).fit(known.x, metadata=known.metadata).transform(later.x))
+    design = np.asarray(full.design_.matrix(later.metadata).dense, dtype=np.float64)
+    return replace(full.transport_, keeps_shares=method == "component").forward(later.x, design)
+
+
+METHODS = ("nothing", "least squares", "component", "full")
+
+
+def main() -> None:
+    """Print a table a generator."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=8000, help="of fit, and as many to judge on")
+    parser.add_argument("--only", choices=[*GENERATORS, "noise"])
+    asked = parser.parse_args()
+    for name in [asked.only] if asked.only else [*GENERATORS, "noise"]:
+        (noise if name == "noise" else table)(name, asked.seeds, asked.rows)
+
+
+def table(name: str, seeds: int, n: int) -> None:
+    """Print means (and worst) over seeds of what probes read, and of what clusters lost."""
+    found: dict[str, list[list[float]]] = {method: [] for method in METHODS}
+    said, passed, sizes = [], 0, []
+    for seed in range(seeds):
+        rng = np.random.default_rng(100 + seed)
+        known, later = GENERATORS[name](rng, n), GENERATORS[name](rng, n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CertificateWarning)
+            full = rm.Eraser(known.formula, method="full", random_state=seed).fit(known.x, metadata=known.metadata)
+        passed += full.certificate_.passed
+        sizes.append(full.certificate_.n_components)
+        said.append(shares(known, later))
+        for method in METHODS:
+            x = moved_by(method, known, later, full)
+            found[method].append([*(read(kind, x, later.target) for kind in ("forest", "network")),
+                                  read("forest", x, later.cluster)])  # fmt: skip
+    what = "R2" if known.target.dtype.kind == "f" else "AUC"
+    print(f"\n{name}: {n} rows, d = {known.x.shape[1]}, {seeds} seeds; {what}, mean (worst); components "
+          f"{dict(zip(*map(list, np.unique(sizes, return_counts=True)), strict=True))}; {passed} certificates "
+          f"passed; the shares alone: {np.mean(said):.3f}")  # fmt: skip
+    print(f"{'':16}{'forest':>16}{'network':>16}{'cluster':>10}{'lost':>9}")
+    before = np.array(found["nothing"])[:, 2]
+    for method, rows in found.items():
+        values = np.array(rows)
+        cells = "".join(f"{values[:, j].mean():8.3f} ({values[:, j].max():.3f})".rjust(16) for j in (0, 1))
+        print(f"{method:16}{cells}{values[:, 2].mean():10.3f}{(before - values[:, 2]).mean():9.4f}", flush=True)
+
+
+def noise(name: str, seeds: int, n: int) -> None:
+    """Print what probes read of a label from pure noise that was transported in folds, the label told by the site."""
+    found = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(500 + seed)
+        x, site = rng.normal(size=(n, 6)), rng.integers(4, size=n)
+        label = rng.random(n) < np.array([0.1, 0.3, 0.7, 0.9])[site]
+        metadata, moved, fold = pd.DataFrame({"site": np.array(list("ABCD"))[site]}), np.empty_like(x), np.arange(n) % 2
+        for held in (0, 1):
+            fitted = rm.Eraser("C(site)", method="full", random_state=seed).fit(
+                x[fold != held], metadata=metadata[fold != held]
+            )
+            moved[fold == held] = fitted.transform(x[fold == held], metadata=metadata[fold == held])
+        found.append([read(kind, moved, label) for kind in ("forest", "network")])
+    values = np.array(found)
+    print(f"\nnoise: {n} rows, d = 6, {seeds} seeds; AUC of a label that the site tells, mean (worst)")
+    print(f"{'full, in folds':16}" + "".join(f"{v.mean():8.3f} ({v.max():.3f})".rjust(16) for v in values.T))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Learners that try to read a metadata variable from features, and how well their predictions say it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.rows.threads import n_threads
+
+__all__ = ["Errors", "Ranks", "learner_of"]
+
+Array = NDArray[np.float64]
+
+
+def learner_of(kind: str, classifies: bool, seed: int) -> Any:
+    """Return a learner that isn't fitted yet.
+
+    Parameters
+    ----------
+    kind : {"linear", "nonlinear", "network"}
+        Logistic or ridge regression; a random forest; two layers of 64.
+    classifies : bool
+    seed : int
+        Of forest and network.
+    """
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind == "linear":
+        model = LogisticRegression(max_iter=1000) if classifies else RidgeCV(np.logspace(-3, 5, 9))
+        return make_pipeline(StandardScaler(), model)
+    if kind == "network":
+        layers = {"hidden_layer_sizes": (64, 64), "max_iter": 100, "early_stopping": True, "random_state": seed}
+        return make_pipeline(StandardScaler(), MLPClassifier(**layers) if classifies else MLPRegressor(**layers))
+    options = {"n_estimators": 50, "min_samples_leaf": 5, "random_state": seed, "n_jobs": n_threads()}
+    if classifies:
+        return RandomForestClassifier(**options)
+    return RandomForestRegressor(max_features=1 / 3, **options)
+
+
+class Ranks:
+    """Area under the ROC curve from ranks, averaged over the levels that the fold has."""
+
+    def __init__(self, probabilities: Array, classes: NDArray[np.intp], target: NDArray[np.intp]) -> None:
+        from scipy.stats import rankdata
+
+        self.target = target
+        self._classes = [(k, level) for k, level in enumerate(classes) if 0 < np.sum(target == level) < len(target)]
+        # Where nothing can be learned, predictions differ by rounding only, whose order means nothing.
+        self._ranks = rankdata(np.round(probabilities, 9), axis=0)
+
+    def score(self, target: NDArray[np.intp]) -> float:
+        areas = []
+        for k, level in self._classes:
+            own = target == level
+            m = int(own.sum())
+            areas.append((self._ranks[own, k].sum() - m * (m + 1) / 2) / (m * (len(own) - m)))
+        return float(np.mean(areas)) if areas else 0.5
+
+
+class Errors:
+    """Share of the variance about the training mean that predictions take away."""
+
+    def __init__(self, predicted: Array, target: Array, mean: float) -> None:
+        self.target = target
+        self._predicted, self._mean = predicted, mean
+
+    def score(self, target: Array) -> float:
+        return float(1 - np.square(target - self._predicted).sum() / np.square(target - self._mean).sum())
