@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from residmix.diagnostics.dependence import distance_correlation
+from residmix.erasure.transport.certificate import Certificate
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.finalization import call, evaluating, residualizers, unspoken
 from residmix.nn.layer.residualize import Residualize
@@ -59,6 +60,8 @@ class LayerAudit:
     mediated : float
         R^2(m ~ Y) R^2(Y ~ R), what remains of R^2(m ~ R) when a single column Y is protected; 0 without protection.
     before, after : Probes
+    certificate : Certificate or None
+        Of the transport that the layer ends with, see `finalize`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class LayerAudit:
     mediated: float
     before: Probes
     after: Probes
+    certificate: Certificate | None = None
 
     @property
     def adds(self) -> bool:
@@ -112,6 +116,8 @@ class Audit:
             lines.append(f"  {'of which through Y':28s}{'':9s}{layer.mediated:9.3f}")
             if layer.adds:
                 lines.append("  this layer adds metadata: finalize it on more rows, or leave it out")
+            if layer.certificate is not None:
+                lines += ["  its transport:", *(f"  {line}" for line in str(layer.certificate).splitlines())]
         return "\n".join(lines)
 
 
@@ -305,4 +311,5 @@ def _audited(name: str, tap: _Tap, max_rows: int, random_state: int) -> LayerAud
         mediated,
         _probes(before, metadata, protected, part, cutoff),
         _probes(after, metadata, protected, part, cutoff),
+        getattr(getattr(tap.layer, "carried", None), "certificate", None),
     )

@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from residmix.erasure.eraser import Eraser
+from residmix.nn.layer.carried import carry, check_carried
 from residmix.nn.layer.residualize import Residualize
+
+Floats = NDArray[np.float64]
 
 __all__ = ["call", "evaluating", "finalize", "residualizers", "unspoken"]
 
@@ -88,6 +94,9 @@ def finalize(
     *,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     freeze: bool = False,
+    transport: str | None = None,
+    n_components: int | str = "auto",
+    random_state: int | None = 0,
 ) -> dict[str, float]:
     """Refit the coefficients of every `Residualize` layer on all of `loader`, encoder fixed, in place.
 
@@ -109,6 +118,13 @@ def finalize(
         ``forward(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
     freeze : bool
         Also freeze the layers: later training leaves the coefficients alone.
+    transport : {"spread", "component", "full"}, optional
+        End each layer with a :class:`residmix.Eraser` of this method on its output: what forests and networks could
+        still read of the metadata goes, as far as a mixture given the metadata sees it. One more pass for each layer.
+        It acts in evaluation only, passes no gradients, and needs metadata there; `audit` shows its certificate.
+        `reset`, and the next `finalize`, take it off. Not for layers that protect columns, nor for maps.
+    n_components, random_state
+        Of the transport.
 
     Returns
     -------
@@ -118,8 +134,13 @@ def finalize(
     Raises
     ------
     ValueError
-        No layer to fit, a loader that can be read only once, or a layer that the forward pass doesn't reach. On an
-        error of any kind the layer at work is as it was before.
+        No layer to fit, a loader that can be read only once, a layer that the forward pass doesn't reach, or one whose
+        output can't be transported. On an error of any kind the layer at work is as it was before.
+
+    Warns
+    -----
+    CertificateWarning
+        If a transport failed its certificate.
 
     Examples
     --------
@@ -137,6 +158,9 @@ def finalize(
     layers = {name: layer for name, layer in residualizers(model).items() if not layer.frozen}
     if not layers:
         raise ValueError("every Residualize layer is frozen; nothing to finalize")
+    if transport is not None:
+        for name, layer in layers.items():
+            check_carried(name, layer)
     drift: dict[str, float] = {}
     with evaluating(model), unspoken(layers.values()):
         first = next(iter(loader), None)
@@ -151,6 +175,10 @@ def finalize(
                 layer.gather()
                 _collect(model, layer, calls, loader, forward)
                 layer.settle()
+                if transport is not None:
+                    rows, metadata, weight = _outputs(model, layer, loader, forward)
+                    eraser = Eraser(method=transport, n_components=n_components, random_state=random_state)
+                    carry(layer, eraser.fit(rows, metadata=metadata, sample_weight=weight))
             except BaseException:
                 # A layer without coefficients would let everything through without a word.
                 layer.load_state_dict(state)
@@ -162,6 +190,27 @@ def finalize(
             if freeze:
                 layer.freeze()
     return drift
+
+
+def _outputs(
+    model: nn.Module, layer: Residualize, loader: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
+) -> tuple[Floats, Floats, Floats]:
+    """Return what the layer puts out for all rows, their metadata and weights."""
+    parts: list[tuple[torch.Tensor, ...]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: torch.Tensor) -> None:
+        names = dict(zip(("x", "metadata", "protected"), args, strict=False)) | given
+        batch = layer.read(output, *(names.get(name) for name in ("metadata", "protected", "sample_weight", "mask")))
+        parts.append((batch.features().cpu(), batch.metadata.cpu(), batch.weight.cpu()))
+
+    handle = layer.register_forward_hook(keep, with_kwargs=True)
+    try:
+        for batch in loader:
+            forward(model, batch)
+    finally:
+        handle.remove()
+    rows, metadata, weight = (torch.cat(part).double().numpy() for part in zip(*parts, strict=True))
+    return rows, metadata, weight
 
 
 def _collect(

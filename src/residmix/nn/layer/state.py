@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from residmix.errors import LeakageWarning, warn
 from residmix.nn.layer.batch import Batch
+from residmix.nn.layer.carried import drop_carried, restore_carried
 from residmix.nn.layer.erase import eraser_factors
 from residmix.nn.layer.moments import (
     Moments,
@@ -228,6 +229,7 @@ class MomentState(nn.Module):
     def reset(self) -> None:
         """Forget everything, as after construction."""
         self.erases, self._gathered = False, None
+        drop_carried(self)
         with torch.no_grad():
             for buffer in self.buffers(recurse=False):
                 buffer.zero_()
@@ -320,6 +322,10 @@ class MomentState(nn.Module):
             left, right = rest[d:].view(2, *self.left.shape)
             self.left.copy_(left)
             self.right.copy_(right)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        restore_carried(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .half(), .to(dtype) and the like move the buffers but may not take their digits.
