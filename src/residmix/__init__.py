@@ -24,6 +24,7 @@ _HOMES = {
     "match_components": "mixture.after.matching",
     "mdn_residualize": "functional",
     "plot_association": "plots.association",
+    "plot_certificate": "plots.certificate",
     "plot_components": "plots.components",
     "plot_convergence": "plots.convergence",
     "plot_effect": "plots.effects",
@@ -53,6 +54,7 @@ __all__ = [
     "mdn_residualize",
     "nn",
     "plot_association",
+    "plot_certificate",
     "plot_components",
     "plot_convergence",
     "plot_effect",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from residmix.persistence import load, save
     from residmix.persistence.versions import show_versions
     from residmix.plots.association import plot_association
+    from residmix.plots.certificate import plot_certificate
     from residmix.plots.components import plot_components
     from residmix.plots.convergence import plot_convergence
     from residmix.plots.effects import plot_effect

@@ -232,3 +232,36 @@ def test_effects_by_component_are_asked_for_by_name(run, file, tmp_path):
     model = rm.load(tmp_path / "m")
     assert model.coef_.shape == (2, 1, 4) and model.gating == "constant" and model.notes_ == []
     assert "<h3>Effects by component</h3>" in (tmp_path / "r.html").read_text()
+
+
+def test_an_eraser_is_fitted_with_its_certificate_and_a_model_that_transforms(run, tmp_path):
+    rng = np.random.default_rng(0)
+    site = rng.integers(2, size=1500)
+    x = rng.normal(size=(1500, 2)) * np.where(site == 1, 2.5, 1.0)[:, None]
+    table = pd.DataFrame(x, columns=["x", "y"]).assign(site=np.where(site == 1, "B", "A"))
+    file = tmp_path / "t.parquet"
+    table.to_parquet(file)
+    out = ("-o", tmp_path / "m", "--residuals", tmp_path / "r.parquet", "--report", tmp_path / "r.html")
+    result = run("fit", file, "--formula", "C(site)", "--erase", "full", "-k", 1, "--reference", "A", *out,
+                 "--fail-if-left", 0.6)  # fmt: skip
+    assert "passed: full, 1 components" in result.stdout and "the certificate passed" in result.stdout
+    expected = rm.Eraser("C(site)", features=["x", "y"], method="full", n_components=1, reference={"site": "A"})
+    expected = expected.fit(table).transform(table)
+    np.testing.assert_array_equal(pd.read_parquet(tmp_path / "r.parquet").to_numpy(), expected)
+    np.testing.assert_allclose(expected[site == 0], x[site == 0], atol=1e-8)
+    run("transform", tmp_path / "m", file, "-o", tmp_path / "again.parquet")
+    np.testing.assert_array_equal(pd.read_parquet(tmp_path / "again.parquet").to_numpy(), expected)
+    assert "certificate    passed" in run("inspect", tmp_path / "m").stdout
+    summary = json.loads(run("report", tmp_path / "m", file, "-o", tmp_path / "r.json", "--json").stdout)
+    assert summary["certificate"]["method"] == "full"
+
+
+def test_options_that_an_eraser_has_no_use_for_are_refused(run, file):
+    def refused(*options):
+        return run("fit", file, "--features", FEATURES, *options, code=2).stderr
+
+    assert "give --formula" in refused("--erase", "full")
+    assert "--scale has no meaning with --erase" in refused("--formula", "sex", "--erase", "full", "--scale")
+    assert "-k 3 has no meaning with --erase linear" in refused("--formula", "sex", "--erase", "linear", "-k", 3)
+    assert "takes one number of components" in refused("--formula", "sex", "--erase", "full", "-k", "1:3")
+    assert "sex=...,year=..." in refused("--formula", "sex + year", "--erase", "full", "--reference", "male")

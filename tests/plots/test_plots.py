@@ -36,8 +36,10 @@ def test_every_plot_draws_on_the_axes_it_is_given_and_returns_it(mixture, residu
     table = penguins()
     found = rm.association(table, formula="C(sex)", features=FEATURES, n_permutations=19)
     searched = {"covariance_type": ["VVV"], "n_components": [1], "bic": [1.0]}
+    eraser = rm.Eraser("C(sex)", features=FEATURES, method="full", n_components=2).fit(table)
     calls = [
         (rm.plot_association, found),
+        (rm.plot_certificate, eraser),
         (rm.plot_components, mixture),
         (rm.plot_convergence, mixture),
         (rm.plot_effect, residualizer),
@@ -131,6 +133,25 @@ def test_residuals_against_groups_are_boxes_with_their_medians(residualizer):
     medians = {line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1}
     for island in np.unique(table["island"]):
         assert np.isclose(list(medians), np.median(residual[table["island"] == island])).any()
+
+
+def test_the_certificates_lines_are_what_held_out_rows_say(rng):
+    site = rng.integers(2, size=3000)
+    x = rng.normal(size=(3000, 2)) * np.where(site == 1, 2.5, 1.0)[:, None]
+    table = pd.DataFrame(x, columns=["x", "y"]).assign(site=np.where(site == 1, "B", "A"))
+    eraser = rm.Eraser("C(site)", method="full", n_components=1).fit(table)
+    ax = rm.plot_certificate(eraser)
+    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
+    full = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 2]
+    assert len(dashed) == len(full) == 2
+    bound = max(row["bound"] for row in eraser.certificate_.levels)
+    for before, after, row in zip(dashed, full, eraser.certificate_.levels, strict=True):
+        assert np.abs(after.get_ydata()).max() < bound
+        np.testing.assert_allclose(np.diff(before.get_ydata() + before.get_xdata()), row["before"], atol=1e-12)
+        np.testing.assert_allclose(np.diff(after.get_ydata() + after.get_xdata()), row["after"], atol=1e-12)
+    assert max(np.abs(line.get_ydata()).max() for line in dashed) > 1.5 * bound
+    with pytest.raises(TypeError, match="has no certificate"):
+        rm.plot_certificate(rm.Eraser("C(site)").fit(table))
 
 
 def test_pit_counts_every_row_once_and_its_band_is_for_the_rows(rng):

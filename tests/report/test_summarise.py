@@ -9,6 +9,7 @@ import pytest
 
 import residmix as rm
 from residmix.data import penguins
+from residmix.errors import CertificateWarning
 from residmix.report.gather import gather
 from residmix.report.summarise import summarise
 
@@ -236,3 +237,50 @@ def test_the_verdict_of_a_gated_mixture_knows_that_shares_may_stay(rng):
     assert 0.7 < probe["after"] < 0.85  # the shares alone, .8 and .2, give .8
     assert "a held-out linear probe reads site" in summary["verdict"]["headline"]
     assert "mix of components" in summary["verdict"]["advice"]
+
+
+def eraser_of(method, n=1500, **options):
+    rng = np.random.default_rng(0)
+    site = rng.integers(2, size=n)
+    x = rng.normal(size=(n, 2)) * np.where(site == 1, 2.5, 1.0)[:, None] + site[:, None]
+    table = pd.DataFrame(x, columns=["x", "y"]).assign(site=np.where(site == 1, "B", "A"))
+    return rm.Eraser("C(site)", method=method, **options).fit(table), table
+
+
+def test_a_report_on_a_transport_shows_its_certificate(tmp_path):
+    eraser, table = eraser_of("full", n_components=1)
+    for summary in (described(eraser), described(eraser, table)):
+        certificate = summary["certificate"]
+        assert certificate["passed"] and summary["verdict"]["headline"].startswith("site erased by transport (full, 1")
+        assert {row["probe"] for row in summary["association"]} == {"linear", "forest", "network"}
+        assert certificate["probes"][1]["before"] > 0.8 > 0.6 > certificate["probes"][1]["after"]
+        assert "Rosenblatt's transform" in summary["methods"]["text"]
+    page = eraser.report(tmp_path / "r.html", table).read_text()
+    assert (
+        "<h2>Certificate</h2>" in page and "Passed, on 450 rows" in page and "What the metadata explained" not in page
+    )
+    # the spread of a level is gone
+    spread = [row["spread_after"] for row in summary["levels"][0]["levels"]]
+    assert max(spread) / min(spread) < 1.1
+
+
+def test_a_certificate_that_failed_is_the_headline_and_an_alert():
+    rng = np.random.default_rng(0)
+    site = rng.integers(2, size=3000)
+    x = np.where(site == 1, rng.normal(size=3000), 1.2 * rng.choice([-1, 1], 3000) + 0.2 * rng.normal(size=3000))
+    table = pd.DataFrame({"x": x, "site": np.where(site == 1, "B", "A")})
+    with pytest.warns(CertificateWarning):
+        eraser = rm.Eraser("C(site)", method="spread").fit(table)
+    summary = described(eraser, table)
+    assert "the certificate failed" in summary["verdict"]["headline"]
+    assert any(alert["kind"] == "certificate" for alert in summary["alerts"])
+
+
+def test_a_linear_eraser_has_a_report_too():
+    eraser, table = eraser_of("linear")
+    summary = described(eraser, table)
+    assert summary["certificate"] is None
+    forest = next(row for row in summary["association"] if row["probe"] == "forest")
+    assert forest["after"] > 0.65  # spread stays
+    linear = next(row for row in summary["association"] if row["probe"] == "linear")
+    assert linear["after"] < 0.6

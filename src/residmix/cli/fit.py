@@ -12,6 +12,7 @@ import click
 
 from residmix.cli.shared.columns import Columns, plan_columns
 from residmix.cli.shared.data import Data, complete_rows, open_data
+from residmix.cli.shared.erasing import METHODS, check_erasing
 from residmix.cli.shared.estimators import components, make_estimator, remover
 from residmix.cli.shared.options import ATTENDED, FORMULA, MIXTURE, READING, Examples, options, seed, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
@@ -30,6 +31,7 @@ __all__ = ["fit", "run"]
     residmix fit cells.h5ad --basis X_pca --formula "C(batch)" -k 8 --labels clusters.csv
     residmix fit 'parts/*.parquet' --formula "C(site)" --joint -o m.safetensors
     residmix fit scans.csv --formula "C(site)" --fail-if-left 0.6
+    residmix fit scans.csv --formula "C(site) + age" --erase full -o eraser.safetensors --residuals erased.csv
     """,
 )
 @click.argument("data")
@@ -67,7 +69,15 @@ __all__ = ["fit", "run"]
         help="Shrink effects: eb (ComBat), eb-one-row, eb-nonparametric, eb-robust, or blup for the levels of one "
         "factor.",
     ),
-    click.option("--reference", help="The level that the others are brought to."),
+    click.option(
+        "--erase", type=click.Choice(METHODS),
+        help="In place of residuals and mixture, an eraser: linear (LEACE), or a transport that takes spread, each "
+        "component, or full away, with -k components; its certificate is in the report.",
+    ),
+    click.option(
+        "--reference",
+        help="The level that the others are brought to; with --erase a value for each column, as site=A,age=40.",
+    ),
     click.option(
         "--missing", type=click.Choice(["error", "mean", "indicator", "em"]), default="error", show_default=True,
         help="What to do with missing metadata; em: with missing features, which the mixture expects from the others.",
@@ -153,6 +163,7 @@ def run(data: str, chosen: SimpleNamespace) -> None:
 
 def _check_options(chosen: SimpleNamespace) -> None:
     check_sums(chosen)
+    check_erasing(chosen)
     if chosen.effects != "shared" and chosen.formula is None:
         raise click.UsageError("--effects says how metadata act on components: give --formula")
     if chosen.resume and chosen.checkpoint is None:

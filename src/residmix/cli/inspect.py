@@ -32,7 +32,7 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
     from residmix.persistence import describe
 
     fitted, said = load_model(model), describe(model)
-    if not (hasattr(fitted, "means_") or hasattr(fitted, "r2_")):
+    if not (hasattr(fitted, "means_") or hasattr(fitted, "r2_") or hasattr(fitted, "certificate_")):
         summary: dict[str, Any] = {"model": type(fitted).__name__, "model_file": said}
         if as_json:
             click.echo(json.dumps(summary, indent=1))
@@ -46,7 +46,7 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return
-    removed, preserved = summary["metadata_columns"], summary["preserved_columns"]
+    removed, preserved, erased = (summary[key] for key in ("metadata_columns", "preserved_columns", "certificate"))
     lines = {
         "model": summary["model"],
         "formula": summary["formula"],
@@ -54,7 +54,8 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
         "needs columns": ", ".join([*removed, *preserved]),
         "features": f"{len(summary['feature_names']):,}: {', '.join(summary['feature_names'][:12])}"
         + (" ..." if len(summary["feature_names"]) > 12 else ""),
-        "explained": f"{100 * summary['explained']:.1f} %" if removed else None,
+        "explained": f"{100 * summary['explained']:.1f} %" if removed and not erased else None,
+        "certificate": ("passed" if erased["passed"] else "failed") if erased else None,
         "components": f"{len(summary['components'])} ({summary['covariance_type']})" if summary["components"] else None,
     }
     _tell(lines | _of_the_file(fitted, said))
@@ -62,6 +63,8 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
         click.echo(f"{'holds':<14} {plain(line)}")
     for note in summary["notes"]:
         click.echo(f"{'note':<14} {plain(note['message'])}")
+    if erased:
+        click.echo(f"\n{fitted.certificate_}")
     if summary["components"]:
         click.echo()
         names = summary["feature_names"][:6]

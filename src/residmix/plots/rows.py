@@ -28,6 +28,7 @@ __all__ = [
     "rows_of",
     "sampled",
     "telling_plane",
+    "transformer_of",
 ]  # fmt: skip
 
 SHOWN_ROWS = 5000
@@ -81,9 +82,14 @@ def residualizer_of(model: Any) -> Any:
     return getattr(model, "residualizer_", model if hasattr(model, "r2_") else None)
 
 
+def transformer_of(model: Any) -> Any:
+    """Return what takes metadata out: the linear part of a model, or an eraser; None for a plain mixture."""
+    return residualizer_of(model) or (model if hasattr(model, "design_") and hasattr(model, "features_") else None)
+
+
 def features_of(model: Any) -> tuple[str, ...]:
     """Return the names of a model's features: x0, x1, ... for those of an array."""
-    linear = residualizer_of(model)
+    linear = transformer_of(model)
     if linear is not None:
         return tuple(map(str, linear.features_))
     return tuple(map(str, getattr(model, "feature_names_in_", [f"x{j}" for j in range(model.n_features_in_)])))
@@ -91,7 +97,7 @@ def features_of(model: Any) -> tuple[str, ...]:
 
 def metadata_of(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the metadata columns that a model removes, and those that it preserves."""
-    design = getattr(residualizer_of(model), "design_", None)
+    design = getattr(transformer_of(model), "design_", None)
     if design is None:
         return (), ()
     removed = tuple(design.columns)
@@ -103,9 +109,9 @@ def rows_of(model: Any, X: Any, metadata: Any = None, beside: Sequence[str] = ()
     if isinstance(X, Rows):
         return X
     columns = list(dict.fromkeys([*sum(metadata_of(model), ()), *beside]))
-    apart = bool(getattr(residualizer_of(model), "_apart", False))
+    apart = bool(getattr(transformer_of(model), "_apart", False))
     rows = sampled(X, metadata, features_of(model), columns, apart=apart, most=most)
-    if residualizer_of(model) is None and rows.frame is not None:
+    if transformer_of(model) is None and rows.frame is not None:
         return replace(
             rows, frame=rows.frame[list(rows.frame)[: rows.X.shape[1]]]
         )  # such a model knows no other column
@@ -151,7 +157,7 @@ def sampled(
 
 def residual_of(model: Any, rows: Rows) -> Floats:
     """Return what a model leaves of rows; of a plain mixture, the rows themselves."""
-    if residualizer_of(model) is None:
+    if transformer_of(model) is None:
         return np.asarray(rows.X, dtype=np.float64)
     return np.asarray(rows.call(model.residuals if hasattr(model, "means_") else model.transform), dtype=np.float64)
 

@@ -21,7 +21,7 @@ def report(model: Any, path: str | os.PathLike[str], X: Any = None, *, metadata:
 
     Parameters
     ----------
-    model : Residualizer, ResidualMixture or GaussianMixture
+    model : Residualizer, ResidualMixture, GaussianMixture or Eraser
     path : path
         Written under a temporary name first.
     X, metadata

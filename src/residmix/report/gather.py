@@ -16,8 +16,8 @@ from residmix.plots.rows import (
     means_of,
     metadata_of,
     residual_of,
-    residualizer_of,
     rows_of,
+    transformer_of,
 )
 
 __all__ = ["Evidence", "gather"]
@@ -82,7 +82,7 @@ def gather(
 
     Parameters
     ----------
-    model : Residualizer, ResidualMixture or GaussianMixture
+    model : Residualizer, ResidualMixture, GaussianMixture or Eraser
         Fitted.
     X, metadata
         Rows to describe it on, as for its `fit`. Default: none, and the report tells what the model itself knows.
@@ -120,12 +120,15 @@ def _association(found: Evidence) -> Any:
     """Measure the metadata in features and residuals; what makes these is fitted anew in each fold."""
     from residmix.diagnostics.association import association
 
-    rows, linear = found.rows, residualizer_of(found.model)
+    rows, linear = found.rows, transformer_of(found.model)
+    if hasattr(found.model, "certificate_"):  # whose probes are held out already, and whose fit takes its time
+        return None
     if linear is None or not found.removed or rows is None or rows.frame is None or linear.formula is None:
         return None
     if len(rows.X) < 4 * FOLDS or getattr(linear, "estimator", None) is not None:
         return None
-    order = np.argsort(-np.nan_to_num(linear.r2_), kind="stable")[:PROBED_FEATURES]
+    told = np.nan_to_num(getattr(linear, "r2_", np.zeros(len(found.features))))
+    order = np.argsort(-told, kind="stable")[:PROBED_FEATURES]
     features = [found.features[j] for j in sorted(order)]
     fresh = _unfitted(found.model, linear, [found.features.index(name) for name in features])
     try:

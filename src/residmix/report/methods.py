@@ -18,6 +18,10 @@ REFERENCES = {
     "Bayes methods. Biostatistics 8:118-127.",
     "blup": "Henderson (1975). Best linear unbiased estimation and prediction under a selection model. Biometrics "
     "31:423-447.",
+    "leace": "Belrose et al. (2023). LEACE: perfect linear concept erasure in closed form. Advances in Neural "
+    "Information Processing Systems 36.",
+    "rosenblatt": "Rosenblatt (1952). Remarks on a multivariate transformation. Annals of Mathematical Statistics "
+    "23:470-472.",
     "bic": "Schwarz (1978). Estimating the dimension of a model. Annals of Statistics 6:461-464.",
     "pit": "Dawid (1984). Statistical theory: the prequential approach. Journal of the Royal Statistical Society A "
     "147:278-292.",
@@ -29,11 +33,16 @@ def methods(summary: dict[str, Any]) -> dict[str, Any]:
     setting: dict[str, Any] = summary["settings"]
     cited: list[str] = []
     sentences = [_rows(summary)]
-    if summary["metadata_columns"]:
+    if summary["certificate"] is not None:
+        sentences.append(_transport(summary, setting, cited))
+    elif summary["model"] == "Eraser":
+        cited.append("leace")
+        sentences.append(f"A linear map of the features erased the metadata ({setting.get('formula')}).")
+    elif summary["metadata_columns"]:
         sentences.append(_removal(summary, setting, cited))
     if summary["components"]:
         sentences.append(_mixture(summary, setting, cited))
-    if any(row["held_out"] for row in summary["association"]):
+    if summary["certificate"] is None and any(row["held_out"] for row in summary["association"]):
         sentences.append(
             f"What was left of the metadata was measured by logistic or ridge regression and by a random forest on "
             f"rows held out of residualization and learner alike (five folds of {summary['n_shown']:,} rows; p by "
@@ -80,6 +89,25 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
     if setting.get("missing", "error") != "error":
         text += f"; missing metadata were treated by {setting['missing']!r}"
     return f"{text}. Residuals have mean zero and keep the units of the features."
+
+
+def _transport(summary: dict[str, Any], setting: dict[str, Any], cited: list[str]) -> str:
+    made, kept = summary["certificate"], setting.get("preserve")
+    cited.append("rosenblatt")
+    target = {
+        "spread": "one Gaussian",
+        "component": "the components of a reference, each row with the weights of its own metadata",
+        "full": "the mixture of a reference",
+    }[made["method"]]
+    beside = f", given {kept}" if kept else ""
+    tried = len(made["candidates"])
+    chosen = f", chosen among {tried} numbers on held-out rows," if tried > 1 else ""
+    return (
+        f"A mixture of {made['n_components']} Gaussians given the metadata ({setting.get('formula')}){beside}{chosen} "
+        f"was fitted, and each row was carried from the law that its metadata give it to {target} by Rosenblatt's "
+        f"transform. {made['n_rows']:,} rows held out of a fit to the others were compared with the model at each "
+        "level, and probed by a linear model, a random forest and a network."
+    )
 
 
 def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from residmix.plots.association import plot_association
+from residmix.plots.certificate import plot_certificate
 from residmix.plots.components import plot_components
 from residmix.plots.convergence import plot_convergence
 from residmix.plots.effects import plot_effect
@@ -80,7 +81,12 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
 
     if found.rows is not None and summary["components"]:
         _of_mixture(found, add)
-    if summary["metadata_columns"]:
+    if summary["certificate"] is not None and found.model.certificate_.levels:
+        add("certificate", lambda ax: plot_certificate(found.model, ax=ax), (4.6, 3.6),
+            "How far F(x) is from uniform at each level, before and after.",
+            "F of the reference at each level, minus what it is where levels don't differ: dashed before, full after; "
+            "lines of the reference's law stay in the band.")  # fmt: skip
+    elif summary["metadata_columns"]:
         rows = sorted(summary["features"], key=lambda row: -(row.get("explained") or 0.0))[:MOST_BARS]
         add("explained", lambda ax: _bars(ax, rows), (4.4, 0.9 + 0.26 * len(rows)),
             f"Share of the variance that the metadata explained, {len(rows)} features.",

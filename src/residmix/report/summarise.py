@@ -19,7 +19,15 @@ from residmix.report.mixture import (
     own_effect_rows,
     selection_rows,
 )
-from residmix.report.tables import associations, explained_by_feature, level_rows, term_rows, top_effects
+from residmix.report.tables import (
+    associations,
+    certificate_of,
+    certified_probes,
+    explained_by_feature,
+    level_rows,
+    term_rows,
+    top_effects,
+)
 from residmix.report.verdict import alerts, verdict
 
 __all__ = ["SCHEMA", "summarise"]
@@ -63,7 +71,8 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "terms": term_rows(found),
         "effects": top_effects(found),
         "levels": level_rows(found),
-        "association": associations(found),
+        "association": associations(found) or certified_probes(model),
+        "certificate": certificate_of(model),
         "components": component_rows(found),
         "effects_by_component": own_effect_rows(model),
         "selection": selection_rows(model),

@@ -10,13 +10,29 @@ from numpy.typing import NDArray
 from residmix.plots.rows import Rows, residualizer_of
 from residmix.report.gather import Evidence
 
-__all__ = ["MOST_LEVELS", "associations", "explained_by_feature", "level_rows", "number", "term_rows", "top_effects"]
+__all__ = [
+    "MOST_LEVELS",
+    "associations",
+    "certificate_of",
+    "certified_probes",
+    "explained_by_feature",
+    "level_rows",
+    "number",
+    "term_rows",
+    "top_effects",
+]
 
 Floats = NDArray[np.float64]
 
 MOST_LEVELS = 60  # shown of a column; more than this is told
 ODD = 3.5  # robust z from which a level is odd (Iglewicz and Hoaglin 1993), of at least 5 levels
 LEAST_SHIFT, LEAST_RATIO = 0.25, 1.25  # and no less than that from the others: few levels lie close by chance
+LEARNERS = {
+    "linear": "linear probe, held out",
+    "forest": "random forest, held out",
+    "network": "network of two layers, held out",
+}
+MOST_PLACES = 20
 MEASURES = {
     "distance_correlation": "distance correlation, squared (sees dependence of any form)",
     "linear_probe": "linear probe, held out",
@@ -221,3 +237,43 @@ def _kind(rows: Rows, column: str, table: Any, i: int) -> str:
     if np.isfinite(chance):
         return "groups" if chance > 0.25 else "number"
     return "number" if column in rows.metadata and rows.metadata[column].dtype.kind in "fiu" else "groups"
+
+
+def certificate_of(model: Any) -> dict[str, Any] | None:
+    """Return what held-out rows say of a transport; None for what has no certificate."""
+    made = getattr(model, "certificate_", None)
+    if made is None:
+        return None
+    farthest = sorted(made.uniform, key=lambda row: row["bound"] - row["distance"])
+    return {
+        "passed": made.passed,
+        "method": made.method,
+        "n_rows": int(made.n_rows),
+        "n_components": int(made.n_components),
+        "failures": list(made.failures),
+        "probes": [dict(row) for row in made.probes],
+        "price": [dict(row) for row in made.price],
+        "shares": made.shares,
+        "candidates": [dict(row) for row in made.candidates],
+        "uniform": [dict(row) for row in farthest[:MOST_PLACES]],
+        "n_uniform": len(made.uniform),
+        "text": str(made),
+    }
+
+
+def certified_probes(model: Any) -> list[dict[str, Any]]:
+    """Return the probes of a certificate as rows of the table before and after."""
+    made = getattr(model, "certificate_", None)
+    return [
+        {
+            "measure": LEARNERS[row["probe"]],
+            "metadata": row["target"],
+            "held_out": True,
+            "probe": row["probe"],
+            "kind": "groups" if row["measure"] == "AUC" else "number",
+            "before": row["before"],
+            "after": row["after"],
+            "chance": 0.5 if row["measure"] == "AUC" else 0.0,
+        }
+        for row in (() if made is None else made.probes)
+    ]

@@ -10,8 +10,8 @@ __all__ = ["alerts", "verdict"]
 # Notes that change what one may conclude.
 GRAVE = frozenset(
     {
-        "below-chance", "collapsed-scale", "collinearity", "convergence", "dead-component", "dropped-rows",
-        "entangled-effects", "leakage", "many-columns", "rare-level", "spike",
+        "below-chance", "certificate", "collapsed-scale", "collinearity", "convergence", "dead-component",
+        "dropped-rows", "entangled-effects", "leakage", "many-columns", "rare-level", "spike",
     }
 )  # fmt: skip
 LEFT_P = 0.05  # a probe has found something if permuted labels do as well less often
@@ -45,6 +45,8 @@ def still_there(row: dict[str, Any]) -> bool:
 def verdict(summary: dict[str, Any]) -> dict[str, str]:
     """Return the headline, one sentence or two, and what follows from it."""
     removed = summary["metadata_columns"]
+    if summary["certificate"] is not None:
+        return _of_transport(summary)
     if not removed:
         K = len(summary["components"])
         return {"headline": f"{K} component{'' if K == 1 else 's'}; no metadata was taken out.", "advice": ""}
@@ -89,7 +91,7 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
             found.append({"kind": kind, "message": message, "figures": figures})
 
     for row in summary["association"]:
-        if still_there(row):
+        if summary["certificate"] is None and still_there(row):
             add(
                 "still-there",
                 f"{row['metadata']} is still in there: a held-out {row['probe']} probe reads it with "
@@ -141,3 +143,21 @@ def _add_small(summary: dict[str, Any], add: Callable[..., None]) -> None:
             'try covariance_type="diag", fewer components, or fewer features, such as principal components.',
             rows={str(k): count for k, count in small.items()},
         )  # fmt: skip
+
+
+def _of_transport(summary: dict[str, Any]) -> dict[str, str]:
+    """Return headline and advice of a report on a transport."""
+    made, removed = summary["certificate"], ", ".join(summary["metadata_columns"])
+    told = f"{removed} erased by transport ({made['method']}, {made['n_components']} components)"
+    if not made["passed"]:
+        return {
+            "headline": f"{told}: the certificate failed.",
+            "advice": f"{made['failures'][0][:1].upper()}{made['failures'][0][1:]}. Try more components, another "
+            "method, or more rows.",
+        }
+    best = max((row for row in made["probes"] if row["measure"] == "AUC"), key=lambda row: row["after"], default=None)
+    read = "" if best is None else f"; the best of held-out probes reads AUC {best['after']:.2f}"
+    left = ""
+    if made["method"] == "component" and made["shares"] is not None:
+        left = f"What is left is what the shares of the components alone say: AUC {made['shares']:.2f}."
+    return {"headline": f"{told}: the certificate passed{read}.", "advice": left}

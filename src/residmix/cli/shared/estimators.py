@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from residmix.cli.shared.erasing import make_eraser
+
 __all__ = ["components", "load_model", "make_estimator", "remover"]
 
 HARMONIZING = ("scale", "covariances", "shrinkage", "reference")
@@ -39,7 +41,9 @@ components = _Components()
 
 
 def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
-    """Return the unfitted estimator that options ask for: with a mixture, or to harmonize without one."""
+    """Return the unfitted estimator that options ask for: with a mixture, or to harmonize or erase without one."""
+    if chosen.erase is not None:
+        return make_eraser(chosen, features)
     harmonizing = [f"--{name}" for name in HARMONIZING if getattr(chosen, name)]
     K = chosen.components if chosen.components is not None else 0 if harmonizing or chosen.moments_only else 3
     if K and harmonizing:

@@ -28,7 +28,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         if summary["verdict"]["advice"]:
             click.echo(as_options(summary["verdict"]["advice"]))
         click.echo()
-    if summary["metadata_columns"]:
+    if summary["certificate"]:
+        click.echo(plain(summary["certificate"]["text"]))
+        click.echo()
+    elif summary["metadata_columns"]:
         _print_features(summary["features"])
     if summary["components"]:
         _print_components(summary)

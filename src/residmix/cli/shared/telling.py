@@ -32,6 +32,7 @@ _REMEDIES = (
     (re.compile(r"\btrim=([\d.]+)"), r"--trim \1"),
     (re.compile(r"\bnoise=True\b"), "--noise"),
     (re.compile(r"\beigenvalue_ratio=([\d.]+)"), r"--eigenvalue-ratio \1"),
+    (re.compile(r"\bmethod=['\"](\w+)['\"]"), r"--erase \1"),
     (re.compile(r"\bon_unknown=['\"](\w+)['\"]"), r"--on-unknown \1"),
     (re.compile(r"\bmissing=['\"](\w+)['\"]"), r"--missing \1"),
     (re.compile(r"\b(?:pass )?features="), "--features "),
