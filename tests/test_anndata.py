@@ -152,6 +152,7 @@ def test_what_cannot_be_read_is_one_clear_error():
         ra.residualize(anndata.AnnData(obs=obs), "batch")
 
 
+@pytest.mark.slow
 def test_without_anndata_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['anndata'] = None\n"

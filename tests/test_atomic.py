@@ -109,6 +109,7 @@ except OSError as error:
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_file_that_finds_no_room_is_an_oserror_with_path_and_bytes_and_the_old_one_stays(tmp_path):
     path = tmp_path / "out.parquet"
     path.write_bytes(b"old")

@@ -120,6 +120,7 @@ def filled(folder, files):
 
 
 @pytest.mark.parametrize("kind", list(OUTPUTS))
+@pytest.mark.slow
 def test_killed_at_any_moment_files_are_old_or_new_and_the_next_run_ends_as_if_nothing_had_been(kind, work, tmp_path):
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(300, 3)), columns=list("abc")).assign(site=rng.choice(["u", "v"], 300))

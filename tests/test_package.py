@@ -27,6 +27,7 @@ def test_help_loads_nothing_heavy():
     assert loaded_by(code) == set()
 
 
+@pytest.mark.slow
 def test_the_control_does_load_something_heavy():
     assert "sklearn" in loaded_by("import residmix; residmix.GaussianMixture")
 
@@ -38,6 +39,7 @@ def test_every_public_name_resolves_and_shows_in_dir():
     assert residmix.__all__ == sorted(residmix.__all__)
 
 
+@pytest.mark.slow
 def test_no_submodule_hides_a_public_name():
     walk = "import importlib, pkgutil, residmix\n"
     walk += "names = [m.name for m in pkgutil.iter_modules(residmix.__path__) if m.name != '__main__']\n"

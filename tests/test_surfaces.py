@@ -24,6 +24,7 @@ def models():
 
 @pytest.mark.parametrize("kind", ["mixture", "residualizer", "plain"])
 @pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.slow
 def test_every_model_writes_its_report(models, kind, rows, tmp_path):
     X = penguins() if rows else None
     path = models[kind].report(tmp_path / "r.html", X)

@@ -48,6 +48,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.slow
 def test_a_warning_points_at_the_line_that_called_us(call):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

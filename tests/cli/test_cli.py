@@ -44,6 +44,7 @@ def test_the_report_is_one_offline_page_without_script(demo):
     assert len(page) < 1_000_000
 
 
+@pytest.mark.slow
 def test_existing_files_are_kept_unless_forced(demo):
     folder, _ = demo
     before = (folder / "report.html").read_bytes()
@@ -82,6 +83,7 @@ def test_fit_equals_the_library_call(files):
     )
 
 
+@pytest.mark.slow
 def test_joint_estimation_and_reports_work_from_the_command_line(files):
     options = (*OPTIONS, "--joint", "--family", "tied", "-k", 2)
     result = run("fit", files / "p.csv", *options, "--report", files / "r.html")
@@ -114,6 +116,7 @@ def test_errors_are_short_and_clear(arguments, message, files):
     assert result.stderr.count("\n") <= 3  # a formula is shown with a mark below it
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped_in_the_report(tmp_path):
     rng = np.random.default_rng(0)
     name = "<script>alert(1)</script>"

@@ -57,6 +57,7 @@ def test_data_come_from_standard_input(run, file):
     assert "nothing came" in run("fit", "-", "--formula", "C(sex)", code=1, input="").stderr
 
 
+@pytest.mark.slow
 def test_preserved_columns_and_dollars_in_names_make_a_report_and_the_model_is_there_anyway(run, tmp_path, monkeypatch):
     table = penguins().rename(columns={"body_mass_g": r"cost $\frac{a}$"})
     table.to_csv(tmp_path / "p.csv", index=False)
@@ -71,6 +72,7 @@ def test_preserved_columns_and_dollars_in_names_make_a_report_and_the_model_is_t
     assert rm.load(tmp_path / "m").preserve == "C(species)"
 
 
+@pytest.mark.slow
 def test_notes_are_in_the_model_file_json_and_report_alike(run, tmp_path):
     penguins(complete=False).to_csv(tmp_path / "p.csv", index=False)
     result = run("fit", tmp_path / "p.csv", "--formula", "C(sex)", "--drop-missing", "-k", 1, "--json", "-o",
@@ -95,6 +97,7 @@ def spread(tmp_path, rng):
     return tmp_path / "s.parquet"
 
 
+@pytest.mark.slow
 def test_what_a_held_out_probe_still_reads_is_in_the_first_line_the_alerts_and_the_exit_status(run, spread, tmp_path):
     report = ("--report", tmp_path / "r.html", "--force")
     result = run("fit", spread, "--formula", "site", "-k", 1, *report)
@@ -109,6 +112,7 @@ def test_what_a_held_out_probe_still_reads_is_in_the_first_line_the_alerts_and_t
     assert "nothing is left above AUC 0.7" in passed.stderr
 
 
+@pytest.mark.slow
 def test_a_linear_probe_that_succeeds_is_said_to(run, tmp_path, rng):
     z, w = rng.normal(size=(2, 600))
     table = pd.DataFrame({"x": w, "y": z * w + 0.1 * rng.normal(size=600), "u": z**3, "z": z})
@@ -132,6 +136,7 @@ def test_the_command_that_an_error_names_works(run, spread, tmp_path, monkeypatc
     run("fit", "clean.parquet", "--formula", 1, "-k", 2)
 
 
+@pytest.mark.slow
 def test_the_best_of_several_sizes_and_families_is_kept_and_the_search_shown(run, file, tmp_path):
     result = run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", "1:4", "--family", "full,EEE",
                  "--report", tmp_path / "r.html", "--json")  # fmt: skip
@@ -226,6 +231,7 @@ def test_usage_errors_are_status_2_and_others_1(run, file, tmp_path, options, co
     assert told in run("fit", file, *given, code=code).stderr
 
 
+@pytest.mark.slow
 def test_effects_by_component_are_asked_for_by_name(run, file, tmp_path):
     run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "--effects", "by-component", "-k", 2, "--family",
         "EEE", "-o", tmp_path / "m", "--report", tmp_path / "r.html", "-q")  # fmt: skip

@@ -77,6 +77,7 @@ def test_sample_of_a_model_without_metadata_takes_a_number(run, place):
     assert len(pd.read_csv(place / "o.csv")) == 5
 
 
+@pytest.mark.slow
 def test_report_is_a_page_or_json_by_its_ending(run, place):
     run("report", place / "m", place / "p.csv", "-o", place / "o.html", "--compare", "species", "-q")
     assert (place / "o.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -151,6 +152,7 @@ def test_names_cannot_command_the_terminal(run, tmp_path, rng):
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR"])
+@pytest.mark.slow
 def test_there_is_no_colour_anywhere(place, variable, monkeypatch):
     monkeypatch.setenv(variable, "1")
     command = [sys.executable, "-m", "residmix", "fit", "p.csv", "--formula", "C(sex)", "-k", "2", "--drop-missing"]

@@ -25,6 +25,7 @@ def fitted(frame, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"gating": "metadata"}, {"noise": True}, {"estimation": "two-stage"}])
+@pytest.mark.slow
 def test_p_values_of_rows_that_come_from_the_model_are_uniform(settings):
     model = fitted(table(gated="gating" in settings), **settings)
     metadata = table(8000, seed=1)[["age", "site"]]
@@ -36,6 +37,7 @@ def test_p_values_of_rows_that_come_from_the_model_are_uniform(settings):
     assert stats.kstest(model.outlier_pvalues(wrong), "uniform").pvalue < 1e-6
 
 
+@pytest.mark.slow
 def test_p_values_given_a_gate_are_those_of_the_mixture_at_each_row():
     frame = table(gated=True)
     model = fitted(frame, gating="metadata")
@@ -44,6 +46,7 @@ def test_p_values_given_a_gate_are_those_of_the_mixture_at_each_row():
     assert_allclose(model.outlier_pvalues(few), one_by_one, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_merged_clusters_are_predicted_given_metadata():
     frame = table()
     model = fitted(frame, covariance_type="VVV")
@@ -67,6 +70,7 @@ def test_errors_of_one_component_are_those_of_least_squares():
 
 
 @pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.slow
 def test_errors_are_those_of_fits_to_new_draws(gated):
     frame = table(gated=gated)
     settings = {"gating": "metadata"} if gated else {}
@@ -79,6 +83,7 @@ def test_errors_are_those_of_fits_to_new_draws(gated):
     assert np.abs(ratio - 1).max() < 0.45  # those of 50 fits are themselves known to 10 %
 
 
+@pytest.mark.slow
 def test_errors_with_a_gate_need_rows():
     model = fitted(table(gated=True), gating="metadata")
     with pytest.raises(AttributeError, match="weights depend on metadata: call standard_errors"):

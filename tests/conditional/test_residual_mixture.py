@@ -59,6 +59,7 @@ def test_joint_finds_clusters_that_two_stages_lose(share, seed):
 
 
 @pytest.mark.parametrize(("clusters", "sites", "seed"), [(2, 5, 0), (3, 2, 1), (3, 5, 2)])
+@pytest.mark.slow
 def test_nearly_pure_sites_are_told_apart_from_shifts(clusters, sites, seed):
     # each site has 99% of one cluster: a few rows of the others tell where it lies
     rng = np.random.default_rng(seed)
@@ -119,6 +120,7 @@ def test_without_metadata_it_is_a_gaussian_mixture():
 
 
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+@pytest.mark.slow
 def test_attributes_agree_with_the_density_and_with_each_other(estimation):
     X, site, _ = two_sites(0.8, 1, n=500)
     M = np.column_stack([site, np.random.default_rng(0).normal(size=500)])
@@ -204,6 +206,7 @@ def test_samples_have_the_moments_of_the_model():
         assert_allclose(prior, model.predict_proba(X, metadata=site)[at, 1].mean(), atol=0.02)
 
 
+@pytest.mark.slow
 def test_one_table_in_every_scikit_learn_tool():
     X, site, cluster = two_sites(0.9, 4, n=600)
     table = pd.DataFrame(X, columns=["a", "b", "c"]).assign(site=np.where(site == 1, "north", "south"))

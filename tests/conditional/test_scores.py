@@ -32,6 +32,7 @@ def test_scores_of_skewed_features_are_normal_for_later_rows():
 @pytest.mark.parametrize(
     "options", [{}, {"distribution": "t"}, {"covariance_type": "diag"}, {"estimation": "joint", "gating": "metadata"}]
 )
+@pytest.mark.slow
 def test_a_centile_is_the_integral_of_the_density_up_to_the_value(options):
     X, table = drawn(400)
     model = rm.ResidualMixture(2, formula="site + age", random_state=0, **options).fit(X[:, :1], metadata=table)

@@ -136,6 +136,7 @@ def test_what_only_changes_the_spread_is_seen_by_the_nonlinear_probe_only():
     assert low < 0.5 < high < 0.6
 
 
+@pytest.mark.slow
 def test_after_an_estimator_nothing_linear_is_left_held_out():
     X, metadata = sites()
     found = association(X, metadata, after=rm.Residualizer("site + age"), **FAST)
@@ -148,6 +149,7 @@ def test_after_an_estimator_nothing_linear_is_left_held_out():
         assert probe["held_out_p"][0] > 1 / 40
 
 
+@pytest.mark.slow
 def test_in_sample_residuals_that_score_below_chance_are_warned_of_and_an_estimator_is_not():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(90, 40))
@@ -229,6 +231,7 @@ def test_one_table_gives_what_arrays_give():
 
 
 @pytest.mark.parametrize("named", [True, False])
+@pytest.mark.slow
 def test_a_pipeline_gets_the_metadata_that_its_steps_ask_for(named):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -71,6 +71,7 @@ def fit_in_a_process():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork, nor a signal that can't be caught")
 @pytest.mark.parametrize("kind", ["mixture", "two-stage", "joint"])
+@pytest.mark.slow
 def test_a_killed_fit_resumed_has_the_bits_of_one_that_was_not(kind, fit_in_a_process, tmp_path):
     assert fit_in_a_process(kind, tmp_path / "whole.ckpt", 0) == 0
     path = tmp_path / "fit.ckpt"
@@ -132,6 +133,7 @@ def test_a_checkpoint_of_another_fit_is_refused(rng_X, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["GaussianMixture", "two-stage", "joint"])
 @pytest.mark.parametrize("source", ["memory", "parquet", "batches"])
+@pytest.mark.slow
 def test_one_number_that_changed_in_any_row_is_noticed_and_unchanged_data_go_on(kind, source, tmp_path, monkeypatch):
     rng = np.random.default_rng(2)
     n = 20_000  # several blocks
@@ -169,6 +171,7 @@ def test_one_number_that_changed_in_any_row_is_noticed_and_unchanged_data_go_on(
 
 
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+@pytest.mark.slow
 def test_a_fit_on_a_cluster_goes_on_with_another_client(estimation, tmp_path, monkeypatch):
     Client = pytest.importorskip("distributed", reason="a cluster needs the extra dask").Client
     rng = np.random.default_rng(2)

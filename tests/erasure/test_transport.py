@@ -55,6 +55,7 @@ def test_after_a_full_transport_a_forest_reads_nothing_of_later_rows_and_least_s
     assert full.certificate_.passed
 
 
+@pytest.mark.slow
 def test_component_leaves_what_proportions_say_and_clusters_as_they_are(sites, later):
     table, kind = later
     site = (table["site"] == "B").to_numpy()
@@ -73,6 +74,7 @@ def test_a_model_that_is_too_small_fails_its_certificate_and_says_so(sites):
     assert any(note["kind"] == "certificate" for note in spread.notes_)
 
 
+@pytest.mark.slow
 def test_the_number_of_components_is_the_one_of_the_most_likely_held_out_rows(sites):
     chosen = rm.Eraser("C(site)", method="full").fit(sites[0]).certificate_
     scores = {row["n_components"]: row["log_likelihood"] for row in chosen.candidates}
@@ -88,6 +90,7 @@ def test_the_inverse_is_exact_for_rows_of_any_site(later, full):
     assert np.isfinite(full.transform(far)).all()
 
 
+@pytest.mark.slow
 def test_all_rows_are_brought_to_the_site_that_is_named_and_its_own_rows_stay(sites, later):
     table, _ = later
     at = rm.Eraser("C(site)", method="full", n_components=2, reference={"site": "A"}).fit(sites[0])
@@ -102,6 +105,7 @@ def test_all_rows_are_brought_to_the_site_that_is_named_and_its_own_rows_stay(si
         assert np.abs(np.quantile(values[~here, j], q) - np.quantile(values[here, j], q)).max() > 0.3
 
 
+@pytest.mark.slow
 def test_along_age_location_spread_and_shape_are_taken_out(rng):
     n = 6000
     age = rng.uniform(20, 80, n)
@@ -121,6 +125,7 @@ def test_along_age_location_spread_and_shape_are_taken_out(rng):
     assert r2(eraser.transform(table)) < 0.02
 
 
+@pytest.mark.slow
 def test_a_protected_column_is_still_there(rng):
     n = 6000
     ill = rng.random(n) < 0.5
@@ -151,6 +156,7 @@ def test_arrays_tables_files_and_saved_models_give_the_same(later, full, tmp_pat
     assert full.transform(table[:9].astype({"x": "f4", "y": "f4", "z": "f4"})).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_weights_of_zero_are_rows_that_are_not_there(sites):
     table = sites[0]
     junk = table[:500].assign(x=50.0)
@@ -160,6 +166,7 @@ def test_weights_of_zero_are_rows_that_are_not_there(sites):
     assert np.array_equal(with_junk.transform(table), without.transform(table))
 
 
+@pytest.mark.slow
 def test_unseen_levels_are_an_error_or_moved_as_the_average(sites, full):
     other = sites[0][:5].assign(site="C")
     with pytest.raises(ValueError, match="'C'"):

@@ -10,10 +10,13 @@ import pytest
 
 import residmix
 
+pytestmark = pytest.mark.slow  # each starts processes that import and compile everything anew
+
 # large enough for compiled loops
 SCRIPT = """
 import warnings
 import numpy as np
+
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from residmix import GaussianMixture, Residualizer

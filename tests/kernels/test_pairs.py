@@ -280,6 +280,7 @@ def run(before="", **variables):
     return [float(number) for number in numbers], told
 
 
+@pytest.mark.slow
 def test_everything_runs_without_numba_and_with_it_switched_off_to_the_same_numbers():
     expected, told = run()
     assert told == "[]"

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from residmix.nn import MetadataSequential, Residualize, finalize
 
+pytestmark = pytest.mark.slow  # each starts processes that import and compile everything anew
+
 
 def data():
     g = torch.Generator().manual_seed(0)

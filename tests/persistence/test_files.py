@@ -275,6 +275,7 @@ def written(request, tmp_path_factory):
     return Written(MODELS / request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 def test_files_of_every_format_load_to_the_same_numbers_and_so_do_they_when_saved_anew(written, tmp_path):
     named = set()
     files = [(name, f"{name}.safetensors") for name in written.kinds]

@@ -25,6 +25,7 @@ def page_of(path):
     return page
 
 
+@pytest.mark.slow
 def test_a_neuroimager_with_numbered_sites_a_numeric_sex_and_thousands_separators(at, tables):
     truth = tables.scans("scans.csv")
     asked = ("fit", "scans.csv", "--formula", "C(site) + age", "--preserve", "C(diagnosis) + C(sex)")
@@ -48,6 +49,7 @@ def test_a_neuroimager_with_numbered_sites_a_numeric_sex_and_thousands_separator
     assert np.abs(means.to_numpy()).max() < 0.35 * clean.to_numpy().std()
 
 
+@pytest.mark.slow
 def test_a_neuroimager_harmonizes_in_one_command(at, tables):
     tables.scans("scans.csv")
     at("fit", "scans.csv", "--formula", "C(site)", "--preserve", "age + C(sex) + C(diagnosis)", "--shrinkage", "eb",
@@ -58,6 +60,7 @@ def test_a_neuroimager_harmonizes_in_one_command(at, tables):
     assert "empirical Bayes" in page_of("r.html")
 
 
+@pytest.mark.slow
 def test_a_biologist_with_an_h5ad_file(at, tables):
     pytest.importorskip("anndata", reason="reading .h5ad files needs the extra residmix[anndata]")
     import anndata
@@ -91,6 +94,7 @@ def test_a_biologist_takes_the_batch_out_of_counts(at, tables):
     )  # counts, and so residuals, are float32
 
 
+@pytest.mark.slow
 def test_a_survey_with_missing_answers_and_a_name_with_a_space(at, tables):
     tables.survey("survey.csv")
     refused = at("fit", "survey.csv", "--formula", "C(country) + Age (years)", code=1)
@@ -107,6 +111,7 @@ def test_a_survey_with_missing_answers_and_a_name_with_a_space(at, tables):
     assert "Age (years)" in page_of("s.html")
 
 
+@pytest.mark.slow
 def test_an_engineer_with_embeddings_in_parquet(at, tables):
     _, source, topic = tables.embeddings("docs.parquet")
     result = at("fit", "docs.parquet", "--formula", "C(source)", "--features", "embedding*", "-k", "1:4", "--residuals",

@@ -97,6 +97,7 @@ def test_erasers_of_aliased_metadata(constant, unit, seed):
 
 @settings(max_examples=4, deadline=None)
 @given(**CHANGES)
+@pytest.mark.slow
 def test_shares_of_variance_of_aliased_metadata(constant, unit, seed):
     frame, X = data()
     other, Y, _, columns = changed(frame, X, constant, unit, seed)

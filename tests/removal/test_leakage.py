@@ -329,6 +329,7 @@ def patients(kind, n=20_000, levels=300, d=6, seed=0):
         ("heavy-tailed", 3000, 300, r"effect of 'patient' on 'x\d' back.* 0\.\d\d from the features before"),
     ],
 )
+@pytest.mark.slow
 def test_effects_of_a_factor_without_columns_that_residuals_give_back_are_told(kind, n, levels, match):
     data = patients(kind, n, levels)
     model = rm.Residualizer("patient")

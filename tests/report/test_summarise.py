@@ -62,6 +62,7 @@ def mixture():
 
 
 @pytest.mark.parametrize("probes", [False, True])
+@pytest.mark.slow
 def test_every_kind_of_model_has_a_summary_of_the_published_form(mixture, probes):
     table = penguins()
     joint = rm.ResidualMixture(2, formula="C(island)", features=FEATURES, estimation="joint", gating="metadata",
@@ -104,6 +105,7 @@ def test_the_numbers_are_those_of_the_model(mixture):
     ]
 
 
+@pytest.mark.slow
 def test_curves_are_terms_with_their_degrees_of_freedom_and_a_picture(tmp_path):
     model = rm.Residualizer("sex + s(year, k=3) + s(bill_length_mm)", features=FEATURES[1:]).fit(penguins())
     rows = {row["name"]: row for row in described(model)["terms"]}
@@ -128,6 +130,7 @@ def test_terms_and_effects_are_those_of_the_tables():
     assert not any(row["term"] == "Intercept" for row in summary["effects"])
 
 
+@pytest.mark.slow
 def test_the_odd_site_is_named_and_the_others_are_not(rng):
     site = np.repeat(list("abcdefgh"), 60)
     x = rng.normal(size=(480, 5)) + rng.normal(size=8).repeat(60)[:, None] * 0.3
@@ -163,6 +166,7 @@ def test_pit_of_a_gated_mixture_uses_the_weights_of_each_row(rng):
         assert np.abs(np.sort(values[site == s, 0]) - np.linspace(0, 1, 1000)).max() < 0.06
 
 
+@pytest.mark.slow
 def test_effects_by_component_are_listed_and_the_pit_knows_them(rng):
     cluster, age = rng.integers(0, 2, 600), rng.normal(50, 10, 600)
     y = np.where(cluster == 0, 0.3, -0.3) * (age - 50) + 8 * cluster + rng.normal(size=600)
@@ -180,6 +184,7 @@ def test_effects_by_component_are_listed_and_the_pit_knows_them(rng):
     assert "for each component" in summary["methods"]["text"]
 
 
+@pytest.mark.slow
 def test_verdicts_tell_apart_what_is_gone_what_a_forest_reads_and_what_a_line_reads(rng):
     site = np.repeat(["a", "b"], 300)
     x = rng.normal(size=(600, 3))
@@ -201,6 +206,7 @@ def test_held_out_likelihood_is_below_that_in_the_sample_and_near_the_truth(rng)
     assert fit["held_out_log_likelihood_per_row"] == pytest.approx(-np.log(2 * np.pi) - 1, abs=0.3)
 
 
+@pytest.mark.slow
 def test_methods_name_settings_seed_and_references(mixture):
     told = described(mixture, penguins())["methods"]
     for part in ("333 rows of 4 features", "(C(sex)) was removed", "A mixture of 3 Gaussians (full", "seed 0"):
@@ -214,6 +220,7 @@ def test_a_large_table_is_described_on_a_sample_and_says_so(rng):
     assert (summary["n_rows"], summary["n_shown"]) == (20_001, 4001)
 
 
+@pytest.mark.slow
 def test_noise_and_heavy_tails_have_reports_too(rng):
     X = np.concatenate([rng.normal(-5, 1, (150, 2)), rng.normal(5, 1, (150, 2)), rng.uniform(-30, 30, (20, 2))])
     table = pd.DataFrame(X, columns=["x", "y"]).assign(group=np.repeat(["a", "b", "c"], [150, 150, 20]))
@@ -227,6 +234,7 @@ def test_noise_and_heavy_tails_have_reports_too(rng):
             rm.plot_pit(model, table[["x", "y"]])
 
 
+@pytest.mark.slow
 def test_the_verdict_of_a_gated_mixture_knows_that_shares_may_stay(rng):
     site = np.repeat(["a", "b"], 400)
     kind = rng.random(800) < np.where(site == "a", 0.8, 0.2)

@@ -92,6 +92,7 @@ def run(script, *arguments):
 
 
 @pytest.mark.parametrize("script", [AFTER, DURING, JOBLIB], ids=["after a fit", "while a fit runs", "joblib"])
+@pytest.mark.slow
 def test_processes_that_are_forked_fit_to_the_same_bits(script):
     done = run(DATA + script)
     assert done.stdout == "right\n", done.stderr

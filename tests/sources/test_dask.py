@@ -125,6 +125,7 @@ def sources(frame, folder, client):
     yield "array beside a data frame", as_table(named, metadata=ddf[["site", "age", "w"]])
 
 
+@pytest.mark.slow
 def test_every_collection_folds_to_the_bits_of_one_process(frame, folder, threads):
     expected = fold(rows_of(as_table(frame)), sums, operator.add)
     for name, table in sources(frame, folder, threads):
@@ -245,6 +246,7 @@ def deadly(block):
     return block.X.sum()
 
 
+@pytest.mark.slow
 def test_rows_that_kill_every_worker_are_named(folder):
     # a worker that dies while it starts takes its nanny with it, so that no other test may need this cluster
     with two_workers() as client:

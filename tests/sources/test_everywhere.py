@@ -59,6 +59,7 @@ def fitted(model, X, **arguments):
 
 
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+@pytest.mark.slow
 def test_residual_mixture_has_the_same_bits_everywhere(estimation, frame, folder, monkeypatch):
     bits = set()
     for threads in ("1", "2"):
@@ -111,6 +112,7 @@ def test_any_chunking_agrees_to_twelve_digits(block_rows, frame):
     np.testing.assert_allclose(fold(rows.with_block_rows(block_rows), total, operator.add), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_gives_the_bits_of_one_process(frame, folder):
     expected = fitted(residual_mixture(), frame)
     with (

@@ -256,6 +256,7 @@ def test_a_weight_column_is_looked_at_before_the_fit(values, text, tmp_path):
         rm.scan(tmp_path).rows(("a",), weight="w")
 
 
+@pytest.mark.slow
 def test_memory_stays_at_a_few_batches(tmp_path):
     """64 MB of rows in four row groups are folded with less than 48 MB on top of what importing takes."""
     rng = np.random.default_rng(0)

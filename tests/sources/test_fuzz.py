@@ -112,6 +112,7 @@ def columns(rng):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_odd_types_are_read_or_refused_in_our_words(tmp_path):
     rng = np.random.default_rng(1)
     worked = 0

@@ -115,6 +115,7 @@ def expected(frame):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_every_kind_of_table_gives_the_bits_of_a_pandas_frame(kind, frame, expected, tmp_path):
     for name, value in answers(KINDS[kind](frame, tmp_path)).items():
         assert np.array_equal(value, expected[name]), name

@@ -288,6 +288,7 @@ class Counted(str):
     __hash__ = str.__hash__
 
 
+@pytest.mark.slow
 def test_many_columns_are_looked_up_without_comparing_each_with_each():
     names = [Counted(f"gene{j}") for j in range(3_000)]
     as_table(pd.DataFrame(np.zeros((2, 3_000)), columns=pd.Index(names, dtype=object)))

@@ -142,6 +142,7 @@ def test_settings_that_cannot_be_are_refused(options, message, tmp_path):
         rm.scan(tmp_path / "x.npy", sep=";")
 
 
+@pytest.mark.slow
 def test_headings_may_be_long_and_many(tmp_path):
     long = "a" * 5_000_000
     (tmp_path / "x.csv").write_text(f"{long},site\n1,u\n2,v\n")

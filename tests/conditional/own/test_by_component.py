@@ -90,6 +90,7 @@ def test_it_is_never_less_likely_than_shared_effects_and_never_falls(kind, gatin
         assert np.diff(free.lower_bounds_).min(initial=0) >= -1e-12
 
 
+@pytest.mark.slow
 def test_clusters_that_cross_are_found_where_a_shared_effect_mixes_them():
     X, age, cluster = crossing()
     model = own(2, covariance_type="spherical").fit(X, metadata=age)
@@ -279,6 +280,7 @@ def test_it_comes_back_from_a_file(tmp_path):
     assert again.effects == "by-component" and again.coef_.shape == (3, 2, 2)
 
 
+@pytest.mark.slow
 def test_files_and_arrays_have_the_same_bits(tmp_path):
     X, site, _ = sites(n=700)
     table = pd.DataFrame({"x": X[:, 0], "y": X[:, 1], "site": site})

@@ -28,6 +28,7 @@ def test_the_parts_are_independent_and_have_the_means_of_the_rows():
 
 
 @pytest.mark.parametrize("covariance", ["total", "within"])
+@pytest.mark.slow
 def test_where_there_are_no_clusters_five_percent_are_found_and_the_naive_test_finds_most(covariance):
     rng = np.random.default_rng(0)
     honest, naive = [], []
@@ -55,6 +56,7 @@ def test_features_that_differ_are_found_and_the_others_keep_their_level(covarian
     assert stats.binomtest(int((p[:, 1] < 0.05).sum()), 40, 0.05).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_the_covariance_within_clusters_is_found_where_there_are_some():
     X = np.random.default_rng(0).normal(size=(200, 2))
     assert_allclose(within_covariance(X + np.repeat([[0], [7]], 100, axis=0), 0), np.eye(2), atol=0.25)

@@ -57,6 +57,7 @@ def test_tails_of_several_components_are_those_of_a_quadrature():
     assert_allclose(model.outlier_pvalues(rows), expected, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_rows_with_gaps_are_judged_by_what_is_there():
     rng = np.random.default_rng(0)
     X = clouds(rng)

@@ -98,6 +98,7 @@ def test_vectors_lead_back_whatever_way_the_loadings_are_turned():
     assert_allclose(composed(apart), params.covariances, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_few_rows_in_many_dimensions_are_found_where_full_covariances_can_not():
     X, labels = high()
     model = rm.GaussianMixture(4, covariance_type="factor", n_factors=3, random_state=0).fit(X)
@@ -109,6 +110,7 @@ def test_few_rows_in_many_dimensions_are_found_where_full_covariances_can_not():
     assert model._n_parameters() == 4 * (200 * 3 + 200 - 3) + 4 * 200 + 3
 
 
+@pytest.mark.slow
 def test_the_number_of_factors_is_chosen_and_the_likelihood_never_falls(tmp_path):
     X = high(300, 8, 2, 2)[0]
     model = rm.GaussianMixture(2, covariance_type="factor", random_state=0).fit(X)
@@ -131,6 +133,7 @@ def test_the_number_of_factors_is_chosen_and_the_likelihood_never_falls(tmp_path
     assert warm.lower_bounds_[0] >= far.lower_bound_ - 1e-10
 
 
+@pytest.mark.slow
 def test_factors_around_a_regression(tmp_path):
     X, labels = high(500, 10, 2, 1)
     site = np.random.default_rng(0).integers(0, 3, 500)

@@ -64,6 +64,7 @@ def built(name, x, d=D):
 
 
 @pytest.mark.parametrize("name", LETTERS)
+@pytest.mark.slow
 def test_no_optimiser_finds_likelier_covariances_of_the_family(name):
     W = scatter()
     found = fitted(name, W)

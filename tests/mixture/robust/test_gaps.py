@@ -51,6 +51,7 @@ def test_the_density_is_of_what_is_there_and_the_likelihood_never_falls(family):
 
 
 @pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.slow
 def test_em_ends_where_an_independent_gradient_is_zero(K):
     X = with_gaps(IRIS[:, :3])
     labels = np.minimum(SPECIES, K - 1)
@@ -80,6 +81,7 @@ def test_without_gaps_it_is_the_plain_fit():
     assert open_.bic(IRIS) == pytest.approx(plain.bic(IRIS), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_clusters_and_values_are_found_with_a_fifth_of_iris_gone():
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
@@ -119,6 +121,7 @@ def test_weights_are_repeated_rows():
 
 
 @pytest.mark.filterwarnings("ignore::residmix.errors.DeadComponentWarning")
+@pytest.mark.slow
 def test_gaps_go_with_noise_tails_search_streams_and_files(tmp_path):
     X = with_gaps(share=0.1)
     model = rm.GaussianMixture(

@@ -100,6 +100,7 @@ def test_noise_leaves_the_clusters_as_they_are():
     assert robust._n_parameters() == plain._n_parameters() + 1
 
 
+@pytest.mark.slow
 def test_tails_are_estimated_and_means_hold_out_against_them():
     X, labels = heavy(4000)
     model = rm.GaussianMixture(2, distribution="t", random_state=0).fit(X)

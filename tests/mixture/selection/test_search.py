@@ -25,6 +25,7 @@ def three_clusters(n=600, seed=0):
 
 
 @pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.slow
 def test_auto_chooses_what_mclust_chooses(name):
     X, (family, K, bic) = np.array(REFERENCE[name]["X"]), CHOSEN[name]
     model = rm.GaussianMixture("auto", covariance_type="auto", random_state=0).fit(X)
@@ -116,6 +117,7 @@ def test_the_largest_size_is_noted_when_it_is_chosen():
 
 
 @pytest.mark.parametrize("options", [{}, {"estimation": "joint", "gating": "metadata"}])
+@pytest.mark.slow
 def test_given_metadata_the_residual_is_searched_and_all_parameters_count(options):
     rng = np.random.default_rng(1)
     site = rng.choice(list("abc"), 600)

@@ -162,6 +162,7 @@ def nested_share(data, whole, without):
 
 
 @pytest.mark.parametrize("constant", [0.0, 100.0])
+@pytest.mark.slow
 def test_shares_and_their_tests_are_those_of_nested_fits(constant):
     from scipy.stats import f
 

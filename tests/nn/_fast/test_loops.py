@@ -7,10 +7,13 @@ import sys
 import pytest
 from numpy.testing import assert_allclose
 
+pytestmark = pytest.mark.slow  # each starts processes that import and compile everything anew
+
 SCRIPT = """
 import sys, warnings
 {before}
 import numpy as np, torch
+
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from residmix.nn import Residualize

@@ -52,6 +52,7 @@ def test_a_layer_trains_the_same_on_plain_torch(options, shape, masked):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_switch_turns_everything_off(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("fast")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import scoringrules
 from scipy import integrate, stats
 
 from residmix.nn.density import scores
@@ -24,7 +23,10 @@ def test_crps_has_the_known_values_that_another_library_gets_wrong() -> None:
     assert scores.crps_mixture(0.5, [0.5, 0.5], [-5, 5], [1, 1]) == pytest.approx(2.217906, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_crps_and_log_density_agree_with_scoringrules(forecasts) -> None:
+    import scoringrules  # which compiles for seconds
+
     y, weights, means, scales = forecasts
     crps = scoringrules.crps_mixnorm(y, means, scales, weights)
     np.testing.assert_allclose(scores.crps_mixture(y, weights, means, scales), crps, rtol=1e-12, atol=1e-13)
@@ -130,7 +132,10 @@ def test_randomised_pit_is_uniform_on_a_grid_where_the_plain_one_is_not() -> Non
     assert scores.uniformity(random) < 0.031 < scores.uniformity(plain)
 
 
+@pytest.mark.slow
 def test_interval_score_pinball_and_coverage_agree_with_scoringrules(forecasts) -> None:
+    import scoringrules  # which compiles for seconds
+
     y, *mixture = forecasts
     ends = np.stack([scores.mixture_quantile(p, *mixture) for p in (0.05, 0.95)], axis=-1)
     reference = scoringrules.interval_score(y, ends[:, 0], ends[:, 1], 0.1)
@@ -141,7 +146,10 @@ def test_interval_score_pinball_and_coverage_agree_with_scoringrules(forecasts) 
     assert scores.coverage(y, ends) == pytest.approx(np.mean((y >= ends[:, 0]) & (y <= ends[:, 1])))
 
 
+@pytest.mark.slow
 def test_energy_score_tends_to_the_crps_and_agrees_with_scoringrules() -> None:
+    import scoringrules  # which compiles for seconds
+
     rng = np.random.default_rng(3)
     draws, y = rng.normal(size=(400, 2, 3)), rng.normal(size=(2, 3))
     reference = scoringrules.es_ensemble(y, draws.transpose(1, 0, 2), estimator="fair")

@@ -213,6 +213,7 @@ def test_evaluation_can_be_compiled_without_a_break(space, backend):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning", "ignore:.*should not be instantiated")  # torch's
 @pytest.mark.parametrize("options", [{}, {"space": "feature"}, {"estimator": "posterior"}])
+@pytest.mark.slow
 def test_training_can_be_compiled_and_is_the_same(options):
     def run(compiled):
         torch._dynamo.reset()

@@ -39,6 +39,7 @@ def table(n: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ("full", "sample", {"x", "metadata"}, {"scale_tril"}),
     ],
 )
+@pytest.mark.slow
 def test_onnxruntime_computes_the_parameters_of_predict_distribution(
     covariance, space, inputs, spread, tmp_path, capfd
 ) -> None:

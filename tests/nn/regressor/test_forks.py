@@ -46,6 +46,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_after_a_network_was_used_forked_processes_are_told_to_spawn_and_spawned_ones_work(tmp_path):
     (tmp_path / "work.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "work.py")]

@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-import scoringrules
 import torch
 from scipy import stats
 from sklearn.datasets import load_diabetes
@@ -56,7 +55,10 @@ def test_the_score_is_the_density_in_the_units_of_y_constants_included() -> None
 
 
 @QUIET
+@pytest.mark.slow
 def test_predictions_are_closed_forms_and_the_same_twice() -> None:
+    import scoringrules  # which compiles for seconds
+
     # lightning-uq-box and pytorch-tabular predict from random draws.
     X, y = table()
     model = MDNRegressor(**TINY).fit(X, y)

@@ -38,6 +38,7 @@ def test_labels_that_switch_are_no_error():
     assert np.abs(found.replicates.means - model.means_).max() < 1
 
 
+@pytest.mark.slow
 def test_a_fit_given_metadata_is_resampled_with_its_metadata():
     rng = np.random.default_rng(0)
     X, age = clouds(), rng.normal(50, 10, 300)
@@ -66,6 +67,7 @@ def test_the_ratio_test_finds_how_many_clusters_there_are():
     assert "1 vs 2" in str(found)
 
 
+@pytest.mark.slow
 def test_the_ratio_test_keeps_its_level_where_there_is_one_cluster():
     rng = np.random.default_rng(0)
     model = rm.GaussianMixture(covariance_type="spherical", random_state=0, tol=1e-4)
