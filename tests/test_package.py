@@ -27,6 +27,13 @@ def test_help_loads_nothing_heavy():
     assert loaded_by(code) == set()
 
 
+def test_a_residualizer_needs_what_scikit_learns_base_needs_and_nothing_else():
+    first = "import sklearn.base, sys; before = set(sys.modules); import residmix; residmix.Residualizer"
+    script = f"{first}; print('LOADED', *sorted({{m.split('.')[0] for m in set(sys.modules) - before}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.rsplit("LOADED", 1)[1].split()) <= {"residmix", "concurrent"}
+
+
 @pytest.mark.slow
 def test_the_control_does_load_something_heavy():
     assert "sklearn" in loaded_by("import residmix; residmix.GaussianMixture")

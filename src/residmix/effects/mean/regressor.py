@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.multioutput import MultiOutputRegressor
 from sklearn.utils import get_tags
 from sklearn.utils.validation import has_fit_parameter
 
@@ -175,6 +174,8 @@ def _cross_residual(estimator: Any, a: Array, target: Array, weight: Array | Non
 
 def _fitted(estimator: Any, a: Array, target: Array, weight: Array | None) -> Any:
     """Fit a clone to targets (n, d), one regressor each if it takes only one."""
+    from sklearn.multioutput import MultiOutputRegressor  # with which half of scikit-learn is imported
+
     single = clone(estimator)
     several = target.shape[1] > 1 and not get_tags(single).target_tags.multi_output
     model = MultiOutputRegressor(single) if several else single
