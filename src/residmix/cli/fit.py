@@ -59,6 +59,10 @@ __all__ = ["fit", "run"]
         "--effects", type=click.Choice(["shared", "by-component"]), default="shared", show_default=True,
         help="Whether components have the same effects, or each its own.",
     ),
+    click.option(
+        "--covariance-by", metavar="FACTOR",
+        help="A factor of the formula at whose levels components have covariances of their own.",
+    ),
     click.option("--scale", is_flag=True, help="Bring the spread of each level to the pooled one, too."),
     click.option(
         "--covariances", type=click.Choice(["shrunk", "scores"]),
@@ -166,6 +170,8 @@ def _check_options(chosen: SimpleNamespace) -> None:
     check_erasing(chosen)
     if chosen.effects != "shared" and chosen.formula is None:
         raise click.UsageError("--effects says how metadata act on components: give --formula")
+    if chosen.covariance_by is not None and chosen.formula is None:
+        raise click.UsageError("--covariance-by names a factor of the formula: give --formula")
     if chosen.resume and chosen.checkpoint is None:
         raise click.UsageError("--resume goes on from a checkpoint: name it with --checkpoint")
     if chosen.fail_if_left is not None and chosen.formula is None:

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
+from residmix.conditional.by_group import check_by_group, grouped_starts
 from residmix.conditional.density import ConditionalDensity
 from residmix.conditional.entangled import tell_of_entangled
 from residmix.conditional.own.labels import own_params_of_labels
+from residmix.conditional.own.permuted import tell_of_permuted
 from residmix.conditional.own.starts import own_starts, with_own_effects
 from residmix.conditional.own.unseen import tell_of_unseen
 from residmix.conditional.starts import conditional_starts, constant_gate
@@ -37,16 +39,22 @@ class ConditionalFit(ConditionalDensity):
 
     preserve: str | None
     estimation: str
+    covariance_by: str | None
     coef_: Floats
     design_columns_: list[str]
 
     @property
     def _joint(self) -> bool:
-        return self.estimation == "joint" or self.effects == "by-component"
+        own = self.effects == "by-component" or getattr(self, "covariance_by", None) is not None
+        return self.estimation == "joint" or own
 
-    def _tell_of_effects(self, rows: Rows, state: State) -> None:
-        params, basis, columns = state.params, self._to_residual.basis, self.design_columns_
+    def _tell_of_effects(self, rows: Rows, state: State, raw: Rows) -> None:
+        # what rows tell of effects is asked of the covariances' averages
+        params = replace(state.params, by_group=None)
+        basis, columns = self._to_residual.basis, self.design_columns_
         tell_of_unseen(rows, params, basis, columns)
+        design, own = self.residualizer_.design_, self.covariance_by is not None
+        tell_of_permuted(self._whole(raw), self._to_residual, params, design, own)
         if self._joint and self.gating == "metadata":
             total = count(rows)
             bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
@@ -81,16 +89,33 @@ class ConditionalFit(ConditionalDensity):
                 else f"Found array with {counted} sample(s) of positive weight while a minimum of 2 is required"
             )
 
-    def _check_preserve(self) -> None:
+    def _check_preserve(self, errors: Any = None) -> None:
+        self._n_groups = 1
+        if self.covariance_by is not None:
+            check_by_group(self)
+            if errors is not None:
+                raise ValueError(f"covariance_by={self.covariance_by!r} can't be combined with error_covariance")
         if self._joint and self.estimation == "two-stage":
-            note("estimated-jointly", "effects by component are estimated jointly with the mixture, not in two stages")
+            what = "effects by component" if self.effects == "by-component" else "covariances by level"
+            note("estimated-jointly", f"{what} are estimated jointly with the mixture, not in two stages")
         if self.preserve is not None and self._joint:
             raise ValueError(
-                f"preserve={self.preserve!r} needs estimation='two-stage' and shared effects: joint estimation would "
-                "credit the removed columns with what the preserved ones explain, as its mixture doesn't see them"
+                f"preserve={self.preserve!r} needs estimation='two-stage', shared effects and no covariance_by: joint "
+                "estimation would credit the removed columns with what the preserved ones explain, as its mixture "
+                "doesn't see them"
             )
 
     def _starts(self, rows: Rows) -> list[MixtureParams]:
+        return self._with_groups(rows, self._ungrouped_starts(rows))
+
+    def _with_groups(self, rows: Rows, starts: list[MixtureParams]) -> list[MixtureParams]:
+        """Return starts with covariances by level, where these are asked for."""
+        levels = self._to_residual.levels
+        if levels is None:
+            return starts
+        return grouped_starts(rows, starts, len(levels[1]), finish=self._run, reg_covar=self._floor)
+
+    def _ungrouped_starts(self, rows: Rows) -> list[MixtureParams]:
         if self.warm_start and hasattr(self, "_params"):
             return [self._last_params(rows.n_features)]
         K, kind = self.n_components, self._kind()
@@ -115,9 +140,10 @@ class ConditionalFit(ConditionalDensity):
         return own_params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self._floor)
 
     def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
-        yield from map(self._with_metadata, super()._candidate_starts(rows, K, kind, begun))
+        starts = [self._with_metadata(start) for start in super()._candidate_starts(rows, K, kind, begun)]
         if self._joint and self.labels_init is None:
-            yield from self._found_starts(rows, K, kind, dict.fromkeys(("weights", "means", "precisions")))
+            starts += self._found_starts(rows, K, kind, dict.fromkeys(("weights", "means", "precisions")))
+        yield from self._with_groups(rows, starts)
 
     def _found_starts(self, rows: Rows, K: int, kind: str, given: dict[str, Floats | None]) -> list[MixtureParams]:
         rows, random_state = self._whole(rows), check_random_state(self.random_state)

@@ -14,12 +14,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
-from residmix.conditional.given import components_given, located, weighed
+from residmix.conditional.given import components_given, covariances_given, located, weighed
 from residmix.conditional.own.effect import ExpectedEffect
 from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
+from residmix.mixture.families.family import family
 from residmix.mixture.fit import MixtureFit
 from residmix.mixture.gaussian import GaussianMixture
+from residmix.mixture.given.by_group import at_group
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.given.scores import MarginalScores
 from residmix.mixture.iteration.estep import Problem, responsibilities
@@ -64,6 +66,8 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
     _affine: Affine
     _params: MixtureParams
     _common: Floats
+    # groups of rows with covariances of their own
+    _n_groups: int = 1
 
     def _model(self) -> MixtureParams:
         return self._params
@@ -238,8 +242,12 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
         random = check_random_state(self.random_state)
         n, params, prior = len(a), self._params, np.exp(weighed(self._to_residual, self._params, a))
         labels = np.minimum((random.random_sample((n, 1)) > prior.cumsum(axis=1)).sum(axis=1), len(self.weights_) - 1)
-        lower = np.linalg.cholesky(params.full_covariances())
-        away = np.einsum("nij,nj->ni", lower[labels], random.standard_normal((n, self.means_.shape[1])))
+        covariances, group = covariances_given(self._to_residual, params, a)
+        away = np.einsum(
+            "nij,nj->ni",
+            np.linalg.cholesky(covariances)[group, labels],
+            random.standard_normal((n, self.means_.shape[1])),
+        )
         if params.dof is not None:
             away /= np.sqrt(random.chisquare(params.dof[labels]) / params.dof[labels])[:, None]
         drawn = located(self._to_residual, params, labels, a, codes, away)
@@ -293,7 +301,8 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
             both = Block(0, noise[1], np.repeat(a, 2, axis=0), tuple(np.repeat(code, 2) for code in codes))
             noise = noise[0], replace(self._to_residual.affine, sign=1)(both)
         weights, means = np.exp(given.log_weights[0]), given.means[0]
-        params = replace(self._params, weights=weights, means=means, coef=None, gate=None, noise=noise)
+        own = self._params if self._params.by_group is None else at_group(self._params, int(given.group[0]))
+        params = replace(own, weights=weights, means=means, coef=None, gate=None, noise=noise)
         return GaussianMixture._made(params, getattr(self, "feature_names_in_", None))
 
     def condition(self, values: Mapping[Any, float], *, metadata: Any = None) -> GaussianMixture:
@@ -320,7 +329,8 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
         regression: float = times * r * d - self.residualizer_.saved_degrees
         if design.factors:  # least squares, whose effects all components share
             regression = int(removed_degrees(self.residualizer_.fit_, design.n_removed).sum())
-        return super()._count(K, kind, d) + regression + gate  # type: ignore[return-value]
+        more = (self._n_groups - 1) * family(kind).n_parameters(K, d)
+        return super()._count(K, kind, d) + regression + gate + more  # type: ignore[return-value]
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.

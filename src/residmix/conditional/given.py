@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.conditional.coordinates import ToResidual
+from residmix.mixture.given.by_group import at_group
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
@@ -16,7 +17,7 @@ from residmix.rows.block import Block
 if TYPE_CHECKING:
     from residmix.conditional.density import ConditionalDensity
 
-__all__ = ["Given", "components_given", "located", "orthonormal", "weighed"]
+__all__ = ["Given", "components_given", "covariances_given", "located", "orthonormal", "weighed"]
 
 Floats = NDArray[np.float64]
 Codes = tuple[NDArray[np.integer[Any]], ...]
@@ -68,8 +69,17 @@ def components_given(model: ConditionalDensity, metadata: Any = None) -> Given:
     a, codes = model._design_rows(metadata, 1)
     params, to_residual = model._params, model._to_residual
     each = [located(to_residual, params, np.full(len(a), k), a, codes) for k in range(params.n_components)]
-    covariances, group = params.full_covariances()[None], np.zeros(len(a), dtype=np.intp)
+    covariances, group = covariances_given(to_residual, params, a)
     return Given(weighed(to_residual, params, a), np.stack(each, axis=1), covariances, group)
+
+
+def covariances_given(to_residual: ToResidual, params: MixtureParams, a: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """Return covariances (G, K, d, d), and which of them each design row has."""
+    by = params.by_group
+    if by is None:
+        return params.full_covariances()[None], np.zeros(len(a), dtype=np.intp)
+    every = np.stack([at_group(params, g).full_covariances() for g in range(by.n_groups)])
+    return every, by.group[to_residual.codes(a)[0]]
 
 
 def weighed(to_residual: ToResidual, params: MixtureParams, a: Floats) -> Floats:

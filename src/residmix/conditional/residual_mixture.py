@@ -15,13 +15,16 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
 from residmix.conditional.begin import ConditionalFit
+from residmix.conditional.by_group import grouping_of, tell_of_pooled
 from residmix.conditional.coordinates import to_residual
+from residmix.design.terms import find_term
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
 from residmix.errors import keeps_notes
 from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.fit import MixtureFit, State
 from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import local_errors
 from residmix.removal.residualizer import Residualizer
 from residmix.rows.threads import one_blas_thread
@@ -55,6 +58,11 @@ class ResidualMixture(ConditionalFit):
     effects : {"shared", "by-component"}, default "shared"
         Whether components have one B or a B_k each, as where a batch shifts every cell type in its own way. By
         component they are estimated jointly with the mixture, whatever `estimation` says.
+    covariance_by : str, optional
+        A factor of the formula, as "site": each component has covariances of its own at every level,
+        :math:`\Sigma_{g(m) k}`, estimated jointly with all else. Levels in which some component has fewer than
+        2 (d + 1) rows share theirs, and `notes_` names them. Normal components with or without gate and effects by
+        component; no noise, tails, trimming, priors or gaps.
     covariance_type, n_factors, criterion, noise, distribution, trim, eigenvalue_ratio, prior
         As in :class:`~residmix.GaussianMixture`; the prior is of the residual's mixture.
     tol, reg_covar, max_iter, n_init, init_params
@@ -80,6 +88,9 @@ class ResidualMixture(ConditionalFit):
     means_, covariances_, precisions_, precisions_cholesky_ : ndarray
         Of the residual, shaped as in :class:`~residmix.GaussianMixture`. With effects by component
         ``intercept_ + means_`` are the means where all design columns are 0.
+    groups_, group_covariances_ : list of lists of str, ndarray (G, K, ...)
+        With `covariance_by` only: the levels that have covariances together, and these; `covariances_` and what hangs
+        on it are their averages over the rows.
     residual_means_ : ndarray (K, d)
         Where components lie among the :meth:`residuals`, with average metadata; else the same as `means_`.
     gate_coef_ : ndarray (K, p) or None
@@ -126,6 +137,7 @@ class ResidualMixture(ConditionalFit):
         "estimation": [StrOptions({"two-stage", "joint"})],
         "gating": [StrOptions({"constant", "metadata"})],
         "effects": [StrOptions({"shared", "by-component"})],
+        "covariance_by": [str, None],
         "on_unknown": [StrOptions({"error", "mean", "shrink"})],
         "missing": [StrOptions({"error", "mean", "indicator"})],
         "missing_features": [StrOptions({"error", "em"})],
@@ -141,6 +153,7 @@ class ResidualMixture(ConditionalFit):
         estimation: str = "two-stage",
         gating: str = "constant",
         effects: str = "shared",
+        covariance_by: str | None = None,
         covariance_type: str | Sequence[str] = "full",
         n_factors: int | None = None,
         criterion: str = "bic",
@@ -170,6 +183,7 @@ class ResidualMixture(ConditionalFit):
     ) -> None:
         self.n_components, self.formula, self.preserve, self.features = n_components, formula, preserve, features
         self.estimation, self.gating, self.effects = estimation, gating, effects
+        self.covariance_by = covariance_by
         self.covariance_type, self.n_factors, self.criterion = covariance_type, n_factors, criterion
         self.noise, self.distribution, self.trim = noise, distribution, trim
         self.eigenvalue_ratio, self.prior = eigenvalue_ratio, prior
@@ -213,7 +227,7 @@ class ResidualMixture(ConditionalFit):
         ValueError, TypeError
             For input that can't be used, with what to do about it.
         """
-        self._check_preserve()
+        self._check_preserve(error_covariance)
         table = as_table(X, metadata=metadata)
         residualizer = Residualizer(
             self.formula,
@@ -232,7 +246,8 @@ class ResidualMixture(ConditionalFit):
             self.feature_names_in_, self.n_features_in_ = residualizer.features_, len(residualizer.features_)
         self._check_columns_of_levels(residualizer.design_)
         p = len(residualizer.coef_)
-        self._to_residual = to_residual(residualizer.applied_.affine(p), residualizer.moments_, p)
+        grouping = None if self.covariance_by is None else grouping_of(residualizer.design_, self.covariance_by)
+        self._to_residual = to_residual(residualizer.applied_.affine(p), residualizer.moments_, p, grouping)
         raw = least_squares_rows.with_block_rows(self._block_rows(len(residualizer.features_)))
         self._check_enough(int(residualizer.fit_.count.max(initial=0)))
         rows = raw.mapped(self._to_residual)
@@ -257,7 +272,7 @@ class ResidualMixture(ConditionalFit):
                 state, revived = self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), em.revived
             self._keep(state, rows.n_rows)
             self._keep_threshold(em, state.params)
-            self._tell_of_effects(rows, state)
+            self._tell_of_effects(rows, state, raw)
         self._warn(revived)
         tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params)
         tasks.end()
@@ -288,6 +303,7 @@ class ResidualMixture(ConditionalFit):
             if self.effects == "by-component":  # there is nothing in which components could differ
                 self.coef_ = np.repeat(self.coef_[None], params.n_components, axis=0)
         self._keep_mixture(replace(params, means=means), state)
+        self._keep_groups(params)
         self.gate_coef_ = self.gate_intercept_ = None
         if params.gate is not None:
             gate = params.gate.coef
@@ -295,3 +311,14 @@ class ResidualMixture(ConditionalFit):
             self.gate_intercept_ = gate[:, -1] - gate[:, :-1] @ offset - self.gate_coef_ @ affine.origin_a
         self.design_columns_ = self.residualizer_.design_columns_
         self._n_rows = n_rows
+
+    def _keep_groups(self, params: MixtureParams) -> None:
+        for name in ("groups_", "group_covariances_"):
+            self.__dict__.pop(name, None)
+        by = params.by_group
+        self._n_groups = 1 if by is None else by.n_groups
+        if by is not None and self.covariance_by is not None:
+            levels = find_term(self.residualizer_.design_.terms, self.covariance_by, "covariance_by").levels
+            self.groups_ = [[str(levels[i]) for i in np.flatnonzero(by.group == g)] for g in range(by.n_groups)]
+            self.group_covariances_ = by.covariances
+            tell_of_pooled(params, levels)

@@ -321,6 +321,9 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         total *= 1 - self.trim
         if state is None:
             return Candidate(K, kind, None, n_parameters, total)
+        if state.params.by_group is not None:
+            groups = state.params.by_group.n_groups
+            n_parameters += (groups - 1) * family(kind).n_parameters(K, rows.n_features)
         held = self._held_out(rows, state.params, **options) if self.criterion == "cv" else None
         spike = is_spike(state.params, total)
         unsure = doubt(em.kept(state.params)[0], state.params, em.errors)

@@ -13,6 +13,7 @@ from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
 from residmix.mixture.families.factor import APART, FactorFamily
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.families.restraint import Restraint
+from residmix.mixture.given.by_group import ByGroup
 from residmix.mixture.given.gate import Gate
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MixtureParams",
     "SingularCovarianceError",
     "conditional",
+    "factor_covariances",
     "like",
     "make_params",
     "marginal",
@@ -77,6 +79,8 @@ class MixtureParams:
         Share of the rows that count for nothing, and the log-density below which they are.
     restraint : Restraint or None
         What the M-step obeys besides the family.
+    by_group : ByGroup or None
+        Covariances that differ by group of rows; `covariances` are their average then.
     """
 
     weights: Floats
@@ -92,6 +96,7 @@ class MixtureParams:
     parts: Floats | None = None
     trim: tuple[float, float] | None = None
     restraint: Restraint | None = None
+    by_group: ByGroup | None = None
 
     @property
     def n_design(self) -> int:

@@ -34,6 +34,7 @@ HOMES = {
     "em.Journal": "residmix.em.runs:Journal",
     "em.Memory": "residmix.em.loop:Memory",
     "em.State": "residmix.em.loop:EMState",
+    "mixture.ByGroup": "residmix.mixture.given.by_group:ByGroup",
     "mixture.Prior": "residmix.mixture.families.restraint:Prior",
     "mixture.Restraint": "residmix.mixture.families.restraint:Restraint",
     "mixture.Params": "residmix.mixture.params:MixtureParams",

@@ -113,13 +113,16 @@ def _transport(summary: dict[str, Any], setting: dict[str, Any], cited: list[str
 def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str]) -> str:
     K, family = len(summary["components"]), summary["covariance_type"]
     target = "the residuals" if summary["metadata_columns"] else "the features"
-    joint = setting.get("estimation") == "joint" or setting.get("effects") == "by-component"
+    joint = setting.get("estimation") == "joint" or setting.get("covariance_by") is not None
+    joint |= setting.get("effects") == "by-component"
     cited.append("ecm" if joint else "em")
     how = "expectation conditional maximization" if joint else "expectation maximization"
     weights = ""
     if setting.get("gating") == "metadata":
         cited.append("gate")
         weights = ", its weights depending on the metadata"
+    if setting.get("covariance_by") is not None:
+        weights += f", of each component at each level of {setting['covariance_by']}"
     chosen = ""
     if summary["selection"]:
         cited.append("bic")

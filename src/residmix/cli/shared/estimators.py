@@ -69,6 +69,11 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             on_unknown=chosen.on_unknown,
             on_entangled=chosen.on_entangled,
         )
+    return _mixture(chosen, K, features)
+
+
+def _mixture(chosen: SimpleNamespace, K: Any, features: tuple[str, ...]) -> Any:
+    """Return the unfitted mixture that options ask for."""
     from residmix.conditional.residual_mixture import ResidualMixture
     from residmix.errors import did_you_mean
     from residmix.mixture.families.family import COVARIANCE_TYPES
@@ -78,15 +83,16 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
         if name not in (known := (*COVARIANCE_TYPES, "auto")):  # scikit-learn would tell of another name
             listed = ", ".join(map(repr, known))
             raise ValueError(f"--family must be one of {listed}, not {name!r}{did_you_mean(name, known)}")
+    own = chosen.effects != "shared" or chosen.covariance_by is not None
     return ResidualMixture(
         K,
-        # without a formula the mean alone is taken out
-        formula=chosen.formula or "1",
+        formula=chosen.formula or "1",  # without one the mean alone is taken out
         preserve=chosen.preserve,
         features=list(features),
-        estimation="joint" if chosen.joint or chosen.effects != "shared" else "two-stage",
+        estimation="joint" if own or chosen.joint else "two-stage",
         gating="metadata" if chosen.joint else "constant",
         effects=chosen.effects,
+        covariance_by=chosen.covariance_by,
         covariance_type=family if len(family) > 1 else family[0],
         n_factors=chosen.factors,
         criterion=chosen.criterion,
@@ -107,6 +113,7 @@ def _refuse_mixture(chosen: SimpleNamespace) -> None:
     """Raise for options of a mixture where none is asked for."""
     given = {
         "--joint": chosen.joint,
+        "--covariance-by": chosen.covariance_by,
         "--effects": chosen.effects != "shared",
         "--factors": chosen.factors,
         "--noise": chosen.noise,

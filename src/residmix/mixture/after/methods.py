@@ -74,6 +74,8 @@ class AfterFit(MixtureDensity):
         given rows, which hold where the model is only nearly true.
         """
         params = self._model()
+        if params.by_group is not None:
+            raise AttributeError("covariances by level have no standard errors from the information; use bootstrap")
         if params.by_component:
             raise AttributeError("effects by component have no standard errors from the information; use bootstrap")
         if params.missing or params.gate is not None:

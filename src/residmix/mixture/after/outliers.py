@@ -19,6 +19,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from residmix.mixture.after.draws import directions, radii
+from residmix.mixture.given.by_group import groups_of
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.iteration.estep import Problem, log_joint
 from residmix.mixture.iteration.step import block_log_joint
@@ -45,6 +46,8 @@ class OutlierTest:
     ----------
     problem : Problem
         Parameters, ready for rows.
+    groups : dict
+        Tests of the groups of rows that have covariances of their own, made as they are met.
     tables : dict
         Made as patterns of missing values are met.
     draws : int
@@ -53,10 +56,13 @@ class OutlierTest:
 
     problem: Problem
     tables: dict[bytes, _Draws] = field(default_factory=dict)
+    groups: dict[int, OutlierTest] = field(default_factory=dict)
     draws: int = DRAWS
 
     def __call__(self, block: Block) -> Floats:
         params = self.problem.params
+        if self.problem.groups:
+            return self._by_group(block)
         density = logsumexp(block_log_joint(self.problem, block)[:, : params.n_components], axis=1)
         if params.by_component and block.design is not None:
             return self._by_row(block, density)
@@ -71,6 +77,13 @@ class OutlierTest:
             if pattern.any():
                 draws = self._draws(pattern)
                 found[rows] = draws.at(density[rows]) if prior is None else draws.given(density[rows], prior[rows])
+        return found
+
+    def _by_group(self, block: Block) -> Floats:
+        found = np.empty(block.n_rows)
+        for g, rows in groups_of(self.problem.params, block):
+            test = self.groups.setdefault(g, OutlierTest(self.problem.groups[g], draws=self.draws))
+            found[rows] = test(block.select(rows))
         return found
 
     def _by_row(self, block: Block, density: Floats) -> Floats:

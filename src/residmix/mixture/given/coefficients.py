@@ -11,7 +11,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from residmix.mixture.iteration.estep import MixtureMoments
 from residmix.mixture.params import MixtureParams
 
-__all__ = ["coefficient_step", "conjugate_gradients"]
+__all__ = ["coefficient_step", "conjugate_gradients", "solve_generalised"]
 
 Floats = NDArray[np.float64]
 
@@ -48,10 +48,11 @@ def coefficient_step(moments: MixtureMoments, q: int, mixture: MixtureParams) ->
         left = np.einsum("kab,kj->jab", a, precisions)
         right = np.einsum("kaj,kj->ja", c, precisions)
         return np.stack([_solve_damped(lhs, rhs) for lhs, rhs in zip(left, right, strict=True)], axis=1)
-    return _solve_full(a, c, mixture.precisions())
+    return solve_generalised(a, c, mixture.precisions())
 
 
-def _solve_full(a: Floats, c: Floats, precisions: Floats) -> Floats:
+def solve_generalised(a: Floats, c: Floats, precisions: Floats) -> Floats:
+    r"""Solve :math:`\sum_k A_k D P_k = \sum_k C_k P_k` for D (q, d); directions that no A_k sees stay at 0."""
     q, d = c.shape[1:]
     # Features in units of their pooled noise, so that one damping serves all of them
     unit = 1.0 / np.sqrt(np.einsum("k,kjj->j", np.ones(len(a)) / len(a), precisions))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtr
 
+from residmix.mixture.given.by_group import at_group, groups_of
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
@@ -39,6 +40,11 @@ class MarginalScores:
         return np.sqrt(np.diagonal(self.params.full_covariances(), axis1=1, axis2=2))
 
     def __call__(self, block: Block) -> Floats:
+        if self.params.by_group is not None:
+            found = np.empty(block.X.shape)
+            for g, rows in groups_of(self.params, block):
+                found[rows] = MarginalScores(at_group(self.params, g), self.centiles)(block.select(rows))
+            return found
         params, x, u = self.params, np.asarray(block.X, dtype=np.float64), block.design
         if params.coef is not None and u is not None:
             x = x - u @ params.coef

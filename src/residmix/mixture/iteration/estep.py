@@ -7,7 +7,7 @@ no cancellation to fear; `residmix.mixture.families` moves it to the new means.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from residmix.kernels.arrays import readable, readable_weight
 from residmix.kernels.cholesky import inverse_triangles
 from residmix.kernels.pairs import full_joint, full_sums, scaled_joint, scaled_sums, small, tied_gram
 from residmix.mixture.given.by_component import joined_factors, joined_means, steep
+from residmix.mixture.given.by_group import at_group
 
 if TYPE_CHECKING:
     from residmix.mixture.given.gate import GateMoments
@@ -113,6 +114,8 @@ class Problem:
     steep : bool
         Whether rows must be taken less each component's own effect: see `residmix.mixture.given.by_component`. If
         effects are by component, `means` and `factors` are those of the row [u, x].
+    groups : tuple of Problem
+        Of each group of rows, where covariances differ by group: see `residmix.mixture.given.by_group`.
     """
 
     params: MixtureParams
@@ -125,6 +128,7 @@ class Problem:
     plain: bool = False
     runs: int = 1
     steep: bool = False
+    groups: tuple[Problem, ...] = ()
 
     @classmethod
     def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None, runs: int = 1) -> Problem:
@@ -133,6 +137,11 @@ class Problem:
         The number of rows of a fit decides, with its shape, whether loops or their twins run; unknown is many.
         """
         K, d = params.means.shape
+        if params.by_group is not None:
+            # rows aren't taken less steep effects there: digits of what is left are lost, not of the density
+            parts = [at_group(params, g) for g in range(params.by_group.n_groups)]
+            groups = tuple(replace(cls.of(part, full=full, n_rows=n_rows), steep=False) for part in parts)
+            return replace(groups[0], params=params, groups=groups)
         constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K // runs * d)
         if params.by_component:
             joined = _plain(joined_means(params)), _plain(joined_factors(params))

@@ -24,6 +24,7 @@ from residmix.mixture.given.by_component import heirs, own_coefficients
 from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block
+from residmix.mixture.iteration.groups import grouped_joint, grouped_moments, grouped_step, over_groups
 from residmix.mixture.iteration.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import chunk_rows
@@ -77,6 +78,8 @@ class MixtureEM:
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
         moments = self.moments(params)
+        if params.by_group is not None:
+            return self._objective(moments, params), ecm_step(moments, params, reg_covar=self.reg_covar)
         # a component without rows still has its prior
         dead = dead_components(moments) & (params.restraint is None or params.restraint.prior is None)
         revive = len(self.revived) < MAX_REVIVALS
@@ -105,7 +108,7 @@ class MixtureEM:
 
     def moments(self, params: MixtureParams, *, with_moments: bool = True) -> MixtureMoments:
         """Return the moments of all rows: see :func:`block_moments`."""
-        with_design = _joins(params, self.joint)
+        with_design = _joins(params, self.joint) or params.by_group is not None
         problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows)
         step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments, errors=self.errors)
         moments = fold(self.kept(params)[0], step, MixtureMoments.merge)
@@ -147,6 +150,9 @@ def block_moments(
         Of measurement, of all rows.
     """
     params, u = problem.params, block.design
+    if problem.groups:
+        step = partial(block_moments, with_design=with_design, with_moments=with_moments)
+        return grouped_moments(problem, block, step)
     gate = params.gate
     prior = None if gate is None or u is None else log_priors(u, gate.coef)
     x, extra = _without_effect(block, params), u if with_design else None
@@ -171,6 +177,8 @@ def _own_errors(errors: Floats | None, block: Block) -> Floats | None:
 def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None) -> Floats:
     r"""Return :math:`\log \pi_k(u_i) + \log N(x_i - u_i'D \mid \mu_k, \Sigma_k)`, shape (b, K); noise is one more."""
     params = problem.params
+    if problem.groups:
+        return grouped_joint(problem, block, block_log_joint)
     prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
     x = _without_effect(block, params)
     given = params.log_weights if prior is None else prior
@@ -224,6 +232,10 @@ def ecm_step(
     SingularCovarianceError
         If a component's rows don't span the space and `reg_covar` is 0.
     """
+    if params.by_group is not None:
+        following = grouped_step(moments, params, reg_covar)
+        whole, r = over_groups(moments, params.n_components), params.n_design
+        return replace(following, gate=_gate_after(whole, params, whole.shift[:, :r]))
     r, gate, coef, told = moments.shift.shape[1] - params.n_features, params.gate, params.coef, moments
     if moments.tails is not None:
         moments = as_normal(moments)
@@ -242,17 +254,23 @@ def ecm_step(
             mixture = m_step(residual_moments(moments, step), params, reg_covar=reg_covar, revive=revive)
         coef = step if coef is None else coef + step
     if gate is not None and moments.gate is not None:
-        design = moments.shift[:, :r] if told.tails is None else told.tails.design
-        target = np.column_stack([design, moments.weight])
-        gate = gate_step(gate, target, moments.gate, moments.total)
+        gate = _gate_after(moments, params, moments.shift[:, :r] if told.tails is None else told.tails.design)
         dead = dead_components(told)
         if dead.any() and revive:
+            assert gate is not None
             gate = _share_gate(gate, moments.weight, dead)
     if coef is not None or gate is not None:
         mixture = replace(mixture, coef=coef, gate=gate)
     if params.trim is not None:
         mixture = replace(mixture, trim=params.trim)
     return mixture if told.tails is None else with_new_tails(mixture, told, params)
+
+
+def _gate_after(moments: MixtureMoments, params: MixtureParams, design: Floats) -> Gate | None:
+    """Return the gate after a step; `design` is the weighted sum of u by component."""
+    if params.gate is None or moments.gate is None:
+        return params.gate
+    return gate_step(params.gate, np.column_stack([design, moments.weight]), moments.gate, moments.total)
 
 
 def _own_step(

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from residmix.mixture.families.factor import aligned, composed
-from residmix.mixture.params import MixtureParams, make_params, params_from_factors
+from residmix.mixture.given.by_group import at_group, averaged
+from residmix.mixture.params import MixtureParams, factor_covariances, make_params, params_from_factors
 from residmix.mixture.robust.tails import DOF
 
 __all__ = ["pack", "typical_spread", "unpack"]
@@ -42,8 +43,12 @@ def pack(params: MixtureParams, like: MixtureParams) -> Floats:
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
     diagonals (of those that aren't kept as matrices the plain logarithm: units are a constant there): every vector is a
     valid mixture, so an extrapolated one is, too. Before them coefficients over the typical spread, the gate, noise
-    and tails.
+    and tails. Covariances of further groups of rows come last.
     """
+    if params.by_group is not None:
+        first, *others = [pack(at_group(params, g), like) for g in range(params.by_group.n_groups)]
+        given = _n_given(params) + params.n_components + params.means.size
+        return np.concatenate([first, *(other[given:] for other in others)])
     scale = typical_spread(like)
     factors, (K, d) = params.factors, params.means.shape
     if params.parts is not None and like.parts is not None:
@@ -107,6 +112,8 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
 
     The curvature of the gate of `like` still holds there.
     """
+    if like.by_group is not None:
+        return _unpack_groups(whole, like)
     scale = typical_spread(like)
     n_given = _n_given(like)
     given, vector = whole[:n_given], whole[n_given:]
@@ -141,6 +148,26 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
         params = replace(params, gate=replace(like.gate, coef=gate))
     return params
+
+
+def _unpack_groups(whole: Floats, like: MixtureParams) -> MixtureParams:
+    by = like.by_group
+    assert by is not None
+    given = _n_given(like) + like.n_components + like.means.size
+    parts = np.split(whole[given:], by.n_groups)
+    # the units are those of the average, as in `pack`
+    each = [
+        unpack(np.concatenate([whole[:given], part]), replace(like, by_group=None, factors=by.factors[g]))
+        for g, part in enumerate(parts)
+    ]
+    covariances, factors = np.stack([one.covariances for one in each]), np.stack([one.factors for one in each])
+    pooled = averaged(covariances, by.share, like.family.kept)
+    return replace(
+        each[0],
+        covariances=pooled,
+        factors=factor_covariances(pooled, like.family),
+        by_group=replace(by, covariances=covariances, factors=factors),
+    )
 
 
 def _nearest(params: MixtureParams, like: MixtureParams) -> MixtureParams:

@@ -93,6 +93,8 @@ def expected_information(params: MixtureParams, total: float) -> Information:
 
 def observed_information(rows: Rows, params: MixtureParams) -> Information:
     """Return the information that rows have on a mixture fitted to them; on its coefficients only beside a gate."""
+    if params.by_group is not None:
+        raise ValueError("covariances by level have no standard errors from the information; use residmix.bootstrap")
     if params.by_component:
         raise ValueError("effects by component have no standard errors from the information; use residmix.bootstrap")
     if params.trim is not None:
