@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 autosummary_generate = True
 numpydoc_show_class_members = False
@@ -50,8 +50,24 @@ html_theme_options = {
 }
 
 
+# What estimators call on one another, or keep for later parts of a fit; users have other names for all of it.
+_INSIDE = {
+    "applied_",
+    "effects_",
+    "fit_",
+    "fit_to",
+    "moments_",
+    "open_rows",
+    "rows_of",
+    "saved_degrees",
+    "x_is_features",
+}
+
+
 def _skip(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out of a class's page what it has from torch's or scikit-learn's classes."""
+    """Leave out of a class's page what it has from torch's or scikit-learn's classes, and what isn't for users."""
+    if name in _INSIDE:
+        return True
     function = getattr(member, "fget", getattr(member, "__func__", member))
     return None if str(getattr(function, "__module__", None)).startswith("residmix") else True
 

@@ -1,6 +1,7 @@
 """The README and the documentation say what is true: their code runs, and prints what they show."""
 
 import contextlib
+import importlib
 import io
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import residmix
+import residmix.errors
 from residmix.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +97,38 @@ def test_links_between_pages_lead_somewhere():
             continue
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def referenced(pages: list[str]) -> set[str]:
+    """Return the full names in the lists of the reference pages."""
+    found = set()
+    for page in pages:
+        module = ""
+        for line in page.splitlines():
+            if line.startswith(".. currentmodule:: "):
+                module = line.split()[2]
+            elif re.fullmatch(r"   [\w.]+", line):
+                found.add(f"{module}.{line.strip()}")
+    return found
+
+
+def test_every_public_name_stands_on_a_reference_page_with_an_example():
+    there = referenced([path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")])
+    for module in ("residmix", "residmix.nn", "residmix.anndata", "residmix.data"):
+        room = importlib.import_module(module)
+        for name in set(room.__all__) - {"__version__", "nn"}:
+            assert f"{module}.{name}" in there, f"{module}.{name} stands on no reference page"
+            assert ">>> " in (getattr(room, name).__doc__ or ""), f"{module}.{name} has no example"
+    for name in residmix.errors.__all__:
+        if name.endswith(("Warning", "Error")):
+            assert f"residmix.errors.{name}" in there, f"residmix.errors.{name} stands on no reference page"
+
+
+def test_a_name_that_stands_on_no_page_is_noticed():
+    page = (
+        ".. currentmodule:: residmix\n```\n\n.. autosummary::\n   :toctree: generated/\n\n   scan\n   data.penguins\n"
+    )
+    assert referenced([page]) == {"residmix.scan", "residmix.data.penguins"}
 
 
 def test_every_promise_names_tests_and_each_of_them_exists():

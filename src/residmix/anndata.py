@@ -56,6 +56,15 @@ def from_anndata(
         If anndata isn't installed.
     TypeError, ValueError
         If `adata` is something else, or has no such layer, embedding or column.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd, residmix as rm
+    >>> from residmix.anndata import from_anndata
+    >>> obs = pd.DataFrame({"batch": ["a", "b"] * 50}, index=[f"cell{i}" for i in range(100)])
+    >>> cells = anndata.AnnData(np.random.default_rng(0).normal(size=(100, 3)), obs=obs)
+    >>> rm.Residualizer("C(batch)").fit(from_anndata(cells)).r2_.shape
+    (3,)
     """
     adata = _checked(adata)
     matrix = _matrix(adata, layer, basis)
@@ -92,10 +101,9 @@ def residualize(
     Parameters
     ----------
     adata : AnnData
-        Changed: gets ``layers[key]`` (or, with `basis`, ``obsm[basis + "_" + key]``), and ``uns[key]`` with the
-        formula, names and R2 of the features, the design as JSON, and the coefficients if there are some. Features
-        that weren't asked for by ``features=`` are NaN there. With
-        ``residuals="cross-fitted"`` the features are held in memory as a whole, else a block at a time.
+        Changed: gets ``layers[key]`` (or, with `basis`, ``obsm[basis + "_" + key]``), NaN where ``features=`` doesn't
+        ask for a feature, and ``uns[key]`` with formula, names, R2, design (JSON) and coefficients if there are some.
+        With ``residuals="cross-fitted"`` the features are held in memory as a whole, else a block at a time.
     formula, preserve : str
         Of columns of ``obs``; see :class:`residmix.Residualizer`.
     layer, basis : str, optional
@@ -108,6 +116,16 @@ def residualize(
     -------
     Residualizer
         Fitted.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> from residmix.anndata import residualize
+    >>> obs = pd.DataFrame({"batch": ["a", "b"] * 50}, index=[f"cell{i}" for i in range(100)])
+    >>> cells = anndata.AnnData(np.random.default_rng(0).normal(size=(100, 3)), obs=obs)
+    >>> model = residualize(cells, "C(batch)", key="clean")
+    >>> cells.layers["clean"].shape
+    (100, 3)
     """
     from residmix.removal.residualizer import Residualizer
 
@@ -172,6 +190,17 @@ def mixture(
     -------
     ResidualMixture
         Fitted.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> from residmix.anndata import mixture
+    >>> obs = pd.DataFrame({"batch": ["a", "b"] * 50}, index=[f"cell{i}" for i in range(100)])
+    >>> X = np.random.default_rng(0).normal(size=(100, 2)) + 9.0 * (np.arange(100) < 50)[:, None]
+    >>> cells = anndata.AnnData(X, obs=obs)
+    >>> model = mixture(cells, "C(batch)", 2, random_state=0)
+    >>> sorted(cells.obs["residmix"].value_counts())
+    [50, 50]
     """
     import pandas as pd
 
@@ -211,6 +240,15 @@ def read_h5ad(path: Any, *, layer: str | None = None, basis: str | None = None) 
         If anndata isn't installed.
     OSError, ValueError
         If the file can't be read, or a gene and a column of ``obs`` share a name.
+
+    Examples
+    --------
+    >>> import os, tempfile, anndata, numpy as np
+    >>> from residmix.anndata import read_h5ad
+    >>> path = os.path.join(tempfile.mkdtemp(), "cells.h5ad")
+    >>> anndata.AnnData(np.eye(4)[:, :2]).write_h5ad(path)
+    >>> read_h5ad(path)[1]
+    ('0', '1')
     """
     import pandas as pd
 
@@ -255,6 +293,16 @@ def write_h5ad(
         Goes to ``layers["residual"]``, or with `basis` to ``obsm[basis + "_residual"]``.
     labels : ndarray (n,), optional
         Go to ``obs["residmix"]``, as categories.
+
+    Examples
+    --------
+    >>> import os, tempfile, anndata, numpy as np
+    >>> from residmix.anndata import write_h5ad
+    >>> path = os.path.join(tempfile.mkdtemp(), "cells.h5ad")
+    >>> anndata.AnnData(np.eye(4)).write_h5ad(path)
+    >>> write_h5ad(path, path + ".new", labels=[0, 1, 1, 0])
+    >>> list(anndata.read_h5ad(path + ".new").obs["residmix"])
+    ['0', '1', '1', '0']
     """
     import pandas as pd
 

@@ -84,6 +84,16 @@ def load(path: str | os.PathLike[str]) -> Any:
         If there is no such file.
     ValueError
         If the file is no residmix model, is damaged, or was written in a newer format; the message names the file.
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, residmix as rm
+    >>> X = np.random.default_rng(0).normal(size=(50, 2))
+    >>> model = rm.GaussianMixture(1).fit(X)
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> rm.save(model, path)
+    >>> (rm.load(path).score_samples(X) == model.score_samples(X)).all()
+    np.True_
     """
     model = read(path)
     if not _is_estimator(type(model)):

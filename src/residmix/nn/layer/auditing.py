@@ -85,7 +85,24 @@ class LayerAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """Result of `audit`; print it for a table."""
+    """Result of `audit`; print it for a table.
+
+    Attributes
+    ----------
+    layers : tuple of LayerAudit
+        One for each layer, in the order of the network: name, rows, features, and the probes before and after it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from residmix.nn import MetadataSequential, Residualize, audit, finalize
+    >>> m = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).double()
+    >>> network = MetadataSequential(torch.nn.Linear(1, 2), Residualize(2, num_metadata=1)).double()
+    >>> drift = finalize(network, [(m, m)])
+    >>> found = audit(network, [(m, m)])
+    >>> [layer.name for layer in found.layers], found.layers[0].after.linear < 1e-9
+    (['1'], True)
+    """
 
     layers: tuple[LayerAudit, ...]
 
