@@ -27,6 +27,7 @@ autosummary_generate = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"  # "fit()", not "Residualizer.fit()": the list beside the page is narrow
 # Overrides of what torch and scikit-learn call on their own have no docstring.
 autodoc_inherit_docstrings = False
 templates_path = ["_templates"]
