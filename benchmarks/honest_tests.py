@@ -17,14 +17,14 @@ from sklearn.cluster import KMeans
 import residmix as rm
 
 
-def clusters(n_sets: int) -> None:
+def clusters(n_sets: int, ways: tuple[str, ...] = ("total", "within")) -> None:
     rng, halves = np.random.default_rng(0), KMeans(2, n_init=1, random_state=0)
-    found: dict[str, list[float]] = {"naive": [], "total": [], "within": []}
+    found: dict[str, list[float]] = {name: [] for name in ("naive", *ways)}
     for seed in range(n_sets):
         X = rng.normal(size=(100, 2)) @ (np.eye(2) + 0.5 * rng.normal(size=(2, 2)))
         labels = halves.fit_predict(X)
         found["naive"] += stats.ttest_ind(X[labels == 0], X[labels == 1], equal_var=False).pvalue.tolist()
-        for covariance in ("total", "within"):
+        for covariance in ways:
             table = rm.cluster_differences(X, halves, covariance=covariance, random_state=seed)
             found[covariance] += table["p_value"].tolist()
     for name, p in found.items():

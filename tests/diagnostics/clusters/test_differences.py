@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
+from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 
 import residmix as rm
-from residmix.diagnostics.clusters.thinning import noise_stream, thinned, within_covariance
+from residmix.diagnostics.clusters.thinning import noise_stream, plausible, thinned, within_covariance
 from residmix.errors import ResidmixWarning
 
 KMEANS = KMeans(2, n_init=4, random_state=0)
@@ -42,6 +43,35 @@ def test_where_there_are_no_clusters_five_percent_are_found_and_the_naive_test_f
     assert np.mean(np.array(honest) < 0.05) < 0.15
 
 
+class Halves(BaseEstimator):
+    """Rows above the mean of the first feature, and below it."""
+
+    def fit_predict(self, X):
+        return (X[:, 0] > X[:, 0].mean()).astype(int)
+
+
+def test_p_values_of_few_rows_are_uniform_though_the_covariance_is_an_estimate():
+    rng, p, control = np.random.default_rng(0), [], []
+    for seed in range(250):
+        X = rng.normal(size=(20, 1))
+        p += rm.cluster_differences(X, Halves(), covariance="total", random_state=seed)["p_value"].tolist()
+        estimate = np.cov(X.T)[None, None]  # as if it were known
+        control += rm.cluster_differences(X, Halves(), covariance=estimate, random_state=seed)["p_value"].tolist()
+    assert stats.kstest(p, "uniform").pvalue > 0.05
+    assert stats.kstest(control, "uniform").pvalue < 0.01
+
+
+def test_the_noise_has_covariances_that_rows_of_the_estimate_may_come_from():
+    rng, degrees = np.random.default_rng(0), 30
+    covariance = np.array([[2.0, 0.9], [0.9, 1.0]])
+    drawn = np.array([plausible(covariance, degrees, rng) for _ in range(4000)])
+    # an inverse Wishart matrix: its mean, and the law of what Wishart rows of it would have on a diagonal
+    assert_allclose(drawn.mean(axis=0), covariance * degrees / (degrees - 3), rtol=0.03)
+    one = degrees * covariance[1, 1] / drawn[:, 1, 1]
+    assert stats.kstest(one, stats.chi2(degrees - 1).cdf).pvalue > 0.01
+    assert_allclose(plausible(covariance, 2, rng), covariance)
+
+
 @pytest.mark.parametrize("covariance", ["total", np.eye(2)], ids=["total", "known"])
 def test_features_that_differ_are_found_and_the_others_keep_their_level(covariance):
     rng = np.random.default_rng(0)
@@ -59,8 +89,8 @@ def test_features_that_differ_are_found_and_the_others_keep_their_level(covarian
 @pytest.mark.slow
 def test_the_covariance_within_clusters_is_found_where_there_are_some():
     X = np.random.default_rng(0).normal(size=(200, 2))
-    assert_allclose(within_covariance(X + np.repeat([[0], [7]], 100, axis=0), 0), np.eye(2), atol=0.25)
-    assert_allclose(within_covariance(X, 0), np.cov(X.T), rtol=1e-4)
+    assert_allclose(within_covariance(X + np.repeat([[0], [7]], 100, axis=0), 0)[0], np.eye(2), atol=0.25)
+    assert_allclose(within_covariance(X, 0)[0], np.cov(X.T), rtol=1e-4)
 
 
 def test_without_metadata_it_is_welchs_test_of_the_second_part():

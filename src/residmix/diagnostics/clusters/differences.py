@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval
 
 from residmix.design.fit import fit_design
 from residmix.design.formula.parser import formula_columns
-from residmix.diagnostics.clusters.thinning import noise_stream, thinned, within_covariance
+from residmix.diagnostics.clusters.thinning import noise_stream, plausible, thinned, within_covariance
 from residmix.errors import ResidmixWarning, check_arguments, unnoted, warn
 from residmix.mixture.gaussian import GaussianMixture
 from residmix.sources.open import as_table
@@ -65,7 +65,8 @@ def cluster_differences(
         a regression on clusters and metadata, whose degrees of freedom count both.
     covariance : {"within", "total"} or array (d, d), default="within"
         The covariance within clusters, :math:`\Sigma`: that of a mixture with one covariance of all components, as
-        many as the BIC asks for; that of all rows, which is always safe and finds less; or known.
+        many as the BIC asks for; that of all rows, which is always safe and finds less; or known. Where it's
+        estimated, the noise's own is drawn from what so many rows tell of it, lest tests find less than they may.
     share : float, default=0.5
         s: how much of the information serves to find clusters.
     random_state : int
@@ -105,8 +106,8 @@ def cluster_differences(
     check_arguments("cluster_differences", share=([Interval(Real, 0.05, 0.95, closed="both")], share))
     names, x, a = _read(X, metadata, formula, features)
     residual = x - a @ (a.T @ x) - x.mean(axis=0)
-    sigma = _covariance(covariance, residual, a.shape[1], random_state)
-    first, second = thinned(x, sigma, share, noise_stream(random_state))
+    noise = noise_stream(random_state)
+    first, second = thinned(x, _covariance(covariance, residual, a.shape[1], random_state, noise), share, noise)
     labels = _clustered(clusterer, first - a @ (a.T @ first), random_state)
     table = _table(names, second, a, labels)
     return (table, labels) if return_labels else table
@@ -136,13 +137,17 @@ def _standard(a: Floats) -> Floats:
     return a / np.where(size > 0, size, 1.0)
 
 
-def _covariance(covariance: Any, residual: Floats, n_design: int, random_state: int) -> Floats:
+def _covariance(
+    covariance: Any, residual: Floats, n_design: int, random_state: int, noise: np.random.Generator
+) -> Floats:
     n, d = residual.shape
     if isinstance(covariance, str):
         if covariance == "within":
-            return within_covariance(residual, random_state) * (n - 1) / max(n - 1 - n_design, 1)
+            found, K = within_covariance(residual, random_state)
+            return plausible(found * (n - 1) / max(n - 1 - n_design, 1), n - K - n_design, noise)
         if covariance == "total":
-            return residual.T @ residual / max(n - 1 - n_design, 1)
+            degrees = n - 1 - n_design
+            return plausible(residual.T @ residual / max(degrees, 1), degrees, noise)
         raise ValueError(f"covariance must be 'within', 'total' or an array ({d}, {d}), not {covariance!r}")
     given = np.asarray(covariance, dtype=np.float64)
     if given.shape != (d, d) or not np.allclose(given, given.T):

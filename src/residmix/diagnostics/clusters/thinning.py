@@ -12,6 +12,13 @@ of the second.
 :math:`\Sigma` must be estimated. That of all rows together is too large along the directions in which clusters differ,
 and right for a feature in which they don't: the covariance between the parts is proportional to the difference, which
 has zeros in that feature's row. So tests keep their level, and lose power only.
+
+Noise of the estimate itself would resemble the rows more than noise of :math:`\Sigma` does: the products of X_1 and X_2
+vary less than those of independent parts, and tests find half of the false positives that they may. So the noise has a
+covariance that is drawn from what the rows tell of :math:`\Sigma`, an inverse Wishart distribution about the estimate
+with its degrees of freedom. Of normal rows without clusters, with A the scatter of the rows and B that of noise, the
+eigenvalues of :math:`A^{-1} B` are then distributed as with :math:`\Sigma` known, and so is all that doesn't depend on
+a linear map of the features.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from numpy.typing import NDArray
 from residmix.errors import unnoted
 from residmix.mixture.gaussian import GaussianMixture
 
-__all__ = ["noise_stream", "thinned", "within_covariance"]
+__all__ = ["noise_stream", "plausible", "thinned", "within_covariance"]
 
 Floats = NDArray[np.float64]
 
@@ -39,6 +46,23 @@ def noise_stream(random_state: int) -> np.random.Generator:
     return np.random.default_rng([random_state, STREAM])
 
 
+def plausible(covariance: Floats, degrees: float, random: np.random.Generator) -> Floats:
+    """Draw a covariance that rows of so many degrees of freedom, whose estimate is `covariance`, may come from.
+
+    The estimate itself if the degrees of freedom are no more than the features.
+    """
+    d = len(covariance)
+    if degrees <= d:
+        return covariance
+    # Bartlett's decomposition of a Wishart matrix W = T T'; then L inv(T)' inv(T) L' with the scatter L L'
+    lower = np.tril(random.standard_normal((d, d)), -1)
+    lower[np.diag_indices(d)] = np.sqrt(random.chisquare(degrees - np.arange(d)))
+    values, vectors = np.linalg.eigh(covariance * degrees)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    half = np.linalg.solve(lower, root.T)
+    return np.asarray(half.T @ half)
+
+
 def thinned(X: Floats, covariance: Floats, share: float, random: np.random.Generator) -> tuple[Floats, Floats]:
     """Return the two parts, both in the units of X: divided by their shares."""
     values, vectors = np.linalg.eigh(covariance)
@@ -47,10 +71,11 @@ def thinned(X: Floats, covariance: Floats, share: float, random: np.random.Gener
     return X + noise, X - noise * share / (1 - share)
 
 
-def within_covariance(X: Floats, random_state: int) -> Floats:
-    """Return the covariance within clusters: of a mixture with one covariance, of as many components as BIC asks for.
+def within_covariance(X: Floats, random_state: int) -> tuple[Floats, int]:
+    """Return the covariance within clusters, and their number.
 
-    Where there are no clusters that is one, and the covariance is that of all rows.
+    It is that of a mixture with one covariance, of as many components as the BIC asks for. Where there are no clusters
+    that is one, and the covariance is that of all rows.
     """
     d = X.shape[1]
     most = max(min(MOST, len(X) // (ROWS_EACH * (d + 1))), 1)
@@ -59,4 +84,4 @@ def within_covariance(X: Floats, random_state: int) -> Floats:
         model.fit(X)
     K = model.n_components_
     # maximum likelihood divides by n; K means were estimated
-    return np.asarray(model.covariances_ * len(X) / max(len(X) - K, 1))
+    return np.asarray(model.covariances_ * len(X) / max(len(X) - K, 1)), K
