@@ -37,7 +37,8 @@ nitpicky = False
 # Formulas are MathML, which every browser shows by itself: pages ask for nothing, and read well offline.
 html_math_renderer = "mathml"
 # Prompts and output are not copied.
-copybutton_prompt_text = "$ "
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
 
 html_theme = "pydata_sphinx_theme"
