@@ -19,14 +19,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.families.family import family
 from residmix.mixture.given.gate import Gate, make_gate
-from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows
+from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows, normalised
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params, params_as
 from residmix.mixture.starts import find_start, subsample
@@ -236,8 +235,7 @@ class Group:
         for _ in range(SHIFT_ITERATIONS):
             problem = Problem.of(replace(mixture, weights=weights), n_rows=len(self.x))
             joint = log_joint(self.x - shift, problem)
-            density = logsumexp(joint, axis=1)
-            shares = np.exp(joint - density[:, None])
+            shares, density = normalised(joint)
             if self.weight is not None:
                 shares *= self.weight[:, None]
             mass = shares.sum(axis=0)

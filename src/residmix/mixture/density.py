@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 
 from residmix.mixture.families.family import FACTOR, factor_name, family
 from residmix.mixture.iteration.beyond import settle_beyond
-from residmix.mixture.iteration.estep import Problem, mixture_block_rows, responsibilities
+from residmix.mixture.iteration.estep import Problem, mixture_block_rows, normalised, responsibilities
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import check_errors
@@ -33,7 +32,7 @@ Floats = NDArray[np.float64]
 
 def log_density(joint: Floats) -> Floats:
     """Return log p(x) of log p(x, k), with -inf where no component reaches."""
-    return logsumexp(joint, axis=1)
+    return normalised(joint)[1]
 
 
 def most_probable(joint: Floats) -> NDArray[np.intp]:

@@ -30,6 +30,7 @@ __all__ = [
     "log_joint",
     "mixture_block",
     "mixture_block_rows",
+    "normalised",
     "responsibilities",
 ]
 
@@ -319,11 +320,11 @@ def _tied_moments(
 
 def responsibilities(joint: Floats) -> Floats:
     """Return exp(joint - logsumexp over components), (b, K)."""
-    return _normalised(joint)[0]
+    return normalised(joint)[0]
 
 
-def _normalised(joint: Floats) -> tuple[Floats, Floats]:
-    """Return the responsibilities and the log-density of log p(x, k)."""
+def normalised(joint: Floats) -> tuple[Floats, Floats]:
+    """Return the responsibilities (b, K) and the log-density (b,) of log p(x, k), -inf where no component reaches."""
     largest = joint.max(axis=1)
     # a row that no component can reach at all (-inf everywhere) is shared evenly
     reached = np.isfinite(largest)

@@ -17,13 +17,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from residmix.mixture.families.restraint import Prior
 from residmix.mixture.given.by_component import heirs, own_coefficients
 from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
-from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block
+from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block, normalised
 from residmix.mixture.iteration.groups import grouped_joint, grouped_moments, grouped_step, over_groups
 from residmix.mixture.iteration.mstep import dead_components, m_step
 from residmix.mixture.params import MixtureParams
@@ -123,7 +122,7 @@ def log_prior_density(params: MixtureParams) -> float:
 
 
 def _densities(problem: Problem, errors: Floats | None, block: Block) -> tuple[Floats, Floats]:
-    density = logsumexp(block_log_joint(problem, block, errors), axis=1)
+    density = normalised(block_log_joint(problem, block, errors))[1]
     return density, np.ones(block.n_rows) if block.weight is None else block.weight
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma, gammaln, logsumexp
+from scipy.special import digamma, gammaln
 
 from residmix.mixture.given.by_component import effects_of
-from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, responsibilities
+from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, normalised, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import Unsure, chunk_rows, unsure
 from residmix.mixture.robust.gaps import Pattern, completed, patterns
@@ -166,11 +166,11 @@ def _tail_chunk(
     K, d = params.means.shape
     joint, u, gaps, blurred = tail_joint(problem, x, prior, block.design, errors)
     effects = effects_of(params, block.design) if params.by_component and block.design is not None else None
-    density = logsumexp(joint, axis=1)
+    share, density = normalised(joint)
     w = np.ones(len(x)) if block.weight is None else block.weight
     counted = w > 0
     log_likelihood = float(w[counted] @ density[counted])
-    share = np.exp(joint - np.where(np.isfinite(density), density, 0.0)[:, None]) * w[:, None]
+    share *= np.where(np.isfinite(density), w, 0.0)[:, None]
     r = share[:, :K]
     pull = r * u
     q = 0 if extra is None else extra.shape[1]
