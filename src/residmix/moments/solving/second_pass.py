@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 @dataclass
 class Triangle:
-    """Factor R of ``z = [1, a - origin_a]`` times root weights, and ``Q' (x - origin_x)``.
+    """Factor R of ``z = [1, a - mean_a]`` times root weights, and ``Q' (x - origin_x)``.
 
     Attributes
     ----------
@@ -39,32 +39,41 @@ class Triangle:
 
 @dataclass(frozen=True)
 class Triangularize:
-    """``block -> Triangle``; `per_feature` when features lack rows, each then having a factor of its own."""
+    """``block -> Triangle``; when features lack rows, each has a factor of its own.
+
+    Columns are taken from their mean over the rows that a feature has. From anywhere else, a factor takes a constant
+    for a column: what it rounds is as large as the distance to there.
+
+    Attributes
+    ----------
+    origin_a, offset_a : ndarray (q,), (g, q)
+        Mean of the design is ``origin_a + offset_a``; g is 1 when every feature has every row, else d.
+    origin_x : ndarray (d,)
+    """
 
     origin_a: Array
+    offset_a: Array
     origin_x: Array
-    per_feature: bool
 
     def __call__(self, block: Block) -> Triangle:
-        n, q = block.n_rows, len(self.origin_a)
-        z = np.empty((n, q + 1))
-        z[:, 0] = 1.0
-        if q and block.design is not None:
-            z[:, 1:] = block.design - self.origin_a
+        a = block_design(block) - self.origin_a
         x = np.asarray(block.X, dtype=np.float64) - self.origin_x
-        if block.weight is not None:
-            root = np.sqrt(block.weight)[:, None]
-            z, x = z * root, x * root
-        if not self.per_feature:
-            return Triangle(*_factor(z, x))
+        root = None if block.weight is None else np.sqrt(block.weight)[:, None]
+        if len(self.offset_a) == 1:
+            return Triangle(*_factor(a - self.offset_a[0], x, root))
         parts = []
-        for column in x.T:
+        for column, offset in zip(x.T, self.offset_a, strict=True):
             have = ~np.isnan(column)
-            parts.append(_factor(z[have], column[have, None]))
+            parts.append(_factor(a[have] - offset, column[have, None], None if root is None else root[have]))
         return Triangle(tuple(f[0] for f, _ in parts), tuple(p[0] for _, p in parts))
 
 
-def _factor(z: Array, x: Array) -> tuple[tuple[Array], tuple[Array]]:
+def _factor(a: Array, x: Array, root: Array | None) -> tuple[tuple[Array], tuple[Array]]:
+    z = np.column_stack([np.ones(len(a)), a])
+    return _factored(z, x) if root is None else _factored(z * root, x * root)
+
+
+def _factored(z: Array, x: Array) -> tuple[tuple[Array], tuple[Array]]:
     orthogonal, factor = np.linalg.qr(z)
     return (factor,), (orthogonal.T @ x,)
 
@@ -73,7 +82,7 @@ def merge_triangles(one: Triangle, two: Triangle) -> Triangle:
     """Return the triangle of the rows of both."""
     factors, products = [], []
     for r1, r2, c1, c2 in zip(one.factors, two.factors, one.products, two.products, strict=True):
-        (factor,), (product,) = _factor(np.vstack([r1, r2]), np.vstack([c1, c2]))
+        (factor,), (product,) = _factored(np.vstack([r1, r2]), np.vstack([c1, c2]))
         factors.append(factor)
         products.append(product)
     return Triangle(tuple(factors), tuple(products))

@@ -85,7 +85,7 @@ def fit_moments(
     if accurate:
         fit = _solution(moments, spectra, _gram_coefficients(moments, spectra))
     else:
-        task = Triangularize(moments.origin_a, moments.origin_x, per_feature=len(moments.weight) > 1)
+        task = Triangularize(moments.origin_a, moments.offset_a, moments.origin_x)
         triangle = fold(rows, task, merge_triangles)
         spectra, coefficients = triangular(spectra, triangle)
         fit = _solution(moments, spectra, coefficients)
