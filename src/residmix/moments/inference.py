@@ -38,8 +38,13 @@ def removed_degrees(fit: LinearFit, n_removed: int) -> Array:
 
     They have what they share with preserved ones: of these counts what the preserved coefficients vary by.
     """
-    kept = [np.linalg.matrix_rank(own[n_removed:, n_removed:], hermitian=True) for own in _scaled(fit)]
+    kept = [_rank(own[n_removed:, n_removed:]) for own in _scaled(fit)]
     return np.asarray((fit.degrees - kept)[fit.group])
+
+
+def _rank(covariance: Array) -> int:
+    """Return the rank; numpy before 2 has none for a matrix without columns."""
+    return int(np.linalg.matrix_rank(covariance, hermitian=True)) if covariance.size else 0
 
 
 def _scaled(fit: LinearFit) -> Array:
