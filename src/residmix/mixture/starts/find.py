@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from residmix.kernels.clusters import lloyd, seed
 from residmix.mixture.families.factor import FactorFamily
 from residmix.mixture.families.family import family
-from residmix.mixture.params import MixtureParams, make_params, params_from_precisions
+from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params, params_from_precisions
 from residmix.mixture.starts.clusters import from_labels, from_shares
 from residmix.mixture.starts.directions import enough_rows
 from residmix.mixture.starts.factors import factor_start
@@ -74,10 +74,30 @@ def find_starts(
         elif init_params == "short-em" and n_components > 1:
             wide = _wide(rows, sample, n_components, covariance_type, random_state)
             best = best_short_runs(sample, wide, n_components, covariance_type, random_state, reg_covar=reg_covar)
-            starts = [sample.raised(one) for one in best]
+            starts = _raised(sample, best)
         else:
             starts = [_one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)]
     return [_with_given(start, weights, means, precisions) for start in starts]
+
+
+def _raised(sample: Sample, found: list[MixtureParams]) -> list[MixtureParams]:
+    """Return the mixtures of x for mixtures of y, but for those with a covariance that has no inverse in x's units.
+
+    Raises
+    ------
+    SingularCovarianceError
+        If all have one.
+    """
+    raised: list[MixtureParams] = []
+    failure: SingularCovarianceError | None = None
+    for one in found:
+        try:
+            raised.append(sample.raised(one))
+        except SingularCovarianceError as error:
+            failure = error
+    if failure is not None and not raised:
+        raise failure
+    return raised
 
 
 def _with_given(
