@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import io
 import os
 import traceback
 
@@ -78,7 +79,22 @@ def test_odd_text_is_read_or_refused_in_our_words(tmp_path):
 
 
 def columns(rng):
-    """Return columns of every type that files have."""
+    """Return columns of every type that files have and this pyarrow can write."""
+    return {name: column for name, column in every_column(rng).items() if name not in UNWRITABLE}
+
+
+def unwritable():
+    """Return the columns that this pyarrow can't write: old ones know no views in Parquet."""
+    lacking = set()
+    for name, column in every_column(np.random.default_rng(0)).items():
+        try:
+            parquet.write_table(pa.table({name: column}), io.BytesIO())
+        except pa.ArrowNotImplementedError:
+            lacking.add(name)
+    return lacking
+
+
+def every_column(rng):
     x = rng.normal(size=N)
     return {
         "double": pa.array(x),
@@ -105,10 +121,17 @@ def columns(rng):
         "lists": pa.array([[1.0, 2.0, float(i)] for i in range(N)]),
         "gaps": pa.array([[1.0, None, float(i)] for i in range(N)]),
         "nested": pa.array([[[1.0]]] * N),
-        "fixed": pa.array([[1.0, float(i)] for i in range(N)], pa.list_(pa.float16(), 2)),
+        "fixed": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(2.0 * N).astype(np.float16)), 2),
         "inf": pa.array([float("inf")] * N),
         "huge": pa.array([1e308 * (-1) ** i for i in range(N)]),
     }
+
+
+UNWRITABLE = unwritable()
+
+
+def test_only_what_an_old_pyarrow_lacks_is_not_tried():
+    assert {"view"} >= UNWRITABLE
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -136,6 +159,7 @@ def test_odd_types_are_read_or_refused_in_our_words(tmp_path):
     assert worked > 30
 
 
+@pytest.mark.skipif("view" in UNWRITABLE, reason="this pyarrow writes no views, so that no file has any")
 def test_text_in_views_is_text(tmp_path):
     cells = ["u", "v", None, "u"] * 10
     table = pa.table({"site": pa.array(cells, pa.string_view()), "a": np.arange(40.0)})
