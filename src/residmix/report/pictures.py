@@ -59,7 +59,7 @@ def figure_svg(figure: Figure, salt: str = "residmix") -> str:
     settings: Any = {"svg.hashsalt": salt, "svg.fonttype": "none"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # the reader's browser draws the text, whatever script our font lacks
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         warnings.filterwarnings("ignore", "constrained_layout not applied")  # names take the room; they can be read
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()
@@ -125,7 +125,7 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
 def _curves(found: Evidence) -> list[str]:
     """Return the names of the first smooth terms of one variable."""
     linear = residualizer_of(found.model)
-    if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
+    if linear is None or getattr(linear, "estimator", None) is not None:
         return []
     curves = [curve.term for curve in linear.design_.curves if len(curve.variables) == 1]
     return list(dict.fromkeys(curves))[:MOST_COLUMNS]
