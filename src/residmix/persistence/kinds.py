@@ -38,6 +38,7 @@ HOMES = {
     "mixture.Prior": "residmix.mixture.families.restraint:Prior",
     "mixture.Restraint": "residmix.mixture.families.restraint:Restraint",
     "mixture.Params": "residmix.mixture.params:MixtureParams",
+    "erasure.Aligned": "residmix.erasure.transport.aligned:Aligned",
     "erasure.Along": "residmix.erasure.transport.along:Along",
     "erasure.ByGroup": "residmix.erasure.transport.groups:ByGroup",
     "erasure.Certificate": "residmix.erasure.transport.certificate:Certificate",

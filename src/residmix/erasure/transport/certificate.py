@@ -43,8 +43,9 @@ class Certificate:
     candidates : list of dict
         ``n_components`` and ``log_likelihood`` per held-out row of all numbers of components that were tried.
     uniform : list of dict
-        ``where`` (level, or third of a number), ``feature``, ``distance`` of the conditional probabilities
-        F(x | m) from uniform (Kolmogorov-Smirnov), and the ``bound`` that chance exceeds in 1 % of certificates.
+        ``where`` (level, or third of a number), ``feature`` (of several components a direction, which tells them apart
+        the better the lower its number), ``distance`` of the conditional probabilities F(x | m) from uniform
+        (Kolmogorov-Smirnov), and the ``bound`` that chance exceeds in 1 % of certificates.
     probes : list of dict
         ``target``, ``probe`` ("linear", "forest" or "network"), ``before`` and ``after``, as AUC of groups (one
         against the rest) or R2 of numbers, and what the preserved columns alone say of it (``protected``).
@@ -201,12 +202,12 @@ def _compared(transport: Transport, x: Floats, a: Floats, features: list[str], c
     scores = transport.scores(x, a, plain=plain)
     # what the features before a feature determine, to rounding, has no law of its own
     widest = np.diagonal(transport.by_group.factors, axis1=2, axis2=3).max(axis=(0, 1))
-    told = np.flatnonzero(scores.std(axis=0) * widest > DETERMINED * x.std(axis=0))
+    told = np.flatnonzero(scores.std(axis=0) * widest > DETERMINED * transport.coordinates(x, a).std(axis=0))
     if not len(told):
         return _Compared([], [])
     own = ndtr(scores)
     reference = ndtr(transport.scores(x, a, plain=plain, of_target=True))
-    parts = _parts(transport, a, columns)
+    parts, features = _parts(transport, a, columns), _directions(transport, x, features)
     comparisons = max(len(parts) * x.shape[1], 1)
     made = _Compared([], [])
     for where, rows in parts:
@@ -219,6 +220,15 @@ def _compared(transport: Transport, x: Floats, a: Floats, features: list[str], c
         made.levels.append({"where": where, "rows": int(rows.sum()), "feature": features[j], "bound": bound,
                             "before": _binned(reference[rows, j]), "after": _binned(own[rows, j])})  # fmt: skip
     return made
+
+
+def _directions(transport: Transport, x: Floats, features: list[str]) -> list[str]:
+    """Return the names of the coordinates that F is of: features, or which feature a direction has most of."""
+    basis = transport.by_group.basis
+    if transport.by_group.params.n_components == 1:
+        return features
+    most = np.abs(basis * x.std(axis=0)[:, None]).argmax(axis=0)
+    return [f"direction {j + 1} (most of {features[i]})" for j, i in enumerate(most)]
 
 
 def _parts(transport: Transport, a: Floats, columns: list[str]) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -22,6 +22,8 @@ HELD_OUT = 0.3
 CANDIDATES = (1, 2, 3, 4, 6, 8)
 # A further component must be worth this much of the log-likelihood of a held-out row.
 WORTH = 1e-3
+# So many numbers that aren't may stand before one that is: two Gaussians may be no better than one, and three are.
+PATIENCE = 1
 
 
 def certified(
@@ -47,6 +49,7 @@ def certified(
         )  # fmt: skip
 
     best: tuple[float, Transport] | None = None
+    place = 0
     candidates: list[dict[str, Any]] = []
     for k in _tried(n_components, method, len(x), x.shape[1]):
         transport = fitted(~held, k)
@@ -54,8 +57,10 @@ def certified(
         score = float(weight[held] @ density / weight[held].sum())
         candidates.append({"n_components": k, "log_likelihood": score})
         if best is not None and score < best[0] + WORTH:
-            break
-        best = (score, transport)
+            if len(candidates) - place > PATIENCE:
+                break
+            continue
+        best, place = (score, transport), len(candidates)
     assert best is not None
     transport = best[1]
     certificate = measured(

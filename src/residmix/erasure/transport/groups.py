@@ -24,13 +24,14 @@ from scipy.linalg import solve_triangular
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.given import located, weighed
 from residmix.conditional.residual_mixture import ResidualMixture
+from residmix.erasure.transport.aligned import find_groups
 from residmix.erasure.transport.along import Along, along
 from residmix.erasure.transport.rosenblatt import Mixtures
 from residmix.errors import unnoted
 from residmix.mixture.params import MixtureParams
 from residmix.rows.sampled import evenly
 
-__all__ = ["ByGroup", "fit_groups", "log_normal", "normalised"]
+__all__ = ["ByGroup", "common_labels", "fit_groups", "joint_rows", "kept_patterns", "log_normal", "normalised"]
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +64,9 @@ class ByGroup:
         What a group adds to the log weights.
     share : ndarray (G + 1,)
         Of the rows.
+    basis : ndarray (d, d)
+        To the coordinates v = u basis in which components are told apart, best first. All but the joint mixture is in
+        these.
     """
 
     to_residual: ToResidual
@@ -74,22 +78,17 @@ class ByGroup:
     factors: Floats
     tilt: Floats
     share: Floats
+    basis: Floats
 
     def group_of(self, a: Floats) -> NDArray[np.intp]:
         """Return the group of each design row (n,); G for none."""
-        found = np.full(len(a), len(self.patterns), dtype=np.intp)
-        values = a[:, self.columns]
-        distinct, inverse = np.unique(values, axis=0, return_inverse=True)
-        place = {pattern.tobytes(): g for g, pattern in enumerate(self.patterns)}
-        known = np.array([place.get(row.tobytes(), len(self.patterns)) for row in distinct], dtype=np.intp)
-        found[:] = known[inverse.reshape(-1)]
-        return found
+        return find_groups(a, self.columns, self.patterns)
 
     def base(self, a: Floats) -> tuple[Floats, Floats]:
-        """Return log weights (n, K) and means (n, K, d) of the joint mixture."""
+        """Return log weights (n, K) and means (n, K, d), in v, of the joint mixture."""
         K = self.params.n_components
         means = [located(self.to_residual, self.params, np.full(len(a), k), a, ()) for k in range(K)]
-        return weighed(self.to_residual, self.params, a), np.stack(means, axis=1)
+        return weighed(self.to_residual, self.params, a), np.stack(means, axis=1) @ self.basis
 
     def at(self, a: Floats) -> Mixtures:
         """Return the mixture of each design row (n, q)."""
@@ -133,41 +132,54 @@ def _spreads(own: ByGroup, x: Floats, a: Floats, weight: Floats, factors: Floats
     return found
 
 
+def joint_rows(n: int) -> NDArray[np.intp]:
+    """Return which of n rows the joint mixture is fitted on."""
+    return evenly(n, JOINT_ROWS)
+
+
+def kept_patterns(a: Floats, columns: NDArray[np.intp]) -> Floats:
+    """Return the values of `columns` in each group of enough rows, (G, c)."""
+    patterns, counts = np.unique(a[:, columns], axis=0, return_counts=True)
+    return np.asarray(patterns[counts >= FEWEST])
+
+
 def fit_groups(
-    x: Floats,
+    u: Floats,
     a: Floats,
     columns: NDArray[np.intp],
     numbers: NDArray[np.intp],
+    patterns: Floats,
     weight: Floats,
     n_components: int,
     random_state: int,
+    labels: NDArray[np.intp] | None,
     begun: ByGroup | None = None,
 ) -> ByGroup:
-    """Fit the mixtures to rows x (n, d) with design rows a (n, q): `columns` tell groups apart, `numbers` vary.
+    """Fit the mixtures to aligned rows u (n, d) with design rows a (n, q).
 
-    `begun` was fitted to some of the rows; its joint mixture is taken over, whose starts are most of the work.
+    `columns` tell groups of the given `patterns` apart, along `numbers` laws vary. The joint mixture begins at
+    `labels`, of the rows that `joint_rows` names. `begun` was fitted to some of the rows; its joint mixture is taken
+    over.
     """
-    rows = evenly(len(x), JOINT_ROWS)
+    rows = joint_rows(len(u))
     if begun is None:
-        to_residual, params = _joint(x[rows], a[rows], weight[rows], n_components, random_state)
+        to_residual, params = _joint(u[rows], a[rows], weight[rows], n_components, labels, random_state)
+        basis = _telling(to_residual, params, weight @ a / weight.sum())
     else:
-        to_residual, params = begun.to_residual, begun.params
-    K, d = params.n_components, x.shape[1]
-    shared: Floats = np.linalg.cholesky(params.full_covariances()).astype(np.float64)
-    patterns, inverse, counts = np.unique(a[:, columns], axis=0, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
-    kept = np.flatnonzero(counts >= FEWEST)
+        to_residual, params, basis = begun.to_residual, begun.params, begun.basis
+    K, d, G = params.n_components, u.shape[1], len(patterns)
+    shared: Floats = np.linalg.cholesky(basis.T @ params.full_covariances() @ basis).astype(np.float64)
     own = ByGroup(
-        to_residual, params, along(np.zeros((1, K, d)), np.ones((1, K)), a[:1], numbers[:0]), columns, patterns[kept],
-        np.zeros((len(kept) + 1, K, d)), np.repeat(shared[None], len(kept) + 1, axis=0),
-        np.zeros((len(kept) + 1, K)), np.zeros(len(kept) + 1),
+        to_residual, params, along(np.zeros((1, K, d)), np.ones((1, K)), a[:1], numbers[:0]), columns, patterns,
+        np.zeros((G + 1, K, d)), np.repeat(shared[None], G + 1, axis=0), np.zeros((G + 1, K)), np.zeros(G + 1), basis,
     )  # fmt: skip
-    own = replace(own, along=_spreads(own, x[rows], a[rows], weight[rows], shared, numbers))
-    for g, pattern in enumerate(kept):
-        here = np.flatnonzero(inverse == pattern)
+    v, group = u @ basis, own.group_of(a)
+    own = replace(own, along=_spreads(own, v[rows], a[rows], weight[rows], shared, numbers))
+    for g in range(G):
+        here = np.flatnonzero(group == g)
         log_weights, means = own.base(a[here])
         own.shift[g], own.factors[g], own.tilt[g] = _own(
-            x[here], log_weights, means, shared, weight[here], own.along.at(a[here])
+            v[here], log_weights, means, shared, weight[here], own.along.at(a[here])
         )
         own.share[g] = weight[here].sum()
     own.share[-1] = weight.sum() - own.share[:-1].sum()
@@ -175,16 +187,52 @@ def fit_groups(
     return own
 
 
+def _telling(to_residual: ToResidual, params: MixtureParams, a: Floats) -> Floats:
+    """Return the basis in which the components at a design row `a` are told apart best by the first coordinates.
+
+    Rosenblatt's transform goes through coordinates in turn. In one that mixes the components, rows of one may end in
+    another; where the first coordinates tell them apart, they stay. One component leaves the features as they are.
+    """
+    covariances = params.full_covariances()
+    K, d = covariances.shape[:2]
+    if K == 1:
+        return np.eye(d)
+    weights = np.exp(weighed(to_residual, params, a[None])[0])
+    means = np.concatenate([located(to_residual, params, np.array([k]), a[None], ()) for k in range(K)])
+    away = means - weights @ means
+    inside = np.einsum("k,kij->ij", weights, covariances)
+    root = np.linalg.cholesky(inside)
+    white = solve_triangular(root, away.T, lower=True).T
+    vectors = np.linalg.eigh((white * weights[:, None]).T @ white)[1][:, ::-1]
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(d)])
+    return np.asarray(solve_triangular(root.T, vectors * signs, lower=False))
+
+
+def common_labels(
+    u: Floats, a: Floats, weight: Floats, n_components: int, random_state: int
+) -> NDArray[np.intp] | None:
+    """Return the component of each row (n,) of a joint mixture with effects that all components share; None for one.
+
+    With effects of their own, components could be named differently in each group and be as likely.
+    """
+    if n_components == 1:
+        return None
+    shared = ResidualMixture(n_components, estimation="joint", gating="metadata", random_state=random_state)
+    with unnoted():
+        labels = shared.fit(u, metadata=a, sample_weight=weight).predict(u, metadata=a)
+    return np.asarray(labels, dtype=np.intp) if len(np.unique(labels)) == n_components else None
+
+
 def _joint(
-    x: Floats, a: Floats, weight: Floats, n_components: int, random_state: int
+    u: Floats, a: Floats, weight: Floats, n_components: int, labels: NDArray[np.intp] | None, random_state: int
 ) -> tuple[ToResidual, MixtureParams]:
-    """Fit the mixture whose components are the same things in all groups."""
+    """Fit the mixture whose components are the same things in all groups, with effects of each one's own."""
     model = ResidualMixture(
         n_components, estimation="joint", gating="metadata" if n_components > 1 else "constant",
-        effects="by-component", random_state=random_state,
+        effects="by-component", labels_init=labels, random_state=random_state,
     )  # fmt: skip
     with unnoted():
-        model.fit(x, metadata=a, sample_weight=weight)
+        model.fit(u, metadata=a, sample_weight=weight)
     return model._to_residual, model._params
 
 

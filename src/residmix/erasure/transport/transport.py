@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.erasure.transport.groups import ByGroup, fit_groups, log_normal
+from residmix.erasure.transport.aligned import Aligned, aligned
+from residmix.erasure.transport.groups import (
+    ByGroup,
+    common_labels,
+    fit_groups,
+    joint_rows,
+    kept_patterns,
+    log_normal,
+)
 from residmix.erasure.transport.rosenblatt import Mixtures, from_scores, to_scores
 from residmix.kernels.pairs import small
 from residmix.rows.block import Block
@@ -34,7 +42,9 @@ class Transport:
 
     Attributes
     ----------
+    aligned : Aligned
     by_group : ByGroup
+        Of aligned rows.
     n_removed : int
         Design columns from here on are preserved.
     reference : ndarray (n_removed,)
@@ -45,6 +55,7 @@ class Transport:
         "component": the weights of a row's own metadata stay.
     """
 
+    aligned: Aligned
     by_group: ByGroup
     n_removed: int
     reference: Floats
@@ -72,25 +83,37 @@ class Transport:
 
         Or, `of_target`, their scores under the law that they'd be brought to.
         """
-        return to_scores(x, self._laws(a)[of_target], plain=plain)
+        where = self._referred(a) if of_target else a
+        return to_scores(self.coordinates(x, where), self._laws(a)[of_target], plain=plain)
 
     def forward(self, x: Floats, a: Floats, *, plain: bool = False) -> Floats:
         own, target = self._laws(a)
-        return from_scores(to_scores(x, own, plain=plain), target, plain=plain)
+        return self._out_of(
+            from_scores(to_scores(self.coordinates(x, a), own, plain=plain), target, plain=plain), self._referred(a)
+        )
 
     def backward(self, y: Floats, a: Floats, *, plain: bool = False) -> Floats:
         own, target = self._laws(a)
-        return from_scores(to_scores(y, target, plain=plain), own, plain=plain)
+        z = to_scores(self.coordinates(y, self._referred(a)), target, plain=plain)
+        return self._out_of(from_scores(z, own, plain=plain), a)
+
+    def coordinates(self, x: Floats, a: Floats) -> Floats:
+        """Return the coordinates that laws are in: aligned, components told apart by the first ones."""
+        return self.aligned.into(x, a) @ self.by_group.basis
+
+    def _out_of(self, v: Floats, a: Floats) -> Floats:
+        return self.aligned.out_of(np.linalg.solve(self.by_group.basis.T, v.T).T, a)
 
     def labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
         """Return the most probable component of each row given its metadata, (n,)."""
-        return np.asarray(_log_joint(x, self.by_group.at(a)).argmax(axis=1))
+        return np.asarray(_log_joint(self.coordinates(x, a), self.by_group.at(a)).argmax(axis=1))
 
     def log_density(self, x: Floats, a: Floats) -> Floats:
         """Return log p(x | m), (n,)."""
-        joint = _log_joint(x, self.by_group.at(a))
+        joint = _log_joint(self.coordinates(x, a), self.by_group.at(a))
         top = joint.max(axis=1)
-        return np.asarray(top + np.log(np.exp(joint - top[:, None]).sum(axis=1)))
+        slope = self.aligned.log_slope(a) + np.linalg.slogdet(self.by_group.basis)[1]
+        return np.asarray(top + np.log(np.exp(joint - top[:, None]).sum(axis=1)) + slope)
 
 
 @dataclass(frozen=True)
@@ -128,12 +151,24 @@ def fit_transport(
 ) -> Transport:
     """Fit the laws to rows x (n, d) with design rows a (n, q), of which the first `n_removed` columns are removed.
 
-    `begun` was fitted to some of the rows: its joint mixture is taken over.
+    `begun` was fitted to some of the rows: what aligns groups, and its joint mixture, is taken over.
     """
     few = np.array([len(np.unique(a[:, j])) <= GROUP_VALUES for j in range(n_removed)], dtype=bool)
+    columns, numbers = np.flatnonzero(few), np.flatnonzero(~few)
+    patterns, rows = kept_patterns(a, columns), joint_rows(len(x))
+    told, labels = (a[rows], weight[rows]), None
+    if begun is None:
+        alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns)
+        labels = common_labels(alike.into(x[rows], a[rows]), *told, n_components, random_state)
+        if labels is not None:
+            alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns, labels)
+    else:
+        alike = begun.aligned
     groups = fit_groups(
-        x, a, np.flatnonzero(few), np.flatnonzero(~few), weight, n_components, random_state,
+        alike.into(x, a), a, columns, numbers, patterns, weight, n_components, random_state, labels,
         None if begun is None else begun.by_group,
     )  # fmt: skip
     mean = weight @ a[:, :n_removed] / weight.sum()
-    return Transport(groups, n_removed, mean if reference is None else reference, reference is not None, keeps_shares)
+    return Transport(
+        alike, groups, n_removed, mean if reference is None else reference, reference is not None, keeps_shares
+    )
