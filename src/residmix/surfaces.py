@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["Shown", "Summary", "SummaryOfMixture"]
@@ -72,3 +73,29 @@ class SummaryOfMixture(Shown):
     def summary(self) -> Summary:
         """Return what was found as text: components with weights and means, and how the fit ended."""
         return _surface("report.text", "mixture_text")(self)
+
+    def tidy(self) -> pd.DataFrame:
+        """Return the parameters as a data frame with a row for each number.
+
+        Returns
+        -------
+        DataFrame
+            Columns parameter ("weight", "mean", "covariance"; "noise_weight" and "dof" where there are such),
+            component, feature, feature_2 (of a covariance; each pair once), estimate and std_error
+            (`standard_errors_`; NaN where these need the rows). A covariance that components share has no component.
+
+        Examples
+        --------
+        >>> import numpy as np, residmix as rm
+        >>> X = np.random.default_rng(0).normal(size=(300, 1)) + np.repeat([0.0, 8.0], 150)[:, None]
+        >>> found = rm.GaussianMixture(2, random_state=0).fit(X).tidy()
+        >>> found[["parameter", "component", "estimate", "std_error"]].round(2)
+            parameter  component  estimate  std_error
+        0      weight          0      0.50       0.03
+        1      weight          1      0.50       0.03
+        2        mean          0      7.87       0.09
+        3        mean          1      0.06       0.08
+        4  covariance          0      1.13       0.13
+        5  covariance          1      0.92       0.11
+        """
+        return _surface("report.text", "mixture_table")(self)

@@ -17,6 +17,7 @@ _HOMES = {
     "MetadataSequential": "layer.sequential",
     "MixtureDensityHead": "density.head",
     "MixtureDensityNetwork": "density.network",
+    "MixtureOfGaussians": "density.distribution",
     "Residualize": "layer.residualize",
     "attach": "layer.sequential",
     "audit": "layer.auditing",
@@ -30,6 +31,7 @@ __all__ = [
     "MetadataSequential",
     "MixtureDensityHead",
     "MixtureDensityNetwork",
+    "MixtureOfGaussians",
     "Residualize",
     "attach",
     "audit",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from residmix.nn.density.distribution import MixtureOfGaussians
     from residmix.nn.density.head import MixtureDensityHead
     from residmix.nn.density.network import MixtureDensityNetwork
     from residmix.nn.layer.auditing import Audit, audit

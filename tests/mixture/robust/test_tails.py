@@ -181,3 +181,12 @@ def test_frames_name_the_noise(tmp_path):
     model.predict_proba(X, out=tmp_path / "shares.parquet")
     shares = pd.read_parquet(tmp_path / "shares.parquet")
     assert list(shares.columns) == ["probability_0", "probability_1", "probability_noise"]
+
+
+def test_a_start_that_loses_every_row_to_the_noise_is_no_division_by_zero():
+    # filterwarnings makes numpy's "invalid value" an error
+    X = np.random.default_rng(0).normal(size=(300, 1)) + np.repeat([0.0, 8.0], 150)[:, None]
+    X = np.hstack([X, X + np.random.default_rng(1).normal(size=X.shape)])
+    with pytest.warns(rm.errors.DeadComponentWarning):
+        model = rm.GaussianMixture(2, noise=True, distribution="t", covariance_type="tied", random_state=0).fit(X)
+    assert_allclose(np.sort(model.weights_), [0.5, 0.5], atol=0.01)

@@ -111,7 +111,8 @@ def m_step(
     prior = None if params.restraint is None else params.restraint.prior
     if prior is not None:  # its rows at the prior's mean aren't the component's
         weights = np.maximum(weights - prior.strength + prior.dirichlet - 1.0, 0.0)
-    weights = weights / weights.sum()
+    # where the noise has taken all rows, none is left to tell the proportions
+    weights = weights / weights.sum() if weights.any() else params.weights
     covariances, parts = covariances_from_scatter(
         moments.scatter, e * weight[:, None], weight, params.covariance_type, reg_covar, params, dead
     )
