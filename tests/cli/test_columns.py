@@ -2,12 +2,15 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from residmix.cli.shared.columns import quoted, speaks_of_identifier
+from residmix.cli.shared.columns import plan_columns, quoted, speaks_of_identifier
+from residmix.cli.shared.data import Data
+from residmix.sources import as_table
 
 
 @pytest.fixture
@@ -152,3 +155,33 @@ def test_no_complete_row_is_an_error_that_names_the_columns(run, table, tmp_path
     table["v01"] = np.where(np.arange(len(table)) % 2, table["v01"], np.nan)
     message = fitted(run, table, tmp_path / "t.csv", "--drop-missing", code=1).stderr
     assert "no row is complete: missing are v00 (60), v01 (60)" in message
+
+
+class Counted(str):
+    """A name that counts how often it is compared with another."""
+
+    comparisons = 0
+    __slots__ = ()
+
+    def __eq__(self, other):
+        Counted.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("features", [None, "x*", ",".join(f"x{j}" for j in range(3_000))], ids=["all", "*", "listed"])
+def test_columns_are_planned_without_comparing_each_with_each(features, rng):
+    names = [Counted(name) for name in ("site", "name", *(f"x{j}" for j in range(3_000)))]
+    frame = pd.DataFrame(rng.normal(size=(4, len(names))), columns=pd.Index(names, dtype=object))
+    frame[names[0]], frame[names[1]] = list("abab"), list("cdef")
+    options = SimpleNamespace(formula="C(site)", preserve=None, compare=None, features=features, exclude="x7")
+    Counted.comparisons = 0
+    planned = plan_columns(Data("t.csv", as_table(frame), ()), options)
+    assert Counted.comparisons < 100 * len(names)
+    assert planned.features == tuple(f"x{j}" for j in range(3_000) if j != 7)
+    assert planned.metadata == ("site",)
+    assert "x7" in planned.left_out and ("name" in planned.left_out) == (features is None)
+    before = Counted.comparisons
+    assert all(name in names for name in map(Counted, names))
+    assert Counted.comparisons - before > 1_000 * len(names)  # the control: a search through all of them

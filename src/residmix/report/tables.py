@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ MEASURES = {
 
 def number(value: Any) -> float | None:
     """Return a float, or None for what JSON doesn't know."""
-    return float(value) if np.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None
 
 
 def explained_by_feature(found: Evidence) -> list[dict[str, Any]]:
@@ -61,16 +62,12 @@ def explained_by_feature(found: Evidence) -> list[dict[str, Any]]:
     X, residual = np.where(gaps, 0.0, X), np.where(gaps, 0.0, residual)
     before, after = np.nanvar(X, axis=0), np.nanvar(residual, axis=0)
     share = np.where(before > 0, 1 - after / np.where(before > 0, before, 1), 0.0)
+    told = {"mean": np.nanmean(X, axis=0), "sd_before": np.sqrt(before), "sd_after": np.sqrt(after), "explained": share}
+    columns = [[number(value) for value in values.tolist()] for values in told.values()]
+    missing = np.isnan(X).sum(axis=0).tolist()
     return [
-        {
-            "name": name,
-            "mean": number(np.nanmean(X[:, j])),
-            "sd_before": number(np.sqrt(before[j])),
-            "sd_after": number(np.sqrt(after[j])),
-            "explained": number(share[j]),
-            "missing": int(np.isnan(X[:, j]).sum()),
-        }
-        for j, name in enumerate(found.features)
+        {"name": name, **dict(zip(told, values, strict=True)), "missing": gaps}
+        for name, *values, gaps in zip(found.features, *columns, missing, strict=True)
     ]
 
 

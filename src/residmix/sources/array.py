@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import narwhals.stable.v2 as nw
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows
+from residmix.sources.columns.blocks import column_kinds
 from residmix.sources.frames import (
     as_frame,
     frame_of_strings,
@@ -59,9 +61,8 @@ class MemoryTable(Table):
         self.has_metadata = metadata is not None
         if isinstance(X, np.ndarray):
             self.columns = tuple(columns or (f"x{j}" for j in range(X.shape[1])))
-            self.numeric_columns = self.columns
         else:
-            self.columns, self.numeric_columns = tuple(X.columns), numeric_names(X)
+            self.columns = tuple(X.columns)
         if isinstance(metadata, np.ndarray):
             self.metadata_columns = tuple(f"m{j}" for j in range(metadata.shape[1]))
         else:
@@ -102,6 +103,11 @@ class MemoryTable(Table):
             return MemoryTable(self.X[:, [place[name] for name in columns]], self.M, columns)
         return MemoryTable(self.X.select(list(columns)), self.M)
 
+    @cached_property
+    def numeric_columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those that hold numbers; settled when asked, which a piece of a file never is."""
+        return self.columns if isinstance(self.X, np.ndarray) else numeric_names(self.X)
+
     @property
     def n_rows(self) -> int:
         return len(self.X)
@@ -111,7 +117,7 @@ class MemoryTable(Table):
         return self.X if isinstance(self.X, np.ndarray) else self.X.to_native()
 
     def column_types(self) -> Mapping[str, Any]:
-        return {} if isinstance(self.X, np.ndarray) else self.X.schema
+        return {} if isinstance(self.X, np.ndarray) else column_kinds(self.X)
 
     def odd_numbers(self, names: Sequence[str]) -> list[str]:
         return [] if isinstance(self.X, np.ndarray) else objects_that_are_numbers(self.X, names)
@@ -146,7 +152,8 @@ class MemoryTable(Table):
         if isinstance(source, np.ndarray):
             import pyarrow as pa
 
-            return pa.table({name: source[:, self.metadata_columns.index(name)] for name in columns})
+            place = {name: j for j, name in enumerate(self.metadata_columns)}
+            return pa.table({name: source[:, place[name]] for name in columns})
         return source.select(list(columns)).to_native()
 
     def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
@@ -212,7 +219,7 @@ def _features(X: Any, name: str) -> NDArray[Any] | Frame:
     if is_frame(X) and not nw.dependencies.is_into_series(X) and has_names(X):
         frame = as_frame(X, name)
         _refuse_empty(frame.shape, name)
-        if any(kind in (nw.List, nw.Array, nw.Object) for kind in frame.schema.values()):
+        if any(kind in (nw.List, nw.Array, nw.Object) for kind in set(column_kinds(frame).values())):
             from residmix.sources.columns.lists import spread_frame  # loads pyarrow, which few frames need
 
             return spread_frame(frame)

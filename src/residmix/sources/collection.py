@@ -122,10 +122,8 @@ class CollectionTable(ClusterTable):
             return None, None
         if not self.has_metadata:
             return columns, None
-        return (
-            [name for name in columns if name in self.columns],
-            [name for name in columns if name in self.metadata_columns] or None,
-        )
+        own, beside = set(self.columns), set(self.metadata_columns)
+        return [name for name in columns if name in own], [name for name in columns if name in beside] or None
 
     def pieces(self, columns: Sequence[str] | None, piece_rows: int) -> Iterator[MemoryTable]:
         of_x, of_m = self._columns(columns)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from residmix.design.columns import float_values
 from residmix.errors import did_you_mean
+from residmix.sources.columns.blocks import column_kinds, wide_blocks
 
 __all__ = [
     "as_frame",
@@ -84,12 +85,14 @@ def _ordinary_numbers(data: Any) -> Any:
     """Return a frame whose numbers are in the byte order of the machine and of a size that every library knows."""
     if not nw.dependencies.is_pandas_dataframe(data):
         return data
-    odd = {
-        name: np.float64 if dtype == np.longdouble else dtype.newbyteorder("=")
-        for name, dtype in data.dtypes.items()
+    ordinary = {
+        dtype: np.float64 if dtype == np.longdouble else dtype.newbyteorder("=")
+        for dtype in set(data.dtypes)
         if isinstance(dtype, np.dtype) and (not dtype.isnative or (dtype == np.longdouble and dtype != np.float64))
     }
-    return data.astype(odd) if odd else data
+    if not ordinary:
+        return data
+    return data.astype({name: ordinary[dtype] for name, dtype in data.dtypes.items() if dtype in ordinary})
 
 
 def refuse_other_order(X: Any, other: Any, name: str) -> None:
@@ -165,12 +168,13 @@ def row_labels(names: Sequence[str]) -> tuple[str, ...]:
 
 def numeric_names(frame: nw.DataFrame[Any]) -> tuple[str, ...]:
     """Return the names of columns that hold numbers; truth values don't count."""
-    return tuple(name for name, dtype in frame.schema.items() if dtype.is_numeric())
+    return tuple(name for name, dtype in column_kinds(frame).items() if dtype.is_numeric())
 
 
 def objects_that_are_numbers(frame: nw.DataFrame[Any], names: Sequence[str]) -> list[str]:
     """Return which pandas columns hold numbers as Python objects or sparsely, so that they don't count as numeric."""
-    odd = [name for name in names if frame.schema[name] in (nw.Object, nw.Unknown)]
+    kinds = column_kinds(frame)
+    odd = [name for name in names if kinds[name] in (nw.Object, nw.Unknown)]
     native = frame.to_native()
     if not odd or not nw.dependencies.is_pandas_dataframe(native):
         return []
@@ -213,6 +217,9 @@ def numeric_matrix(frame: nw.DataFrame[Any], names: Sequence[str], where: str = 
     view = pandas_view(frame, names)
     if view is not None:
         return view
+    blocks = wide_blocks(frame, names)
+    if blocks is not None:
+        return blocks.matrix(len(frame))
     columns = numeric_columns(frame, names, where)
     dtype = np.float32 if columns and all(c.dtype == np.float32 for c in columns) else np.float64
     if len(columns) == 1 and columns[0].dtype == dtype:
@@ -239,6 +246,9 @@ def numeric_columns(frame: nw.DataFrame[Any], names: Sequence[str], where: str =
         If a column isn't numeric, naming it.
     """
     native = frame.to_native()
+    blocks = wide_blocks(frame, names)
+    if blocks is not None:
+        return [column for block in blocks for column in block.T]
     # what a batch of a file is: asked directly, a column costs a tenth of what it costs through narwhals
     plain = {name: _arrow_floats(native, name) for name in names} if _is_arrow(native) else {}
     columns = (plain.get(name) for name in names)

@@ -189,7 +189,8 @@ class _Beside(StreamTable):
         self._stream, self._metadata, self.paths = stream, metadata, stream.paths
 
     def pieces(self, columns: Sequence[str] | None, piece_rows: int) -> Iterator[MemoryTable]:
-        read = None if columns is None else [name for name in columns if name in self.columns]
+        own = set(self.columns)
+        read = None if columns is None else [name for name in columns if name in own]
         return beside(self._stream.pieces(read, piece_rows), self._metadata)
 
 

@@ -98,11 +98,13 @@ class Table(ABC):
         require_columns(names, self.columns, "features")
         if not names:
             raise ValueError("features is empty; name at least one column")
-        for i, name in enumerate(names):
-            if name in names[:i]:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
                 raise ValueError(f"features names column {name!r} twice")
             if name in others:
                 raise ValueError(f"column {name!r} can't be a feature and metadata at once")
+            seen.add(name)
         return names
 
     def _tell_left_out(self, names: Sequence[str], labels: Sequence[str], others: Iterable[str]) -> None:

@@ -84,11 +84,13 @@ def named(text: str | None, known: Sequence[str], option: str) -> tuple[str, ...
         return None
     if text in known:
         return (text,)
+    there = set(known)
     found: dict[str, None] = {}
     for name in next(csv.reader([text], skipinitialspace=True), []):
         name = name.strip()
-        if name in known or not any(sign in name for sign in "*?["):
-            require_columns((name,), known, option)
+        if name in there or not any(sign in name for sign in "*?["):
+            if name not in there:
+                require_columns((name,), known, option)
             found[name] = None
             continue
         matches = [other for other in known if fnmatchcase(other, name)]
@@ -111,7 +113,7 @@ def plan_columns(data: Data, options: Any) -> Columns:
         require_columns((options.compare,), known, data.name)
     taken = {*metadata, *preserved, options.compare}
     asked = named(options.features, known, "--features")
-    excluded = named(options.exclude, known, "--exclude") or ()
+    excluded = dict.fromkeys(named(options.exclude, known, "--exclude") or (), "--exclude")
     if asked is not None:
         features = tuple(name for name in asked if name not in excluded)
         for name in features:
@@ -120,7 +122,7 @@ def plan_columns(data: Data, options: Any) -> Columns:
             if name in (*metadata, *preserved):
                 raise click.ClickException(f"column {name!r} can't be a feature and metadata at once")
         features = tuple(name for name in features if name not in (*metadata, *preserved))
-        columns = Columns(features, metadata, preserved, dict.fromkeys(excluded, "--exclude"), options.compare)
+        columns = Columns(features, metadata, preserved, excluded, options.compare)
     else:
         columns = _found(data, metadata, preserved, options.compare, set(excluded))
     if not columns.features:
@@ -148,11 +150,11 @@ def _found(
         left |= {name: "in obs" for name in rest if name not in measured and name not in excluded}
         features = [name for name in rest if name in measured and name not in excluded]
         return Columns(tuple(features), metadata, preserved, left, compare)
-    numeric = [name for name in table.numeric_columns if name in rest and name not in excluded]
+    numbers = set(table.numeric_columns)
+    numeric = [name for name in rest if name in numbers and name not in excluded]
     left |= dict.fromkeys(row_labels(numeric), "row numbers")
     left |= dict.fromkeys(_identifiers(data, [name for name in numeric if name not in left]), "an identifier")
-    others = [name for name in rest if name not in numeric and name not in excluded]
-    left |= _reasons(data, others)
+    left |= _reasons(data, [name for name in rest if name not in numbers and name not in excluded])
     return Columns(tuple(n for n in numeric if n not in left), metadata, preserved, left, compare)
 
 
@@ -193,7 +195,8 @@ def require_features(data: Data, features: Sequence[str]) -> None:
     table = data.table
     if table.named:
         require_columns(features, table.columns, data.name)
-        _reasons(data, [name for name in features if name not in table.numeric_columns], apply=True)
+        numbers = set(table.numeric_columns)
+        _reasons(data, [name for name in features if name not in numbers], apply=True)
 
 
 def _reasons(data: Data, names: list[str], *, apply: bool = False) -> dict[str, str]:

@@ -104,7 +104,8 @@ def _as_frame(chunk: Any, table: Table, wanted: list[str]) -> Any:
         return chunk
     import pyarrow as pa
 
-    return pa.table({name: chunk[:, table.columns.index(name)] for name in wanted})
+    place = {name: j for j, name in enumerate(table.columns)}
+    return pa.table({name: chunk[:, place[name]] for name in wanted})
 
 
 def sampled_rows(table: Table, columns: Sequence[str], most: int = SHOWN_ROWS) -> tuple[pd.DataFrame, int]:
