@@ -2,7 +2,7 @@
 
 A run takes some hundreds. More, by one command:
 
-    RESIDMIX_FORMULAS=20000 pytest tests/design/test_hostile_formulas.py
+    RESIDMIX_FORMULAS=20000 pytest tests/design/formula/test_hostile.py
 """
 
 import os

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,8 +17,9 @@ from residmix.mixture.families.family import FACTOR, factor_name, family
 from residmix.mixture.families.restraint import BOUNDED, Prior, Restraint
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
-from residmix.mixture.selection.candidates import kinds
+from residmix.mixture.selection.candidates import kinds, sizes
 from residmix.rows.block import Block
+from residmix.rows.memory import machine_bytes, told_bytes
 from residmix.rows.rows import Rows
 
 __all__ = ["MixtureSettings"]
@@ -104,6 +106,7 @@ class MixtureSettings:
                 f"n_factors={self.n_factors} is more than {n_features} features determine: at most "
                 f"{most_factors(n_features)}"
             )
+        refuse_too_large(self._kinds(n_features), min(sizes(self.n_components)), n_features)
         unbound = [of.name for of in tried if of.name not in BOUNDED]
         if self.eigenvalue_ratio is not None and unbound:
             raise ValueError(
@@ -159,6 +162,25 @@ class MixtureSettings:
         for name, given in (("trim", self.trim), ("prior", self.prior), ("eigenvalue_ratio", self.eigenvalue_ratio)):
             if given:
                 raise ValueError(f"{name}={given!r} needs all rows at once: use fit, or partial_fit without {name}")
+
+
+def refuse_too_large(kinds: Sequence[str], n_components: int, n_features: int) -> None:
+    """Raise if the covariances of a family, and the factors that densities are computed with, find no room.
+
+    Raises
+    ------
+    ValueError
+        Before any of it is asked for.
+    """
+    room = machine_bytes()
+    for kind in kinds:
+        needed = 2 * 8 * math.prod(family(kind).shape_of(n_components, n_features))
+        if needed > room:
+            raise ValueError(
+                f"{kind} covariances of {n_features:,} features take {told_bytes(needed)} for "
+                f"{n_components} component{'s' if n_components > 1 else ''}, and this machine has {told_bytes(room)}; "
+                "use covariance_type='diag', or fewer features, such as principal components"
+            )
 
 
 def _moments(rows: Rows) -> tuple[float, Floats, Floats]:
