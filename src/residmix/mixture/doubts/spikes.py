@@ -61,22 +61,40 @@ def spikes(
     if of.shared or params.n_components == 1:
         return []
     K, d = params.means.shape
-    full, rows = params.full_covariances(), params.weights * total
+    rows = params.weights * total
     # the typical component counts, not one on far rows, however wide
     usual = np.ones(K, dtype=bool) if far is None or far.all() else ~far
-    pooled = np.tensordot(np.where(usual, params.weights, 0.0) / params.weights[usual].sum(), full, 1)
-    scale = np.sqrt(np.where(np.diag(pooled) > 0, np.diag(pooled), 1.0))
-    values, vectors = np.linalg.eigh(pooled / scale / scale[:, None])
-    white = vectors / scale[:, None] / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
-    variances, axes = np.linalg.eigh(white.T @ full @ white)
-    narrowest = np.sqrt(np.maximum(variances[:, 0], 0.0))
+    shares = np.where(usual, params.weights, 0.0) / params.weights[usual].sum()
+    least, more = (_along_features if of.diagonal else _along_axes)(params, shares, 0.0 if ridge is None else ridge)
+    narrowest = np.sqrt(np.maximum(least, 0.0))
     few = rows <= FEW * of.rows_needed(d)
     equal = narrowest < EQUAL
-    if ridge is not None and equal.any():
-        along = axes[:, :, 0] @ white.T
-        more = ((along @ ridge) * along if np.ndim(ridge) == 2 else along**2 * ridge).sum(axis=1)
-        equal &= variances[:, 0] - more <= OWN * more
+    if ridge is not None:
+        equal &= least - more <= OWN * more
     spiky = (few & (narrowest < NARROW)) | equal
     if far is not None:
         spiky &= ~far
     return [int(k) for k in np.flatnonzero(spiky)]
+
+
+def _along_axes(params: MixtureParams, shares: Floats, ridge: float | Floats) -> tuple[Floats, Floats]:
+    """Return each component's least variance in units of the typical one, and what `ridge` is of it."""
+    full = params.full_covariances()
+    pooled = np.tensordot(shares, full, 1)
+    scale = np.sqrt(np.where(np.diag(pooled) > 0, np.diag(pooled), 1.0))
+    values, vectors = np.linalg.eigh(pooled / scale / scale[:, None])
+    white = vectors / scale[:, None] / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
+    variances, axes = np.linalg.eigh(white.T @ full @ white)
+    along = axes[:, :, 0] @ white.T
+    more = ((along @ ridge) * along if np.ndim(ridge) == 2 else along**2 * ridge).sum(axis=1)
+    return variances[:, 0], more
+
+
+def _along_features(params: MixtureParams, shares: Floats, ridge: float | Floats) -> tuple[Floats, Floats]:
+    """Return the same where the axes are those of the features, without a matrix of d x d."""
+    own = np.broadcast_to(params.family.diagonals(params.covariances), params.means.shape)
+    pooled = shares @ own
+    unit = np.where(pooled > 0, pooled, 1e-12)
+    place = np.argmin(own / unit, axis=1)
+    added = np.broadcast_to(np.diag(ridge) if np.ndim(ridge) == 2 else ridge, unit.shape)
+    return own[np.arange(len(own)), place] / unit[place], added[place] / unit[place]
