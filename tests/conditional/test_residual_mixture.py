@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from sklearn.base import clone
+from sklearn.linear_model import LinearRegression
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import residmix as rm
@@ -408,3 +410,32 @@ def test_missing_features_are_refused_before_anything_is_computed_from_them(miss
         for source in (table, rm.scan(tmp_path / "x.parquet")):
             with pytest.raises(ValueError, match=r"X contains NaN: row \d, column 'x\d'"):
                 rm.ResidualMixture(2, formula="m", features=["x0", "x1"], **options).fit(source, sample_weight="w")
+
+
+def test_as_a_step_of_a_pipeline_it_hands_on_its_residuals():
+    table, features = penguins(), ["bill_length_mm", "body_mass_g"]
+    model = rm.ResidualMixture(2, formula="C(sex)", features=features, random_state=0)
+    left = model.fit_transform(table)
+    np.testing.assert_array_equal(left, model.residuals(table))
+    np.testing.assert_array_equal(left, model.transform(table))
+    male = (table["sex"] == "male").to_numpy()
+    assert np.abs(left[male].mean(axis=0) - left[~male].mean(axis=0)).max() < 1e-9 * table[features].std().max()
+    step = make_pipeline(clone(model), LinearRegression())
+    step.fit(table, male)
+    assert step.score(table, male) < 1e-9  # nothing linear is left of sex; the control sees it
+    assert LinearRegression().fit(table[features], male).score(table[features], male) > 0.15
+    framed = model.set_output(transform="pandas").transform(table)
+    assert list(framed) == features and list(framed.index) == list(table.index)
+    with pytest.raises(ValueError, match="set_output"):
+        model.transform(table, out=np.empty_like(left))
+
+
+def test_transform_takes_metadata_apart_and_arrays_to_write_to():
+    X, site, _ = two_sites(0.7, 0, n=300)
+    model = rm.ResidualMixture(2, random_state=0)
+    left = model.fit_transform(X.astype(np.float32), metadata=site)
+    assert left.dtype == np.float32
+    out = np.empty_like(X)
+    assert model.fit(X, metadata=site).transform(X, metadata=site, out=out) is out
+    np.testing.assert_array_equal(out, model.residuals(X, metadata=site))
+    np.testing.assert_allclose(left, out, atol=1e-4)

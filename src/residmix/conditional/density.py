@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -30,6 +31,7 @@ from residmix.mixture.robust.tails import expected
 from residmix.moments.affine import Affine
 from residmix.moments.inference import removed_degrees
 from residmix.removal.residualizer import Residualizer
+from residmix.removal.transformer import refuse_frames
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 from residmix.sources.open import as_table
@@ -55,7 +57,7 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
     return np.where(np.isnan(x), whole, x)
 
 
-class ConditionalDensity(AfterFitGiven, MixtureFit):
+class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
     """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
 
     gating: str
@@ -159,6 +161,41 @@ class ConditionalDensity(AfterFitGiven, MixtureFit):
             problem = Problem.of(self._params, n_rows=rows.n_rows)
             function = ExpectedEffect(problem, self._to_residual, self._common)
         return delivered(rows, function, self.residualizer_.features_, out)
+
+    def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return what :meth:`residuals` does, (n, d), so that a model is a step of a pipeline: what follows sees no
+        effect of the metadata. After ``set_output(transform="pandas")`` it is a frame with the features' names.
+
+        Parameters
+        ----------
+        X, metadata, out
+            As in `residuals`.
+
+        Examples
+        --------
+        >>> import residmix as rm
+        >>> from sklearn.decomposition import PCA
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from residmix.data import penguins
+        >>> table, features = penguins(), ["bill_length_mm", "body_mass_g"]
+        >>> model = rm.ResidualMixture(3, formula="C(sex)", features=features, random_state=0)
+        >>> make_pipeline(model, PCA(1)).fit_transform(table).shape
+        (333, 1)
+        """
+        check_is_fitted(self)
+        if out is not None:
+            refuse_frames(self)
+        return self.residuals(X, metadata=metadata, out=out)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Return the names of the features, which are also the names of what `transform` gives."""
+        check_is_fitted(self)
+        return np.asarray(self.residualizer_.features_, dtype=object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
 
     def z_scores(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         r"""Return :math:`\Phi^{-1}(F_j(x_j \mid m))`, (n, d): how far out each value lies, in normal deviates.

@@ -282,6 +282,10 @@ class ResidualMixture(ConditionalFit):
         """Fit, and return the most probable component of each row (n,)."""
         return self.fit(X, metadata=metadata, sample_weight=sample_weight).predict(X, metadata=metadata)
 
+    def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and return the residuals of the same rows (n, d), as :meth:`transform` does."""
+        return self.fit(X, metadata=metadata, sample_weight=sample_weight).transform(X, metadata=metadata)
+
     def _keep(self, state: State, n_rows: int) -> None:
         params, to_residual = state.params, self._to_residual
         assert params.coef is not None
