@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from residmix import GaussianMixture, ResidualMixture
-from residmix.errors import DegenerateComponentWarning, MissingCodeWarning
+from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, noting
+from residmix.mixture.doubts import hints
+from residmix.rows.rows import ArrayRows
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -107,3 +109,21 @@ def test_a_constant_share_follows_a_stream_that_drifts():
             model.partial_fit(X)
         off[forgetting] = np.abs(np.sort(model.means_[:, 0]) - [5.9, 10.9]).max()
     assert off[0.5] < 0.5 < 2 < off[None]
+
+
+def test_columns_without_far_values_are_not_looked_at_one_by_one(rng, monkeypatch):
+    x = rng.normal(size=(60, hints.AT_ONCE + 500))
+    x[:5, 1200], x[3, 7], x[:4, 9] = -999.0, np.nan, 1e6
+    one_by_one = [(j, found) for j in range(x.shape[1]) if (found := hints._codes(x[:, j]))]
+    looked, codes = [], hints._codes
+
+    def counted(column):
+        looked.append(column)
+        return codes(column)
+
+    monkeypatch.setattr(hints, "_codes", counted)
+    with noting() as notes, pytest.warns(MissingCodeWarning):
+        hints.tell_of_codes(ArrayRows(x))
+    told = [(own["column"], [(own["value"], own["rows"])]) for own in notes[0]["figures"]["values"]]
+    assert told == one_by_one and len(told) == 2
+    assert len(looked) < 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ LOOKED_AT = 10_000
 REPEATED = 3
 SPREADS = 10.0
 RANGES = 2.0
+AT_ONCE = 1024  # columns whose quantiles are taken together
 # Values, rows and components that a message names.
 SHOWN = 10
 
@@ -64,7 +65,7 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
         x = x[block.weight > 0]
     share = rows.n_rows / max(block.n_rows, 1)
     found: list[dict[str, Any]] = []
-    for j in range(x.shape[1]):
+    for j in _perhaps_coded(x):
         for value, times in _codes(x[:, j]):
             name = j if names is None else str(names[j])
             found.append({"column": name, "value": value, "rows": round(times * share)})
@@ -86,6 +87,20 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
             kind="overflow",
             rows=beyond,
         )
+
+
+def _perhaps_coded(x: NDArray[np.float64]) -> Iterator[int]:
+    """Yield the columns in which a value lies far outside: most have none, and are told so many at a time."""
+    for start in range(0, x.shape[1], AT_ONCE):
+        some = x[:, start : start + AT_ONCE]
+        odd = np.ones(some.shape[1], dtype=bool)
+        finite = np.isfinite(some).all(axis=0)
+        if len(x) and finite.any():
+            known = some[:, finite]
+            low, middle, high = np.quantile(known, (0.1, 0.5, 0.9), axis=0)
+            near = known.min(axis=0) >= middle - SPREADS * (middle - low)
+            odd[finite] = ~(near & (known.max(axis=0) <= middle + SPREADS * (high - middle)))
+        yield from (start + np.flatnonzero(odd)).tolist()
 
 
 def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:

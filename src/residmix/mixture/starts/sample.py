@@ -104,8 +104,7 @@ class Sample:
             inside = np.ones(len(x), dtype=bool)
         of = family(covariance_type)
         # few rows are whitened to the corners of a simplex, all as far apart
-        few = len(x) < 100 * x.shape[1] and len(np.unique(x[inside], axis=0)) < FEW * (x.shape[1] + 1)
-        affine = of.affine and not few
+        affine = of.affine and not (len(x) < 100 * x.shape[1] and _distinct(x[inside]) < FEW * (x.shape[1] + 1))
         for _ in range(2):
             centre, to, back = _coordinates(x[inside], w[inside], middle, spread, affine, of.unit_free)
             y = _apply(x - centre, to)
@@ -177,6 +176,11 @@ def quantiles(values: Floats, w: Floats, shares: NDArray[np.float64]) -> Floats:
     order = np.argsort(values, kind="stable")
     sums = np.cumsum(w[order])
     return np.asarray(values[order[np.searchsorted(sums, shares * sums[-1])]])
+
+
+def _distinct(x: Floats) -> int:
+    """Return how many rows differ."""
+    return len({row.tobytes() for row in x + 0.0})  # which has no -0
 
 
 def _robust(x: Floats, w: Floats) -> tuple[Floats, Floats]:
