@@ -35,6 +35,7 @@ _HOMES = {
     "save": "persistence",
     "scan": "sources.open",
     "show_versions": "persistence.versions",
+    "stepwise": "conditional.stepwise",
 }
 _ROOMS = ("nn",)
 
@@ -65,11 +66,13 @@ __all__ = [
     "save",
     "scan",
     "show_versions",
+    "stepwise",
 ]
 
 if TYPE_CHECKING:
     from residmix import nn
     from residmix.conditional.residual_mixture import ResidualMixture
+    from residmix.conditional.stepwise import stepwise
     from residmix.diagnostics.association import association
     from residmix.diagnostics.clusters.differences import cluster_differences
     from residmix.diagnostics.confounding.confounder_test import confounder_test

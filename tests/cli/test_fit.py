@@ -271,3 +271,19 @@ def test_options_that_an_eraser_has_no_use_for_are_refused(run, file):
     assert "-k 3 has no meaning with --erase linear" in refused("--formula", "sex", "--erase", "linear", "-k", 3)
     assert "takes one number of components" in refused("--formula", "sex", "--erase", "full", "-k", "1:3")
     assert "sex=...,year=..." in refused("--formula", "sex + year", "--erase", "full", "--reference", "male")
+
+
+def test_terms_are_chosen_step_by_step(run, file, tmp_path):
+    done = run("fit", file, "--formula", "C(sex) + year", "--features", FEATURES, "-k", 1, "--stepwise", "-o",
+               tmp_path / "m")  # fmt: skip
+    model = rm.load(tmp_path / "m")
+    found = model.selection_
+    assert set(found["formula"]) >= {"C(sex) + year", "C(sex)", "year"}
+    assert model.formula == found["formula"][found["bic"].index(min(found["bic"]))]
+    assert f"models: {model.formula}, constant weights, shared effects" in done.stderr
+
+
+def test_covariances_by_a_factor_are_asked_for(run, file, tmp_path):
+    run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", 1, "--covariance-by", "sex", "-o",
+        tmp_path / "m", "-q")  # fmt: skip
+    assert rm.load(tmp_path / "m").group_covariances_.shape == (2, 1, 4, 4)

@@ -60,6 +60,10 @@ __all__ = ["fit", "run"]
         help="Whether components have the same effects, or each its own.",
     ),
     click.option(
+        "--stepwise", is_flag=True,
+        help="Choose the formula's terms, --joint's weights and --effects by --criterion, one step at a time.",
+    ),
+    click.option(
         "--covariance-by", metavar="FACTOR",
         help="A factor of the formula at whose levels components have covariances of their own.",
     ),
@@ -152,7 +156,7 @@ def run(data: str, chosen: SimpleNamespace) -> None:
         if chosen.moments_only:
             fit_sums(model, source.table, chosen)
         else:
-            model.fit(source.table)
+            model = _fitted(model, source, chosen)
     seconds = time.perf_counter() - began
     model.notes_ = notes  # what was left out belongs to what the fit has to tell, here and in the file
     _write_model(model, source, chosen)
@@ -165,6 +169,18 @@ def run(data: str, chosen: SimpleNamespace) -> None:
     _describe(model, source, chosen)
 
 
+def _fitted(model: Any, source: Data, chosen: SimpleNamespace) -> Any:
+    """Return the fitted model, or the one that is chosen step by step."""
+    if not chosen.stepwise:
+        return model.fit(source.table)
+    from residmix.conditional.stepwise import stepwise
+
+    found = stepwise(model, source.table)
+    tried = len(dict.fromkeys(zip(*(found.selection_[name] for name in ("formula", "gating", "effects")), strict=True)))
+    say(chosen.quiet, f"chosen of {tried} models: {found.formula}, {found.gating} weights, {found.effects} effects")
+    return found
+
+
 def _check_options(chosen: SimpleNamespace) -> None:
     check_sums(chosen)
     check_erasing(chosen)
@@ -172,6 +188,10 @@ def _check_options(chosen: SimpleNamespace) -> None:
         raise click.UsageError("--effects says how metadata act on components: give --formula")
     if chosen.covariance_by is not None and chosen.formula is None:
         raise click.UsageError("--covariance-by names a factor of the formula: give --formula")
+    if chosen.stepwise and (chosen.formula is None or chosen.components == 0 or chosen.checkpoint is not None):
+        raise click.UsageError(
+            "--stepwise chooses terms of a mixture's formula: give --formula and -k, and no --checkpoint"
+        )
     if chosen.resume and chosen.checkpoint is None:
         raise click.UsageError("--resume goes on from a checkpoint: name it with --checkpoint")
     if chosen.fail_if_left is not None and chosen.formula is None:

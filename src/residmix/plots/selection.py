@@ -60,9 +60,10 @@ def plot_selection(model: Any, criterion: str | None = None, *, ax: Axes | None 
     order = sorted(dict.fromkeys(families), key=lambda own: np.min(values[(families == own) & finite], initial=np.inf))
     ax = axes(ax, figsize=(4.8, 3.4))
     for k, own in enumerate(order[:MOST_FAMILIES]):
-        here = (families == own) & finite
-        place = np.argsort(sizes[here], kind="stable")
-        ax.plot(sizes[here][place], values[here][place], color=colour(k), marker=marker(k), linestyle=DASHES[k],
+        here = np.flatnonzero((families == own) & finite)
+        here = here[np.lexsort((values[here], sizes[here]))]
+        here = here[np.unique(sizes[here], return_index=True)[1]]  # the best of each size, where formulas differ too
+        ax.plot(sizes[here], values[here], color=colour(k), marker=marker(k), linestyle=DASHES[k],
                 markersize=5, linewidth=1.3, label=name(own))  # fmt: skip
     ax.plot(sizes[best], values[best], "o", markersize=13, fillstyle="none", color=INK, markeredgewidth=1.4)
     whole_numbers(ax)

@@ -113,6 +113,7 @@ def _refuse_mixture(chosen: SimpleNamespace) -> None:
     """Raise for options of a mixture where none is asked for."""
     given = {
         "--joint": chosen.joint,
+        "--stepwise": chosen.stepwise,
         "--covariance-by": chosen.covariance_by,
         "--effects": chosen.effects != "shared",
         "--factors": chosen.factors,

@@ -1,0 +1,186 @@
+"""Which metadata a mixture given metadata needs, and how they act on it: chosen step by step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import product
+from numbers import Integral
+from typing import Any
+
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from residmix.conditional.residual_mixture import ResidualMixture
+from residmix.design.formula.parser import parse_formula
+from residmix.errors import check_arguments, unnoted
+
+__all__ = ["stepwise"]
+
+# A term as the names of its factors; a state as terms, gating and effects.
+Term = frozenset[str]
+State = tuple[frozenset[Term], str, str]
+
+
+def stepwise(
+    model: ResidualMixture,
+    X: Any,
+    *,
+    metadata: Any = None,
+    sample_weight: ArrayLike | None = None,
+    gating: Sequence[str] = ("constant", "metadata"),
+    effects: Sequence[str] = ("shared", "by-component"),
+    max_steps: int = 50,
+) -> ResidualMixture:
+    r"""Choose the terms of a mixture's formula, its gate and its effects by the criterion, one step at a time.
+
+    From the model as it is, the steps are: a term of its formula less; a term that isn't there any more, again; the
+    weights depending on the metadata or not; effects shared or by component. The one that lowers the criterion most is
+    taken, until none lowers it. A term stays as long as an interaction has it; the factor of `covariance_by` stays.
+
+    Parameters
+    ----------
+    model : ResidualMixture
+        Not changed. Its formula has all terms that may be chosen; n_components and covariance_type may be lists, which
+        are searched at each step. `criterion` is "bic", "icl" or "aic".
+    X, metadata, sample_weight
+        As for :meth:`residmix.ResidualMixture.fit`.
+    gating, effects : sequence of str
+        What may be chosen; one value each to keep it.
+    max_steps : int, default=50
+
+    Returns
+    -------
+    ResidualMixture
+        Fitted, its formula, gating and effects those chosen; formula is "1" if no term is worth its parameters.
+        `selection_` has all fits, with the columns formula, gating and effects before the usual ones.
+
+    Raises
+    ------
+    ValueError
+        Without a formula, or for a criterion that takes other rows into account.
+
+    Notes
+    -----
+    Gate and effects have the same terms. Warnings of fits that aren't chosen aren't shown; those of the chosen one are
+    in its `notes_`.
+
+    References
+    ----------
+    Murphy and Murphy (2020), "Gaussian parsimonious clustering models with covariates and a noise component", Adv. Data
+    Anal. Classif. 14:293 (stepwise choice of covariates by BIC).
+
+    Examples
+    --------
+    >>> import residmix as rm
+    >>> from residmix.data import penguins
+    >>> table = penguins()
+    >>> features = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"]
+    >>> model = rm.ResidualMixture(1, formula="C(sex) + year", features=features)
+    >>> chosen = rm.stepwise(model, table, gating=["constant"], effects=["shared"])
+    >>> chosen.formula, len(chosen.selection_["bic"])
+    ('C(sex) + year', 3)
+    """
+    check_arguments("stepwise", max_steps=([Interval(Integral, 1, None, closed="left")], max_steps))
+    for name, values, known in (("gating", gating, GATES), ("effects", effects, EFFECTS)):
+        for value in values:
+            check_arguments("stepwise", **{name: ([StrOptions(set(known))], value)})
+    if model.formula is None:
+        raise ValueError("stepwise chooses terms of a formula, and the model has none; give all that may be chosen")
+    if model.criterion == "cv":
+        raise ValueError('stepwise chooses by "bic", "icl" or "aic"; the model has criterion="cv"')
+    return _Steps(model, (X, metadata, sample_weight), tuple(gating), tuple(effects)).run(max_steps)
+
+
+GATES, EFFECTS = ("constant", "metadata"), ("shared", "by-component")
+
+
+class _Steps:
+    """Fits so far, by state."""
+
+    def __init__(
+        self, model: ResidualMixture, data: tuple[Any, Any, Any], gating: tuple[str, ...], effects: tuple[str, ...]
+    ) -> None:
+        self.model, self.data, self.gating, self.effects = model, data, gating, effects
+        self.terms = {frozenset(f.text for f in term): term for term in parse_formula(str(model.formula))}
+        self.features: Any = model.features
+        self.fits: dict[State, ResidualMixture] = {}
+
+    def run(self, max_steps: int) -> ResidualMixture:
+        model = self.model
+        first = model.gating if model.gating in self.gating else self.gating[0]
+        own = model.effects if model.effects in self.effects else self.effects[0]
+        state = self._plain(frozenset(self.terms), first, own)
+        value = self._value(state)
+        for _ in range(max_steps):
+            tried = {step: self._value(step) for step in self._steps(state)}
+            best = min(tried, key=lambda step: tried[step], default=state)
+            if not tried or not tried[best] < value:
+                break
+            state, value = best, tried[best]
+        chosen = self.fits[state]
+        chosen.set_params(n_components=model.n_components)  # a list of one while it was tried
+        chosen.selection_ = self._table()
+        return chosen
+
+    def _plain(self, terms: frozenset[Term], gating: str, effects: str) -> State:
+        """Return a state; without terms there's nothing that weights or effects could depend on."""
+        return (terms, gating, effects) if terms else (terms, GATES[0], EFFECTS[0])
+
+    def _steps(self, state: State) -> Iterator[State]:
+        terms, gating, effects = state
+        kept = self.model.covariance_by
+        for term in self.terms:
+            if term in terms:
+                held = any(term < other for other in terms)
+                by = kept is not None and any(kept in factor.columns() for factor in self.terms[term])
+                if not held and not by:
+                    yield self._plain(terms - {term}, gating, effects)
+            elif all(part in terms for part in self.terms if part < term):
+                yield terms | {term}, gating, effects
+        for gate, own in product(self.gating, self.effects):
+            # one of the two at a time
+            if terms and (gate == gating) != (own == effects):
+                yield terms, gate, own
+
+    def _value(self, state: State) -> float:
+        if state not in self.fits:
+            self.fits[state] = self._fitted(state)
+        found = self.fits[state].selection_
+        return float(min(found[self.model.criterion]))
+
+    def _fitted(self, state: State) -> ResidualMixture:
+        terms, gating, effects = state
+        X, metadata, weight = self.data
+        model: ResidualMixture = clone(self.model)
+        size = model.n_components
+        model.set_params(
+            formula=self._formula(terms),
+            gating=gating,
+            effects=effects,
+            features=self.features,
+            # so that each fit tells its criteria
+            n_components=[size] if isinstance(size, Integral) else size,
+        )
+        with warnings.catch_warnings(), unnoted():
+            warnings.simplefilter("ignore")
+            model.fit(X, metadata=metadata, sample_weight=weight)
+        if metadata is None and self.features is None:
+            # metadata that a later formula leaves out don't become features
+            self.features = list(model.residualizer_.features_)
+        return model
+
+    def _formula(self, terms: frozenset[Term]) -> str:
+        return " + ".join(":".join(f.text for f in self.terms[term]) for term in self.terms if term in terms) or "1"
+
+    def _table(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for (terms, gating, effects), model in self.fits.items():
+            found = model.selection_
+            for _ in found["bic"]:
+                for name, value in (("formula", self._formula(terms)), ("gating", gating), ("effects", effects)):
+                    columns.setdefault(name, []).append(value)
+            for name, values in found.items():
+                columns.setdefault(name, []).extend(values)
+        return columns
