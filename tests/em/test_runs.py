@@ -218,8 +218,35 @@ def test_spare_starts_are_run_as_long_as_those_before_them_do_not_satisfy():
     def ran(enough):
         spare = lambda i, ended: i >= 2 and max(state.params for state in ended) >= enough  # noqa: E731
         ended = run_starts(Iterations(), lambda: [1, 2, 3, 4], run, failure=ValueError, spare=spare)
-        return [state.params for state in ended]
+        return [state.params for state, _ in ended]
 
     assert ran(2) == [1, 2]
     assert ran(3) == [1, 2, 3]
     assert ran(9) == [1, 2, 3, 4]
+
+
+def test_components_lost_in_one_run_are_not_those_of_the_next_nor_after_a_resume(tmp_path):
+    class Iterations:
+        revived: list = []
+
+    em = Iterations()
+
+    def run(i, start, callback):
+        if i == 0 or em.revived:
+            em.revived.append([i])
+        if stop and i == 1:
+            callback(EMState(start, (0.0,)))
+            em.revived.append(["lost after what was written"])
+            raise KeyboardInterrupt
+        return EMState(start, (float(i),))
+
+    options = {"failure": ValueError, "path": tmp_path / "x.ckpt"}
+    stop = False
+    whole = run_starts(em, lambda: [1, 2, 3], run, **options)
+    assert [revived for _, revived in whole] == [[[0]], [], []]
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        run_starts(em, lambda: [1, 2, 3], run, **options)
+    stop = False
+    again = run_starts(em, lambda: [1, 2, 3], run, **options)
+    assert [revived for _, revived in again] == [[[0]], [], []]

@@ -34,8 +34,8 @@ class Journal:
         Of the runs that are over; None where it failed.
     running : EMState or None
         Of the one that is under way.
-    revived : list
-        Components re-seeded so far: how often decides whether it's done again.
+    revived : list of list
+        Components re-seeded in each run so far: how often decides whether it's done again in the same run.
     """
 
     fingerprint: str
@@ -84,8 +84,10 @@ def run_starts(
     path: str | os.PathLike[str] | None = None,
     fingerprint: str = "",
     spare: Callable[[int, list[EMState[Any]]], bool] = lambda i, ended: False,
-) -> list[EMState[Any]]:
-    """Run EM from every start; with a `path`, go on where a fit that was stopped had come to, bit for bit.
+) -> list[tuple[EMState[Any], list[Any]]]:
+    """Run EM from every start; return how each ended that didn't fail, and which components were re-seeded in it.
+
+    With a `path`, go on where a fit that was stopped had come to, bit for bit.
 
     Parameters
     ----------
@@ -111,17 +113,20 @@ def run_starts(
     journal = None if path is None or not Path(path).exists() else _read(path, fingerprint)
     if journal is None:
         journal = Journal(fingerprint, tuple(starts()))
-    em.revived[:] = journal.revived
     raised: Exception | None = None
 
     def keep(state: EMState[Any] | None) -> None:
-        journal.running, journal.revived = state, list(em.revived)
+        journal.running = state
+        journal.revived[-1:] = [list(em.revived)]
         if path is not None:
             write(journal, path)
 
     for i in range(len(journal.ended), len(journal.starts)):
         if journal.running is None and spare(i, [state for state in journal.ended if state is not None]):
             break
+        if journal.running is None:
+            journal.revived.append([])
+        em.revived[:] = journal.revived[-1]
         begin = journal.starts[i] if journal.running is None else journal.running
         try:
             journal.ended.append(run(i, begin, None if path is None else keep))
@@ -131,7 +136,9 @@ def run_starts(
         keep(None)
     if path is not None:
         Path(path).unlink(missing_ok=True)
-    ended = [state for state in journal.ended if state is not None]
+    # a journal of an earlier version may count fewer runs
+    revived = [[]] * (len(journal.ended) - len(journal.revived)) + journal.revived
+    ended = [(state, lost) for state, lost in zip(journal.ended, revived, strict=False) if state is not None]
     if not ended:
         raise raised or failure("every start failed before the fit was resumed; fit again without the checkpoint")
     return ended

@@ -164,10 +164,11 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         ended = run_starts(em, begin, run, failure=failure, path=path, fingerprint=fingerprint, spare=spare)
         self._weight_seen = em.total or float(em.rows.n_rows)
         clean = []
-        if len(ended) > 1 and all(state.converged for state in ended):
-            clean = [state for state in ended if not spiky(state)]
+        if len(ended) > 1 and all(state.converged for state, _ in ended):
+            clean = [(state, revived) for state, revived in ended if not spiky(state)]
         # the first of equals, so that more starts never change a result they don't improve
-        return max(clean or ended, key=lambda state: state.log_likelihood)
+        state, em.revived[:] = max(clean or ended, key=lambda one: one[0].log_likelihood)
+        return state
 
     def _has_tails(self) -> bool:
         special = bool(self.noise or self.trim) or self.distribution == "t" or self._restraint is not None
