@@ -1,5 +1,7 @@
 """Transports: what a forest reads is gone, clusters and protected columns stay, and everything can be undone."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.metrics import r2_score, roc_auc_score
 
 import residmix as rm
+from residmix.anndata import from_anndata
 from residmix.errors import CertificateWarning
 
 ROWS = 4000
@@ -199,3 +202,21 @@ def test_pure_noise_gains_nothing(rng):
     noise = noise.sample(frac=1, random_state=0).reset_index(drop=True)
     moved = rm.Eraser("C(site)", method="full", n_components=1).fit(noise[:2000]).transform(noise)
     assert reads(moved[2000:], (noise["site"] == "B").to_numpy()[2000:]) < 0.55
+
+
+def test_clusters_arrays_and_anndata_give_what_one_table_does(sites):
+    dd, anndata = pytest.importorskip("dask.dataframe"), pytest.importorskip("anndata")
+    table = sites[0][:900]
+    eraser = rm.Eraser("C(site)", method="spread")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CertificateWarning)  # one Gaussian isn't enough, which doesn't matter here
+        expected = eraser.fit(table).transform(table)
+        parts = dd.from_pandas(table, npartitions=3)
+        assert np.array_equal(rm.Eraser("C(site)", method="spread").fit(parts).transform(parts), expected)
+        x, site = table[["x", "y", "z"]].to_numpy(), table[["site"]]
+        arrays = rm.Eraser("C(site)", method="spread").fit(x, metadata=site)
+        assert np.array_equal(arrays.transform(x, metadata=site), expected)
+        adata = anndata.AnnData(x, obs=site.set_index(np.arange(len(x)).astype(str)))
+        rows = from_anndata(adata, "C(site)")
+        assert np.array_equal(rm.Eraser("C(site)", method="spread").fit(rows).transform(rows), expected)
+    assert np.abs(arrays.inverse_transform(expected, metadata=site) - x).max() < 1e-8
