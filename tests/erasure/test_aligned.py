@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
-from residmix.erasure.transport.aligned import aligned
+from residmix.erasure.transport.aligned import aligned, find_groups
 from residmix.erasure.transport.groups import kept_patterns
 from residmix.erasure.transport.transport import fit_transport
 
@@ -44,6 +44,17 @@ def test_aligned_groups_have_the_same_mean_and_covariance_and_come_back(drawn):
     )
     found = np.linalg.slogdet(jacobian.transpose(1, 0, 2))[1]
     np.testing.assert_allclose(fitted.log_slope(a[:9]), found, atol=1e-6)
+
+
+def test_groups_are_found_by_all_their_columns_and_others_are_none(rng):
+    a = rng.integers(0, 2, size=(500, 6)).astype(float)
+    columns = np.array([0, 2, 5])
+    patterns = kept_patterns(a, columns)
+    found = find_groups(a, columns, patterns)
+    np.testing.assert_array_equal(patterns[found], a[:, columns])
+    a[3, 2] = 0.5
+    assert find_groups(a, columns, patterns)[3] == len(patterns) == 8
+    assert (find_groups(a, columns[:0], kept_patterns(a, columns[:0])) == 0).all()  # without any, all are one
 
 
 def test_it_does_not_depend_on_units_and_mixing_of_the_features(rng, drawn):

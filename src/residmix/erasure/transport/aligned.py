@@ -80,10 +80,18 @@ class Aligned:
 
 def find_groups(a: Floats, columns: NDArray[np.intp], patterns: Floats) -> NDArray[np.intp]:
     """Return the group of each design row (n,); G for none."""
-    distinct, inverse = np.unique(a[:, columns], axis=0, return_inverse=True)
-    place = {pattern.tobytes(): g for g, pattern in enumerate(patterns)}
-    known = np.array([place.get(row.tobytes(), len(patterns)) for row in distinct], dtype=np.intp)
-    return known[inverse.reshape(-1)]
+    values, none = a[:, columns], len(patterns)
+    if not none:
+        return np.full(len(a), none, dtype=np.intp)
+    # a number for each row, of which equal rows have equal ones to the bit: much quicker than to sort rows
+    factor = np.random.default_rng(0).uniform(1.0, 2.0, len(columns))
+    keys = [np.zeros(len(rows)) for rows in (values, patterns)]
+    for j, f in enumerate(factor):
+        keys = [key + f * rows[:, j] for key, rows in zip(keys, (values, patterns), strict=True)]
+    order = np.argsort(keys[1], kind="stable")
+    place = np.searchsorted(keys[1][order], keys[0]).clip(max=none - 1)
+    found = order[place]
+    return np.where((patterns[found] == values).all(axis=1), found, none)
 
 
 def _turned(rows: Floats, maps: Floats, group: NDArray[np.intp]) -> Floats:
@@ -133,7 +141,9 @@ def aligned(
         forth, unforth = _roots(white)
         turn[g] = unroot @ unforth @ root * (unit / unit[:, None])
         back[g] = unroot @ forth @ root * (unit / unit[:, None])
-    return Aligned(columns, patterns, centre, mean[:n_removed], coef[:n_removed], spread, turn, back)
+    return Aligned(
+        columns, patterns, centre, mean[:n_removed], np.ascontiguousarray(coef[:n_removed]), spread, turn, back
+    )
 
 
 def _least_squares(design: Floats, x: Floats, weight: Floats) -> Floats:

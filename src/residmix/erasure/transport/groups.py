@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from residmix.conditional.coordinates import ToResidual
-from residmix.conditional.given import located, weighed
+from residmix.conditional.given import located, orthonormal, weighed
 from residmix.conditional.residual_mixture import ResidualMixture
 from residmix.erasure.transport.aligned import find_groups
 from residmix.erasure.transport.along import Along, along
 from residmix.erasure.transport.rosenblatt import Mixtures
 from residmix.errors import unnoted
 from residmix.mixture.params import MixtureParams
+from residmix.rows.block import Block
 from residmix.rows.sampled import evenly
 
 __all__ = ["ByGroup", "common_labels", "fit_groups", "joint_rows", "kept_patterns", "log_normal", "normalised"]
@@ -86,9 +87,15 @@ class ByGroup:
 
     def base(self, a: Floats) -> tuple[Floats, Floats]:
         """Return log weights (n, K) and means (n, K, d), in v, of the joint mixture."""
-        K = self.params.n_components
-        means = [located(self.to_residual, self.params, np.full(len(a), k), a, ()) for k in range(K)]
-        return weighed(self.to_residual, self.params, a), np.stack(means, axis=1) @ self.basis
+        u, params = orthonormal(self.to_residual, a), self.params
+        affine = replace(self.to_residual.affine, sign=1)
+        means = []
+        for k in range(params.n_components):
+            where = np.broadcast_to(params.means[k], (len(a), params.means.shape[1]))
+            if params.coef is not None and params.n_design:
+                where = where + u @ np.ascontiguousarray(params.coef[k] if params.by_component else params.coef)
+            means.append(affine(Block(0, np.ascontiguousarray(where), a, ())) @ self.basis)
+        return weighed(self.to_residual, params, a), np.stack(means, axis=1)
 
     def at(self, a: Floats) -> Mixtures:
         """Return the mixture of each design row (n, q)."""
@@ -205,7 +212,8 @@ def _telling(to_residual: ToResidual, params: MixtureParams, a: Floats) -> Float
     white = solve_triangular(root, away.T, lower=True).T
     vectors = np.linalg.eigh((white * weights[:, None]).T @ white)[1][:, ::-1]
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(d)])
-    return np.asarray(solve_triangular(root.T, vectors * signs, lower=False))
+    # in the order that it has when it is read from a file, so that products are the same to the bit
+    return np.ascontiguousarray(solve_triangular(root.T, vectors * signs, lower=False))
 
 
 def common_labels(

@@ -43,6 +43,16 @@ class Mixtures:
     group: NDArray[np.intp]
     spread: Floats
 
+    def repeated(self, n: int) -> Mixtures:
+        """Return the mixture of the first row for each of n rows."""
+        return Mixtures(
+            np.repeat(self.log_weights[:1], n, axis=0),
+            np.repeat(self.means[:1], n, axis=0),
+            self.factors,
+            np.repeat(self.group[:1], n),
+            np.repeat(self.spread[:1], n, axis=0),
+        )
+
     def groups(self) -> list[tuple[Floats, NDArray[np.intp]]]:
         """Return the factors (K, d, d) of each group that has rows, and these."""
         present = np.unique(self.group)

@@ -69,8 +69,11 @@ class Transport:
 
     def _laws(self, a: Floats) -> tuple[Mixtures, Mixtures]:
         """Return the mixtures of the rows' own metadata and of the reference."""
-        own, referred = self.by_group.at(a), self._referred(a)
+        own = self.by_group.at(a)
+        alike = self.n_removed == a.shape[1]  # then all rows have one target
+        referred = self._referred(a[:1] if alike else a)
         target = self.by_group.at(referred) if self.profile else self.by_group.average(referred)
+        target = target.repeated(len(a)) if alike else target
         return own, replace(target, log_weights=own.log_weights) if self.keeps_shares else target
 
     def plain(self, n_rows: int | None) -> bool:
@@ -102,7 +105,8 @@ class Transport:
         return self.aligned.into(x, a) @ self.by_group.basis
 
     def _out_of(self, v: Floats, a: Floats) -> Floats:
-        return self.aligned.out_of(np.linalg.solve(self.by_group.basis.T, v.T).T, a)
+        u: Floats = np.linalg.solve(self.by_group.basis.T, v.T).T.astype(np.float64, order="C")
+        return self.aligned.out_of(u, a)
 
     def labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
         """Return the most probable component of each row given its metadata, (n,)."""
