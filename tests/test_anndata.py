@@ -186,7 +186,7 @@ def test_genes_are_found_by_their_names(tmp_path):
         model.transform(ra.from_anndata(adata[:, 1:].copy(), "batch"))
     np.testing.assert_allclose(model.transform(X, metadata=obs), adata.layers["residual"], atol=1e-12)
     counts = anndata.AnnData(np.round(X * 3).astype(int), obs=obs.copy(), var=pd.DataFrame(index=names))
-    with pytest.warns(LeakageWarning, match=r"few-valued features \('gene"):
+    with pytest.warns(LeakageWarning, match=r"features with repeated values \('gene"):
         ra.residualize(counts, "batch")
     twice = adata.copy()
     twice.var_names = ["gene"] * 20  # names that tell nothing apart

@@ -116,7 +116,7 @@ def test_a_file_that_finds_no_room_is_an_oserror_with_path_and_bytes_and_the_old
     # a limit of the process stands in for a full disk, which a test can't have everywhere
     run = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
     assert "OSError" in run.stdout
-    assert "the file needs 6,400,000 bytes, and what was there before is kept" in run.stdout
+    assert "the file needs 6,400,000 bytes, and the existing file is kept" in run.stdout
     assert str(path) in run.stdout
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.parquet"]

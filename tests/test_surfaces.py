@@ -37,7 +37,7 @@ def test_every_model_writes_its_report(models, kind, rows, tmp_path):
 def test_plot_shows_components_or_levels(models):
     assert len(models["mixture"].plot().patches) == 3
     assert models["residualizer"].plot(penguins()).get_yticklabels()[0].get_text() == "female (165)"
-    with pytest.raises(ValueError, match="pass X"):
+    with pytest.raises(ValueError, match="needs X"):
         models["residualizer"].plot()
 
 

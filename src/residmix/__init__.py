@@ -1,4 +1,4 @@
-"""Take out what the metadata explains; model what is left as a mixture of Gaussians.
+"""Remove the effects of metadata from features; model the residuals as a mixture of Gaussians.
 
 Public names load on first use (Scientific Python SPEC 1), so that ``import residmix`` is quick.
 """

@@ -96,7 +96,7 @@ def residualize(
     key: str = "residual",
     **options: Any,
 ) -> Residualizer:
-    """Take out of the features what `formula` explains; write the residuals into `adata`.
+    """Remove the effects of `formula` from the features; write the residuals into `adata`.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def mixture(
     key: str = "residmix",
     **options: Any,
 ) -> ResidualMixture:
-    """Fit a mixture to what `formula` leaves of the features; write the components into `adata`.
+    """Remove the effects of `formula`, fit a mixture to the residuals, and write the components into `adata`.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def mixture(
 
 
 def read_h5ad(path: Any, *, layer: str | None = None, basis: str | None = None) -> tuple[Table, tuple[str, ...]]:
-    """Return an .h5ad file as one table with the columns of ``obs`` and of the matrix, and the names of the latter.
+    """Return an .h5ad file as one table, with the columns of ``obs`` and of the matrix, and the names of the features.
 
     The matrix is read a block of rows at a time. Columns of an embedding are called ``X_pca_0``, ``X_pca_1``, ...
 
@@ -256,12 +256,15 @@ def read_h5ad(path: Any, *, layer: str | None = None, basis: str | None = None) 
     matrix = _matrix(adata, layer, basis)
     known = _names(adata, matrix, basis)
     if known is None and basis is None:
-        raise ValueError(f"{str(path)!r} has genes of the same name; call adata.var_names_make_unique() and write it")
+        raise ValueError(
+            f"{str(path)!r} has several genes of the same name; call adata.var_names_make_unique() and "
+            "write the file again"
+        )
     names = [f"{basis}_{j}" for j in range(matrix.shape[1])] if known is None else [str(name) for name in known]
     obs = adata.obs
     for name in names:
         if name in obs:
-            raise ValueError(f"{name!r} is a column of obs and a feature of {str(path)!r}; rename one")
+            raise ValueError(f"{name!r} is both a column of obs and a feature in {str(path)!r}; rename one")
     rows = int(max(256, BATCH_BYTES // (8 * max(matrix.shape[1], 1))))
 
     def batches() -> Iterator[Any]:
@@ -283,12 +286,12 @@ def write_h5ad(
     layer: str | None = None,
     basis: str | None = None,
 ) -> None:
-    """Write an .h5ad file as it is, with residuals or components beside what it holds.
+    """Write a copy of an .h5ad file with residuals or components added.
 
     Parameters
     ----------
     source, path : path
-        What is read and what is written, under a temporary name first.
+        The file to read and the file to write.
     residual : ndarray (n, d), optional
         Goes to ``layers["residual"]``, or with `basis` to ``obsm[basis + "_residual"]``.
     labels : ndarray (n,), optional
@@ -366,19 +369,19 @@ def _matrix(adata: Any, layer: str | None, basis: str | None) -> Any:
                 raise ValueError(f"there is no {kind} {name!r}{did_you_mean(name, known)}; there are: {there}")
             return known[name]
     if adata.X is None:
-        raise ValueError("adata.X is empty; name a layer or a basis")
+        raise ValueError("adata.X is empty; set layer= or basis=")
     return adata.X
 
 
 def _names(adata: Any, matrix: Any, basis: str | None) -> Any:
-    """Return what the features are called: genes by their names, if these tell them apart, embeddings by none."""
+    """Return the names of the features: those of the genes if they are unique, none for embeddings."""
     if basis is not None:
         return getattr(matrix, "columns", None)
     return adata.var_names if adata.var_names.is_unique else None
 
 
 def _of_all_features(residual: Any, model: Residualizer, names: Any, n_features: int) -> Any:
-    """Return residuals with a column for each feature of the matrix, NaN for those that weren't asked for."""
+    """Return residuals with a column for each feature of the matrix, NaN for features that weren't selected."""
     residual = np.asarray(residual)
     known = [f"x{j}" for j in range(n_features)] if names is None else [str(name) for name in names]
     if list(map(str, model.features_)) == known:

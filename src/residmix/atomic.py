@@ -30,14 +30,14 @@ _SWEPT: set[tuple[int, str]] = set()
 def atomic_path(path: str | os.PathLike[str], n_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
-    What killed processes left behind in the folder is removed first.
+    Temporary files left in the folder by killed processes are removed first.
 
     Parameters
     ----------
     path : path
         A symbolic link is followed: the file that it points to is replaced.
     n_bytes : int, optional
-        What the file will need, for the message if there's no room.
+        Size of the file, for the error if the disk is full.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def atomic_path(path: str | os.PathLike[str], n_bytes: int | None = None) -> Ite
 
 @contextmanager
 def scratch_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
-    """Yield a new folder for the files of a moment, and remove it; what a killed process left, the next one removes.
+    """Yield a new temporary folder, and remove it; the next process removes folders of killed ones.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _told(error: OSError, path: str | os.PathLike[str], n_bytes: int | None) -> 
     """Return an error that names the file, what went wrong, and how much room was needed."""
     reason = os.strerror(error.errno) if error.errno in _FULL else error.strerror or str(error)
     needs = "" if n_bytes is None else f"; the file needs {n_bytes:,} bytes"
-    kept = ", and what was there before is kept" if needs else "; what was there before is kept"
+    kept = ", and the existing file is kept" if needs else "; the existing file is kept"
     return type(error)(error.errno or errno.EIO, f"{reason}{needs}{kept}", os.fspath(path))
 
 

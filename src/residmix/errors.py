@@ -1,4 +1,4 @@
-"""The package's own warnings, the notes that a fit keeps of them, and the checks and wording that errors share."""
+"""Warnings and errors of the package, the notes that a fit keeps, and shared checks."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ _BETWEEN = frozenset({"residmix", "sklearn", "joblib", "torch"})
 
 
 class ResidmixWarning(UserWarning):
-    """Base class of everything that residmix warns about."""
+    """Base class of all warnings of residmix."""
 
 
 class BelowChanceWarning(ResidmixWarning):
-    """A held-out probe scores below chance, which in-sample residuals cause and which isn't perfect removal."""
+    """A held-out probe scores below chance: an artefact of in-sample residuals, not a sign of perfect removal."""
 
 
 class CollinearityWarning(ResidmixWarning):
-    """Columns of the design are aliased, or what is removed and what is preserved can't be told apart."""
+    """Columns of the design are aliased (linearly dependent)."""
 
 
 class EntangledEffectsWarning(CollinearityWarning):
-    """What is removed and what is preserved are nearly collinear: the canonical correlation is above 0.95."""
+    """Removed and preserved effects are nearly collinear: the canonical correlation is above 0.95."""
 
 
 class DesignWarning(ResidmixWarning):
-    """The design asks much of the data, or is perhaps not what was meant."""
+    """The design may not be what was meant, or is hard to estimate from the data."""
 
 
 class ManyColumnsWarning(DesignWarning):
@@ -83,31 +83,31 @@ class RareLevelWarning(ResidmixWarning):
 
 
 class LeakageWarning(ResidmixWarning):
-    """Residuals let a learner read the metadata back."""
+    """A decision tree can predict the metadata from the residuals."""
 
 
 class CertificateWarning(ResidmixWarning):
-    """An erasing transport doesn't hold on rows that it hasn't seen."""
+    """An `Eraser` fails its check on held-out rows."""
 
 
 class DeadComponentWarning(ResidmixWarning):
-    """A mixture component lost its rows and was re-seeded or could not be revived."""
+    """A mixture component lost all its rows, and was re-seeded or dropped."""
 
 
 class DegenerateComponentWarning(ResidmixWarning):
-    """A mixture component sits on a few rows that are all but equal, where the likelihood has no upper bound."""
+    """A mixture component sits on a few nearly equal rows, where the likelihood is unbounded."""
 
 
 class MissingCodeWarning(ResidmixWarning):
-    """A value repeats far outside all others, as codes for missing values do, or is too large to be squared."""
+    """A value repeats far outside all others (perhaps a code for missing values), or its square overflows."""
 
 
 class DiscreteTargetWarning(ResidmixWarning):
-    """A density is asked of a target whose values repeat, where a density has no upper bound."""
+    """A density is fitted to a target with repeated values, where densities are unbounded."""
 
 
 class CollapsedScaleWarning(ResidmixWarning):
-    """Many predicted standard deviations sit at their lower bound."""
+    """Many predicted standard deviations are at their lower bound."""
 
 
 class ScaleWarning(ResidmixWarning):
@@ -140,10 +140,10 @@ _LISTENING: ContextVar[tuple[list[Note], ...]] = ContextVar("residmix_notes", de
 
 
 def warn(message: str, category: type[Warning], *, kind: str | None = None, **figures: Any) -> None:
-    """Warn at the line that called the package, and keep the same as a note of the fit that is under way.
+    """Warn at the line that called the package, and keep the message as a note of the current fit.
 
-    The line is the innermost one that is neither ours nor of a library between. How many frames lie between depends on
-    the way taken (scikit-learn wraps methods, a Pipeline calls them), so a fixed number would point into a library.
+    The warning points at the innermost line that is in neither this package nor a library. A fixed stacklevel would
+    point into a library, since scikit-learn wraps methods and a Pipeline calls them.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def warn(message: str, category: type[Warning], *, kind: str | None = None, **fi
     kind : str, optional
         Of the note. Default: the category's name without "Warning", in small letters with hyphens.
     **figures
-        What the message counts or names, as plain values.
+        Numbers and names in the message, as plain values.
     """
     if kind is None:
         kind = re.sub(r"(?<!^)(?=[A-Z])", "-", category.__name__.removesuffix("Warning")).lower()
@@ -168,7 +168,7 @@ _LOCK = threading.Lock()
 
 
 def warn_once(message: str, category: type[Warning], *, kind: str) -> None:
-    """Warn, but of each kind once a process, whatever threads find at the same time."""
+    """Warn, but only once per kind and process, also with several threads."""
     with _LOCK:
         if kind in _ONCE:
             return
@@ -177,7 +177,7 @@ def warn_once(message: str, category: type[Warning], *, kind: str) -> None:
 
 
 def note(kind: str, message: str, **figures: Any) -> None:
-    """Keep a note of the fit that is under way, without a warning; a second one of the same words is left out."""
+    """Add a note to the current fit, without a warning; repeated notes are left out."""
     told = {"kind": kind, "message": message, "figures": figures}
     for notes in _LISTENING.get():
         if all(told["message"] != other["message"] for other in notes):
@@ -186,7 +186,7 @@ def note(kind: str, message: str, **figures: Any) -> None:
 
 @contextmanager
 def noting() -> Iterator[list[Note]]:
-    """Collect the notes of what happens inside; they go to those that listen outside as well."""
+    """Collect the notes made inside the block; outer collectors get them as well."""
     found: list[Note] = []
     token = _LISTENING.set((*_LISTENING.get(), found))
     try:
@@ -197,7 +197,7 @@ def noting() -> Iterator[list[Note]]:
 
 @contextmanager
 def unnoted(category: type[Warning] = Warning) -> Iterator[None]:
-    """Keep warnings and notes of a fit inside a fit to itself: of a fold, a refit, a start that isn't kept."""
+    """Suppress warnings and notes of an inner fit: of a fold, a refit, a start that isn't kept."""
     token = _LISTENING.set(())
     try:
         with warnings.catch_warnings():
@@ -208,7 +208,7 @@ def unnoted(category: type[Warning] = Warning) -> Iterator[None]:
 
 
 def keeps_notes(method: F) -> F:
-    """Give an estimator `notes_`: what its fit had to tell, empty if nothing.
+    """Give an estimator `notes_`: a list of the notes of its fit.
 
     Methods whose name begins with "fit" begin a new list; others (`partial_fit`, `merge`, `adapt`) add to it.
     """
@@ -233,9 +233,9 @@ def require_extra(module: str, extra: str, purpose: str) -> MissingExtraError:
 
 
 def check_arguments(caller: str, **arguments: tuple[list[Any], Any]) -> None:
-    """Raise ValueError unless each argument, (constraints, value), meets one of scikit-learn's constraints.
+    """Raise unless each argument, given as (constraints, value), satisfies scikit-learn's constraints.
 
-    Of functions and methods; estimators check their parameters by `_parameter_constraints`, with the same words.
+    For functions and methods. Estimators use `_parameter_constraints`, with the same error texts.
 
     Examples
     --------
@@ -264,12 +264,12 @@ def check_number(
 ) -> None:
     """Raise unless `value` is a number with ``low <= value <= high``, or ``low < value`` when `above`.
 
-    Of what stands inside a parameter, such as a width in a list, which scikit-learn's constraints don't see.
+    For values inside a parameter, such as a width in a list, which scikit-learn's constraints don't check.
 
     Raises
     ------
     TypeError
-        If it is no number, or not a whole one when `integral`.
+        If it isn't a number, or isn't whole although `integral` is set.
     ValueError
         If it is out of range, or not finite.
 

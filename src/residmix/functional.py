@@ -1,4 +1,4 @@
-"""The main job in one call: arrays in, a dictionary of arrays out."""
+"""The main task in one call: arrays in, a dictionary of arrays out."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def mdn_residualize(
     random_state: Any = None,
     return_responsibilities: bool = False,
 ) -> dict[str, Any]:
-    r"""Take metadata out of features by least squares; model what is left as a mixture of Gaussians.
+    r"""Remove metadata from features by least squares; model the residuals as a mixture of Gaussians.
 
     .. math::
 
         [M\; 1]\,\beta \approx X, \qquad R = X - [M\; 1]\,\beta, \qquad
         R_i \sim \sum_k \pi_k N(\mu_k, \Sigma_k)
 
-    This is the two-stage estimate. Where metadata and clusters are correlated it removes clusters with the metadata;
-    :class:`residmix.ResidualMixture` with ``estimation="joint"`` and ``gating="metadata"`` doesn't.
+    This is the two-stage estimate. If metadata and clusters are correlated, it removes part of the clusters with the
+    metadata; :class:`residmix.ResidualMixture` with ``estimation="joint"`` and ``gating="metadata"`` doesn't.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def mdn_residualize(
     Returns
     -------
     dict
-        - ``beta`` (p + 1, d): coefficients, the intercept last; of least norm if the columns are collinear;
+        - ``beta`` (p + 1, d): coefficients, the intercept last; the minimum-norm solution if the columns are collinear;
         - ``residual`` (n, d), in the units of X and centred;
         - ``pi`` (K,), ``mu`` (K, d), ``sigma`` (K, d, d): weights, means, covariances (full matrices for every
           covariance type);

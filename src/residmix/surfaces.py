@@ -1,4 +1,4 @@
-"""What fitted estimators show of themselves. Pictures and pages stand above them, and are looked up by name."""
+"""Summaries, reports and plots of fitted estimators. Reports and plots are imported when they are used."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Shown:
         path : path
             An HTML page; or the same as JSON, if it ends in ``.json``.
         X, metadata : optional
-            Rows to describe the model on, as for `fit`. Without them the report holds what the model itself knows.
+            Rows to evaluate the model on, as for `fit`. Without them the report has only what the model stores.
         reference : str, optional
             A column to compare the components with.
         """
@@ -58,20 +58,20 @@ class Shown:
     def plot(self, X: Any = None, *, metadata: Any = None, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the components (:func:`residmix.plot_components`), or without any, the levels of the metadata.
 
-        The latter is :func:`residmix.plot_levels`, which needs rows. `options` are those of either.
+        The latter is :func:`residmix.plot_levels`, which needs rows. `options` go to that function.
         """
         if hasattr(self, "means_"):
             return _surface("plots.components", "plot_components")(self, X, metadata=metadata, ax=ax, **options)
         if X is None:
-            raise ValueError("the picture shows rows before and after: pass X, the rows of the fit")
+            raise ValueError("plot needs X, the rows of the fit, to show them before and after")
         return _surface("plots.levels", "plot_levels")(self, X, metadata=metadata, ax=ax, **options)
 
 
 class SummaryOfMixture(Shown):
-    """The same of a mixture, with its summary."""
+    """Reports, pictures and the summary of a mixture."""
 
     def summary(self) -> Summary:
-        """Return what was found as text: components with weights and means, and how the fit ended."""
+        """Return a text with the components, their weights and means, and how the fit ended."""
         return _surface("report.text", "mixture_text")(self)
 
     def tidy(self) -> pd.DataFrame:

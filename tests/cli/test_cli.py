@@ -136,7 +136,7 @@ def test_the_data_are_never_overwritten_even_when_forced(files):
     before = (files / "p.csv").read_bytes()
     for option in ("--output", "--report"):
         result = run("fit", files / "p.csv", *OPTIONS, option, files / "p.csv", "--force", code=1)
-        assert "is one of the files that are read" in result.stderr
+        assert "is one of the input files" in result.stderr
     assert (files / "p.csv").read_bytes() == before
 
 

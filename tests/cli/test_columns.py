@@ -154,7 +154,7 @@ def test_no_complete_row_is_an_error_that_names_the_columns(run, table, tmp_path
     table["v00"] = np.where(np.arange(len(table)) % 2, np.nan, table["v00"])
     table["v01"] = np.where(np.arange(len(table)) % 2, table["v01"], np.nan)
     message = fitted(run, table, tmp_path / "t.csv", "--drop-missing", code=1).stderr
-    assert "no row is complete: missing are v00 (60), v01 (60)" in message
+    assert "no row is complete; missing values: v00 (60), v01 (60)" in message
 
 
 class Counted(str):

@@ -101,7 +101,7 @@ def spread(tmp_path, rng):
 def test_what_a_held_out_probe_still_reads_is_in_the_first_line_the_alerts_and_the_exit_status(run, spread, tmp_path):
     report = ("--report", tmp_path / "r.html", "--force")
     result = run("fit", spread, "--formula", "site", "-k", 1, *report)
-    assert "a forest still reads site (AUC .9" in result.stdout.splitlines()[0]
+    assert "a forest still predicts site (AUC .9" in result.stdout.splitlines()[0]
     assert "--scale" in result.stdout.splitlines()[1]
     summary = json.loads(run("fit", spread, "--formula", "site", "-k", 1, "--json", *report).stdout)
     (alert,) = summary["alerts"]
@@ -109,7 +109,7 @@ def test_what_a_held_out_probe_still_reads_is_in_the_first_line_the_alerts_and_t
     assert alert["figures"]["after"] > 0.9
     assert "AUC" in run("fit", spread, "--formula", "site", "-k", 1, "--fail-if-left", 0.7, "-q", code=1).stderr
     passed = run("fit", spread, "--formula", "site", "--scale", "--fail-if-left", 0.7)
-    assert "nothing is left above AUC 0.7" in passed.stderr
+    assert "no held-out probe has an AUC above 0.7" in passed.stderr
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_a_linear_probe_that_succeeds_is_said_to(run, tmp_path, rng):
     table["high"] = np.where(z**2 > 1, "yes", "no")  # u2 tells it, the formula takes out a line of z only
     table.drop(columns="high").to_parquet(tmp_path / "t.parquet")
     result = run("fit", tmp_path / "t.parquet", "--formula", "z", "-k", 1, "--report", tmp_path / "r.html")
-    assert "forest still reads z" in result.stdout.splitlines()[0]
+    assert "forest still predicts z" in result.stdout.splitlines()[0]
 
 
 def test_scale_and_shrinkage_harmonize_without_a_mixture(run, spread, tmp_path):
@@ -177,11 +177,11 @@ def test_a_checkpoint_is_only_gone_on_from_when_told(run, file, tmp_path):
     kept = tmp_path / "c"
     kept.write_bytes(b"something")
     options = ("fit", file, "--formula", "C(sex)", "--features", FEATURES, "--checkpoint", kept)
-    assert "--resume goes on from it" in run(*options, code=1).stderr
+    assert "use --resume to continue from it" in run(*options, code=1).stderr
     assert kept.read_bytes() == b"something"
     kept.unlink()
     run(*options, "--resume", "-q")
-    assert "name it with --checkpoint" in run("fit", file, "--formula", "C(sex)", "--resume", code=2).stderr
+    assert "--resume needs --checkpoint" in run("fit", file, "--formula", "C(sex)", "--resume", code=2).stderr
 
 
 @pytest.mark.slow
@@ -215,13 +215,13 @@ def test_ctrl_c_is_status_130_and_the_checkpoint_leads_to_the_same_model(tmp_pat
 @pytest.mark.parametrize(
     ("options", "code", "told"),
     [
-        (("--preserve", "C(species)"), 2, "give --formula"),
-        (("--fail-if-left", 0.6), 2, "give --formula"),
+        (("--preserve", "C(species)"), 2, "need --formula"),
+        (("--fail-if-left", 0.6), 2, "needs --formula"),
         (("-k", 0), 2, "nothing to do"),
-        (("--formula", "C(sex)", "-k", "many"), 2, "no number of components"),
+        (("--formula", "C(sex)", "-k", "many"), 2, "not a number of components"),
         (("--formula", "C(sex)", "--layer", "raw"), 2, "is for .h5ad files"),
         (("--formula", "C(sex)", "--labels", "{}/l.txt"), 1, "must end in .parquet"),
-        (("--formula", "C(sex)", "-k", 0, "--labels", "{}/l.csv"), 2, "give -k"),
+        (("--formula", "C(sex)", "-k", 0, "--labels", "{}/l.csv"), 2, "needs components; set -k"),
         (("--formula", "C(sex)", "--family", "fulll"), 1, "did you mean 'full'"),
         (("--formula", "species", "--joint", "--preserve", "C(sex)"), 1, "joint"),
     ],
@@ -266,10 +266,10 @@ def test_options_that_an_eraser_has_no_use_for_are_refused(run, file):
     def refused(*options):
         return run("fit", file, "--features", FEATURES, *options, code=2).stderr
 
-    assert "give --formula" in refused("--erase", "full")
-    assert "--scale has no meaning with --erase" in refused("--formula", "sex", "--erase", "full", "--scale")
-    assert "-k 3 has no meaning with --erase linear" in refused("--formula", "sex", "--erase", "linear", "-k", 3)
-    assert "takes one number of components" in refused("--formula", "sex", "--erase", "full", "-k", "1:3")
+    assert "--erase needs --formula" in refused("--erase", "full")
+    assert "--scale doesn't work with --erase" in refused("--formula", "sex", "--erase", "full", "--scale")
+    assert "-k 3 doesn't work with --erase linear" in refused("--formula", "sex", "--erase", "linear", "-k", 3)
+    assert "needs a single number of components" in refused("--formula", "sex", "--erase", "full", "-k", "1:3")
     assert "sex=...,year=..." in refused("--formula", "sex + year", "--erase", "full", "--reference", "male")
 
 

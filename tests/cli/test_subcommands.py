@@ -68,7 +68,7 @@ def test_sample_draws_a_row_for_each_row_of_metadata(run, place):
     expected, labels = model.sample(metadata=penguins()[["sex"]])
     np.testing.assert_allclose(drawn[FEATURES], expected, rtol=1e-12)
     np.testing.assert_array_equal(drawn["component"], labels)
-    assert "conditional on sex" in run("sample", place / "m", "-n", 3, "-o", place / "x.csv", code=2).stderr
+    assert "with the columns sex" in run("sample", place / "m", "-n", 3, "-o", place / "x.csv", code=2).stderr
 
 
 def test_sample_of_a_model_without_metadata_takes_a_number(run, place):

@@ -86,7 +86,7 @@ def test_errors_are_those_of_fits_to_new_draws(gated):
 @pytest.mark.slow
 def test_errors_with_a_gate_need_rows():
     model = fitted(table(gated=True), gating="metadata")
-    with pytest.raises(AttributeError, match="weights depend on metadata: call standard_errors"):
+    with pytest.raises(AttributeError, match="weights depend on metadata; call standard_errors"):
         model.standard_errors_  # noqa: B018
 
 

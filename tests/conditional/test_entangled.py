@@ -27,7 +27,7 @@ def fit(share):
 
 
 def test_sites_of_one_cluster_each_are_told():
-    with pytest.warns(EntangledEffectsWarning, match="fit alike"):
+    with pytest.warns(EntangledEffectsWarning, match="can't be separated from the components"):
         model = fit(1.0)
     told = [note for note in model.notes_ if note["kind"] == "entangled-effects"]
     assert told and told[0]["figures"]["bic_of_one"] < told[0]["figures"]["bic"]

@@ -255,7 +255,7 @@ def test_threads_and_repetition_give_the_same_bits(monkeypatch):
 def test_a_warm_start_of_another_model_is_refused(changed, message):
     X, site, _ = two_sites(0.7, 0, n=300)
     model = rm.ResidualMixture(2, warm_start=True, random_state=0).fit(X, metadata=site)
-    with pytest.raises(ValueError, match=f"warm_start goes on from .*{message}.*clone"):
+    with pytest.raises(ValueError, match=f"warm_start continues .*{message}.*clone"):
         model.set_params(**changed).fit(X, metadata=site)
 
 

@@ -101,7 +101,7 @@ def test_missing_metadata_is_an_error_that_counts_it(column):
     first, count = (3, "2 missing values") if column == "age" else (5, "1 missing value")
     for use in (lambda: fit(frame, column), lambda: fit(table(), column).matrix(frame)):
         with pytest.raises(
-            ValueError, match=rf"'{column}' has {count} \(the first in row {first}\); give missing='mean'"
+            ValueError, match=rf"'{column}' has {count} \(the first in row {first}\); set missing='mean'"
         ):
             use()
 
@@ -143,7 +143,7 @@ def test_missing_as_indicator_has_an_effect_of_its_own():
 
 def test_missing_levels_that_fit_never_saw_follow_the_rule_for_unseen_levels():
     gaps = pd.DataFrame({"site": [None, "ulm"]})
-    with pytest.raises(ValueError, match="fit saw none, so there is no level"):
+    with pytest.raises(ValueError, match="had none in fit, so they have no level"):
         fit(table(), "site", missing="indicator").matrix(gaps)
     result = fit(table(), "site", missing="indicator", on_unknown="mean").matrix(gaps)
     assert (result.dense[0] == 0.25).all() and result.unknown.tolist() == [True, False]
@@ -186,7 +186,7 @@ def test_an_unknown_column_is_an_error_with_a_suggestion():
 
 
 def test_text_where_numbers_are_needed_is_an_error():
-    with pytest.raises(TypeError, match=r"log\(site\) needs numbers, and metadata column 'site' holds text"):
+    with pytest.raises(TypeError, match=r"log\(site\) needs numbers, but metadata column 'site' holds text"):
         fit(table(), "log(site)")
     with pytest.raises(TypeError, match="'age' must hold numbers, and holds 'old'"):
         fit(table(), "age").matrix(pd.DataFrame({"age": ["old", "young"]}))
@@ -221,15 +221,15 @@ def test_a_function_that_leaves_the_numbers_is_an_error_with_the_row():
         ("bs(age, df='4')", "df must be a whole number"),
         ("bs(age, df=5, knots=[1])", "df or knots, not both"),
         ("bs(age, knots=['a'])", "knots must be a list of numbers"),
-        ("bs(age, extrapolation='guess')", "extrapolation is 'clip'"),
+        ("bs(age, extrapolation='guess')", "extrapolation must be 'clip'"),
         ("bs(age, lower_bound=10, upper_bound=5)", "the lower bound 10 is above the upper bound 5"),
         ("cr(age)", "give df or knots"),
-        ("cr(one, df=5)", r"df=5 needs 6 distinct knots; the column's distinct values number 1"),
+        ("cr(one, df=5)", r"df=5 needs 6 distinct knots, but the column has 1 distinct values"),
         ("poly(smoke, 2)", "degree 2 needs more than 2 distinct values"),
         ("poly(one, 1)", "degree 1 needs more than 1 distinct values, and there are 1"),
-        ("bs(poly(age, 2), df=4)", "the argument has 2 columns; one is needed"),
-        ("C(site, contrast='b')", "contrast is contr.treatment"),
-        ("C(site, levels=['ulm'])", "holds 'bonn', which C.site, levels=.'ulm'.. doesn't list"),
+        ("bs(poly(age, 2), df=4)", "the argument has 2 columns, but must have one"),
+        ("C(site, contrast='b')", "contrast must be contr.treatment"),
+        ("C(site, levels=['ulm'])", "holds 'bonn', which is not among the levels of C.site, levels=.'ulm'.."),
         ("C(site, contr.treatment('bon'))", "no such level - did you mean 'bonn'"),
     ],
 )  # fmt: skip
@@ -239,7 +239,7 @@ def test_options_that_make_no_sense_are_errors(formula, message):
 
 
 def test_integer_codes_that_enter_as_a_number_are_warned_of():
-    told = r"'run' holds only 3 distinct integers .* write C\(run\)"
+    told = r"'run' holds only 3 distinct integers .* Write C\(run\)"
     for codes in (
         table(),
         table().assign(run=lambda f: f.run.astype(float)),
@@ -259,7 +259,7 @@ def test_codes_in_an_array_are_warned_of_however_the_rows_are_cut():
     codes[:, 1] += np.linspace(0.0, 0.9, 1200)
     for chunks in ([codes], [codes[:7], codes[7:500], codes[500:]]):
         for kind in (codes.dtype, np.float32):
-            with pytest.warns(DesignWarning, match=r"'m0' holds only 3 distinct integers .* write C\(m0\)"):
+            with pytest.warns(DesignWarning, match=r"'m0' holds only 3 distinct integers .* Write C\(m0\)"):
                 fit_design(lambda chunks=chunks, kind=kind: iter([chunk.astype(kind) for chunk in chunks]))
     fit_design(lambda: iter([codes[:, 1:]]))
     late = np.r_[np.zeros(300), np.arange(300.0)]  # codes as far as the first rows tell
@@ -273,9 +273,9 @@ def test_text_that_holds_numbers_or_dates_is_warned_of_with_the_remedy():
     age[7] = "unknown"
     days = pd.date_range("2020-01-01", periods=50).strftime("%d/%m/%Y").to_numpy().repeat(4)
     for values, told in (
-        (age, r"'age' is text that holds numbers: .* 1 of them not \('unknown'\).*to_numeric"),
-        (np.char.add(whole, ".5"), r"'age' is text that holds numbers: its 50 distinct values become 50 levels"),
-        (days, r"'age' is text that holds dates: its 50 distinct values become 50 levels"),
+        (age, r"'age' is text that holds numbers, .* 1 of them not \('unknown'\).*to_numeric"),
+        (np.char.add(whole, ".5"), r"'age' is text that holds numbers, so its 50 distinct values become 50 levels"),
+        (days, r"'age' is text that holds dates, so its 50 distinct values become 50 levels"),
     ):
         with pytest.warns(DesignWarning, match=told):
             fit(pd.DataFrame({"age": values}), "age")

@@ -213,7 +213,7 @@ def test_columns_of_arrays_can_be_named_in_formulas():
 
 def test_arrays_of_another_width_or_kind_are_refused():
     design = fit(np.zeros((5, 2)))
-    with pytest.raises(ValueError, match="has 3 columns, but fit saw 2"):
+    with pytest.raises(ValueError, match="has 3 columns, but it had 2 in fit"):
         design.matrix(np.zeros((5, 3)))
     with pytest.raises(TypeError, match="must hold numbers, not object"):
         fit(np.array([["a", 1.0]], dtype=object))
@@ -223,7 +223,7 @@ def test_arrays_of_another_width_or_kind_are_refused():
         fit(np.array(["2020-01-01"], dtype="datetime64[D]"))
     with pytest.raises(ValueError, match=r"\(n,\) or \(n, p\), not \(2, 2, 2\)"):
         fit(np.zeros((2, 2, 2)))
-    with pytest.raises(ValueError, match="fit saw a table with the columns 'age'"):
+    with pytest.raises(ValueError, match="in fit it was a table with the columns 'age'"):
         fit(table(), "age").matrix(np.zeros((5, 1)))
 
 
@@ -233,7 +233,7 @@ def test_without_metadata_the_design_is_empty():
     assert fit(table(), "1").matrix(table()).dense.shape == (300, 0)
     with pytest.raises(ValueError, match="needs metadata"):
         fit_design(None, formula="age")
-    with pytest.raises(ValueError, match="metadata is needed: the columns 'age'"):
+    with pytest.raises(ValueError, match="metadata is needed, with the columns 'age'"):
         fit(table(), "age").matrix(None, n_rows=3)
 
 
@@ -366,7 +366,7 @@ def test_a_column_without_any_value_is_refused(missing, dtype):
 def test_levels_that_are_numbers_here_and_text_there_are_told_so():
     table = pd.DataFrame({"k": np.tile([1, 2], 20), "x": np.arange(40.0)})
     model = rm.Residualizer("C(k)").fit(table)
-    with pytest.raises(ValueError, match=r"'1', '2', in 40 rows .* - fit saw int there, and this is str"):
+    with pytest.raises(ValueError, match=r"'1', '2', in 40 rows .*in fit this column held int, and here it holds str"):
         model.transform(table.assign(k=table["k"].astype(str)))
     assert np.array_equal(model.transform(table.assign(k=table["k"].astype(float))), model.transform(table))
 
@@ -376,7 +376,7 @@ def test_levels_that_are_numbers_here_and_text_there_are_told_so():
     [
         ([Decimal(k) for k in range(20)], "holds values of type Decimal; make them all numbers or text"),
         ([1, "a"] * 10, "mixes values of types int, str"),
-        (pd.period_range("2020", periods=20, freq="M"), r"holds period\[M\], which is neither numbers nor labels"),
+        (pd.period_range("2020", periods=20, freq="M"), r"holds period\[M\], which is neither a number nor text"),
         (np.arange(20) * 1j, "holds complex128, which is neither"),
     ],
     ids=["decimal", "mixed", "period", "complex"],

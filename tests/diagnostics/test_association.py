@@ -155,7 +155,7 @@ def test_in_sample_residuals_that_score_below_chance_are_warned_of_and_an_estima
     X = rng.normal(size=(90, 40))
     metadata = pd.DataFrame({"site": np.tile(["a", "b", "c"], 30)})
     residual = rm.Residualizer("site").fit_transform(X, metadata=metadata)
-    with pytest.warns(BelowChanceWarning, match=r"linear probe reads 'site' after with 0\.\d+, which is below chance"):
+    with pytest.warns(BelowChanceWarning, match=r"linear probe predicts 'site' after with 0\.\d+, below chance"):
         association(X, metadata, after=residual, n_permutations=99, max_rows=90)
     with warnings.catch_warnings():
         warnings.simplefilter("error", BelowChanceWarning)
@@ -169,7 +169,8 @@ def test_metadata_that_residuals_of_rounded_features_give_back_are_warned_of():
     metadata["group"] = rng.choice(["f", "m"], 600)
     residual = X - np.where(metadata.group == "f", 0.11, -0.11)[:, None]
     with pytest.warns(
-        LeakageWarning, match=r"'group' is easier to read after than before.*few-valued features: x0, x1, x2"
+        LeakageWarning,
+        match=r"'group' is easier to predict after than before.*features with repeated values: x0, x1, x2",
     ):
         association(X, metadata, formula="group", after=residual, n_permutations=99, max_rows=600, n_splits=3)
 
@@ -295,8 +296,8 @@ def test_the_same_seed_gives_the_same_table_and_the_table_prints():
     ("options", "message"),
     [
         ({"metadata": None}, "association needs metadata"),
-        ({"after": np.zeros((3, 4))}, "after has 3 rows and X has 40"),
-        ({"components": np.zeros(3, int)}, "components must be 40 integers"),
+        ({"after": np.zeros((3, 4))}, "after has 3 rows, but X has 40"),
+        ({"components": np.zeros(3, int)}, "components must be 40 non-negative integers"),
         ({"n_splits": 1}, r"'n_splits' parameter of association must be an int in the range \[2, 100\]"),
         ({"formula": "1"}, "names no metadata column"),
         ({"formula": "sight"}, "did you mean 'site'"),

@@ -143,8 +143,8 @@ def test_a_saved_model_gives_the_same_residuals(tmp_path):
     [
         ({"sight": "blup"}, "did you mean 'site'"),
         ({"site": "ridge"}, "must be 'blup', 'eb'"),
-        ({"age": "blup"}, "is no factor"),
-        ({"site": "blup", "age": "blup"}, "is no factor"),
+        ({"age": "blup"}, "needs a factor"),
+        ({"site": "blup", "age": "blup"}, "needs a factor"),
     ],
 )
 def test_what_cannot_be_shrunk_is_named(shrinkage, message):

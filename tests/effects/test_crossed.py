@@ -114,7 +114,7 @@ def test_weights_gaps_and_chunks_are_dealt_with():
 
 
 def test_what_is_no_factor_is_named():
-    with pytest.raises(ValueError, match="'age' is no factor but numeric"):
+    with pytest.raises(ValueError, match="needs a factor, but 'age' is numeric"):
         rm.Residualizer("site + age", shrinkage={"site": "blup", "age": "blup"}).fit(table()[["x0", "site", "age"]])
     with pytest.raises(ValueError, match="names no factor"):
         rm.Residualizer("site", shrinkage={}).fit(table()[["x0", "site"]])

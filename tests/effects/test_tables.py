@@ -100,7 +100,7 @@ def test_effects_of_a_factor_are_at_its_levels():
 def test_what_has_no_effect_of_its_own_is_told():
     data = table()
     model = rm.Residualizer("site + age + site:age").fit(data)
-    with pytest.raises(ValueError, match="no effect of 'age' alone: site:age depends on others as well"):
+    with pytest.raises(ValueError, match="no effect of 'age' alone: site:age uses other columns as well"):
         model.effect("age", at=[50])
     with pytest.raises(ValueError, match="no term uses it - did you mean 'age'"):
         rm.Residualizer("site + age").fit(data).effect("agee", at=[1])

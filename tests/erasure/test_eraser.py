@@ -330,7 +330,7 @@ def test_wrong_input_is_told():
         eraser.transform(X[:, :3])
     with pytest.raises(ValueError, match="needs metadata"):
         Eraser("site").fit(X)
-    with pytest.raises(ValueError, match="preserve needs something"):
+    with pytest.raises(ValueError, match="preserve= needs something"):
         Eraser(preserve="age").fit(X)
     with pytest.raises(ValueError, match="'missing' parameter of Eraser must be a str among"):
         Eraser(missing="drop").fit(X, metadata=labels)
@@ -350,7 +350,7 @@ def test_scikit_learn_estimator_checks(estimator, check):
 @pytest.mark.parametrize("metadata", [pd.DataFrame({"site": ["a"] * 50}), np.ones(50)], ids=["one level", "constant"])
 def test_metadata_that_do_not_vary_are_told(metadata):
     X = np.random.default_rng(20).normal(size=(50, 3))
-    with pytest.warns(DesignWarning, match=r"nothing is erased, because the metadata don't vary: '(site|m0)'"):
+    with pytest.warns(DesignWarning, match=r"nothing is erased, because these metadata are constant: '(site|m0)'"):
         eraser = Eraser().fit(X, metadata=metadata)
     assert_array_equal(eraser.transform(X), X)
 
@@ -363,5 +363,5 @@ def test_a_column_that_varies_by_its_rounding_alone_is_a_constant(rng):
     one = Eraser().fit(X, metadata=age).transform(X)
     both = Eraser().fit(X, metadata=np.column_stack([age, rounding])).transform(X)
     assert_allclose(both, one, atol=1e-9)
-    with pytest.warns(DesignWarning, match="the metadata don't vary"):
+    with pytest.warns(DesignWarning, match="metadata are constant"):
         Eraser().fit(X, metadata=rounding)

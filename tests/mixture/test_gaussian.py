@@ -109,15 +109,15 @@ def test_scores_check_their_weights_as_fits_do(weight, message):
 )
 def test_a_fit_goes_on_only_with_a_model_of_its_own_size_and_family(changed, columns):
     model = GaussianMixture(2, warm_start=True, random_state=0).fit(IRIS).set_params(**changed)
-    with pytest.raises(ValueError, match=r"warm_start goes on from .* means of shape \(2, 4\).*clone"):
+    with pytest.raises(ValueError, match=r"warm_start continues .* means of shape \(2, 4\).*clone"):
         model.fit(IRIS[:, :columns])
     if changed:
-        with pytest.raises(ValueError, match="partial_fit goes on from"):
+        with pytest.raises(ValueError, match="partial_fit continues the last fit"):
             model.partial_fit(IRIS)
 
 
 def test_an_iterator_that_can_be_read_once_is_refused_by_fit():
-    with pytest.raises(TypeError, match=r"give a callable .* or use partial_fit"):
+    with pytest.raises(TypeError, match=r"pass a function .* or use partial_fit"):
         GaussianMixture(2).fit(iter([IRIS[:100], IRIS[100:]]))
 
 

@@ -62,9 +62,9 @@ def test_labels_may_be_any_and_weights_count_rows():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"labels_init": [0, 1, 2] * 90}, "one label for each of the 272 rows; got 270"),
-        ({"labels_init": ["a"] * 272}, r"1 different labels \(a\), but n_components=2"),
-        ({"labels_init": [0, 1] * 136, "means_init": np.zeros((2, 2))}, "and so do weights_init"),
+        ({"labels_init": [0, 1, 2] * 90}, "one label for each of the 272 rows, but has 270"),
+        ({"labels_init": ["a"] * 272}, r"n_components=2 distinct labels, but has 1 \(a\)"),
+        ({"labels_init": [0, 1] * 136, "means_init": np.zeros((2, 2))}, "can't be combined with weights_init"),
     ],
 )
 def test_wrong_labels_are_one_clear_error(setting, message):

@@ -118,8 +118,8 @@ def test_an_engineer_with_embeddings_in_parquet(at, tables):
                 "clean.parquet", "--labels", "topics.parquet", "--report", "docs.html", "--json")  # fmt: skip
     summary = json.loads(result.stdout)
     assert summary["feature_names"] == [f"embedding[{j}]" for j in range(32)]
-    assert "a linear probe finds nothing now" in summary["verdict"]["headline"] or (
-        "find nothing of it now" in summary["verdict"]["headline"]
+    assert "a linear probe finds no association" in summary["verdict"]["headline"] or (
+        "find no association" in summary["verdict"]["headline"]
     )
     assert len(summary["selection"]) == 4
     clean = pd.read_parquet("clean.parquet")

@@ -240,7 +240,7 @@ def test_what_was_asked_for_wrongly_is_told_with_what_is_there(mixture, residual
         (lambda: rm.plot_levels(residualizer, table, "iland"), "did you mean 'island'"),
         (lambda: rm.plot_levels(residualizer, table, feature="mass"), "unknown feature 'mass'"),
         (lambda: rm.plot_components(mixture, stage="later"), "stage must be"),
-        (lambda: rm.plot_components(mixture, stage="before"), "pass X"),
+        (lambda: rm.plot_components(mixture, stage="before"), "needs X"),
         (lambda: rm.plot_selection(mixture), "no selection_"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -56,7 +56,7 @@ def test_rows_that_are_no_part_or_nearly_all_are_refused():
     # a row that is nearly all there is
     X[0] += 1e9
     model = rm.Residualizer("C(site) + age", check_leakage=False).fit(X, metadata=frame)
-    with pytest.raises(ValueError, match="fit the other rows anew"):
+    with pytest.raises(ValueError, match="call fit on the remaining rows"):
         model.forget(X[:1], metadata=frame[:1])
 
 
@@ -64,5 +64,5 @@ def test_rows_that_are_no_part_or_nearly_all_are_refused():
 def test_fits_that_need_more_than_moments_refuse():
     X, frame = rows()
     model = rm.Residualizer("C(site)", shrinkage="eb").fit(X, metadata=frame)
-    with pytest.raises(ValueError, match=r"sums by level|needs the rows"):
+    with pytest.raises(ValueError, match=r"sums by level|need all rows"):
         model.forget(X[:5], metadata=frame[:5])

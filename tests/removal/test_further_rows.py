@@ -32,7 +32,7 @@ def test_models_with_and_without_weights_merge():
 @pytest.mark.parametrize("kind", [rm.Residualizer, rm.Eraser])
 @pytest.mark.filterwarnings("ignore:there is no metadata")
 def test_metadata_that_come_with_some_of_the_parts_only_are_refused(kind):
-    with pytest.raises(ValueError, match=r"metadata= is given, but this .* was fitted without any"):
+    with pytest.raises(ValueError, match=r"metadata= is given, but this .* was fitted without it"):
         kind().partial_fit(X).partial_fit(X, metadata=AGE)
     for rows in (X, pd.DataFrame(X)):
         with pytest.raises(ValueError, match=r"metadata is needed: this .* was fitted with metadata="):

@@ -100,12 +100,12 @@ def test_groups_are_no_features_and_not_removed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cv": KFold(4), "groups": "subject"}, r"cv leaves rows of \d+ groups \(\d+\) in several folds"),
-        ({"cv": GroupKFold(4)}, "cv=GroupKFold needs groups: give groups="),
+        ({"cv": KFold(4), "groups": "subject"}, r"cv puts rows of \d+ groups \(\d+\) into several folds"),
+        ({"cv": GroupKFold(4)}, "cv=GroupKFold needs groups; set groups="),
         ({"cv": StratifiedKFold(4)}, "cv=StratifiedKFold needs a target"),
         ({"cv": GroupShuffleSplit(2), "groups": "subject"}, "every row in exactly one test set"),
-        ({"groups": "subjct"}, r"groups='subjct' is no metadata column.*did you mean"),
-        ({"groups": "subject", "residuals": "in-sample"}, "groups= are of folds"),
+        ({"groups": "subjct"}, r"groups='subjct' is not a metadata column.*did you mean"),
+        ({"groups": "subject", "residuals": "in-sample"}, "groups= needs residuals="),
     ],
 )
 def test_folds_that_cannot_be_are_refused(options, message):

@@ -54,8 +54,8 @@ def test_a_nested_factor_is_named_with_its_levels_and_the_factor_that_determines
     data.loc[data["subject"] == "s000", "family"] = "f999"
     told = (
         r"^200 levels of 'family' \('f\d+', 'f\d+', 'f\d+', 'f\d+' and 196 more\) are determined by 'subject', each "
-        r"level of which occurs with one level of 'family' only \(nested\): residuals don't depend on it, but effects "
-        r"of 'family' can't be told from those of 'subject'$"
+        r"level of which occurs with one level of 'family' only \(nested\): residuals aren't affected, but effects "
+        r"of 'family' can't be separated from those of 'subject'$"
     )
     with pytest.warns(CollinearityWarning, match=told):
         residual = Residualizer("subject + family", features=["x", "y"]).fit_transform(data)
@@ -87,9 +87,9 @@ def test_blocks_that_no_row_connects_are_told_by_their_levels():
     data.loc[first, "day"] = np.resize(["e1", "e2"], first.sum())  # at most 249 days are left, of more than 200
     with pytest.warns(
         CollinearityWarning,
-        match=r"^'day' and 'subject' fall into 2 parts that no row connects: 'e1', 'e2' of 'day' only occur with "
-        r"'s000', 's001', 's002', 's003' and 1 more of 'subject'\. Residuals don't depend on it, but effects of "
-        r"different parts don't compare$",
+        match=r"^'day' and 'subject' fall into 2 disconnected parts: 'e1', 'e2' of 'day' only occur with "
+        r"'s000', 's001', 's002', 's003' and 1 more of 'subject'\. Residuals aren't affected, but effects in "
+        r"different parts can't be compared$",
     ):
         residual = Residualizer("subject + day", features=["x", "y"]).fit_transform(data)
     _, expected = written_out(data.assign(age=0.0), ["subject", "day"])
@@ -119,7 +119,7 @@ def test_preserved_effects_that_subjects_nearly_hold_are_warned_of_with_the_cano
     moved = rng.permutation(len(data))[:40]
     data.loc[moved, "sick"] = 1.0 - data.loc[moved, "sick"]
     model = Residualizer("subject + age", preserve="sick + drug", features=["x", "y"])
-    with pytest.warns(EntangledEffectsWarning, match=r"nearly collinear: canonical correlation 0\.9686"):
+    with pytest.warns(EntangledEffectsWarning, match=r"nearly collinear \(canonical correlation 0\.9686"):
         model.fit(data)
     spaces = []
     for columns in ([data[["age"]], pd.get_dummies(data["subject"])], [data[["sick", "drug"]]]):
@@ -157,7 +157,7 @@ def test_a_lone_feature_with_gaps_is_fitted_on_the_rows_that_it_has_and_moments_
         np.testing.assert_allclose(alone[:, 0], both[:, 0], atol=1e-11)
     model = Residualizer("subject", features=["x", "y"]).fit(data)
     before = model.transform(data)
-    told = r"missing values \('x'\) beside a factor without columns \('subject', 400 levels\); fit all rows at once"
+    told = r"missing values in features \('x'\) beside a factor with as many levels as 'subject' \(400\); fit all"
     with pytest.raises(ValueError, match=told):
         model.partial_fit(data)
     with pytest.raises(ValueError, match=told):

@@ -191,12 +191,12 @@ def test_verdicts_tell_apart_what_is_gone_what_a_forest_reads_and_what_a_line_re
     gone = pd.DataFrame(x + (site == "a")[:, None], columns=list("xyz")).assign(site=site)
     spread = pd.DataFrame(x * np.where(site == "a", 1, 4)[:, None], columns=list("xyz")).assign(site=site)
     model = rm.Residualizer("site")
-    assert "find nothing of it now" in described(model.fit(gone), gone)["verdict"]["headline"]
-    assert "a forest still reads site" in described(model.fit(spread), spread)["verdict"]["headline"]
+    assert "find no association in the residuals" in described(model.fit(gone), gone)["verdict"]["headline"]
+    assert "a forest still predicts site" in described(model.fit(spread), spread)["verdict"]["headline"]
     age = rng.normal(size=600)
     bent = pd.DataFrame({"x": age**3, "y": x[:, 0], "z": np.exp(2 * age), "age": age})
     summary = described(rm.Residualizer("age").fit(bent), bent)
-    assert "a forest still reads age" in summary["verdict"]["headline"]
+    assert "a forest still predicts age" in summary["verdict"]["headline"]
 
 
 def test_held_out_likelihood_is_below_that_in_the_sample_and_near_the_truth(rng):
@@ -243,7 +243,7 @@ def test_the_verdict_of_a_gated_mixture_knows_that_shares_may_stay(rng):
     summary = described(gated, table)
     probe = next(row for row in summary["association"] if row["probe"] == "linear")
     assert 0.7 < probe["after"] < 0.85  # the shares alone, .8 and .2, give .8
-    assert "a held-out linear probe reads site" in summary["verdict"]["headline"]
+    assert "a held-out linear probe still predicts site" in summary["verdict"]["headline"]
     assert "mix of components" in summary["verdict"]["advice"]
 
 

@@ -251,7 +251,7 @@ def test_rows_that_kill_every_worker_are_named(folder):
     # a worker that dies while it starts takes its nanny with it, so that no other test may need this cluster
     with two_workers() as client:
         rows = rm.scan(folder, client=client, batch_rows=500, columns=["a", "b"]).rows(block_rows=100)
-        with pytest.raises(RuntimeError, match=r"died again and again on rows 1\d00 to \d+ \(.*2\.parquet"):
+        with pytest.raises(RuntimeError, match=r"died repeatedly on rows 1\d00 to \d+ \(.*2\.parquet"):
             fold(rows, deadly, operator.add)
 
 
@@ -305,7 +305,7 @@ def test_collections_that_do_not_fit_are_refused(frame, threads):
     ddf = dd.from_pandas(frame, npartitions=3, sort=False)
     with pytest.raises(ValueError, match="X has 3000 rows but metadata has 2999"):
         as_table(ddf, metadata=frame[:2999])
-    with pytest.raises(TypeError, match="metadata is a Dask collection and X is not"):
+    with pytest.raises(TypeError, match="metadata is a Dask collection, but X isn't"):
         as_table(frame, metadata=ddf)
     with pytest.raises(ValueError, match="Expected 2D array, got 1D Dask array"):
         as_table(da.ones(3))

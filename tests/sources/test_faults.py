@@ -81,7 +81,7 @@ def test_an_empty_part_among_others_is_named(folder):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_pipes_and_devices_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "x.csv")
-    with pytest.raises(OSError, match=r"x\.csv' is a pipe, and rows are read several times"):
+    with pytest.raises(OSError, match=r"x\.csv' is a pipe, which can't be read several times"):
         rm.scan(tmp_path / "x.csv")
     os.symlink("/dev/null", tmp_path / "y.csv")
     with pytest.raises(OSError, match=r"y\.csv' is a device"):

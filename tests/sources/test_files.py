@@ -191,7 +191,7 @@ def test_a_folder_is_searched_and_bookkeeping_is_passed_over(frame, tmp_path):
 def test_what_cannot_be_scanned_is_named(frame, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file matches"):
         rm.scan(tmp_path / "nothing-*.parquet")
-    with pytest.raises(FileNotFoundError, match=r"has no file that ends in .parquet"):
+    with pytest.raises(FileNotFoundError, match=r"has no file with one of the endings .parquet"):
         rm.scan(tmp_path)
     (tmp_path / "x.xlsx").touch()
     with pytest.raises(ValueError, match=r"must end in .parquet"):

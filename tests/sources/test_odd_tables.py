@@ -17,7 +17,7 @@ TABLE["site"] = np.tile(["a", "b", "c"], 20)
 @pytest.mark.parametrize("read", [rm.scan, pl.read_csv, pd.read_csv], ids=["scan", "polars", "pandas"])
 def test_row_numbers_that_were_written_along_are_no_feature(read, tmp_path):
     TABLE.to_csv(tmp_path / "t.csv")  # as R's write.csv does, with row names under an empty heading
-    with pytest.warns(DesignWarning, match="seems to hold row numbers that were written along"):
+    with pytest.warns(DesignWarning, match="looks like row numbers that were written"):
         model = rm.Residualizer("site + age").fit(read(tmp_path / "t.csv"))
     assert list(model.features_) == ["x", "y"]
     # pandas reads text to the last bit but one
@@ -44,7 +44,7 @@ def test_numbers_in_another_byte_order_or_size_are_numbers(dtype):
 
 @pytest.mark.parametrize("columns", [range(4), pd.MultiIndex.from_product([["f", "m"], ["x", "y"]])])
 def test_text_under_labels_that_are_no_strings_is_told_what_it_needs(columns):
-    with pytest.raises(ValueError, match=r"could not convert .*not by strings.*rename them by strings"):
+    with pytest.raises(ValueError, match=r"could not convert .*aren't strings.*rename the columns to strings"):
         rm.Residualizer("site").fit(TABLE.set_axis(columns, axis=1))
 
 
@@ -53,7 +53,7 @@ def test_text_under_labels_that_are_no_strings_is_told_what_it_needs(columns):
     [
         (TABLE[["age"]].to_records(index=False), "metadata is a structured array; pass a data frame"),
         ({"age": TABLE.age}, "metadata is a dict; pass a data frame"),
-        (np.datetime64("2020-01-01") + np.arange(60), r"metadata holds datetime64\[D\], which is neither numbers nor"),
+        (np.datetime64("2020-01-01") + np.arange(60), r"metadata holds datetime64\[D\], which is neither a number nor"),
     ],
 )
 def test_metadata_of_other_kinds_are_refused_with_what_to_do(metadata, message):
@@ -85,7 +85,7 @@ def test_a_csv_file_with_another_heading_is_told_so(text, message, tmp_path):
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_heading_that_is_not_utf8_is_told_with_its_file(encoding, tmp_path):
     (tmp_path / "t.csv").write_bytes("x,Köln\n1,2\n".encode(encoding))
-    with pytest.raises(OSError, match=r"t\.csv': its heading is no UTF-8 text; save it as UTF-8"):
+    with pytest.raises(OSError, match=r"t\.csv': its header isn't UTF-8 text; save it as UTF-8"):
         rm.scan(tmp_path / "t.csv")
 
 
@@ -96,7 +96,7 @@ def test_separators_inside_quoted_names_are_part_of_them(tmp_path):
 
 def test_text_that_is_not_utf8_is_told_so(tmp_path):
     (tmp_path / "t.csv").write_bytes("x,site\n1,Köln\n2,Ulm\n".encode("latin-1"))
-    with pytest.raises(TypeError, match="'site' holds bytes, no text; decode it, or save its file as UTF-8"):
+    with pytest.raises(TypeError, match="'site' holds bytes instead of text; decode it, or save its file as UTF-8"):
         rm.Residualizer("site").fit(rm.scan(tmp_path / "t.csv"))
 
 
@@ -106,7 +106,7 @@ def test_results_are_not_put_where_rows_are_still_to_be_read(rows):
     age = RNG.normal(size=len(X))[: len(X[rows])]
     before = X.copy()
     model = rm.Residualizer().fit(X[rows], metadata=age)
-    with pytest.raises(ValueError, match="out overlaps X without being it"):
+    with pytest.raises(ValueError, match="out overlaps X but isn't the same array"):
         model.transform(X[rows], metadata=age, out=X[-len(age) :])
     np.testing.assert_array_equal(X, before)
 

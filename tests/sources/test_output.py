@@ -155,7 +155,7 @@ def test_an_output_never_overwrites_what_is_read(frame, model, progress, tmp_pat
     source = rm.scan(tmp_path)
     model.fit(source)
     write = model.residuals if isinstance(model, rm.ResidualMixture) else model.transform
-    with pytest.raises(ValueError, match=r"1\.parquet' is one of the files that are read; give it another name"):
+    with pytest.raises(ValueError, match=r"1\.parquet' is one of the input files; use another name"):
         write(source, out=tmp_path / ".." / tmp_path.name / "1.parquet")
     assert paths[1].read_bytes() == before
     write(source, out=tmp_path / "other.parquet")
@@ -194,7 +194,7 @@ def test_what_a_mixture_tells_of_rows_goes_to_a_file_or_into_an_array(kind, meth
         for wrong in (expected.astype(np.float32), expected[1:], expected[:, None]):
             with pytest.raises(ValueError, match=wanted):
                 apply(given, out=wrong)
-    with pytest.raises(ValueError, match=r"'.*in\.parquet' is one of the files that are read"):
+    with pytest.raises(ValueError, match=r"'.*in\.parquet' is one of the input files"):
         apply(source, out=tmp_path / "in.parquet")
     with pytest.raises(ValueError, match=r"must end in \.parquet"):
         apply(frame, out=tmp_path / "out.csv")

@@ -57,19 +57,19 @@ def test_a_source_that_gives_other_rows_each_time_is_refused(X):
 
     rows = as_table(batches).rows()
     list(rows.map(lambda block: None))
-    with pytest.raises(ValueError, match="gave 100 rows first and 90 in a later pass"):
+    with pytest.raises(ValueError, match="gave 100 rows in the first pass, but 90 in a later one"):
         list(rows.map(lambda block: None))
 
 
 def test_batches_that_differ_are_refused(X):
     frames = [pd.DataFrame(X, columns=list("abc")), pd.DataFrame(X, columns=list("abd"))]
-    with pytest.raises(ValueError, match="batch 1 has other columns than the first batch: 'c' is missing"):
+    with pytest.raises(ValueError, match="the columns of batch 1 differ from those of the first batch: 'c' is missing"):
         as_table(lambda: iter(frames)).n_rows  # noqa: B018 - the pass is what is tested
-    with pytest.raises(ValueError, match="the first rows are float32, later ones float64"):
+    with pytest.raises(ValueError, match="the first rows have dtype float32, later ones float64"):
         matrix(as_table(lambda: iter([X.astype(np.float32), X])))
     with pytest.raises(ValueError, match="is empty"):
         as_table(lambda: iter([]))
-    with pytest.raises(TypeError, match="metadata comes in each batch"):
+    with pytest.raises(TypeError, match="metadata= doesn't work with batches"):
         as_table(lambda: iter([X]), metadata=X)
 
 

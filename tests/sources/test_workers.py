@@ -75,6 +75,6 @@ def test_a_cluster_without_workers_says_so_and_goes_on_when_one_comes(folder):
         rows = rm.scan(folder, client=client).rows()
         assert isinstance(rows, ClusterRows)
         threading.Timer(0.3, cluster.scale, (1,)).start()
-        with pytest.warns(ResidmixWarning, match=r"the cluster at .* has no workers; waiting until there is one"):
+        with pytest.warns(ResidmixWarning, match=r"the cluster at .* has no workers, so this waits until there is one"):
             total = rows.fold(lambda block: block.X.sum(axis=0), lambda one, two: one + two)
     assert np.allclose(total, sum(np.load(path).sum(axis=0) for path in folder.iterdir()))

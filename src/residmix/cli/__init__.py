@@ -1,4 +1,4 @@
-"""The command."""
+"""The residmix command."""
 
 from residmix.cli.main import main
 

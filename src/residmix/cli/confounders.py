@@ -1,4 +1,4 @@
-"""``residmix confounders``: do predictions lean on confounders?"""
+"""``residmix confounders``: do predictions depend on confounders?"""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ __all__ = ["confounders"]
 )
 @click.argument("data")
 @options(
-    click.option("--prediction", required=True, metavar="COLUMN", help="Predictions of rows held out of fitting."),
-    click.option("--target", required=True, metavar="COLUMN", help="What was predicted."),
-    click.option("--confounders", "named", required=True, metavar="COLUMNS", help="Separated by commas."),
+    click.option("--prediction", required=True, metavar="COLUMN", help="Column of the predictions, for held-out "
+                                                                       "rows."),
+    click.option("--target", required=True, metavar="COLUMN", help="Column of the target."),
+    click.option("--confounders", "named", required=True, metavar="COLUMNS", help="Columns of the confounders, "
+                                                                                  "separated by commas."),
     click.option("--fail-below", type=click.FloatRange(0.0, 1.0), metavar="P",
-                 help="Exit with 1 if the p value of the partial test is below this."),
+                 help="Exit with status 1 if the p-value of the partial test is below this."),
     seed(),
     READING,
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def confounders(data: str, prediction: str, target: str, named: str, fail_below: float | None, **chosen: Any) -> None:
-    """Test whether predictions depend on confounders given the target, and on the target given confounders.
+    """Test if predictions depend on confounders given the target, and on the target given confounders.
 
-    A small p value of the partial test says that they lean on confounders; one of the full test, that they don't come
-    from confounders alone. Columns of text are categories.
+    A small p-value of the partial test means that predictions depend on confounders; one of the full test, that
+    confounders alone don't explain them. Columns of text are categories.
     """
     import pandas as pd
 

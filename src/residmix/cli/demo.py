@@ -1,4 +1,4 @@
-"""``residmix demo``: a minute with the penguins."""
+"""``residmix demo``: a first example, with penguins."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ FEATURES = "bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g"
 )  # fmt: skip
 @told_plainly
 def demo(output_dir: Path, **chosen: Any) -> None:
-    """Find the species of 333 penguins, with their sex taken out.
+    """Find the species of 333 penguins after removing the effect of sex.
 
-    The measurements of the Palmer penguins, which ship with the package, are residualized on sex; a mixture of three
-    Gaussians is fitted to what is left and compared with the species, which it has not seen.
+    The measurements of the Palmer penguins, which come with the package, are residualized on sex. A mixture of three
+    Gaussians is fitted to the residuals and compared with the species.
     """
     from residmix.data import penguins_file
 

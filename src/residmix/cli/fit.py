@@ -1,4 +1,4 @@
-"""``residmix fit``: take out, model, write."""
+"""``residmix fit``: remove effects of metadata, fit a mixture, write the results."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ __all__ = ["fit", "run"]
     FORMULA,
     click.option(
         "--components", "-k", type=components, default=None,
-        help="Gaussians in what is left: a number, 1:8 for the best of these, auto, or 0 for none.  [default: 3, with "
-        "--scale, --shrinkage or --reference 0]",
+        help="Number of Gaussians for the residuals: a number, 1:8 for the best of these, auto, or 0 for none.  "
+             "[default: 3; 0 with --scale, --shrinkage or --reference]",
     ),
     click.option(
         "--family", "--covariance", "family", default="full", show_default=True,
-        help="Of the covariances: full, tied, diag, spherical, one of mclust's fourteen, EII to VVV; factor, for many "
-        "features; several for the best of these; or auto.",
+        help="Covariance family: full, tied, diag, spherical, one of mclust's fourteen (EII to VVV), factor (for "
+             "many features), a list for the best of these, or auto.",
     ),
     MIXTURE,
     click.option(
         "--criterion", type=click.Choice(["bic", "icl", "aic", "cv"]), default="bic", show_default=True,
-        help="What is best.",
+        help="Criterion to choose the best.",
     ),
     click.option(
         "--joint", is_flag=True, help="Estimate effects and mixture together, with weights that depend on the metadata."
     ),
     click.option(
         "--effects", type=click.Choice(["shared", "by-component"]), default="shared", show_default=True,
-        help="Whether components have the same effects, or each its own.",
+        help="Whether all components have the same effects, or each its own.",
     ),
     click.option(
         "--stepwise", is_flag=True,
@@ -65,12 +65,13 @@ __all__ = ["fit", "run"]
     ),
     click.option(
         "--covariance-by", metavar="FACTOR",
-        help="A factor of the formula at whose levels components have covariances of their own.",
+        help="A factor of the formula: components get a covariance for each of its levels.",
     ),
-    click.option("--scale", is_flag=True, help="Bring the spread of each level to the pooled one, too."),
+    click.option("--scale", is_flag=True, help="Also adjust the spread of each level to the pooled one."),
     click.option(
         "--covariances", type=click.Choice(["shrunk", "scores"]),
-        help="With --scale, bring the covariance of each level to the pooled one, too; scores is CovBat as published.",
+        help="With --scale, also adjust the covariance of each level to the pooled one; scores is CovBat as "
+             "published.",
     ),
     click.option(
         "--shrinkage",
@@ -79,55 +80,55 @@ __all__ = ["fit", "run"]
     ),
     click.option(
         "--erase", type=click.Choice(METHODS),
-        help="In place of residuals and mixture, an eraser: linear (LEACE), or a transport that takes spread, each "
-        "component, or full away, with -k components; its certificate is in the report.",
+        help="Fit an eraser instead of residuals and mixture: linear (LEACE), or a transport by spread, component "
+             "or full, with -k components; its certificate is in the report.",
     ),
     click.option(
         "--reference",
-        help="The level that the others are brought to; with --erase a value for each column, as site=A,age=40.",
+        help="The level that the others are adjusted to; with --erase a value for each column, as site=A,age=40.",
     ),
     click.option(
         "--missing", type=click.Choice(["error", "mean", "indicator", "em"]), default="error", show_default=True,
-        help="What to do with missing metadata; em: with missing features, which the mixture expects from the others.",
+        help="What to do with missing metadata; em: fit the mixture with missing values in features.",
     ),
     click.option("--drop-missing", is_flag=True, help="Leave out rows in which a used column is missing."),
     click.option(
         "--on-unknown", type=click.Choice(["error", "mean"]), default="error", show_default=True,
-        help="What later rows with a level that isn't in DATA get.",
+        help="What to do later with a level that isn't in DATA.",
     ),
     click.option(
         "--on-entangled", type=click.Choice(["warn", "error"]), default="warn", show_default=True,
-        help="Without components: whether effects to remove and to preserve that can't be told apart are refused.",
+        help="Without components: whether to stop if removed and preserved effects are nearly collinear.",
     ),
     click.option("--compare", help="A column to compare the components with."),
     seed(),
     written("output", "-o", "--output", help="Model file to write."),
-    written("residuals", "--residuals", help="What is left: .parquet, .csv, .tsv, .arrow, or - for CSV."),
-    written("labels", "--labels", help="The component of each row, in the order of DATA."),
+    written("residuals", "--residuals", help="File for the residuals: .parquet, .csv, .tsv, .arrow, or - for CSV."),
+    written("labels", "--labels", help="File for the component of each row, in the order of DATA."),
     written("report", "--report", help="Report to write: .html, or .json."),
     click.option(
         "--fail-if-left", type=click.FloatRange(0.5, 1.0), metavar="AUC",
-        help="Exit with 1 if a held-out probe still reads a removed column better than this.",
+        help="Exit with status 1 if a held-out probe predicts a removed column with a higher AUC.",
     ),
     READING,
     written("checkpoint", "--checkpoint", help="File that holds the state of the fit while it runs."),
-    click.option("--resume", is_flag=True, help="Go on from the checkpoint."),
+    click.option("--resume", is_flag=True, help="Continue from the checkpoint."),
     click.option("--dask", metavar="ADDRESS", help="Let the workers of this Dask cluster read the files."),
     click.option(
         "--moments-only", is_flag=True,
-        help="Write sums alone, for residmix merge: a site's rows stay with it. Factors need levels that sites agree "
-        "on, as C(site, levels=['a', 'b']).",
+        help="Write only sums, for residmix merge; no rows leave the site. All sites need the same levels of "
+             "factors, as in C(site, levels=['a', 'b']).",
     ),
     click.option(
         "--min-count", type=click.IntRange(min=1), default=5, show_default=True,
-        help="With --moments-only, refuse to write if a level, or pair of levels, has fewer rows than this.",
+        help="With --moments-only, stop if a level, or pair of levels, has fewer rows than this.",
     ),
-    click.option("--dry-run", is_flag=True, help="Say what would be done with rows and columns, and stop."),
+    click.option("--dry-run", is_flag=True, help="Print what would be done with rows and columns, and stop."),
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def fit(data: str, **chosen: Any) -> None:
-    """Take out of DATA what a formula explains, and fit a mixture to the rest.
+    """Remove the effects of a formula from DATA, and fit a mixture to the residuals.
 
     DATA is a Parquet, Arrow, CSV or .h5ad file, a folder or a pattern of files, or - for CSV on standard input.
     """
@@ -164,7 +165,7 @@ def run(data: str, chosen: SimpleNamespace) -> None:
     iterations = f", {model.n_iter_} iterations" if hasattr(model, "n_iter_") else ""
     say(chosen.quiet, f"fitted in {seconds:.1f} s{iterations}")
     if chosen.moments_only:
-        say(chosen.quiet, "\n".join(["what leaves with the file:", *(f"  {line}" for line in leaving(model))]))
+        say(chosen.quiet, "\n".join(["sums of the data in this file:", *(f"  {line}" for line in leaving(model))]))
         return
     _describe(model, source, chosen)
 
@@ -185,21 +186,17 @@ def _check_options(chosen: SimpleNamespace) -> None:
     check_sums(chosen)
     check_erasing(chosen)
     if chosen.effects != "shared" and chosen.formula is None:
-        raise click.UsageError("--effects says how metadata act on components: give --formula")
+        raise click.UsageError("--effects needs --formula")
     if chosen.covariance_by is not None and chosen.formula is None:
-        raise click.UsageError("--covariance-by names a factor of the formula: give --formula")
+        raise click.UsageError("--covariance-by needs --formula")
     if chosen.stepwise and (chosen.formula is None or chosen.components == 0 or chosen.checkpoint is not None):
-        raise click.UsageError(
-            "--stepwise chooses terms of a mixture's formula: give --formula and -k, and no --checkpoint"
-        )
+        raise click.UsageError("--stepwise needs --formula and a mixture (-k), and doesn't work with --checkpoint")
     if chosen.resume and chosen.checkpoint is None:
-        raise click.UsageError("--resume goes on from a checkpoint: name it with --checkpoint")
+        raise click.UsageError("--resume needs --checkpoint, the file to continue from")
     if chosen.fail_if_left is not None and chosen.formula is None:
-        raise click.UsageError("--fail-if-left needs something to look for: give --formula")
+        raise click.UsageError("--fail-if-left needs --formula")
     if chosen.formula is None and (chosen.preserve or chosen.scale or chosen.shrinkage or chosen.joint):
-        raise click.UsageError(
-            "--preserve, --scale, --shrinkage and --joint need something to take out: give --formula"
-        )
+        raise click.UsageError("--preserve, --scale, --shrinkage and --joint need --formula")
 
 
 def _check_outputs(data: str, chosen: SimpleNamespace, reads: Any) -> None:
@@ -213,7 +210,9 @@ def _check_outputs(data: str, chosen: SimpleNamespace, reads: Any) -> None:
     check_targets(targets, reads=reads, force=chosen.force)
     kept = chosen.checkpoint
     if kept is not None and kept.exists() and not chosen.resume:
-        raise click.ClickException(f"the checkpoint {str(kept)!r} exists; --resume goes on from it, or delete it")
+        raise click.ClickException(
+            f"the checkpoint {str(kept)!r} exists; use --resume to continue from it, or delete it"
+        )
 
 
 def _write_model(model: Any, source: Data, chosen: SimpleNamespace) -> None:
@@ -229,7 +228,7 @@ def _write_model(model: Any, source: Data, chosen: SimpleNamespace) -> None:
         say(chosen.quiet, f"residuals: {chosen.residuals}")
     if chosen.labels is not None:
         if not hasattr(model, "predict"):
-            raise click.UsageError("--labels needs components: give -k")
+            raise click.UsageError("--labels needs components; set -k")
         write_columns(chosen.labels, lambda path: model.predict(source.table, out=path))
         say(chosen.quiet, f"labels: {chosen.labels}")
 
@@ -241,7 +240,7 @@ def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
 
     probes = chosen.report is not None or chosen.fail_if_left is not None
     if probes and chosen.formula:
-        say(chosen.quiet, "measuring how much metadata is left ...")
+        say(chosen.quiet, "measuring the remaining association with metadata ...")
     found = gather(model, source.table, reference=chosen.compare, probes=probes, command=command_line(chosen))
     if chosen.output is not None:
         found.model_checksum = describe(chosen.output)["checksum"]

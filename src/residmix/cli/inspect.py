@@ -1,4 +1,4 @@
-"""``residmix inspect``: what a model file holds."""
+"""``residmix inspect``: show the content of a model file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["inspect"]
 @options(ATTENDED)
 @told_plainly
 def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
-    """Print what MODEL was fitted with and what it found."""
+    """Print the settings and results of MODEL."""
     from residmix.persistence import describe
 
     fitted, said = load_model(model), describe(model)

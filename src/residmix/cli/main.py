@@ -23,14 +23,14 @@ ORDER = ("demo", "fit", "transform", "predict", "sample", "report", "inspect", "
 
 
 class InOrder(click.Group):
-    """A group whose help lists the subcommands in the order in which one needs them."""
+    """A group whose help lists the subcommands in the order of use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(ORDER)
 
 
 def _completion(ctx: click.Context, parameter: click.Parameter, shell: str | None) -> None:
-    """Print what a shell needs to complete the command's words."""
+    """Print the completion script of a shell."""
     from click.shell_completion import get_completion_class
 
     if shell is None or ctx.resilient_parsing:
@@ -56,7 +56,7 @@ def _completion(ctx: click.Context, parameter: click.Parameter, shell: str | Non
     help="Print the completion script of a shell.",
 )
 def main(**nothing: Any) -> None:
-    """Take out what the metadata explains; model what is left as a mixture of Gaussians.
+    """Remove the effects of metadata; model the residuals as a mixture of Gaussians.
 
     Start with "residmix demo". Results go to standard output, messages to standard error.
     """

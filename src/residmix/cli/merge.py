@@ -1,4 +1,4 @@
-"""``residmix merge``: one model of the rows of several."""
+"""``residmix merge``: merge models of several parts of the data."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = ["merge"]
 @options(written("output", "-o", "--output", required=True, help="Model file to write."), ATTENDED)
 @told_plainly
 def merge(models: tuple[Path, ...], output: Path, as_json: bool, quiet: bool, force: bool) -> None:
-    """Write the model that all rows together would have given, from models of parts of them; no rows are needed."""
+    """Merge models of parts of the data into the model of all rows, without the rows."""
     from residmix.persistence import save
 
     check_targets({"--output": output}, reads=models, force=force)
     first: Any = load_model(models[0])
     if not hasattr(first, "merge"):
         raise click.ClickException(
-            f"{str(models[0])!r} is a {type(first).__name__}, which can't be merged; models of residmix fit -k 0 can"
+            f"{str(models[0])!r} is a {type(first).__name__}, which can't be merged; only models of residmix fit -k "
+            "0 can"
         )
     for path in models[1:]:
         try:

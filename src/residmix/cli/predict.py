@@ -1,4 +1,4 @@
-"""``residmix predict``: the component of each row, and how sure that is."""
+"""``residmix predict``: the component of each row, probabilities, densities and p-values."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ __all__ = ["predict"]
 @options(
     written("output", "-o", "--output", required=True, help=f"{COLUMN_FILES[:-1]}; .h5ad for .h5ad."),
     click.option("--probabilities", "what", flag_value="probabilities",
-                 help="Write the probability of every component."),
+                 help="Write the probabilities of all components."),
     click.option("--density", "what", flag_value="density", help="Write the log-density of each row."),
     click.option("--outliers", "what", flag_value="outliers",
-                 help="Write p values: how often the mixture makes a row less likely than this one."),
+                 help="Write p-values: the probability that a row from the mixture is less likely."),
     READING,
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def predict(model: Path, data: str, output: Path, what: str | None, **chosen: Any) -> None:
-    """Write the most probable component of each row of DATA, numbered as the report numbers them."""
+    """Write the most probable component of each row of DATA, numbered as in the report."""
     from residmix.plots.rows import features_of
 
     options = SimpleNamespace(**chosen)
@@ -48,7 +48,9 @@ def predict(model: Path, data: str, output: Path, what: str | None, **chosen: An
     check_targets({"--output": output}, force=options.force)
     fitted = load_model(model)
     if not hasattr(fitted, "predict_proba"):
-        raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which has no components; fit with -k")
+        raise click.ClickException(
+            f"{str(model)!r} is a {type(fitted).__name__}, which has no components; fit one with -k"
+        )
     source = open_data(data, options)
     require_features(source, features_of(fitted))
     check_targets({"--output": output}, reads=source.paths, force=options.force)

@@ -1,4 +1,4 @@
-"""``residmix report``: a page on a model, and on rows."""
+"""``residmix report``: write a report on a model and rows."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = ["report"]
     click.option("--drop-missing", is_flag=True, help="Leave out rows in which a used column is missing."),
     click.option(
         "--fail-if-left", type=click.FloatRange(0.5, 1.0), metavar="AUC",
-        help="Exit with 1 if a held-out probe still reads a removed column better than this.",
+        help="Exit with status 1 if a held-out probe predicts a removed column with a higher AUC.",
     ),
     READING,
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
-    """Write a report on MODEL and the rows of DATA; without DATA, on what the model knows of itself."""
+    """Write a report on MODEL and the rows of DATA; without DATA, on MODEL alone."""
     from residmix.errors import noting
     from residmix.persistence import describe
     from residmix.plots.rows import features_of
@@ -64,7 +64,7 @@ def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
             check_targets({"--output": output}, reads=source.paths, force=options.force)
             if options.drop_missing:
                 source = complete_rows(source, _used(fitted, options.compare), options.quiet)
-            say(options.quiet, "measuring how much metadata is left ...")
+            say(options.quiet, "measuring the remaining association with metadata ...")
     found = gather(
         fitted,
         None if source is None else source.table,

@@ -1,4 +1,4 @@
-"""``residmix sample``: rows that a model draws."""
+"""``residmix sample``: draw rows from a model."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ __all__ = ["sample"]
 @click.argument("data", required=False)
 @options(
     written("output", "-o", "--output", required=True, help=COLUMN_FILES),
-    click.option("--rows", "-n", type=click.IntRange(min=1), help="Rows to draw from a model without metadata."),
+    click.option("--rows", "-n", type=click.IntRange(min=1), help="Number of rows, for a model without metadata."),
     seed(),
     READING,
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def sample(model: Path, data: str | None, output: Path, rows: int | None, seed: int, **chosen: Any) -> None:
-    """Draw features from MODEL: one row for each row of DATA, whose metadata it is given, and its component."""
+    """Draw features and components from MODEL: one row for each row of metadata in DATA."""
     options = SimpleNamespace(**chosen)
     check_columns_file(output, "--output")
     check_targets({"--output": output}, force=options.force)
     fitted = load_model(model)
     if not hasattr(fitted, "sample"):
-        raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which has no density; fit with -k")
+        raise click.ClickException(
+            f"{str(model)!r} is a {type(fitted).__name__}, which has no density; fit one with -k"
+        )
     fitted.random_state = seed
     linear = getattr(fitted, "residualizer_", None)
     needed = () if linear is None or linear.design_ is None else tuple(linear.design_.columns)
     if needed and data is None:
-        raise click.UsageError(f"the model is conditional on {', '.join(needed)}: give DATA with these columns")
+        raise click.UsageError(f"the model was fitted with metadata; pass DATA with the columns {', '.join(needed)}")
     if needed and rows is not None:
-        raise click.UsageError("one row is drawn for each row of DATA; leave -n out")
+        raise click.UsageError("-n doesn't work with DATA, since one row is drawn for each row of DATA; leave -n out")
     if needed:
         source = open_data(str(data), options)
         check_targets({"--output": output}, reads=source.paths, force=options.force)

@@ -1,4 +1,4 @@
-"""``residmix transform``: what a model leaves of further rows."""
+"""``residmix transform``: residuals of new rows."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ __all__ = ["transform"]
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @options(
-    click.option("--z", "scores", flag_value="z_scores", help="Write z-scores in place of residuals."),
-    click.option("--centiles", "scores", flag_value="centiles", help="Write centiles, from 0 to 100."),
+    click.option("--z", "scores", flag_value="z_scores", help="Write z-scores instead of residuals."),
+    click.option("--centiles", "scores", flag_value="centiles", help="Write centiles (0 to 100) instead of "
+                                                                     "residuals."),
     written("output", "-o", "--output", required=True, help=f"{COLUMN_FILES[:-1]}; .h5ad for .h5ad."),
     READING,
     ATTENDED,
 )  # fmt: skip
 @told_plainly
 def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
-    """Write what MODEL leaves of DATA: residuals in the units of the features, rows in the order of DATA.
+    """Write the residuals of DATA by MODEL, in the units of the features and the order of DATA.
 
-    With --z or --centiles, how far each value lies from what its metadata lead one to expect: of a model that was
-    fitted with --scale, these are normative scores.
+    With --z or --centiles, write scores of each value given its metadata: normative scores, if the model was fitted
+    with --scale.
     """
     from residmix.plots.rows import features_of
 
@@ -52,9 +53,13 @@ def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
     method = remover(fitted) if options.scores is None else getattr(fitted, options.scores, None)
     if method is None and options.scores is not None:
         kind = type(fitted).__name__
-        raise click.ClickException(f"{str(model)!r} is a {kind}, which has no scores; a Residualizer has")
+        raise click.ClickException(
+            f"{str(model)!r} is a {kind}, which has no z-scores or centiles; use a model of residmix fit -k 0"
+        )
     if method is None:
-        raise click.ClickException(f"{str(model)!r} is a {type(fitted).__name__}, which takes nothing out; see predict")
+        raise click.ClickException(
+            f"{str(model)!r} is a {type(fitted).__name__}, which removes nothing; use residmix predict"
+        )
     source = open_data(data, options)
     require_features(source, features_of(fitted))
     check_targets({"--output": output}, reads=source.paths, force=options.force)

@@ -1,4 +1,4 @@
-r"""What a fitted mixture given metadata is used for further: outliers, merging, standard errors.
+r"""Methods of a fitted mixture given metadata: outliers, merging, standard errors.
 
 Coefficients are those of orthonormal design rows u, which have mean 0. So with constant weights the information on them
 is apart from that on the mixture, and their covariance is :math:`I \otimes (n G)^{-1}`, n G the information on a shift
@@ -27,14 +27,14 @@ Floats = NDArray[np.float64]
 
 
 class AfterFitGiven(AfterFit):
-    """What comes after a fit, with the arguments of an estimator with metadata."""
+    """Methods of a fitted estimator with metadata."""
 
     estimation: str
     _to_residual: ToResidual
     _affine: Any
 
     def outlier_pvalues(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        """Return how often the mixture, given the metadata, makes a row less likely than this one, (n,).
+        """Return a p-value for each row, (n,): the probability of a less likely row, given the metadata.
 
         See :meth:`residmix.GaussianMixture.outlier_pvalues`; `metadata` as in fit.
         """
@@ -48,18 +48,18 @@ class AfterFitGiven(AfterFit):
         n_clusters: int | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> MergedMixture:
-        """Return the mixture with components merged to clusters that needn't be normal.
+        """Return the mixture with its components merged into clusters, which needn't be normal.
 
-        See :meth:`residmix.GaussianMixture.merge_components`; `metadata` as in fit. Without rows the entropy is that
-        of draws with the average weights.
+        See :meth:`residmix.GaussianMixture.merge_components`; `metadata` as in fit. Without rows, the entropy is
+        computed on draws with the average weights.
         """
         return self._merge_components(n_clusters, sample_weight, X, metadata)
 
     def standard_errors(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> Bunch:
-        """Return the standard errors of parameters fitted to these rows, by their observed information.
+        """Return the standard errors of the parameters from the observed information of the rows of the fit.
 
-        See :meth:`residmix.GaussianMixture.standard_errors`; `metadata` as in fit. There are also those of coef and
-        intercept, and of gate_coef and gate_intercept, in place of weights, where the weights depend on the metadata.
+        See :meth:`residmix.GaussianMixture.standard_errors`; `metadata` as in fit. The result also has coef and
+        intercept, and, if the weights depend on the metadata, gate_coef and gate_intercept instead of weights.
         """
         return self._standard_errors(sample_weight, X, metadata)
 

@@ -1,4 +1,4 @@
-"""Where the fit of a mixture given metadata begins, and what must hold before it does."""
+"""Starting values of a mixture given metadata, and checks before its fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 
 class ConditionalFit(ConditionalDensity):
-    """The half of :class:`residmix.ResidualMixture` that knows where to begin."""
+    """The part of :class:`residmix.ResidualMixture` that finds starting values."""
 
     preserve: str | None
     estimation: str
@@ -69,14 +69,14 @@ class ConditionalFit(ConditionalDensity):
     def _check_columns_of_levels(self, design: Design) -> None:
         if design.curves and (self._joint or self.gating != "constant"):
             raise ValueError(
-                f"joint estimation and gating have no penalties, and {design.curves[0].term} needs one; use "
-                "estimation='two-stage' with gating='constant', or bs() in place of s()"
+                f"joint estimation and gating don't work with {design.curves[0].term}, which needs a penalty; use "
+                "estimation='two-stage' with gating='constant', or bs() instead of s()"
             )
         if design.factors and (self._joint or self.gating != "constant"):
             raise ValueError(
                 f"joint estimation and gating need a column per level, but {design.factors[0].name!r} has "
-                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or group "
-                "its levels"
+                f"{len(design.factors[0].levels)} levels; use estimation='two-stage' with gating='constant', or "
+                "merge levels"
             )
 
     def _check_enough(self, counted: int) -> None:
@@ -97,12 +97,15 @@ class ConditionalFit(ConditionalDensity):
                 raise ValueError(f"covariance_by={self.covariance_by!r} can't be combined with error_covariance")
         if self._joint and self.estimation == "two-stage":
             what = "effects by component" if self.effects == "by-component" else "covariances by level"
-            note("estimated-jointly", f"{what} are estimated jointly with the mixture, not in two stages")
+            note(
+                "estimated-jointly",
+                f"{what} are always estimated jointly with the mixture; leave estimation='two-stage' out",
+            )
         if self.preserve is not None and self._joint:
             raise ValueError(
-                f"preserve={self.preserve!r} needs estimation='two-stage', shared effects and no covariance_by: joint "
-                "estimation would credit the removed columns with what the preserved ones explain, as its mixture "
-                "doesn't see them"
+                f"preserve={self.preserve!r} needs estimation='two-stage', effects='shared' and no covariance_by, "
+                "since joint estimation can't separate preserved effects from removed ones; leave preserve= out, or "
+                "set these"
             )
 
     def _starts(self, rows: Rows) -> list[MixtureParams]:
@@ -170,16 +173,16 @@ class ConditionalFit(ConditionalDensity):
         gated = self.gating == "metadata"
         if params.n_design != width or (params.gate is not None) != gated:
             raise ValueError(
-                f"warm_start goes on from the last fit, but that has {params.n_design} independent design columns and "
-                f"{'no' if params.gate is None else 'a'} gate, and this one has {width} with gating={self.gating!r}; "
-                "begin anew with a clone of the estimator"
+                f"warm_start continues the last fit, but that has {params.n_design} independent design columns and "
+                f"{'no' if params.gate is None else 'a'} gate, and this one {width} with gating={self.gating!r}; fit "
+                "a clone of the estimator instead"
             )
         if self.effects == "by-component":
             return with_own_effects(params)
         if params.by_component:
             raise ValueError(
-                "warm_start goes on from the last fit, whose effects are by component, with shared ones: begin anew "
-                "with a clone of the estimator"
+                "warm_start continues the last fit, but that has effects='by-component', and this one 'shared'; fit "
+                "a clone of the estimator instead"
             )
         # two stages keep the coefficients of least squares, also after a joint fit
         return params if self._joint else replace(params, coef=np.zeros((width, n_features)))

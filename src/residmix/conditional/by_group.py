@@ -1,4 +1,4 @@
-"""Covariances by level of a factor: which levels have some of their own, where such fits begin, what doesn't fit."""
+"""Covariances by level of a factor: which levels have their own, starts of such fits, and checks of settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def grouping_of(design: Design, name: str) -> Grouping:
 
 
 def check_by_group(model: Any) -> None:
-    """Raise for settings that covariances by group don't go with."""
+    """Raise for settings that covariances by group don't work with."""
     given = {
         "formula=None": model.formula is None,
         "noise=True": model.noise,
@@ -68,8 +68,7 @@ def check_by_group(model: Any) -> None:
     found = [name for name, there in given.items() if there]
     if found:
         raise ValueError(
-            f"covariance_by={model.covariance_by!r} can't be combined with {' and '.join(found)}: covariances by level "
-            "are those of normal components, and of levels in the formula that fit saw, with rows enough"
+            f"covariance_by={model.covariance_by!r} can't be combined with {' and '.join(found)}; leave one of them out"
         )
 
 
@@ -165,7 +164,7 @@ def _joined(group: Groups, share: Floats) -> Groups:
 
 
 def tell_of_pooled(params: MixtureParams, levels: Sequence[str]) -> None:
-    """Note which levels have no covariances of their own."""
+    """Add a note for levels that share their covariances."""
     by = params.by_group
     assert by is not None
     sizes = np.bincount(by.group)

@@ -1,4 +1,4 @@
-"""What a fitted mixture around a regression tells of rows and their metadata: density, components, draws, criteria."""
+"""Methods of a fitted mixture given metadata: density, components, draws, criteria."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
 
 
 class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
-    """The half of :class:`residmix.ResidualMixture` that needs no fitting."""
+    """Methods of a fitted :class:`residmix.ResidualMixture`."""
 
     gating: str
     effects: str
@@ -108,8 +108,8 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         X, metadata, error_covariance
             As in fit.
         out : path or ndarray, optional
-            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
-            array. Or an array of float64 to put it in.
+            A Parquet file to write, with the column ``log_density``; its path is returned instead of an array. Or an
+            array of float64 to write to.
         """
         return self._per_row(log_density, out, X, metadata, errors=error_covariance)
 
@@ -137,23 +137,22 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
 
     @property
     def residual_means_(self) -> Floats:
-        """Where the components lie among the residuals, (K, d); `means_`, unless effects are by component."""
+        """Means of the components among the residuals, (K, d); `means_`, unless effects are by component."""
         return self._params.means - self._common
 
     def residuals(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         r"""Return ``x - intercept_ - a(m) @ coef_``, (n, d), in the dtype of X.
 
-        With ``effects="by-component"`` each component takes its effect out in proportion to its probability, and the
-        effect is that of the metadata's departure from their average: :math:`x - b - \sum_k p(k \mid x, m) B_k'
-        (a(m) - \bar a)`, whose mean is zero, too.
+        With ``effects="by-component"`` the effects of the components are averaged by their probabilities, and metadata
+        are centred: :math:`x - b - \sum_k p(k \mid x, m) B_k' (a(m) - \bar a)`, whose mean is zero, too.
 
         Parameters
         ----------
         X, metadata
             As in fit.
         out : path or ndarray, optional
-            A Parquet file for the residuals, written as they come; its path is returned in place of an array. Or an
-            array to put them in, which may be X itself.
+            A Parquet file to write the residuals to; its path is returned instead of an array. Or an array to write to,
+            which may be X itself.
         """
         rows: Rows = self._feature_rows(X, metadata)
         function: Callable[[Block], NDArray[Any]] = self._affine
@@ -198,9 +197,9 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         return tags
 
     def z_scores(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        r"""Return :math:`\Phi^{-1}(F_j(x_j \mid m))`, (n, d): how far out each value lies, in normal deviates.
+        r"""Return :math:`\Phi^{-1}(F_j(x_j \mid m))`, (n, d): the z-score of each value.
 
-        F is the distribution function of the feature's own mixture given the metadata, so that skewed and clustered
+        F is the distribution function of the feature's marginal mixture given the metadata, so skewed and clustered
         features have normal scores as well.
 
         Parameters
@@ -208,12 +207,12 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         X, metadata
             As in fit.
         out : path or ndarray, optional
-            A Parquet file, or an array of float64 to put them in.
+            A Parquet file, or an array of float64, to write to.
         """
         return self._scores(X, metadata, out, centiles=False)
 
     def centiles(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        """Return how many percent of the rows with the same metadata lie below each value, (n, d).
+        """Return the centile (0 to 100) of each value among rows with the same metadata, (n, d).
 
         Parameters
         ----------
@@ -235,16 +234,19 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
     def _scores(self, X: Any, metadata: Any, out: Any, *, centiles: bool) -> Any:
         rows = self._rows(X, metadata)
         if self._params.noise is not None:
-            raise ValueError("scores are those of the components; with noise=True a row may belong to none of them")
+            raise ValueError(
+                "z_scores and centiles don't work with noise=True, where a row may belong to no "
+                "component; fit without noise"
+            )
         return delivered(rows, MarginalScores(self._params, centiles), self.residualizer_.features_, out)
 
     def impute(self, X: Any, *, metadata: Any = None) -> Floats:
-        """Return the features with missing values as expected given the others and the metadata, (n, d).
+        """Return the features with missing values replaced by their expectation, given all else, (n, d).
 
         Parameters
         ----------
         X, metadata
-            As in fit; NaN is missing. The model must have been made with ``missing_features="em"``.
+            As in fit; NaN is a missing value. The model needs ``missing_features="em"``.
         """
         if not self._gaps_allowed():
             raise ValueError('impute needs missing_features="em"')
@@ -258,7 +260,8 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         Parameters
         ----------
         n_samples : int, optional
-            How many rows, for a model without metadata; default 1. With metadata it's their number of rows.
+            Number of rows, for a model without metadata; default 1. With metadata, one row is drawn for each of their
+            rows.
         metadata : array (n, p) or table, optional
             One row is drawn for each; needed if the model has metadata.
 
@@ -297,12 +300,15 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         return drawn, labels
 
     def _design_rows(self, metadata: Any, n: int) -> tuple[Floats, tuple[NDArray[np.integer[Any]], ...]]:
-        """Return the design of rows of metadata and their codes in large factors; of a model without any, n rows."""
+        """Return the design rows of metadata and the codes of absorbed factors; n empty rows without metadata."""
         design = self.residualizer_.design_
         if not design.columns:
             return np.empty((n, 0)), ()
         if metadata is None:
-            raise ValueError("metadata= is needed: the model is conditional on it; give one row for each answer")
+            raise ValueError(
+                "metadata= is needed, since the model was fitted with metadata; pass one row of "
+                "metadata per row of the result"
+            )
         # a table makes of text in an array what fit made of it
         parts = as_table(np.zeros((len(metadata), 1)), metadata=metadata).chunks(None)
         matrices = [design.matrix(part) for part in parts]
@@ -332,7 +338,7 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         check_is_fitted(self)
         a, codes = self._design_rows(metadata, 1)
         if len(a) != 1:
-            raise ValueError(f"metadata must be one row, not {len(a)}")
+            raise ValueError(f"metadata must have one row, not {len(a)}")
         given, noise = components_given(self, metadata), self._params.noise
         if noise is not None:
             both = Block(0, noise[1], np.repeat(a, 2, axis=0), tuple(np.repeat(code, 2) for code in codes))
@@ -343,14 +349,14 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         return GaussianMixture._made(params, getattr(self, "feature_names_in_", None))
 
     def condition(self, values: Mapping[Any, float], *, metadata: Any = None) -> GaussianMixture:
-        """Return the mixture of the other features given values of some and one row of metadata.
+        """Return the conditional mixture of the other features, given values of some and one row of metadata.
 
-        As :meth:`residmix.GaussianMixture.condition` of what :meth:`at` returns.
+        The same as ``at(metadata).condition(...)``; see :meth:`residmix.GaussianMixture.condition`.
         """
         return self.at(metadata).condition(values)
 
     def marginal(self, features: Iterable[Any], *, metadata: Any = None) -> GaussianMixture:
-        """Return the mixture of some features alone for one row of metadata: of what :meth:`at` returns."""
+        """Return the marginal mixture of some features for one row of metadata: ``at(metadata).marginal(...)``."""
         return self.at(metadata).marginal(features)
 
     # ---- judging -----------------------------------------------------------------------------------------------------
@@ -370,19 +376,19 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         return super()._count(K, kind, d) + regression + gate + more  # type: ignore[return-value]
 
     def bic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Return Schwarz's criterion, ``-2 log L + p log n``, regression and gate counted: the lower, the better.
+        """Return the BIC, ``-2 log L + p log n``, with p including regression and gate: lower is better.
 
-        With weights w log L is the sum of ``w log p(x | m)``, and n the sum of w, as if rows were repeated.
+        With weights w, log L is the sum of ``w log p(x | m)`` and n the sum of w, as if rows were repeated.
         """
         return self._bic(sample_weight, X, metadata)
 
     def aic(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better. Weights as in :meth:`bic`."""
+        """Return the AIC, ``-2 log L + 2 p``: lower is better. Weights as in :meth:`bic`."""
         return self._aic(sample_weight, X, metadata)
 
     def icl(self, X: Any, *, metadata: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
 
-        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
+        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: lower is better.
         """
         return self._icl(sample_weight, X, metadata)

@@ -1,4 +1,4 @@
-"""Shifts and gates that can't be told apart: where metadata and component say the same."""
+"""Shifts and gates that aren't identified separately, because metadata determine the component."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CARRIES = 0.5
 def tell_of_entangled(
     rows: Rows, params: MixtureParams, basis: Floats, columns: Sequence[str], coef: Floats, bic: float, n_rows: float
 ) -> None:
-    r"""Warn where a shift and a difference in proportions fit alike, as with sites of one cluster each.
+    r"""Warn if a shift and a difference in proportions fit equally well, as with one cluster per site.
 
-    That's so where components don't differ within sites: either the metadata hardly vary within components, by
-    :math:`W = \sum_{ik} r_{ik} (u_i - \bar u_k)(u_i - \bar u_k)' / n` of the orthonormal design rows u, which is the
-    identity where components and metadata are unrelated; or one normal about the shifts has the lower BIC.
+    This is so if components don't differ within sites: either the metadata hardly vary within components, by :math:`W =
+    \sum_{ik} r_{ik} (u_i - \bar u_k)(u_i - \bar u_k)' / n` of the orthonormal design rows u, which is the identity
+    where components and metadata are unrelated; or one normal about the shifts has the lower BIC.
     """
     r = basis.shape[1]
     if params.n_components == 1 or r == 0:
@@ -47,11 +47,10 @@ def tell_of_entangled(
     scale = np.sqrt((inverse**2).sum(axis=0))
     load = np.abs(vectors[:, 0] @ inverse) / np.where(scale > 0, scale, 1.0)
     named = [str(columns[int(j)]) for j in np.flatnonzero(load >= CARRIES * load.max())]
-    why = "one component explains the rows as well" if alone <= bic else "each component has metadata of its own"
+    why = "one component fits as well" if alone <= bic else "the metadata determine the component"
     warn(
-        f"a shift with the metadata ({', '.join(named)}) and other proportions of the components fit alike, since "
-        f"{why}: coefficients and components can't be told apart. Use gating='constant', or rows of sites that share "
-        "clusters.",
+        f"effects of the metadata ({', '.join(named)}) can't be separated from the components, since {why}. Use "
+        "gating='constant', or rows of sites that share clusters",
         EntangledEffectsWarning,
         columns=named,
         share_within=float(max(values[0], 0.0)),
@@ -63,7 +62,7 @@ def tell_of_entangled(
 def _bic_of_one(rows: Rows, r: int, n_rows: float, effect: Floats) -> float:
     """Return the BIC of one normal about the least-squares fit, whose residuals the rows are.
 
-    Infinite if the effect (r, d) of the metadata is below a standard deviation: that's no cluster.
+    Infinite if the effect (r, d) of the metadata is below a standard deviation, too small for clusters.
     """
     scatter = np.asarray(rows.fold(_scatter, np.add))
     d = len(scatter) - 1

@@ -1,4 +1,4 @@
-"""A fitted mixture at rows of metadata: the weights, means and covariances of p(x | m), row by row."""
+"""Weights, means and covariances of p(x | m) for each row of metadata."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Given:
     Attributes
     ----------
     log_weights : ndarray (n, K)
-        Rows sum to one, exponentiated: uniform noise, if the model has it, is left aside (`noise_weight_`).
+        ``exp(log_weights)`` sums to one over components; uniform noise isn't included (`noise_weight_`).
     means : ndarray (n, K, d)
         In the units of the features.
     covariances : ndarray (G, K, d, d)
         By group of rows; of t distributions their scale matrices. G is 1 where covariances don't depend on metadata.
     group : ndarray of int (n,)
-        Which covariances a row has.
+        Index of the covariances of each row.
     """
 
     log_weights: Floats
@@ -46,7 +46,7 @@ class Given:
 
 
 def components_given(model: ConditionalDensity, metadata: Any = None) -> Given:
-    """Return the mixture of the features at each row of metadata, whatever the model's effects and gate are.
+    """Return the mixture of the features for each row of metadata.
 
     Parameters
     ----------

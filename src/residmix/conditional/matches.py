@@ -1,4 +1,4 @@
-r"""Which cluster of one group of rows is which cluster of another one, when either may have clusters the other lacks.
+r"""Matching of the clusters of groups of rows, each of which may lack some clusters.
 
 Groups' mixtures are Gaussians with weights, means and covariances, so candidate matches need no row. Say that
 component l of a group is component k of those found so far: the group is shifted by the difference of their means,

@@ -1,4 +1,4 @@
-"""ResidualMixture: what the metadata explain, and a mixture of Gaussians of the rest, in two stages or jointly."""
+"""ResidualMixture: a regression on metadata and a Gaussian mixture of the residual, in two stages or jointly."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ Floats = NDArray[np.float64]
 
 
 class ResidualMixture(ConditionalFit):
-    r"""Mixture of Gaussians around what the metadata explain.
+    r"""Mixture of Gaussians with a regression on metadata.
 
     .. math:: p(x \mid m) = \sum_k \pi_k(m)\, N(x \mid b_0 + B_k' a(m) + \mu_k, \Sigma_k)
 
-    with a(m) the design row that `formula` makes of the metadata m, and one B of all components unless `effects` are
-    by component.
+    with a(m) the design row that `formula` makes of the metadata m. All components have the same B unless
+    ``effects="by-component"``.
 
     Parameters
     ----------
     n_components : int, list of int or "auto", default 3
-        K; of several the best by `criterion` is kept.
+        K; from a list, the best by `criterion` is kept.
     formula, preserve, features
-        As in :class:`~residmix.Residualizer`; `preserve` with two stages only.
+        As in :class:`~residmix.Residualizer`; `preserve` works with two stages only.
     estimation : {"two-stage", "joint"}, default "two-stage"
-        B by least squares and the mixture on the residual; or everything by maximum likelihood together (ECM).
-        Least squares takes a difference in *proportions* between sites for a shift; joint estimation with
-        ``gating="metadata"`` doesn't.
+        "two-stage": B by least squares, then the mixture on the residual. "joint": everything together by maximum
+        likelihood (ECM). If the *proportions* of the components differ between sites, least squares mistakes this for a
+        shift; joint estimation with ``gating="metadata"`` doesn't.
     gating : {"constant", "metadata"}, default "constant"
         Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`.
     effects : {"shared", "by-component"}, default "shared"
-        Whether components have one B or a B_k each, as where a batch shifts every cell type in its own way. By
-        component they are estimated jointly with the mixture, whatever `estimation` says.
+        Whether all components have the same B or each its own B_k, as if a batch shifts each cell type differently.
+        Effects by component are always estimated jointly.
     covariance_by : str, optional
-        A factor of the formula, as "site": each component has covariances of its own at every level,
-        :math:`\Sigma_{g(m) k}`, estimated jointly with all else. Levels in which some component has fewer than
-        2 (d + 1) rows share theirs, and `notes_` names them. Normal components with or without gate and effects by
-        component; no noise, tails, trimming, priors or gaps.
+        A factor of the formula, as "site": each component has a covariance for every level, :math:`\Sigma_{g(m) k}`,
+        estimated jointly with all else. Levels in which some component has fewer than 2 (d + 1) rows share theirs, and
+        `notes_` names them. Normal components with or without gate and effects by component; no noise, tails, trimming,
+        priors or gaps.
     covariance_type, n_factors, criterion, noise, distribution, trim, eigenvalue_ratio, prior
-        As in :class:`~residmix.GaussianMixture`; the prior is of the residual's mixture.
+        As in :class:`~residmix.GaussianMixture`; the prior applies to the mixture of the residual.
     tol, reg_covar, max_iter, n_init, init_params
         As in :class:`~residmix.GaussianMixture`.
     weights_init, means_init, precisions_init, labels_init
@@ -72,8 +72,8 @@ class ResidualMixture(ConditionalFit):
     on_unknown, missing
         As in :class:`~residmix.Residualizer`.
     missing_features : {"error", "em"}, default "error"
-        "em": NaN in a feature is a missing value, as with ``missing="em"`` of :class:`~residmix.GaussianMixture`; in
-        two stages each feature's coefficients are those of the rows that have it.
+        "em": NaN in a feature is a missing value, as with ``missing="em"`` of :class:`~residmix.GaussianMixture`. With
+        two stages, the coefficients of each feature are estimated from its observed rows.
     random_state, warm_start, accelerate, verbose, verbose_interval, checkpoint
         As in :class:`~residmix.GaussianMixture`.
 
@@ -92,7 +92,7 @@ class ResidualMixture(ConditionalFit):
         With `covariance_by` only: the levels that have covariances together, and these; `covariances_` and what hangs
         on it are their averages over the rows.
     residual_means_ : ndarray (K, d)
-        Where components lie among the :meth:`residuals`, with average metadata; else the same as `means_`.
+        With effects by component, means of the components among the :meth:`residuals`; else the same as `means_`.
     gate_coef_ : ndarray (K, p) or None
         gamma; rows sum to zero over components.
     gate_intercept_ : ndarray (K,) or None
@@ -220,7 +220,7 @@ class ResidualMixture(ConditionalFit):
         metadata : array (n,) or (n, p), or table, optional
         sample_weight : array (n,) or str, optional
         error_covariance : array (n, d) or (n, d, d), optional
-            As in :meth:`residmix.GaussianMixture.fit`; least squares don't know of it, joint estimation does.
+            As in :meth:`residmix.GaussianMixture.fit`; it is used by joint estimation, but not by least squares.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-r"""Where joint estimation begins: mixtures of groups of rows with like metadata, matched by a common shift.
+r"""Starts of joint estimation: mixtures of groups of rows with similar metadata, matched by a common shift.
 
 In a group of rows with (nearly) the same metadata the effect of the metadata is a constant, so a mixture fitted to the
 group alone sees the clusters as they are, whatever their proportions. If the metadata shift every cluster alike, one
@@ -52,7 +52,7 @@ KEPT = (8, 3)
 
 
 def constant_gate(weights: Floats, r: int) -> Gate:
-    """Return the gate whose priors are `weights`, whatever the metadata."""
+    """Return the gate with the constant weights `weights`."""
     coef = np.zeros((len(weights), r + 1))
     coef[:, -1] = np.log(np.maximum(weights, 1e-12))
     return make_gate(coef)
@@ -73,7 +73,7 @@ def conditional_starts(
     finish: Callable[[MixtureEM, MixtureParams], EMState[MixtureParams]],
     random_state: np.random.RandomState,
 ) -> list[MixtureParams]:
-    """Return where to begin: joint estimation also where two stages end, so that it can't do worse.
+    """Return starts; for joint estimation they include the two-stage result, so that it can't be worse.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Small data: real ones that ship with the package (``SOURCE.md`` says whence), and a table that is made up."""
+"""Small data sets: real ones (``SOURCE.md`` names their source), and a simulated one."""
 
 from __future__ import annotations
 
@@ -48,13 +48,12 @@ def penguins(*, complete: bool = True) -> pd.DataFrame:
 
 
 def make_sites(*, seed: int = 0) -> pd.DataFrame:
-    """Return a made-up table of 22 sites: 40 measures of 772 people, with site, age, sex and diagnosis.
+    """Return a simulated table of 22 sites: 40 measures of 772 people, with site, age, sex and diagnosis.
 
-    Nobody was measured: everything is drawn at random, and the same in every call. Measures are about as thick as a
-    cortex, in mm. Sites shift and stretch them, and mix them in ways of their own; sites of 3 to 10 people are among
-    them, and the site "s13" has three times the shift of the others. Measures fall with age, ever faster; sites differ
-    in the ages that they saw and in how many cases. Of cases the first eight measures are thinner by half a standard
-    deviation.
+    All values are drawn at random, the same in every call with the same seed. Measures resemble cortical thickness in
+    mm. Sites differ in mean, spread and covariance; some have only 3 to 10 people, and the shift of site "s13" is three
+    times that of the others. Measures fall with age at an increasing rate. Sites differ in their age range and share of
+    cases. In cases the first eight measures are lower by half a standard deviation.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ def make_sites(*, seed: int = 0) -> pd.DataFrame:
 
 
 def penguins_file() -> AbstractContextManager[Path]:
-    """Return a context that gives the path of the penguins' CSV file, all 344 rows.
+    """Return a context manager with the path of the penguins' CSV file, all 344 rows.
 
     Examples
     --------

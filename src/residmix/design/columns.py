@@ -41,7 +41,7 @@ class Labels:
     Attributes
     ----------
     distinct : list
-        Python values in any order, perhaps some that no row has; see :func:`absent` for the missing ones.
+        Python values in any order. It may hold values that no row has; :func:`absent` recognises missing ones.
     index : ndarray (b,) of int
         Which of them each row has.
     """
@@ -178,7 +178,7 @@ def open_metadata(metadata: Any) -> Metadata:
         if isinstance(frame, nw.DataFrame):
             names = tuple(frame.columns)
             if not all(isinstance(name, str) for name in names):
-                raise TypeError(f"metadata columns must have strings as names, not {_few(map(repr, names))}")
+                raise TypeError(f"the names of metadata columns must be strings, not {_few(map(repr, names))}")
             return Metadata(names, len(frame), frame)
     matrix = plain_matrix(metadata)
     return Metadata(tuple(f"m{j}" for j in range(matrix.shape[1])), len(matrix), matrix)
@@ -241,12 +241,12 @@ def _series_cells(name: str, series: Any) -> Cells:
     if dtype in (nw.String, nw.Categorical, nw.Enum, nw.Boolean):
         return Cells("label", None, gaps)
     if dtype == nw.Binary:
-        raise TypeError(f"metadata column {name!r} holds bytes, no text; decode it, or save its file as UTF-8")
+        raise TypeError(f"metadata column {name!r} holds bytes instead of text; decode it, or save its file as UTF-8")
     if dtype != nw.Object:
         kind = getattr(series.to_native(), "dtype", dtype) if dtype == nw.Unknown else dtype
         raise TypeError(
-            f"metadata column {name!r} holds {kind}, which is neither numbers nor labels; turn it into a number "
-            "(for example days since a date) or into text"
+            f"metadata column {name!r} holds {kind}, which is neither a number nor text; convert it to a number (for "
+            "example days since a date) or to text"
         )
     values = series.to_list()
     present = [value for value, gap in zip(values, missing, strict=True) if not gap]

@@ -74,7 +74,7 @@ class Design:
 
     @classmethod
     def empty(cls) -> Design:
-        """Return the design of no metadata: it has no columns, and nothing is taken out by it."""
+        """Return the design without metadata: it has no columns and removes nothing."""
         return cls(None, None, "error", "error", None, (), Learned({}, {}, {}, {}))
 
     @property
@@ -116,8 +116,8 @@ class Design:
                 self.n_removed += len(own)
             if len(names) > MAX_COLUMNS:
                 raise FormulaError(
-                    f"the design has more than {MAX_COLUMNS} columns at term {label!r}; interactions of factors with "
-                    "many levels are written out, only main effects are absorbed"
+                    f"the design has more than {MAX_COLUMNS} columns at term {label!r}; only main effects of factors "
+                    "can do without columns, so leave out the interaction or merge levels"
                 )
         self.terms, self.factors, self.column_names = tuple(terms), tuple(factors), tuple(names)
         self.n_preserved = len(names) - self.n_removed
@@ -209,8 +209,8 @@ class Design:
     def following(self, new_levels: dict[str, tuple[Any, ...]], on_unknown: str | None = None) -> Design:
         """Return the same design with codes for unseen levels, by the names of the factors' terms.
 
-        A row's code is the index of its level among those given, their number for another unseen level, and -1 for a
-        level that fit saw. Dense columns are as ever: unseen levels get the average of the known ones.
+        A row's code is the index of its level among those given; the number of those given for any other unseen level;
+        and -1 for a level that fit saw. Dense columns don't change: unseen levels get the average of the known ones.
         """
         changed = copy(self)
         changed.new_levels = new_levels
@@ -227,9 +227,9 @@ class Design:
     def _without_metadata(self, preserved: bool, n_rows: int | None) -> DesignMatrix:
         needed = self.columns + (self.preserved_columns if preserved else ())
         if needed:
-            raise ValueError(f"metadata is needed: the columns {', '.join(map(repr, needed[:12]))}")
+            raise ValueError(f"metadata is needed, with the columns {', '.join(map(repr, needed[:12]))}")
         if n_rows is None:
-            raise ValueError("without metadata, n_rows must be given")
+            raise ValueError("n_rows must be given if metadata is None")
         return DesignMatrix(np.empty((n_rows, 0)))
 
     @cached_property
@@ -253,7 +253,7 @@ class Design:
 
     def _of_width(self, matrix: NDArray[Any]) -> NDArray[Any]:
         if self.array_width is not None and matrix.shape[1] != self.array_width:
-            raise ValueError(f"metadata has {matrix.shape[1]} columns, but fit saw {self.array_width}")
+            raise ValueError(f"metadata has {matrix.shape[1]} columns, but it had {self.array_width} in fit")
         return matrix
 
     def _opened(self, metadata: Any) -> Metadata:
@@ -261,13 +261,13 @@ class Design:
         if self.array_width is None:
             if source.is_array:
                 raise ValueError(
-                    f"metadata is an array of {len(source.names)} columns, but fit saw a table with the columns "
-                    f"{', '.join(map(repr, (self.columns + self.preserved_columns)[:12]))}; give a table"
+                    f"metadata is an array of {len(source.names)} columns, but in fit it was a table with the "
+                    f"columns {', '.join(map(repr, (self.columns + self.preserved_columns)[:12]))}; give a table"
                 )
             return source
         if not source.is_array:
             if len(source.names) != self.array_width:
-                raise ValueError(f"metadata has {len(source.names)} columns, but fit saw {self.array_width}")
+                raise ValueError(f"metadata has {len(source.names)} columns, but it had {self.array_width} in fit")
             return source.renamed(tuple(f"m{j}" for j in range(self.array_width)))
         self._of_width(source.native)
         return source
@@ -277,12 +277,12 @@ class Design:
         (plan,) = (p for p, t in zip(self._plans, self.terms, strict=True) if t == term)
         levels = self._levels(plan.factors[0])
         if term.kind != "factor" or levels is None:
-            raise ValueError(f"{term.name} is no factor with columns of its own")
+            raise ValueError(f"{term.name} is not a factor with columns in the design")
         ((_, full),) = plan.coding[0]
         return levels.coded(np.arange(levels.n_levels, dtype=np.int32), full=full)
 
     def combinations(self, term: Term) -> Combinations | None:
-        """Return what is removed of an interaction's factors; None if not all are factors that have columns."""
+        """Return the removed columns of an interaction and its factors; None unless all these have columns."""
         pairs = list(zip(self._plans, self.terms, strict=True))
         (atoms,) = (plan.factors for plan, own in pairs if own == term)
         levels = [own for atom in atoms if (own := self._levels(atom)) is not None]
@@ -309,13 +309,16 @@ class Design:
         mine = [(p, t) for p, t in zip(self._plans, self.terms, strict=True) if name in t.variables]
         together = [term.name for _, term in mine if term.variables != (name,)]
         if not mine or together:
-            told = f"{', '.join(together)} depends on others as well" if together else "no term uses it"
+            told = f"{', '.join(together)} uses other columns as well" if together else "no term uses it"
             known = [own for term in self.terms for own in term.variables]
             hint = "" if mine else did_you_mean(name, known)
             raise ValueError(f"there is no effect of {name!r} alone: {told}{hint}")
         absorbed = [term.name for plan, term in mine if plan.kind in ("absorbed", "missing")]
         if absorbed:
-            raise ValueError(f"{absorbed[0]!r} has too many levels for columns of its own; its effects are in effects_")
+            raise ValueError(
+                f"{absorbed[0]!r} has so many levels that the design has no columns for them; its "
+                "effects are in effects_"
+            )
         import pandas as pd
 
         reader = RowReader(open_metadata(pd.DataFrame({name: values})), self._learned, "error", "error", {})
@@ -334,7 +337,7 @@ class Design:
         return self.level_rows(term)[: self.n_known_levels(term)]
 
     def same_coding(self, other: Design) -> bool:
-        """Tell whether `other` makes the same rows of the same metadata; how often a level was seen may differ."""
+        """Tell whether `other` gives the same design rows for the same metadata; counts of levels may differ."""
         return self._coding() == other._coding()
 
     def _coding(self) -> dict[str, Any]:
@@ -348,7 +351,7 @@ class Design:
     # ---- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as values that JSON holds; :meth:`from_dict` gives the same matrices, bit for bit."""
+        """Return the design as values that fit into JSON; :meth:`from_dict` restores it exactly."""
         return {
             "formula": self.formula,
             "preserve": self.preserve,
@@ -376,7 +379,7 @@ class Design:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Design:
-        """Return the design that :meth:`to_dict` saved. Its expressions pass the guard of formulas again."""
+        """Return the design that :meth:`to_dict` saved. Its expressions are checked as formulas are."""
         plans = tuple(
             Plan(
                 tuple(factor for ((factor,),) in map(parse_formula, term["factors"])),

@@ -1,4 +1,4 @@
-"""Metadata to design: what a formula learns from a table, and the matrix it makes of any rows.
+"""Fit a design: learn levels and knots from a table, so that any rows can be turned into a matrix.
 
 A design row is ``a(m) = [columns to remove, columns to preserve]``, dense float64 and without intercept (solvers add
 it), plus one level index per absorbed factor: a factor with so many levels that its columns are never written out.
@@ -38,8 +38,8 @@ def fit_design(
     Parameters
     ----------
     chunks : callable returning an iterator of arrays (b, p) or tables, or None
-        Called once per pass over the rows. What is learned doesn't depend on how the rows are cut, bit for bit. None
-        means that there is no metadata.
+        Called once per pass over the rows. The result is the same, bit for bit, however the rows are divided into
+        chunks. None means that there is no metadata.
     formula : str, optional
         What to remove (see :mod:`residmix.design.formula.parser`). Without it every column that `preserve` doesn't
         name is taken: numbers as they are; text, categories and truth values as factors. The columns of an array
@@ -47,14 +47,14 @@ def fit_design(
     preserve : str, optional
         A formula of effects to estimate beside them, but not remove.
     on_unknown : {"error", "mean"}
-        What to do, later, with a level that wasn't seen here: raise, or give it the average of the known ones, each
-        level counting alike.
+        What to do later with a level that wasn't in these rows: raise, or use the unweighted average of the known
+        levels.
     missing : {"error", "mean", "indicator"}
         What to do with missing metadata: raise; put the mean (of the training values of a numeric column, before any
         function is applied; of the levels of a factor); or give it an effect of its own, which is an indicator column
         beside the mean (numeric) or one more level (factor), where fit saw missing values.
     absorb_above : int
-        A factor to remove with more levels than this gives codes instead of columns.
+        A removed factor with more levels than this is absorbed: the design holds its codes instead of its columns.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def fit_design(
     Raises
     ------
     FormulaError
-        If a formula holds something that isn't let through.
+        If a formula holds something that isn't allowed.
     ValueError, TypeError
         For unknown columns, missing or infinite values, dates, mixed types.
 
@@ -93,9 +93,9 @@ def fit_design(
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
     if chunks is None:
         if formula is not None and parse_formula(formula):
-            raise ValueError(f"formula {formula!r} needs metadata, and there is none")
+            raise ValueError(f"formula {formula!r} needs metadata; give metadata= or a table as X")
         if preserve is not None and parse_formula(preserve):
-            raise ValueError(f"preserve {preserve!r} needs metadata, and there is none")
+            raise ValueError(f"preserve {preserve!r} needs metadata; give metadata= or a table as X")
         return Design(formula, preserve, on_unknown, missing, None, (), Learned({}, {}, {}, {}))
     first = open_metadata(next(iter(chunks())))
     kept = parse_formula(preserve) if preserve is not None else ()
@@ -103,7 +103,7 @@ def fit_design(
     both = {frozenset(term) for term in removed} & {frozenset(term) for term in kept}
     if both:
         named = ", ".join(sorted(":".join(sorted(f.label for f in term)) for term in both))
-        raise ValueError(f"{named} is in both formula and preserve; an effect is either removed or kept")
+        raise ValueError(f"{named} is in both formula and preserve; name each effect in one of them")
     found = survey(chunks, removed, kept, missing)
     plans = coded_terms(removed, kept, found, missing, absorb_above)
     design = Design(
@@ -121,13 +121,13 @@ def fit_design(
 
 
 def _check_cost(design: Design, n_rows: int) -> None:
-    """Refuse interactions of more columns than the rows could tell apart; a solve costs their number cubed."""
+    """Refuse interactions with more columns than the rows can estimate; solving costs their number cubed."""
     crossed = [term for term in design.terms if ":" in term.name or term.kind == "smooth"]
     width = sum(term.columns.stop - term.columns.start for term in crossed)
     if width > max(MAX_CROSSED, n_rows):
         raise FormulaError(
-            f"the terms {', '.join(term.name for term in crossed)} have {width} columns, which {n_rows} rows "
-            "can't tell apart; leave them out, or give their variables fewer levels"
+            f"the terms {', '.join(term.name for term in crossed)} have {width} columns, too many to estimate from "
+            f"{n_rows} rows; leave them out, or merge levels"
         )
 
 

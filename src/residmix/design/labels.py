@@ -1,4 +1,4 @@
-"""Text that holds something else than labels: numbers, dates."""
+"""Text columns that hold numbers or dates instead of labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def warn_of_text(name: str, labels: Sequence[Any], n_rows: int) -> None:
     Parameters
     ----------
     name : str
-        Of the column, which no C() says to be a factor.
+        Of the column, which isn't written as C().
     labels : sequence
         Its distinct values.
     n_rows : int
@@ -33,8 +33,8 @@ def warn_of_text(name: str, labels: Sequence[Any], n_rows: int) -> None:
     if len(labels) <= _FEW or not all(isinstance(label, str) for label in labels):
         return
     for pattern, what, remedy in (
-        (_NUMBER, "numbers", "make it numbers, the others missing (pandas.to_numeric(..., errors='coerce'))"),
-        (_DATE, "dates", "make it a number, such as days since a date"),
+        (_NUMBER, "numbers", "convert it to numbers (pandas.to_numeric(..., errors='coerce'))"),
+        (_DATE, "dates", "convert it to a number, such as days since a date"),
     ):
         odd = [label for label in labels if not pattern.fullmatch(label)]
         if not odd and all(_WHOLE.fullmatch(label) for label in labels):
@@ -42,8 +42,8 @@ def warn_of_text(name: str, labels: Sequence[Any], n_rows: int) -> None:
         if len(odd) <= (1 - _MOST) * len(labels):
             others = f", {len(odd)} of them not ({', '.join(map(repr, sorted(odd)[:3]))})" if odd else ""
             warn(
-                f"metadata column {name!r} is text that holds {what}: its {len(labels)} distinct values{others} become "
-                f"{len(labels)} levels; {remedy}, or write C({name}) if they are labels",
+                f"metadata column {name!r} is text that holds {what}, so its {len(labels)} distinct values{others} "
+                f"become {len(labels)} levels. To avoid this, {remedy}; if they are labels, write C({name})",
                 DesignWarning,
                 kind=f"{what}-as-text",
                 column=name,

@@ -30,7 +30,7 @@ class Levels:
     column : str
         The metadata column.
     levels : tuple
-        In sorted order (or in the order of ``C(x, levels=[...])``), so that it depends on no row order.
+        Sorted, or in the order of ``C(x, levels=[...])``; the order of the rows doesn't matter.
     counts : tuple of int
         Rows of each level in fit.
     contrast : Contrast
@@ -62,7 +62,7 @@ class Levels:
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None, tuple[Label, ...]]:
         """Return level indices with -1 for "the mean of the levels", a mask of unseen levels, and those levels.
 
-        Unseen levels that are `accepted` are no error.
+        Unseen levels that are in `accepted` don't raise.
 
         Raises
         ------
@@ -97,21 +97,20 @@ class Levels:
     def _unknown_error(self, strange: tuple[Label, ...], unknown: NDArray[np.bool_]) -> ValueError:
         if not strange:
             return MetadataValueError(
-                f"metadata column {self.column!r} has {spotted(unknown, 'missing value')}, and fit saw none, so there "
-                "is no level for them",
-                "give on_unknown='mean' for the average of the known levels",
+                f"metadata column {self.column!r} has {spotted(unknown, 'missing value')}, but had none in fit, so "
+                "they have no level; fill them, or fit on rows that have some",
+                "set on_unknown='mean' to use the average of the known levels",
             )
         hint = did_you_mean(str(strange[0]), self.labels)
         if str(strange[0]) in self.labels:
             known_kind, kind = type(self.levels[0]).__name__, type(strange[0]).__name__
-            hint = f" - fit saw {known_kind} there, and this is {kind}: turn the column into what it was"
+            hint = f" (in fit this column held {known_kind}, and here it holds {kind}: convert it)"
         shown = ", ".join(repr(level) for level in strange[:5]) + (", ..." if len(strange) > 5 else "")
         known = ", ".join(repr(level) for level in self.levels[:12]) + (", ..." if self.n_levels > 12 else "")
         return MetadataValueError(
             f"metadata column {self.column!r} has levels that fit did not see: {shown}, in "
-            f"{spotted(unknown, 'row')}{hint}; known are {known}",
-            "give on_unknown='mean' to treat a new level as the average of the known ones, or adapt to it with a few "
-            "of its rows",
+            f"{spotted(unknown, 'row')}{hint}; the known levels are {known}",
+            "set on_unknown='mean' to use the average of the known levels, or call adapt with rows of the new level",
         )
 
     def coded(self, codes: NDArray[np.int32], *, full: bool) -> NDArray[np.float64]:
@@ -141,7 +140,7 @@ class Levels:
 
     @cached_property
     def _rows(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Rows by code, reduced and full; the last row, which code -1 finds, is the mean over the known levels."""
+        """Rows by code, reduced and full; the last one, which code -1 indexes, is the mean over the known levels."""
         L = self.n_levels
         full = np.eye(L)
         if self.contrast.name == "contr.treatment":
@@ -170,7 +169,7 @@ class Levels:
 
 
 class MetadataValueError(ValueError):
-    """Values that an option would allow: what they are, and which option; an estimator without it names another way."""
+    """Values that an option would allow: the message and the remedy, which an estimator may replace by its own."""
 
     def __str__(self) -> str:
         return "; ".join(self.args)
@@ -179,13 +178,13 @@ class MetadataValueError(ValueError):
 def missing_error(column: str, missing: NDArray[np.bool_]) -> ValueError:
     return MetadataValueError(
         f"metadata column {column!r} has {spotted(missing, 'missing value')}",
-        "give missing='mean' to put the training mean there (for a factor: the average of its levels), or "
-        "missing='indicator' for an effect of their own",
+        "set missing='mean' to use the training mean (for a factor, the average of its levels), or "
+        "missing='indicator' to give missing values an effect of their own",
     )
 
 
 def sorted_levels(column: str, found: Iterable[Any]) -> tuple[Label, ...]:
-    """Return levels as plain Python values in an order that depends on their values only.
+    """Return levels as sorted plain Python values.
 
     Whole floats become integers: pandas turns integers into floats where something is missing.
     """
@@ -194,5 +193,5 @@ def sorted_levels(column: str, found: Iterable[Any]) -> tuple[Label, ...]:
         levels = [int(level) for level in levels]
     kinds = {str if isinstance(level, str) else bool if isinstance(level, bool) else float for level in levels}
     if len(kinds) > 1:
-        raise TypeError(f"metadata column {column!r} mixes text, numbers or truth values; make them all text")
+        raise TypeError(f"metadata column {column!r} mixes text, numbers or booleans; convert them all to text")
     return tuple(sorted(set(levels)))

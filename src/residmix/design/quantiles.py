@@ -30,7 +30,7 @@ def order_statistics(blocks: Blocks, probabilities: list[float]) -> list[float]:
             held.append(block)
             held = held if count <= IN_MEMORY else None
     if count == 0:
-        raise ValueError("there are no values to learn from")
+        raise ValueError("the column has no values; leave it out of the formula")
     places = [probability * (count - 1) for probability in probabilities]
     ranks = sorted({rank for place in places for rank in (int(place), min(int(place) + 1, count - 1))})
     if held is not None:

@@ -1,4 +1,4 @@
-"""The passes over metadata that find out what a design must remember."""
+"""The passes over metadata that learn the levels, knots and means of a design."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ class _Tally:
             return
         if self.kind not in ("empty", cells.kind):
             raise TypeError(
-                f"metadata column {self.name!r} holds numbers in some rows and text in others; make it one of them"
+                f"metadata column {self.name!r} holds numbers in some rows and text in others; convert it to one of "
+                "them"
             )
         self.kind = cells.kind
         if cells.kind == "label" or self.as_labels:
@@ -98,7 +99,7 @@ class _Tally:
             self._look_for_codes(cells.values)
 
     def add_numbers(self, values: NDArray[Any]) -> None:
-        """Take in rows of an array of finite numbers."""
+        """Add rows of an array of finite numbers."""
         self.rows += len(values)
         self.kind = "number"
         self._look_for_codes(values)
@@ -139,8 +140,9 @@ class Survey:
                 distinct = len(tally.few)
                 if distinct >= 3 and tally.rows >= 5 * distinct:
                     warn(
-                        f"metadata column {term.name!r} holds only {distinct} distinct integers and enters as a "
-                        f"straight line; write C({term.name}) if they are codes, I({term.name}) if they are amounts",
+                        f"metadata column {term.name!r} holds only {distinct} distinct integers and is used as a "
+                        f"number. Write C({term.name}) if they are codes of categories, or I({term.name}) if they "
+                        "are numbers",
                         DesignWarning,
                         kind="codes-as-numbers",
                         column=term.name,
@@ -158,14 +160,14 @@ class Survey:
         if rare:
             more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""
             warn(
-                f"too few rows to estimate the effect of {', '.join(rare[:8])}{more}: fewer than {RARE} rows are "
-                "fitted (nearly) exactly; merge such levels or shrink their effects",
+                f"too few rows to estimate the effect of {', '.join(rare[:8])}{more}: fewer than {RARE} rows each. "
+                "Merge such levels, or shrink their effects (shrinkage=)",
                 RareLevelWarning,
             )
 
 
 def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, missing: str) -> Survey:
-    """Learn everything that the terms need, in as few passes as that takes."""
+    """Learn everything that the terms need, in as few passes as possible."""
     atoms = tuple(dict.fromkeys(factor for term in removed + kept for factor in term))
     factors = {atom for atom in atoms if isinstance(atom, Call) and atom.function == "C"}
     names = dict.fromkeys(name for atom in atoms for name in atom.columns())
@@ -196,7 +198,7 @@ def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, mis
     for atom in numeric:
         for name in atom.columns():
             if tallies[name].kind == "label":
-                raise TypeError(f"{atom.label} needs numbers, and metadata column {name!r} holds text or truth values")
+                raise TypeError(f"{atom.label} needs numbers, but metadata column {name!r} holds text or booleans")
 
     numbers = _Numbers(chunks)
     fills = {}
@@ -222,7 +224,7 @@ def _levels(atom: Column | Call, tally: _Tally, missing: str) -> Levels:
     options = dict(atom.options) if isinstance(atom, Call) else {}
     contrast = options.get("contrast") or Contrast("contr.treatment")
     if not isinstance(contrast, Contrast):
-        raise FormulaError(f"{atom.label}: contrast is contr.treatment, contr.sum or contr.helmert")
+        raise FormulaError(f"{atom.label}: the contrast must be contr.treatment, contr.sum or contr.helmert")
     found = sorted_levels(tally.name, tally.counts)
     counts: dict[Any, int] = {}
     for level, count in tally.counts.items():
@@ -230,10 +232,12 @@ def _levels(atom: Column | Call, tally: _Tally, missing: str) -> Levels:
     given = options.get("levels")
     if given is not None:
         if not isinstance(given, tuple) or len(set(given)) != len(given):
-            raise FormulaError(f"{atom.label}: levels is a list without repeats")
+            raise FormulaError(f"{atom.label}: levels must be a list without repeats")
         strange = [level for level in found if level not in given]
         if strange:
-            raise ValueError(f"metadata column {tally.name!r} holds {strange[0]!r}, which {atom.label} doesn't list")
+            raise ValueError(
+                f"metadata column {tally.name!r} holds {strange[0]!r}, which is not among the levels of {atom.label}"
+            )
         found = given  # type: ignore[assignment]
     with_missing = missing == "indicator" and tally.missing > 0
     if not found:

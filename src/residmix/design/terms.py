@@ -25,7 +25,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the design and where it lives.
+    """One term of the design, and its columns.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Combinations:
-    """What is removed of the factors of an interaction, in every combination of their levels (c of them).
+    """The removed effects of an interaction's factors, for each of the c combinations of their levels.
 
     Attributes
     ----------
@@ -67,11 +67,11 @@ class Combinations:
     levels : tuple of tuple of str
         By factor.
     n_known : tuple of int
-        How many of these levels aren't the one of missing values.
+        Number of levels, not counting the one for missing values.
     columns : ndarray of int (k,)
         Of the design: those of the interaction, and of the factors and their interactions by themselves.
     rows : ndarray (c, k)
-        What stands there; the last factor's level varies fastest.
+        The values of these columns; the last factor's level varies fastest.
     """
 
     factors: tuple[str, ...]
@@ -127,7 +127,9 @@ def find_term(terms: Sequence[Term], name: str, where: str) -> Term:
         return using[0]
     names = [term.name for term in terms]
     if not names:
-        raise ValueError(f"{where} names the term {name!r}, but there is no metadata and so no term")
+        raise ValueError(f"{where} names the term {name!r}, but there is no metadata; give metadata= or a formula")
     if using:
-        raise ValueError(f"{where}: {name!r} is in several terms: {', '.join(term.name for term in using)}; name one")
+        raise ValueError(
+            f"{where}: column {name!r} is in several terms; name one of {', '.join(term.name for term in using)}"
+        )
     raise ValueError(f"{where}: unknown term {name!r}{did_you_mean(name, names)}; the terms are {', '.join(names)}")

@@ -1,1 +1,1 @@
-"""What of the metadata is left in features."""
+"""Measures and tests of the dependence between features, predictions and metadata."""

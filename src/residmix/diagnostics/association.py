@@ -1,4 +1,4 @@
-"""How much metadata is in features: before and after something was done about it, in the sample and held out."""
+"""Association of features with metadata: before and after a removal, in sample and held out."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ def association(
     max_rows: int = 1500,
     random_state: int | None = 0,
 ) -> Association:
-    r"""Measure how much of the metadata is in the features, before and after something was done about it.
+    r"""Measure the association of features with metadata, before and after a removal.
 
-    Four kinds of measure, because each misses what another sees:
+    There are four kinds of measure, which detect different forms of dependence:
 
     - ``r2``: partial :math:`R^2` per feature and term of the formula, and of the whole formula; linear in the design.
-    - ``distance_correlation``: bias-corrected and squared, per metadata column; sees dependence of any form.
-    - ``linear_probe``, ``nonlinear_probe``: how well a learner reads a metadata column from all features together,
-      on rows that it wasn't trained on.
-    - ``component_information`` (adjusted mutual information) and ``component_v`` (Cramér's V, per component): whether
-      the components of a mixture encode a metadata column.
+    - ``distance_correlation``: bias-corrected and squared, per metadata column; detects dependence of any form.
+    - ``linear_probe``, ``nonlinear_probe``: how well a model predicts a metadata column from all features together,
+      on held-out rows.
+    - ``component_information`` (adjusted mutual information) and ``component_v`` (Cramér's V, per component): how
+      strongly the components of a mixture depend on a metadata column.
 
     Parameters
     ----------
@@ -76,36 +76,36 @@ def association(
         The terms to report. Default: every metadata column.
     features : list of str, optional
     after : array or table (n, d), or estimator, optional
-        Residuals of the same rows; or what makes them. Only with an estimator can "after" be honest about rows held
-        out: copies of it are fitted on the training rows of each fold. It needs data in memory.
+        Residuals of the same rows, or the estimator that computes them. Only with an estimator are held-out values
+        "after" unbiased: clones of it are fitted to the training rows of each fold. It needs data in memory.
     components : array (n,) of int, optional
-        The component of each row. Default: what `after` predicts, if it does.
+        The component of each row. Default: the predictions of `after`, if it has `predict`.
     missing : {"error", "mean", "indicator"}
-        Missing metadata in R2; the other measures leave out the rows in which their column is missing.
+        Treatment of missing metadata in R2; the other measures leave out rows where their column is missing.
     n_splits : int
         Folds.
     n_permutations : int
     confidence : float
         Of the intervals of R2.
     max_rows : int
-        R2 and components use every row; probes a random sample of so many, distance correlations 700 of these.
+        Probes use a random sample of at most this many rows, distance correlations 700 of these. R2 and components use
+        every row.
     random_state : int
 
     Returns
     -------
     Association
-        A table with columns for what was measured in the sample and others for what was measured on rows held out of
-        fitting; the two are never put in one column.
+        A table with separate columns for in-sample and held-out values.
 
     Warns
     -----
     BelowChanceWarning
-        If a probe scores below chance. Residuals of a fit to the same rows are balanced against the metadata, so
-        a learner trained on some of them errs on the others; it looks like removal and is none.
+        If a probe scores below chance. In-sample residuals are exactly orthogonal to the metadata, so a model trained
+        on some of them is biased on the others. This is an artefact, not a sign of removal.
     CollinearityWarning
-        If the other terms determine one, whose share is 0 and has no p-value.
+        If a term is determined by the others; its share is 0, without a p-value.
     LeakageWarning
-        If a column is easier to read after than before.
+        If a column is easier to predict after than before.
 
     Examples
     --------
@@ -128,7 +128,9 @@ def association(
     names = table.feature_names(features, exclude=() if formula is None else formula_columns(formula))
     n = table.n_rows
     if n < 4 * n_splits:
-        raise ValueError(f"{n} rows are too few for {n_splits} folds; at least {4 * n_splits} are needed")
+        raise ValueError(
+            f"{n} rows are too few for {n_splits} folds, which need at least {4 * n_splits}; use a smaller n_splits"
+        )
     rng = np.random.default_rng(random_state)
     folds = (rng.permutation(n) % n_splits).astype(np.int8)
     sample = np.sort(rng.permutation(n)[:max_rows])
@@ -160,9 +162,12 @@ def _design(table: Table, formula: str | None, missing: str) -> Design:
         lambda: table.chunks(wanted), formula=formula, missing=missing, on_unknown="mean", absorb_above=MOST_LEVELS
     )
     if design.factors:
-        raise ValueError(f"{design.factors[0].name} has {len(design.factors[0].levels)} levels; at most {MOST_LEVELS}")
+        raise ValueError(
+            f"{design.factors[0].name} has {len(design.factors[0].levels)} levels, but association "
+            f"allows {MOST_LEVELS}; leave it out, or merge levels"
+        )
     if not design.columns:
-        raise ValueError("the formula names no metadata column")
+        raise ValueError("the formula names no metadata column; name one, as in formula='site'")
     return design
 
 
@@ -170,7 +175,7 @@ _Scores = dict[tuple[str, str, str], ProbeResult]
 
 
 def _before(report: _Report, rows: Rows, sampled: Array, n_splits: int) -> _Scores:
-    """Measure the features as they are; return the probes' scores by stage, column and kind."""
+    """Measure the original features; return the scores of the probes by stage, column and kind."""
     moments = fold_moments(rows, report.folds, n_splits)
     check_design_moments(report.design.column_names, reduce(merge_moments, moments))
     report.shares("before", [moments] * 2)
@@ -179,7 +184,7 @@ def _before(report: _Report, rows: Rows, sampled: Array, n_splits: int) -> _Scor
 
 
 def _after(report: _Report, rows: Rows, whole: Array, by_fold: list[Array] | None, n_splits: int) -> _Scores:
-    """Measure what is left of all rows, `whole`, and by fits that don't know a fold, if there are such."""
+    """Measure the residuals of all rows, `whole`, and those of fits without each fold, if there are any."""
     folds, sample = report.folds, report.sample
     design_rows = np.concatenate([part for part in rows.map(_design_of) if part is not None])
     moments = fold_moments(ArrayRows(whole, design_rows), folds, n_splits)
@@ -198,7 +203,7 @@ def _after(report: _Report, rows: Rows, whole: Array, by_fold: list[Array] | Non
 
 
 class _Report:
-    """The measurements, written down row by row."""
+    """The table of measurements while it is filled."""
 
     def __init__(
         self,
@@ -223,7 +228,7 @@ class _Report:
             self.columns[name].append(row[name] if name in row else float(values.get(name, np.nan)))
 
     def shares(self, stage: str, moments: Sequence[Any]) -> None:
-        """R2 of every term; ``moments[0]`` for what is in the sample, ``moments[1]`` for what is held out."""
+        """R2 of every term, in sample from ``moments[0]`` and held out from ``moments[1]``."""
         terms: list[tuple[str, slice | None]] = [("(all)", None)]
         if len(self.design.terms) > 1:
             terms += [(term.name, term.columns) for term in self.design.terms]
@@ -233,7 +238,8 @@ class _Report:
         for (name, _), one, two in zip(terms, inside, outside, strict=True):
             if stage == "before" and not one.degrees.any():
                 warn(
-                    f"{name!r} is determined by the other terms, so it has no share of its own and no test",
+                    f"{name!r} is determined by the other terms, so its R2 is 0 and has no test. Leave it out of the "
+                    "formula",
                     CollinearityWarning,
                 )
             for j, feature in enumerate(self.names):
@@ -284,7 +290,8 @@ class _Report:
     def components(self, stage: str, components: NDArray[Any]) -> None:
         if components.shape != (len(self.folds),) or components.dtype.kind not in "iu" or components.min() < 0:
             raise ValueError(
-                f"components must be {len(self.folds)} integers from 0, not {components.shape} of {components.dtype}"
+                f"components must be {len(self.folds)} non-negative integers, not an array of shape "
+                f"{components.shape} and dtype {components.dtype}"
             )
         for variable in self.variables:
             values, p = counts_dependence(components, variable, self.n_permutations, self.rng)
@@ -326,9 +333,9 @@ def _warn_of_leakage(scores: dict[tuple[str, str, str], ProbeResult], few: Seque
     for (stage, name, kind), after in scores.items():
         before = scores["before", name, kind]
         if stage == "after" and after.excess > 4 and after.score > before.score + 0.05:
-            why = f"; few-valued features: {', '.join(few[:8])}" if few else ""
+            why = f"; features with repeated values: {', '.join(few[:8])}" if few else ""
             warn(
-                f"{name!r} is easier to read after than before: held-out {kind} probe {after.score:.3f}, before "
+                f"{name!r} is easier to predict after than before: held-out {kind} probe {after.score:.3f}, before "
                 f"{before.score:.3f}, chance {after.chance:.3f}{why}",
                 LeakageWarning,
             )
@@ -338,8 +345,8 @@ def _warn_below_chance(scores: dict[tuple[str, str, str], ProbeResult]) -> None:
     for (stage, name, kind), result in scores.items():
         if result.excess < -4:
             warn(
-                f"the {kind} probe reads {name!r} {stage} with {result.score:.3f}, which is below chance "
-                f"({result.chance:.3f}, {result.low:.3f} to {result.high:.3f}): residuals of the "
-                "rows of a fit are too clean, which says nothing about new rows; pass the estimator as after=",
+                f"the {kind} probe predicts {name!r} {stage} with {result.score:.3f}, below chance "
+                f"({result.chance:.3f}, {result.low:.3f} to {result.high:.3f}), an artefact of in-sample residuals. "
+                "For held-out residuals pass the estimator as after=",
                 BelowChanceWarning,
             )

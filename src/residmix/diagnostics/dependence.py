@@ -1,4 +1,4 @@
-"""How much one set of variables depends on another: shares of variance, distance correlation, tables of counts."""
+"""Measures of dependence: shares of variance, distance correlation, tables of counts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Shares:
     degrees : ndarray (d,)
         Of the numerator of that test; 0 where the other terms determine the term, which then has no share.
     held_out : ndarray (d,)
-        The same where each fold is predicted from the others; below 0 where predicting does harm.
+        The same where each fold is predicted from the others; below 0 where predictions are worse than the mean.
     """
 
     share: Array
@@ -120,7 +120,7 @@ class Shares:
 
 
 def variance_shares(moments: Sequence[LinearMoments], terms: Sequence[slice | None], confidence: float) -> list[Shares]:
-    r"""Return what each term explains beyond the others; None stands for the whole design.
+    r"""Return what each term explains given the others; None stands for the whole design.
 
     In the sample :math:`(RSS_{-t} - RSS)/RSS_{-t}`; held out the same with sums of squared errors of prediction,
     :math:`\sum_f SSE_f` over the folds f, each predicted by coefficients of the other folds. For the whole design
@@ -308,7 +308,7 @@ def _u_centred(distances: Array) -> Array:
 def counts_dependence(
     components: NDArray[np.integer], variable: Variable, n_permutations: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    r"""Return how much the labels of components tell of a variable: (1 + K,) values, and their p-values.
+    r"""Return the association of component labels with a variable: (1 + K,) values, and their p-values.
 
     First the adjusted mutual information of all components (Vinh, Epps and Bailey 2010; 0 by chance, 1 for a perfect
     match), then per component Cramér's :math:`V = \sqrt{\chi^2/n}` of the table "this component or another" by level.

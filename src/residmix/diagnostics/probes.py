@@ -1,4 +1,4 @@
-"""Held-out probes: how well a learner reads a metadata variable from features that it wasn't trained on."""
+"""Held-out probes: how well a model predicts a metadata variable from features, on held-out rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Features = Callable[[int], Array]
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A held-out score and what it is by chance.
+    """A held-out score and its chance level.
 
     Attributes
     ----------
@@ -55,21 +55,20 @@ def probe(
     rng: np.random.Generator,
     seed: int,
 ) -> ProbeResult:
-    """Return the cross-fitted score of a learner.
+    """Return the cross-fitted score of a probe.
 
     Parameters
     ----------
     kind : {"linear", "nonlinear"}
         Logistic or ridge regression, or a random forest.
     features : callable
-        Fold -> features (n, d) of all rows as a learner for that fold may see them: where features are themselves
-        fitted, by a fit that doesn't know the fold.
+        Function from a fold to the features (n, d) of all rows, for a model tested on that fold: if the features come
+        from a fit, then from one without the fold.
     variable : Variable
         On the same n rows.
     folds : ndarray (n,)
     n_permutations : int
-        Permutations of the labels within folds. Predictions stay: it is their independence of the labels that is
-        tested.
+        Permutations of the labels within folds, with fixed predictions.
     seed : int
         Of the forest.
     """

@@ -1,4 +1,4 @@
-"""What residuals to measure: as given, or made by an estimator, and by copies of it that don't know a fold."""
+"""Residuals to measure: given ones, or those of an estimator and of clones fitted without each fold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def given(after: Any, n: int) -> Array:
     residual = as_table(after, name="after")
     whole = np.concatenate(list(residual.rows(allow_nan=True).map(_features_of)))
     if len(whole) != n:
-        raise ValueError(f"after has {len(whole)} rows and X has {n}; they must be the same rows")
+        raise ValueError(f"after has {len(whole)} rows, but X has {n}; pass residuals of the same rows")
     return whole
 
 
@@ -32,14 +32,15 @@ def _features_of(block: Any) -> Array:
 def refitted(
     estimator: Any, X: Any, metadata: Any, table: Table, folds: NDArray[np.int8], n_splits: int
 ) -> tuple[Array, list[Array]]:
-    """Return what `estimator` leaves of all rows, as it is and as fitted without each fold."""
+    """Return the residuals of all rows by `estimator`, and by clones of it fitted without each fold."""
     from sklearn.base import clone
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
     if not isinstance(table, MemoryTable) or isinstance(X, Table):
         raise TypeError(
-            "after= an estimator needs data in memory, since copies of it are fitted on parts; read a sample"
+            "an estimator as after= needs data in memory, since clones of it are fitted to parts; load a sample of "
+            "the rows"
         )
     try:
         check_is_fitted(estimator)

@@ -24,10 +24,9 @@ class Association:
     Attributes
     ----------
     columns : dict of list
-        stage ("before", "after"); measure; metadata (a term of the formula or a column); feature; n (rows); then what
-        was measured in the sample, with its confidence interval and p-value, and what was measured on rows held out
-        of fitting, with the chance level (mean, 2.5 and 97.5 % points under permutation) and p-value. NaN where a
-        measure has no such value.
+        stage ("before", "after"); measure; metadata (a term of the formula or a column); feature; n (rows); then the
+        in-sample value with its confidence interval and p-value, and the held-out value with its chance level (mean,
+        2.5 and 97.5 % points under permutation) and p-value. NaN where a measure has no such value.
     """
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:

@@ -1,1 +1,1 @@
-"""How the effect of a term is estimated, and what is made of it."""
+"""Ways to estimate the effects of the terms of a design."""

@@ -1,4 +1,4 @@
-"""Effect: how what the metadata explain is estimated, as a value."""
+"""Effect: the protocol of all ways to estimate the effects of a design."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Effect", "need_dense"]
 
 
 class Effect(Protocol):
-    """How effects are estimated. A frozen value, which can be compared and printed.
+    """A way to estimate effects: a frozen value, which can be compared and printed.
 
     Attributes
     ----------
     exact_loo : bool
-        Whether the fit tells the residual of each row by the fit of all others.
+        Whether leave-one-out residuals follow exactly from one fit.
     columns_up_to : int
-        Levels of a factor up to which it wants a column for each; beyond, they are absorbed.
+        A factor with at most so many levels gets a column for each; above, it is absorbed.
     """
 
     @property
@@ -34,17 +34,17 @@ class Effect(Protocol):
         """Raise ValueError for a design that it can't be used with."""
 
     def merges(self, design: Design) -> bool:
-        """Tell whether moments are enough, so that a fit goes on with further rows and merges with others."""
+        """Tell whether moments are enough, so that partial_fit and merge are possible."""
 
     def equations(self, design: Design) -> Equations:
-        """Return what moments it needs, and how these add up."""
+        """Return the equations: which moments are needed, and how they are summed."""
 
     def estimate(
         self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
     ) -> LinearRemoval:
-        """Estimate from moments, and from the rows that these are of where it doesn't merge.
+        """Estimate from moments, and, where it doesn't merge, from the rows themselves.
 
-        Rows are also read again where accuracy asks for it. The names of the features are for warnings.
+        Rows are also read again where more accuracy is needed. The names of the features are for warnings.
         """
 
 
@@ -52,6 +52,6 @@ def need_dense(design: Design) -> None:
     """Raise ValueError for absorbed factors, whose levels have no columns."""
     if design.factors:
         raise ValueError(
-            f"scale= and shrinkage='eb' need the levels of {design.factors[0].name!r} as columns, but there are "
-            f"{len(design.factors[0].levels)} of them; remove such a factor's mean effect only"
+            f"scale= and shrinkage='eb' need a column for each level, but {design.factors[0].name!r} has too many "
+            f"levels ({len(design.factors[0].levels)}); leave scale= and shrinkage= out, or merge levels"
         )

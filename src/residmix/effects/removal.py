@@ -1,4 +1,4 @@
-"""What least squares found and what is taken out by it, as one value."""
+"""The result of a fit of linear effects, and the map that removes them."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class NewEffects(Protocol):
     """Effects of a factor's levels that fit didn't see, by their codes."""
 
     def effects(self, *, shrink: bool) -> Array:
-        """Return what is added to the average level's effect, (L + 2, d)."""
+        """Return the differences from the average level's effect, (L + 2, d)."""
 
     def spreads(self, *, shrink: bool) -> Array | None:
-        """Return what is added to the log standard deviation, (L + 2, d), if that is removed."""
+        """Return the differences in log standard deviation, (L + 2, d), if effects on the spread are removed."""
 
 
 @dataclass(frozen=True)
 class Smooths:
-    r"""Smooth functions as they were fitted, t of them.
+    r"""Results for the t fitted smooth functions.
 
     Attributes
     ----------
     names : tuple of str
         Of the curves; a term by the levels of a factor has one for each.
     smoothness : ndarray (t, d)
-        :math:`\lambda`, what the integral of the squared second derivative is multiplied with, the variable in units
-        of its range; above 1e300 for a straight line.
+        :math:`\lambda`, the factor of the integrated squared second derivative, with the variable in units of its
+        range; above 1e300 for a straight line.
     edf : ndarray (t, d)
         Effective degrees of freedom: 1 for a straight line.
     reference : ndarray (t, d)
-        Degrees of freedom that their test counts, tr(2 H - H H) in place of tr H (Wood, Biometrika 100, 2013).
+        Reference degrees of freedom of their tests, tr(2 H - H H) in place of tr H (Wood, Biometrika 100, 2013).
     rss, residual_degrees : ndarray (d,)
-        Sum of squares about all effects, and rows less effective columns and intercept.
+        Residual sum of squares, and rows less effective degrees of freedom and the intercept.
     """
 
     names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Smooths:
 
 @dataclass(frozen=True)
 class LinearRemoval:
-    """What a fit of linear effects found, before and after shrinkage; everything else is derived from it.
+    """Results of a fit of linear effects, before and after shrinkage.
 
     Attributes
     ----------
@@ -81,13 +81,13 @@ class LinearRemoval:
     scale : Scale or None
         Effects on the log standard deviation that are removed as well.
     smooth : Smooths or None
-        Smooth functions; then `shrunk` has them, and `fit` the same splines without a penalty.
+        Smooth functions, if there are any: then `shrunk` holds them, and `fit` the same splines without a penalty.
     random : dict of str to RandomEffects
         Of the factors whose effects are random ones.
     pooled : dict of str to Frozen
-        By factor whose effects were pooled over features, what batches that come later are compared with.
+        For each factor whose effects were pooled over features, the values that new batches are compared with.
     covariance : Covariances or None
-        What brings the covariances of a factor's levels to the pooled one after that.
+        Maps of the covariances of a factor's levels to the pooled one.
     """
 
     n_removed: int
@@ -102,7 +102,7 @@ class LinearRemoval:
 
     @property
     def applied(self) -> LinearFit:
-        """The fit whose effects are taken out."""
+        """The fit whose effects are removed: `shrunk` if there is one, else `fit`."""
         return self.fit if self.shrunk is None else self.shrunk
 
     @property
@@ -117,7 +117,7 @@ class LinearRemoval:
 
     @property
     def intercept(self) -> Array:
-        """So that the residual is ``x - intercept - a @ coef``, (d,)."""
+        """Intercept (d,): the residual is ``x - intercept - a @ coef``."""
         return self.applied.affine(self.n_removed).intercept
 
     @property
@@ -127,7 +127,7 @@ class LinearRemoval:
 
     @property
     def residual_sd(self) -> Array:
-        """Residual standard deviation, (d,); NaN where no degree of freedom is left, or no spread."""
+        """Residual standard deviation, (d,); NaN without residual degrees of freedom, or where it is 0."""
         found = self.fit if self.smooth is None else self.smooth
         usable = (found.residual_degrees > 0) & (found.rss > 0) & (self.fit.count > 0)
         return np.sqrt(np.where(usable, found.rss, np.nan) / np.where(usable, found.residual_degrees, 1.0))
@@ -140,7 +140,7 @@ class LinearRemoval:
 
     @property
     def left(self) -> NDArray[np.bool_]:
-        """Features that stay as they are, (d,)."""
+        """Mask of the features that aren't changed, (d,)."""
         left = np.zeros(len(self.fit.constant), dtype=bool)
         for frozen in self.pooled.values():
             left |= False if frozen.left is None else frozen.left
@@ -148,13 +148,13 @@ class LinearRemoval:
 
     @property
     def needs_preserved(self) -> bool:
-        """Whether taking the effects out takes the preserved columns, too."""
+        """Whether removing the effects needs the preserved columns, too."""
         return self.scale is not None
 
     def remover(
         self, sign: int = -1, *, new: Mapping[str, NewEffects] | None = None, shrink: bool = False
     ) -> Affine | Rescaled | Recoloured:
-        """Return the picklable function of blocks that takes the effects out, or with sign 1 puts them back.
+        """Return the picklable function of blocks that removes the effects, or with sign 1 adds them back.
 
         Parameters
         ----------
@@ -162,7 +162,7 @@ class LinearRemoval:
         new : mapping of str to NewEffects, optional
             Of levels that fit didn't see, by factor; blocks must have their codes.
         shrink : bool
-            Whether a level that isn't among these either gets the effect to be expected, not the average one.
+            Whether any other unseen level gets the expected effect instead of the average one.
         """
         affine, spreads = self.applied.affine(self.n_removed), []
         if new:
@@ -181,11 +181,11 @@ class LinearRemoval:
         return evened if self.covariance is None else Recoloured(evened, self.covariance)
 
     def by_feature(self) -> Affine | Rescaled:
-        """Return what takes out the effects on each feature by itself, which can be done to some features only."""
+        """Return the map that removes the effects feature by feature, which also works on a selection of features."""
         found = replace(self, covariance=None).remover()
         assert not isinstance(found, Recoloured)
         return found
 
     def everything(self) -> Affine:
-        """Return the map that takes out preserved effects as well."""
+        """Return the map that removes the preserved effects as well."""
         return self.applied.affine()

@@ -1,4 +1,4 @@
-"""What a fit says of a factor's levels and of an effect along its variable, as tables."""
+"""Tables of a fit: the levels of a factor, an effect along its variable, shares of variance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NORMAL = 1.4826
 
 
 def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame:
-    r"""Return a row for each level of a factor that is removed; :meth:`residmix.Residualizer.level_table`.
+    r"""Return a table with a row for each level of a removed factor; :meth:`residmix.Residualizer.level_table`.
 
     With :math:`\hat\gamma_{kj}` the effect of level k on feature j beyond the mean of the rows, in residual standard
     deviations, and :math:`\hat\delta_{kj}` its residual variance over the pooled one,
@@ -44,14 +44,15 @@ def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame
         \text{distance}_k = \operatorname{mean}_j \tfrac12
         (\hat\delta_{kj} + \hat\gamma_{kj}^2 - 1 - \log \hat\delta_{kj}),
 
-    the last one the divergence of the level's normal distributions from the pooled ones, in nats per feature.
+    the last one the Kullback-Leibler divergence of the level's normal distributions from the pooled ones, in nats per
+    feature.
     """
     import pandas as pd
 
     own = find_term(design.terms, term, "level_table")
     if own.preserved or own.kind not in ("factor", "absorbed"):
         what = "preserved" if own.preserved else own.kind
-        raise ValueError(f"level_table is of factors that are removed, and {own.name!r} is {what}")
+        raise ValueError(f"level_table needs a factor that is removed, but {own.name!r} is {what}")
     effects, weight = level_estimates(design, own, found.fit, found.moments)
     known = own.levels[: len(effects)]
     degrees = np.where(found.fit.residual_degrees > 0, found.fit.residual_degrees, 1.0)
@@ -91,7 +92,7 @@ def _log_ratios(found: LinearRemoval, design: Design, name: str, n_levels: int, 
 
 
 def _far_out(values: Array, rows: Array, n_features: int, upwards: bool = False) -> NDArray[np.bool_]:
-    """Tell which levels lie far from the others, by more than their own rows let them; of three or fewer, none."""
+    """Return a mask of the levels that lie far from the others; none of three or fewer."""
     seen = np.isfinite(values) & (rows > 0)
     if seen.sum() < 4:
         return np.zeros(len(values), dtype=bool)
@@ -102,7 +103,7 @@ def _far_out(values: Array, rows: Array, n_features: int, upwards: bool = False)
 
 
 def moments_table(found: LinearRemoval, design: Design) -> pd.DataFrame:
-    """Return what moments hold of the rows, as what, shape and numbers; :meth:`residmix.Residualizer.what_leaves`."""
+    """Return a table of the sums that moments hold; :meth:`residmix.Residualizer.what_leaves`."""
     import pandas as pd
 
     moments, called = found.moments, {term.name: " and ".join(term.variables) for term in design.terms}
@@ -140,8 +141,8 @@ def effect_table(
     r"""Return the effect of a metadata column at some of its values; :meth:`residmix.Residualizer.effect`.
 
     With v the columns of its terms at a value, less their mean over the rows, the effect is v'B, and its band
-    :math:`v'B \pm t_{0.975} \hat\sigma_j \sqrt{v'Cv}`. Of a curve by the levels of a factor, v is as it is: such curves
-    have mean zero over all rows (over the knots, where the formula gives both bounds).
+    :math:`v'B \pm t_{0.975} \hat\sigma_j \sqrt{v'Cv}`. For a curve by the levels of a factor, v isn't centred: such
+    curves already have mean zero over all rows (over the knots, where the formula gives both bounds).
     """
     curves = _curves_of(design, name)
     if curves:
@@ -205,11 +206,11 @@ def _range_of(design: Design, name: str) -> Sequence[float]:
     for curve in design.curves:
         if curve.atom.argument.text == name or getattr(curve.atom.argument, "name", None) == name:
             return np.linspace(*curve.bounds, _POINTS).tolist()
-    raise ValueError(f"effect({name!r}) needs at=, the values at which it is wanted")
+    raise ValueError(f"effect({name!r}) needs at=, the values of {name!r} to evaluate the effect at")
 
 
 def _curves_of(design: Design, name: str) -> list[Curve]:
-    """Return the curves that are called so; or those of a metadata column that differ by another one."""
+    """Return the curves called `name`, or the curves of that metadata column by another one."""
     named = [curve for curve in design.curves if name in (curve.name, curve.term)]
     return named or [curve for curve in design.curves if curve.by is not None and curve.variables == (name,)]
 
@@ -235,12 +236,12 @@ def _table_of_curves(
 def share_table(found: LinearRemoval, design: Design, features: Sequence[Any]) -> pd.DataFrame:
     r"""Return the shares of the variance of each feature; :meth:`residmix.Residualizer.variance_shares`.
 
-    With :math:`f_t` what term t contributes to the rows,
+    With :math:`f_t` the fitted values of term t,
 
     .. math:: \text{share}_t = \operatorname{Cov}(f_t, x) / \operatorname{Var}(x),
 
-    which add up to the share that all terms explain (Pratt 1987). What correlated terms have in common is divided; a
-    share can be negative, where a term only makes up for another one.
+    which add up to the share that all terms explain (Pratt 1987). The common part of correlated terms is divided among
+    them. A share is negative where a term only corrects for another one.
     """
     import pandas as pd
 

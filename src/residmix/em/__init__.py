@@ -1,1 +1,1 @@
-"""The loop of EM, its runs, and who listens to it."""
+"""The EM loop, its runs and its callbacks."""

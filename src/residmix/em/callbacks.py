@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks (1.9 and later): a fit, its starts and their iterations as the tasks that callbacks hear of.
+"""scikit-learn's callbacks (1.9 and later): tasks for a fit, its starts and their iterations.
 
 With an older scikit-learn there's no `set_callbacks`, and everything here does nothing.
 """

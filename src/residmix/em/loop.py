@@ -78,7 +78,7 @@ class Acceleration(Generic[P]):
 
 @dataclass(frozen=True)
 class Memory(Generic[P]):
-    """What the acceleration knows between passes.
+    """State of the acceleration between passes.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Memory(Generic[P]):
 
 @dataclass(frozen=True)
 class EMState(Generic[P]):
-    """All there is to know about a running fit: `run_em` resumed from it goes on bit for bit.
+    """State of a running fit; `run_em` resumed from it gives bitwise equal results.
 
     Attributes
     ----------
@@ -153,15 +153,15 @@ def run_em(
         Takes parameters; returns their log-likelihood per row and the next parameters.
     start : parameters, or EMState to resume from
     tol : float
-        Stop when all further iterations together will gain less than ``100 tol`` per row. That's asked once a plain
-        iteration gained less than `tol` and Aitken's estimate agrees: with the last gain g and the ratio a of two
-        gains, the rest of the geometric series is g a / (1 - a) (Boehning et al. 1994). Where gains shrink slowly,
-        :func:`residmix.em.rest.look_ahead` decides. With 0, exactly `max_iter` iterations.
+        Stop when all further iterations together are expected to gain less than ``100 tol`` per row. This is checked
+        once a plain iteration gained less than `tol` and Aitken's estimate agrees: with the last gain g and the ratio a
+        of two gains, the rest of the geometric series is g a / (1 - a) (Boehning et al. 1994). Where gains shrink
+        slowly, :func:`residmix.em.rest.look_ahead` decides. With 0, exactly `max_iter` iterations.
     max_iter : int
         Iterations in all, counted from the first start.
     accelerate : Acceleration, optional
-        After five iterations every second one extrapolates the two before; it's taken back if the log-likelihood
-        fell. Without it the iterations are textbook EM, and Aitken's estimate alone decides.
+        After five iterations every second one extrapolates the two before; it is undone if the log-likelihood fell.
+        Without it the iterations are textbook EM, and Aitken's estimate alone decides.
     history : tuple of float
         Log-likelihoods of an earlier run that ended at `start`. They help to judge the first iterations, provided that
         the first pass finds the last of them again (else the data are others).

@@ -1,4 +1,4 @@
-"""What long work tells in the terminal: iteration and log-likelihood, or rows so far; rows per second, time left."""
+"""Progress in the terminal: iteration and log-likelihood, or rows so far; rows per second, time left."""
 
 from __future__ import annotations
 

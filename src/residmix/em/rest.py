@@ -1,4 +1,4 @@
-r"""What is left to gain where EM seems to stand still: curvature of the likelihood from a few more passes.
+r"""The remaining gain when EM seems to have converged, from the curvature of the likelihood.
 
 Near a stationary point :math:`\theta^*` an iteration is linear, :math:`M(\theta) - \theta^* \approx J (\theta -
 \theta^*)`, and the eigenvalues of J are the shares of information that isn't seen (Dempster, Laird & Rubin 1977, eq.

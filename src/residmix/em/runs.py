@@ -1,4 +1,4 @@
-"""EM fits that survive the death of their process: what there is to know, written after each iteration."""
+"""Checkpoints of EM fits, written after each iteration, so that a killed fit can be resumed."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def run_starts(
     revived = [[]] * (len(journal.ended) - len(journal.revived)) + journal.revived
     ended = [(state, lost) for state, lost in zip(journal.ended, revived, strict=False) if state is not None]
     if not ended:
-        raise raised or failure("every start failed before the fit was resumed; fit again without the checkpoint")
+        raise raised or failure(
+            "every start had failed before the fit was resumed; delete the checkpoint and fit again"
+        )
     return ended
 
 
@@ -148,7 +150,7 @@ def _read(path: str | os.PathLike[str], expected: str) -> Journal:
     journal = read(path)
     if not isinstance(journal, Journal) or journal.fingerprint != expected:
         raise ValueError(
-            f"the checkpoint {os.fspath(path)!r} belongs to another fit (other parameters or other data, be it "
-            "one number that has changed); delete it or give another path"
+            f"the checkpoint {os.fspath(path)!r} belongs to another fit (its parameters or data differ, even if by "
+            "one number that has changed); delete it, or use another path"
         )
     return journal

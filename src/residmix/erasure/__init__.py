@@ -1,1 +1,1 @@
-"""Features from which metadata can't be read."""
+"""Erasure of metadata from features."""

@@ -1,4 +1,4 @@
-"""Eraser: take metadata out of features without needing the metadata again."""
+"""Eraser: remove metadata from features, so that models can't predict it."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ _NEVER = 10**9
 
 
 class Eraser(Shown, MetadataTransformer):
-    r"""Map of the features after which metadata can't be read: by linear models, or by any that sees what the map sees.
+    r"""Erase metadata from features: for linear models, or for all models, up to a fitted conditional mixture.
 
-    ``method="linear"`` is affine, and needs no metadata itself:
+    ``method="linear"`` is affine, and needs no metadata for new rows:
 
     .. math:: r(x) = x - L R (x - \bar x), \qquad \operatorname{Cov}(r(x), a(m)) = 0
 
     where a(m) is the design row that `formula` makes of the metadata m. Of all affine maps that erase a(m), this one
-    changes x least, in every inner product at once (LEACE). With `preserve`, it also keeps the covariance of x with
-    the preserved design columns as it is, and is the least change that does (SPLINCE).
+    changes x least, for every inner product (LEACE). With `preserve`, it is the smallest change that also keeps the
+    covariance of x with the preserved design columns (SPLINCE).
 
-    The other methods carry each row from the law that its metadata give it to that of a reference,
+    The other methods transport each row from the distribution given its metadata to that of a reference,
 
     .. math:: r(x, m) = G_m^{-1}(F_m(x)), \qquad p(x \mid m) = \sum_k \pi_k(m) N(x \mid \mu_k(m), \Sigma_k(m)),
 
     with F the Rosenblatt transform of the conditional mixture and G that of the target. They need the metadata of each
-    row, and are undone exactly (`inverse_transform`):
+    row, and `inverse_transform` inverts them exactly:
 
     ========== =============================================== ======================================================
-    method     target                                          what is left, and what is lost
+    method     target                                          what is left, and the price
     ========== =============================================== ======================================================
-    spread     one Gaussian for all                            location, spread and covariances are gone, shape stays
-    component  the reference's components, m's own weights     what the proportions alone say stays; clusters stay
-    full       the reference mixture                           nothing that the model sees stays; clusters whose share
-                                                               differs are moved
+    spread     one Gaussian for all                            location and covariance are erased; shape is left
+    component  the reference's components, m's own weights     proportions of components are left; clusters are kept
+    full       the reference mixture                           all that the model describes is erased; rows of
+                                                               clusters whose proportion differs are moved
     ========== =============================================== ======================================================
 
-    Compared with :class:`~residmix.Residualizer`: that one subtracts what a row's own metadata explain and so needs
-    them for new rows; this one takes out as many directions of feature space as the metadata have, and adds nothing.
+    Compared with this, :class:`~residmix.Residualizer` subtracts the effects of a row's own metadata, and so needs the
+    metadata of new rows; the linear eraser removes as many directions of feature space as the design has columns.
 
     Parameters
     ----------
@@ -73,42 +73,43 @@ class Eraser(Shown, MetadataTransformer):
         What to erase, such as ``"C(site) + age"``. Its columns are taken from `metadata`, or from X itself if X is a
         table and no metadata is given. Without a formula every metadata column is erased.
     preserve : str, optional
-        Formula of effects whose covariance with the features is kept; with a transport, the columns that laws are
-        given beside the erased ones, and that rows keep.
+        Formula of effects whose covariance with the features is kept. With a transport, distributions are also
+        conditional on these columns, and rows keep their values.
     method : {"linear", "spread", "component", "full"}, default "linear"
     n_components : int or "auto", default "auto"
-        Of the conditional mixture. "auto" is what makes held-out rows most likely, of 1, 2, 3, 4, 6 and 8. Not used
-        by "linear" and "spread".
+        Of the conditional mixture. "auto" chooses from 1, 2, 3, 4, 6 and 8 by held-out likelihood. Not used by "linear"
+        and "spread".
     reference : dict, optional
-        Value of each metadata column that is erased, such as ``{"site": "A", "age": 40}``: a transport brings all rows
-        to the law that this row would have. Default: the average over the rows of fit.
+        Value of each metadata column that is erased, such as ``{"site": "A", "age": 40}``: a transport gives all rows
+        the distribution of this row. Default: the average over the rows of fit.
     on_unknown : {"error", "mean"}, default "error"
-        What a transport does with a level that fit hasn't seen: raise, or move the row as an average one.
+        What a transport does with a level that fit didn't see: raise, or treat the row as an average one.
     random_state : int or None, default None
-        Of the mixture's starts and of the rows that are held out; None is 0.
+        Seed for the starts of the mixture and the held-out rows; None is 0.
     features : list of str, optional
         Columns of X to erase from. Default: all numeric ones, apart from the metadata.
     missing : {"error", "mean", "indicator"}, default "error"
-        What to do with missing metadata: raise; use the mean; or the mean and an indicator, which is erased as well.
+        What to do with missing metadata: raise; use the mean; or use the mean and an indicator, which is erased as
+        well.
 
     Attributes
     ----------
     mean_ : ndarray (d,)
-        Which the map leaves as it is.
+        The mean of the features, which the map doesn't change.
     left_, right_ : ndarray (d, k), (k, d)
         L, and R with R L = I; k is the rank of the cross-covariance of features and metadata.
     correlations_ : ndarray (k,)
-        Canonical correlations of features and metadata in fit, largest first: what there was to erase.
+        Canonical correlations of features and metadata in fit, largest first.
     entangled_ : float
-        Largest canonical correlation, in whitened feature space, of what is erased and what is preserved.
+        Largest canonical correlation, in whitened feature space, of erased and preserved directions.
     rank_ : int
         k.
     transport_ : Transport
-        Of the other methods, in place of the five above.
+        For the other methods, instead of the five attributes above.
     certificate_ : Certificate
-        Of the other methods: what held-out rows say of uniformity by level, what linear, forest and network probes read
-        before and after, and what clusters and preserved columns lost. Printed as text; `failures` names what didn't
-        hold.
+        For the other methods: checks on held-out rows. It holds the uniformity of F(x | m) by level, the scores of
+        linear, forest and network probes before and after, and the loss in clusters and preserved columns. It prints as
+        text; `failures` lists failed checks.
     features_ : ndarray of str (d,)
     design_ : Design
     n_features_in_ : int
@@ -118,25 +119,24 @@ class Eraser(Shown, MetadataTransformer):
     Warns
     -----
     DesignWarning
-        If there is nothing to erase, or if erasing leaves nothing of the features.
+        If there is nothing to erase, or if all directions of the features are erased.
     EntangledEffectsWarning
-        If erased and preserved directions are nearly the same, so that the map blows the features up.
+        If erased and preserved directions are nearly the same, so that the map amplifies noise.
     CertificateWarning
         If a transport failed its certificate.
 
     Notes
     -----
-    Fit is one pass that folds the moments of [a(m), x]: (q + d)^2 numbers. Tolerances are relative to the scale of each
-    column, so that a fraction, a calendar year and a level of five rows in a thousand are all erased alike.
+    The linear method makes one pass over the moments of [a(m), x]: (q + d)^2 numbers. Tolerances are relative to the
+    scale of each column, so small and large units and rare levels are erased equally well.
 
     A transport is fitted on at most 200,000 rows, evenly spaced, held in memory; transforms read blocks. Columns of the
-    design with two values tell groups apart, which have location, covariance and weight of each component of their own;
-    along others, location and log spread are linear first, and means and weights of components vary with them.
-    Components are matched by the joint likelihood of all groups. Within the bulk of the rows the inverse is exact to
-    1e-8; a row a million standard deviations away stays finite, and comes back unless it lies where the law has no mass
-    to double precision.
+    design with two values define groups, each with its own location, covariance and weight of each component. Along
+    other columns, location and log spread are linear, and means and weights of components vary with them. Components
+    are matched by the joint likelihood of all groups. Within the bulk of the rows the inverse is exact to 1e-8; a row a
+    million standard deviations away stays finite, and is recovered unless the density there is 0 in double precision.
 
-    What holds exactly, holds for the training rows and for linear models; new rows keep what sampling leaves.
+    The linear erasure is exact for the training rows only; on new rows, sampling error remains.
 
     References
     ----------
@@ -199,7 +199,7 @@ class Eraser(Shown, MetadataTransformer):
 
     @keeps_notes
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
-        """Find the directions to take out.
+        """Fit the map.
 
         Parameters
         ----------
@@ -207,12 +207,12 @@ class Eraser(Shown, MetadataTransformer):
         y : ignored
         metadata : array (n,) or (n, p), or table, optional
         sample_weight : array (n,) or str, optional
-            A text names the column of X that holds the weights.
+            Weights, or the name of the column of X that holds them.
 
         Raises
         ------
         ValueError, TypeError
-            For input that can't be used, and if what is to be preserved can't be told from what is to be erased.
+            For invalid input, and if erased and preserved effects can't be separated.
         """
         table = as_table(X, metadata=metadata)
         self._start(X, table, sample_weight)
@@ -225,10 +225,9 @@ class Eraser(Shown, MetadataTransformer):
 
     @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
-        """Fit on further rows, as if all rows so far had come at once.
+        """Fit on further rows; the result is that of a fit on all rows so far.
 
-        The first call learns the design, so its rows must show every level. Only ``method="linear"`` can: a transport
-        isn't a function of sums.
+        The first call learns the design, so its rows must include every level. Only with ``method="linear"``.
         """
         self._refuse_sums("partial_fit")
         if hasattr(self, "moments_"):
@@ -244,7 +243,7 @@ class Eraser(Shown, MetadataTransformer):
 
     @keeps_notes
     def merge(self, other: Eraser) -> Self:
-        """Take in the rows that `other`, of the same design, was fitted on; return self.
+        """Add the rows that `other`, with the same design, was fitted on; return self.
 
         Raises
         ------
@@ -258,14 +257,12 @@ class Eraser(Shown, MetadataTransformer):
 
     def _refuse_sums(self, what: str) -> None:
         if self.method != "linear":
-            raise ValueError(
-                f"{what} needs method='linear', not {self.method!r}: a transport is fitted on rows, not sums"
-            )
+            raise ValueError(f"{what} needs method='linear', not {self.method!r}; call fit on all rows")
 
     def _start(self, X: Any, table: Table, sample_weight: Any) -> None:
         self._validate_params()
         if self.method == "linear" and self.reference is not None:
-            raise ValueError("reference has no effect with method='linear'; leave it out, or choose another method")
+            raise ValueError("reference= has no effect with method='linear'; leave it out, or use another method")
         unknown = {} if self.method == "linear" else {"on_unknown": self.on_unknown}
         self._learn(X, table, sample_weight, missing=self.missing, absorb_above=_NEVER, **unknown)
 
@@ -289,7 +286,7 @@ class Eraser(Shown, MetadataTransformer):
     def _transport(self, rows: Rows) -> None:
         n_removed, design = self.design_.n_removed, self.design_
         if not n_removed:
-            raise ValueError("there is no metadata to erase; give metadata= or a formula, or use method='linear'")
+            raise ValueError("there is no metadata to erase; pass metadata=, or a formula")
         block = rows.take(evenly(rows.n_rows, FIT_ROWS))
         weight = np.ones(block.n_rows) if block.weight is None else np.asarray(block.weight, dtype=np.float64)
         seen = np.flatnonzero(weight > 0)
@@ -309,9 +306,9 @@ class Eraser(Shown, MetadataTransformer):
         if not self.certificate_.passed:
             more = len(self.certificate_.failures) - 1
             warn(
-                f"the transport failed its certificate: {self.certificate_.failures[0]}"
+                f"the transport failed a check on held-out rows: {self.certificate_.failures[0]}"
                 + (f" (and {more} more, see certificate_)" if more else "")
-                + "; try more components, another method, or more rows",
+                + ". Use more components, more rows, or another method",
                 CertificateWarning,
                 failures=list(self.certificate_.failures),
             )
@@ -319,17 +316,17 @@ class Eraser(Shown, MetadataTransformer):
     # ---- applying ----------------------------------------------------------------------------------------------------
 
     def transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        """Return the features (n, d) without what a linear model could tell of the metadata, in the dtype of X.
+        """Return the features (n, d) with the metadata erased, in the dtype of X.
 
         Parameters
         ----------
         X : array (n, d) or table
-            The features; columns that aren't features may be there or not.
+            The features; other columns may be absent.
         metadata : array (n, p) or table, optional
             Of the rows, as in fit. The linear method needs none and ignores them.
         out : path or ndarray, optional
-            A Parquet file for them, written as they come, so that they needn't fit into memory. It appears when it is
-            whole; its path is returned in place of an array. Or an array to put them in, which may be X itself.
+            A Parquet file to write to, block by block; its path is returned instead of an array. The file appears only
+            when it is complete. Or an array to write to, which may be X itself.
         """
         check_is_fitted(self)
         if out is not None:
@@ -349,12 +346,12 @@ class Eraser(Shown, MetadataTransformer):
 
     @available_if(lambda self: self.method != "linear")
     def inverse_transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        """Return the features (n, d) whose transform is X; at other metadata, as if rows had been measured there.
+        """Return the features (n, d) whose transform is X, or the features under other metadata.
 
         Parameters
         ----------
         X : array (n, d) or table
-            What `transform` gave.
+            The result of `transform`.
         metadata : array (n, p) or table, optional
             Of the rows, or of a profile repeated for each, such as all at site A.
         out

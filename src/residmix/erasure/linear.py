@@ -1,4 +1,4 @@
-"""The affine map of a linear eraser on blocks of rows, and what there is to tell of it."""
+"""The affine map of a linear eraser on blocks of rows, and its warnings."""
 
 from __future__ import annotations
 
@@ -40,19 +40,21 @@ def affine_block_rows(width: int) -> int:
 def tell_of(found: Erasure, n_erased: int, metadata: Sequence[str], varies: bool) -> None:
     d, k = found.left.shape
     if metadata and not varies:
-        warn(f"nothing is erased, because the metadata don't vary: {', '.join(map(repr, metadata[:8]))}", DesignWarning)
+        warn(
+            f"nothing is erased, because these metadata are constant: {', '.join(map(repr, metadata[:8]))}",
+            DesignWarning,
+        )
     elif n_erased == 0:
-        warn("there is no metadata, so nothing is erased; give metadata= or a formula", DesignWarning)
+        warn("there is no metadata, so nothing is erased; pass metadata=, or a formula", DesignWarning)
     elif k == d:
         warn(
-            f"{n_erased} design columns take all {d} directions of feature space: nothing but the mean is left; erase "
-            "less, or use a Residualizer, which keeps what a row's own metadata do not explain",
+            f"{n_erased} design columns erase all {d} directions of feature space, so only the mean is left. Erase "
+            "fewer terms, or use a Residualizer",
             DesignWarning,
         )
     if found.entangled > _ENTANGLED:
         warn(
-            "what is erased and what is preserved lie in nearly the same direction of feature space: canonical "
-            f"correlation {found.entangled:.4f}; keeping the one makes noise in other directions larger. Preserve or "
-            "erase less",
+            "erased and preserved effects have nearly the same direction in feature space (canonical correlation "
+            f"{found.entangled:.4f}), which amplifies noise. Preserve or erase fewer terms",
             EntangledEffectsWarning,
         )

@@ -1,4 +1,4 @@
-"""What a fitted mixture is used for, with metadata and without: densities, components, criteria."""
+"""Methods of fitted mixtures, with and without metadata: densities, components, criteria."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 def log_density(joint: Floats) -> Floats:
-    """Return log p(x) of log p(x, k), with -inf where no component reaches."""
+    """Return log p(x) from log p(x, k); -inf where all are -inf."""
     return normalised(joint)[1]
 
 
@@ -62,7 +62,7 @@ def _finished(
 
 
 class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
-    """What mixtures with and without metadata do alike: `given` is the metadata, or nothing."""
+    """Methods that mixtures with and without metadata share; `given` is the metadata, or nothing."""
 
     n_components: Any
     covariance_type: Any

@@ -1,4 +1,4 @@
-"""How mixtures are fitted, with metadata and without: starts, runs, and what is told of them."""
+"""How mixtures are fitted, with and without metadata: starts, runs, selection, warnings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _weight(block: Block) -> float:
 
 
 class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
-    """The half of a mixture's estimator that EM needs."""
+    """The part of a mixture's estimator that runs EM."""
 
     criterion: str
     noise: bool
@@ -98,7 +98,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
 
     @property
     def _quiet(self) -> bool:
-        """Whether somebody else tells of the fit's progress."""
+        """Whether progress is shown elsewhere."""
         return bool(self.verbose) or bool(getattr(self, "_skl_callbacks", None))
 
     def _given_start(self, n_features: int) -> dict[str, Floats | None]:
@@ -112,7 +112,10 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
     def _labelled(self, rows: Rows, K: int, kind: str) -> MixtureParams:
         """Return the M-step's answer to the user's labels."""
         if any(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
-            raise ValueError("labels_init says where EM begins, and so do weights_init, means_init and precisions_init")
+            raise ValueError(
+                "labels_init can't be combined with weights_init, means_init or precisions_init; use "
+                "one way to start EM"
+            )
         labels = check_labels(self.labels_init, rows.n_rows, K)
         whole, bound = self._whole(rows), self._restraint_of(K)
         return params_of_labels(whole, labels, K, covariance_type=kind, reg_covar=self._floor, restraint=bound)
@@ -238,24 +241,23 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         best = min(tried, key=lambda one: one.value(self.criterion))
         if best.state is None or best.spike:
             raise ValueError(
-                f"none of the {len(tried)} candidates could be fitted: components became singular or sit on a few "
-                "equal rows; try fewer components, raise reg_covar, or look for repeated rows"
+                f"none of the {len(tried)} candidates could be fitted, because a component was singular or sat on a "
+                "few nearly equal rows; use fewer components, raise reg_covar, or remove repeated rows"
             )
         left = [one for one in tried if one.state is None or one.spike]
         if left:
             shown = ", ".join(f"{family(one.covariance_type).name},{one.n_components}" for one in left[:10])
             note(
                 "candidates-left-out",
-                f"{len(left)} of {len(tried)} candidates weren't considered, because a component is singular or sits "
-                f"on a few rows that are all but equal: {shown}{', ...' if len(left) > 10 else ''}",
+                f"{len(left)} of {len(tried)} candidates were left out, because a component was singular or sat on a "
+                f"few nearly equal rows: {shown}{', ...' if len(left) > 10 else ''}",
                 count=len(left),
                 tried=len(tried),
             )
         if len(wanted) > 1 and best.n_components == wanted[-1]:
             note(
                 "largest-size-chosen",
-                f"the largest n_components that was tried, {wanted[-1]}, is the best by {self.criterion}: more may be "
-                "better still",
+                f"the largest n_components tried, {wanted[-1]}, has the best {self.criterion}. Try larger values",
                 n_components=wanted[-1],
             )
         return best.state, list(best.revived)
@@ -264,11 +266,11 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         given = ("weights_init", "means_init", "precisions_init", "checkpoint")
         for name in given:
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} belongs to one mixture; give one n_components and one covariance_type")
+                raise ValueError(f"{name} needs a single n_components and a single covariance_type")
         if self.warm_start:
-            raise ValueError("warm_start goes on from one mixture; give one n_components and one covariance_type")
+            raise ValueError("warm_start needs a single n_components and a single covariance_type")
         if self.labels_init is not None and len(sizes(self.n_components)) > 1:
-            raise ValueError("labels_init has one number of labels; give one n_components")
+            raise ValueError("labels_init needs a single n_components")
 
     def _search_starts(self, rows: Rows, wanted: tuple[int, ...]) -> dict[int, list[MixtureParams]]:
         """Return where the fits of each size begin, whatever their family."""
@@ -377,7 +379,8 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
             several = f"{self._failed} starts" if self._failed > 1 else "1 start"
             note(
                 "failed-starts",
-                f"{several} led to a singular covariance and {'were' if self._failed > 1 else 'was'} left out",
+                f"{several} led to a singular covariance and {'were' if self._failed > 1 else 'was'} left out. Use "
+                "fewer components, or raise reg_covar",
                 count=self._failed,
             )
         self.__dict__.pop("_failed", None)
@@ -385,7 +388,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         if revived and not self.trim:  # a component whose rows are trimmed begins anew, as it should
             warn(
                 f"components {revived[-1]} of {self.n_components_} lost all their rows and were re-seeded "
-                f"({len(revived)} times in this fit); fewer components may fit as well",
+                f"({len(revived)} times in this fit). Use fewer components",
                 DeadComponentWarning,
                 components=revived[-1],
                 times=len(revived),

@@ -41,75 +41,78 @@ class GaussianMixture(GaussianRows):
     Parameters
     ----------
     n_components : int, list of int or "auto", default=1
-        Number of components, K. Of several the best by `criterion` is kept; "auto" is 1 to 9.
+        Number of components, K. From a list, the best by `criterion` is kept; "auto" is 1 to 9.
     covariance_type : str, list of str or "auto", default="full"
-        "full", "tied", "diag" or "spherical", or one of mclust's fourteen names, "EII" to "VVV": a letter each for the
-        components' volume, shape and orientation, which are Equal, Varying or the Identity.
-        "full" is "VVV", "tied" "EEE", "diag" "VVI", "spherical" "VII". "factor" is for many features: few factors and
-        a variance of its own for each feature. Of several the best by `criterion` is kept; "auto" is all fourteen.
+        "full", "tied", "diag" or "spherical", or one of mclust's fourteen names, "EII" to "VVV": the three letters are
+        volume, shape and orientation, each Equal, Varying or the Identity. "full" is "VVV", "tied" "EEE", "diag" "VVI",
+        "spherical" "VII". "factor" is for many features: few factors, and a unique variance for each feature. From a
+        list, the best by `criterion` is kept; "auto" is all fourteen.
     n_factors : int, optional
-        Of "factor"; default: 1 to 6, chosen by `criterion`.
+        Number of factors of "factor". Default: the best of 1 to 6 by `criterion`.
     criterion : {"bic", "icl", "aic", "cv"}, default="bic"
-        What decides between several: the Bayesian or Akaike's criterion, the integrated completed likelihood, or the
-        log-likelihood of every fifth row under a fit to the others. Candidates that fail, or have a component on a few
-        rows that are all but equal, are never chosen, and noted.
+        Criterion to choose between candidates: the Bayesian or Akaike's information criterion, the integrated completed
+        likelihood, or the log-likelihood in five-fold cross-validation. Candidates that fail, or have a component on a
+        few nearly equal rows, are never chosen; a note names them.
     noise : bool, default=False
-        Whether rows may belong to no component: one more has a uniform density in the box that the rows lie in. Its
+        Whether to add a uniform component over the bounding box of the rows, for rows that belong to no cluster. Its
         label is -1, its probability the last column of `predict_proba`.
     distribution : {"gaussian", "t"}, default="gaussian"
-        "t": Student-t components, whose means and covariances hardly depend on rows far out; `covariances_` are their
-        scale matrices, and degrees of freedom are estimated.
+        "t": Student-t components, which are robust to outliers. `covariances_` are their scale matrices; the degrees of
+        freedom are estimated.
     trim : float, default=0.0
-        Share of the rows, those of least density, that count for nothing, below 0.5. Their label is -1, and the last
-        column of `predict_proba` theirs. Criteria are of the rows kept.
+        Share of the rows to leave out, those with the lowest density; below 0.5. Their label is -1, and the last column
+        of `predict_proba` is for them. Criteria count the remaining rows.
     eigenvalue_ratio : float, optional
-        The largest eigenvalue of all covariances is at most this many times the smallest, so that no component sits
-        on a few rows. For "full", "tied", "diag", "spherical", "EII" and "EEI"; units of the features count.
+        Upper bound of the ratio of the largest to the smallest eigenvalue, over all covariances, which prevents
+        components on a few rows. For "full", "tied", "diag", "spherical", "EII" and "EEI"; it depends on the units of
+        the features.
     prior : "mclust" or dict, optional
-        The fit maximises the posterior, and so `lower_bound_` is its logarithm a row; criteria take the likelihood
-        there. Given covariances means are normal about "mean", as "shrinkage" rows there; covariances are inverse
-        Wishart with "dof" and "scale" (variances of diagonal families inverse gamma), weights Dirichlet with
-        "dirichlet". "mclust" is the mean of X, 0.01, d + 2, the covariance of X over :math:`K^{2/d}`, and 1, which
-        a dict's missing keys stand for, too (Fraley & Raftery 2007, J. Classification 24:155).
+        Conjugate prior; the fit maximises the posterior, and `lower_bound_` is the log-posterior per row. Criteria use
+        the likelihood at this maximum. The prior of a mean given its covariance is normal about "mean", with the weight
+        of "shrinkage" rows; that of a covariance is inverse Wishart with "dof" and "scale" (inverse gamma for diagonal
+        families); that of the weights is Dirichlet with "dirichlet". "mclust" stands for the mean of X, 0.01, d + 2,
+        the covariance of X over :math:`K^{2/d}`, and 1. These are also the defaults for missing keys of a dict (Fraley
+        & Raftery 2007, J. Classification 24:155).
     missing : {"error", "em"}, default="error"
-        "em": NaN in X is a missing value, in every method. The fit is maximum likelihood given the values that are
-        there, which is right where it doesn't depend on the missing values that they are missing. See :meth:`impute`.
+        "em": NaN in X is a missing value, in every method. The fit is maximum likelihood given the observed values,
+        which is valid if values are missing at random. See :meth:`impute`.
     tol : float, default=1e-6
-        EM stops when an iteration gained less than `tol` in log-likelihood per row, and all further ones together
-        are expected to gain less than a hundred times that (Aitken's estimate). 0 means exactly `max_iter` iterations.
+        EM stops when an iteration gains less than `tol` in log-likelihood per row, and all further iterations together
+        are expected to gain less than ``100 * tol`` (Aitken's estimate). With 0, EM runs exactly `max_iter` iterations.
     reg_covar : float or "relative", default=1e-6
-        Added to the diagonal of every covariance, in squared units of X; a `ScaleWarning` tells when that is more than
-        a tenth of a column's variance. "relative" is 1e-6 of the least variance of a column: `reg_covar_`.
+        Added to the diagonal of every covariance, in squared units of X. There is a `ScaleWarning` if it is more than a
+        tenth of a column's variance. "relative" is 1e-6 of the smallest variance of a column, stored as `reg_covar_`.
     max_iter : int, default=1000
     n_init : int, default=1
-        Number of starts that are run to the end; the best one is kept.
+        Number of starts run to convergence; the best result is kept.
     init_params : {"short-em", "kmeans", "k-means++", "random", "random_from_data"}, default="short-em"
-        How a start is found. ``"short-em"`` takes the best of many short EM runs, whatever the features' units. The
-        others are scikit-learn's, in the features' own units. All are found on a subsample if there are many rows.
+        How starts are found. ``"short-em"`` takes the best of many short EM runs, and doesn't depend on the units of
+        the features. The others are scikit-learn's, and do. With many rows, all use a subsample.
     weights_init : array-like (K,), optional
     means_init : array-like (K, d), optional
     precisions_init : array-like, optional
         Inverse covariances, shaped as `covariances_`.
     labels_init : array-like (n,), optional
-        `n_components` different labels, one a row: EM begins with their M-step and without a search.
+        A label for each row, with `n_components` distinct labels. EM starts with an M-step for these labels, without a
+        search.
     learning_decay : float, default=0.7
-        Of `partial_fit`: batch t counts for :math:`t^{-decay}` of the estimate, which forgets slowly. Between 0.5 (not
-        included) and 1, where all batches count alike.
+        For `partial_fit`: the weight of batch t is :math:`t^{-decay}`, so that old batches are forgotten slowly. Above
+        0.5 and at most 1; with 1 all batches have the same weight.
     forgetting : float, optional
-        Of `partial_fit`: every batch counts for this share of the estimate, the one before it for ``1 - forgetting`` of
-        that, and so on. For streams that drift: the estimate is of the last ``2 / forgetting`` batches or so, and
-        never settles. Default: `learning_decay` rules.
+        For `partial_fit`, on streams that drift: the weight of the newest batch, between 0 and 1. Weights of older
+        batches fall by the factor ``1 - forgetting`` per batch, so about ``2 / forgetting`` batches count. Default:
+        weights by `learning_decay`.
     accelerate : bool, default=True
-        Extrapolate every second iteration (SQUAREM), and take it back where the log-likelihood fell: a third of the
-        iterations or fewer where clusters overlap. Never with ``tol=0``, which stands for textbook iterations.
+        Extrapolate every second iteration (SQUAREM), undone if the log-likelihood falls. This takes a third of the
+        iterations or fewer if clusters overlap. Not used with ``tol=0``, which means textbook EM.
     random_state : int, RandomState or None
     warm_start : bool, default=False
-        Go on from the last fit's parameters.
+        Start from the parameters of the last fit.
     verbose : int, default=0
     verbose_interval : int, default=10
     checkpoint : path, optional
-        A file that holds the state of the fit after each iteration. If the process dies, the same fit goes on from
-        there, to the same bits; when it's done the file is removed.
+        A file that holds the state of the fit after each iteration. If the process dies, the same call to `fit`
+        continues from there, with a bitwise equal result. The file is removed at the end.
 
     Attributes
     ----------
@@ -118,23 +121,23 @@ class GaussianMixture(GaussianRows):
     covariances_, precisions_, precisions_cholesky_ : ndarray
         full (K, d, d), tied (d, d), diag (K, d), spherical (K,); of the other families (K, d, d).
     n_components_, covariance_type_ : int, str
-        What was fitted; of several, what was chosen.
+        The fitted (or chosen) values.
     loadings_, own_variances_ : ndarray (K, d, q), (K, d)
         Only of "factor": each covariance is ``loadings_ @ loadings_.T + diag(own_variances_)``; q is `n_factors_`.
     trim_threshold_ : float
-        Only with `trim`: the log-density that the rows kept have at least.
+        Only with `trim`: the lowest log-density of the rows that are kept.
     noise_weight_, noise_box_ : float, ndarray (2, d)
-        Only with noise; `weights_` are of the components alone, and add up to the rest.
+        Only with noise. `weights_` are those of the components, and add up to ``1 - noise_weight_``.
     dof_ : ndarray (K,)
         Degrees of freedom, only with "t".
     selection_ : dict of lists
-        Only where there was something to choose: covariance_type (mclust's names), n_components, log_likelihood,
-        n_parameters, bic, icl, aic, converged (and cv) of each candidate. The lower a criterion the better; infinite
-        for what isn't considered.
+        Only if there was a choice: covariance_type (mclust's names), n_components, log_likelihood, n_parameters, bic,
+        icl, aic, converged (and cv) of each candidate. Lower is better; infinite for candidates that are left out.
     converged_ : bool
     n_iter_ : int
     lower_bound_ : float
-        Log-likelihood per row of the training data under the attributes above (scikit-learn's is one iteration old).
+        Log-likelihood per row of the training data at the final parameters (scikit-learn's is that before the last
+        M-step).
     lower_bounds_ : list of float
         The same after each iteration.
     n_batches_, n_samples_seen_ : int
@@ -144,7 +147,7 @@ class GaussianMixture(GaussianRows):
 
     Notes
     -----
-    All numbers are float64, also if X is float32.
+    All results are float64, even if X is float32.
 
     Examples
     --------
@@ -245,10 +248,11 @@ class GaussianMixture(GaussianRows):
             Of a table, the numeric columns are used.
         y : ignored
         sample_weight : array-like (n,), optional
-            Non-negative. A weight of 2 counts a row twice; a weight of 0 leaves it out. A text names a table's column.
+            Non-negative weights, or the name of a table's column. A weight of 2 counts a row twice; a weight of 0
+            leaves it out.
         error_covariance : array-like (n, d) or (n, d, d), optional
-            Variances or covariances of each row's known measurement errors: the mixture is then of what was measured,
-            without them (Bovy, Hogg & Roweis 2011, "Extreme deconvolution", Ann. Appl. Stat. 5).
+            Variances or covariances of each row's known measurement errors: the mixture then describes the values
+            without these errors (Bovy, Hogg & Roweis 2011, "Extreme deconvolution", Ann. Appl. Stat. 5).
 
         Raises
         ------
@@ -265,13 +269,12 @@ class GaussianMixture(GaussianRows):
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> GaussianMixture:
-        """Follow a stream: take in one batch of rows, which isn't needed again.
+        """Update the fit with one batch of rows of a stream.
 
-        The first batch is fitted as by `fit`; so it should be of some hundred rows a component. Each further one is a
-        step of stepwise EM (`residmix.mixture.iteration.step.stepwise`), with a share of :math:`t^{-decay}`, or of
-        `forgetting` if that is given; less if it has fewer rows than batches had on average. Goes on from a fitted
-        model; `fit` begins anew. Of a source that hands out batches, or a table larger than memory, each batch is a
-        step.
+        The first batch is fitted as by `fit`, so it should have some hundred rows per component. Each further one is a
+        step of stepwise EM (`residmix.mixture.iteration.step.stepwise`), with the weight :math:`t^{-decay}`, or
+        `forgetting` if that is given; smaller batches than average have less weight. A fitted model is updated; `fit`
+        starts anew. If X is a source of batches, or a table larger than memory, each batch is a step.
 
         Parameters
         ----------
@@ -389,9 +392,8 @@ class GaussianMixture(GaussianRows):
         columns = overwhelmed_columns(rows, self._floor)
         if columns.size:
             warn(
-                f"reg_covar={self._floor:g} is more than a tenth of the variance of columns "
-                f"{columns[:10].tolist()}: the covariances say more about reg_covar than about the data. Scale the "
-                "columns or lower reg_covar.",
+                f"reg_covar={self._floor:g} is more than a tenth of the variance of columns {columns[:10].tolist()}, "
+                "so it dominates the covariances. Scale the columns, or lower reg_covar",
                 ScaleWarning,
                 columns=columns.tolist(),
             )

@@ -1,4 +1,4 @@
-"""Parameters of a mixture, from what they are made, and those of some of the features."""
+"""Parameters of a mixture, and of its marginal and conditional mixtures."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ class MixtureParams:
     gate : Gate or None
         None for constant weights.
     noise : tuple of float and ndarray (2, d), or None
-        Weight of uniform noise, and the box that it fills; the components' weights are of what is no noise.
+        Weight of the uniform noise, and its box. The weights of the components add up to one without it.
     dof : ndarray (K,) or None
         Degrees of freedom of Student-t components; `covariances` are their scale matrices.
     missing : bool
-        Whether rows may lack values.
+        Whether rows may have missing values.
     parts : ndarray (K, d, q + 1) or None
         Loadings and, last, the roots of the features' own variances; of factor-analytic families only.
     trim : tuple of float or None
-        Share of the rows that count for nothing, and the log-density below which they are.
+        Share of the rows that are left out, and the log-density below which they are.
     restraint : Restraint or None
-        What the M-step obeys besides the family.
+        Constraints on the M-step besides the family.
     by_group : ByGroup or None
         Covariances that differ by group of rows; `covariances` are their average then.
     """

@@ -50,7 +50,7 @@ class Affine:
 
     @property
     def intercept(self) -> Array:
-        """What is taken out where every design column is 0, (d,)."""
+        """The removed value where every design column is 0, (d,)."""
         # large terms may cancel, as those of a polynomial
         start = self.origin_x, self.constant
         return dot_twice(start, self.origin_a, self.coef, -1.0)[0]
@@ -109,7 +109,7 @@ class WithEffects(Affine):
     Attributes
     ----------
     effects : tuple of ndarray (L + 1, d)
-        One row per level; the last row, which code -1 finds, is for a level that isn't known.
+        One row per level; the last row, for code -1, is for unknown levels.
     """
 
     effects: tuple[Array, ...] = ()

@@ -1,4 +1,4 @@
-"""Moments of all rows, and of the rows of each level of some factors: what effects on spreads need to know."""
+"""Moments of all rows, and of the rows of each level of some factors, for effects on the spread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Grouping:
-    """A factor with columns of its own, by whose levels rows are grouped.
+    """A factor with columns in the design, by whose levels rows are grouped.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How many rows stand behind each level of the factors, and each pair of levels: what sums tell of single rows."""
+"""Numbers of rows of each level and pair of levels, since sums of few rows can reveal single rows."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Cell:
 
 
 def smallest_cell(moments: LinearMoments, factors: Sequence[LevelsOf]) -> Cell:
-    """Return the cell of fewest rows among those that have any.
+    """Return the cell with the fewest rows, among those with any.
 
-    The products of design columns hold the counts of all pairs of levels, so these are looked at too. With weights,
-    these are counted.
+    Pairs of levels are checked too, since their counts are among the products of design columns. With weights, sums of
+    weights are counted.
     """
     g = int(np.argmax(moments.weight))
     mean, weight = moments.mean_a[g], float(moments.weight[g])

@@ -30,7 +30,7 @@ Moments = LinearMoments | FactorMoments
 
 
 class Equations(Protocol):
-    """What least squares does with a kind of moments."""
+    """Least squares from one kind of moments."""
 
     def moments(self, rows: Rows) -> Any:
         """Return the moments of all rows, by one ordered fold."""
@@ -39,14 +39,14 @@ class Equations(Protocol):
         """Return the moments of the rows of both; may change the first."""
 
     def gaps(self, moments: Any) -> NDArray[np.bool_]:
-        """Tell of which features (d,) the moments lack what merging needs, since these lack some rows."""
+        """Return a mask of the features (d,) whose missing values make merging impossible."""
 
     def fit(
         self, moments: Any, rows: Rows | None, penalty: Array | None = None, parts: Sequence[Part] = ()
     ) -> LinearFit:
         """Solve; `rows`, those of the moments, are read again where accuracy asks for it.
 
-        `parts` are the terms in order, which decides where columns are aliased.
+        `parts` are the terms in order, which decides how shared effects are divided.
         """
 
     def correlations(self, fit: Any, moments: Any, n_removed: int) -> Array:
@@ -103,7 +103,10 @@ class Absorbed:
     def fit(
         self, moments: FactorMoments, rows: Rows | None, penalty: Array | None = None, parts: Sequence[Part] = ()
     ) -> FactorFit:
-        assert penalty is None, "a penalty needs a column per level"
+        assert penalty is None, (
+            "a penalty needs a column per level, but a factor has too many levels; merge "
+            "levels, or leave the penalty out"
+        )
         return solve_factors(moments, parts) if rows is None else fit_factor_moments(moments, rows, parts)
 
     def correlations(self, fit: FactorFit, moments: FactorMoments, n_removed: int) -> Array:

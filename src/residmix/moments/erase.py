@@ -1,4 +1,4 @@
-"""Affine erasure from second moments: what to subtract so that no linear map of x finds z."""
+"""Affine erasure from second moments: what to subtract so that no linear model predicts z from x."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOISE = 1e-11
 
 
 class TangledError(ValueError):
-    """What is to be erased and what is to be kept lie in one direction of feature space."""
+    """The same direction of feature space would have to be erased and kept."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Erasure:
     ----------
     mean : ndarray (d,)
     left : ndarray (d, k)
-        Directions that are taken out.
+        Directions that are removed.
     right : ndarray (k, d)
         How much of each is in a row; ``right @ left`` is the identity, so the map is a projection.
     correlations : ndarray (k,)
@@ -95,9 +95,9 @@ def erasure(mean: Array, covariance: Array, n_erased: int, n_kept: int) -> Erasu
     entangled = overlap(A, kept)
     if entangled > 1 - 1e-10:
         raise TangledError(
-            "what is to be erased and what is to be preserved share a direction of feature space "
-            f"(canonical correlation {entangled:.6f} in {len(white_x)} dimensions): no linear map erases the one and "
-            "keeps the other; preserve less, erase less, or give more features"
+            f"erased and preserved effects share a direction of feature space (canonical correlation {entangled:.6f} "
+            f"in {len(white_x)} dimensions), so no linear map can do both; preserve or erase fewer terms, or use "
+            "more features"
         )
     own = A - kept @ (kept.T @ A)
     U, s, Vt = np.linalg.svd(own, full_matrices=False)

@@ -1,4 +1,4 @@
-"""What least squares gives: coefficients, rank, aliased columns, residual sums of squares."""
+"""Results of least squares: coefficients, rank, aliased columns, residual sums of squares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LinearFit:
     Attributes
     ----------
     coef : ndarray (q, d)
-        Of least contributions when the design has not full rank (:mod:`residmix.moments.solving.aliased`).
+        With the smallest contributions if the design is rank-deficient (:mod:`residmix.moments.solving.aliased`).
     constant : ndarray (d,)
         ``x - origin_x = constant + (a - origin_a) coef``.
     origin_a, origin_x : ndarray (q,), (d,)
@@ -38,7 +38,7 @@ class LinearFit:
     degrees : ndarray (n_groups,)
         Effective number of columns: the rank, or with a penalty the trace of the hat matrix; without intercept.
     aliased : dict of int to tuple of int
-        Column that the columns before it determine, to those columns; -1 stands for the intercept.
+        For each column that is determined by earlier columns, these columns; -1 stands for the intercept.
     rss, tss : ndarray (d,)
         Weighted sums of squares of the residual, and of the centred feature.
     count, weight : ndarray (d,)
@@ -46,10 +46,9 @@ class LinearFit:
     scale : ndarray (n_groups, q)
         Spread of the columns; 1 for those that don't vary.
     null : tuple of ndarray (q, k)
-        By group, directions of ``coef * scale`` that leave the fit as it is, orthonormal.
+        By group, orthonormal directions of ``coef * scale`` that don't change the fit.
     unknown : ndarray of bool (n_groups, q + 1)
-        Coefficients, and intercept, that can't be estimated: the columns of their own and of earlier terms leave them
-        open.
+        Coefficients, and intercept, that can't be estimated, given the columns of their own and of earlier terms.
     """
 
     coef: Array
@@ -98,14 +97,14 @@ class LinearFit:
         return np.maximum(self.count - 1.0 - self.degrees[self.group], 0.0)
 
     def affine(self, n_removed: int | None = None) -> Affine:
-        """Return the map to the residual, which takes out the first `n_removed` columns and the mean."""
+        """Return the map to the residual, which removes the first `n_removed` columns and the mean."""
         kept = slice(len(self.coef) if n_removed is None else n_removed, None)
         # A preserved effect stays, but not its mean: the residual is centred.
         mean_kept = np.einsum("dk,kd->d", self.offset_a[self.group][:, kept], self.coef[kept])
         return Affine(self.origin_x, self.origin_a[: kept.start], self.coef[: kept.start], self.constant + mean_kept)
 
     def of_least_norm(self) -> tuple[Array, Array]:
-        """Return coefficients and intercept with the least sum of squares: the textbook's solution of [a 1] b = x."""
+        """Return the minimum-norm coefficients and intercept: the least-squares solution of [a 1] b = x."""
         coef, intercept = self.coef.copy(), self.intercept
         for g, null in enumerate(self.null):
             if null.shape[1]:

@@ -1,4 +1,4 @@
-"""What a linear fit says about its coefficients: standard errors, tests, shares of variance."""
+"""Inference for a linear fit: standard errors, tests, shares of variance."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _MOVES = 1e-6
 
 
 def explained(fit: LinearFit) -> Array:
-    """Return :math:`R^2 = 1 - RSS/TSS` per feature (d,); 0 for a constant feature, which leaves nothing to explain."""
+    """Return :math:`R^2 = 1 - RSS/TSS` per feature (d,); 0 for a constant feature."""
     varies = fit.tss > 0
     return np.where(varies, 1.0 - fit.rss / np.where(varies, fit.tss, 1.0), 0.0)
 
 
 def removed_degrees(fit: LinearFit, n_removed: int) -> Array:
-    """Return how many independent columns of each feature (d,) the removed effects are, those of factors among them.
+    """Return the degrees of freedom of the removed effects for each feature (d,), including absorbed factors.
 
     They have what they share with preserved ones: of these counts what the preserved coefficients vary by.
     """
@@ -57,7 +57,7 @@ def canonical_correlations(scatter: Array, n_removed: int) -> Array:
     r"""Return the canonical correlations between the first `n_removed` columns and the others, largest first.
 
     The singular values of :math:`S_{11}^{-1/2} S_{12} S_{22}^{-1/2}` (Hotelling 1936): 1 means that a combination of
-    the ones is a combination of the others, so that no data can tell their effects apart.
+    the ones is a combination of the others, so that their effects can't be separated.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def canonical_correlations(scatter: Array, n_removed: int) -> Array:
 
 
 def correlations_beside_factors(scatter: Array, covariance: Array) -> Array:
-    r"""Return the canonical correlations of preserved columns with everything else of a fit with absorbed factors.
+    r"""Return the canonical correlations of preserved columns with all other columns and absorbed factors.
 
     What the others leave of the scatter S of the preserved columns is the inverse of their block C of the coefficients'
     covariance, so :math:`S^{1/2} C S^{1/2}` has the eigenvalues :math:`1 / (1 - \rho^2)`.
@@ -102,16 +102,17 @@ def coefficient_table(
 ) -> pd.DataFrame:
     r"""Return one row per feature and coefficient, the intercept last.
 
-    With :math:`\hat\sigma_j^2 = RSS_j / \nu_j` and :math:`\nu_j` residual degrees of freedom,
-    :math:`se_{kj} = \hat\sigma_j \sqrt{C_{kk}}` where :math:`C = (A_c' W A_c)^{+}`; the statistic is Student's t with
-    :math:`\nu_j` degrees, and partial :math:`R^2 = t^2/(t^2 + \nu_j)` is the share of the variance that the other
-    columns leave which this one takes. With a ridge penalty C is the sandwich that belongs to the shrunk coefficients.
+    With :math:`\hat\sigma_j^2 = RSS_j / \nu_j` and :math:`\nu_j` residual degrees of freedom, :math:`se_{kj} =
+    \hat\sigma_j \sqrt{C_{kk}}` where :math:`C = (A_c' W A_c)^{+}`; the statistic is Student's t with :math:`\nu_j`
+    degrees, and partial :math:`R^2 = t^2/(t^2 + \nu_j)` is the share of the variance left by the other columns that
+    this one explains. With a ridge penalty C is the sandwich covariance of the shrunk coefficients.
 
-    A coefficient that can't be estimated is NaN, with all that belongs to it: the columns of its own and of earlier
-    terms determine it. Of terms that share something, the earlier one has it (:mod:`residmix.moments.solving.aliased`).
+    A coefficient that can't be estimated is NaN, with its error and test: its column depends linearly on others of the
+    same or earlier terms. An effect shared by several terms is attributed to the earliest one
+    (:mod:`residmix.moments.solving.aliased`).
 
-    Where shrunk effects are `applied`, the estimate is the shrunk one, and the column "unshrunk" has that of least
-    squares, which error, statistic and shares belong to.
+    If shrunk effects are `applied`, the estimate is the shrunk one, and the column "unshrunk" has that of least
+    squares. Error, statistic and shares are those of least squares.
 
     Returns
     -------
@@ -164,7 +165,7 @@ def term_shares(fit: LinearFit, columns: slice) -> tuple[Array, Array, Array]:
 
     The sum of squares that they add to the others is the Wald form :math:`(L'b)' (L' C_{bb} L)^{-1} L'b` of what of
     their coefficients b can be told from the others: L spans what no direction that leaves the fit as it is moves.
-    Columns that the others determine altogether add nothing, with 0 degrees and no p-value.
+    Columns that are determined by the others add nothing: 0 degrees of freedom and no p-value.
     """
     from scipy.special import fdtrc
 

@@ -1,8 +1,8 @@
-"""Weighted second moments of the joint row [a; x]: what least squares needs to know of the data.
+"""Weighted second moments of the joint row [a; x], which least squares is computed from.
 
 Moments are kept about their own mean and merged by Chan, Golub and LeVeque (1983), never as ``E[x^2] - mean^2``. A mean
 is kept as ``origin + offset``, a point near the data plus a small correction: differences of means then don't cancel,
-and columns like a calendar time with 1e8 in front of a spread of 1 lose no digits.
+and columns like a calendar time of 1e8 with a spread of 1 lose no digits.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ DIGITS_LEFT = float(np.finfo(np.float64).eps) / 1e-9
 class LinearMoments:
     """Moments of n rows with q design columns and d features.
 
-    The axis g is 1 when every feature has every row, and d when values are missing, each feature then having moments of
-    the design over the rows that it has itself.
+    The axis g is 1 without missing values, else d: then each feature has its own moments of the design, over its
+    observed rows.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ def linear_block_rows(d: int, q: int) -> int:
 
 
 def linear_moments(block: Block, origins: tuple[Array, Array] | None = None, *, plain: bool = False) -> LinearMoments:
-    """Return the moments of one block; NaN in X means that this feature lacks this row.
+    """Return the moments of one block; NaN in X is a missing value.
 
     The origins, of features and of the design, are points near the rows; by default of the block's own. `plain` is of
     `residmix.kernels.pairs.small`.
@@ -217,17 +217,17 @@ def merge_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
 
 
 def without_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
-    """Return the moments of the rows of `one` that aren't those of `two`: what merging has put together, apart again.
+    """Return the moments of the rows of `one` without those of `two`: the inverse of merging.
 
     Raises
     ------
     ValueError
-        If `two` has more weight, or so much of the variation that fewer than nine digits of the rest would be left.
+        If `two` has more weight, or so much of the variation that the rest would have fewer than nine correct digits.
     """
     if not (one.weight - two.weight > DIGITS_LEFT * one.weight).all():
         raise ValueError(
-            f"rows of weight {two.weight.max():g} can't be taken out of {one.weight.min():g}: they must be rows of the "
-            "fit, and not nearly all of it"
+            f"rows of weight {two.weight.max():g} can't be removed from a fit of weight {one.weight.min():g}; they "
+            "must be rows of the fit, and not nearly all of it"
         )
     opposite = replace(two, count=-two.count, weight=-two.weight, s_aa=-two.s_aa, s_ax=-two.s_ax, s_xx=-two.s_xx)
     left = merge_moments(one, opposite)
@@ -238,7 +238,7 @@ def without_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
         lost = np.flatnonzero(((before > 0) & ~(after > DIGITS_LEFT * before)).any(axis=0))
         if lost.size:
             raise ValueError(
-                f"the rows to forget hold all but a millionth of the variation of {what} {lost[:10].tolist()}, so that "
-                "rounding would be most of what is left, or they are no rows of the fit; fit the other rows anew"
+                f"the rows to forget hold all but a millionth of the variation of {what} {lost[:10].tolist()}, or "
+                "aren't rows of the fit, so the result would be rounding errors; call fit on the remaining rows"
             )
     return left

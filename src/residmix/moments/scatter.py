@@ -103,7 +103,7 @@ def check_magnitudes(
     shared: NDArray[np.float64],
     variance_x: NDArray[np.float64],
 ) -> None:
-    r"""Raise ValueError if a design column spreads so little or so much that its squares are no ordinary numbers.
+    r"""Raise ValueError if a design column's spread is so small or large that its squares underflow or overflow.
 
     A variance that underflowed is 0, but covariances with features of ordinary size are not: the inequality of Cauchy
     and Schwarz, :math:`\sigma_a \ge |s_{ax}| / \sigma_x`, tells a tiny column from a constant.
@@ -137,7 +137,7 @@ def check_magnitudes(
         size = size if sound else max(size, _LARGEST)
         raise ValueError(
             f"design column {name!r} has a standard deviation of {size:.0e} or more, whose square is beyond double "
-            f"precision: change its unit, that is, divide the column by {size:.0e}"
+            f"precision; divide the column by {size:.0e}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Models as files, which last and which anybody may load."""
+"""Model files: stable across versions, and safe to load."""
 
 from residmix.persistence.files import describe, load, read, save, write
 

@@ -1,4 +1,4 @@
-"""What a model file says of its model to those who only look at it: rows of the fit, and settings."""
+"""Description of a model in its file: number of rows of the fit, and settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["about", "settings_of"]
 
 
 def about(model: Any) -> dict[str, Any]:
-    """Return ``{"rows": ..., "settings": ...}`` of an estimator; nothing of what is none."""
+    """Return ``{"rows": ..., "settings": ...}`` of an estimator; an empty dict for other objects."""
     if not hasattr(model, "get_params"):
         return {}
     return {"rows": _rows(model), "settings": settings_of(model)}

@@ -40,11 +40,11 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model, or something it holds, can't be kept in the format; the message says which attribute.
+        If the model, or one of its attributes, can't be stored in this format; the message names it.
     FileNotFoundError
         If the folder doesn't exist.
     OSError
-        If it can't be written, with the bytes that it needs; a file that was there stays as it was.
+        If it can't be written; the message has the size needed, and an existing file is kept.
 
     See Also
     --------
@@ -61,14 +61,15 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     True
     """
     if not _is_estimator(type(model)):
-        raise TypeError(f"save takes an estimator of residmix, not {type(model).__name__}")
+        raise TypeError(f"save needs an estimator of residmix, not {type(model).__name__}")
     write(model, path)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """Read an estimator that :func:`save` wrote; its predictions are the same to the last bit.
+    """Read an estimator that :func:`save` wrote; its predictions are bitwise equal.
 
-    A file from anybody can be loaded: nothing that it names is run or imported, and it takes memory for what it holds.
+    Files from untrusted sources are safe to load: no code in them is run or imported, and memory use is bounded by
+    their size.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is no residmix model, is damaged, or was written in a newer format; the message names the file.
+        If the file isn't a residmix model, is damaged, or has a newer format; the message names the file.
 
     Examples
     --------
@@ -97,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     model = read(path)
     if not _is_estimator(type(model)):
-        raise ValueError(f"{os.fspath(path)!r} holds a {type(model).__name__}, which is no model")
+        raise ValueError(f"{os.fspath(path)!r} holds a {type(model).__name__}, not a model; it may be a checkpoint")
     return model
 
 
@@ -120,18 +121,18 @@ def read(path: str | os.PathLike[str]) -> Any:
     header, tensors = _open(name)
     try:
         if header["format"] > 1 and header.get("checksum") != _checksum(header, tensors):
-            raise ValueError("its checksum doesn't fit what it holds")
+            raise ValueError("its checksum doesn't match its content")
         return decode(header["model"], tensors)
     except ImportError:  # a model of an extra that isn't installed
         raise
     except Exception as error:  # whatever goes wrong in taking a file apart is the file's fault
-        raise ValueError(f"the model file {name!r} is damaged or made up: {_told(error)}") from error
+        raise ValueError(f"the model file {name!r} is damaged or forged: {_told(error)}") from error
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a model file says of itself: format, versions, kind of model, checksum, rows of the fit, settings.
+    """Return the description in a model file: format, versions, kind of model, checksum, rows of the fit, settings.
 
-    What it doesn't say, as older files, is None or empty.
+    Entries that older files don't have are None or empty.
     """
     header, _ = _open(os.fspath(path))
     model = header.get("model")
@@ -156,13 +157,13 @@ def _open(name: str) -> tuple[dict[str, Any], Tensors]:
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(name):
-        raise FileNotFoundError(f"no model file {name!r}")
+        raise FileNotFoundError(f"there is there is no model file {name!r}")
     try:
         with safe_open(name, framework="np") as file:
             text = (file.metadata() or {}).get(_KEY)
             tensors = {} if text is None else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, ValueError, AttributeError) as error:  # types that numpy lacks, too
-        raise ValueError(f"{name!r} is damaged or no model file of residmix ({_told(error)})") from error
+        raise ValueError(f"{name!r} is damaged or isn't a model file of residmix ({_told(error)})") from error
     if text is None:
         raise ValueError(f"{name!r} is a safetensors file, but not one that residmix.save wrote")
     try:
@@ -186,7 +187,7 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError("it nests too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def _checksum(header: dict[str, Any], tensors: Tensors) -> str:

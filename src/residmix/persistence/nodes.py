@@ -64,8 +64,8 @@ def _encode_object(value: Any, tensors: Tensors, where: str) -> dict[str, Any]:
     name = name_of(cls)
     if name is None:
         raise TypeError(
-            f"{where} is a {cls.__module__}.{cls.__qualname__}, which the model format doesn't keep; "
-            "use a plain value (an integer as random_state, for instance), or keep this model with skops or pickle"
+            f"{where} is a {cls.__module__}.{cls.__qualname__}, which model files can't store; use a plain value "
+            "(for example an integer as random_state), or save this model with skops or pickle"
         )
     if hasattr(cls, "_from_state"):
         plain, arrays = value._to_state()
@@ -93,7 +93,7 @@ def _encode_array(value: Any, tensors: Tensors, where: str) -> dict[str, Any]:
     if array.dtype.kind in "UO":
         items = [encode(item, tensors, f"{where}[{i}]") for i, item in enumerate(array.ravel().tolist())]
         return {"$items": items, "shape": list(array.shape), "dtype": array.dtype.str, "scalar": scalar}
-    raise TypeError(f"{where} is an array of {array.dtype}, which the model format doesn't keep")
+    raise TypeError(f"{where} is an array of {array.dtype}, which model files can't store")
 
 
 def decode(node: Any, tensors: Tensors) -> Any:
@@ -102,7 +102,8 @@ def decode(node: Any, tensors: Tensors) -> Any:
     Raises
     ------
     ValueError, TypeError, KeyError, AttributeError
-        If `node` is nothing that `encode` makes. Memory is taken for what the node holds, not for what it announces.
+        If `encode` can't have made `node`. Memory use is bounded by the size of the node, not by the sizes that it
+        declares.
     """
     if isinstance(node, list):
         return [decode(item, tensors) for item in node]

@@ -1,4 +1,4 @@
-"""Which versions are at work: what model files record, and what a report of an error needs."""
+"""Versions of the package and its dependencies, for model files and bug reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def show_versions() -> None:
-    """Print the versions of Python, the system, residmix and what it works with; for reports of errors.
+    """Print the versions of Python, the system, residmix and its dependencies, for bug reports.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def show_versions() -> None:
     print(f"system: {platform.platform()}, {platform.machine()}")
     print(f"processors: {os.cpu_count()}, RESIDMIX_NUM_THREADS={os.environ.get('RESIDMIX_NUM_THREADS', '')}")
     for name in _NEEDED:
-        print(f"{name}: {_version(name) or 'not installed, which it should be'}")
+        print(f"{name}: {_version(name) or 'not installed, although it is required'}")
     for name in _OPTIONAL:
         print(f"{name}: {_version(name) or 'not installed'}")
     import numpy  # noqa: F401 - so that its BLAS is there to be told

@@ -1,1 +1,1 @@
-"""Pictures of models and measurements: one question each; they take an Axes, or make one, and return it."""
+"""Plots of models and measurements. Each answers one question, and draws on given or new Axes, which it returns."""

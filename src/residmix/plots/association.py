@@ -21,7 +21,7 @@ MEASURES = {
 
 
 def plot_association(association: Any, *, ax: Axes | None = None) -> Axes:
-    """Draw each measure of each metadata column before and after, and what it is by chance.
+    """Draw each measure of each metadata column before and after, and its chance level.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def plot_association(association: Any, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     Axes
-        One line a measure and column: a hollow circle before, a filled one after, a grey bar where 95 % of permuted
-        labels come to lie. Probes of groups are areas under the curve, all others shares.
+        One line per measure and column: a hollow circle before, a filled one after, and a grey bar for 95 % of the
+        values with permuted labels. Probes of groups are areas under the ROC curve, all others shares of variance.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Is the law of the features the same at every level, before and after a transport?"""
+"""Is the distribution of the features the same at every level, before and after a transport?"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plot_certificate(eraser: Any, *, ax: Axes | None = None) -> Axes:
             "or 'full'"
         )
     if not levels:
-        raise ValueError("the held-out rows are too few to compare levels; fit on more rows")
+        raise ValueError("there are too few held-out rows to compare levels; fit on more rows")
     ax = axes(ax, figsize=(4.8, 3.4))
     farthest = np.argsort([-_distance(row["before"]) for row in levels], kind="stable")[:MOST_LEVELS]
     bins = len(levels[0]["before"])

@@ -42,9 +42,9 @@ def plot_components(
     features : one or two names, optional
         Default: the two in whose plane the two closest components lie farthest apart.
     stage : {"after", "before"}
-        Residuals with the ellipses of the components; or the features as they came, without.
+        "after": residuals, with ellipses of the components. "before": the original features, without ellipses.
     groups : str, optional
-        A column of X that settles the shapes of the points; colours are the components. Default: shapes are too.
+        A column of X for the marker shapes; colours show the components. Default: shapes show the components, too.
     ax : matplotlib Axes, optional
         Default: of a new figure.
 
@@ -81,7 +81,7 @@ def plot_components(
         else:
             _points(ax, values[:, [first, second]], labels, _groups(rows, groups))
     elif stage == "before":
-        raise ValueError("stage='before' shows rows: pass X")
+        raise ValueError("stage='before' needs X, the rows to draw")
     if stage == "after" and second is None:
         _densities(ax, np.asarray(model.weights_), means[:, first], covariances[:, first, first])
     elif stage == "after" and second is not None:

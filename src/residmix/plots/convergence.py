@@ -1,4 +1,4 @@
-"""Did the fit arrive?"""
+"""Did the fit converge?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["plot_convergence"]
 
 
 def plot_convergence(model: Any, *, ax: Axes | None = None) -> Axes:
-    """Draw what each iteration still lacked: the log-likelihood per row at the end less that of each iteration.
+    """Draw the final log-likelihood per row minus that of each iteration.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def plot_convergence(model: Any, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     Axes
-        Logarithmic, since EM comes closer by about the same factor each time; a line at `tol`.
+        With a logarithmic scale, since EM converges linearly, and a line at `tol`.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def plot_convergence(model: Any, *, ax: Axes | None = None) -> Axes:
     """
     values = np.asarray(getattr(model, "lower_bounds_", None) or [], dtype=float)
     if not len(values):
-        raise ValueError("the model has no iterations to show: it must be a mixture that was fitted by EM")
+        raise ValueError("the model has no iterations to show; pass a mixture that was fitted by EM")
     ax = axes(ax, figsize=(4.6, 3.2))
     short = values[-1] - values[:-1]
     iterations = np.arange(1, len(values))

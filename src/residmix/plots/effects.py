@@ -37,7 +37,7 @@ def plot_effect(
     Returns
     -------
     Axes
-        A curve, one for each level where curves differ, or a point a level; relative to the mean of the rows.
+        A curve (one per level if curves differ by level), or a point per level, relative to the mean of the rows.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def _first(linear: Any) -> str:
         return str(design.curves[0].term)
     factors = [term.variables[0] for term in design.terms if term.kind == "factor"]
     if not factors:
-        raise ValueError("there is no curve and no factor; name a column, and at= its values")
+        raise ValueError("there is no curve and no factor; pass column=, and at= its values")
     return str(factors[0])
 
 

@@ -44,8 +44,8 @@ def plot_levels(
     Returns
     -------
     Axes
-        A line a level from one standard deviation below its mean to one above: grey and hollow before, blue and
-        filled after. Both are shown about the mean of all rows; of more than 25 levels the largest.
+        One line per level, from one standard deviation below its mean to one above: grey and hollow before, blue and
+        filled after. Both are centred at the mean of all rows. With more than 25 levels, the largest are shown.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def metadata_column(model: Any, metadata: Any, wanted: str | None, *, with_level
     removed, _ = metadata_of(model)
     ranked = [own for own in (*removed, *known) if own in known]
     if not ranked:
-        raise ValueError("the model has no metadata")
+        raise ValueError("the model has no metadata; pass one that was fitted with metadata")
     few = [own for own in ranked if metadata[own].dtype.kind not in "fiu" or metadata[own].nunique() <= 12]
     return few[0] if with_levels and few else ranked[0]
 

@@ -1,4 +1,4 @@
-"""Is the density right?"""
+"""Is the density calibrated?"""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ BINS = 20
 
 
 def plot_pit(model: Any, X: Any, *, metadata: Any = None, feature: str | None = None, ax: Axes | None = None) -> Axes:
-    r"""Draw the histogram of :math:`F(x_j \mid m)`, which is flat where the mixture describes a feature rightly.
+    r"""Draw the histogram of :math:`F(x_j \mid m)`, which is flat if the mixture describes a feature correctly.
 
-    A heap in the middle says that the model is too wide, at the ends too narrow, on one side that it is biased
-    (Dawid 1984).
+    A peak in the middle means that the model is too wide, peaks at the ends that it is too narrow, a slope that it is
+    biased (Dawid 1984).
 
     Parameters
     ----------
     model : ResidualMixture or GaussianMixture
         Fitted.
     X, metadata
-        Rows, as for its `fit`; at most 5,000 are looked at. Rows that the fit hasn't seen are the better judges.
+        Rows, as for its `fit`; at most 5,000 are used, preferably held-out rows.
     feature : str, optional
         Default: all of them, pooled.
     ax : matplotlib Axes, optional
@@ -38,7 +38,7 @@ def plot_pit(model: Any, X: Any, *, metadata: Any = None, feature: str | None = 
     Returns
     -------
     Axes
-        With the band that holds 95 % of the bars if the rows are independent and the model is right.
+        With the band that contains 95 % of the bars if the rows are independent and the model is correct.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def plot_pit(model: Any, X: Any, *, metadata: Any = None, feature: str | None = 
     if not hasattr(model, "means_"):
         raise TypeError(f"{type(model).__name__} has no density; pass a fitted mixture")
     if getattr(model, "distribution", "gaussian") != "gaussian" or getattr(model, "noise", False):
-        raise ValueError("the picture is for Gaussian components without noise; score_samples compares others")
+        raise ValueError("plot_pit needs Gaussian components without noise; compare other mixtures with score_samples")
     rows = rows_of(model, X, metadata)
     values = pit_values(model, rows)
     names = features_of(model)
@@ -76,7 +76,7 @@ def plot_pit(model: Any, X: Any, *, metadata: Any = None, feature: str | None = 
 
 
 def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
-    """Return :math:`F_j(x_j | m)`, (n, d): uniform if the mixture describes each feature rightly."""
+    """Return :math:`F_j(x_j | m)`, (n, d): uniform if the mixture describes each feature correctly."""
     from scipy.special import ndtr
 
     values, weights = residual_of(model, rows), _weights(model, rows)

@@ -1,4 +1,4 @@
-"""Does anything follow the metadata still?"""
+"""Do residuals still depend on the metadata?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plot_residuals_vs_metadata(
     metadata: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the residuals of a feature against a metadata column: what still bends or widens shows.
+    """Draw the residuals of a feature against a metadata column, to show remaining curvature or changes in spread.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def plot_residuals_vs_metadata(
     Returns
     -------
     Axes
-        For numbers, points and the mean in 12 bins of as many rows each, with two standard errors; for groups, boxes.
+        For numbers, points and the mean in 12 equally filled bins, with two standard errors; for groups, boxes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Some rows of whatever a model is shown on, and what the model makes of them."""
+"""A sample of rows to draw or report a model on, and their residuals."""
 
 from __future__ import annotations
 

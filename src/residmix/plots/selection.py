@@ -17,14 +17,14 @@ MOST_FAMILIES = 8  # drawn in colour; of more, the best
 
 
 def plot_selection(model: Any, criterion: str | None = None, *, ax: Axes | None = None) -> Axes:
-    """Draw a criterion against the number of components, one line a family; the one that was kept is ringed.
+    """Draw a criterion against the number of components, one line per family, with a ring around the chosen model.
 
     Parameters
     ----------
     model : mixture, or mapping
         Fitted with lists or "auto", so that it has `selection_`; or such a mapping of columns itself.
     criterion : str, optional
-        A column of it, the lower the better. Default: the model's own, or "bic".
+        A column of `selection_`; lower is better. Default: the model's own, or "bic".
     ax : matplotlib Axes, optional
         Default: of a new figure.
 
@@ -46,16 +46,16 @@ def plot_selection(model: Any, criterion: str | None = None, *, ax: Axes | None 
     """
     table = model if hasattr(model, "keys") else getattr(model, "selection_", None)
     if not table:
-        raise ValueError("the model has no selection_: fit it with a list of n_components or covariance_type")
+        raise ValueError("the model has no selection_; fit it with a list of n_components or covariance_type")
     criterion = criterion or getattr(model, "criterion", None) or "bic"
     if criterion not in table:
-        raise ValueError(f"the selection has no {criterion!r}; it has {', '.join(map(str, table))}")
+        raise ValueError(f"the selection has no column {criterion!r}; the columns are {', '.join(map(str, table))}")
     values = np.asarray(table[criterion], dtype=float)
     sizes = np.asarray(table["n_components"])
     families = np.asarray(table["covariance_type"]).astype(str)
     finite = np.isfinite(values)
     if not finite.any():
-        raise ValueError(f"no fit of the selection has a finite {criterion!r}")
+        raise ValueError(f"no candidate has a finite {criterion!r}; use another criterion")
     best = int(np.argmin(np.where(finite, values, np.inf)))
     order = sorted(dict.fromkeys(families), key=lambda own: np.min(values[(families == own) & finite], initial=np.inf))
     ax = axes(ax, figsize=(4.8, 3.4))
@@ -68,6 +68,6 @@ def plot_selection(model: Any, criterion: str | None = None, *, ax: Axes | None 
     ax.plot(sizes[best], values[best], "o", markersize=13, fillstyle="none", color=INK, markeredgewidth=1.4)
     whole_numbers(ax)
     ax.set_xlabel("components")
-    ax.set_ylabel(f"{criterion.upper()} (the lower, the better)")
+    ax.set_ylabel(f"{criterion.upper()} (lower is better)")
     legend(ax)
     return ax

@@ -1,4 +1,4 @@
-"""What all pictures share: colours and shapes that anyone can tell apart, axes, names as text."""
+"""Style of all plots: colour-blind safe colours and shapes, axes, names as text."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Taking out what the metadata explain, and telling what was done."""
+"""Removal of metadata effects from features, with tables and warnings about the fit."""

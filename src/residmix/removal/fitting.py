@@ -1,4 +1,4 @@
-"""Fits and fits gone on with: what differs is where the moments come from."""
+"""Fits, and fits continued with further rows: they differ in where the moments come from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["fitted", "moments_of", "refitted", "remaining"]
 def fitted(
     effect: Effect | Regressor, rows: Rows, design: Design, features: Sequence[Any], watch: Watch
 ) -> tuple[Any, NDArray[Any] | None, Watch]:
-    """Return what was found, the residuals of the rows where they come with the fit, and the watch after the rows."""
+    """Return the result, the training residuals if the fit computes them, and the updated leakage check."""
     if not isinstance(effect, Regressor):
         moments, watch = moments_of(effect, rows, design, watch)
         return effect.estimate(moments, design, features, rows), None, watch
@@ -33,7 +33,7 @@ def fitted(
 
 
 def moments_of(effect: Effect, rows: Rows, design: Design, watch: Watch) -> tuple[Any, Watch]:
-    """Return the moments of rows, and the watch after them."""
+    """Return the moments of rows, and the updated leakage check."""
     sampled = watch.over(rows)
     moments = effect.equations(design).moments(sampled)
     # there is something to watch for only if something is taken out
@@ -43,21 +43,21 @@ def moments_of(effect: Effect, rows: Rows, design: Design, watch: Watch) -> tupl
 def refitted(
     effect: Effect, before: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]
 ) -> LinearRemoval:
-    """Return what is found from the rows of a fit and those that the moments are of.
+    """Return the result for the rows of a fit together with further rows, given as moments.
 
     Raises
     ------
     ValueError
-        Where features have gaps beside absorbed factors, whose sums then don't add up.
+        If features have missing values beside absorbed factors, whose sums can't be added then.
     """
     ways = effect.equations(design)
     gaps = ways.gaps(before.moments) | ways.gaps(moments)
     if gaps.any():
         factor, some = design.factors[0], [str(features[j]) for j in np.flatnonzero(gaps)[:5]]
         raise ValueError(
-            f"partial_fit and merge can't go on where features have missing values ({', '.join(map(repr, some))}) "
-            f"beside a factor without columns ({factor.name!r}, {len(factor.levels)} levels); fit all rows at once, or "
-            "fill the gaps"
+            f"partial_fit and merge allow no missing values in features ({', '.join(map(repr, some))}) beside a "
+            f"factor with as many levels as {factor.name!r} ({len(factor.levels)}); fit all rows at once, or fill "
+            "the missing values"
         )
     return effect.estimate(ways.merge(before.moments, moments), design, features)
 
@@ -65,7 +65,7 @@ def refitted(
 def remaining(
     effect: Effect, before: LinearRemoval, rows: Rows, design: Design, features: Sequence[Any]
 ) -> LinearRemoval:
-    """Return what is found from the rows of a fit without some of them.
+    """Return the result for the rows of a fit without some of them.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def remaining(
     moments = effect.equations(design).moments(rows)
     if not isinstance(moments, LinearMoments) or not isinstance(before.moments, LinearMoments):
         raise ValueError(
-            "forget works from the moments of columns, and this fit needs sums by level as well (scale, ComBat, or a "
-            "factor of many levels); fit the other rows anew"
+            "forget doesn't work with scale=, shrinkage='eb' or a factor of many levels, which need sums by level; "
+            "call fit on the remaining rows"
         )
     return effect.estimate(without_moments(before.moments, moments), design, features)

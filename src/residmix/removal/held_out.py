@@ -1,4 +1,4 @@
-"""Residuals of training rows that did not take part in their own fit."""
+"""Held-out residuals of training rows: each from a fit without that row."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class LeaveOneOut:
 
     .. math:: r_{(i)} = \frac{e_i}{1 - h_i}
 
-    if all effects are removed; the code carries the preserved ones along. In-sample residuals have the variance
-    :math:`\sigma^2 (1 - h_i)`, those of new rows about :math:`\sigma^2 (1 + h_i)`; these have
-    :math:`\sigma^2 / (1 - h_i)`, which is nearly that of new rows.
+    if all effects are removed; the code also handles preserved ones. In-sample residuals have the variance
+    :math:`\sigma^2 (1 - h_i)`, those of new rows about :math:`\sigma^2 (1 + h_i)`; these have :math:`\sigma^2 / (1 -
+    h_i)`, which is nearly that of new rows.
 
     Attributes
     ----------
     affine : Affine
-        Takes all effects out, the preserved ones as well.
+        Removes all effects, including the preserved ones.
     preserved : ndarray (k, d)
         Coefficients of the preserved columns.
     inverse : ndarray (g, q, q)
@@ -71,12 +71,12 @@ class LeaveOneOut:
         Raises
         ------
         ValueError
-            If a row is the only one that tells some effect, so that no fit without it has a residual for it.
+            If a row is the only one from which some effect can be estimated, so that a fit without it is impossible.
         """
         if block.codes:
             raise ValueError(
-                "leave-one-out residuals need every factor as columns, but one has so many levels that it is absorbed; "
-                "use residuals='cross-fitted'"
+                "residuals='loo' needs a column per level, but a factor has too many levels; use "
+                "residuals='cross-fitted'"
             )
         raw = np.asarray(self.affine(Block(block.start, block.X.astype(np.float64), block.design)))
         own = np.ones(len(raw)) if block.weight is None else block.weight
@@ -99,9 +99,9 @@ class LeaveOneOut:
         if alone.any():
             rows = block.start + np.flatnonzero(alone)
             raise ValueError(
-                f"leave-one-out residuals of {alone.sum()} rows (row {rows[0]}) do not exist: each is the only row "
-                "that tells some effect, such as the only one of its level (leverage 1); merge rare levels, give a "
-                "penalty (alpha), or use residuals='cross-fitted'"
+                f"{alone.sum()} rows (the first is row {rows[0]}) have no leave-one-out residual: some effect "
+                "depends on that row alone (leverage 1), as in a level with one row; merge rare levels, set alpha, "
+                "or use residuals='cross-fitted'"
             )
         k = len(preserved)
         # The residual keeps preserved effects about their mean, which moves as well when the row is left out.
@@ -120,7 +120,7 @@ def leave_one_out(found: LinearRemoval, penalty: Array | None = None) -> LeaveOn
     found : LinearRemoval
         By least squares with a column for every effect, or with a penalty.
     penalty : ndarray (q, q), optional
-        As it was given to the fit, which is what stays the same when a row is left out.
+        The penalty of the fit, which is the same when a row is left out.
     """
     fit, moments = found.fit, found.moments.linear
     inverse = fit.covariance
@@ -147,14 +147,14 @@ def take_rows(data: Any, rows: NDArray[np.intp]) -> Any:
     frame = nw.from_native(data, eager_only=True, allow_series=True, pass_through=True)
     if frame is data:
         raise TypeError(
-            f"cross-fitting takes rows out of order, so they must be in memory, not in a {type(data).__name__}; use "
-            "residuals='loo', which needs a single pass"
+            f"cross-fitting needs rows in memory, not in a {type(data).__name__}; load them, or use residuals='loo', "
+            "which reads them in one pass"
         )
     return frame[rows].to_native()
 
 
 def group_column(table: Any, name: str | None) -> NDArray[Any] | None:
-    """Return the values of a metadata column that says which rows belong together, (n,); None without a name.
+    """Return the group of each row from a metadata column, (n,); None without a name.
 
     Raises
     ------
@@ -166,14 +166,14 @@ def group_column(table: Any, name: str | None) -> NDArray[Any] | None:
     if name not in table.metadata_columns:
         known = list(map(str, table.metadata_columns))
         raise ValueError(
-            f"groups={name!r} is no metadata column{did_you_mean(name, known)}; there are: "
+            f"groups={name!r} is not a metadata column{did_you_mean(name, known)}; there are: "
             f"{', '.join(map(repr, known[:12]))}"
         )
     pieces = [nw.from_native(chunk, eager_only=True)[name] for chunk in table.chunks((name,))]
     values = np.concatenate([piece.to_numpy() for piece in pieces])
     lacking = sum(int(piece.is_null().sum()) for piece in pieces)
     if lacking:
-        raise ValueError(f"groups={name!r} has {lacking} missing values, of rows that belong to nobody; fill them")
+        raise ValueError(f"groups={name!r} has {lacking} missing values, so these rows have no group; fill them")
     return values
 
 
@@ -182,8 +182,8 @@ def refitted_by_fold(
 ) -> NDArray[Any]:
     """Return residuals (n, d) of every row by a clone of `residualizer` that was fitted on the other folds.
 
-    A level that the other folds lack is unknown to their fit. Its rows get the effect that ``on_unknown`` says, and the
-    average one where that is "error": this isn't what was asked for, so it is told.
+    A level that occurs in one fold only is unknown to the fit of the other folds. Its rows get the effect that
+    ``on_unknown`` asks for; with "error", they get the average effect and a warning.
 
     Warns
     -----
@@ -210,9 +210,9 @@ def refitted_by_fold(
         some = ", ".join(map(repr, list(levels)[:5])) + (f" and {len(levels) - 5} more" if len(levels) > 5 else "")
         many = f"{len(levels)} levels" if len(levels) > 1 else "1 level"
         warn(
-            f"{many} of {column!r} ({some}) {'are' if len(levels) > 1 else 'is'} in one fold only, so the fit of the "
-            "other folds has no effect for it, and the average effect was removed from these rows. Merge rare levels, "
-            "use folds that share their levels, or set on_unknown to 'mean' or 'shrink'",
+            f"{many} of {column!r} ({some}) {'are' if len(levels) > 1 else 'is'} in one fold only, so the average "
+            "effect was removed from these rows. Merge rare levels, use other folds, or set on_unknown to 'mean' or "
+            "'shrink'",
             RareLevelWarning,
         )
     return out

@@ -1,4 +1,4 @@
-"""Features whose values repeat, and what they would be if they didn't."""
+"""Features with repeated values (counts, codes, rounded numbers)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SKEW = 3.0
 
 
 def few_valued(X: NDArray[Any], ordered: NDArray[Any] | None = None) -> NDArray[np.intp]:
-    """Return the features, fewest values first, in which more than a tenth of the rows repeat a value, or some pile up.
+    """Return the features with repeated values (more than a tenth of the rows) or piles, fewest values first.
 
-    Rows that are repeated as a whole (weights written out, a bootstrap) count once, unless hardly any is not. Rows pile
-    up at a value (zero, a detection limit) that is far more frequent than those around it. Missing values don't count.
-    `ordered` are the columns of X sorted, where they are at hand.
+    Repeated rows (as in a bootstrap) count once, unless nearly all rows are repeated. A pile is a value (zero, a
+    detection limit) that is far more frequent than the values around it. Missing values don't count. `ordered` are the
+    columns of X sorted, where they are at hand.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def few_valued(X: NDArray[Any], ordered: NDArray[Any] | None = None) -> NDArray[
 
 
 def counts(X: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which features are counts: whole numbers from 0, more than two of them, NaN aside.
+    """Return which features are counts: more than two distinct whole numbers from 0, ignoring NaN.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def counts(X: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which features have a tail that is far from most rows, (d,); ties of the middle half count as one, too."""
+    """Return a mask of the features that are skewed or have tied quartiles, (d,)."""
     rows = np.sum(~np.isnan(ordered), axis=0)
     low, first, middle, third, high = (
         ordered[np.maximum((rows - 1) * k // 4, 0), np.arange(len(rows))].astype(np.float64) for k in range(5)
@@ -67,7 +67,7 @@ def skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _piles(column: Array) -> Array:
-    """Return the values at which rows pile up: in 1 % of them, and five times as many as at the values around."""
+    """Return the values of piles: those of at least 1 % of the rows, five times as frequent as their neighbours."""
     values, counts = np.unique(column, return_counts=True)
     frequent = np.flatnonzero(counts >= max(5, 0.01 * len(column)))
     if len(values) < 10 or len(frequent) == 0 or len(frequent) > 10:
@@ -77,10 +77,9 @@ def _piles(column: Array) -> Array:
 
 
 def spread_out(X: Array, residual: Array) -> Array:
-    """Return the residuals that there would be if values didn't repeat.
+    """Return the residuals with repeated values spread out evenly.
 
-    A value lies anywhere between the midpoints to its neighbours; rows at a value where they pile up have the residual
-    of any other row.
+    A value is moved at random between the midpoints to its neighbours; rows of a pile get the residual of a random row.
     """
     rng = np.random.default_rng(0)
     uniform = rng.uniform(-0.5, 0.5, X.shape)

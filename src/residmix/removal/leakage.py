@@ -1,4 +1,4 @@
-"""Metadata that residuals give back: the check of features whose values repeat or whose distribution is skewed."""
+"""The leakage check: can a decision tree predict the metadata from residuals?"""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _TREES = 8
 
 @dataclass(frozen=True)
 class Leakage:
-    """How well a decision tree reads a design column from residuals, in cross-validation.
+    """How well a decision tree predicts a design column from residuals, in cross-validation.
 
     Attributes
     ----------
     column : int
-        The design column of which the residuals give back most that the features didn't tell.
+        The design column whose predictability increased most, from features to residuals.
     found : float
-        Squared correlation of the column with what the tree predicts from the residuals.
+        Squared correlation of the column with the tree's predictions from the residuals.
     smooth : float
-        The same had few-valued features more values, if it is due to these; else from the features before.
+        For comparison: the same with repeated values spread out if `from_values`, else from the features.
     features : ndarray of int
-        The features that the tree looked at, those that tell most first.
+        The features that the tree used, most predictive first.
     few : ndarray of int
         Those of them that are few-valued.
     from_values : bool
-        Whether it is due to the values of the few-valued ones; else to the shape of the distributions.
+        Whether repeated values cause the leakage; else the shape of the distributions does.
     """
 
     column: int
@@ -58,16 +58,16 @@ class Leakage:
 
 
 def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squares: bool = True) -> Leakage | None:
-    """Find out whether a tree reads from the residuals more of the design than the features told.
+    """Test whether a tree predicts the design better from the residuals than from the features.
 
-    A feature on a lattice (counts, rounded values, codes) that is shifted by an amount which depends on the metadata
-    lies on another lattice for each profile: thresholds between them tell the profiles apart, although means agree. The
-    same goes for values at which many rows pile up (zeros, a detection limit), and for a skewed distribution, whose
-    mean is far from where its rows are many, so that small differences of means move these a lot (Hamdan et al. 2023).
+    If a feature has repeated values (counts, rounded values, codes), its residuals have a different set of values for
+    each metadata profile. A tree can separate these with thresholds, although the means agree. The same happens with
+    piles (zeros, a detection limit), and with skewed distributions, where removing a difference of means moves the bulk
+    of the rows (Hamdan et al. 2023).
 
-    The check compares a tree on the residuals with one on the features as they were; and, since these may have told
-    the design by their means, with one on the residuals that few-valued features would have if each value were spread
-    evenly over the gap to its neighbours, and piles over the whole distribution.
+    The check compares a tree on the residuals with one on the features. Since the means of the features may predict the
+    design, it also compares with a tree on residuals whose repeated values are spread evenly over the gaps to their
+    neighbours, and piles over the whole distribution.
 
     Parameters
     ----------
@@ -76,11 +76,11 @@ def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squ
     design : ndarray (n, p)
         Columns that were removed.
     least_squares : bool
-        Whether means are gone for certain, so that only few-valued and skewed features need a look.
+        Whether means are removed exactly, so that only features with repeated values or skew are checked.
 
     Returns
     -------
-    Leakage, or None if there is none worth telling.
+    Leakage, or None if it is small.
 
     References
     ----------
@@ -117,28 +117,27 @@ def leakage(X: NDArray[Any], residual: NDArray[Any], design: Array, *, least_squ
 
 
 def effect_leakage(X: NDArray[Any], residual: NDArray[Any], effects: Array) -> Leakage | None:
-    """Find out whether a tree reads from a feature's residual more of a factor's effect on it than the feature told.
+    """Test whether a tree predicts a factor's effect on a feature better from the residual than from the feature.
 
-    A factor of many levels has no columns, and most of its levels have too few rows in a sample to be read one by one.
-    What was removed from row i of feature j is the number ``effects[i, j]``, and it stands for the level: where a
-    lattice was shifted by less than its step, the residual's distance to the lattice is this number. Where levels have
-    few rows, one that lies far out moves the mean of its level, and so the residuals of all others of it, which were
-    alike before. Of Gaussian features, residuals and effects are independent, whatever the number of rows.
+    A factor of many levels has no columns, and most of its levels have too few rows in a sample to be predicted one by
+    one. So the target is ``effects[i, j]``, the effect removed from row i of feature j, which identifies the level. If
+    a feature has repeated values, the offset of its residuals from these values is this effect. If levels have few
+    rows, an outlier moves the mean of its level, and so the residuals of the other rows of that level. For Gaussian
+    features, residuals and effects are independent whatever the number of rows.
 
-    Each feature has a tree of its own, since one that reads many features' effects at once finds none of them. It is
-    grown for the few features where rows of like residuals have like effects.
+    Each feature has its own tree, fitted only where rows with similar residuals have similar effects.
 
     Parameters
     ----------
     X, residual
         As in :func:`leakage`.
     effects : ndarray (n, d)
-        What was removed for the factor, of the same rows and features.
+        The effects of the factor that were removed from these rows and features.
 
     Returns
     -------
-    Leakage, or None if there is none worth telling. Its `column` is the feature whose effect is read best, and its
-    `features` are all whose effect is, best ones first.
+    Leakage, or None if it is small. Its `column` is the feature whose effect is predicted best, and its `features` are
+    all features with predictable effects, best first.
     """
     varying, target = _varying(effects)
     if len(X) < _FEWEST_ROWS:
@@ -170,14 +169,14 @@ def effect_leakage(X: NDArray[Any], residual: NDArray[Any], effects: Array) -> L
 
 
 def _varying(design: Array) -> tuple[NDArray[np.intp], Array]:
-    """Return which columns vary, and these with mean 0 and variance 1."""
+    """Return a mask of the columns that vary, and these columns standardised."""
     spread = design.std(axis=0)
     columns = np.flatnonzero(spread > 1e-12 * np.abs(design).max(axis=0, initial=1e-300))
     return columns, (design[:, columns] - design[:, columns].mean(axis=0)) / spread[columns]
 
 
 def _suspects(X: NDArray[Any], least_squares: bool) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the few-valued features, and all that need a look: where means are gone, these and skewed ones."""
+    """Return the features with repeated values, and all features to check: with exact means, these and skewed ones."""
     ordered = np.sort(X, axis=0)
     few = few_valued(X, ordered)
     screened = evenly(X.shape[1], _SCREENED)
@@ -189,9 +188,9 @@ def _suspects(X: NDArray[Any], least_squares: bool) -> tuple[NDArray[np.intp], N
 def _read_back(
     X: NDArray[Any], residual: NDArray[Any], target: Array, few: NDArray[np.bool_]
 ) -> tuple[Array, Array, Array]:
-    """Return how well trees predict each target (p,) from residuals, from features, and had `few` ones more values.
+    """Return the scores (p,) of trees on residuals, on features, and on residuals with the values of `few` spread out.
 
-    Where residuals tell nothing that is worth it, the others aren't looked at and count as telling as much.
+    If the residuals don't predict a target, the other two aren't computed and count as equal.
     """
     from sklearn.tree import DecisionTreeRegressor
 
@@ -217,7 +216,7 @@ def _without_rounding(X: NDArray[Any], residual: NDArray[Any]) -> Array:
 
 
 def _binned_shares(residual: Array, target: Array) -> Array:
-    """Share of each target's variance (d, p) that lies between bins of equally many rows of each residual."""
+    """Share of each target's variance (d, p) that lies between equally filled bins of each residual."""
     n = len(residual)
     edges = np.linspace(0, n, _BINS + 1).astype(np.intp)[:-1]
     size = np.diff(np.append(edges, n))
@@ -230,7 +229,7 @@ def _binned_shares(residual: Array, target: Array) -> Array:
 
 
 def _neighbours_share(residual: Array, target: Array) -> Array:
-    """Squared correlation of each target (d,) with its mean over the four rows whose residuals lie next to a row's."""
+    """Squared correlation of each target (d,) with its mean over the four rows with the nearest residuals."""
     order = np.argsort(residual, axis=0, kind="stable")
     target = np.take_along_axis(target, order, axis=0)
     near = np.zeros_like(target)
@@ -244,7 +243,7 @@ def _neighbours_share(residual: Array, target: Array) -> Array:
 
 
 def _predicted_share(tree: Any, features: Array, target: Array) -> Array:
-    """Squared correlation of each target with its cross-validated prediction, (p,); 0 if that points the wrong way."""
+    """Squared correlation of each target with its cross-validated prediction, (p,); 0 if it is negative."""
     # Trees see nothing but the order of values, and scikit-learn's see it in single precision; missing ones come last.
     features = np.column_stack([np.unique(column, return_inverse=True)[1] for column in features.T])
     order = np.random.default_rng(0).permutation(len(features))

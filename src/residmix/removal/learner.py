@@ -1,4 +1,4 @@
-"""How a Residualizer learns from rows, and takes out of later ones what it has learned."""
+"""How a Residualizer fits rows, and removes the effects from new rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Learner"]
 
 
 class Learner(Scores, Told):
-    """What :class:`residmix.Residualizer` does with rows, under its public methods."""
+    """Base of :class:`residmix.Residualizer`: fitting and transforming rows."""
 
     missing: str
     residuals: str
@@ -50,7 +50,7 @@ class Learner(Scores, Told):
         allow_nan: bool = True,
         further: bool = False,
     ) -> tuple[Rows, NDArray[Any] | None]:
-        """Fit to a table; return its rows, and their residuals where these come with the fit.
+        """Fit to a table; return its rows, and their residuals if the fit computes them.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Residualizer: take out of features what metadata explain."""
+"""Residualizer: remove the effects of metadata from features."""
 
 from __future__ import annotations
 
@@ -50,62 +50,63 @@ class Residualizer(Learner):
         :class:`sklearn.linear_model.Ridge` does; or one number per term, ``{"site": 10.0}``. Of a factor the effects
         of the levels about their mean are penalised, so that the reference level doesn't matter.
     scale : bool, default False
-        Remove the effect on the spread as well: the log variance of each feature is linear in the design, and what the
-        removed columns do to it is undone. The pooled spread stays, in the units of x. With `preserve`, transform then
-        needs the preserved columns too, since only what no effect explains is rescaled.
+        Remove the effect on the spread as well: the log variance of each feature is modelled as linear in the design,
+        and residuals are rescaled to the pooled spread, in the units of x. With `preserve`, transform then needs the
+        preserved columns too, since preserved effects aren't rescaled.
     covariance : bool, {"shrunk", "scores"} or dict, default False
-        With ``scale=True``, bring the covariance of each level of the one factor that is removed to the pooled one as
-        well (:class:`residmix.effects.covariance.covariance.Covariance`). "shrunk", which True means: from an estimate
-        that is shrunk towards the pooled one by Ledoit and Wolf's rule, so that levels of few rows are nearly left
-        alone. "scores", with ``shrinkage="eb"``: CovBat as published, unshrunk. ``{"site": "shrunk"}``: of this factor.
-        Rows with gaps are refused.
+        With ``scale=True``, also transform the covariance of each level of the one removed factor to the pooled
+        covariance (:class:`residmix.effects.covariance.covariance.Covariance`). "shrunk" (the same as True): each
+        level's covariance is estimated with Ledoit-Wolf shrinkage towards the pooled one, so that levels with few rows
+        hardly change. "scores", with ``shrinkage="eb"``: CovBat as published, without shrinkage. ``{"site": "shrunk"}``
+        names the factor. Missing values in features raise an error.
     shrinkage : {None, "eb", "eb-one-row", "eb-nonparametric", "eb-robust"} or dict
-        "eb": pool the effects of the one factor that is removed over the features by empirical Bayes. With
-        ``scale=True`` this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row"
-        takes each batch for a single row, as ``sva::ComBat(mean.only=TRUE)`` does, whatever its number of rows.
-        "eb-nonparametric": with priors that are whatever the other features show, as ``sva::ComBat(par.prior=FALSE)``.
-        "eb-robust": with medians and median absolute deviations by level, for skewed rows; it doesn't merge.
-        ``{"site": "blup"}``: the effects of this factor, removed or preserved, are random ones, each feature's shrunk
-        by its own ratio of variances (:mod:`residmix.effects.random`), so that levels with few rows stay near the mean.
-        ``{"site": "eb", "subject": "blup"}``: of each factor named as said, of others not at all. Beside random
-        subjects that are preserved, "eb" with ``scale=True`` is longitudinal ComBat (Beer et al. 2020).
+        "eb": shrink the effects of the one removed factor by empirical Bayes over the features. With ``scale=True``
+        this is ComBat: ``fit_transform(X) + X.mean(0)`` is what ``sva::ComBat`` returns. "eb-one-row": as
+        ``sva::ComBat(mean.only=TRUE)``, which shrinks each batch as if it had one row. "eb-nonparametric": with
+        nonparametric priors, as ``sva::ComBat(par.prior=FALSE)``. "eb-robust": with medians and median absolute
+        deviations by level, for skewed data; `merge` and `partial_fit` don't work with it. ``{"site": "blup"}``: random
+        effects of this factor, removed or preserved. Each feature has its own variance ratio
+        (:mod:`residmix.effects.random`), and levels with few rows are shrunk more. ``{"site": "eb", "subject":
+        "blup"}``: each factor as given; factors that aren't named aren't shrunk. With preserved random effects of
+        subjects, "eb" with ``scale=True`` is longitudinal ComBat (Beer et al. 2020).
     reference : level, optional
-        With "eb", a batch whose rows stay as they are, and which the others are adjusted to: residuals are about its
-        mean, and ``inverse_transform`` with all rows at this batch gives what ``sva::ComBat(ref.batch=)`` returns.
+        With "eb", a batch that the others are adjusted to and that isn't changed itself. Residuals are centred at its
+        mean, and ``inverse_transform`` with this batch for all rows gives what ``sva::ComBat(ref.batch=)`` returns.
     residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
         What `fit_transform` returns for the training rows. In-sample residuals are smaller than those of new rows.
         "loo": by the fit of all other rows, exactly. "cross-fitted": by fits of the other folds; whatever is estimated.
         A level that those lack is treated as `on_unknown` says, or with a warning as by "mean" where that is "error".
     estimator : regressor, optional
-        Predict the features from the design by this scikit-learn regressor instead of least squares. Training residuals
-        are then always cross-fitted, since flexible learners remember what they saw; there are no coefficients.
+        Predict the features from the design with this scikit-learn regressor instead of least squares. Training
+        residuals are then always cross-fitted, since flexible regressors overfit; there are no coefficients.
     cv : int or splitter, default 5
-        Folds for cross-fitting: a number of shuffled ones, or a splitter.
+        Folds for cross-fitting: a number of shuffled folds, or a splitter.
     groups : str, optional
-        A metadata column whose equal values are rows that stay in one fold, as those of a subject:
-        ``Residualizer("site", residuals="cross-fitted", cv=GroupKFold(5), groups="subject")``. It isn't removed, nor a
-        feature. Folds that tear a group are refused.
+        A metadata column of groups whose rows must be in the same fold, such as subjects: ``Residualizer("site",
+        residuals="cross-fitted", cv=GroupKFold(5), groups="subject")``. It is neither removed nor used as a feature.
+        Folds that split a group raise an error.
     on_unknown : {"error", "mean", "shrink"}, default "error"
-        What to do in transform with a level that fit didn't see: raise; give it the known levels' average effect, each
-        level counting alike; or the effect to be expected of a further level, where known ones with few rows count less
-        (:func:`residmix.effects.unseen.priors.level_prior`). `adapt` learns such a level from a few of its rows.
-        Of a level that a feature was never measured at, or a combination of levels in an interaction, residuals are
-        NaN with "error", else about the average effect of the others, or the sum of what its levels do elsewhere.
+        What to do in transform with a level that fit didn't see: raise; use the unweighted average effect of the known
+        levels; or use the expected effect of a new level, where known levels with few rows count less
+        (:func:`residmix.effects.unseen.priors.level_prior`). `adapt` learns such a level from a few of its rows. If a
+        feature has no values at a level, or at a combination of levels in an interaction, residuals there are NaN with
+        "error". Otherwise the average effect of the other levels, or the sum of the effects of the two levels, is
+        removed.
     on_entangled : {"warn", "error"}, default "warn"
-        Whether removed and preserved effects that can hardly be told apart, of canonical correlation above 0.95, are
-        told or refused, with the number.
+        Whether to warn or raise if removed and preserved effects are nearly collinear: canonical correlation above
+        0.95.
     missing : {"error", "mean", "indicator"}, default "error"
-        What to do with missing metadata: raise; use the mean; or the mean and an effect of its own.
-        Missing *features* are always allowed: each feature is fitted on the rows that it has, and NaN stays NaN.
+        What to do with missing metadata: raise; use the mean; or use the mean and estimate an effect of missingness.
+        Missing *features* are always allowed: each feature is fitted on its rows with values, and NaN stays NaN.
     check_leakage : bool, default True
-        Whether to look for metadata that a decision tree reads back from the residuals.
+        Whether to check if a decision tree can predict metadata from the residuals.
 
     Attributes
     ----------
     features_ : ndarray of str (d,)
         Names of the features.
     new_levels_ : dict of str to NewLevels or LaterBatches
-        By term, effects of levels that fit didn't see: with ``on_unknown="shrink"``, and after `adapt`.
+        Effects of levels that fit didn't see, by term: with ``on_unknown="shrink"``, and after `adapt`.
     design_ : Design
         The fitted map from metadata to design columns; without metadata an empty one.
     n_features_in_ : int
@@ -115,25 +116,25 @@ class Residualizer(Learner):
     Warns
     -----
     CollinearityWarning
-        If columns of the design, or levels of large factors, are aliased, by name.
+        If columns of the design, or levels of large factors, are aliased (linearly dependent). The warning names them.
     EntangledEffectsWarning
         If removed and preserved effects are nearly collinear, with their canonical correlation.
     DesignWarning
-        If a column of few distinct integers enters as a number, or a feature has no values.
+        If a column of few distinct integers is used as a number, or a feature has no values.
     ManyColumnsWarning
-        If there are so many design columns that residuals lose most of their variance, with the share that is left.
+        If there are so many design columns that residuals lose most of their variance.
     RareLevelWarning
-        If a level has fewer than three rows, or is missing from the folds that it would have to be learned from.
+        If a level has fewer than three rows, or occurs in one fold only.
     LeakageWarning
-        If a decision tree reads more of the metadata from the residuals than the features told, because their values
-        repeat or their distributions are skewed, and how well; of factors without columns, the effects that were
-        removed. It is looked for in 1000 rows of 256 features, which the model keeps for `partial_fit` and `merge`,
-        but which aren't pickled or saved.
+        If a decision tree predicts the metadata better from the residuals than from the features, because of repeated
+        values or skewed distributions. For factors with too many levels for columns, it predicts the removed effects.
+        The check uses 1000 rows of 256 features, which the model keeps for `partial_fit` and `merge`, but doesn't
+        pickle or save.
 
     Notes
     -----
-    The usual path is one pass over centred moments. Where their condition number says that digits would be lost, a
-    second pass triangularises the data (Demmel et al. 2012) and a third refines the solution.
+    Usually one pass over centred moments is enough. If the condition number is so large that precision would be lost, a
+    second pass computes a QR decomposition (Demmel et al. 2012) and a third refines the solution.
 
     Examples
     --------
@@ -192,7 +193,7 @@ class Residualizer(Learner):
 
     @keeps_notes
     def fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
-        """Estimate what the metadata explain.
+        """Estimate the effects of the metadata.
 
         Parameters
         ----------
@@ -200,7 +201,7 @@ class Residualizer(Learner):
         y : ignored
         metadata : array (n,) or (n, p), or table, optional
         sample_weight : array (n,) or str, optional
-            A text names the column of X that holds the weights.
+            Weights, or the name of the column of X that holds them.
 
         Raises
         ------
@@ -226,10 +227,10 @@ class Residualizer(Learner):
 
     @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
-        """Fit on further rows, as if all rows so far had come at once.
+        """Fit on further rows; the result is that of a fit on all rows so far.
 
-        The first call learns the design (levels, knots), so its rows must show every level. Rows aren't seen again,
-        so a design whose condition number is above 1e3 keeps fewer digits than `fit` gives it.
+        The first call learns the design (levels, knots), so its rows must include every level. Earlier rows aren't read
+        again, so with a condition number above 1e3 the result has fewer correct digits than that of `fit`.
         """
         if not self.__sklearn_is_fitted__():
             tables = as_table(X, metadata=metadata).batches()
@@ -244,7 +245,7 @@ class Residualizer(Learner):
 
     @keeps_notes
     def merge(self, other: Residualizer) -> Self:
-        """Take in the rows that `other`, of the same design, was fitted on; return self.
+        """Add the rows that `other`, with the same design, was fitted on; return self.
 
         Raises
         ------
@@ -258,10 +259,10 @@ class Residualizer(Learner):
 
     @keeps_notes
     def forget(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
-        """Take rows out that the fit has seen, as if it hadn't; return self.
+        """Remove rows from the fit, as if it had never seen them; return self.
 
-        The sums of the rows are subtracted, to nine digits or more. What isn't a sum stays: the levels and knots that
-        the design has learned. The sample that leakage is looked for in begins anew.
+        Their sums are subtracted, accurate to nine digits or more. The design (levels, knots) doesn't change. The
+        sample of rows for the leakage check starts anew.
 
         Parameters
         ----------
@@ -272,8 +273,8 @@ class Residualizer(Learner):
         Raises
         ------
         ValueError
-            Where moments aren't enough (as for `merge`, and with levels that have no columns), if the rows are more
-            than the fit has seen, or if rounding would be too much of what is left.
+            If moments aren't enough (as for `merge`, and with levels without columns), if there are more rows than the
+            fit has seen, or if rounding errors would be too large.
 
         Examples
         --------
@@ -298,12 +299,12 @@ class Residualizer(Learner):
     def adapt(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Learn levels that fit didn't see from a few of their rows; return self.
 
-        The effect of a new level is the mean of its rows, less all other effects, shrunk to what is expected of a
-        further level; with ``scale=True`` its effect on the spread is learned and shrunk alike
-        (:class:`~residmix.effects.unseen.levels.NewLevels`). With ``shrinkage="eb"`` it is what ComBat gives to a
-        further batch, with the mean and the pooled variance of the fit
-        (:class:`~residmix.effects.unseen.batches.LaterBatches`). Further calls add rows. Effects of everything else
-        stay as they are, and rows of known levels aren't used.
+        The effect of a new level is the mean of its rows after all other effects are removed, shrunk towards the
+        expected effect of a new level. With ``scale=True`` its effect on the spread is learned in the same way
+        (:class:`~residmix.effects.unseen.levels.NewLevels`). With ``shrinkage="eb"`` it is ComBat's estimate for a new
+        batch, with the mean and the pooled variance of the fit
+        (:class:`~residmix.effects.unseen.batches.LaterBatches`). Further calls add rows. All other effects are
+        unchanged, and rows of known levels aren't used.
 
         Parameters
         ----------
@@ -336,14 +337,13 @@ class Residualizer(Learner):
         Parameters
         ----------
         X : array (n, d) or table
-            As in fit. Columns that aren't used may be absent.
+            As in fit. Unused columns may be absent.
         metadata : array or table, optional
             As in fit.
         out : path or ndarray, optional
-            A Parquet file for the residuals, written as they come, so that they needn't fit into memory. It appears
-            when it is whole; its path is returned in place of an array. Or an array to put them in, C-contiguous and
-            of the dtype of X: no memory is asked for then. It may be X itself, which is overwritten; if that fails
-            halfway, for metadata that can't be used, part of it is.
+            A Parquet file to write the residuals to, block by block; its path is returned instead of an array. The file
+            appears only when it is complete. Or a C-contiguous array with the dtype of X to write the residuals to. It
+            may be X itself; after an error part of it may be overwritten.
 
         Raises
         ------
@@ -357,14 +357,14 @@ class Residualizer(Learner):
             return delivered(rows, self._remover(), self.features_, out)
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
-        """Put the effect of the metadata back: features (n, d) from residuals.
+        """Add the effects of the metadata back: features (n, d) from residuals.
 
         Parameters
         ----------
         X : array (n, d) or table
             Residuals.
         metadata : array or table, optional
-            The profile to put the effect of: the rows' own, or another one ("as if all were measured at site A").
+            Metadata whose effects are added: that of the rows, or other values ("as if all were measured at site A").
         """
         check_is_fitted(self)
         return collect(self._later_rows(self.open_rows(X, metadata, check=False)), self._remover(sign=1))

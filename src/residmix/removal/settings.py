@@ -1,4 +1,4 @@
-"""From a Residualizer's parameters to the effect that they describe, refusing those that don't go together."""
+"""Turn the parameters of a Residualizer into an effect, and check that they are compatible."""
 
 from __future__ import annotations
 
@@ -55,28 +55,26 @@ def effect_of(model: Any) -> Effect | Regressor:
     """
     pooled = _pooled(model.shrinkage)
     if model.reference is not None and not pooled:
-        raise ValueError("reference= is the batch that shrinkage='eb' adjusts the others to; give shrinkage='eb'")
+        raise ValueError("reference= needs shrinkage='eb'; set it, or leave reference= out")
     if any(kind == "eb-one-row" for _, kind in pooled) and model.scale:
-        raise ValueError("shrinkage='eb-one-row' is for means only, since one row has no spread; leave out scale=")
+        raise ValueError("shrinkage='eb-one-row' adjusts means only; leave scale= out, or use shrinkage='eb'")
     harmonizing = model.scale or model.covariance or model.shrinkage is not None or model.alpha != 0
     if model.estimator is not None and harmonizing:
-        raise ValueError(
-            "scale, covariance, shrinkage and alpha belong to least squares; with estimator= leave them out"
-        )
+        raise ValueError("scale=, covariance=, shrinkage= and alpha= don't work with estimator=; leave them out")
     if model.groups is not None and model.residuals != "cross-fitted" and model.estimator is None:
-        raise ValueError("groups= are of folds: give residuals='cross-fitted', or leave groups= out")
+        raise ValueError("groups= needs residuals='cross-fitted'; set it, or leave groups= out")
     effect = _with_covariance(model, _effect(model, pooled))
     if model.residuals == "loo" and not effect.exact_loo:
         raise ValueError(
-            "leave-one-out residuals are exact for least squares of the mean only; with s(), scale=, covariance=, "
-            "shrinkage= or estimator= use residuals='cross-fitted'"
+            "residuals='loo' doesn't work with s(), scale=, covariance=, shrinkage= or estimator=; use "
+            "residuals='cross-fitted'"
         )
     if model.on_unknown == "shrink":
         refuse_new_levels(model.estimator, "on_unknown='shrink'")
         if pooled:
             raise ValueError(
-                "on_unknown='shrink' needs effects that weren't pooled over features; with shrinkage='eb' use "
-                "on_unknown='mean', and adapt to a new level with some of its rows"
+                "on_unknown='shrink' doesn't work with shrinkage='eb'; use on_unknown='mean', or call adapt with "
+                "rows of the new level"
             )
     return effect
 
@@ -109,10 +107,10 @@ def _with_covariance(model: Any, effect: Any) -> Any:
     if not asked:
         return effect
     if not model.scale:
-        raise ValueError("covariance= comes after the spread: give scale=True, too")
+        raise ValueError("covariance= needs scale=True; set it, or leave covariance= out")
     if model.reference is not None:
         raise ValueError(
-            "covariance= brings covariances to the pooled one, so that no level stays as it is; leave out reference="
+            "covariance= doesn't work with reference=, since it changes every level; leave one of them out"
         )
     if not isinstance(asked, dict):
         return Covariance(effect, "shrunk" if asked is True else asked)
@@ -127,14 +125,14 @@ def _with_covariance(model: Any, effect: Any) -> Any:
 def _mean(model: Any) -> Effect:
     named = model.shrinkage if isinstance(model.shrinkage, dict) else None
     if named is not None and not named:
-        raise ValueError("shrinkage={} names no factor; give one as {'site': 'blup'}, or leave shrinkage out")
+        raise ValueError("shrinkage={} names no factor; name one, as in {'site': 'blup'}, or leave shrinkage out")
     random = tuple(name for name, kind in (named or {}).items() if kind == "blup")
     if any(text is not None and has_curves(text) for text in (model.formula, model.preserve)):
         if model.alpha != 0:
-            raise ValueError("alpha and s() are two penalties; give one of them, or bs() in place of s()")
+            raise ValueError("alpha= doesn't work with s(); leave alpha= out, or use bs() instead of s()")
         return Smooth(random)
     if random and model.alpha != 0:
-        raise ValueError("alpha and shrinkage={...: 'blup'} are two penalties; give one of them")
+        raise ValueError("alpha= doesn't work with shrinkage={...: 'blup'}; use one of them")
     if random:
         return Blup(random)
     return LeastSquares() if model.alpha == 0 else Ridge(model.alpha)
@@ -143,41 +141,39 @@ def _mean(model: Any) -> Effect:
 def refuse_new_levels(estimator: Any, what: str) -> None:
     """Raise where levels have no effects."""
     if estimator is not None:
-        raise ValueError(
-            f"{what} belongs to least squares, which has effects of levels; with estimator= there are none"
-        )
+        raise ValueError(f"{what} doesn't work with estimator=, which has no effects of levels; leave one of them out")
 
 
 def refuse_moments_alone(model: Any) -> None:
     """Raise where moments aren't enough for a Residualizer to go on from."""
     if any(levels.labels for levels in getattr(model, "new_levels_", {}).values()):
-        raise ValueError("partial_fit and merge would lose the levels that adapt has learned; adapt last")
+        raise ValueError("partial_fit and merge would lose the levels that adapt has learned; call adapt last")
     if not effect_of(model).merges(model.design_):
         names = ("estimator", "scale", "covariance", "shrinkage")
         name = next(name for name in names if getattr(model, name) not in (None, False))
         raise ValueError(
-            f"partial_fit and merge work from moments alone, but {name}={getattr(model, name)!r} needs the rows "
-            "again, with this design; use fit"
+            f"partial_fit and merge don't work with {name}={getattr(model, name)!r} and this design, which need all "
+            "rows; use fit"
         )
 
 
 def warn_of_nothing(model: Any, y: Any) -> None:
-    """Warn if nothing is taken out: without metadata, or by terms without columns."""
+    """Warn if nothing is removed: without metadata, or if no term has columns."""
     design = model.design_
     if design.n_removed or design.factors:
         return
     given = model._apart or model.formula is not None
     if not given and y is not None:
         message = (
-            "there is no metadata, so only the means are taken out; the second argument of fit is a target, which "
-            "is ignored: give metadata= or a formula"
+            "there is no metadata, so only the means are removed. The second argument of fit is an ignored target: "
+            "pass metadata=, or a formula"
         )
     elif not given:
-        message = "there is no metadata, so only the means are taken out; give metadata= or a formula"
+        message = "there is no metadata, so only the means are removed; pass metadata=, or a formula"
     else:
         single = [f"{term.name!r} has one level only ({term.levels[0]!r})" for term in design.terms if term.levels]
         message = (
-            f"there is nothing to remove, so only the means are taken out: {' and '.join(single) or 'no term is named'}"
+            f"there is nothing to remove, so only the means are removed: {' and '.join(single) or 'no term is named'}"
         )
     if given or y is not None or model._named:
         warn(message, DesignWarning, kind="nothing-removed")

@@ -1,4 +1,4 @@
-"""What estimators on features and metadata share: which columns are which, and the design that fit learns."""
+"""Base of estimators on features and metadata: it finds the columns and fits the design."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["MetadataTransformer", "refuse_frames"]
 
 
 def refuse_frames(estimator: BaseEstimator) -> None:
-    """Raise if `estimator` is to return frames while the results have another place to go to."""
+    """Raise if `estimator` is set to return data frames although out= is given."""
     if _get_output_config("transform", estimator)["dense"] != "default":
         raise ValueError("out= gives an array or a file, not a data frame; call set_output(transform='default')")
 
@@ -39,7 +39,7 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     _named: bool
 
     def _learn(self, X: Any, table: Table, sample_weight: Any, **options: Any) -> None:
-        """Settle design and features; `options` go to :func:`residmix.design.fit.fit_design`."""
+        """Find the features and fit the design; `options` go to :func:`residmix.design.fit.fit_design`."""
         self.design_, used = self._learned_design(table, options)
         used = (*used, *(name for name in (sample_weight, getattr(self, "groups", None)) if isinstance(name, str)))
         self._apart, self._named = table.has_metadata, table.named
@@ -54,7 +54,7 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         """Return the design of the metadata, and the columns that a formula names."""
         if not table.has_metadata and self.formula is None:
             if self.preserve is not None:
-                raise ValueError("preserve needs something to remove: give a formula, or metadata=")
+                raise ValueError("preserve= needs something to remove; pass a formula, or metadata=")
             return Design.empty(), ()
         if not table.metadata_columns or not (table.named or table.has_metadata):
             raise ValueError(
@@ -85,28 +85,27 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     def open_rows(
         self, X: Any, metadata: Any = None, *, check: bool = True, fitting: bool = False, wanted: bool = True
     ) -> Table:
-        """Return rows that come after fit as a table, with the metadata where they are needed: the one gate for them.
+        """Return new rows, after fit, as a table with the metadata that are needed, or raise.
 
         Parameters
         ----------
         X, metadata
-            As in the first fit. What nothing is taken out by is ignored.
+            As in the first fit. Unused metadata are ignored.
         check : bool
             Whether X must have the columns that it had in fit.
         fitting : bool
-            Whether they are further rows to learn from, which must bring what the first ones brought.
+            Whether these are further training rows, which must have the metadata that the first rows had.
         wanted : bool
             Whether the metadata are used at all.
 
         Raises
         ------
         ValueError
-            For metadata that are missing, and in fitting for metadata that the first rows didn't have.
+            If metadata are missing, or, when fitting, if the first rows had none.
         """
         if metadata is not None and fitting and not self._apart and self.formula is None:
             raise ValueError(
-                f"metadata= is given, but this {type(self).__name__} was fitted without any, so it takes nothing out; "
-                "fit it with metadata="
+                f"metadata= is given, but this {type(self).__name__} was fitted without it; call fit with metadata="
             )
         if not wanted or not (self.design_.columns or fitting):
             metadata = None
@@ -136,13 +135,13 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         table : Table
         sample_weight : array or str, optional
         design : Design, optional
-            Another one for the same metadata.
+            Another design for the same metadata.
         preserved : bool
-            Whether they have the preserved columns, too.
+            Whether the rows include the preserved columns.
         block_rows : int, optional
             Default: for sums of products.
         allow_nan : bool
-            Whether features may have gaps.
+            Whether features may have missing values.
         """
         design = self.design_ if design is None else design
         return table.rows(
@@ -155,17 +154,20 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         )
 
     def _columns(self, table: Table) -> tuple[str, ...]:
-        """Return what the features are called in `table`: by name, or by position where one side has no names."""
+        """Return the features' columns in `table`: by name, or by position if one side has no names."""
         if table.named == self._named:
             return tuple(self.features_)
         if len(table.columns) == len(self.features_):
             return table.columns
         if not self._named:
             return tuple(table.columns[int(name[1:])] for name in self.features_)
-        raise ValueError(f"X has {len(table.columns)} columns and no names; give the {len(self.features_)} features")
+        raise ValueError(
+            f"X has {len(table.columns)} columns without names, but {len(self.features_)} features are "
+            "needed; pass the features only, or a table with names"
+        )
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Return the names of the features, which are also the names of what comes out."""
+        """Return the names of the features, which are also those of the output."""
         check_is_fitted(self)
         return np.asarray(self.features_, dtype=object)
 
@@ -177,15 +179,16 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         check_is_fitted(other)
         if list(self.features_) != list(other.features_):
-            raise ValueError("can't merge: the features differ")
+            raise ValueError("can't merge: the features differ; fit both models on the same features")
         if self.design_ is not other.design_ and not self.design_.same_coding(other.design_):
             raise ValueError(
-                "can't merge: the designs differ (formula, levels or knots); fit both from the same levels"
+                "can't merge: the designs differ (formula, levels or knots); write the levels in the formula, as "
+                "C(site, levels=[...])"
             )
 
     @staticmethod
     def _from_older(attributes: dict[str, Any]) -> dict[str, Any]:
-        """Return what model files hold today of what earlier ones hold: no design was None."""
+        """Convert attributes of an older model file, where the empty design was None."""
         if attributes.get("design_", Design) is None:
             return attributes | {"design_": Design.empty()}
         return attributes

@@ -1,4 +1,4 @@
-"""The watch for residuals that give the metadata back: a sample of the rows of a fit, looked at now and then."""
+"""The leakage check of a fit: a sample of its rows, tested from time to time."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _NEVER_AGAIN = 1 << 62
 
 @dataclass(frozen=True)
 class Watch:
-    """A sample of the rows that a fit has seen, and when it was last looked at.
+    """A sample of the rows of a fit, and when it was last tested.
 
     Attributes
     ----------
     sample : Sample
     looked : int
-        Rows seen then.
+        Number of rows at the last test.
     active : bool
-        Whether anything is watched.
+        Whether the check is on.
     """
 
     sample: Sample = field(default_factory=Sample)
@@ -46,24 +46,24 @@ class Watch:
     active: bool = True
 
     def over(self, rows: Rows) -> Rows:
-        """Return `rows`, the first fold over which sets a sample aside, since files needn't be read again for it."""
+        """Return `rows`; the first pass over them keeps a sample, so that files aren't read again for it."""
         if not self.active:
             return rows
         return SampledRows(rows, evenly(rows.n_rows, _ROWS), evenly(rows.n_features, _FEATURES))
 
     def seen(self, rows: Rows) -> Watch:
-        """Return the watch after these rows, as `over` returned them."""
+        """Return the check after these rows, as `over` returned them."""
         if not isinstance(rows, SampledRows):
             return self
         own = Sample.of(rows.sample(), rows.n_rows, seed=self.sample.n_rows)
         return replace(self, sample=self.sample.merged(own, _ROWS))
 
     def merged(self, other: Watch) -> Watch:
-        """Return the watch over the rows of both."""
+        """Return the check on the rows of both."""
         return replace(self, sample=self.sample.merged(other.sample, _ROWS))
 
     def look(self, removal: LinearRemoval, design: Design, features: Sequence[Any]) -> Watch:
-        """Warn if residuals of the sample give metadata back, but look again only when the rows have doubled."""
+        """Warn if residuals of the sample leak metadata; repeat the test only when the number of rows has doubled."""
         block = self.sample.block
         if block is None or self.sample.n_rows < 2 * self.looked:
             return self
@@ -85,7 +85,7 @@ class Watch:
 
 
 def look_at_predictions(rows: Rows, residual: NDArray[Any], design: Design, features: Sequence[Any]) -> None:
-    """Warn if residuals (n, d) of a regressor give metadata back, in a sample of the rows."""
+    """Warn if residuals (n, d) of a regressor leak metadata, in a sample of the rows."""
     index, some = evenly(rows.n_rows, _ROWS), evenly(rows.n_features, _FEATURES)
     sample = rows.take(index)
     assert sample.design is not None
@@ -109,9 +109,9 @@ def warn_of_leakage(
     effects: Mapping[str, Array] | None = None,
     least_squares: bool = True,
 ) -> bool:
-    """Warn if a tree reads more of the metadata from residuals than the features told; return whether it does.
+    """Warn if a tree predicts metadata better from residuals than from features; return whether it does.
 
-    Of counts, of which this is nearly always so, there is a note and no warning.
+    For counts, which nearly always leak, there is a note instead of a warning.
 
     Parameters
     ----------
@@ -122,14 +122,14 @@ def warn_of_leakage(
     features : sequence
         Names of the features.
     effects : mapping of str to ndarray (n, d), optional
-        By factor without columns, what was removed for it (:func:`effect_leakage`).
+        The removed effects of each factor without columns (:func:`effect_leakage`).
     least_squares : bool
-        Whether the residuals are those of least squares, so that means are gone for certain.
+        Whether the residuals are those of least squares, so that means are removed exactly.
 
     Warns
     -----
     LeakageWarning
-        With the column or effect that is read best, how well, how well it was or would be otherwise, and what to do.
+        With the column or effect that is predicted best, how well, a comparison, and what to do.
     """
     found = leakage(X, residual, design[:, : len(columns)], least_squares=least_squares)
     read = "" if found is None else repr(columns[found.column])
@@ -145,27 +145,28 @@ def warn_of_leakage(
     if counts(X[:, which]).all():
         note(
             "leakage",
-            f"residuals of counts ({names}) let a decision tree read {read} back, since every profile of the metadata "
-            f"moves the counts by an amount of its own: squared correlation {found.found:.2f} in cross-validation. "
-            "Linear learners are safe; for others take logarithms first, or use a model of counts such as ComBat-seq",
+            f"a decision tree predicts {read} from residuals of counts ({names}): squared correlation "
+            f"{found.found:.2f} in cross-validation. Linear models aren't affected; for others take logarithms "
+            "first, or use a model for counts such as ComBat-seq",
             **figures,
         )
         return True
-    safe = "Linear learners are safe; for trees, forests and neighbours" if least_squares else "Before other learners,"
+    safe = (
+        "Linear models aren't affected; for trees, forests and neighbours"
+        if least_squares
+        else "Before using other models,"
+    )
     if found.from_values:
-        kind, otherwise = "few-valued features", "had they more values"
-        remedy = "add noise of the size of a step to these features first, or use an Eraser"
+        kind, otherwise = "features with repeated values", "with the values spread out"
+        remedy = "add noise as large as the gap between values to these features, or use an Eraser"
     else:
-        kind, otherwise = "features", "from the features before"
-        remedy = (
-            "transform skewed, heavy-tailed or clustered features, whose means lie apart from most rows (logarithms "
-            "or ranks), or use an Eraser"
-        )
+        kind, otherwise = "features", "from the original features"
+        remedy = "transform skewed, heavy-tailed or clustered features (logarithms or ranks), or use an Eraser"
         if not least_squares:
-            remedy = f"see whether the estimator fits the metadata's effects at all; {remedy}"
+            remedy = f"check whether the estimator fits the metadata's effects; {remedy}"
     warn(
-        f"residuals of {kind} ({names}) let a decision tree read {read} back: squared correlation "
-        f"{found.found:.2f} in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
+        f"a decision tree predicts {read} from residuals of {kind} ({names}): squared correlation {found.found:.2f} "
+        f"in cross-validation, and {found.smooth:.2f} {otherwise}. {safe} {remedy}",
         LeakageWarning,
         **figures,
     )

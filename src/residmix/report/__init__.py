@@ -1,1 +1,1 @@
-"""What a fitted model has to tell, as one page."""
+"""Reports of fitted models, as one page."""

@@ -1,4 +1,4 @@
-"""From a fitted model, and rows if there are any, to a page or its JSON twin."""
+"""Build a report from a fitted model, and rows if there are any, as HTML or JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def report(model: Any, path: str | os.PathLike[str], X: Any = None, *, metadata:
     path : path
         Written under a temporary name first.
     X, metadata
-        Rows to describe the model on, as for its `fit`.
+        Rows to evaluate the model on, as for its `fit`.
     **options
         Of :func:`residmix.report.gather.gather`.
     """

@@ -1,4 +1,4 @@
-"""What a report looks at: a fitted model, some of its rows before and after, and what was measured on them."""
+"""Data of a report: a fitted model, a sample of rows before and after, and measurements on them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class Evidence:
-    """All that a summary is made from; what isn't known is None or empty, and its section is left out.
+    """Data of a report. Unknown entries are None or empty, and their sections are left out.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Evidence:
     notes : list of dict
     command : str or None
     model_checksum : str or None
-        Of the file that the model is in, so that it can be told which file a report is about.
+        Checksum of the model file, which identifies it.
     """
 
     model: Any
@@ -78,22 +78,22 @@ def gather(
     notes: list[dict[str, Any]] | None = None,
     command: str | None = None,
 ) -> Evidence:
-    """Look at a fitted model, and at rows if there are any.
+    """Collect the data of a report.
 
     Parameters
     ----------
     model : Residualizer, ResidualMixture, GaussianMixture or Eraser
         Fitted.
     X, metadata
-        Rows to describe it on, as for its `fit`. Default: none, and the report tells what the model itself knows.
+        Rows to evaluate it on, as for its `fit`. Default: none; then the report has only what the model stores.
     reference : str, optional
         A column of X, or of the metadata, to compare the components with.
     probes : bool
-        Measure on held-out rows how well the metadata can be read back, and how likely held-out rows are.
+        Whether to measure on held-out rows how well the metadata can be predicted, and the log-likelihood.
     notes : list of dict, optional
         Default: the model's own.
     command : str, optional
-        How to make it again.
+        The command that makes the report.
     """
     found = Evidence(
         model,
@@ -144,7 +144,11 @@ def _association(found: Evidence) -> Any:
         )
     except ValueError as error:
         found.notes.append(
-            {"kind": "not-measured", "message": f"what is left was not measured: {error}", "figures": {}}
+            {
+                "kind": "not-measured",
+                "message": f"the association with metadata was not measured: {error}",
+                "figures": {},
+            }
         )
         return None
 

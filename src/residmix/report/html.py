@@ -1,4 +1,4 @@
-"""Summary dict -> one HTML page: no script, nothing fetched, every user's string escaped."""
+"""Summary dict to one HTML page: no scripts, no external resources, all user strings escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How it was done, as a paragraph to paste, with its references as text."""
+"""A methods paragraph to copy into a paper, with references as text."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def methods(summary: dict[str, Any]) -> dict[str, Any]:
         sentences.append(_mixture(summary, setting, cited))
     if summary["certificate"] is None and any(row["held_out"] for row in summary["association"]):
         sentences.append(
-            f"What was left of the metadata was measured by logistic or ridge regression and by a random forest on "
-            f"rows held out of residualization and learner alike (five folds of {summary['n_shown']:,} rows; p by "
-            "permutation)."
+            "The remaining association with the metadata was measured by logistic or ridge regression and by a "
+            "random forest on rows held out of both the residualization and the prediction model (five folds of "
+            f"{summary['n_shown']:,} rows; p-values by permutation)."
         )
     if summary["fit"] is not None and summary["fit"]["pit"]:
         cited.append("pit")
@@ -70,7 +70,7 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
     formula = setting.get("formula")
     what = f"the effect of the metadata ({formula})" if formula else "the effect of the metadata"
     kept = setting.get("preserve")
-    beside = f", with {kept} estimated beside it and kept" if kept else ""
+    beside = f", with {kept} in the model and preserved" if kept else ""
     if setting.get("effects") == "by-component":
         cited.append("own")
         return f"{what[0].upper()}{what[1:]} was estimated for each component, jointly with the mixture."
@@ -83,7 +83,7 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
         named = "best linear unbiased prediction" if isinstance(shrinkage, dict) else "empirical Bayes"
         text += f"; effects were shrunk by {named}"
     if setting.get("scale"):
-        text += "; the spread of each level was brought to the pooled one"
+        text += "; the spread of each level was adjusted to the pooled one"
     if setting.get("reference") is not None:
         text += f"; the reference is {setting['reference']}"
     if setting.get("missing", "error") != "error":
@@ -141,7 +141,7 @@ def _robust(setting: dict[str, Any]) -> str:
     """Return sentences on noise, trimming, priors and bounds."""
     told = []
     if setting.get("noise"):
-        told.append("Rows that belong to no component have a uniform density in the box of all rows.")
+        told.append("Rows that belong to no component have a uniform density over the bounding box of all rows.")
     if setting.get("trim"):
         told.append(f"The least likely {100 * setting['trim']:g} % of the rows were trimmed.")
     if setting.get("eigenvalue_ratio") is not None:

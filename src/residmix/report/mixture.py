@@ -1,4 +1,4 @@
-"""Parts of a summary about the mixture: components, what they agree with, how well they fit."""
+"""Parts of a summary about the mixture: components, agreement with other columns, fit."""
 
 from __future__ import annotations
 

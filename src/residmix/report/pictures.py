@@ -96,29 +96,29 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
         for term in _curves(found):
             add("explained", partial(_curve, found.model, term), (4.4, 3.2),
                 f"The effect of {term} on the feature that the metadata explained most, with its 95 % band.",
-                "A smooth term as a curve with its 95 % band, of the feature that the metadata explained most; about "
-                "the mean of the rows.")  # fmt: skip
+                "A smooth term as a curve with its 95 % band, of the feature that the metadata explained most; "
+                "relative to the mean of the rows.")  # fmt: skip
     if found.association is not None:
         n = len([row for row in summary["association"] if not row["measure"].startswith("components")])
         add("association", lambda ax: plot_association(found.association, ax=ax), (4.4, 1.3 + 0.32 * n),
-            "Measures of each metadata column before and after; the table beside it has the numbers.",
-            "How well each column can be read: before (hollow), after (filled), by chance (grey).")  # fmt: skip
+            "Measures of each metadata column before and after; the table next to it has the numbers.",
+            "How well each column can be predicted: before (hollow), after (filled), by chance (grey).")  # fmt: skip
     if found.rows is not None and found.residual is not None and summary["metadata_columns"]:
         _of_metadata(found, summary, add)
     if summary["selection"]:
         add("selection", lambda ax: plot_selection(found.model, ax=ax), (4.4, 3.4),
             "The criterion against the number of components, by family.",
-            "The search; the ringed fit was kept.")  # fmt: skip
+            "The search; the chosen model has a ring.")  # fmt: skip
     if summary["fit"] is not None:
         if summary["fit"]["pit"] is not None:
             add("quality", lambda ax: plot_pit(found.model, found.rows, ax=ax), (4.4, 3.2),
                 "Histogram of the probability integral transform, with its 95 % band.",
-                "Flat within the band: the mixture describes every feature rightly. A heap in the middle: too wide; at "
-                "the ends: too narrow.")  # fmt: skip
+                "Flat within the band: the mixture fits every feature. A peak in the middle: too wide; peaks at the "
+                "ends: too narrow.")  # fmt: skip
         if len(summary["fit"]["lower_bounds"]) > 2:
             add("quality", lambda ax: plot_convergence(found.model, ax=ax), (4.4, 3.2),
-                "What each iteration still lacked of the final log-likelihood.",
-                "What each iteration lacked of the log-likelihood at the end.")  # fmt: skip
+                "Final log-likelihood minus that of each iteration.",
+                "Final log-likelihood minus that of each iteration.")  # fmt: skip
     return drawn
 
 
@@ -155,12 +155,12 @@ def _of_mixture(found: Evidence, add: Callable[..., None]) -> None:
     K = len(found.model.weights_)
     if found.removed and found.model.means_.shape[1] > 1:
         add("components", lambda ax: plot_components(found.model, found.rows, stage="before", groups=groups, ax=ax),
-            (4.4, 3.8), f"Rows as measured, coloured by {K} components.",
-            f"As measured. Colours are components{of}.")  # fmt: skip
-    what = "the metadata taken out" if found.removed else "the mixture"
+            (4.4, 3.8), f"Original rows, coloured by {K} components.",
+            f"Original rows. Colours are components{of}.")  # fmt: skip
+    what = "the metadata removed" if found.removed else "the mixture"
     add("components", lambda ax: plot_components(found.model, found.rows, groups=groups, ax=ax), (4.4, 3.8),
-        f"Rows and the {K} components in the plane that tells them apart best.",
-        f"With {what}, in the plane that tells the components apart best; ellipses hold 86 % of one{of}.")  # fmt: skip
+        f"Rows and the {K} components in the plane that separates them best.",
+        f"With {what}, in the plane that separates the components best; ellipses hold 86 % of each{of}.")  # fmt: skip
 
 
 def _of_metadata(found: Evidence, summary: dict[str, Any], add: Callable[..., None]) -> None:

@@ -35,7 +35,7 @@ LEARNERS = {
 }
 MOST_PLACES = 20
 MEASURES = {
-    "distance_correlation": "distance correlation, squared (sees dependence of any form)",
+    "distance_correlation": "distance correlation, squared (detects dependence of any form)",
     "linear_probe": "linear probe, held out",
     "nonlinear_probe": "random forest, held out",
     "component_information": "components, adjusted mutual information",
@@ -100,7 +100,7 @@ def term_rows(found: Evidence) -> list[dict[str, Any]]:
 
 
 def top_effects(found: Evidence, most: int = 16) -> list[dict[str, Any]]:
-    """Return the coefficients that stand out most from their errors, with 95 % intervals."""
+    """Return the coefficients with the largest test statistics, with 95 % intervals."""
     from scipy.stats import t
 
     linear = residualizer_of(found.model)

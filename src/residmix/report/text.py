@@ -22,7 +22,7 @@ COLUMNS = ["parameter", "component", "feature", "feature_2", "estimate", "std_er
 
 
 def mixture_text(model: Any) -> Summary:
-    """Return components with weights, means and standard deviations, the heaviest first, and how the fit ended."""
+    """Return a text with weights, means and standard deviations of the components, and how the fit ended."""
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(model, "means_")
@@ -32,7 +32,7 @@ def mixture_text(model: Any) -> Summary:
     formula = getattr(model, "formula", None)
     lines = [
         f"{type(model).__name__} of {d} feature{'' if d == 1 else 's'}: {K} component{'' if K == 1 else 's'}, "
-        f"{family_of(model)} covariance" + (f", {formula} taken out" if formula else ""),
+        f"{family_of(model)} covariance" + (f", {formula} removed" if formula else ""),
         f"log-likelihood per row {model.lower_bound_:.6g}, {int(model.n_iter_)} iterations, "
         + ("converged" if model.converged_ else "not converged"),
         "",

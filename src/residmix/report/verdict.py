@@ -1,4 +1,4 @@
-"""The first lines of a report: what was taken out, what is still in there, and which notes they rest on."""
+"""The first lines of a report: what was removed, what is left, and the notes behind this."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOST_ROWS = 0.05  # share of dropped rows from which the verdict says so
 
 
 ADVICE = {
-    "shape": "What is left is spread or shape, not a shift: try scale=True, splines such as "
+    "shape": "The remaining association is in the spread or shape, not in the mean: try scale=True, splines such as "
     "bs(age, df=4) in the formula, or an Eraser.",
-    "formula": "The effect isn't what the formula says: add interactions or splines, or look for features that "
-    "repeat values.",
-    "shares": "The weights of the components depend on the metadata, and residuals keep that: what is left is the mix "
-    "of components, spread or shape.",
+    "formula": "The formula doesn't describe the effect well: add interactions or splines, or look for features "
+    "with repeated values.",
+    "shares": "The weights of the components depend on the metadata, and residuals keep this: the remaining "
+    "association is in the mix of components, the spread or the shape.",
 }
 
 
@@ -35,7 +35,7 @@ def _amount(row: dict[str, Any], stage: str) -> str:
 
 
 def still_there(row: dict[str, Any]) -> bool:
-    """Tell whether a held-out probe still reads a column after residualization."""
+    """Tell whether a held-out probe still predicts a column after residualization."""
     if not row["held_out"] or row.get("after") is None:
         return False
     least = LEFT_AUC if row["kind"] == "groups" else LEFT_R2
@@ -49,24 +49,25 @@ def verdict(summary: dict[str, Any]) -> dict[str, str]:
         return _of_transport(summary)
     if not removed:
         K = len(summary["components"])
-        return {"headline": f"{K} component{'' if K == 1 else 's'}; no metadata was taken out.", "advice": ""}
+        return {"headline": f"{K} component{'' if K == 1 else 's'}; no metadata was removed.", "advice": ""}
     share = f"{_listed(removed)} explained {100 * summary['explained']:.1f} % of the variance"
     probes = [row for row in summary["association"] if row["held_out"]]
     if not probes:
-        return {"headline": f"{share}; what is left was not probed.", "advice": ""}
+        return {"headline": f"{share}; the remaining association was not measured.", "advice": ""}
     gated = summary["gating"] == "metadata" and summary["estimation"] == "joint"
     left = {kind: [row for row in probes if row["probe"] == kind and still_there(row)] for kind in ("linear", "forest")}
     if not left["linear"] and not left["forest"]:
-        return {"headline": f"{share}; a linear probe and a forest find nothing of it now.", "advice": ""}
+        return {"headline": f"{share}; linear and forest probes find no association in the residuals.", "advice": ""}
     if not left["linear"]:
         told = _listed([f"{row['metadata']} ({_amount(row, 'after')})" for row in left["forest"]])
         return {
-            "headline": f"{share}; a linear probe finds nothing now, a forest still reads {told}.",
+            "headline": f"{share}; a linear probe finds no association in the residuals, but a forest still predicts "
+            f"{told}.",
             "advice": ADVICE["shares" if gated else "shape"],
         }
     told = _listed([f"{row['metadata']} ({_amount(row, 'after')})" for row in left["linear"]])
     return {
-        "headline": f"{share}, but it is still in there: a held-out linear probe reads {told}.",
+        "headline": f"{share}, but a held-out linear probe still predicts {told} from the residuals.",
         "advice": ADVICE["shares" if gated else "formula"],
     }
 
@@ -94,7 +95,7 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
         if summary["certificate"] is None and still_there(row):
             add(
                 "still-there",
-                f"{row['metadata']} is still in there: a held-out {row['probe']} probe reads it with "
+                f"{row['metadata']} is not fully removed: a held-out {row['probe']} probe still predicts it with "
                 f"{_amount(row, 'after')} (before {_amount(row, 'before')}, by chance {row['chance']:.2f}).",
                 metadata=row["metadata"], probe=row["probe"], before=row["before"], after=row["after"],
             )  # fmt: skip
@@ -120,15 +121,15 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
             if row["odd"]:
                 add(
                     "odd-level",
-                    f"{level['name']} {row['level']} differs from the other levels more than these among themselves "
-                    f"(shift {row['shift_before']:.2f} sd, spread {row['spread_before']:.2f} before).",
+                    f"{level['name']} {row['level']} is an outlier among the levels (shift {row['shift_before']:.2f} "
+                    f"sd, spread {row['spread_before']:.2f} before).",
                     metadata=level["name"], level=row["level"],
                 )  # fmt: skip
     return found
 
 
 def _add_small(summary: dict[str, Any], add: Callable[..., None]) -> None:
-    """Name components of too few rows for a covariance of their own."""
+    """Add an alert for components with too few rows for a covariance."""
     d = len(summary["feature_names"])
     if not summary["n_rows"] or summary["covariance_type"] not in ("full", "VVV"):
         return

@@ -1,1 +1,1 @@
-"""The ground floor: rows in blocks, worked on by several threads, summed in one order."""
+"""Rows in blocks, processed by several threads, and summed in a fixed order."""

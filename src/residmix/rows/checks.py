@@ -1,4 +1,4 @@
-"""What is refused before it can spoil a sum: NaN, infinities, weights that can't be weights."""
+"""Checks of input: NaN, infinities, invalid weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["Finite", "all_finite", "check_weight"]
 
 
 class Finite:
-    """Refuses NaN and infinities block by block, until one whole pass has shown that there are none.
+    """Raise on NaN and infinities, block by block, until one complete pass found none.
 
-    Looking costs a fraction of a read while the block is in cache; a pass of its own would cost a whole read.
+    The check is cheap while the block is in cache; a separate pass would read all data again.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def check_weight(weight: Any, n_rows: int) -> NDArray[np.float64] | None:
     if weight is None:
         return None
     if np.ma.is_masked(weight):
-        raise ValueError("sample_weight has masked values; give every row a weight, 0 to leave it out")
+        raise ValueError("sample_weight has masked values; give every row a weight, or 0 to leave it out")
     weight = np.asarray(weight)
     if weight.ndim == 0 and weight == 1:
         return None

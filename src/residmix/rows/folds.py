@@ -1,4 +1,4 @@
-"""Folds: every row predicted by a fit that didn't see it."""
+"""Cross-fitting: every row is predicted by a fit without it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def splits(
     if len(seen) > n_rows or np.any(seen != 1):
         raise ValueError(
             f"cross-fitting needs every row in exactly one test set, but cv leaves {np.sum(seen == 0)} rows out and "
-            f"has {np.sum(seen > 1)} rows in several; use a partition such as KFold"
+            f"has {np.sum(seen > 1)} rows in several; use a splitter such as KFold"
         )
     if groups is not None:
         _, own = np.unique(groups, return_inverse=True)
@@ -52,8 +52,8 @@ def splits(
             if len(torn):
                 one = groups[np.argmax(own == torn[0])]
                 raise ValueError(
-                    f"cv leaves rows of {len(torn)} groups ({one}) in several folds, where they tell of each other; "
-                    "use a splitter that keeps groups together, such as GroupKFold"
+                    f"cv puts rows of {len(torn)} groups ({one}) into several folds; use a splitter that keeps "
+                    "groups together, such as GroupKFold"
                 )
     yield from found
 
@@ -67,9 +67,9 @@ def _split(cv: Any, n_rows: int, groups: NDArray[Any] | None) -> Iterable[Any]:
     except (TypeError, ValueError) as error:
         name = type(cv).__name__
         if groups is None and "group" in str(error):
-            raise ValueError(f"cv={name} needs groups: give groups=, the metadata column that holds them") from error
+            raise ValueError(f"cv={name} needs groups; set groups= to the metadata column that holds them") from error
         if "target" in str(error) or "'y'" in str(error):
-            raise ValueError(f"cv={name} needs a target, and there is none; use KFold or GroupKFold") from error
+            raise ValueError(f"cv={name} needs a target, but there is none; use KFold or GroupKFold") from error
         raise
 
 
@@ -78,7 +78,7 @@ def cross_fitted(
 ) -> NDArray[Any]:
     """Return, for every row, what ``fit_and_apply(train, test)`` gives for it when it is in `test`.
 
-    What residmix warns about is left to the fit on all rows: a fold is like it, only smaller.
+    Warnings of residmix are suppressed in the folds, since the fit on all rows gives them.
     """
     out = None
     for train, test in splits(cv, n_rows):

@@ -1,4 +1,4 @@
-"""Numbered pieces of work done by several threads: their results in order, or their sum to the same bits as by one."""
+"""Work items processed by several threads: results in order, or a sum bitwise equal to that of one thread."""
 
 from __future__ import annotations
 

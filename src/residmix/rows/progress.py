@@ -1,4 +1,4 @@
-"""A line on the terminal while rows are read."""
+"""A progress line on the terminal while rows are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who hands out rows: arrays, files and clusters. Algorithms see only :class:`Rows`."""
+"""Data sources: arrays, files and clusters. Algorithms see only :class:`Rows`."""
 
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows

@@ -47,7 +47,7 @@ class MemoryTable(Table):
     metadata : ndarray (n, p), narwhals frame, or None
         None: metadata are columns of `X`.
     columns : sequence of str, optional
-        What the columns of an array are called. Default: x0, x1, ...
+        Names of the columns of an array. Default: x0, x1, ...
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class MemoryTable(Table):
         else:
             self.metadata_columns = self.columns if metadata is None else tuple(metadata.columns)
         if metadata is not None and len(metadata) != len(X):
-            raise ValueError(f"X has {len(X)} rows but metadata has {len(metadata)}")
+            raise ValueError(f"X has {len(X)} rows but metadata has {len(metadata)}; pass the same rows")
 
     @classmethod
     def make(cls, X: Any, metadata: Any = None, name: str = "X") -> MemoryTable:
-        """Return a table of what the user gave, validated.
+        """Return a validated table of the user's data.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class MemoryTable(Table):
         return cls(head if head.dtype in (np.float32, np.float64) else head.astype(np.float64))
 
     def with_metadata(self, metadata: Any) -> MemoryTable:
-        """Return the same features with metadata that came apart."""
+        """Return the same features with separate metadata."""
         refuse_other_order(self._native, metadata, "metadata")
         return MemoryTable(self.X, clean_metadata(metadata), self.columns)
 
@@ -143,7 +143,7 @@ class MemoryTable(Table):
         """
         source = self.X if self.M is None else self.M
         if columns is None and isinstance(source, np.ndarray) and self.M is None:
-            raise ValueError("X is a plain array, so metadata must be given: pass metadata=")
+            raise ValueError("X is a plain array, so metadata= is needed")
         if columns is None:
             return source if isinstance(source, np.ndarray) else source.to_native()
         require_columns(columns, self.metadata_columns, "metadata" if self.has_metadata else "the table")
@@ -204,7 +204,7 @@ class MemoryTable(Table):
         return np.ascontiguousarray(numeric_matrix(source, (name,), "sample_weight")[:, 0], np.float64)
 
     def weight(self, weight: Any) -> NDArray[np.float64] | None:
-        """Return sample weights, checked; a text names the column that holds them."""
+        """Return checked sample weights; a string names the column that holds them."""
         refuse_other_order(self._native, weight, "sample_weight")
         return check_weight(self.weight_column(weight) if isinstance(weight, str) else weight, self.n_rows)
 
@@ -232,8 +232,8 @@ def _features(X: Any, name: str) -> NDArray[Any] | Frame:
     except ValueError as error:
         if nw.dependencies.is_pandas_dataframe(X) and "could not convert" in str(error):
             raise ValueError(
-                f"{error}. The columns of {name} are labelled {X.columns[0]!r} and so on, not by strings, so they are "
-                "taken as a plain array of numbers; rename them by strings if some are metadata"
+                f"{error}. The columns of {name} have labels that aren't strings ({X.columns[0]!r}, ...), so they "
+                "are read as a plain array of numbers; if some are metadata, rename the columns to strings"
             ) from None
         raise
 
@@ -263,19 +263,23 @@ def clean_metadata(metadata: Any) -> NDArray[Any] | Frame:
             "pass a data frame (pandas.DataFrame(metadata))"
         )
     if hasattr(metadata, "tocsr"):
-        raise TypeError("metadata is a sparse matrix; pass a dense array or a data frame (metadata.toarray())")
+        raise TypeError("metadata is a sparse matrix; pass a dense array (metadata.toarray()) or a data frame")
     values = np.asarray(unmasked(metadata))
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2:
-        raise ValueError(f"metadata must be one value or one row for each row of X; got shape {values.shape}")
+        raise ValueError(
+            f"metadata must have shape (n,) or (n, p), with one row for each row of X; got shape {values.shape}"
+        )
     if values.dtype.kind in "iuf":
         return values
     if values.dtype.kind in "mM":
         raise TypeError(
-            f"metadata holds {values.dtype}, which is neither numbers nor labels; turn it into a number (for example "
-            "days since a date) or into text"
+            f"metadata holds {values.dtype}, which is neither a number nor text; convert it to a number (for example "
+            "days since a date) or to text"
         )
     if values.dtype.kind == "c":
-        raise ValueError("metadata is complex; pass real numbers (two columns, if both parts matter)")
+        raise ValueError(
+            "metadata is complex; pass real numbers, for example the real and imaginary parts as two columns"
+        )
     return frame_of_strings(values)

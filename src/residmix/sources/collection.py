@@ -25,14 +25,16 @@ class Collection:
     ----------
     data : dask array (n, d) or dask data frame
     name : str
-        What messages call it.
+        Its name in messages.
     """
 
     def __init__(self, data: Any, name: str) -> None:
         import dask
 
         if not hasattr(data, "to_delayed"):
-            raise TypeError(f"{name} is a {type(data).__name__}, which has no partitions of rows")
+            raise TypeError(
+                f"{name} is a {type(data).__name__}, which has no partitions of rows; pass a Dask array or data frame"
+            )
         self.is_array = hasattr(data, "rechunk")
         if self.is_array:
             data = data[:, None] if data.ndim == 1 and name == "metadata" else data
@@ -102,7 +104,7 @@ class CollectionTable(ClusterTable):
         if metadata is not None:
             n_rows = metadata.n_rows if isinstance(metadata, Collection) else len(metadata)
             if n_rows != X.n_rows:
-                raise ValueError(f"X has {X.n_rows} rows but metadata has {n_rows}")
+                raise ValueError(f"X has {X.n_rows} rows but metadata has {n_rows}; pass the same rows")
             few = metadata.head() if isinstance(metadata, Collection) else metadata[:0]
             empty = MemoryTable(empty.X, clean_metadata(few) if isinstance(metadata, Collection) else few)
         super().__init__(empty, X.n_rows)
@@ -216,7 +218,9 @@ def collection_table(X: Any, metadata: Any = None) -> CollectionTable:
         If `metadata` is a Dask collection and X is not.
     """
     if not is_dask(X):
-        raise TypeError("metadata is a Dask collection and X is not; compute the metadata, or put both on Dask")
+        raise TypeError(
+            "metadata is a Dask collection, but X isn't; compute the metadata, or make both Dask collections"
+        )
     if metadata is not None:
         metadata = Collection(metadata, "metadata") if is_dask(metadata) else clean_metadata(metadata)
     return CollectionTable(Collection(X, "X"), metadata)

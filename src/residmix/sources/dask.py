@@ -1,4 +1,4 @@
-"""Rows on a Dask cluster: the parameters travel to the workers, a few sums travel back.
+"""Rows on a Dask cluster: parameters are sent to the workers, and sums come back.
 
 A task says which rows it means and nothing else, so it can run again wherever a worker is left. Blocks begin at
 multiples of ``block_rows`` of the whole, whatever the partitions, and sums are merged in block order: the answer is
@@ -187,8 +187,8 @@ class ClusterRows(Rows):
             if not alone:
                 return None
             raise RuntimeError(
-                f"the workers died again and again on {where}. Smaller partitions or row groups, or more memory for "
-                "each worker, may help"
+                f"the workers died repeatedly on {where}; use smaller partitions or row groups, or give each worker "
+                "more memory"
             ) from error
         except Exception as error:
             culprit = self._table.unreadable(self._client, start, stop)
@@ -238,7 +238,7 @@ class ClusterFiles(ClusterTable):
     def with_metadata(self, metadata: Any) -> ClusterFiles:
         metadata = clean_metadata(metadata)
         if len(metadata) != self.n_rows:
-            raise ValueError(f"X has {self.n_rows} rows but metadata has {len(metadata)}")
+            raise ValueError(f"X has {self.n_rows} rows but metadata has {len(metadata)}; pass the same rows")
         return ClusterFiles(self.files, self._client, metadata)
 
     def client(self) -> Any:

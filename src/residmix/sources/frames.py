@@ -62,7 +62,7 @@ def as_frame(data: Any, name: str) -> nw.DataFrame[Any]:
         If two columns share a name.
     """
     if nw.dependencies.is_polars_lazyframe(data):
-        raise TypeError(f"{name} is lazy; call .collect() on it, or read the files with residmix.scan")
+        raise TypeError(f"{name} is a lazy frame; call .collect() on it, or read the files with residmix.scan")
     if nw.dependencies.is_into_series(data):
         series = nw.from_native(data, series_only=True)
         data = (series if series.name else series.alias("m0")).to_frame().to_native()
@@ -70,8 +70,8 @@ def as_frame(data: Any, name: str) -> nw.DataFrame[Any]:
     odd = [label for label in labels if not isinstance(label, str)]
     if odd:
         raise TypeError(
-            f"the columns of {name} must all be named by strings; got {odd[0]!r} of type {type(odd[0]).__name__}. "
-            "Rename them, or pass a plain array"
+            f"the column names of {name} must all be strings; got {odd[0]!r} of type {type(odd[0]).__name__}. Rename "
+            "them, or pass a plain array"
         )
     seen: set[str] = set()
     for label in labels:
@@ -98,7 +98,7 @@ def _ordinary_numbers(data: Any) -> Any:
 def refuse_other_order(X: Any, other: Any, name: str) -> None:
     """Raise if two pandas objects have rows of the same labels in another order, or share only some of their labels.
 
-    Rows are matched by position. An index that was never set, or labels of which none are shared, say nothing.
+    Rows are matched by position. A default index, or labels of which none are shared, are ignored.
 
     Raises
     ------
@@ -121,9 +121,9 @@ def refuse_other_order(X: Any, other: Any, name: str) -> None:
     if (shared.all() and two.isin(one).all()) or (shared.any() and not any(unset)):
         row = next((i for i, (a, b) in enumerate(zip(one, two, strict=True)) if a is not b and a != b), 0)
         raise ValueError(
-            f"X and {name} have another index: row {row} is {one[row]!r} in X and {two[row]!r} in {name}. Rows are "
-            f"matched by position, so bring them in the same order ({name}.loc[X.index]), or drop an index that means "
-            "nothing (.reset_index(drop=True))"
+            f"X and {name} have different indexes: row {row} is {one[row]!r} in X and {two[row]!r} in {name}. Rows "
+            f"are matched by position: bring them into the same order ({name}.loc[X.index]), or drop a meaningless "
+            "index (.reset_index(drop=True))"
         )
 
 
@@ -280,10 +280,10 @@ def _values(series: nw.Series[Any], where: str) -> NDArray[Any]:
     if dtype not in (nw.Float32, nw.Float64):
         if not (dtype.is_numeric() or dtype == nw.Boolean):
             kind = getattr(series.to_native(), "dtype", dtype) if dtype == nw.Unknown else dtype
-            objects = ", turn it into numbers (pandas: .astype(float))" if dtype in (nw.Object, nw.Unknown) else ""
+            objects = ", convert it to numbers (pandas: .astype(float))" if dtype in (nw.Object, nw.Unknown) else ""
             raise ValueError(
-                f"column {series.name!r} of {where} doesn't hold numbers ({kind}); "
-                f"leave it out of the features{objects}, or name it in the formula"
+                f"column {series.name!r} of {where} doesn't hold numbers ({kind}); leave it out of the "
+                f"features{objects}, or use it in the formula"
             )
         return float_values(series)
     values = np.asarray(series.to_numpy())

@@ -1,4 +1,4 @@
-"""From whatever the user passes to a Table."""
+"""Turn the user's data into a Table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["as_table", "check_installed", "is_source", "scan"]
 
 
 def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
-    """Return a view of `X`, and of `metadata` if it comes apart.
+    """Return a view of `X`, and of separate `metadata`.
 
     Parameters
     ----------
@@ -50,19 +50,19 @@ def as_table(X: Any, *, metadata: Any = None, name: str = "X") -> Table:
         return collection_table(X, metadata)
     if not is_frame(X) and (callable(X) or _is_batches(X)):
         if metadata is not None:
-            raise TypeError("with batches, metadata comes in each batch: yield pairs (features, metadata)")
+            raise TypeError("metadata= doesn't work with batches; yield pairs (features, metadata)")
         return batch_table(X)
     return MemoryTable.make(X, metadata, name)
 
 
 def _beside(table: Table, metadata: Any) -> Table:
     if table.has_metadata:
-        raise ValueError("this table has metadata already; pass metadata= once")
+        raise ValueError("this table already has metadata; leave metadata= out")
     if isinstance(table, MemoryTable):
         return table.with_metadata(metadata)
     if isinstance(table, StreamTable):
         return table.with_metadata(metadata)
-    raise TypeError(f"metadata= can't be put beside a {type(table).__name__}; join the columns into one table")
+    raise TypeError(f"metadata= doesn't work with a {type(table).__name__}; join the columns into one table")
 
 
 def is_source(data: Any) -> bool:
@@ -74,7 +74,7 @@ def is_source(data: Any) -> bool:
 def _gathered(table: Table) -> Any:
     """Return a table of metadata as one array or frame in memory."""
     if table.has_metadata:
-        raise ValueError("metadata= is a table that has metadata beside it; give a table of the metadata alone")
+        raise ValueError("metadata= is a table that has metadata of its own; pass a table of the metadata alone")
     if not table.named:
         return np.concatenate(list(table.rows(allow_nan=True).map(_features)))
     return nw.concat([nw.from_native(chunk, eager_only=True) for chunk in table.chunks(table.columns)]).to_native()
@@ -104,47 +104,47 @@ def scan(
     na_values: str | Sequence[str] = (),
     client: Any = None,
 ) -> Table:
-    """Return a table over files, which every estimator takes in place of an array or a frame.
+    """Return a table over files, which every estimator accepts instead of an array or a data frame.
 
-    Only headers are read now (CSV text is parsed once, to count its rows and settle its types). A fit then reads
-    the files once for each pass that it makes, a batch of rows at a time and only the columns that it needs; memory
-    holds a few batches, never a large file. A table that is small enough is kept in memory instead, decoded. The answer
-    is the same, to the last bit, as that of the same rows in memory.
+    Only headers are read now (CSV text is parsed once, to count its rows and find its types). A fit then reads the
+    files once for each of its passes, a batch of rows at a time and only the needed columns, so that memory holds a few
+    batches. A small table is decoded once and kept in memory. Results are bitwise equal to those of the same rows in
+    memory.
 
     Parameters
     ----------
     path_or_glob : path, glob pattern, folder, or list of paths
         ``.parquet``, ``.arrow`` / ``.feather`` / ``.ipc``, ``.csv`` / ``.tsv`` (also ``.csv.gz``), or ``.npy``. Files
-        of one table are read in the order of their sorted paths (a list: in its order) and must have the same columns;
-        a folder is searched with its subfolders. ``"-"`` is CSV text from standard input. A column of lists of numbers
-        of one length, such as an embedding, is seen as columns ``name[0]``, ``name[1]``, ...
+        of one table must have the same columns; they are read in the order of their sorted paths, or of the list. A
+        folder is searched with its subfolders. ``"-"`` is CSV text from standard input. A column of equally long lists
+        of numbers, such as an embedding, becomes the columns ``name[0]``, ``name[1]``, ...
     columns : sequence of str, optional
-        The columns to see. Default: all. Array files call theirs x0, x1, ...
+        The columns to use. Default: all. Those of array files are called x0, x1, ...
     batch_rows : int, optional
         Rows read at a time. Default: about 4 MB of them.
     cache_bytes : int
-        If all that is decoded takes no more than this, it is kept in memory as long as the table, and so is the matrix
-        that a fit makes of it; otherwise nothing is. CSV text that takes more is kept in a temporary file without a
-        name, as numbers, so that it isn't parsed again.
+        If all decoded data take no more than this, they are kept in memory with the table, as is the matrix that a fit
+        makes of them. Larger CSV data are kept as numbers in an unnamed temporary file, so that text isn't parsed
+        again.
     sep : str, optional
-        Between the columns of CSV text. Default: a comma, in ``.tsv`` files a tab.
+        Column separator of CSV text. Default: a comma, or a tab in ``.tsv`` files.
     decimal, thousands : str
-        Inside numbers in CSV text: ``3.272,3`` has ``decimal=","`` and ``thousands="."``. Default: a point, and no
-        separators of thousands.
+        Decimal point and thousands separator in CSV text: ``3.272,3`` has ``decimal=","`` and ``thousands="."``.
+        Default: a point, and no thousands separator.
     na_values : str or sequence of str
-        Texts that stand for a missing value in CSV text, beside the usual ones (nothing, NA, NaN, null, ...).
+        Texts that mean a missing value in CSV text, in addition to the usual ones (empty, NA, NaN, null, ...).
     client : distributed.Client, optional
-        Let the workers of a Dask cluster read the files, which they must reach by the same paths. A client that
-        merely exists isn't used: workers elsewhere can't be expected to see local files.
+        Let the workers of this Dask cluster read the files, which must have the same paths there. An existing client
+        isn't used unless it is passed, since its workers may not see local files.
 
     Raises
     ------
     FileNotFoundError
         If no file matches.
     ValueError
-        If files differ in their columns, naming the file and the column, or have no rows.
+        If files differ in their columns or have no rows. The message names the file and the column.
     OSError
-        If a file can't be read, or was changed since it was scanned, naming it.
+        If a file can't be read, or has changed since it was scanned. The message names it.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def scan(
     >>> table.n_rows, table.columns
     (4, ('x0', 'x1', 'x2', 'x3'))
 
-    Numbers as they are written in much of Europe, with a code for what couldn't be measured:
+    Numbers as written in much of Europe, with a code for values below a detection limit:
 
     >>> text = "site;iron;volume\\nA;<LOD;3.272,3\\nB;0,25;981\\n"
     >>> _ = (folder / "x.csv").write_text(text)
@@ -179,12 +179,16 @@ def scan(
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
         names = ", ".join(sorted({part.path.suffix for part in parts}))
-        raise ValueError(f"{path_or_glob} matches files of several kinds ({names}); narrow it with a glob pattern")
+        raise ValueError(
+            f"{path_or_glob} matches files of several kinds ({names}); use a glob pattern that matches one"
+        )
     is_text = isinstance(parts[0], Csv)
     if text != TextOptions() and not is_text:
-        raise ValueError(f"sep, decimal, thousands and na_values are for CSV text; {parts[0].name} is none")
+        raise ValueError(
+            f"sep, decimal, thousands and na_values are for CSV text, but {parts[0].name} isn't; leave them out"
+        )
     if is_text and client is not None and str(paths[0]) == "-":
-        raise ValueError("workers of a cluster can't read standard input; give a file that they reach")
+        raise ValueError("workers of a cluster can't read standard input; pass a file that they can read")
     head = parts[0].head()
     if columns is not None:
         require_columns(columns, head.columns, str(parts[0].path))
@@ -207,7 +211,9 @@ def _same_columns(head: MemoryTable, other: MemoryTable, first: Path, path: Path
     there = set(other.columns)
     for name in head.columns:
         if name not in there:
-            raise ValueError(f"{str(path)!r} has no column {name!r}, which {str(first)!r} has")
+            raise ValueError(
+                f"{str(path)!r} has no column {name!r}, but {str(first)!r} has; make the columns equal, or use columns="
+            )
     if isinstance(head.X, np.ndarray) or isinstance(other.X, np.ndarray):
         return
     for name in head.columns:

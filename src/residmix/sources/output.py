@@ -1,4 +1,4 @@
-"""Results of rows: gathered into one array, or written to a Parquet file as they come."""
+"""Results of rows: collected into one array, or written to a Parquet file block by block."""
 
 from __future__ import annotations
 
@@ -102,7 +102,10 @@ def _refuse_overlap(rows: Rows, out: NDArray[Any] | None) -> None:
         return
     itself = X.ctypes.data == out.ctypes.data and X.strides == out.strides and X.shape == out.shape
     if not itself and np.may_share_memory(X, out):
-        raise ValueError("out overlaps X without being it, so rows would be overwritten before they are read; copy one")
+        raise ValueError(
+            "out overlaps X but isn't the same array, so rows would be overwritten before they are "
+            "read; copy one of them"
+        )
 
 
 class _Placed:
@@ -167,7 +170,7 @@ def write_parquet(
     if not os.fspath(path).endswith((".parquet", ".pq")):
         raise ValueError(f"the output {os.fspath(path)!r} must end in .parquet")
     if os.path.exists(path) and any(os.path.samefile(path, source) for source in rows.paths):
-        raise ValueError(f"the output {os.fspath(path)!r} is one of the files that are read; give it another name")
+        raise ValueError(f"the output {os.fspath(path)!r} is one of the input files; use another name")
     n_bytes = rows.n_rows * len(names) * rows.dtype.itemsize
     with atomic_path(path, n_bytes) as temporary:
         writer: ParquetWriter | None = None

@@ -88,7 +88,8 @@ class Recipe:
             for column in [part] if isinstance(part, np.ndarray) else part:
                 if not np.can_cast(column.dtype, self.dtype):
                     raise ValueError(
-                        f"the first rows are {self.dtype}, later ones {column.dtype}; use one type throughout"
+                        f"the first rows have dtype {self.dtype}, later ones {column.dtype}; use one dtype for all "
+                        "batches"
                     )
         first = parts[0]
         if len(parts) == 1 and isinstance(first, np.ndarray):

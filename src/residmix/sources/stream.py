@@ -1,4 +1,4 @@
-"""Rows that arrive piece by piece: from files, or from batches that a callable hands out."""
+"""Rows read piece by piece: from files, or from batches of a callable."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class StreamTable(Table):
         """Remember how many rows a whole pass has seen, and refuse a source that gives another number each time."""
         if self._n_rows is None:
             if seen == 0:
-                raise ValueError("the source has no rows")
+                raise ValueError("the source has no rows; at least one is needed")
             self._n_rows = seen
         elif seen != self._n_rows:
             raise ValueError(
-                f"the source gave {self._n_rows} rows first and {seen} in a later pass; it must give the same rows "
-                "each time it is read"
+                f"the source gave {self._n_rows} rows in the first pass, but {seen} in a later one; it must give the "
+                "same rows each time"
             )
 
     def piece_rows(self, n_columns: int) -> int:
@@ -184,7 +184,7 @@ class _Beside(StreamTable):
 
     def __init__(self, stream: StreamTable, metadata: Any) -> None:
         if len(metadata) != stream.n_rows:
-            raise ValueError(f"X has {stream.n_rows} rows but metadata has {len(metadata)}")
+            raise ValueError(f"X has {stream.n_rows} rows but metadata has {len(metadata)}; pass the same rows")
         super().__init__(MemoryTable(stream.head.X, metadata[:0], stream.columns), stream.n_rows, stream.batch_rows)
         self._stream, self._metadata, self.paths = stream, metadata, stream.paths
 
@@ -204,7 +204,7 @@ class BatchTable(StreamTable):
         self._source = source
         first = next(iter(self._read()), None)
         if first is None:
-            raise ValueError("the source of batches is empty")
+            raise ValueError("the source of batches is empty; it must give at least one batch")
         super().__init__(first[:0])
 
     def _read(self) -> Iterator[MemoryTable]:
@@ -214,7 +214,9 @@ class BatchTable(StreamTable):
     def pieces(self, columns: Sequence[str] | None, piece_rows: int) -> Iterator[MemoryTable]:
         for i, piece in enumerate(self._read()):
             if piece.columns != self.columns or piece.metadata_columns != self.metadata_columns:
-                raise ValueError(f"batch {i} has other columns than the first batch: {_difference(piece, self.head)}")
+                raise ValueError(
+                    f"the columns of batch {i} differ from those of the first batch: {_difference(piece, self.head)}"
+                )
             yield piece
 
 
@@ -241,7 +243,7 @@ def _one_batch(batch: Any) -> MemoryTable:
 
 
 class OnePassTable(Table):
-    """An iterator of batches that can be read once: enough for `partial_fit`, too little for `fit`."""
+    """An iterator of batches, which can be read only once: it works with `partial_fit`, but not with `fit`."""
 
     one_pass = True
     named = False
@@ -253,8 +255,8 @@ class OnePassTable(Table):
 
     def _refuse(self) -> TypeError:
         return TypeError(
-            "this iterator of batches can be read once, but fitting reads the rows several times; pass a callable "
-            "that returns a new iterator (for example lambda: read_batches()), or use partial_fit"
+            "this iterator of batches can be read only once, but fit needs several passes; pass a callable that "
+            "returns a new iterator (for example lambda: read_batches()), or use partial_fit"
         )
 
     @property

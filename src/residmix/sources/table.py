@@ -1,4 +1,4 @@
-"""One view of everything that data may come in: arrays, frames, files, streams, Dask collections."""
+"""Table: the common interface of arrays, frames, files, streams and Dask collections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Table"]
 
 
 class Table(ABC):
-    """Features and metadata of the same rows, wherever they live.
+    """Features and metadata of the same rows, from any source.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Table(ABC):
     numeric_columns : tuple of str
         Those that hold numbers (truth values don't count).
     has_metadata : bool
-        Whether metadata came apart from X.
+        Whether metadata were passed separately from X.
     metadata_columns : tuple of str
         The names that a formula may use: of the metadata given apart (m0, m1, ... for an array), else those of X.
     left_out : list of dict
@@ -65,7 +65,7 @@ class Table(ABC):
         Parameters
         ----------
         features : sequence of str (or of int, for plain arrays), optional
-            What the user asked for. Default: every column if metadata came apart from X, else the numeric columns
+            What the user asked for. Default: every column if metadata are separate from X, else the numeric columns
             that aren't in `exclude`. A column that holds no numbers is refused when rows are made.
         exclude : iterable of str
             Columns of one table that are used otherwise: metadata, weights.
@@ -83,17 +83,19 @@ class Table(ABC):
             labels = row_labels(names)
             if labels:
                 warn(
-                    f"column {labels[0]!r} seems to hold row numbers that were written along with the table, and is "
-                    "left out of the features; drop it, or name the features",
+                    f"column {labels[0]!r} looks like row numbers that were written with the table, so it is left "
+                    "out of the features. Drop it, or name the features with features=",
                     DesignWarning,
                 )
                 names = tuple(name for name in names if name not in labels)
             self._tell_left_out(names, labels, others)
             if not names:
-                raise ValueError(f"no numeric column is left to be a feature; the table has {', '.join(self.columns)}")
+                raise ValueError(
+                    f"no numeric column is left for the features; the table has the columns {', '.join(self.columns)}"
+                )
             return names
         if isinstance(features, str):
-            raise TypeError(f"features must be a list of column names, not the text {features!r}")
+            raise TypeError(f"features must be a list of column names, not the string {features!r}")
         names = tuple(self._name(feature) for feature in features)
         require_columns(names, self.columns, "features")
         if not names:
@@ -103,7 +105,7 @@ class Table(ABC):
             if name in seen:
                 raise ValueError(f"features names column {name!r} twice")
             if name in others:
-                raise ValueError(f"column {name!r} can't be a feature and metadata at once")
+                raise ValueError(f"column {name!r} can't be both a feature and metadata; use it as one of them")
             seen.add(name)
         return names
 
@@ -130,7 +132,7 @@ class Table(ABC):
 
     def column_pieces(self, name: str, n_rows: int) -> Iterator[Any]:
         """Yield frames with a column, the first of about `n_rows` rows."""
-        raise TypeError(f"a {type(self).__name__} has no columns of another kind than numbers")
+        raise TypeError(f"a {type(self).__name__} has only numeric columns")
 
     def _name(self, feature: Any) -> str:
         if isinstance(feature, str):
@@ -139,7 +141,7 @@ class Table(ABC):
             raise TypeError(f"features must be column names; got {feature!r}")
         position = feature.__index__()
         if not 0 <= position < len(self.columns):
-            raise ValueError(f"features asks for column {position} of an array with {len(self.columns)} columns")
+            raise ValueError(f"features has index {position}, but the array has {len(self.columns)} columns")
         return self.columns[position]
 
     @abstractmethod

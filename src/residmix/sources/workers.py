@@ -1,4 +1,4 @@
-"""Whether the workers of a cluster compute as this process does: the same packages, the same kind of processor."""
+"""Check that the workers of a cluster have the same packages and kind of processor as this process."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def await_workers(client: Any) -> dict[str, int]:
     if not threads:
         address = getattr(getattr(client, "scheduler", None), "address", "?")
         warn(
-            f"the cluster at {address} has no workers; waiting until there is one (start some, for example with "
-            "cluster.scale(2))",
+            f"the cluster at {address} has no workers, so this waits until there is one. Start some, for example "
+            "with cluster.scale(2)",
             ResidmixWarning,
             kind="cluster",
         )
@@ -85,8 +85,8 @@ def check_workers(client: Any, workers: Iterable[str]) -> None:
                     f"{value}; install the same version everywhere"
                 )
             warn(
-                f"{_listed(which)} of the cluster: {name} is {other}, and {value} in this process. The last bits of "
-                "the answer may depend on which worker computes what; use the same everywhere if they must not",
+                f"{_listed(which)} of the cluster: {name} is {other}, but {value} in this process, so results may "
+                "not be bitwise reproducible. Use the same everywhere if they must be",
                 ResidmixWarning,
                 kind="cluster",
                 name=name,

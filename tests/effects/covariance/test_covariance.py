@@ -168,7 +168,7 @@ def test_rows_and_moments_give_the_same_also_with_more_features_than_rows(kind, 
     monkeypatch.setattr(residmix.moments.by_level, "MOST_FEATURES", 2)
     model = Residualizer(SITES, **options)
     assert_allclose(model.fit_transform(X, metadata=metadata), expected, atol=1e-9)
-    with pytest.raises(ValueError, match="needs the rows again, since their products by level"):
+    with pytest.raises(ValueError, match="can't be updated by partial_fit or merge"):
         model.merge(model)
     assert np.isfinite(expected).all()
     assert np.abs(Residualizer(SITES, **COMBAT).fit_transform(X, metadata=metadata) - expected).max() > 1e-3
@@ -177,7 +177,7 @@ def test_rows_and_moments_give_the_same_also_with_more_features_than_rows(kind, 
 def test_of_several_factors_one_is_named_and_its_spread_may_depend_on_other_columns():
     X, metadata = sites()
     metadata["scanner"] = np.random.default_rng(3).choice(["p", "q"], len(X))
-    with pytest.raises(ValueError, match=r"2 factors are removed .* name one, as covariance="):
+    with pytest.raises(ValueError, match=r"2 are removed .* name the factor, as in covariance="):
         Residualizer("site + scanner", scale=True, covariance=True).fit(X, metadata=metadata)
     options = {"scale": True, "check_leakage": False}
     model = Residualizer("site + scanner", covariance={"site": "shrunk"}, preserve="age", **options)
@@ -195,8 +195,8 @@ def test_of_several_factors_one_is_named_and_its_spread_may_depend_on_other_colu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"covariance": True}, "give scale=True, too"),
-        ({"covariance": True, "scale": True, "shrinkage": "eb", "reference": "a"}, "leave out reference="),
+        ({"covariance": True}, "needs scale=True"),
+        ({"covariance": True, "scale": True, "shrinkage": "eb", "reference": "a"}, "doesn't work with reference="),
         ({"covariance": {"site": "full"}, "scale": True}, "must be 'shrunk' or 'scores', not 'full'"),
         ({"covariance": {"age": "shrunk"}, "scale": True}, "'age' is numeric"),
         ({"covariance": True, "scale": True, "residuals": "loo"}, "covariance=, shrinkage= or estimator="),
@@ -220,9 +220,9 @@ def test_rows_with_gaps_are_refused_by_name():
     X, metadata = sites()
     model = Residualizer(SITES, covariance=True, **COMBAT).fit(X, metadata=metadata)
     X[4, 2] = np.nan
-    with pytest.raises(ValueError, match=r"1 of 8 features have gaps \('x2'\); fill them"):
+    with pytest.raises(ValueError, match=r"1 of 8 features have some \('x2'\); fill them"):
         Residualizer(SITES, covariance=True, **COMBAT).fit(X, metadata=metadata)
-    with pytest.raises(ValueError, match=r"1 rows have gaps \(row 4\); fill them"):
+    with pytest.raises(ValueError, match=r"1 rows have some \(the first is row 4\); fill them"):
         model.transform(X, metadata=metadata)
 
 

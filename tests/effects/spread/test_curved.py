@@ -73,7 +73,7 @@ def test_spreads_of_small_sites_are_shrunk_to_the_others():
 
     assert error(random, small) < 0.6 * error(fixed, small)
     assert error(random, ~small) == pytest.approx(error(fixed, ~small), rel=0.25)
-    with pytest.raises(ValueError, match="needs the rows again"):
+    with pytest.raises(ValueError, match="need all rows"):
         random.merge(fixed)
 
 

@@ -61,7 +61,7 @@ def test_weights_count_as_repeated_rows():
     assert_allclose(
         weighted.entropy_["entropy"], model.merge_components(np.repeat(X, times, axis=0)).entropy_["entropy"]
     )
-    with pytest.raises(ValueError, match="give X, too"):
+    with pytest.raises(ValueError, match="sample_weight= needs X"):
         model.merge_components(sample_weight=times)
 
 

@@ -127,9 +127,9 @@ def test_joint_estimation_knows_of_errors():
     ("values", "message"),
     [
         (np.ones((160, 2)), r"must have shape \(160, 3\) \(variances\) or \(160, 3, 3\)"),
-        (-np.ones((160, 3)), "can't be negative"),
+        (-np.ones((160, 3)), "must not have negative variances"),
         (np.full((160, 3), np.inf), "must be finite"),
-        (np.ones((160, 3, 3)) - 2 * np.eye(3), "can't be negative"),
+        (np.ones((160, 3, 3)) - 2 * np.eye(3), "must not have negative variances"),
         (np.ones((160, 3, 3)) * 2 - np.eye(3), "negative eigenvalues"),
     ],
 )

@@ -149,7 +149,7 @@ def test_what_nobody_knows_is_one_clear_error():
     with pytest.raises(ValueError, match="impute needs missing"):
         rm.GaussianMixture(2, random_state=0).fit(IRIS).impute(X)
     X[:, 2] = np.nan
-    with pytest.raises(ValueError, match=r"columns \[2\] have no value"):
+    with pytest.raises(ValueError, match=r"columns \[2\] have only missing values"):
         rm.GaussianMixture(2, missing="em").fit(X)
     with pytest.raises(ValueError, match="infinity"):
         rm.GaussianMixture(2, missing="em").fit(np.where(np.isnan(X), np.inf, X))

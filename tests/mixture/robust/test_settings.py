@@ -29,14 +29,14 @@ def clusters(n=200, seed=0):
 def test_settings_that_contradict_each_other_are_one_clear_error(setting, words):
     X, _ = clusters()
     for model in (rm.GaussianMixture(2, **setting), rm.ResidualMixture(2, formula=None, **setting)):
-        with pytest.raises(ValueError, match=r"did you mean|needs|both|must be|more than") as caught:
+        with pytest.raises(ValueError, match=r"did you mean|needs|can't be combined|must be|too many") as caught:
             model.fit(X) if isinstance(model, rm.GaussianMixture) else model.fit(X, metadata=np.arange(200.0))
         assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_errors_of_t_components_are_refused():
     X, _ = clusters()
-    with pytest.raises(ValueError, match=r"error_covariance .* distribution"):
+    with pytest.raises(ValueError, match="error_covariance= needs distribution"):
         rm.GaussianMixture(2, distribution="t").fit(X, error_covariance=np.ones(X.shape))
 
 
@@ -44,7 +44,7 @@ def test_errors_of_t_components_are_refused():
 def test_streams_refuse_what_needs_all_rows(setting):
     X, _ = clusters()
     model = rm.GaussianMixture(2, **setting).partial_fit(X)
-    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* needs all rows at once"):
+    with pytest.raises(ValueError, match=f"partial_fit doesn't work with {next(iter(setting))}="):
         model.partial_fit(X)
 
 
@@ -81,5 +81,5 @@ def test_starts_that_fail_are_left_out_with_one_note():
 def test_standard_errors_refuse_what_the_information_does_not_know():
     X, _ = clusters()
     model = rm.GaussianMixture(2, random_state=0, trim=0.1).fit(X)
-    with pytest.raises(ValueError, match="have no standard errors from the information"):
+    with pytest.raises(ValueError, match="standard_errors doesn't work with trim"):
         model.standard_errors(X)

@@ -150,13 +150,13 @@ def test_a_choice_survives_saving_and_goes_on_with_a_stream(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"n_components": [0, 1]}, "whole number from 1"),
-        ({"n_components": []}, "whole number from 1"),
-        ({"n_components": [1, 2.5]}, "whole number from 1"),
+        ({"n_components": [0, 1]}, "positive whole number"),
+        ({"n_components": []}, "positive whole number"),
+        ({"n_components": [1, 2.5]}, "positive whole number"),
         ({"covariance_type": ["full", "VVW"]}, "did you mean"),
-        ({"n_components": [1, 2], "means_init": np.zeros((2, 2))}, "means_init belongs to one mixture"),
-        ({"n_components": [1, 2], "warm_start": True}, "warm_start goes on from one mixture"),
-        ({"n_components": [1, 2], "labels_init": [0, 1]}, "one number of labels"),
+        ({"n_components": [1, 2], "means_init": np.zeros((2, 2))}, "means_init needs a single n_components"),
+        ({"n_components": [1, 2], "warm_start": True}, "warm_start needs a single n_components"),
+        ({"n_components": [1, 2], "labels_init": [0, 1]}, "labels_init needs a single n_components"),
         ({"n_components": [1, 601]}, "n_components = 601"),
     ],
 )

@@ -142,11 +142,11 @@ def test_an_earlier_term_has_what_it_shares_and_its_table_is_that_of_the_term_al
     slope = np.polyfit(data["tesla"], data["x"], 1)[0]
     np.testing.assert_allclose(found.loc["tesla", "estimate"], slope, rtol=1e-10)
     print(model.summary())
-    assert "tesla        1  can't be told from the other terms" in capsys.readouterr().out
+    assert "tesla        1  can't be separated from the other terms" in capsys.readouterr().out
 
 
 def test_aliased_columns_are_named():
-    with pytest.warns(CollinearityWarning, match="'tesla' is determined by 'site.* NaN in tidy"):
+    with pytest.warns(CollinearityWarning, match=r"'tesla' is determined by 'site.* and tidy\(\) has NaN"):
         rm.Residualizer("site + tesla").fit(table()[["x"]], metadata=table())
 
 

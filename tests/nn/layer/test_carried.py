@@ -88,7 +88,7 @@ def test_training_does_without_it_and_evaluation_needs_metadata(carried):
     feature = MetadataSequential(Residualize(3, 1, space="feature")).double()
     finalize(feature, [rows(0, 400)], transport="spread")
     feature.eval()
-    with pytest.raises(ValueError, match="needs the metadata of each row"):
+    with pytest.raises(ValueError, match="the layer ends with a transport"):
         feature(x)
 
 

@@ -166,7 +166,7 @@ def test_what_cannot_be_finalized_says_why():
     columns = data()
     with pytest.raises(ValueError, match="no Residualize layer"):
         finalize(nn.Linear(6, 2), batches(columns))
-    with pytest.raises(ValueError, match="once per layer"):
+    with pytest.raises(ValueError, match="several passes over the data"):
         finalize(network(), iter(batches(columns)))
     with pytest.raises(ValueError, match="empty"):
         finalize(network(), [])

@@ -306,6 +306,6 @@ def test_a_copy_is_independent():
 def test_batch_estimators_warn_of_leakage_once():
     x, m, y = sample(20)
     layer = Residualize(5, 2, num_protected=1, estimator="batch")
-    with pytest.warns(LeakageWarning, match="4 coefficients on 20 rows"):
+    with pytest.warns(LeakageWarning, match="4 coefficients to the 20 rows"):
         layer(x, m, y)
     layer(x, m, y)

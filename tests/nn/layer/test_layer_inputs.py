@@ -36,7 +36,7 @@ def test_missing_metadata_raise_or_are_not_corrected():
         ((torch.ones(3, 4), torch.ones(3, 2), torch.ones(3)), r"metadata must have shape \(3, 1\)"),
         ((torch.ones(3, 4), torch.ones(2, 1), torch.ones(3)), r"got \(2, 1\)"),
         ((torch.ones(3, 5), torch.ones(3, 1), torch.ones(3)), "5 features"),
-        ((torch.ones(4), torch.ones(4, 1), torch.ones(4)), "an axis of samples and one of features"),
+        ((torch.ones(4), torch.ones(4, 1), torch.ones(4)), "at least two axes, samples and features"),
         ((torch.ones(3, 4, dtype=torch.long), torch.ones(3, 1), torch.ones(3)), "floating-point"),
         ((torch.ones(3, 4), np.ones((3, 1)), torch.ones(3)), "metadata must be a tensor.*got ndarray"),
         ((torch.ones(3, 4), torch.ones(3, 1), torch.full((3,), float("nan"))), r"protected .* NaN in 3 row"),
@@ -76,7 +76,7 @@ def test_features_that_do_not_count_may_be_anything(options):
 def test_a_mask_of_numbers_that_are_added_to_scores_is_refused():
     x, m, added = torch.randn(50, 5, 4), torch.randn(50, 1), torch.zeros(50, 5)
     added[:, 3:] = float("-inf")
-    with pytest.raises(ValueError, match="mask must be true"):
+    with pytest.raises(ValueError, match="mask must be boolean"):
         Residualize(4, 1, maps="token")(x, m, mask=added)
     layers = [Residualize(4, 1, maps="token") for _ in range(2)]
     for layer, mask in zip(layers, (added == 0, (added == 0).long()), strict=True):
@@ -114,7 +114,7 @@ def test_widths_may_be_integers_of_numpy():
     [
         ({"estimator": "piror"}, "did you mean 'prior'"),
         ({"grad": "through"}, "depend on the batch"),
-        ({"space": "feature", "estimator": "batch"}, "space='feature' goes with"),
+        ({"space": "feature", "estimator": "batch"}, "space='feature' needs"),
         ({"horizon": 0.5}, "horizon"),
         ({"num_protected": -1}, "num_protected"),
     ],

@@ -163,9 +163,9 @@ def test_what_a_report_cannot_be_made_of_is_refused_with_a_way_out() -> None:
     assert "missing=" not in str(raised.value)
     group = pd.Series(["a", "b"] * 30)
     for strata in (group.where(age[:, 0] < 1), absent[:, 0]):
-        with pytest.raises(ValueError, match=f"strata are missing in {int((age >= 1).sum())} rows"):
+        with pytest.raises(ValueError, match=f"strata has {int((age >= 1).sum())} missing"):
             density_report(model, X, y, age, strata=strata)
-    with pytest.raises(TypeError, match="takes an MDNRegressor"):
+    with pytest.raises(TypeError, match="needs an MDNRegressor"):
         density_report(LinearRegression().fit(X, y), X, y, age)
     with pytest.raises(NotFittedError):
         density_report(MDNRegressor(), X, y, age)

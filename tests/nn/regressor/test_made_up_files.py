@@ -72,7 +72,7 @@ def test_a_network_that_the_file_does_not_hold_takes_no_memory(fitted, announced
     path = saved(fitted, tmp_path / "made-up", **announced)
 
     def load():
-        with pytest.raises(ValueError, match=r"made-up' is damaged or made up"):
+        with pytest.raises(ValueError, match=r"made-up' is damaged or forged"):
             rm.load(path)
 
     if sys.platform == "linux":

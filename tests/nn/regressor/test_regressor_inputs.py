@@ -37,7 +37,7 @@ def test_features_without_metadata_are_the_columns_asked_for() -> None:
 
 def test_preserving_without_metadata_is_refused() -> None:
     table, y = frame()
-    with pytest.raises(ValueError, match="preserve needs something to remove"):
+    with pytest.raises(ValueError, match="preserve= needs something to remove"):
         MDNRegressor(preserve="age", **TINY).fit(table[["u", "age"]], y)
 
 
@@ -68,7 +68,7 @@ def test_errors_about_metadata_suggest_only_what_the_estimator_has() -> None:
         (lambda: model.predict(table.assign(site="z")), "levels that fit did not see: 'z'"),
         (lambda: model.predict(table.assign(site=None)), "missing value"),
     ):
-        with pytest.raises(ValueError, match=f"{what}.*has no option for them: replace them") as raised:
+        with pytest.raises(ValueError, match=f"{what}.*doesn't support these; fill them") as raised:
             call()
         assert "missing=" not in str(raised.value) and "on_unknown" not in str(raised.value)
 
@@ -148,7 +148,7 @@ def test_errors_about_values_name_the_column() -> None:
 def test_with_a_formula_a_column_that_is_neither_is_named_and_noted() -> None:
     table, y = frame()
     table = table.assign(colour=["red", "blue"] * 30)
-    with pytest.warns(DesignWarning, match="not among the features: colour;"):
+    with pytest.warns(DesignWarning, match="left out of the features: colour"):
         model = MDNRegressor(formula="C(site) + age", **TINY).fit(table, y)
     assert list(model.feature_names_in_) == ["u", "v", "w"]
     notes = [note for note in model.notes_ if note["kind"] == "columns-left-out"]

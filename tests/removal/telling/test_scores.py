@@ -86,5 +86,5 @@ def test_regressors_have_no_scores():
 
     X, table = population(200, 0)
     model = rm.Residualizer("age", estimator=LinearRegression()).fit(X, metadata=table)
-    with pytest.raises(ValueError, match="z-scores need"):
+    with pytest.raises(ValueError, match="z_scores and centiles don't work"):
         model.z_scores(X, metadata=table)

@@ -51,7 +51,7 @@ def test_tidy_of_least_squares_has_no_further_column():
     ("fit", "message"),
     [
         (lambda: rm.Residualizer().fit(table().drop(columns="site")), "there is no metadata, so only the means"),
-        (lambda: rm.Residualizer().fit(table()[["f0", "f1"]].to_numpy(), np.arange(300)), "the second argument of fit"),
+        (lambda: rm.Residualizer().fit(table()[["f0", "f1"]].to_numpy(), np.arange(300)), "The second argument of fit"),
         (lambda: rm.Residualizer("site").fit(table().assign(site="a")), r"'site' has one level only \('a'\)"),
         (lambda: rm.Residualizer("1", preserve="age").fit(table().drop(columns="site")), "no term is named"),
         (
@@ -60,7 +60,7 @@ def test_tidy_of_least_squares_has_no_further_column():
         ),
         (
             lambda: rm.ResidualMixture(2, random_state=0).fit(table()[["f0", "f1"]].to_numpy(), np.arange(300)),
-            "the second argument of fit",
+            "The second argument of fit",
         ),
     ],
 )
@@ -104,7 +104,7 @@ def test_entangled_effects_are_refused_where_that_is_asked_for():
     case = np.where(site == "a", "case", "control")
     case[:1] = "control"
     X, metadata = rng.normal(size=(200, 3)), pd.DataFrame({"site": site, "case": case})
-    with pytest.raises(ValueError, match=r"canonical correlation 0\.99\d+, more than 0\.95, as where a site saw cases"):
+    with pytest.raises(ValueError, match=r"canonical correlation 0\.99\d+, more than 0\.95\), as with a site"):
         rm.Residualizer("site", preserve="case", on_entangled="error").fit(X, metadata=metadata)
     metadata["case"] = rng.permutation(case)
     rm.Residualizer("site", preserve="case", on_entangled="error").fit(X, metadata=metadata)

@@ -1,1 +1,1 @@
-"""What subcommands share: options, errors in a person's words, data, columns, output."""
+"""Shared parts of the subcommands: options, messages, data, columns, output."""

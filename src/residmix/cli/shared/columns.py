@@ -1,4 +1,4 @@
-"""Which columns are features, and what becomes of the others: nothing is left out without a word."""
+"""The roles of columns: features, metadata, and columns that are left out, which are reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Columns:
 
     @property
     def beside(self) -> list[str]:
-        """All that's no feature."""
+        """All columns that aren't features."""
         compare = [self.compare] if self.compare else []
         return list(dict.fromkeys([*self.metadata, *self.preserved, *compare]))
 
@@ -101,7 +101,7 @@ def named(text: str | None, known: Sequence[str], option: str) -> tuple[str, ...
 
 
 def plan_columns(data: Data, options: Any) -> Columns:
-    """Settle what every column is, and tell it as notes."""
+    """Find the role of every column, and report it in notes."""
     from residmix.errors import note
     from residmix.sources.frames import require_columns
 
@@ -120,14 +120,16 @@ def plan_columns(data: Data, options: Any) -> Columns:
             if name in taken and any(sign in str(options.features) for sign in "*?["):
                 continue
             if name in (*metadata, *preserved):
-                raise click.ClickException(f"column {name!r} can't be a feature and metadata at once")
+                raise click.ClickException(
+                    f"column {name!r} can't be both a feature and metadata; use it as one of them"
+                )
         features = tuple(name for name in features if name not in (*metadata, *preserved))
         columns = Columns(features, metadata, preserved, excluded, options.compare)
     else:
         columns = _found(data, metadata, preserved, options.compare, set(excluded))
     if not columns.features:
         left = f"; left out: {columns.told().partition('left out: ')[2]}" if columns.left_out else ""
-        raise click.ClickException(f"no numeric column is left to be a feature; name them with --features{left}")
+        raise click.ClickException(f"no numeric column is left for the features; name them with --features{left}")
     if columns.left_out:
         note("left-out-columns", columns.told(), features=len(columns.features), left_out=columns.left_out)
     if asked is None and data.measured is None:
@@ -159,7 +161,7 @@ def _found(
 
 
 def speaks_of_identifier(name: str) -> bool:
-    """Tell whether a column's name says that it holds identifiers.
+    """Tell whether a column's name suggests identifiers.
 
     Examples
     --------
@@ -189,7 +191,7 @@ def _identifiers(data: Data, numeric: list[str]) -> list[str]:
 
 
 def require_features(data: Data, features: Sequence[str]) -> None:
-    """Refuse a table in which a feature is missing, or is text though it looks like numbers, with what reads it."""
+    """Raise if a feature is missing, or is text that looks like numbers, with a remedy."""
     from residmix.sources.frames import require_columns
 
     table = data.table
@@ -216,12 +218,12 @@ def _reasons(data: Data, names: list[str], *, apply: bool = False) -> dict[str, 
         if found["numeric"] and not apply and speaks_of_identifier(name):
             reason = "an identifier"
         elif apply and not found["numeric"]:
-            raise click.ClickException(f"column {name!r} is a feature of the model and holds {reason} here")
+            raise click.ClickException(f"column {name!r} is a feature of the model, but holds {reason} in DATA")
         elif found["numeric"]:
             value = re.search(r"row \d+ has '(.*)'", reason)
             remedy = found["remedy"]
             if "na_values=" in remedy and value:
-                remedy = f"if that stands for a missing value, --na-values {shlex.quote(value[1])}"
+                remedy = f"if that means a missing value, add --na-values {shlex.quote(value[1])}"
             raise click.ClickException(
                 as_options(
                     f"column {name!r} holds {reason}; {remedy}, or leave the column out: --exclude {quoted(name)}"
@@ -244,7 +246,7 @@ def quoted(name: str) -> str:
 
 
 def _note_two_valued(data: Data, features: Iterable[str]) -> None:
-    """Name features that hold two values only, such as a sex of 0 and 1."""
+    """Note features with only two values, such as a sex of 0 and 1."""
     import numpy as np
 
     from residmix.cli.shared.data import sampled_rows
@@ -263,7 +265,7 @@ def _note_two_valued(data: Data, features: Iterable[str]) -> None:
         told = ", ".join(f"{name} ({low:g} and {high:g})" for name, (low, high) in list(found.items())[:8])
         note(
             "two-valued-features",
-            f"features with two values only: {told}. If they are metadata, name them in --formula or --preserve, or "
+            f"features with only two values: {told}. If they are metadata, use them in --formula or --preserve, or "
             "leave them out with --exclude",
             features=found,
         )

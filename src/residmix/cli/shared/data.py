@@ -1,4 +1,4 @@
-"""DATA: files of every kind as one named table, some of its rows, and its complete rows."""
+"""DATA: files of any kind as one table, samples of its rows, and its complete rows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def open_data(data: str, options: Any) -> Data:
         return Data(data, table, (Path(data),), measured)
     for option in ("layer", "basis"):
         if getattr(options, option, None):
-            raise click.UsageError(f"--{option} is for .h5ad files, and {data!r} is none")
+            raise click.UsageError(f"--{option} is for .h5ad files, but {data!r} isn't one; leave it out")
     from residmix.sources import scan
     from residmix.sources.files import find_files
 
@@ -73,7 +73,7 @@ def open_data(data: str, options: Any) -> Data:
     }  # fmt: skip
     if data == "-":
         if sys.stdin.isatty():
-            raise click.UsageError("- reads CSV from standard input, which is a terminal; pipe a file into it")
+            raise click.UsageError("DATA is -, but standard input is a terminal; pipe CSV text into the command")
         return Data(data, scan("-", **reading), ())
     paths = tuple(find_files(data))
     client = None
@@ -124,7 +124,7 @@ def sampled_rows(table: Table, columns: Sequence[str], most: int = SHOWN_ROWS) -
 
 
 def complete_rows(data: Data, columns: Sequence[str], quiet: bool) -> Data:
-    """Leave out rows in which one of `columns` is missing; tell how many, and which columns they lacked."""
+    """Leave out rows with missing values in `columns`; report how many, and in which columns."""
     from residmix.errors import note
     from residmix.sources import as_table
 
@@ -143,7 +143,8 @@ def complete_rows(data: Data, columns: Sequence[str], quiet: bool) -> Data:
     more = f" and {len(lost) - 8} more columns" if len(lost) > 8 else ""
     if kept == 0:
         raise click.ClickException(
-            f"no row is complete: missing are {told}{more}; name fewer columns with --features, or --exclude these"
+            f"no row is complete; missing values: {told}{more}; use fewer columns (--features), or leave these out "
+            "(--exclude)"
         )
     note(
         "dropped-rows",

@@ -14,11 +14,11 @@ METHODS = ("linear", "spread", "component", "full")
 
 
 def check_erasing(chosen: SimpleNamespace) -> None:
-    """Raise for options that an eraser has no use for."""
+    """Raise for options that don't work with an eraser."""
     if chosen.erase is None:
         return
     if chosen.formula is None:
-        raise click.UsageError("--erase needs something to erase: give --formula")
+        raise click.UsageError("--erase needs --formula")
     given = {
         "--scale": chosen.scale, "--covariances": chosen.covariances, "--shrinkage": chosen.shrinkage,
         "--joint": chosen.joint, "--effects": chosen.effects != "shared", "--family": chosen.family != "full",
@@ -29,13 +29,13 @@ def check_erasing(chosen: SimpleNamespace) -> None:
     }  # fmt: skip
     for option, value in given.items():
         if value:
-            raise click.UsageError(f"{option} has no meaning with --erase")
+            raise click.UsageError(f"{option} doesn't work with --erase; leave it out")
     if chosen.components is not None and (chosen.erase in ("linear", "spread") or chosen.components == 0):
-        raise click.UsageError(f"-k {chosen.components} has no meaning with --erase {chosen.erase}")
+        raise click.UsageError(f"-k {chosen.components} doesn't work with --erase {chosen.erase}; leave it out")
     if isinstance(chosen.components, list):
-        raise click.UsageError("--erase takes one number of components, or auto: what held-out rows choose")
+        raise click.UsageError("--erase needs a single number of components, or auto (chosen by held-out rows)")
     if chosen.reference is not None and chosen.erase == "linear":
-        raise click.UsageError("--reference has no meaning with --erase linear")
+        raise click.UsageError("--reference doesn't work with --erase linear; leave it out")
 
 
 def make_eraser(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:

@@ -30,10 +30,12 @@ class _Components(click.ParamType):
         )
         if not len(sizes) or (not span and len(sizes) != text.count(",") + 1):
             self.fail(
-                f"{value!r} is no number of components: give one such as 3, 1:8 for a search, or auto", param, ctx
+                f"{value!r} is not a number of components; use a number such as 3, a range such as 1:8, or auto",
+                param,
+                ctx,
             )
         if len(sizes) > 1 and min(sizes) < 1:
-            self.fail(f"{value!r}: a search begins with 1 component", param, ctx)
+            self.fail(f"{value!r}: a range must start at 1 or more", param, ctx)
         return list(sizes) if len(sizes) > 1 else sizes[0]
 
 
@@ -48,11 +50,11 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
     K = chosen.components if chosen.components is not None else 0 if harmonizing or chosen.moments_only else 3
     if K and harmonizing:
         raise click.UsageError(
-            f"{' and '.join(harmonizing)} harmonize without a mixture; write --residuals clean.parquet, then: "
-            f" residmix fit clean.parquet --formula 1 -k {K}"
+            f"{' and '.join(harmonizing)} work without a mixture only; write --residuals clean.parquet, then run:  "
+            f"residmix fit clean.parquet --formula 1 -k {K}"
         )
     if not K and chosen.formula is None:
-        raise click.UsageError("there is nothing to do: give --formula, or -k, or both")
+        raise click.UsageError("there is nothing to do; use --formula, -k, or both")
     if not K:
         from residmix.removal.residualizer import Residualizer
 
@@ -110,7 +112,7 @@ def _mixture(chosen: SimpleNamespace, K: Any, features: tuple[str, ...]) -> Any:
 
 
 def _refuse_mixture(chosen: SimpleNamespace) -> None:
-    """Raise for options of a mixture where none is asked for."""
+    """Raise for options of a mixture if there is none."""
     given = {
         "--joint": chosen.joint,
         "--stepwise": chosen.stepwise,
@@ -126,7 +128,7 @@ def _refuse_mixture(chosen: SimpleNamespace) -> None:
     }
     for option, value in given.items():
         if value:
-            raise click.UsageError(f"{option} needs components: give -k")
+            raise click.UsageError(f"{option} needs components; set -k")
 
 
 def _shrinkage(chosen: SimpleNamespace) -> Any:
@@ -138,8 +140,8 @@ def _shrinkage(chosen: SimpleNamespace) -> Any:
     terms = [":".join(factor.label for factor in term) for term in parse_formula(chosen.formula)]
     if len(terms) != 1:
         raise click.UsageError(
-            f"--shrinkage blup is for a formula of one factor, and {chosen.formula!r} has {len(terms)} terms; "
-            "with more, use Python: Residualizer(..., shrinkage={'C(site)': 'blup'})"
+            f"--shrinkage blup needs a formula with one factor, but {chosen.formula!r} has {len(terms)} terms; use "
+            "Python instead: Residualizer(..., shrinkage={'C(site)': 'blup'})"
         )
     return {terms[0]: "blup"}
 

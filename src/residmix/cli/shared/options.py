@@ -1,4 +1,4 @@
-"""Options that subcommands share: same name, same meaning, everywhere."""
+"""Options that subcommands share, with the same name and meaning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def options(*groups: Any) -> Callable[[F], F]:
 
 
 def _defaults(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Take what a TOML file says as defaults of the subcommand: its own table, or the whole file if it has none."""
+    """Use a TOML file as defaults of the subcommand: its own table, or the whole file if it has none."""
     if path is None:
         return
     try:
@@ -82,70 +82,76 @@ def _quoted(names: list[Any]) -> str:
 
 ATTENDED = (
     click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
-    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
+    click.option("--quiet", "-q", is_flag=True, help="Print only errors."),
     click.option(
         "--config",
         type=click.Path(dir_okay=False, exists=True, path_type=Path),
         is_eager=True,
         expose_value=False,
         callback=_defaults,
-        help="A TOML file of options; those on the command line win.",
+        help="A TOML file of options; the command line takes precedence.",
     ),
     click.option("--force", is_flag=True, help="Overwrite files that exist."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 
 READING = (
-    click.option("--sep", help="What separates the columns of CSV files. [default: a comma, in .tsv files a tab]"),
+    click.option("--sep", help="Column separator of CSV files. [default: a comma; a tab in .tsv files]"),
     click.option("--decimal", default=".", show_default=True, help="The decimal point of CSV files."),
-    click.option("--thousands", help="What separates thousands in numbers of CSV files, such as ','."),
+    click.option("--thousands", help="Thousands separator in numbers of CSV files, such as ','."),
     click.option(
         "--na-values",
         multiple=True,
         metavar="TEXT",
-        help="What stands for a missing value in CSV files, beside "
-        "nothing, NA and the like; several times for several.",
+        help="Text that means a missing value in CSV files, in addition to empty cells, NA and similar; can be "
+        "repeated.",
     ),
-    click.option("--layer", help="Of an .h5ad file: the layer that holds the features. [default: X]"),
-    click.option("--basis", help="Of an .h5ad file: the embedding that holds the features, such as X_pca."),
+    click.option("--layer", help="Layer of an .h5ad file with the features. [default: X]"),
+    click.option("--basis", help="Embedding of an .h5ad file with the features, such as X_pca."),
 )
 
 FORMULA = (
-    click.option("--formula", help='The metadata to take out, such as "C(site) + age".'),
-    click.option("--preserve", help="Effects to estimate beside and keep, as a formula."),
+    click.option("--formula", help='The metadata to remove, such as "C(site) + age".'),
+    click.option("--preserve", help="Effects to estimate but not remove, as a formula."),
     click.option(
         "--features",
         help="Feature columns, separated by commas: names or patterns such as 'v*'. [default: numeric, not in the "
         "formula]",
     ),
-    click.option("--exclude", help="Columns that are no features: names or patterns."),
+    click.option("--exclude", help="Columns to leave out of the features: names or patterns."),
 )
 
 MIXTURE = (
     click.option(
-        "--factors", type=click.IntRange(min=1), help="Of --family factor: how many. [default: the best of 1 to 6]"
+        "--factors",
+        type=click.IntRange(min=1),
+        help="Number of factors of --family factor. [default: the best of 1 to 6]",
     ),
-    click.option("--noise", is_flag=True, help="Rows may belong to no component; their label is -1."),
-    click.option("--t", "student", is_flag=True, help="Student's t in place of Gaussians, for rows far out."),
+    click.option(
+        "--noise", is_flag=True, help="Add a uniform component for rows that belong to no cluster; their label is -1."
+    ),
+    click.option("--t", "student", is_flag=True, help="Use Student t components, which are robust to outliers."),
     click.option(
         "--trim",
         type=click.FloatRange(0, 0.5, max_open=True),
         default=0.0,
         metavar="SHARE",
-        help="The share of the rows, the least likely, that count for nothing; their label is -1.",
+        help="Share of the least likely rows to leave out; their label is -1.",
     ),
     click.option(
         "--eigenvalue-ratio",
         type=click.FloatRange(min=1),
-        help="The largest variance in any direction, over the smallest, at most.",
+        help="Upper bound of the ratio of the largest to the smallest variance in any direction.",
     ),
-    click.option("--prior", type=click.Choice(["mclust"]), help="A prior of means and covariances: mclust's default."),
+    click.option(
+        "--prior", type=click.Choice(["mclust"]), help="Use mclust's default prior for means and covariances."
+    ),
 )
 
 
 def seed() -> Option[Any]:
-    """Return the option for the seed of whatever is random."""
-    return click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is random.")
+    """Return the option for the random seed."""
+    return click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 
 
 def written(name: str, *flags: str, help: str, required: bool = False) -> Option[Any]:

@@ -1,4 +1,4 @@
-"""Files that are written: asked for before anything is computed, whole or not at all, never over what exists."""
+"""Output files: checked before anything is computed, written completely or not at all, never over existing files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENDINGS = (".parquet", ".pq", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".arrow", ".
 
 
 def check_targets(targets: dict[str, Path | None], *, reads: Sequence[Any] = (), force: bool) -> None:
-    """Refuse outputs that can't or mustn't be written, before the work is done.
+    """Raise for outputs that can't or mustn't be written, before the work is done.
 
     Parameters
     ----------
@@ -33,18 +33,18 @@ def check_targets(targets: dict[str, Path | None], *, reads: Sequence[Any] = (),
     seen: dict[Path, str] = {}
     for option, path in files.items():
         if path.exists() and any(os.path.exists(source) and path.samefile(source) for source in reads):
-            raise click.ClickException(f"the output {str(path)!r} is one of the files that are read; choose another")
+            raise click.ClickException(f"the output {str(path)!r} is one of the input files; use another name")
         if path.exists() and not force:
-            raise click.ClickException(f"{str(path)!r} exists; choose another name or pass --force")
+            raise click.ClickException(f"{str(path)!r} exists; use another name, or --force to overwrite it")
         if not path.parent.is_dir():
             raise click.ClickException(f"can't write {str(path)!r}: the folder {str(path.parent)!r} doesn't exist")
         other = seen.setdefault(path.resolve(), option)
         if other != option:
-            raise click.ClickException(f"{other} and {option} are both {str(path)!r}; give them different names")
+            raise click.ClickException(f"{other} and {option} are both {str(path)!r}; use different names")
 
 
 def check_columns_file(path: Path, option: str, *, h5ad: bool = False) -> None:
-    """Refuse a file of columns whose ending says nothing that we write."""
+    """Raise for a file of columns with an unknown ending."""
     endings = (*ENDINGS, ".h5ad") if h5ad else ENDINGS
     if str(path) != "-" and not path.name.lower().endswith(endings):
         raise click.ClickException(f"{option} {str(path)!r} must end in {', '.join(endings)}, or be - for CSV")

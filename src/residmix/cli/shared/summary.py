@@ -1,4 +1,4 @@
-"""What a fit found, as tables on standard output."""
+"""Results of a fit, as tables on standard output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_FEATURES = 20
 
 
 def command_line(chosen: Any = None) -> str:
-    """Return what was typed."""
+    """Return the command line."""
     return shlex.join(["residmix", *sys.argv[1:]])
 
 
@@ -49,7 +49,7 @@ def _print_features(features: list[dict[str, Any]]) -> None:
     shown = features if len(features) <= MOST_FEATURES else shown
     title = "What the metadata explained"
     if len(shown) < len(features):
-        title += f" (the {len(shown)} most of {len(features):,} features)"
+        title += f" (the {len(shown)} most affected of {len(features):,} features)"
     print_table(
         title,
         ("feature", "sd before", "sd after", "explained"),
@@ -95,9 +95,11 @@ def check_left(summary: dict[str, Any], most: float, quiet: bool) -> None:
         if row["kind"] == "number":
             after = 0.5 + math.asin(math.sqrt(min(max(after, 0.0), 1.0))) / math.pi
         if after > worst:
-            worst, where = after, f"a held-out {row['probe']} probe reads {row['metadata']}"
+            worst, where = after, f"a held-out {row['probe']} probe predicts {row['metadata']}"
     if not summary["association"]:
-        raise click.ClickException("what is left could not be measured, so --fail-if-left can't be decided")
+        raise click.ClickException(
+            "the association with metadata could not be measured, so --fail-if-left can't be checked"
+        )
     if worst > most:
-        raise click.ClickException(plain(f"{where} with AUC {worst:.3f}, which is more than {most:g}"))
-    say(quiet, f"nothing is left above AUC {most:g}: the best held-out probe has {worst:.3f}")
+        raise click.ClickException(plain(f"{where} with AUC {worst:.3f}, more than {most:g}"))
+    say(quiet, f"no held-out probe has an AUC above {most:g}: the best has {worst:.3f}")

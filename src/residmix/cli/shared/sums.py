@@ -1,4 +1,4 @@
-"""Sums in place of rows: what a site writes for others to merge, and what of it leaves the site."""
+"""Sums instead of rows, which a site writes for others to merge."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_sums(chosen: SimpleNamespace) -> None:
         return
     beside = [f"--{name}" for name in ("residuals", "labels", "report") if getattr(chosen, name)]
     if chosen.output is None or beside:
-        told = f"{' and '.join(beside)} would need all sites' fit" if beside else "nothing would be written"
-        raise click.UsageError(f"--moments-only writes sums for residmix merge: give -o; {told}")
+        told = f"leave out {' and '.join(beside)}, which would need the merged fit" if beside else "set -o"
+        raise click.UsageError(f"--moments-only only writes sums to -o, for residmix merge; {told}")
     if chosen.components:
-        raise click.UsageError("--moments-only is of effects, which add up; a mixture doesn't: leave out -k")
+        raise click.UsageError("--moments-only doesn't work with a mixture; leave -k out")
 
 
 def fit_sums(model: Any, table: Any, chosen: SimpleNamespace) -> None:
-    """Fit, refuse cells that are too small, and keep no row."""
+    """Fit, raise if a cell is too small, and keep no rows."""
     from residmix import errors
     from residmix.removal.settings import refuse_moments_alone
 
@@ -40,13 +40,13 @@ def fit_sums(model: Any, table: Any, chosen: SimpleNamespace) -> None:
     cell = model.smallest_cell()
     if cell.rows < chosen.min_count:
         raise click.ClickException(
-            f"{cell.rows} row{'' if cell.rows == 1 else 's'} of {cell.name}: sums of so few tell of single rows, and "
-            f"--min-count is {chosen.min_count}; merge levels, or lower --min-count if that is agreed"
+            f"{cell.rows} row{'' if cell.rows == 1 else 's'} of {cell.name}: sums of so few can reveal single rows, "
+            f"and --min-count is {chosen.min_count}; merge levels, or lower --min-count if that is allowed"
         )
 
 
 def leaving(model: Any) -> list[str]:
-    """Return lines that say what of the rows a model file holds; none for models that hold no moments."""
+    """Return lines that list the sums of the data in a model file; none for models without moments."""
     if not hasattr(model, "what_leaves"):
         return []
     lines = [f"{row.what}: {row.numbers:,} numbers" for row in model.what_leaves().itertuples()]

@@ -1,4 +1,4 @@
-"""What a person reads: messages on standard error, errors and warnings in words that fit the command line."""
+"""Messages on standard error; errors and warnings with options of the command as remedies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARNED = "residmix.warned"  # in click's context: messages that were shown
 
 # Remedies that are keyword arguments in Python, as what one types on the command line.
 _REMEDIES = (
-    (re.compile(r"; give missing='mean'[^;]*"), "; --drop-missing leaves such rows out, --missing mean keeps them"),
+    (re.compile(r"; set missing='mean'[^;]*"), "; --drop-missing leaves such rows out, --missing mean keeps them"),
     (re.compile(r"drop or impute such rows first"), "--drop-missing leaves such rows out"),
     (re.compile(r"estimation='joint' with gating='metadata'|estimation=\"joint\" with gating=\"metadata\""), "--joint"),
     (re.compile(r"estimation=['\"]joint['\"]"), "--joint"),
@@ -42,9 +42,9 @@ _REMEDIES = (
 
 
 def told_plainly(function: F) -> F:
-    """Turn errors that a user can cause into one line and exit status 1; ``--debug`` shows the traceback.
+    """Show errors that users can cause as one line, with exit status 1; ``--debug`` shows the traceback.
 
-    A warning is a line on standard error, without the place in the code, which isn't the user's. Ctrl-C is status 130.
+    A warning is a line on standard error, without the place in the code. Ctrl-C has exit status 130.
     """
 
     @wraps(function)
@@ -66,7 +66,7 @@ def told_plainly(function: F) -> F:
         except KeyboardInterrupt:
             kept = settings.get("checkpoint")
             goes_on = kept is not None and kept.exists()
-            click.echo(f"Stopped{f'; --resume goes on from {str(kept)!r}' if goes_on else '.'}", err=True)
+            click.echo(f"Stopped{f'; use --resume to continue from {str(kept)!r}' if goes_on else '.'}", err=True)
             sys.exit(130)
         except BrokenPipeError:
             raise
@@ -79,7 +79,7 @@ def told_plainly(function: F) -> F:
 
 
 def as_options(message: str) -> str:
-    """Return a message in which remedies that are keyword arguments in Python are options of the command.
+    """Return a message in which keyword arguments of Python are replaced by options of the command.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def say(quiet: bool, text: str) -> None:
 
 
 def tell_notes(quiet: bool, notes: Iterable[dict[str, Any]]) -> None:
-    """Print notes that no warning has told yet."""
+    """Print notes that weren't shown as warnings."""
     shown = click.get_current_context().meta.setdefault(WARNED, [])
     for note in notes:
         if note["message"] not in shown:
@@ -107,7 +107,7 @@ def tell_notes(quiet: bool, notes: Iterable[dict[str, Any]]) -> None:
 
 
 def plain(text: str, *, lines: bool = False) -> str:
-    """Return a text without anything that a terminal would obey."""
+    """Return a text without control sequences of terminals."""
     from residmix.plots.style import visible
 
     return visible(text, kept="\n" if lines else "")

@@ -1,1 +1,1 @@
-"""Effects by component: where fits begin, what is left of rows, what no rows tell of."""
+"""Effects by component: starts, residuals, and effects without rows."""

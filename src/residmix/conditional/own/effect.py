@@ -1,11 +1,11 @@
-r"""What is left of rows where each component has effects of its own.
+r"""Residuals with effects by component.
 
 .. math:: x - b - \sum_k p(k \mid x, m) B_k' (a(m) - \bar a)
 
-The row's component isn't known, so each takes its effect out in proportion to its probability: what is left is the
-expectation of x as it would be with average metadata :math:`\bar a`, given x and m. About the average, lest the choice
-of a reference level or of a zero decide how far components lie apart in what is left. Where all B_k are one, it is
-``x - intercept_ - a(m) @ coef_``.
+The row's component isn't known, so the effects are averaged by its probabilities: the residual is the expectation,
+given x and m, of x at average metadata :math:`\bar a`. Metadata are centred, so that the distance between components
+doesn't depend on the reference level or the origin. If all B_k are equal, the residual is ``x - intercept_ - a(m) @
+coef_``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["ExpectedEffect"]
 
 @dataclass(frozen=True)
 class ExpectedEffect:
-    """Block to what is left of it, in the dtype of X.
+    """Block to its residuals, in the dtype of X.
 
     Attributes
     ----------

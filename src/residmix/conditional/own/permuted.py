@@ -1,4 +1,4 @@
-r"""Whether labels can be matched across the levels of a factor, where components have effects of their own.
+r"""Check if component labels correspond across the levels of a factor, with effects by component.
 
 A component's mean at a level is free then, so components k and l may trade places there. What that costs in
 log-likelihood is what else they have in common with themselves at other levels: a weight, unless weights depend on the
@@ -39,7 +39,7 @@ SHOWN = 5
 
 
 def tell_of_permuted(raw: Rows, to_residual: ToResidual, params: MixtureParams, design: Design, own: bool) -> None:
-    """Warn of levels at which two components might as well trade places.
+    """Warn of levels at which the labels of two components could be swapped.
 
     Parameters
     ----------
@@ -63,10 +63,9 @@ def tell_of_permuted(raw: Rows, to_residual: ToResidual, params: MixtureParams, 
         names: Sequence[str] = term.levels
         told = [f"{k} and {l} at {names[level]}" for _, level, k, l in cheap[:SHOWN]]
         warn(
-            f"labels can't be matched across the levels of {term.name}: components {', '.join(told)} could trade places"
-            f"{f', and {len(cheap) - SHOWN} more' if len(cheap) > SHOWN else ''} at less than {LIKELY:g} nats of "
-            "log-likelihood. Compare components within levels only; or use shared effects, or gating='constant' and "
-            "covariances that differ by component.",
+            f"labels can't be matched across the levels of {term.name}: components {', '.join(told)} could be "
+            f"swapped{f', and {len(cheap) - SHOWN} more' if len(cheap) > SHOWN else ''} at a cost of less than "
+            f"{LIKELY:g} nats. Compare components within levels only, or use effects='shared' or gating='constant'",
             DesignWarning,
             kind="labels-not-matched",
             factor=term.name,

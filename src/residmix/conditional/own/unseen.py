@@ -1,4 +1,4 @@
-"""Effects of a component that no rows tell of, as where it has none at a site."""
+"""Effects of a component without rows, as at a site where it doesn't occur."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN = 5
 
 
 def tell_of_unseen(rows: Rows, params: MixtureParams, basis: Floats, columns: Sequence[str]) -> None:
-    """Warn of effects by component that rest on less than half a row: there least squares on all rows stand in."""
+    """Warn of effects by component with less than half a row, which are replaced by least squares on all rows."""
     if not params.by_component:
         return
     r, moments, inverse = params.n_design, MixtureEM(rows, 0.0).moments(params), np.linalg.pinv(basis)
@@ -44,8 +44,8 @@ def tell_of_unseen(rows: Rows, params: MixtureParams, basis: Floats, columns: Se
     if found:
         parts = [f"{k} ({', '.join(named[:SHOWN])})" for k, named in list(found.items())[:SHOWN]]
         warn(
-            f"the rows don't tell these components' effects: {'; '.join(parts)}; those of least squares on all rows "
-            "stand in. Use fewer components, or shared effects.",
+            "components have too few rows to estimate these effects, so least squares on all rows is used instead: "
+            f"{'; '.join(parts)}. Use fewer components, or effects='shared'",
             DesignWarning,
             kind="effects-not-estimated",
             effects={str(k): named for k, named in found.items()},

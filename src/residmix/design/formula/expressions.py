@@ -175,7 +175,7 @@ def _shown(value: Literal) -> str:
 
 
 def _written(value: str | float | bool | None) -> str:
-    """Return a literal as a formula has it: without the escapes of Python, which formulas don't let through."""
+    """Return a literal as it is written in a formula: without Python's escapes, which formulas don't allow."""
     if not isinstance(value, str):
         return repr(value)
     return f"'{value}'" if "'" not in value else f'"{value}"'

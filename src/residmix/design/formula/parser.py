@@ -1,6 +1,6 @@
-"""Formulas: text in, terms out; nothing of the text is ever run.
+"""Formulas: text in, terms out; the text is never run as code.
 
-A formula may come from a file that somebody else wrote, so its grammar is a list of what is let through:
+A formula may come from somebody else's file, so only what this grammar lists is allowed:
 
     formula    = ["~"] sum                     what to remove; an intercept is always there
     sum        = product {("+" | "-") product}
@@ -87,7 +87,7 @@ class _Parser(Tokens):
     Attributes
     ----------
     by : Column or Call, optional
-        What the call of s() that was read last is to differ by.
+        The ``by=`` of the call of s() that was read last.
     """
 
     by: Column | Call | None = None
@@ -97,7 +97,7 @@ class _Parser(Tokens):
     def formula(self) -> Terms:
         self.accept("~")
         if self.peek()[0] == "end":
-            self.refuse("the formula is empty; write '1' to take out the mean only")
+            self.refuse("the formula is empty; write '1' to remove the mean only")
         terms = self.sum()
         if self.peek()[0] != "end":
             self.refuse(f"cannot read {self.peek()[1]!r} here{self.instead()}")
@@ -105,13 +105,13 @@ class _Parser(Tokens):
         return tuple(sorted((term for term in terms if term), key=len))
 
     def instead(self) -> str:
-        """Return what was probably meant where terms stand side by side: a sum, or one column of several words."""
+        """Return a hint for terms without an operator between them: a sum, or a column name with spaces."""
         kind, value = self.peek()
         if value == ",":
-            return "; terms are added: write '+' in place of ','"
+            return "; write '+' instead of ',' between terms"
         before = self.tokens[self.at - 1] if self.at else ("end", "", 0)
         if kind == "name" and before[0] == "name":
-            return f"; a column whose name has a space stands in backticks: `{before[1]} {value}`"
+            return f"; write backticks around a column name that has spaces: `{before[1]} {value}`"
         return ""
 
     def spaced(self) -> str:
@@ -144,10 +144,7 @@ class _Parser(Tokens):
         return tuple(term for term in terms if frozenset(term) not in dropped)
 
     def refuse_no_intercept(self) -> NoReturn:
-        self.refuse(
-            "the intercept is always estimated, as residuals without it would keep the mean of the metadata's effect; "
-            "leave out '0 +' or '- 1'"
-        )
+        self.refuse("the intercept can't be left out; remove '0 +' or '- 1' from the formula")
 
     def product(self) -> Terms:
         terms = self.cross()
@@ -185,7 +182,7 @@ class _Parser(Tokens):
             return base
         kind, value = self.peek()
         if kind != "number" or not value.isdigit() or not 1 <= len(value) <= 3 or not 1 <= int(value) <= MAX_POWER:
-            self.refuse(f"a power of terms is a whole number from 1 to {MAX_POWER}")
+            self.refuse(f"the power of a term must be a whole number from 1 to {MAX_POWER}")
         self.at += 1
         terms = base
         for _ in range(int(value) - 1):
@@ -204,12 +201,12 @@ class _Parser(Tokens):
             if value == "0":
                 self.refuse_no_intercept()
             if value != "1":
-                self.refuse(f"the number {value} is no term; arithmetic goes inside I(), for example I(age / 10)")
+                self.refuse(f"the number {value} is not a term; write arithmetic inside I(), for example I(age / 10)")
             self.at += 1
             return ((),)
         factor = self.atom()
         if not isinstance(factor, Column | Call):
-            self.refuse("a term is a column or a call")
+            self.refuse("a term must be a column or a function of one")
         by, self.by = self.by, None
         return ((factor,),) if by is None else ((factor, by),)
 
@@ -221,8 +218,7 @@ class _Parser(Tokens):
             if curves and (len(curves) > 1 or len(beside) > 1 or not plain):
                 written = ":".join(factor.label for factor in term)
                 self.refuse(
-                    f"{written} is not let through: a curve is of one variable, and differs by one column, as "
-                    "s(age, by=sex) does",
+                    f"{written} is not allowed: s() takes one variable, and by= one column, as in s(age, by=sex)",
                     0,
                 )
 
@@ -258,7 +254,7 @@ class _Parser(Tokens):
             power = self.signed()
             self.depth -= 1
             if not isinstance(power, Number) or abs(power.value) > MAX_POWER:
-                self.refuse(f"a power is a number between -{MAX_POWER} and {MAX_POWER}")
+                self.refuse(f"a power must be a number between -{MAX_POWER} and {MAX_POWER}")
             return Operation("**", base, power)
         return base
 
@@ -284,9 +280,9 @@ class _Parser(Tokens):
         if self.peek(1) == ("operator", "("):
             return self.call(value)
         if "." in value:
-            self.refuse(f"{value!r} is not let through; a column of that name stands in backticks: `{value}`")
+            self.refuse(f"{value!r} is not allowed; if it is the name of a column, write it in backticks: `{value}`")
         if value in {"True", "False", "None"}:
-            self.refuse(f"{value} is no column")
+            self.refuse(f"{value} is not a column")
         self.at += 1
         return Column(value)
 
@@ -295,20 +291,22 @@ class _Parser(Tokens):
     def call(self, function: str) -> Call:
         if function not in FUNCTIONS:
             if column := self.spaced():
-                self.refuse(f"{function}() is no function; a column of that name stands in backticks: `{column}`")
+                self.refuse(
+                    f"{function}() is not a function; if it is the name of a column, write it in backticks: `{column}`"
+                )
             hint = did_you_mean(function.split(".")[-1], FUNCTIONS)
-            self.refuse(f"{function}() is not let through{hint}; there are {', '.join(FUNCTIONS)}")
+            self.refuse(f"{function}() is not a function of formulas{hint}; the functions are {', '.join(FUNCTIONS)}")
         self.at += 2
         self.enter()
         argument = self.arithmetic()
         if not next(argument.columns(), None):
-            self.refuse(f"{function}() needs a column")
+            self.refuse(f"{function}() needs a column as its first argument")
         if function == "C" and not isinstance(argument, Column):
-            self.refuse("C() takes a column")
+            self.refuse("the first argument of C() must be a column")
         if any(call.function == "C" for call in argument.calls()):
             self.refuse(f"{function}() needs numbers; C() makes a factor")
         if any(call.function == "s" for call in argument.calls()):
-            self.refuse(f"s() is a term of its own, and {function}() takes numbers")
+            self.refuse(f"s() must be a term of its own; it can't stand inside {function}()")
         options: dict[str, Literal] = {}
         names = FUNCTIONS[function]
         while self.accept(","):
@@ -324,7 +322,7 @@ class _Parser(Tokens):
                 self.refuse(f"{function}() has no option {key!r}{did_you_mean(key, names)}; it {takes}")
             if key in options:
                 self.at = place
-                self.refuse(f"{function}() got {key!r} twice")
+                self.refuse(f"{function}() has the option {key!r} twice")
             options[key] = None if key == "by" else self.literal()
             if key == "by":
                 self.by = self.by_column()
@@ -337,7 +335,7 @@ class _Parser(Tokens):
     def by_column(self) -> Column | Call:
         factor = self.atom()
         if not isinstance(factor, Column) and not (isinstance(factor, Call) and factor.function == "C"):
-            self.refuse("by= is a column, or C() of one")
+            self.refuse("by= must be a column, or C() of one")
         return factor
 
     def count_knots(self, function: str, options: dict[str, Literal]) -> None:
@@ -345,7 +343,10 @@ class _Parser(Tokens):
         self.knots += len(knots) if isinstance(knots, tuple) else 0
         self.knots += df if type(df) is int and df > 0 else 0
         if self.knots > MAX_KNOTS:
-            self.refuse(f"the splines of a formula have at most {MAX_KNOTS} knots together, these have {self.knots}")
+            self.refuse(
+                f"the splines of a formula can have {MAX_KNOTS} knots together, and these have {self.knots}; "
+                "use a smaller df or k"
+            )
 
     def literal(self) -> Literal:
         if self.accept("["):
@@ -369,14 +370,14 @@ class _Parser(Tokens):
             number: float = ast.literal_eval(value)
             return -number if negative else number
         if negative or not (kind == "string" or (kind == "name" and value in {"True", "False", "None"})):
-            self.refuse(f"an option is a number, a string, True, False, None or a list of them, not {value!r}")
+            self.refuse(f"an option must be a number, a string, True, False, None or a list of them, not {value!r}")
         self.at += 1
         read: str | bool | None = ast.literal_eval(value)
         return read
 
     def contrast(self, name: str) -> Contrast:
         if name not in CONTRASTS:
-            self.refuse(f"{name} is not let through{did_you_mean(name, CONTRASTS)}")
+            self.refuse(f"{name} is not a contrast{did_you_mean(name, CONTRASTS)}")
         self.at += 1
         base = None
         if self.accept("("):
@@ -391,7 +392,7 @@ class _Parser(Tokens):
 
 
 def _union(*parts: Terms) -> Terms:
-    """Join terms; a:b and b:a are one term."""
+    """Return the terms of both without repeats; a:b and b:a are the same term."""
     found: dict[frozenset[Column | Call], tuple[Column | Call, ...]] = {}
     for part in parts:
         for term in part:

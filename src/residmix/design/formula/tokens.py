@@ -1,4 +1,4 @@
-"""The text of a formula cut into tokens, and what is said where one isn't let through."""
+"""The text of a formula cut into tokens, and the errors that point at one."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _TOKEN = re.compile(
 
 
 class FormulaError(ValueError):
-    """A formula holds something that isn't let through, or makes no sense."""
+    """A formula holds something that isn't allowed or makes no sense."""
 
 
 class Tokens:
-    """The tokens of one formula, and the place where reading has come to."""
+    """The tokens of one formula, and how far it has been read."""
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str):
             raise FormulaError(f"a formula is a string such as 'age + C(site)', not {type(text).__name__}")
         if len(text) > MAX_LENGTH:
-            raise FormulaError(f"the formula is {len(text)} characters long; at most {MAX_LENGTH} are let through")
+            raise FormulaError(f"the formula is {len(text)} characters long; at most {MAX_LENGTH} are allowed")
         self.text, self.depth, self.at, self.operations, self.knots = text, 0, 0, 0, 0
         self.tokens: list[tuple[str, str, int]] = []
         place, end = 0, len(text.rstrip())
@@ -41,10 +41,10 @@ class Tokens:
             match = _TOKEN.match(text, place)
             if match is None:
                 place += len(text[place:]) - len(text[place:].lstrip())
-                self.refuse(f"{text[place]!r} is not let through in a formula", place)
+                self.refuse(f"{text[place]!r} is not allowed in a formula", place)
             kind = str(match.lastgroup)
             if kind == "number" and len(match.group(kind)) > MAX_DIGITS:
-                self.refuse(f"a number has at most {MAX_DIGITS} characters", match.start(kind))
+                self.refuse(f"a number can have at most {MAX_DIGITS} characters", match.start(kind))
             self.tokens.append((kind, match.group(kind), match.start(kind)))
             place = match.end()
         self.tokens.append(("end", "", end))

@@ -74,14 +74,14 @@ def _evaluate(expression: Expression, columns: Mapping[str, Array], states: Mapp
         return np.asarray(_ARITHMETIC[expression.symbol](_evaluate(expression.left, columns, states), right))
     argument = _evaluate(expression.argument, columns, states)
     if argument.ndim != 1:
-        raise FormulaError(f"{expression.label}: the argument has {argument.shape[1]} columns; one is needed")
+        raise FormulaError(f"{expression.label}: the argument has {argument.shape[1]} columns, but must have one")
     if expression.function in _ELEMENTWISE:
         return _ELEMENTWISE[expression.function](argument)
     return _BASES[expression.function](argument, states[expression.text], dict(expression.options))
 
 
 def learn(call: Call, blocks: Blocks) -> State | None:
-    """Return what `call` keeps from its whole argument, as values that JSON holds; None if it keeps nothing.
+    """Return what `call` learns from its whole argument, as values that fit into JSON; None if nothing.
 
     `blocks` yields the argument, in blocks whose lengths don't depend on how the data came.
     """

@@ -42,7 +42,7 @@ def _moments(blocks: Blocks) -> tuple[int, float, float]:
         mean += gap * m / total
         n = total
     if n == 0:
-        raise FormulaError("there are no values to learn from")
+        raise FormulaError("the column has no values; leave it out of the formula")
     return n, mean, scatter
 
 
@@ -52,7 +52,7 @@ def learn_scale(blocks: Blocks, options: Mapping[str, Any]) -> State:
     spread = float(np.sqrt(scatter / freedom)) if freedom > 0 else 0.0
     centred, scaled = options.get("center", True), options.get("scale", True)
     if not isinstance(centred, bool) or not isinstance(scaled, bool):
-        raise FormulaError("center and scale are True or False")
+        raise FormulaError("center and scale must be True or False")
     return {"center": mean if centred else 0.0, "scale": spread if scaled and spread > 0 else 1.0}
 
 
@@ -117,7 +117,7 @@ def learn_bs(blocks: Blocks, options: Mapping[str, Any]) -> State:
     edges = degree + 1
     extrapolation = options.get("extrapolation", "clip")
     if extrapolation not in ("clip", "extend", "raise", "zero"):
-        raise FormulaError(f"extrapolation is 'clip', 'extend', 'zero' or 'raise', not {extrapolation!r}")
+        raise FormulaError(f"extrapolation must be 'clip', 'extend', 'zero' or 'raise', not {extrapolation!r}")
     return {
         "lower_bound": low,
         "upper_bound": high,
@@ -159,7 +159,7 @@ def _learn_cubic(blocks: Blocks, options: Mapping[str, Any], cyclic: bool) -> St
         knots = even if evenly(options) else spread_knots(blocks, low, high, inner, f"df={df}")
     extrapolation = options.get("extrapolation", "extend")
     if extrapolation not in ("clip", "extend", "raise", "zero"):
-        raise FormulaError(f"extrapolation is 'extend', 'clip', 'zero' or 'raise', not {extrapolation!r}")
+        raise FormulaError(f"extrapolation must be 'extend', 'clip', 'zero' or 'raise', not {extrapolation!r}")
     state: State = {
         "lower_bound": low,
         "upper_bound": high,

@@ -23,7 +23,7 @@ __all__ = ["Curve", "check_curves", "curve_of", "curves_of", "has_curves", "smoo
 
 @dataclass(frozen=True)
 class Curve:
-    """A smooth function, which has a smoothness of its own.
+    """A smooth function with its own smoothing parameter.
 
     Attributes
     ----------
@@ -32,9 +32,9 @@ class Curve:
     term : str
     level : str or None
     atom : Call
-        What it is a function of: its argument.
+        The argument of the function.
     by : str or None
-        Name of what it differs by, or is multiplied with.
+        Name of the factor that it differs by, or of the number that it is multiplied with.
     columns : ndarray of int (w,)
         In the design.
     penalty : ndarray (w, w)
@@ -114,7 +114,7 @@ def curves_of(
 
 
 def check_curves(terms: Sequence[tuple[Column | Call, ...]], labelled: Mapping[str, Any]) -> None:
-    """Refuse a curve beside curves by the levels of a factor; warn where the factor itself is no term.
+    """Refuse a curve beside curves by the levels of a factor; warn if the factor itself isn't a term.
 
     Parameters
     ----------
@@ -132,12 +132,15 @@ def check_curves(terms: Sequence[tuple[Column | Call, ...]], labelled: Mapping[s
         (by,) = (factor for i, factor in enumerate(term) if i != at)
         if by.text in labelled and term[at].text in alone:
             raise FormulaError(
-                f"{smooth_label(term)} has a curve for each level, whose average is {term[at].label}: leave one of "
-                f"them out ({by.label} + {smooth_label(term)})"
+                f"{smooth_label(term)} already has a curve for each level, so {term[at].label} can't be a term as "
+                f"well; write {by.label} + {smooth_label(term)}"
             )
         if next(by.columns()) not in own:
-            what = "the curves of all levels have one mean" if by.text in labelled else "the curve has mean zero"
-            warn(f"{smooth_label(term)} is there without {by.label}, so {what}; add {by.label}", DesignWarning)
+            what = "the curves of all levels have the same mean" if by.text in labelled else "the curve has mean zero"
+            warn(
+                f"{smooth_label(term)} is in the formula without {by.label}, so {what}. Add {by.label} to the formula",
+                DesignWarning,
+            )
 
 
 def has_curves(text: str) -> bool:

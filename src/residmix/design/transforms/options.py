@@ -53,7 +53,7 @@ def bounds(blocks: Blocks, options: Mapping[str, Any]) -> tuple[float, float]:
     if low is None or high is None:
         extremes = [(block.min(), block.max()) for block in blocks()]
         if not extremes:
-            raise FormulaError("there are no values to learn from")
+            raise FormulaError("the column has no values; leave it out of the formula")
         low = float(min(pair[0] for pair in extremes)) if low is None else low
         high = float(max(pair[1] for pair in extremes)) if high is None else high
     if low > high:
@@ -69,7 +69,7 @@ def _bound(options: Mapping[str, Any], key: str) -> float | None:
 
 
 def evenly(options: Mapping[str, Any]) -> bool:
-    """Tell whether knots are to be spaced evenly, so that nothing depends on the rows: lower= and upper= are given."""
+    """Tell whether knots are spaced evenly, independent of the rows: when lower= and upper= are given."""
     return options.get("lower") is not None and options.get("upper") is not None
 
 
@@ -78,13 +78,13 @@ def within(blocks: Blocks, low: float, high: float) -> Blocks:
 
 
 def spread_knots(blocks: Blocks, low: float, high: float, inner: int, name: str, least: int = 0) -> list[float]:
-    """Return so many knots between the bounds, at quantiles of the distinct values there.
+    """Return `inner` knots between the bounds, at quantiles of the distinct values there.
 
     Raises
     ------
     FormulaError
-        If there are too few distinct knots, or fewer than `least` distinct values; `name` is the option that asked for
-        so many.
+        If there are too few distinct knots, or fewer than `least` distinct values; `name` is the option to name in the
+        error.
     """
     inside = within(blocks, low, high)
     distinct = distinct_values(inside)
@@ -92,5 +92,5 @@ def spread_knots(blocks: Blocks, low: float, high: float, inner: int, name: str,
     knots = order_statistics(source, np.linspace(0, 1, inner + 2)[1:-1].tolist()) if inner else []
     if len({low, *knots, high}) != inner + 2 or (distinct is not None and len(distinct) < least):
         most = 0 if distinct is None else len(distinct)
-        raise FormulaError(f"{name} needs {inner + 2} distinct knots; the column's distinct values number {most}")
+        raise FormulaError(f"{name} needs {inner + 2} distinct knots, but the column has {most} distinct values")
     return knots

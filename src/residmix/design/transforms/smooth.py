@@ -1,13 +1,13 @@
 r"""Smooth functions s(x): cubic regression splines, and the penalty on their roughness.
 
-A natural cubic spline is told by its values :math:`\beta_j` at k knots. With :math:`h_j` the distances between knots,
-its second derivatives there are :math:`\delta = F \beta`, :math:`F = [0; B^{-1} D; 0]`, where D (k - 2, k) takes second
-differences and B (k - 2, k - 2) is tridiagonal, and its roughness is
+A natural cubic spline is determined by its values :math:`\beta_j` at k knots. With :math:`h_j` the distances between
+knots, its second derivatives there are :math:`\delta = F \beta`, :math:`F = [0; B^{-1} D; 0]`, where D (k - 2, k) takes
+second differences and B (k - 2, k - 2) is tridiagonal, and its roughness is
 
 .. math:: \int f''(x)^2 dx = \beta' D' B^{-1} D \beta
 
 (Wood, Generalized Additive Models, 2nd ed. 2017, section 5.3.1). Beyond the outer knots it goes on as a straight line.
-The columns add up to one, as the intercept does; one direction is therefore left out.
+The columns add up to one, which is the intercept; one direction is therefore left out.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ def learn_smooth(blocks: Blocks, options: Mapping[str, Any]) -> State:
     assert k is not None
     low, high = bounds(blocks, options)
     if not low < high:
-        raise FormulaError(f"a curve needs different values, and all are {low:g}")
+        raise FormulaError(
+            f"a smooth function needs at least two distinct values, but all are {low:g}; leave the column out"
+        )
     if evenly(options):
         knots, mean = np.linspace(low, high, k).tolist(), np.ones(k)
     else:
         try:
             knots = [low, *spread_knots(blocks, low, high, k - 2, f"k={k}", least=k), high]
         except FormulaError as error:
-            raise FormulaError(f"{error}: give a smaller k=") from None
+            raise FormulaError(f"{error}; use a smaller k=") from None
         mean, count = np.zeros(k), 0
         for block in blocks():
             mean += _free(block, knots, np.eye(k)).sum(axis=0)

@@ -1,1 +1,1 @@
-"""Tests that stay honest after clustering."""
+"""Tests that are valid after clustering."""

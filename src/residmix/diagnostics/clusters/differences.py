@@ -1,4 +1,4 @@
-"""In which features found clusters differ: p values that know that the same data chose the clusters."""
+"""Differences between clusters, with p-values that are valid although the clusters come from the same data."""
 
 from __future__ import annotations
 
@@ -46,40 +46,41 @@ def cluster_differences(
     random_state: int = 0,
     return_labels: bool = False,
 ) -> pd.DataFrame | tuple[pd.DataFrame, NDArray[Any]]:
-    r"""Test in which features clusters differ, honestly: on data that didn't choose them.
+    r"""Test which features differ between clusters, with p-values that are valid after clustering.
 
     .. math:: X_1 = X + \sqrt{(1 - s) / s}\, Z, \qquad X_2 = X - \sqrt{s / (1 - s)}\, Z, \qquad Z \sim N(0, \Sigma)
 
-    The two parts are independent about the clusters' means. Clusters are found on the first; the second is tested for
-    differences between them, by Welch's t test, given the metadata if there are any. A test on the very rows that were
-    clustered finds differences where there are no clusters at all.
+    Given the clusters' means, the two parts are independent. Clusters are found on the first part; the second is tested
+    for differences between them, with Welch's t test, adjusted for metadata if there are any. A test on the same rows
+    that were clustered would find differences even without any clusters.
 
     Parameters
     ----------
     X : array (n, d) or table
     clusterer : int or estimator, optional
-        A number of components of a :class:`~residmix.GaussianMixture`; or anything with ``fit_predict``, of which a
-        clone is fitted. Default: a mixture of as many components as the BIC asks for.
+        A number of components of a :class:`~residmix.GaussianMixture`; or an estimator with ``fit_predict``, which is
+        cloned. Default: a mixture with the number of components chosen by the BIC.
     metadata, formula, features : optional
-        As in :class:`~residmix.Residualizer`: clusters are looked for in what metadata leave, and the test is that of
-        a regression on clusters and metadata, whose degrees of freedom count both.
+        As in :class:`~residmix.Residualizer`: clusters are found in residuals, and the test is a regression on clusters
+        and metadata, whose degrees of freedom count both.
     covariance : {"within", "total"} or array (d, d), default="within"
-        The covariance within clusters, :math:`\Sigma`: that of a mixture with one covariance of all components, as
-        many as the BIC asks for; that of all rows, which is always safe and finds less; or known. Where it's
-        estimated, the noise's own is drawn from what so many rows tell of it, lest tests find less than they may.
+        The covariance within clusters, :math:`\Sigma`. "within": that of a mixture with a common covariance and the
+        number of components chosen by the BIC. "total": that of all rows, which is always valid but has less power. Or
+        a known one. If it is estimated, the covariance of the noise is drawn from its sampling distribution, since
+        the tests would be too conservative else.
     share : float, default=0.5
-        s: how much of the information serves to find clusters.
+        s: share of the information that is used to find clusters.
     random_state : int
-        Of the noise. Results depend on it, as those of a random split of the rows would.
+        Seed of the noise. Results depend on it, as with a random split of the rows.
     return_labels : bool, default=False
         Whether to return the cluster of each row as well, as found on the first part.
 
     Returns
     -------
     DataFrame
-        A row for each pair of clusters and feature: feature, clusters (a pair), difference (of means, the second less
-        the first), std_error, statistic (t), p_value. Empty if one cluster was found. NaN where a difference can't be
-        estimated.
+        A row for each pair of clusters and feature: feature, clusters (a pair), difference (mean of the second cluster
+        minus that of the first), std_error, statistic (t), p_value. Empty if one cluster was found. NaN where a
+        difference can't be estimated.
     labels : ndarray (n,)
         Only with `return_labels`.
 
@@ -160,7 +161,9 @@ def _clustered(clusterer: Any, x: Floats, random_state: int) -> NDArray[Any]:
         K: Any = "auto" if clusterer is None else int(clusterer)
         clusterer = GaussianMixture(K, random_state=random_state)
     if not hasattr(clusterer, "fit_predict"):
-        raise TypeError(f"clusterer must be a number or have fit_predict, not {type(clusterer).__name__}")
+        raise TypeError(
+            f"clusterer must be a number of clusters or an estimator with fit_predict, not {type(clusterer).__name__}"
+        )
     with unnoted():
         return np.asarray(clone(clusterer).fit_predict(x))
 
@@ -173,7 +176,7 @@ def _table(names: Sequence[str], x: Floats, a: Floats, labels: NDArray[Any]) -> 
     single = clusters[(counts < 2) & ~noise]
     if single.size:
         warn(
-            f"clusters {single.tolist()} are of one row, so their spread is unknown and they aren't tested",
+            f"clusters {single.tolist()} have one row each, so they aren't tested. Use fewer clusters",
             ResidmixWarning,
             kind="single-rows",
             clusters=single.tolist(),
@@ -181,7 +184,7 @@ def _table(names: Sequence[str], x: Floats, a: Floats, labels: NDArray[Any]) -> 
     clusters = clusters[(counts >= 2) & ~noise]
     if len(clusters) < 2:
         warn(
-            "one cluster was found, so there's nothing to compare; give the number of clusters to force some",
+            "one cluster was found, so there is nothing to compare. Pass a number of clusters as clusterer",
             ResidmixWarning,
             kind="one-cluster",
         )

@@ -1,4 +1,4 @@
-r"""One table made two independent ones: rows to find clusters on, and rows to test them on.
+r"""Data thinning: two independent tables from one, to find clusters and to test them.
 
 With noise Z of the rows' own covariance :math:`\Sigma` about their cluster's mean, and a share s,
 
@@ -6,7 +6,7 @@ With noise Z of the rows' own covariance :math:`\Sigma` about their cluster's me
 
 are independent normal rows with means :math:`s \mu` and :math:`(1 - s) \mu` (Rasines & Young 2023, "Splitting
 strategies for post-selection inference", Biometrika 110; Neufeld, Dharamshi, Gao & Witten 2024, "Data thinning for
-convolution-closed distributions", J. Mach. Learn. Res. 25). So what is found on the first says nothing about the noise
+convolution-closed distributions", J. Mach. Learn. Res. 25). So clusters found on the first are independent of the noise
 of the second.
 
 :math:`\Sigma` must be estimated. That of all rows together is too large along the directions in which clusters differ,

@@ -1,1 +1,1 @@
-"""Whether predictions lean on confounders: tests by conditional permutation."""
+"""Confounder tests of predictions by conditional permutation."""

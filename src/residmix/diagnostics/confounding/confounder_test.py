@@ -1,4 +1,4 @@
-"""Do predictions lean on confounders? The partial and the full confounder test."""
+"""The partial and the full confounder test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SWAPS = 1e9
 
 @dataclass(frozen=True)
 class ConfounderTest:
-    """What a confounder test found.
+    """Result of a confounder test.
 
     Attributes
     ----------
@@ -84,31 +84,31 @@ def confounder_test(
     n_steps: int | None = None,
     random_state: int = 0,
 ) -> ConfounderTest:
-    r"""Test whether predictions depend on confounders given the target (partial), or on the target at all given these.
+    r"""Test if predictions depend on confounders given the target (partial), or on the target given confounders (full).
 
     .. math:: H_{partial}: \hat y \perp c \mid y, \qquad H_{full}: \hat y \perp y \mid c
 
-    A small p value of the partial test says that predictions lean on confounders; one of the full test, that they
-    don't come from confounders alone. Confounders (target, in the full test) are permuted so that their relation to the
-    target (confounders) stays what it is: by a model of the one given the other, of splines, levels and normal errors,
-    or a multinomial logit.
+    A small p-value of the partial test means that predictions depend on confounders; one of the full test, that
+    predictions aren't explained by confounders alone. Confounders (in the full test: the target) are permuted in a way
+    that preserves their relation to the target (confounders). This uses a model of the one given the other: an additive
+    model with splines and normal errors, or a multinomial logit.
 
     Parameters
     ----------
     prediction : array (n,) or (n, k), or frame
-        Numbers (also probabilities), or categories as text. Of rows that the predictor wasn't fitted to.
+        Predictions of held-out rows: numbers (also probabilities), or categories as text.
     y : array (n,)
         The target: numbers, or categories as text or booleans.
     confounders : array (n,) or (n, p), or frame
-        Numbers are taken as numbers: turn codes of categories into text.
+        Numbers are used as numbers: convert codes of categories to text.
     kind : {"partial", "full"}
     statistic : {"r2", "partial-r2"}
-        Of the prediction as it is, as in mlconfound; or of what an additive model of the target (confounders, in the
-        full test) leaves of it, which also sees a dependence smaller than expected, and keeps its level to the point
-        where predictions are so good that the other's p values below .05 become fewer than 5 %.
+        "r2": R2 of the prediction, as in mlconfound. "partial-r2": R2 of its residuals from an additive model of the
+        target (in the full test: of the confounders). The latter also detects a dependence that is smaller than
+        expected, and isn't conservative when predictions are very good.
     n_permutations, n_steps : int, optional
-        Permutations, and steps of swaps that lead to each. Default: 999 and 50; with more than 40,000 rows fewer, down
-        to 199 and 10, as a permutation of many rows says more.
+        Number of permutations, and of swap steps for each. Default: 999 and 50; with more than 40,000 rows fewer, down
+        to 199 and 10.
     random_state : int
 
     Returns
@@ -119,7 +119,7 @@ def confounder_test(
     Raises
     ------
     ValueError
-        For missing values, unequal lengths, or a variable of one value.
+        For missing values, unequal lengths, or a constant variable.
 
     References
     ----------
@@ -149,7 +149,7 @@ def confounder_test(
     n = len(predicted)
     target, confounding = variables(y, "y", n), variables(confounders, "confounders", n)
     if target.numbers.shape[1] + len(target.levels) != 1:
-        raise ValueError("y must be one column")
+        raise ValueError("y must have one column")
     m, steps = _effort(n, n_permutations, n_steps)
     basis = predicted.columns()
     if statistic == "partial-r2":

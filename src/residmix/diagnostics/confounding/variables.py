@@ -1,4 +1,4 @@
-"""Targets, predictions and confounders as numbers: what they are, bases of them, and models of one given another."""
+"""Targets, predictions and confounders as numbers or categories, and models of one given another."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def variables(data: Any, name: str, n_rows: int | None = None) -> Variables:
     for column, values in columns.items():
         where = name if len(columns) == 1 else f"column {column!r} of {name}"
         if n_rows is not None and len(values) != n_rows:
-            raise ValueError(f"{name} has {len(values)} rows, and there are {n_rows} predictions")
+            raise ValueError(f"{name} has {len(values)} rows, but there are {n_rows} predictions; pass the same rows")
         mixed = values.dtype.kind == "O"
         numeric = values.dtype.kind in "iuf" or (mixed and all(type(v) in (int, float) for v in values))
         absent = np.array([v is None or v != v for v in values]) if values.dtype.kind in "OM" else values != values
@@ -94,10 +94,10 @@ def variables(data: Any, name: str, n_rows: int | None = None) -> Variables:
             values = values.astype(np.float64)
             absent = ~np.isfinite(values)
         if np.any(absent):
-            raise ValueError(f"{where} has {int(np.sum(absent))} missing values; leave these rows out everywhere")
+            raise ValueError(f"{where} has {int(np.sum(absent))} missing values; leave these rows out of all arguments")
         found, codes = np.unique(values if numeric else values.astype(str), return_inverse=True)
         if len(found) < 2:
-            raise ValueError(f"{where} has one value only, {found[0]}: there's nothing to test")
+            raise ValueError(f"{where} is constant ({found[0]}), so there is nothing to test; leave it out")
         if numeric:
             numbers.append(values)
         else:

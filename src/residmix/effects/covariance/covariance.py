@@ -31,16 +31,15 @@ _SHARE = {"scores": 0.95, "shrunk": 0.99}
 
 @dataclass(frozen=True)
 class Covariance:
-    r"""Covariances of a factor's levels, brought to the pooled one after effects on mean and spread are out.
+    r"""Bring the covariances of a factor's levels to the pooled one, after effects on mean and spread are removed.
 
     "scores" is CovBat: in the leading principal directions of the pooled covariance, which hold 95 % of the variance,
-    scores get the mean and the variances that they have over all rows, level by level.
+    the scores of each level get the mean and the variances of the scores of all rows.
 
     "shrunk" brings the whole covariance there, in the directions that hold 99 % of the pooled variance, from an
-    estimate that is shrunk towards the pooled one (:func:`residmix.effects.covariance.shrinkage.shrunk`):
-    with :math:`\tilde Z_k` in coordinates in which the pooled one is the identity, the map is
-    :math:`\tilde Z_k^{-1/2}`, which of all that do it moves rows least. A level of few rows has nothing to set against
-    the pooled covariance, so it is nearly left alone, where unshrunk scores of three rows would be stretched by chance.
+    estimate that is shrunk towards the pooled one (:func:`residmix.effects.covariance.shrinkage.shrunk`): with
+    :math:`\tilde Z_k` in coordinates in which the pooled one is the identity, the map is :math:`\tilde Z_k^{-1/2}`, the
+    map that changes rows least. A level with few rows is shrunk so much that its rows hardly change.
 
     Attributes
     ----------
@@ -91,15 +90,15 @@ class Covariance:
             known = by_moments(moments, grouping, found, within=within)
         elif rows is None:
             raise ValueError(
-                f"covariance= of {len(features)} features needs the rows again, since their products by level would be "
-                "too many to keep; use fit, or fewer features"
+                f"covariance= with {len(features)} features can't be updated by partial_fit or merge, since it would "
+                "keep too many products; call fit on all rows, or use fewer features"
             )
         else:
             known = by_rows(rows, grouping, found, within=within)
         return replace(found, covariance=self._covariances(known, grouping))
 
     def _grouped(self, design: Design) -> ByLevel | None:
-        """Return the equations whose moments hold the levels that are meant, if spreads are theirs alone."""
+        """Return the equations with moments by level of the factor, if the spreads depend on no other term."""
         ways = self.inner.equations(design)
         if not self.inner.merges(design) or not isinstance(ways, ByLevel):
             return None
@@ -111,13 +110,13 @@ class Covariance:
             term = find_term(design.terms, self.factor, "covariance")
             if term not in removed:
                 what = "preserved" if term.preserved else term.kind
-                raise ValueError(f"covariance is of a factor that is removed, and {term.name!r} is {what}")
+                raise ValueError(f"covariance= must name a factor that is removed, but {term.name!r} is {what}")
             return term
         if len(removed) != 1:
             names = ", ".join(repr(term.name) for term in removed) or "none"
             raise ValueError(
-                f"covariance=True brings the covariances of one factor's levels to the pooled one, and {len(removed)} "
-                f"factors are removed ({names}); name one, as covariance={{'site': 'shrunk'}}"
+                f"covariance=True needs exactly one removed factor, but {len(removed)} are removed ({names}); name "
+                "the factor, as in covariance={'site': 'shrunk'}"
             )
         return removed[0]
 
@@ -166,7 +165,7 @@ def _white(products: Array, degrees: float, pooled: Array) -> Array:
 
 
 def _distances(products: Array, change: Array, degrees: float, pooled: Array) -> tuple[float, float]:
-    """Return how far what the rows vouch for lies from the pooled covariance, before and after."""
+    """Return the distance of the shrunk covariance of each level from the pooled one, before and after."""
     estimates = [shrunk(_white(own, degrees, pooled), degrees) for own in (products, change @ products @ change.T)]
     before, after = (0.0 if _pooled(estimate) else divergence(estimate) for estimate in estimates)
     return before, after
@@ -179,6 +178,6 @@ def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:
     lacking = linear.count < linear.count.max()
     some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(lacking)[:5])
     raise ValueError(
-        f"covariance= needs every feature of every row, and {lacking.sum()} of {len(lacking)} features have gaps "
-        f"({some}); fill them (GaussianMixture(missing='em').impute), or leave these features out"
+        f"covariance= allows no missing values, but {lacking.sum()} of {len(lacking)} features have some ({some}); "
+        "fill them, as with GaussianMixture(missing='em').impute, or leave these features out"
     )

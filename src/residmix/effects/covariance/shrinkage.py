@@ -1,4 +1,4 @@
-"""Covariances of levels shrunk towards the pooled one, and the maps that bring them there."""
+"""Covariances of levels, shrunk towards the pooled one, and the maps to the pooled one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def shrunk(sample: Array, degrees: float) -> Array:
         w_D = \min\Big(1, \frac{2 \sum_k Z_{kk}^2 / \nu}{\lVert D - I \rVert^2}\Big), \quad
         w_O = \min\Big(1, \frac{\sum_{k \ne l} (Z_{kk} Z_{ll} + Z_{kl}^2) / \nu}{\lVert O \rVert^2}\Big):
 
-    what sampling alone would make of the squared distance, over that distance (Ledoit and Wolf, with the variances of
-    normal rows). If :math:`w_O < w_D` both are the ratio for all entries together, so that the estimate is positive
-    definite whatever the rows.
+    the expected squared sampling error over the squared distance (Ledoit and Wolf, with the variances of normal rows).
+    If :math:`w_O < w_D` both are replaced by the ratio for all entries together, so that the estimate is always
+    positive definite.
 
     References
     ----------

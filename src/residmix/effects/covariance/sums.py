@@ -1,4 +1,4 @@
-"""What is known of the rows of each level after effects on mean and spread: their number, mean and products."""
+"""Number, mean and products of the rows of each level, after effects on mean and spread are removed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Standard:
     degrees : float
         What these are divided by.
     levels : list of ndarray (d, d) or None
-        Products about the level's mean; or none, and they are in the rows.
+        Products about the level's mean; empty where `rows` holds the rows instead.
     rows : tuple, optional
     """
 
@@ -65,7 +65,7 @@ class Standard:
 
 
 def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, *, within: bool) -> Standard:
-    """Return what moments by level tell, where spreads are those of the same levels."""
+    """Return the sums from moments by level, where the spreads are those of the same levels."""
     fit, name = found.applied, grouping.name
     n, means, squares, _ = residual_sums(moments, grouping, fit)
     factor = _factors(found, grouping, len(fit.coef))

@@ -1,4 +1,4 @@
-"""Rows whose covariance is brought from that of their level to the pooled one, and back."""
+"""Maps of rows from the covariance of their level to the pooled one, and back."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Covariances:
-    r"""What brings the covariance of each level to the pooled one.
+    r"""Maps that bring the covariance of each level to the pooled one.
 
-    With u a row after all effects on mean and spread, in standard deviations s, V the leading directions of the pooled
-    covariance and k the row's level, it becomes
+    A row u, in units of the standard deviations s and with effects on mean and spread removed, becomes
 
     .. math:: u + V \big((A_k - I) V'u + b_k\big)
 
@@ -31,7 +30,7 @@ class Covariances:
     columns : slice
         Of the factor in the design.
     coded : ndarray (L, w)
-        Its levels in them. A row of none of them stays as it is.
+        Design columns of each level. A row of none of them isn't changed.
     sd : ndarray (d,)
         0 for features that stay as they are.
     axes : ndarray (d, K)
@@ -50,7 +49,7 @@ class Covariances:
     distances: Array
 
     def levels(self, design: Array) -> NDArray[np.intp]:
-        """Return which level each design row has, (b,); L for none of them, as levels that fit didn't see."""
+        """Return the level index of each design row, (b,); L for none of them, as for levels that fit didn't see."""
         if not len(self.coded):
             return np.zeros(len(design), dtype=np.intp)
         own = level_of(design, self.columns, self.coded)
@@ -65,7 +64,7 @@ class Recoloured:
     Attributes
     ----------
     rescaled : Rescaled
-        What comes before, or with sign 1 after.
+        The map applied before; with sign 1, after.
     covariances : Covariances
     """
 
@@ -90,8 +89,9 @@ class Recoloured:
         if np.isnan(u).any():
             rows = np.flatnonzero(np.isnan(u).any(axis=1))
             raise ValueError(
-                f"covariance= needs every feature of a row, and {len(rows)} rows have gaps (row "
-                f"{block.start + rows[0]}); fill them (GaussianMixture(missing='em').impute), or leave these rows out"
+                f"covariance= allows no missing values, but {len(rows)} rows have some (the first is row "
+                f"{block.start + rows[0]}); fill them, as with GaussianMixture(missing='em').impute, or leave these "
+                "rows out"
             )
         scores = u @ own.axes
         change = np.zeros_like(scores)

@@ -1,1 +1,1 @@
-"""Effects on the mean: by least squares, with a penalty, as random ones, by a regressor."""
+"""Effects on the mean: least squares, penalised, random effects, or any regressor."""

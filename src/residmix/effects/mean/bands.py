@@ -1,7 +1,7 @@
-r"""How sure a fit with smooth functions is of them: variances of effects, and the tests of whole curves.
+r"""Uncertainty of smooth functions: variances of effects, confidence bands and tests.
 
 Given their smoothness, coefficients have the posterior covariance :math:`\sigma^2 (A'WA + S_\lambda)^{-1}` (Wahba 1983;
-Nychka 1988 shows that bands from it cover, averaged over the curve, what they promise).
+Nychka 1988: bands from it have the nominal coverage, averaged along the curve).
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class Test:
         F; None for absorbed levels, which aren't tested.
     p_value : ndarray (d,)
     share : ndarray (d,)
-        Partial :math:`R^2`: what the term takes of the variance that the others leave.
+        Partial :math:`R^2`: the share of the variance left by the other terms that this one explains.
     edf : ndarray (d,)
         Effective degrees of freedom.
     reference : ndarray (d,)
-        Numerator's degrees of F.
+        Numerator degrees of freedom of F.
     """
 
     name: str
@@ -133,10 +133,10 @@ def residual_variance(found: LinearRemoval) -> Array:
 def term_tests(found: LinearRemoval, design: Design) -> list[Test]:
     r"""Return the tests of all terms, and of each curve of a term that has several.
 
-    With f what a term contributes to the rows, V its posterior covariance and r its reference degrees of freedom (of a
-    curve no whole number), :math:`F = f'V^{r-}f / r` where :math:`V^{r-}` inverts V on its r largest directions, the
-    last one in part. It is compared with the F distribution of r and the residual degrees. The uncertainty of the
-    smoothness isn't counted, so p-values of curves are somewhat too small.
+    With f the fitted values of a term, V their posterior covariance and r the reference degrees of freedom (for a curve
+    not a whole number), :math:`F = f'V^{r-}f / r` where :math:`V^{r-}` inverts V on its r largest directions, the last
+    one in part. It is compared with the F distribution of r and the residual degrees. The smoothness is taken as known,
+    so p-values of curves are somewhat too small.
 
     References
     ----------

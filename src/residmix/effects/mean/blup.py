@@ -1,4 +1,4 @@
-"""Effects of factors as random ones, shrunk by how much levels differ beside the noise."""
+"""Random effects of factors, shrunk by the ratio of noise variance to the variance of the levels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Blup:
     columns_up_to: ClassVar[int] = 2_000
 
     def check(self, design: Design) -> None:
-        """Raise ValueError unless these are factors that have columns of their own."""
+        """Raise ValueError unless these are factors with columns in the design."""
         self.terms(design)
 
     def merges(self, design: Design) -> bool:
@@ -74,15 +74,19 @@ class Blup:
         for name, term in zip(self.factors, terms, strict=True):
             if term.kind == "absorbed" or design.factors:
                 raise ValueError(
-                    f"shrinkage='blup' needs a column per level, and {design.factors[0].name!r} has too many levels"
+                    f"shrinkage='blup' needs a column per level, but {design.factors[0].name!r} has too many levels "
+                    f"({len(design.factors[0].levels)}); merge levels"
                 )
             if term.kind != "factor":
-                raise ValueError(f"shrinkage: {name!r} is no factor but {term.kind}; 'blup' shrinks effects of levels")
+                raise ValueError(
+                    f"shrinkage: 'blup' needs a factor, but {name!r} is {term.kind}; name a factor, or "
+                    "leave shrinkage out"
+                )
         return terms
 
 
 def _settled(fit: LinearFit, moments: LinearMoments, fixed: list[Term]) -> LinearFit:
-    """Return the fit whose fixed effects have least contributions, where their columns are aliased."""
+    """Return the fit with the smallest contributions of the fixed effects, where their columns are aliased."""
     columns = np.concatenate([np.empty(0, np.int64), *(np.arange(t.columns.start, t.columns.stop) for t in fixed)])
     ends = np.cumsum([0, *(term.columns.stop - term.columns.start for term in fixed)]).tolist()
     parts = [replace(term, columns=slice(*pair)) for term, pair in zip(fixed, pairwise(ends), strict=True)]

@@ -1,4 +1,4 @@
-r"""Coordinates in which a penalised spline is a few free columns and effects that are alike a priori.
+r"""Coordinates in which a penalised spline is a sum of unpenalised columns and i.i.d. random effects.
 
 With the penalty :math:`P = U_+ \operatorname{diag}(s) U_+'` and its null space :math:`U_0` (straight lines), the
 coefficients :math:`b = U_0 \beta + U_+ s^{-1/2} u` have the roughness :math:`|u|^2`.
@@ -87,26 +87,26 @@ def coordinates(design: Design, random: Sequence[Term] = ()) -> Coordinates:
 
 @dataclass(frozen=True)
 class Curved:
-    """What the moments say of u beside beta; g is 1, or d where each feature has rows of its own.
+    """Moments of u after adjustment for beta; g is 1, or d where features have different missing rows.
 
     Attributes
     ----------
     free : ndarray (g, f, f)
         Inverse of the scatter of the fixed columns.
     beside : ndarray (g, r, f)
-        Scatter of the others with them.
+        Cross products of the random columns with the fixed ones.
     products : ndarray (f, d)
         Of the fixed columns with the features.
     own : ndarray (g, r, r)
-        Scatter of the others beside them.
+        Scatter of the random columns, adjusted for the fixed ones.
     turned : ndarray (r, d)
-        Their products with the features, beside them.
+        Products of the random columns with the features, adjusted for the fixed ones.
     total, degrees : ndarray (d,)
-        Squares of the features that the fixed columns leave, and rows less these columns and intercept.
+        Residual sums of squares after the fixed columns, and rows less these columns and the intercept.
     rank : ndarray (g,)
         Of the fixed columns.
     identified : ndarray (g, f)
-        Share of each fixed column that can be told from the others: 1 or, of one that the others determine, less.
+        How far each fixed column is identified: 1, or less where the other columns determine it.
     """
 
     free: Array
@@ -120,7 +120,7 @@ class Curved:
     identified: Array
 
     def fixed_beside(self, effects: Array) -> Array:
-        """Return beta (f, d) beside effects u (r, d)."""
+        """Return beta (f, d), given effects u (r, d)."""
         left = self.products - _each(np.swapaxes(self.beside, 1, 2), effects)
         return _each(self.free, left)
 
@@ -131,7 +131,7 @@ class Curved:
 
 
 def curved(moments: LinearMoments, where: Coordinates) -> Curved:
-    """Return what moments say in these coordinates."""
+    """Return the moments in these coordinates."""
     F, Z = where.fixed, where.turn
     d = len(moments.offset_x)
     products = np.where(constant_features(moments), 0.0, moments.s_ax)
@@ -158,7 +158,7 @@ def curved(moments: LinearMoments, where: Coordinates) -> Curved:
 
 
 def penalised(moments: LinearMoments, where: Coordinates, beside: Curved, effects: Array) -> Array:
-    """Return all coefficients (q, d), given u (r, d); of aliased fixed columns those of least contributions."""
+    """Return all coefficients (q, d), given u (r, d); aliased fixed columns get the smallest contributions."""
     fixed = beside.fixed_beside(effects)
     for g, rank in enumerate(beside.rank):
         if rank < len(fixed):

@@ -30,7 +30,7 @@ class LeastSquares:
         """Accept every design."""
 
     def penalty(self, design: Design) -> NDArray[np.float64] | None:
-        """Return P of the penalty b'Pb, of which there is none."""
+        """Return None: there is no penalty."""
         return None
 
     def merges(self, design: Design) -> bool:

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Nuisance:
-    r"""Residual :math:`x - \hat g(a(m))`, or back.
+    r"""Residual :math:`x - \hat g(a(m))`, or its inverse.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class RegressorRemoval:
     needs_preserved: ClassVar[bool] = False
 
     def remover(self, sign: int = -1, *, new: Mapping[str, Any] | None = None, shrink: bool = False) -> Nuisance:
-        """Return the function of blocks that takes the effects out, or with sign 1 puts them back."""
+        """Return the function of blocks that removes the effects, or with sign 1 adds them back."""
         return replace(self.nuisance, sign=sign)
 
 
@@ -122,10 +122,10 @@ def fit_nuisance(
         Fitted on all rows, for new ones.
     preserved_coef : ndarray (n_preserved, d)
     residual : ndarray (n, d)
-        Of each row, by a fit that didn't see it.
+        Of each row, from a fit without it.
     r2 : ndarray (d,)
-        Share of each feature's variance that these fits explain, preserved columns included; negative for worse than
-        the mean.
+        Share of each feature's variance that these fits explain, preserved columns included; negative where the
+        prediction is worse than the mean.
 
     References
     ----------
@@ -136,7 +136,10 @@ def fit_nuisance(
     design = np.empty((rows.n_rows, 0)) if whole.design is None else whole.design
     X, a, p, weight = whole.X.astype(np.float64), design[:, :n_removed], design[:, n_removed:], whole.weight
     if whole.codes:
-        raise ValueError("estimator= needs every factor as columns, but one has so many levels that it is absorbed")
+        raise ValueError(
+            "estimator= needs a column per level, but a factor has too many levels; merge its levels, "
+            "or leave estimator= out"
+        )
     _refuse_gaps(X)
     coef: Array = np.zeros((n_preserved, X.shape[1]))
     if n_preserved:
@@ -159,8 +162,8 @@ def _refuse_gaps(X: Array) -> None:
     if missing.any():
         row, feature = np.argwhere(missing)[0]
         raise ValueError(
-            f"X contains NaN (row {row}, feature {feature}), which only the least-squares fit can leave out; fill it, "
-            "or use estimator=None"
+            f"X contains NaN (row {row}, feature {feature}), which estimator= doesn't allow; fill it, or use "
+            "estimator=None"
         )
 
 

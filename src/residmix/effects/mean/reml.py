@@ -2,15 +2,15 @@ r"""Variance ratios of several groups of random effects by restricted maximum li
 
 .. math:: x = F \beta + \sum_t Z_t u_t + e, \quad u_t \sim N(0, \tau_t^2 I), \quad e \sim N(0, \sigma^2 W^{-1})
 
-A penalised spline is such a model: :math:`\lambda_t = \sigma^2 / \tau_t^2` is what its roughness is multiplied with.
-With M the projection off F, :math:`G = Z'MZ`, :math:`c = Z'Mx`, :math:`\Gamma` the diagonal of the ratios
-:math:`\gamma_t = \tau_t^2 / \sigma^2`, :math:`B = (I + \Gamma^{1/2} G \Gamma^{1/2})^{-1}` and
-:math:`v = B \Gamma^{1/2} c`, the effects are :math:`\hat u = \Gamma^{1/2} v`, and twice the negative restricted
-log-likelihood with :math:`\sigma^2` at its best is
+A penalised spline is such a model: :math:`\lambda_t = \sigma^2 / \tau_t^2` is the smoothing parameter. With M the
+projection off F, :math:`G = Z'MZ`, :math:`c = Z'Mx`, :math:`\Gamma` the diagonal of the ratios :math:`\gamma_t =
+\tau_t^2 / \sigma^2`, :math:`B = (I + \Gamma^{1/2} G \Gamma^{1/2})^{-1}` and :math:`v = B \Gamma^{1/2} c`, the effects
+are :math:`\hat u = \Gamma^{1/2} v`, and twice the negative restricted log-likelihood, profiled over :math:`\sigma^2`,
+is
 
 .. math:: \nu \log R - \log |B|, \quad R = x'Mx - c'\hat u,
 
-:math:`\nu` rows less columns of F. By :math:`\theta_t = \log \gamma_t` it has the derivatives
+with :math:`\nu` the number of rows less the columns of F. Its derivatives in :math:`\theta_t = \log \gamma_t` are
 
 .. math::
     g_t = L_t - \operatorname{tr} B_{tt} - \nu |v_t|^2 / R, \quad
@@ -56,11 +56,11 @@ class Solved:
     rest : ndarray (d,)
         R: squares of the residuals and, by their ratios, of the effects.
     penalty : ndarray (d,)
-        Their part in R.
+        Part of R that comes from the penalty.
     kept : ndarray (t, d)
         By group, effective degrees of freedom :math:`L_t - tr B_{tt}`.
     reference : ndarray (t, d)
-        :math:`L_t - \\sum_{i \\in t} \\sum_j B_{ij}^2`, the degrees that a test counts.
+        :math:`L_t - \\sum_{i \\in t} \\sum_j B_{ij}^2`, the reference degrees of freedom of a test.
     """
 
     effects: Array
@@ -75,8 +75,8 @@ def known_noise_ratios(
 ) -> Array:
     r"""Return the REML estimates (t, d) of :math:`\gamma_t` where :math:`\sigma^2 = 1` is known.
 
-    Twice the negative restricted log-likelihood is then :math:`R - \log |B|`. It is climbed from `begin`, by so
-    many steps at most.
+    Twice the negative restricted log-likelihood is then :math:`R - \log |B|`. It is minimised from `begin`, in a
+    limited number of steps.
     """
     found = np.full((len(parts), turned.shape[1]), _NONE)
     for at in chunks(turned.shape):
@@ -140,7 +140,7 @@ def membership(parts: list[slice]) -> Array:
 
 
 def chunks(shape: tuple[int, int]) -> list[slice]:
-    """Return runs of features whose matrices (r, r) are worked on at once; of shape (r, d)."""
+    """Return slices of the d features, whose (r, r) matrices are computed at the same time."""
     r, d = shape
     size = max(1, _AT_ONCE // max(r * r, 1))
     return [slice(start, min(start + size, d)) for start in range(0, d, size)]
@@ -169,7 +169,7 @@ def _one_ratio(own: Array, turned: Array, total: Array, degrees: Array) -> Array
 
 
 class _Climb:
-    """Newton's method on log ratios, for some features at once; each has steps of its own.
+    """Newton's method on log ratios for several features; each has its own steps.
 
     Without `total` and `degrees` the noise is known to have variance 1.
     """
@@ -233,7 +233,7 @@ class _Climb:
         return nu[:, 0] * np.log(rest / total) + size, self.size - kept - nu * q, H
 
     def _step(self, theta: Array, g: Array, H: Array, fresh: NDArray[np.bool_], rows: NDArray[np.intp]) -> Array:
-        """Return Newton's step where the deviance is convex, and one as long downhill where it isn't."""
+        """Return Newton's step where the deviance is convex, else a downhill step of the same length."""
         if not len(theta):
             return theta
         held = ((theta <= _LOWEST) & (g >= 0)) | ((theta >= _HIGHEST) & (g <= 0)) | ~self.there[rows]

@@ -18,10 +18,10 @@ Array = NDArray[np.float64]
 
 
 def term_penalty(design: Design, term: Term) -> Array:
-    r"""Return P so that :math:`b'Pb` is the sum of squares of what is to be shrunk.
+    r"""Return P so that :math:`b'Pb` is the sum of squares of the penalised effects.
 
-    For numeric terms those are the coefficients. For a factor they are the effects of all levels less their mean, so
-    that the choice of the reference level makes no difference: with treatment coding :math:`P = I - 11'/L`.
+    For numeric terms these are the coefficients. For a factor they are the effects of all levels less their mean, so
+    that the reference level doesn't matter: with treatment coding :math:`P = I - 11'/L`.
     """
     width = term.columns.stop - term.columns.start
     if term.kind != "factor":
@@ -33,7 +33,7 @@ def term_penalty(design: Design, term: Term) -> Array:
 
 @dataclass(frozen=True)
 class Ridge(LeastSquares):
-    r"""Least squares with the penalty :math:`\alpha\, b'Pb` on what is removed, P that of `term_penalty`.
+    r"""Least squares with the penalty :math:`\alpha\, b'Pb` on removed effects, P from `term_penalty`.
 
     Attributes
     ----------
@@ -53,13 +53,13 @@ class Ridge(LeastSquares):
         Raises
         ------
         TypeError, ValueError
-            For what is no number, is negative, or names no term.
+            For an alpha that isn't a number, is negative, or names no term.
         """
         if isinstance(self.alpha, dict):
             strengths = []
             for name, value in self.alpha.items():
                 if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < np.inf:
-                    raise ValueError(f"alpha[{name!r}] must be a number from 0, not {value!r}")
+                    raise ValueError(f"alpha[{name!r}] must be a number of at least 0, not {value!r}")
                 strengths.append((find_term(design.terms, name, "alpha"), float(value)))
         else:
             strengths = [(term, float(self.alpha)) for term in design.terms if not term.preserved]
@@ -70,9 +70,9 @@ class Ridge(LeastSquares):
 
 
 def need_columns(design: Design) -> None:
-    """Raise ValueError for levels without columns, which neither a penalty nor leave-one-out can have."""
+    """Raise ValueError for levels without columns, which a penalty and leave-one-out don't support."""
     if design.factors:
         raise ValueError(
             f"alpha and residuals='loo' need a column per level, but {design.factors[0].name!r} has "
-            f"{len(design.factors[0].levels)} levels; use residuals='cross-fitted', or group its levels"
+            f"{len(design.factors[0].levels)} levels; use residuals='cross-fitted', or merge levels"
         )

@@ -34,13 +34,13 @@ class Smooth:
 
     .. math:: \sum_i w_i |x_i - c - a_i' B|^2 + \sum_t \lambda_t \int f_t''(u)^2 du,
 
-    u the variable in units of its range. Each feature has :math:`\lambda_t` of its own, by restricted maximum
-    likelihood (:mod:`residmix.effects.mean.reml`): from the moments that least squares uses, so that fits merge.
+    u the variable in units of its range. Each feature has its own :math:`\lambda_t`, by restricted maximum likelihood
+    (:mod:`residmix.effects.mean.reml`). The estimate needs only the moments of least squares, so fits can be merged.
 
     Attributes
     ----------
     random : tuple of str
-        Terms whose effects are random ones, as of :class:`~residmix.effects.mean.blup.Blup`, beside the functions.
+        Terms whose effects are random, as in :class:`~residmix.effects.mean.blup.Blup`, beside the functions.
 
     References
     ----------
@@ -60,7 +60,7 @@ class Smooth:
         if design.factors:
             raise ValueError(
                 f"s() needs a column per level, but {design.factors[0].name!r} has {len(design.factors[0].levels)} "
-                "levels; group its levels, or use bs() in place of s()"
+                "levels; merge levels, or use bs() instead of s()"
             )
 
     def merges(self, design: Design) -> bool:

@@ -75,7 +75,7 @@ def merge_ranges(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array,
 
 @dataclass(frozen=True)
 class Still:
-    """At which levels of a factor features don't vary, so that there is no spread to bring anywhere.
+    """Levels of a factor at which features are constant, so that their spread can't be adjusted.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Still:
     coded : ndarray (K, w)
         Its levels in them.
     mask : ndarray of bool (K, d)
-        Features that have one value there, in two or more rows.
+        Features that are constant there, over two or more rows.
     """
 
     columns: slice
@@ -93,22 +93,22 @@ class Still:
 
     @classmethod
     def of(cls, term: Term, coded: Array, ranges: tuple[Array, ...]) -> Still:
-        """Return what the ranges by level tell. Features of a single value altogether aren't meant."""
+        """Return these levels from the ranges by level. Features that are constant over all rows don't count."""
         count, low, high = ranges
         varies = low.min(axis=0) < high.max(axis=0)
         return cls(term.columns, coded, (count >= 2) & (low == high) & varies)
 
     def at(self, design: Array) -> NDArray[np.bool_]:
-        """Tell which values (b, d) of some rows these are."""
+        """Return a mask (b, d) of the values of some rows that are at such levels."""
         return np.asarray(self.mask[level_of(design, self.columns, self.coded)])
 
     def select(self, features: NDArray[np.integer[Any]]) -> Still:
-        """Return what holds for some of the features."""
+        """Return the same for a selection of the features."""
         return replace(self, mask=self.mask[:, features])
 
 
 def still_levels(rows: Rows, design: Design) -> dict[str, Still]:
-    """Return, in one pass over rows, at which levels of the removed factors features don't vary, by term."""
+    """Return, in one pass over rows, the levels of the removed factors at which features are constant, by term."""
     factors = [term for term in design.terms if term.kind == "factor" and not term.preserved]
     if not factors:
         return {}
@@ -135,7 +135,7 @@ def _merge_several(one: list[tuple[Array, ...]], two: list[tuple[Array, ...]]) -
 
 
 def tell_still(found: dict[str, Still], design: Design, features: Sequence[Any], what: str) -> None:
-    """Warn of features that don't vary within a level, by name; `what` says what becomes of them."""
+    """Warn of features that are constant within a level, by name; `what` says how they are treated."""
     pairs = [
         (str(features[j]), f"{name}={level}")
         for name, still in found.items()
@@ -148,7 +148,7 @@ def tell_still(found: dict[str, Still], design: Design, features: Sequence[Any],
         count = len({feature for feature, _ in pairs})
         some = ", ".join(f"{feature!r} at {level}" for feature, level in pairs[:5]) + (", ..." if pairs[5:] else "")
         warn(
-            f"{count} of {len(features)} features do not vary at all within a level ({some}): {what}",
+            f"{count} of {len(features)} features are constant within a level ({some}): {what}",
             DesignWarning,
             kind="constant-in-level",
             features=list(dict.fromkeys(feature for feature, _ in pairs)),

@@ -36,12 +36,12 @@ _MAX_SWEEPS = 50
 
 @dataclass(frozen=True)
 class EmpiricalBayes:
-    r"""Effects of one factor's levels, shrunk towards what they have in common over the features.
+    r"""Effects of one factor's levels, shrunk by empirical Bayes towards their mean over the features.
 
     With the residuals' pooled variance :math:`s_j^2 = \sum_i e_{ij}^2 / n` and the level effects
     :math:`\hat\gamma_{kj}`, :math:`\hat\delta_{kj}` (shift and variance ratio, in units of :math:`s_j`), the priors
-    :math:`\gamma_{kj} \sim N(\bar\gamma_k, \tau_k^2)` and :math:`\delta_{kj} \sim` InverseGamma have their parameters
-    from the moments over the features. Shift and spread are replaced by their posterior means.
+    :math:`\gamma_{kj} \sim N(\bar\gamma_k, \tau_k^2)` and :math:`\delta_{kj} \sim` InverseGamma have parameters
+    estimated by moments over the features. Shift and spread are replaced by their posterior means.
 
     Attributes
     ----------
@@ -52,21 +52,22 @@ class EmpiricalBayes:
     factors : tuple of (str, str), optional
         Terms whose effects are pooled, each with its `kind`. Default: the only factor removed.
     kind : {"eb", "eb-one-row", "eb-nonparametric", "eb-robust"}
-        By the priors named; of every level as if it had a single row, as sva's ``mean.only`` does; by priors that are
-        whatever the other features show (:func:`residmix.effects.pooled.free.free_posterior`); by the first ones with
-        medians and median absolute deviations by level, which few skewed rows don't move.
+        "eb": the priors above. "eb-one-row": every level as if it had a single row, as sva's ``mean.only`` does.
+        "eb-nonparametric": the empirical distribution over the other features as prior
+        (:func:`residmix.effects.pooled.free.free_posterior`). "eb-robust": the priors above, with medians and median
+        absolute deviations by level, which are robust to outliers.
     reference : level, optional
-        A level whose rows stay as they are: shifts are relative to it, and s_j is the standard deviation within it.
+        A level whose rows aren't changed: shifts are relative to it, and s_j is the standard deviation within it.
 
     Notes
     -----
     With `spread` this is the parametric ComBat, and by "eb-nonparametric" ``par.prior=FALSE``. ``sva::ComBat`` stops
-    when no estimate moves by more than 1e-4 of itself; here the fixed point is iterated to rounding. Without it, a
-    level of :math:`n_k` rows gets the posterior mean for :math:`n_k` rows, but by "eb-one-row".
+    when no estimate moves by more than 1e-4 of itself; here the fixed point is iterated to full precision. Without
+    `spread`, the posterior mean of a level counts its :math:`n_k` rows, except with "eb-one-row".
 
-    Each of several factors is pooled as if it were the only one, the others being covariates; their variance ratios
-    multiply, and each is estimated beside the others. After a fit with random effects, s_j is the standard deviation of
-    their noise, by restricted maximum likelihood, as in longitudinal ComBat (Beer et al., NeuroImage 220, 2020).
+    Each of several factors is pooled as if it were the only one, with the others as covariates. Their variance ratios
+    multiply, and are estimated together. After a fit with random effects, s_j is the standard deviation of their noise,
+    by restricted maximum likelihood, as in longitudinal ComBat (Beer et al., NeuroImage 220, 2020).
 
     References
     ----------
@@ -87,18 +88,23 @@ class EmpiricalBayes:
         return self.mean.columns_up_to
 
     def check(self, design: Design) -> None:
-        """Raise ValueError unless these are factors that are removed, and one knows the reference."""
+        """Raise ValueError unless these are removed factors, one of which has the reference level."""
         self.mean.check(design)
         if not design.terms:
-            raise ValueError("shrinkage='eb' needs a factor to shrink: give a formula, or metadata=")
+            raise ValueError("shrinkage='eb' needs a factor to shrink; give a formula, or metadata=")
         need_dense(design)
         terms = self._terms(design)
         if self.reference is not None:
             if len(terms) > 1:
-                raise ValueError(f"reference= is a level of one factor, but {len(terms)} are pooled; pool one")
+                raise ValueError(
+                    f"reference= works with one pooled factor, but {len(terms)} are pooled; name one in "
+                    "shrinkage=, or leave reference= out"
+                )
             _place(design, terms[0], self.reference)
         if len(terms) > 1 and self.spread and any(kind == "eb-robust" for _, kind in self._named(terms)):
-            raise ValueError("shrinkage='eb-robust' with scale=True is of one factor; pool one, or use 'eb'")
+            raise ValueError(
+                "shrinkage='eb-robust' with scale=True works with one pooled factor; name one, or use 'eb'"
+            )
 
     def merges(self, design: Design) -> bool:
         terms = self._terms(design)
@@ -119,7 +125,7 @@ class EmpiricalBayes:
         still = {
             group.name: Still(group.columns, group.coded, own[3]) for group, own in zip(groupings, sums, strict=True)
         }
-        tell_still(still, design, features, "as in sva, they stay as they are at every level")
+        tell_still(still, design, features, "as in sva, they are not adjusted at any level")
         left = np.any([own[3].any(axis=0) for own in sums], axis=0)
         noise = next((effects.noise for effects in found.random.values()), None)
         reference = None if self.reference is None else _place(design, terms[0], self.reference)
@@ -147,9 +153,7 @@ class EmpiricalBayes:
         for term in terms:
             if term.kind != "factor" or term.preserved:
                 what = "preserved" if term.preserved else term.kind
-                raise ValueError(
-                    f"shrinkage: 'eb' pools effects of factors that are removed, and {term.name!r} is {what}"
-                )
+                raise ValueError(f"shrinkage: 'eb' needs a factor that is removed, but {term.name!r} is {what}")
         return terms
 
     def _named(self, terms: list[Term]) -> tuple[tuple[str, str], ...]:
@@ -164,7 +168,7 @@ class EmpiricalBayes:
         usable: NDArray[np.bool_],
         posterior: list[tuple[Array, Array]],
     ) -> LinearRemoval:
-        """Return what takes the posterior means out."""
+        """Return the fit with the posterior means in place of the effects."""
         fit, width = found.applied, design.n_removed
         added, constant = np.zeros_like(fit.coef), np.zeros_like(fit.constant)
         scale_of, scale_at = np.zeros((width, len(constant))), np.zeros_like(constant)
@@ -263,7 +267,7 @@ class EmpiricalBayes:
 
 @dataclass(frozen=True)
 class _Levels:
-    """What the rows tell of each level before shrinkage.
+    """Estimates for each level before shrinkage.
 
     Attributes
     ----------
@@ -278,7 +282,7 @@ class _Levels:
     grand, pooled : ndarray (d,)
         Mean effect, each level counting with its rows, and standard deviation within levels; or the reference's.
     left : ndarray of bool (d,)
-        Features that stay as they are.
+        Features that aren't adjusted.
     reference : int or None
         Which level it is.
     """
@@ -323,15 +327,15 @@ class _Levels:
         usable = varies & ~self.left
         if usable.sum() < 2 and len(self.coded) > 1:
             raise ValueError(
-                f"shrinkage='eb' pools over features, but {usable.sum()} of {usable.size} vary inside every level; "
-                "use shrinkage=None"
+                f"shrinkage='eb' pools over features, but only {usable.sum()} of {usable.size} vary within every "
+                "level; use shrinkage=None"
             )
         odd = ~varies & ~self.left
         if odd.any():
             some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(odd)[:5])
             warn(
-                f"{odd.sum()} of {odd.size} features ({some}) do not vary inside some level once the other effects are "
-                "out; for these the plain level means are removed, without shrinkage",
+                f"{odd.sum()} of {odd.size} features ({some}) are constant within a level once the other effects are "
+                "removed. For these, level means are removed without shrinkage",
                 DesignWarning,
             )
         return usable
@@ -360,8 +364,8 @@ def _place(design: Design, factor: Term, level: Any) -> int:
     assert known is not None
     if level not in known.levels:
         raise ValueError(
-            f"reference={level!r} is no level of {factor.name}{did_you_mean(str(level), known.labels)}; there are: "
-            f"{', '.join(map(repr, known.levels[:12]))}"
+            f"reference={level!r} is not a level of {factor.name}{did_you_mean(str(level), known.labels)}; there "
+            f"are: {', '.join(map(repr, known.levels[:12]))}"
         )
     return known.levels.index(level)
 
@@ -371,8 +375,8 @@ def _only_factor(design: Design) -> Term:
     factors = [term for term in removed if term.kind == "factor"]
     if len(factors) != 1:
         raise ValueError(
-            f"shrinkage='eb' shrinks the effects of one factor, the batch, but {len(factors)} factors are removed "
-            f"({', '.join(term.name for term in removed) or 'nothing'}); name one in the formula, as C(batch); batches "
-            "from several columns go into one column first"
+            f"shrinkage='eb' shrinks the effects of one factor, but the formula removes {len(factors)} "
+            f"({', '.join(term.name for term in removed) or 'nothing'}); remove one factor, or name it, as in "
+            "shrinkage={'batch': 'eb'}"
         )
     return factors[0]

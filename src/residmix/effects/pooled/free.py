@@ -1,4 +1,4 @@
-"""Posterior means of shifts and variance ratios whose prior is what the other features show, of whatever form."""
+"""Posterior means of shifts and variance ratios, with the empirical distribution over the other features as prior."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _WEIGHTS = 4_194_304
 def free_posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
     r"""Return posterior means of shifts and variance ratios, each (K, d), under non-parametric priors.
 
-    A feature's shift and ratio are drawn from those of the other features: with :math:`n\hat\gamma` and
-    :math:`\hat\delta` of its own n rows in a level,
+    The prior of a feature's shift and ratio is the empirical distribution over the other features. With
+    :math:`n\hat\gamma` and :math:`\hat\delta` of its own n rows in a level,
 
     .. math::
         \gamma_j^* = \frac{\sum_{l \ne j} w_{jl} \hat\gamma_l}{\sum_{l \ne j} w_{jl}}, \quad
@@ -30,7 +30,7 @@ def free_posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
     gamma, delta : ndarray (K, d)
         Estimated shifts and variance ratios (divisor n - 1).
     n : ndarray (K, d)
-        Rows behind each. A level with one row has no ratio; it keeps 1.
+        Number of rows behind each. A level with one row has no ratio; it keeps 1.
 
     References
     ----------
@@ -46,7 +46,7 @@ def free_posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
 
 
 def _of_level(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
-    """Log-weights are products of what each feature is as a datum and what it is as a draw from the prior."""
+    """Log-weights are products of a factor for each feature as data and one for each as a draw from the prior."""
     d = len(gamma)
     middle = np.median(gamma)  # so that large common shifts don't cancel
     g = gamma - middle

@@ -27,7 +27,7 @@ _VALUES = 4_194_304
 def robust_sums(rows: Rows, location: Location, grouping: Grouping) -> tuple[Array, Array, Array]:
     r"""Return weight, median and :math:`(n - 1) (1.4826\,\mathrm{MAD})^2` of residuals by level, (K, d) each.
 
-    Weights other than 0 count as 1. A pass over the rows for every few features, as many as are held at a time.
+    Weights other than 0 count as 1. Rows are read once for each group of features that fits into memory.
     """
     d, K = rows.n_features, len(grouping.coded)
     n, middle, squares = np.zeros((3, K, d))

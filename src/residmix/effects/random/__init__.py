@@ -1,1 +1,1 @@
-"""Effects of levels as draws from a normal distribution: of one factor, and of several crossed ones."""
+"""Random effects of one factor, and of several crossed factors."""

@@ -26,19 +26,19 @@ _LOWEST, _HIGHEST = -18.0, 23.0
 def crossed_effects(
     moments: LinearMoments, fit: LinearFit, factors: list[tuple[slice, Array]]
 ) -> tuple[LinearFit, list[RandomEffects]]:
-    r"""Return `fit` with the effects of several factors shrunk, the other columns estimated beside them.
+    r"""Return `fit` with the effects of several factors shrunk and the other coefficients refitted.
 
     .. math:: x = F \beta + \sum_f Z_f u_f + e, \quad u_f \sim N(0, \tau_f^2 I), \quad e \sim N(0, \sigma^2 W^{-1})
 
     With M the projection off F, :math:`G = Z'MZ`, :math:`c = Z'Mx` and :math:`\Gamma` the diagonal of the ratios
     :math:`\gamma_f = \tau_f^2 / \sigma^2`, the effects are :math:`\hat u = T c`, :math:`T = (G + \Gamma^{-1})^{-1}`,
-    and twice the negative restricted log-likelihood with :math:`\sigma^2` at its best is
+    and twice the negative restricted log-likelihood, profiled over :math:`\sigma^2`, is
 
     .. math:: \nu \log(x'Mx - c'Tc) + \log |I + \Gamma^{1/2} G \Gamma^{1/2}|,
 
-    :math:`\nu` rows less columns of F. Its derivative by :math:`\log \gamma_f` is
-    :math:`L_f - tr(T_{ff})/\gamma_f - \nu (\hat u_f'\hat u_f / \gamma_f) / (x'Mx - c'Tc)`; L-BFGS-B minimises it,
-    feature by feature.
+    with :math:`\nu` the number of rows less the columns of F. Its derivative in :math:`\log \gamma_f` is :math:`L_f -
+    tr(T_{ff})/\gamma_f - \nu (\hat u_f'\hat u_f / \gamma_f) / (x'Mx - c'Tc)`; L-BFGS-B minimises it, feature by
+    feature.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def crossed_effects(
     Raises
     ------
     ValueError
-        If a factor's columns do not tell all levels apart.
+        If a factor's columns don't distinguish all levels.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Effects of a factor's levels as random effects: shrunk by how much levels differ beside the noise."""
+"""Random effects of a factor's levels, shrunk by the ratio of noise variance to the variance of the levels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SPAN = np.linspace(-18.0, 23.0, 83)
 def random_effects(
     moments: LinearMoments, fit: LinearFit, columns: slice, levels: Array, ratio: Array | None = None
 ) -> tuple[LinearFit, RandomEffects]:
-    r"""Return `fit` with the effects of one factor shrunk, the other columns estimated beside them.
+    r"""Return `fit` with the effects of one factor shrunk and the other coefficients refitted.
 
     .. math:: x = F \beta + Z u + e, \quad u \sim N(0, \tau^2 I), \quad e \sim N(0, \sigma^2 W^{-1})
 
@@ -40,8 +40,8 @@ def random_effects(
     Parameters
     ----------
     moments, fit
-        As `residmix.moments.solving.solve.fit_linear` returned them, without penalty. Columns whose condition number
-        is above 1e3 keep fewer digits than there, since this works from the moments.
+        As `residmix.moments.solving.solve.fit_linear` returned them, without penalty. Where the condition number of the
+        columns is above 1e3, the result has fewer correct digits than `fit`, since it is computed from the moments.
     columns : slice
         Columns of the factor in the design.
     levels : ndarray (L, w)
@@ -52,7 +52,7 @@ def random_effects(
     Raises
     ------
     ValueError
-        If the columns do not tell all levels apart.
+        If the columns don't distinguish all levels.
 
     References
     ----------

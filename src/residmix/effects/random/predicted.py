@@ -1,4 +1,4 @@
-"""Predicted effects of a factor's levels, and what predicting them takes."""
+"""Predicted random effects of a factor's levels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class RandomEffects:
         Of each level, in the units of x; their mean over the levels is 0.
     ratio : ndarray (d,)
         :math:`\lambda = \sigma^2 / \tau^2`, variance of the noise over that of the levels; above 1e300 where levels
-        don't differ more than noise lets them. A level with n rows keeps about :math:`n / (n + \lambda)` of its mean.
+        differ no more than noise explains. A level with n rows keeps about :math:`n / (n + \lambda)` of its mean.
     rows : ndarray (L, d)
         Weight of the rows of each level.
     noise : ndarray (d,) or None
-        :math:`\sigma^2`, by restricted maximum likelihood; None in models of before.
+        :math:`\sigma^2`, by restricted maximum likelihood; None in models from older versions.
     """
 
     effects: Array
@@ -46,11 +46,14 @@ def level_indicators(levels: Array) -> tuple[Array, Array]:
     Raises
     ------
     ValueError
-        If the columns do not tell all levels apart.
+        If the columns don't distinguish all levels.
     """
     L, w = levels.shape
     if w != L - 1:
-        raise ValueError(f"a factor of {L} levels needs {L - 1} columns of its own to be shrunk, but has {w}")
+        raise ValueError(
+            f"to be shrunk, a factor of {L} levels needs {L - 1} columns in the design, but has {w}; "
+            "use treatment coding"
+        )
     inverse = np.linalg.inv(np.column_stack([np.ones(L), levels]))
     return inverse[0], inverse[1:]
 

@@ -1,1 +1,1 @@
-"""Effects on the spread, beside those on the mean."""
+"""Effects on the spread (variance) of the features."""

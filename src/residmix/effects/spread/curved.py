@@ -41,7 +41,7 @@ def fit_curved_scale(
     still: tuple[Still, ...] = (),
     features: Sequence[Any] = (),
 ) -> Scale:
-    r"""Fit log variances that are linear in the design, but for curves and factors whose effects are penalised.
+    r"""Fit log variances that are linear in the design, with penalties on curves and on random effects.
 
     The penalty is :math:`\sum_t \lambda_t \int f_t''(u)^2 du` for curves, and :math:`\lambda_t` times the sum of
     squared effects for the levels of `random` factors. Scoring as in
@@ -93,8 +93,9 @@ def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Ar
             break
     else:
         warn(
-            f"the spread of {np.sum(moving >= _SETTLED)} of {moving.size} features has not settled in {_MAX_PASSES} "
-            f"passes (last change of log variance {moving.max():.1e}); it is the last estimate",
+            f"the spread of {np.sum(moving >= _SETTLED)} of {moving.size} features has not converged in "
+            f"{_MAX_PASSES} passes (last change of log variance {moving.max():.1e}). The last estimate is used; a "
+            "simpler formula or fewer levels may help",
             DesignWarning,
         )
     return np.asarray(coef + step)
@@ -119,11 +120,11 @@ class _Smoother:
         self.ratios = np.ones((len(self.parts), d))
 
     def penalty(self, coef: Array) -> Array:
-        """Return half the roughness (d,), as it is weighed."""
+        """Return half the weighted roughness (d,)."""
         return np.asarray(0.5 * np.sum(self._bends(coef) ** 2, axis=0))
 
     def target(self, coef: Array, score: Array) -> Array:
-        """Return the coefficients of the next step of scoring, and choose their smoothness before."""
+        """Choose the smoothness, and return the coefficients of the next scoring step."""
         products = self.information @ coef + score
         fixed = self.fixed.T @ products
         turned = self.turn.T @ products - self.beside @ (self.free @ fixed)
@@ -134,7 +135,7 @@ class _Smoother:
         return np.asarray(self.fixed @ (self.free @ (fixed - self.beside.T @ u)) + self.turn @ u)
 
     def without_faint(self, coef: Array) -> Array:
-        """Return the coefficients without the bends of curves that are straight: rounding would be all that moves."""
+        """Return the coefficients with the curvature of straight curves, which is rounding error, set to 0."""
         u = self.back @ coef
         return np.asarray(coef - self.turn @ np.where(self._root() > _STRAIGHT, 0.0, u))
 

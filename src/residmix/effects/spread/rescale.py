@@ -1,4 +1,4 @@
-"""Residuals whose spread is evened out as well."""
+"""Residuals rescaled to the pooled spread."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rescaled:
-    r"""Residual with the spread evened out, :math:`r = k + (x - \hat x - k) / f(a)`, or back.
+    r"""Residual rescaled to the pooled spread, :math:`r = k + (x - \hat x - k) / f(a)`, or its inverse.
 
-    k are the preserved effects about their mean, which keep their size: only what no effect explains is rescaled.
+    k are the centred preserved effects, which aren't rescaled.
 
     Attributes
     ----------
     affine : Affine
         ``x - fitted``, or ``x + fitted`` if its sign is 1: then residuals come in and features go out.
     preserved : ndarray (k, d)
-        Coefficients of the preserved columns, which stand behind the removed ones in the design.
+        Coefficients of the preserved columns, which follow the removed ones in the design.
     origin : ndarray (k,)
     offset : ndarray (d,)
         Preserved effects are ``(a - origin) @ preserved - offset``.
     scale : Scale
     spreads : tuple of ndarray (L + 2, d)
-        Changes of the log standard deviation by level that fit didn't see, whose codes are a block's last ones.
+        Changes of the log standard deviation for each new level; its codes are the last ones of a block.
     """
 
     affine: Affine
@@ -77,7 +77,7 @@ class Rescaled:
 
 
 def rescaled(affine: Affine, fit: LinearFit, scale: Scale, spreads: tuple[Array, ...] = ()) -> Rescaled:
-    """Return the map for `affine`, which takes out (or puts back) the first columns of `fit`."""
+    """Return the map for `affine`, which removes (or adds back) the first columns of `fit`."""
     kept = slice(len(affine.coef), None)
     offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], fit.coef[kept])
     return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale, spreads)

@@ -45,7 +45,7 @@ class Scale:
     coef : ndarray (q, d)
         Change of the log standard deviation per unit of each of these columns.
     still : tuple of Still
-        Levels at which features don't vary: their factor there is 1.
+        Levels at which features are constant: their factor there is 1.
 
     Examples
     --------
@@ -61,14 +61,14 @@ class Scale:
     still: tuple[Still, ...] = ()
 
     def factor(self, design: Array) -> Array:
-        """Return the factors (b, d): divide by them to even the spread out, multiply to bring it back."""
+        """Return the factors (b, d): divide by them to remove the effect on the spread, multiply to restore it."""
         factor: Array = np.exp(self.intercept + (design[:, : len(self.origin)] - self.origin) @ self.coef)
         for levels in self.still:
             factor[levels.at(design)] = 1.0
         return factor
 
     def select(self, features: NDArray[np.integer[Any]]) -> Scale:
-        """Return what holds for some of the features."""
+        """Return the same for a selection of the features."""
         still = tuple(levels.select(features) for levels in self.still)
         return Scale(self.origin, self.intercept[features], self.coef[:, features], still)
 
@@ -83,7 +83,7 @@ def fit_scale(
     .. math:: \Delta g_j = \Big(\sum_i w_i (1 - h_i) a_i a_i'\Big)^{-1} \sum_i w_i a_i \left(u_{ij} - (1 - h_i)\right)
 
     The matrix doesn't depend on the feature, so one pass over the rows is a step for all of them. The leverages
-    :math:`h_i` make up for residuals being smaller than errors (Smyth 2002): for one factor the result is the sample
+    :math:`h_i` correct for residuals being smaller than errors (Smyth 2002): for one factor the result is the sample
     variance of each level, with divisor :math:`n_k - 1`. A step that lowers the likelihood of a feature is halved for
     that feature; the likelihood is concave, so there is one optimum.
 
@@ -97,19 +97,19 @@ def fit_scale(
     n_removed : int
         Design columns whose effect on the spread is to be removed.
     still : tuple of Still
-        Levels at which features don't vary; these values have no say, and keep their size.
+        Levels at which features are constant; these values are ignored and not rescaled.
     features : sequence
         Names of the features, for warnings.
 
     Returns
     -------
     Scale
-        Normed so that ``e / factor`` has the same sum of squares as e: the pooled spread, in units of x.
+        Normalised so that ``e / factor`` has the same sum of squares as e: the pooled spread, in units of x.
 
     Warns
     -----
     DesignWarning
-        Features that don't vary at all somewhere in the metadata; they keep their spread (factor 1).
+        If features are constant at some metadata; these keep their spread (factor 1).
 
     References
     ----------
@@ -145,7 +145,8 @@ def fit_scale(
     else:
         warn(
             f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not converged in {_MAX_PASSES} "
-            f"passes (last change of log variance {moving.max():.1e}), and the last estimate is used",
+            f"passes (last change of log variance {moving.max():.1e}). The last estimate is used; a simpler formula "
+            "or fewer levels may help",
             DesignWarning,
         )
     coef += step
@@ -164,7 +165,7 @@ def normed(
     still: tuple[Still, ...],
     features: Sequence[Any],
 ) -> Scale:
-    """Return what the removed columns do to the spread, so that the pooled one stays; warn where none is left."""
+    """Return the effects of the removed columns on the spread, normalised to the pooled one; warn where it is 0."""
     mean, sd = centre
     removed = coef[1 : 1 + n_removed]
     left, lowest = fold(rows, partial(_norm, view, coef, removed), _add_and_lowest)
@@ -172,8 +173,8 @@ def normed(
     if flat.any():
         some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(flat)[:5])
         warn(
-            f"{flat.sum()} of {flat.size} features ({some}) have no spread at some values of the metadata, "
-            "so that it can't be brought to the pooled one; for these features only the mean is adjusted",
+            f"{flat.sum()} of {flat.size} features ({some}) are constant at some values of the metadata, so their "
+            "spread can't be rescaled. For these features only the mean is adjusted",
             DesignWarning,
         )
     use = varying & ~flat
@@ -196,7 +197,7 @@ def _design_scatter(block: Block) -> Scatter:
 def _view(
     location: Location, mean: Array, sd: Array, still: tuple[Still, ...], block: Block
 ) -> tuple[Array, Array, Array, Array]:
-    """What every pass needs of a block: [1, standardised design], weights, squared residuals, and which are there."""
+    """Return [1, standardised design], weights, squared residuals, and a mask of the values that aren't missing."""
     a = np.ones((block.n_rows, 1 + len(mean)))
     if block.design is not None:
         a[:, 1:] = (block.design - mean) / sd
@@ -237,7 +238,7 @@ def _newton_step(observed: Array, pull: Array, score: Array) -> Array:
 
 
 def _bounded(step: Array, gram: Array) -> Array:
-    """Shorten steps that change the log variance by more than 2: far from the optimum they overshoot wildly."""
+    """Shorten steps that change the log variance by more than 2, which overshoot far from the optimum."""
     return step * np.minimum(1.0, 2.0 / np.maximum(_spread(step, gram), 1e-300))
 
 

@@ -1,4 +1,4 @@
-"""Effects on the spread, beside those on the mean."""
+"""Effects on the spread, estimated after those on the mean."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = ["Spread"]
 class Spread:
     r"""Log variances that are linear in the design (:func:`residmix.effects.spread.scale.fit_scale`).
 
-    Smooth terms are smooth here as well, and random effects of levels are random here as well, each with a
-    smoothness or variance of its own (:func:`residmix.effects.spread.curved.fit_curved_scale`).
+    Smooth terms are smooth and random effects random here as well, each with its own smoothness or variance
+    (:func:`residmix.effects.spread.curved.fit_curved_scale`).
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Spread:
         need_dense(design)
 
     def merges(self, design: Design) -> bool:
-        """Tell whether there is but one factor, with fixed effects: the spreads of its levels are all that counts."""
+        """Tell whether variances by level are enough: with one factor with fixed effects as the only term."""
         return self.mean.merges(design) and _only_a_factor(design) and not isinstance(self.mean, Blup)
 
     def equations(self, design: Design) -> Equations:
@@ -83,11 +83,14 @@ class Spread:
     def _of_levels(self, found: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]) -> Scale:
         r"""Return the sample variances :math:`\sum (x - \bar x_k)^2 / (n_k - 1)` of the levels as a log-linear model.
 
-        They maximise the restricted likelihood that `fit_scale` climbs. A level of one row has no variance, and takes
-        the average of the others'.
+        They maximise the restricted likelihood of `fit_scale`. A level with one row has no variance and gets the
+        average of the others.
         """
         if not _unweighted(moments.linear):
-            raise ValueError("with scale=True, weights other than 1 need the rows again, not only moments; use fit")
+            raise ValueError(
+                "with scale=True, partial_fit and merge work only with weights of 1; call fit on all "
+                "rows, or leave sample_weight out"
+            )
         grouping = self.equations(design).groupings[0]  # type: ignore[attr-defined]
         n, _, squares, mask = residual_sums(moments, grouping, found.applied)
         still = Still(grouping.columns, grouping.coded, mask)
@@ -104,7 +107,7 @@ class Spread:
         return Scale(np.zeros(design.n_removed), of_level[-1], of_level[:-1], (still,) if mask.any() else ())
 
 
-_ONLY_MEAN = "no spread can be brought to the pooled one there, only the mean is adjusted"
+_ONLY_MEAN = "only the mean is adjusted there, not the spread"
 
 
 def _only_a_factor(design: Design) -> bool:

@@ -1,1 +1,1 @@
-"""What a fit has no rows of: levels, and combinations of levels, whose effects can't be estimated."""
+"""Levels, and combinations of levels, without rows: their effects can't be estimated."""

@@ -1,4 +1,4 @@
-"""Combinations of levels that a feature has no rows of, where effects of factors depend on each other."""
+"""Interactions: combinations of levels for which a feature has no rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Empty:
-    """An interaction with combinations (c of them) that some feature has no rows of.
+    """An interaction for which some feature has no rows in some of the c combinations of levels.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Empty:
     turn: Array
 
     def directions(self, q: int) -> Array:
-        """Return what the coefficients of a design of q columns may change by for each combination, (q, c)."""
+        """Return the directions in which the coefficients aren't identified, one per combination, (q, c)."""
         whole = np.zeros((q, len(self.turn)))
         whole[self.among.columns] = self.turn.T
         return whole
@@ -50,7 +50,7 @@ class Empty:
         return self.among.columns, self.among.rows[some], self.lacking[some]
 
     def alone(self) -> NDArray[np.bool_]:
-        """Return combinations (c, d) that are lacking though each of their levels isn't."""
+        """Return a mask of the combinations (c, d) without rows though each of their levels has rows."""
         shape = tuple(map(len, self.among.levels))
         seen = ~self.lacking.reshape(*shape, -1)
         told = self.lacking.reshape(*shape, -1).copy()
@@ -61,9 +61,9 @@ class Empty:
 
 
 def empty(design: Design, fit: LinearFit, moments: Moments) -> list[Empty]:
-    """Return the removed interactions of factors with combinations that some feature, which has values, has none of.
+    """Return the removed interactions with combinations for which some feature has no rows.
 
-    Of interactions within others the widest ones are told.
+    Of nested interactions only the highest order is returned.
     """
     if not fit.aliased:  # what no row has makes columns aliased
         return []
@@ -86,10 +86,10 @@ def empty(design: Design, fit: LinearFit, moments: Moments) -> list[Empty]:
 
 
 def completed(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:
-    """Return the fit in which each empty combination has the sum of effects that its levels have in the others.
+    """Return the fit in which the effect of an empty combination is the sum of the effects of its levels.
 
-    That sum is fitted to the effects of the combinations that there are, each counting alike; a level without any has
-    the average of the others. Which of all fits it was depended on the coding before: no row tells.
+    These effects of levels are fitted to the combinations that have rows, without weights; a level without any gets the
+    average of the others. Least squares leaves these coefficients open, so before this step they depend on the coding.
     """
     found = empty(design, fit, moments)
     if not found:
@@ -99,7 +99,7 @@ def completed(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:
 
 
 def with_sums(found: list[Empty], coef: Array, origin: Array) -> tuple[Array, Array]:
-    """Return coefficients (q, d) with that sum in empty combinations, and what it adds to the constant at `origin`."""
+    """Return coefficients (q, d) with that sum in empty combinations, and the change of the intercept at `origin`."""
     coef, moved = coef.copy(), np.zeros(coef.shape[1])
     for one in found:
         columns = one.among.columns
@@ -135,7 +135,7 @@ def _sums(among: Combinations, lacking: NDArray[np.bool_], effects: Array) -> Ar
 
 
 def explained(design: Design, fit: LinearFit, moments: Moments) -> bool:
-    """Tell whether all aliased columns are so for levels and combinations that have no rows."""
+    """Tell whether all aliased columns are due to levels and combinations without rows."""
     q, directions, lacking = len(fit.coef), [np.empty((len(fit.coef), 0))], [np.empty((0, len(fit.rss)), bool)]
     for lost in unmeasured(design, fit, moments):
         if lost.term.factor is None:

@@ -1,4 +1,4 @@
-"""Later rows of levels and combinations that a fit had no rows of: NaN, or what is expected of them."""
+"""New rows with levels or combinations that had no rows in fit: NaN, or an expected effect."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Refused", "Withheld", "refused", "settled", "withheld"]
 
 
 def settled(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:
-    """Return the fit with what is expected of levels, and of combinations, that no row tells of."""
+    """Return the fit with expected effects for levels and combinations without rows."""
     return completed(design, averaged(design, fit, moments), moments)
 
 
 @dataclass(frozen=True)
 class Withheld:
-    """What `remove` gives of a block, but NaN in rows such as the feature was never measured in.
+    """The result of `remove`, but NaN where the feature had no rows of that level or combination in fit.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Withheld:
 
 
 def withheld(remove: Any, design: Design, fit: LinearFit, moments: Moments, on_unknown: str) -> Any:
-    """Return the map for later rows: what is unmeasured gives NaN, or what is expected where unknown levels may."""
+    """Return the map for new rows: NaN where nothing was measured, or the expected effect if `on_unknown` allows it."""
     if on_unknown != "error":
         return _with_average(remove)
     levels = [one.lost for one in unmeasured(design, fit, moments) if one.term.factor is None]
@@ -61,7 +61,7 @@ def withheld(remove: Any, design: Design, fit: LinearFit, moments: Moments, on_u
 
 @dataclass(frozen=True)
 class Refused:
-    """Block as it is, but an error for rows such as the fit had none of.
+    """Return a block unchanged, or raise if it has a combination of levels that had no rows in fit.
 
     Attributes
     ----------
@@ -78,15 +78,15 @@ class Refused:
             for row in rows:
                 if len(found := np.flatnonzero((own == row).all(axis=1))):
                     raise ValueError(
-                        f"row {block.start + found[0]} has a combination of levels in {name!r} that no row of the fit "
-                        "had, so its effect can't be estimated; give on_unknown='mean' for the sum of what the levels "
-                        "do elsewhere"
+                        f"row {block.start + found[0]} has a combination of levels in {name!r} that had no rows in "
+                        "fit, so its effect is unknown; set on_unknown='mean' to use the sum of the effects of its "
+                        "levels"
                     )
         return block
 
 
 def refused(design: Design, fit: LinearFit, moments: Moments) -> Refused | None:
-    """Return the check of later rows for combinations that no feature has rows of; None if there are none."""
+    """Return the check of new rows for combinations without rows in any feature; None if there are none."""
     lost = []
     for one in empty(design, fit, moments):
         columns, rows, lacking = one.lost

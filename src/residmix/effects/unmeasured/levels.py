@@ -1,4 +1,4 @@
-"""Levels that a feature has no rows of: it was never measured at a site, so its effect there can't be estimated."""
+"""Levels for which a feature has no rows, as one that was never measured at a site."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Lost = tuple[NDArray[np.intp], Array, NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """A factor with levels (L of them) that some feature has no rows of.
+    """A factor for which some feature has no rows in some of the L levels.
 
     Attributes
     ----------
     term : Term
     lacking : ndarray of bool (L, d)
     rows : ndarray (L, w)
-        Design columns of the levels; of an absorbed factor there are none.
+        Design columns of the levels; empty for an absorbed factor.
     """
 
     term: Term
@@ -50,14 +50,14 @@ class Unmeasured:
         return self.columns, self.rows[some], self.lacking[some]
 
     def directions(self, q: int) -> Array:
-        """Return what the coefficients of a design of q columns may change by for each level, (q, L)."""
+        """Return the directions in which the coefficients aren't identified, one per level, (q, L)."""
         whole = np.zeros((q, len(self.rows)))
         whole[self.columns] = _indicators(self.rows)[1].T
         return whole
 
 
 def unmeasured(design: Design, fit: LinearFit, moments: Moments) -> list[Unmeasured]:
-    """Return the removed factors with levels that some feature, which has values, has none of."""
+    """Return the removed factors with levels for which some feature has no rows."""
     found = []
     for term in design.terms:
         if term.preserved or term.kind not in ("factor", "absorbed"):
@@ -77,9 +77,9 @@ def unmeasured(design: Design, fit: LinearFit, moments: Moments) -> list[Unmeasu
 
 
 def averaged(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:
-    """Return the fit whose unmeasured levels have the average effect of the feature's others, each counting alike.
+    """Return the fit in which levels without rows get the unweighted average effect of the feature's other levels.
 
-    No row of the fit tells what their effect is, and coding made it that of the reference level.
+    Before this step the coding gave them the effect of the reference level.
     """
     lost = [one for one in unmeasured(design, fit, moments) if one.term.factor is None]
     if not lost:

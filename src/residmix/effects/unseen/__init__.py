@@ -1,1 +1,1 @@
-"""Levels that fit didn't see: what is expected of them, and what a few of their rows tell."""
+"""Levels that fit didn't see: expected effects, and estimates from a few of their rows."""

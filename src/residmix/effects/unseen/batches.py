@@ -1,4 +1,4 @@
-"""Batches that fit didn't see, where effects are pooled over features: ComBat with everything of the fit frozen."""
+"""New batches with effects pooled over features: ComBat with the fit held fixed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Frozen:
-    """What batches that come later are compared with.
+    """The fitted values that new batches are compared with.
 
     Attributes
     ----------
     pooled : ndarray (d,)
         Standard deviation within the fitted batches; 0 for features that were not pooled.
     shift : ndarray (d,)
-        What is removed from a row of the average batch, beyond the mean of all rows.
+        Effect of the average batch, relative to the mean of all rows.
     log_sd : ndarray (d,) or None
-        The same of the log standard deviation, where effects on the spread are removed.
+        The same for the log standard deviation, where effects on the spread are removed.
     one_row : bool
         Whether each batch counts as a single row.
     left : ndarray of bool (d,) or None
-        Features that stay as they are in every batch, since they don't vary within one.
+        Features that aren't adjusted in any batch, since they are constant within one.
     kind : str
         Of the pooling: "eb", "eb-nonparametric" or "eb-robust".
     """
@@ -46,20 +46,20 @@ class Frozen:
 
 @dataclass(frozen=True)
 class LaterBatches:
-    r"""Effects of later batches: the posterior means that ComBat has for a batch, with the fit as it is.
+    r"""Effects of new batches: ComBat's posterior means of a batch, with the fit held fixed.
 
-    For a batch of n rows with mean :math:`\bar r_j` and variance :math:`s_{nj}^2` of what the other effects leave, and
-    the frozen pooled variance :math:`s_j^2`, :math:`\hat\gamma_j = \bar r_j / s_j` and
-    :math:`\hat\delta_j^2 = s_{nj}^2 / s_j^2`. The priors N and InverseGamma of this batch have their parameters from
-    the moments of these over its own features, and shift and spread solve
+    For a batch of n rows with mean :math:`\bar r_j` and variance :math:`s_{nj}^2` after the other effects are removed,
+    and the frozen pooled variance :math:`s_j^2`, :math:`\hat\gamma_j = \bar r_j / s_j` and :math:`\hat\delta_j^2 =
+    s_{nj}^2 / s_j^2`. The priors N and InverseGamma of this batch have their parameters from the moments of these over
+    its own features, and shift and spread solve
 
     .. math::
         \gamma_j^* = \frac{n \bar\tau^2 \hat\gamma_j + \delta_j^{*2} \bar\gamma}{n \bar\tau^2 + \delta_j^{*2}},
         \quad
         \delta_j^{*2} = \frac{\bar\theta + \frac12 \sum_i (z_{ij} - \gamma_j^*)^2}{\frac n2 + \bar\lambda - 1},
 
-    as in the fit (:func:`residmix.effects.pooled.posterior.posterior`). So a later batch gets what a fit of all batches
-    together would give it, but that this one can't move the mean and the pooled variance.
+    as in the fit (:func:`residmix.effects.pooled.posterior.posterior`). So a new batch gets the effects of a fit of all
+    batches, except that it doesn't change the mean and the pooled variance.
 
     Attributes
     ----------
@@ -68,9 +68,9 @@ class LaterBatches:
 
     References
     ----------
-    Johnson, Li and Rabinovic, Biostatistics 8 (2007), eq. 3.1. That a reference stays as it is while further batches
-    are adjusted to it: Zhang, Jenkins, Johnson and Parmigiani, "Alternative empirical Bayes models for adjusting for
-    batch effects in genomic studies", BMC Bioinformatics 19 (2018).
+    Johnson, Li and Rabinovic, Biostatistics 8 (2007), eq. 3.1. Adjusting further batches to a fixed reference: Zhang,
+    Jenkins, Johnson and Parmigiani, "Alternative empirical Bayes models for adjusting for batch effects in genomic
+    studies", BMC Bioinformatics 19 (2018).
     """
 
     frozen: Frozen
@@ -124,15 +124,15 @@ class LaterBatches:
 
 @dataclass(frozen=True)
 class LevelTotals:
-    r"""What the rows of each level tell: weights, means and centred squares, which add up by Chan's formula.
+    r"""Weights, means and centred sums of squares of each level, which are merged by Chan's formula.
 
     Attributes
     ----------
     labels : tuple
         The levels.
     centred : ndarray (5, L, d)
-        With r what all other effects leave of a row, relative to the average level, and f its spread as far as it is
-        known: :math:`n = \sum w`, :math:`\bar r = \sum w r / n`, and of :math:`w / f^2`, :math:`w (r - \bar r) / f^2`
+        With r a row's residual after all other effects, relative to the average level, and f the known part of its
+        spread: :math:`n = \sum w`, :math:`\bar r = \sum w r / n`, and of :math:`w / f^2`, :math:`w (r - \bar r) / f^2`
         and :math:`w (r - \bar r)^2 / f^2` the sums.
     """
 
@@ -141,7 +141,7 @@ class LevelTotals:
 
     @classmethod
     def none(cls, n_features: int) -> LevelTotals:
-        """Return what there is before any rows."""
+        """Return the totals without any rows."""
         return cls((), np.empty((5, 0, n_features)))
 
     def seen(self, labels: tuple[Any, ...], centred: Array) -> LevelTotals:

@@ -1,4 +1,4 @@
-"""Levels that fit didn't see: what their effects are expected to be, before and after a few of their rows."""
+"""Levels that fit didn't see: their expected effects, before and after a few of their rows."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Array = NDArray[np.float64]
 class NewLevels:
     r"""Effects of unseen levels of one factor.
 
-    A level with n rows whose mean, less everything else that was fitted, lies :math:`\bar r` from the average level has
+    A level with n rows, whose mean after all other fitted effects differs by :math:`\bar r` from the average level, has
     the effect
 
     .. math:: \hat u = \mu + \frac{n}{n + \sigma^2/\tau^2} (\bar r - \mu),
 
-    its expectation given the rows (Robinson, Statistical Science 6, 1991); without rows it is :math:`\mu`.
+    its expectation given the rows (Robinson, Statistical Science 6, 1991). Without rows it is :math:`\mu`.
 
     Of the spread, :math:`v = \log f` has the estimate
 
@@ -57,7 +57,7 @@ class NewLevels:
     ----------
     prior : LevelPrior
     totals : LevelTotals
-        Of levels that rows were seen of since.
+        Sums of the rows of new levels.
     spread : SpreadPrior or None
     """
 
@@ -67,7 +67,7 @@ class NewLevels:
 
     @classmethod
     def none(cls, prior: LevelPrior, spread: SpreadPrior | None = None) -> NewLevels:
-        """Return what is known before any rows."""
+        """Return the prior of new levels, without any rows."""
         return cls(prior, LevelTotals.none(len(prior.mean)), spread)
 
     @property
@@ -118,8 +118,8 @@ def _level_totals(residual: Affine, sizes: tuple[int, ...], scale: Scale | None,
     twice = np.sum(new, axis=0) > 1
     if twice.any():
         raise ValueError(
-            f"row {block.start + int(np.argmax(twice))} has new levels of two factors, whose effects can't be told "
-            "apart by it; adapt to one factor after the other, with rows whose other levels are known"
+            f"row {block.start + int(np.argmax(twice))} has new levels of two factors, so their effects can't be "
+            "separated; adapt to one factor at a time, with rows whose other levels are known"
         )
     before = replace(block, codes=block.codes[: len(block.codes) - len(sizes)])
     out = np.asarray(residual(before), dtype=np.float64)
@@ -146,7 +146,7 @@ def _merge(one: list[Array], two: list[Array]) -> list[Array]:
 
 
 def priors(removal: LinearRemoval, design: Design) -> dict[str, NewLevels | LaterBatches]:
-    """Return what is expected of unseen levels of every factor that is removed."""
+    """Return the priors for unseen levels of every removed factor."""
     found: dict[str, NewLevels | LaterBatches] = {}
     for term in removed_factors(design):
         if term.name in removal.pooled:
@@ -181,7 +181,7 @@ def adapted(
     """
     terms = removed_factors(design)
     if not terms:
-        raise ValueError("adapt learns new levels of factors, but no factor is removed")
+        raise ValueError("adapt learns new levels of factors, but no factor is removed; use transform")
     open_design = design.following({}, on_unknown="mean")
     found: dict[str, dict[Any, None]] = {}
     for chunk in table.chunks((*design.columns, *design.preserved_columns)):
@@ -194,14 +194,16 @@ def adapted(
     }
     if not labels:
         known = ", ".join(repr(term.name) for term in terms)
-        raise ValueError(f"adapt learns levels that fit didn't see, but all levels of {known} here are known")
+        raise ValueError(
+            f"adapt learns levels that fit didn't see, but fit saw all levels of {known} in these rows; use transform"
+        )
     if removal.scale is not None and len(removal.pooled) > 1:
         raise ValueError(
-            "with scale=True, adapt can learn new batches of one factor that shrinkage='eb' pools, and here "
-            f"{' and '.join(map(repr, removal.pooled))} are pooled; fit all rows again"
+            "with scale=True, adapt works with one factor pooled by shrinkage='eb', but here "
+            f"{' and '.join(map(repr, removal.pooled))} are pooled; call fit on all rows"
         )
     if any(frozen.kind == "eb-robust" for frozen in removal.pooled.values()):
-        raise ValueError("adapt keeps sums of rows, and shrinkage='eb-robust' needs medians: fit all rows again")
+        raise ValueError("adapt doesn't work with shrinkage='eb-robust', which needs medians; call fit on all rows")
     # pooled effects are compared with the frozen spread, not with that of a level
     scale = None if removal.pooled else removal.scale
     step = partial(_level_totals, removal.everything(), tuple(len(new) for new in labels.values()), scale)

@@ -1,4 +1,4 @@
-"""What is expected of a level before its rows are seen."""
+"""The prior distribution of the effects of a new level."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LevelPrior:
-    r"""What the levels of one factor that were seen tell of one that wasn't: :math:`u \sim N(\mu, \tau^2)`.
+    r"""Prior of the effect of a new level, from the known levels of its factor: :math:`u \sim N(\mu, \tau^2)`.
 
     Attributes
     ----------
     mean : ndarray (d,)
-        :math:`\mu`, relative to the average of the levels, each counting alike.
+        :math:`\mu`, relative to the unweighted average of the levels.
     ratio : ndarray (d,)
-        :math:`\sigma^2 / \tau^2`, variance of the noise over that of the levels; infinite where levels don't differ
-        more than noise lets them.
+        :math:`\sigma^2 / \tau^2`, variance of the noise over that of the levels; infinite where levels differ no more
+        than noise explains.
     """
 
     mean: Array
@@ -47,7 +47,7 @@ class LevelPrior:
 
 @dataclass(frozen=True)
 class SpreadPrior:
-    r"""What the known levels tell of the spread of a further one: :math:`\log f \sim N(\mu, \tau^2)`.
+    r"""Prior of the spread of a new level, from the known levels: :math:`\log f \sim N(\mu, \tau^2)`.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class SpreadPrior:
 
 
 def log_variance(degrees: Array) -> tuple[Array, Array]:
-    """Return by how much half the log of a variance estimate is too large, and 1 over its variance."""
+    """Return the bias of half the log of a variance estimate, and the inverse of its variance."""
     from scipy.special import digamma, polygamma
 
     return 0.5 * (digamma(degrees / 2) - np.log(degrees / 2)), 4.0 / polygamma(1, degrees / 2)
@@ -138,7 +138,7 @@ def term_prior(
     effects, weight = level_estimates(design, term, fit, moments)
     if len(effects) < 2:
         raise ValueError(
-            f"how much the levels of {term.name!r} differ can't be estimated from one level; use on_unknown='mean'"
+            f"the variance between levels of {term.name!r} can't be estimated from one level; use on_unknown='mean'"
         )
     degrees = fit.residual_degrees
     noise = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
@@ -146,7 +146,7 @@ def term_prior(
 
 
 def spread_prior(design: Design, term: Term, fit: LinearFit, moments: Moments, scale: Scale) -> SpreadPrior:
-    """Return what the known levels tell of the spread of a further one."""
+    """Return the prior of the spread of a new level."""
     degrees = fit.residual_degrees
     variance = np.where(degrees > 0, fit.rss / np.where(degrees > 0, degrees, 1.0), 0.0)
     # features that don't vary somewhere keep their spread, and so do those of new levels

@@ -1,1 +1,1 @@
-"""Transport of rows between the laws that a conditional mixture gives them, and what it is worth."""
+"""Transport of rows between the distributions of a conditional mixture, and its checks."""

@@ -1,4 +1,4 @@
-"""What a transport is worth, measured on rows that it hasn't seen: uniformity by level, probes, and the price paid."""
+"""Checks of a transport on held-out rows: uniformity by level, probes, and losses."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PROBED, MOST_GROUPS, MOST_NUMBERS, FEWEST, BINS = 8000, 20, 3, 30, 20
 
 @dataclass(frozen=True)
 class Certificate:
-    """Of a fitted :class:`residmix.Eraser` that transports.
+    """Held-out checks of a fitted :class:`residmix.Eraser` with a transport.
 
     Attributes
     ----------
     method : str
     n_rows : int
-        Held-out rows that it rests on: the model that is measured was fitted without them.
+        Number of held-out rows; the checked model was fitted without them.
     n_components : int
     candidates : list of dict
         ``n_components`` and ``log_likelihood`` per held-out row of all numbers of components that were tried.
@@ -47,19 +47,19 @@ class Certificate:
         the better the lower its number), ``distance`` of the conditional probabilities F(x | m) from uniform
         (Kolmogorov-Smirnov), and the ``bound`` that chance exceeds in 1 % of certificates.
     probes : list of dict
-        ``target``, ``probe`` ("linear", "forest" or "network"), ``before`` and ``after``, as AUC of groups (one
-        against the rest) or R2 of numbers, and what the preserved columns alone say of it (``protected``).
+        ``target``, ``probe`` ("linear", "forest" or "network"), ``before`` and ``after``, as AUC of groups (one against
+        the rest) or R2 of numbers, and ``protected``: the score from the preserved columns alone.
     levels : list of dict
         ``where``, ``rows``, ``feature`` (that was farthest from uniform there before), ``before`` and ``after``: shares
         of the rows in 20 equal bins of F given the reference; ``bound`` as above. For
         :func:`residmix.plot_certificate`.
     price : list of dict
-        ``what`` (clusters, or a preserved column), ``before`` and ``after``: what a forest reads of it.
+        ``what`` (clusters, or a preserved column), ``before`` and ``after``: how well a forest predicts it.
     shares : float or None
-        AUC of what the weights of the components alone say of the groups: what "component" leaves, and what "full"
-        must take away from clusters.
+        AUC of the groups from the weights of the components alone: what "component" leaves, and what "full" removes
+        from the clusters.
     failures : list of str
-        What didn't hold; empty if it passed.
+        Failed checks; empty if all passed.
     """
 
     method: str
@@ -86,7 +86,7 @@ class Certificate:
             name = f"{row['target']}, {row['probe']} ({row['measure']})"
             lines.append(f"  {name:32}{row['before']:6.3f}  {row['after']:6.3f}")
         if self.shares is not None:
-            lines.append(f"  {'what the shares alone say (AUC)':32}{'':6}  {self.shares:6.3f}")
+            lines.append(f"  {'component weights alone (AUC)':32}{'':6}  {self.shares:6.3f}")
         for row in self.price:
             name = f"kept: {row['what']} ({row['measure']})"
             lines.append(f"  {name:32}{row['before']:6.3f}  {row['after']:6.3f}")
@@ -109,7 +109,7 @@ def measured(
     columns: list[str],
     candidates: list[dict[str, Any]],
 ) -> Certificate:
-    """Measure a transport on rows x (n, d) with design rows a (n, q) that it wasn't fitted on."""
+    """Check a transport on held-out rows x (n, d) with design rows a (n, q)."""
     rows, plain = evenly(len(x), PROBED), transport.plain(len(x))
     compared = _compared(transport, x, a, features, columns)
     x, a = x[rows], a[rows]
@@ -271,14 +271,14 @@ def _failures(made: Certificate) -> list[str]:
         limit = max(chance, said) + left if row["measure"] == "AUC" else max(said, 0.0) + LEFT_R2
         if row["after"] > limit and not (made.method == "component" and row["measure"] == "R2"):
             failures.append(
-                f"a held-out {row['probe']} probe still reads {row['target']}: {row['measure']} {row['after']:.3f}, "
-                f"where {limit:.3f} was allowed"
+                f"a held-out {row['probe']} probe still predicts {row['target']} with {row['measure']} "
+                f"{row['after']:.3f} (allowed: {limit:.3f})"
             )
     wrong = [row for row in made.uniform if row["distance"] > row["bound"] + LEFT_KS]
     if wrong:
         worst = max(wrong, key=lambda row: row["distance"])
         failures.append(
-            f"the model of p(x | m) is too small or wrong: F(x | m) of {worst['feature']} at {worst['where']} is "
-            f"{worst['distance']:.3f} from uniform, where {worst['bound'] + LEFT_KS:.3f} was allowed"
+            f"the mixture doesn't fit p(x | m): for {worst['feature']} at {worst['where']}, F(x | m) is "
+            f"{worst['distance']:.3f} from uniform (allowed: {worst['bound'] + LEFT_KS:.3f})"
         )
     return failures

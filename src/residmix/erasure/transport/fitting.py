@@ -1,4 +1,4 @@
-"""From rows to a transport and its certificate: how many components, on which rows."""
+"""Fit a transport and its certificate: number of components, training and held-out rows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def referred(design: Design, reference: dict[str, Any] | None) -> Floats | None:
         return None
     if set(reference) != set(design.columns):
         raise ValueError(
-            f"reference must have a value for each erased column, {list(design.columns)}, and has one for "
+            f"reference must have a value for each erased column, {list(design.columns)}, but has one for "
             f"{list(reference)}"
         )
     import pandas as pd

@@ -1,8 +1,7 @@
 r"""Mixtures by group of rows, with components that are matched by the joint likelihood.
 
-A joint mixture with effects by component and weights by metadata is fitted first. In it a component is one thing in
-all groups. From there each group goes on by itself, with a shift, a covariance and a weight of its own for each
-component,
+A joint mixture with effects by component and weights by metadata is fitted first, so that components correspond across
+groups. Then each group gets its own shift, covariance and weight of each component,
 
 .. math::
 
@@ -10,7 +9,7 @@ component,
     \qquad \pi_{gk}(m) \propto \pi_k(m) \exp(\lambda_{gk}),
 
 by EM with the joint mixture as prior (:math:`\delta` of one row's weight, :math:`\Sigma` of d + 2 rows'), so that a
-group of five rows has what the others have, and one of a thousand what its rows say.
+small group is close to the joint mixture, and a large one is determined by its own rows.
 """
 
 from __future__ import annotations

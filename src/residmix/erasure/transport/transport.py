@@ -1,4 +1,4 @@
-r"""Rows from the law that their metadata give them to the law of a reference: one map a row, one to one.
+r"""Transport of rows from the distribution given their metadata to that of a reference.
 
 .. math:: y = G^{-1}_{m}(F_{m}(x))
 
@@ -48,9 +48,9 @@ class Transport:
     n_removed : int
         Design columns from here on are preserved.
     reference : ndarray (n_removed,)
-        Design row that all are brought to.
+        Design row of the reference.
     profile : bool
-        Whether the reference is one that was asked for; else it is the average.
+        Whether the reference was given; else it is the average.
     keeps_shares : bool
         "component": the weights of a row's own metadata stay.
     """
@@ -82,7 +82,7 @@ class Transport:
         return K == 1 or small(n_rows, K * d)
 
     def scores(self, x: Floats, a: Floats, *, plain: bool = False, of_target: bool = False) -> Floats:
-        """Return standard normal scores of rows given their metadata: independent of these as far as the model sees.
+        """Return normal scores of rows given their metadata: if the model is right, independent of these.
 
         Or, `of_target`, their scores under the law that they'd be brought to.
         """

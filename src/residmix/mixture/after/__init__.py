@@ -1,1 +1,1 @@
-"""What one does with a fitted mixture."""
+"""Methods of a fitted mixture."""

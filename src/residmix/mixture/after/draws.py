@@ -1,4 +1,4 @@
-"""Draws that stand for a fitted mixture: where an expectation under it is wanted and there's no closed form."""
+"""Stratified draws from a fitted mixture, for expectations without a closed form."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ LARGEST = 1e200
 
 
 def radii(n: int, d: int, dof: float | None = None) -> tuple[Floats, Floats]:
-    r"""Return distances from the middle of a component, (n,), and the probabilities that they stand for, (n,).
+    r"""Return distances from the centre of a component, (n,), and the probabilities that they represent, (n,).
 
-    Half of the strata are even in the probability P of lying farther out, half in its logarithm, so that tails are
-    there, too: a stratum at P stands for :math:`1 / (n q(P))`, with :math:`q(P) = (1 + 1 / (P \log(1 / P_{min}))) / 2`.
+    Half of the strata are evenly spaced in the probability P of a larger distance, half in its logarithm, so that the
+    tails are covered. A stratum at P represents :math:`1 / (n q(P))`, with :math:`q(P) = (1 + 1 / (P \log(1 /
+    P_{min}))) / 2`.
     """
     even, length = -(-n // 2), -np.log(SMALLEST)
     outside = np.concatenate(
@@ -34,15 +35,15 @@ def radii(n: int, d: int, dof: float | None = None) -> tuple[Floats, Floats]:
 
 
 def directions(n: int, d: int, random: np.random.Generator) -> Floats:
-    """Return points that are even on the sphere, (n, d)."""
+    """Return evenly spread points on the sphere, (n, d)."""
     z = random.standard_normal((n, d))
     return np.asarray(z / np.linalg.norm(z, axis=1, keepdims=True), dtype=np.float64)
 
 
 def drawn(params: MixtureParams, n: int, seed: int = 0) -> tuple[Floats, NDArray[np.intp]]:
-    """Return about n rows of a mixture in the order of their components, in numbers as the weights say; noise is -1.
+    """Return about n rows of a mixture, ordered by component, in proportion to the weights; noise is -1.
 
-    The same rows for the same parameters.
+    The rows depend only on the parameters.
     """
     random, K, d = np.random.default_rng(seed), params.n_components, params.n_features
     noise = 0.0 if params.noise is None else params.noise[0]

@@ -1,6 +1,6 @@
-r"""Which component of one mixture is which of another: the assignment whose distances add up to the least.
+r"""Matching of the components of two mixtures by the smallest total distance.
 
-The distance is Bhattacharyya's, of which 0 means the same component and .5 two unit balls at a distance of 2:
+The distance is Bhattacharyya's: 0 for equal components, 0.5 for two with identity covariance at a distance of 2:
 
 .. math:: \tfrac18 (\mu_a - \mu_b)' S^{-1} (\mu_a - \mu_b) + \tfrac12 \log
     \frac{|S|}{\sqrt{|\Sigma_a| |\Sigma_b|}}, \qquad S = \frac{\Sigma_a + \Sigma_b}{2}
@@ -24,21 +24,21 @@ Floats = NDArray[np.float64]
 def match_components(
     one: Any, other: Any, *, return_distance: bool = False
 ) -> NDArray[np.intp] | tuple[NDArray[np.intp], Floats]:
-    """Return which component of another mixture is each component of one, so that labels can be compared.
+    """Match the components of two mixtures, so that labels can be compared.
 
-    The pairs are those whose Bhattacharyya distances add up to the least (the Hungarian method).
+    The pairs have the smallest sum of Bhattacharyya distances (Hungarian method).
 
     Parameters
     ----------
     one, other : GaussianMixture or ResidualMixture
-        Fitted, of the same features. Of a `ResidualMixture` the components of the residual are compared.
+        Fitted, with the same features. For a `ResidualMixture`, the components of the residual are compared.
     return_distance : bool, default=False
         Whether to return the distances of the pairs as well.
 
     Returns
     -------
     order : ndarray of int (K,)
-        ``other.means_[order]`` stands in the order of `one`; -1 for a component without a partner.
+        ``other.means_[order]`` has the order of `one`; -1 for a component without a partner.
     distance : ndarray (K,)
         Only with `return_distance`; NaN without a partner.
 
@@ -59,7 +59,7 @@ def match_components(
         check_is_fitted(model)
     if one.means_.shape[1] != other.means_.shape[1]:
         sizes = f"{one.means_.shape[1]} and {other.means_.shape[1]}"
-        raise ValueError(f"the mixtures have {sizes} features; match mixtures of the same features")
+        raise ValueError(f"the mixtures have {sizes} features; fit both on the same features")
     apart = distances(*_parameters(one), *_parameters(other))
     order = paired(apart)
     if not return_distance:

@@ -1,4 +1,4 @@
-"""MergedMixture: a mixture whose components are merged to clusters."""
+"""MergedMixture: a mixture whose components are merged into clusters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 
 
 class MergedMixture:
-    """A fitted mixture, of which several components may be one cluster. Its density is that of the mixture.
+    """A fitted mixture whose components are merged into clusters. Its density is unchanged.
 
-    What :meth:`residmix.GaussianMixture.merge_components` returns.
+    Returned by :meth:`residmix.GaussianMixture.merge_components`.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class MergedMixture:
     weights_ : ndarray (n_clusters,)
         Proportions of the clusters.
     entropy_ : dict of lists
-        n_clusters (1 to K), entropy of the assignment to so many clusters, and shared: the entropy that merging to so
-        many took away, per row of the two that were merged. A bend in the entropy shows how many clusters there are;
-        clusters that share more than .1 or so overlap.
+        "n_clusters" (1 to K), "entropy" of the assignment to that number of clusters, and "shared": by how much the
+        last merge lowered the entropy, per row of the two merged clusters. A bend in the entropy suggests a number of
+        clusters; two clusters with a shared entropy above about 0.1 overlap.
     """
 
     def __init__(self, mixture: Any, merges: Merges, n_clusters: int) -> None:
@@ -74,4 +74,4 @@ class MergedMixture:
         return np.where(labels == self.n_clusters_, -1, labels)
 
     def __repr__(self) -> str:
-        return f"<{len(self.clusters_)} components merged to {self.n_clusters_} clusters: {self.clusters_.tolist()}>"
+        return f"<{len(self.clusters_)} components merged into {self.n_clusters_} clusters: {self.clusters_.tolist()}>"

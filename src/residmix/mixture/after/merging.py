@@ -1,12 +1,11 @@
-r"""Components merged to clusters by entropy: where a cluster isn't normal, several components share it.
+r"""Components merged into clusters by entropy: several components may describe one cluster that isn't normal.
 
 Merging i and j lowers the entropy of the assignment by
 
 .. math:: \sum_n w_n [h(t_{ni} + t_{nj}) - h(t_{ni}) - h(t_{nj})], \qquad h(t) = t \log t,
 
-which is large where rows can't tell the two apart. The pair that lowers it most is merged, again and again (Baudry,
-Raftery, Celeux, Lo & Gottardo 2010, "Combining mixture components for clustering", J. Comput. Graph. Stat. 19). The
-density stays what it was.
+which is large if the two overlap. The pair that lowers it most is merged, repeatedly (Baudry, Raftery, Celeux, Lo &
+Gottardo 2010, "Combining mixture components for clustering", J. Comput. Graph. Stat. 19). The density doesn't change.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ APART = 0.05
 
 @dataclass(frozen=True)
 class Merges:
-    """What was merged.
+    """The sequence of merges.
 
     Attributes
     ----------
@@ -43,7 +42,7 @@ class Merges:
     entropy : ndarray (K,)
         Of the assignment to 1, 2, ..., K clusters.
     shared : ndarray (K,)
-        Entropy that merging to so many clusters took away, per row of the two that were merged; 0 for K.
+        Decrease of the entropy by the last merge, per row of the two merged clusters; 0 for K.
     """
 
     clusters: list[NDArray[np.intp]]
@@ -91,7 +90,7 @@ def _sums(problem: Problem, clusters: NDArray[np.intp], pairs: NDArray[np.intp],
 def elbow(merges: Merges) -> int:
     """Return the number of clusters where two straight lines meet that fit the entropies best.
 
-    All components stay clusters if the two that share most rows are apart (`APART`), or there are fewer than three.
+    No components are merged if even the most overlapping two are separate (`APART`), or if there are fewer than three.
     """
     K = len(merges.entropy)
     if K < 3 or merges.shared.max() < APART:

@@ -1,4 +1,4 @@
-"""What estimators with and without metadata do after a fit: `given` is the metadata, or nothing."""
+"""Methods of fitted estimators with and without metadata; `given` is the metadata, or nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AfterFit(MixtureDensity):
         check_arguments("merge_components", n_clusters=(allowed, n_clusters))
         if X is None:
             if sample_weight is not None:
-                raise ValueError("sample_weight belongs to rows; give X, too")
+                raise ValueError("sample_weight= needs X, the rows that the weights belong to")
             params = replace(params, coef=None, gate=None)
             rows: Rows = ArrayRows(drawn(params, DRAWS)[0])
         else:
@@ -67,25 +67,25 @@ class AfterFit(MixtureDensity):
 
     @property
     def standard_errors_(self) -> Bunch:
-        """Standard errors of the parameters, by the information that so many rows have on the fitted mixture.
+        """Standard errors of the parameters, from the expected information.
 
-        A `Bunch`: weights, means and covariances, shaped as the attributes; noise_weight and dof where there are such.
-        Computed anew, from the parameters alone, whenever it's asked for. See :meth:`standard_errors` for those of
-        given rows, which hold where the model is only nearly true.
+        A `Bunch`: weights, means and covariances, shaped as the attributes; noise_weight and dof if the model has them.
+        They are computed from the parameters alone, each time the attribute is read. See :meth:`standard_errors` for
+        the observed information of given rows, which is more robust to a misspecified model.
         """
         params = self._model()
         if params.by_group is not None:
-            raise AttributeError("covariances by level have no standard errors from the information; use bootstrap")
+            raise AttributeError("standard_errors_ doesn't work with covariance_by; use residmix.bootstrap")
         if params.by_component:
-            raise AttributeError("effects by component have no standard errors from the information; use bootstrap")
+            raise AttributeError("standard_errors_ doesn't work with effects='by-component'; use residmix.bootstrap")
         if params.missing or params.gate is not None:
-            what = "values are missing" if params.missing else "weights depend on metadata"
+            what = "features have missing values" if params.missing else "weights depend on metadata"
             raise AttributeError(
-                f"standard errors need the rows where {what}: call standard_errors with those of the fit"
+                f"standard_errors_ isn't available if {what}; call standard_errors with the rows of the fit"
             )
         total = self._weight_of_fit()
         if not total:
-            raise AttributeError("this mixture wasn't fitted to rows, so its parameters have no standard errors")
+            raise AttributeError("this mixture was made from parameters, so it has no standard errors; fit it to data")
         return self._errors(expected_information(params, total))
 
     def _weight_of_fit(self) -> float:
@@ -109,16 +109,16 @@ class _Weigh:
 
 
 class AfterPlainFit(AfterFit):
-    """The same with the arguments of an estimator without metadata."""
+    """The same methods for an estimator without metadata."""
 
     def outlier_pvalues(self, X: Any, *, out: Any = None) -> Any:
-        r"""Return how often the mixture makes a row that is less likely than this one, (n,): a calibrated p value.
+        r"""Return a p-value for each row, (n,): the probability that a row from the mixture is less likely.
 
         .. math:: P(x) = \Pr[p(Y) \le p(x)], \qquad Y \sim p
 
-        Of rows that come from the mixture p values are uniform. For one component they are exact (chi-squared; F for
-        Student's t), for several accurate to about 1 % far into the tails. Noise belongs to the mixture: rows amid it
-        aren't rare; their label is -1.
+        For rows from the mixture, p-values are uniform. For one component they are exact (chi-squared; F for Student's
+        t), for several accurate to about 1 % even far into the tails. With ``noise=True`` the noise is part of the
+        mixture, so rows within it have no small p-values; their label is -1.
 
         Parameters
         ----------
@@ -138,18 +138,18 @@ class AfterPlainFit(AfterFit):
     def merge_components(
         self, X: Any = None, *, n_clusters: int | None = None, sample_weight: ArrayLike | None = None
     ) -> MergedMixture:
-        r"""Return the mixture with components merged to clusters that needn't be normal.
+        r"""Return the mixture with its components merged into clusters, which needn't be normal.
 
-        The two whose rows are told apart the worst are merged, again and again: each time the entropy of the
-        assignment, :math:`-\sum_{nc} t_{nc} \log t_{nc}`, falls as much as it can.
+        The two clusters with the largest overlap are merged, repeatedly: each merge lowers the entropy of the
+        assignment, :math:`-\sum_{nc} t_{nc} \log t_{nc}`, as much as possible.
 
         Parameters
         ----------
         X : array (n, d) or table, optional
-            Rows that the entropy is of. Default: draws from the mixture.
+            Rows to compute the entropy on. Default: draws from the mixture.
         n_clusters : int, optional
-            Default: where the entropy, seen along the number of clusters, bends (two straight lines fit best). With
-            fewer than three components, or where no two overlap much, nothing is merged.
+            Default: at the bend of the entropy as a function of the number of clusters (best fit of two straight
+            lines). With fewer than three components, or if no two overlap much, nothing is merged.
         sample_weight : array-like (n,), optional
 
         Returns
@@ -167,12 +167,12 @@ class AfterPlainFit(AfterFit):
         >>> means = [[0.0, 0.0], [1.5, 0.0], [3.0, 0.0], [9.0, 0.0], [9.0, 9.0]]
         >>> model = GaussianMixture.from_parameters([0.2] * 5, means, [1.0] * 5, "spherical")
         >>> model.merge_components()
-        <5 components merged to 3 clusters: [0, 0, 0, 1, 2]>
+        <5 components merged into 3 clusters: [0, 0, 0, 1, 2]>
         """
         return self._merge_components(n_clusters, sample_weight, X)
 
     def standard_errors(self, X: Any, sample_weight: ArrayLike | None = None) -> Bunch:
-        """Return the standard errors of parameters fitted to these rows, by their observed information.
+        """Return the standard errors of the parameters from the observed information of the rows of the fit.
 
         Parameters
         ----------
@@ -183,8 +183,8 @@ class AfterPlainFit(AfterFit):
         Returns
         -------
         Bunch
-            weights, means and covariances, shaped as the attributes; noise_weight and dof where there are such. NaN
-            where the rows don't determine a parameter.
+            weights, means and covariances, shaped as the attributes; noise_weight and dof if the model has them. NaN if
+            the rows don't determine a parameter.
 
         Raises
         ------

@@ -1,12 +1,12 @@
-r"""How often a mixture makes rows that are less likely than a given one: a p value for "this row isn't of it".
+r"""p-values of rows: the probability that a row from the mixture is less likely than a given one.
 
 .. math:: P(x) = \Pr[p(Y) \le p(x)], \qquad Y \sim p = \sum_k \pi_k p_k
 
-For one component this is a tail of its squared distance: chi-squared, or F for Student's t. For several it's the sum
-over draws :math:`Y = \mu_k + R L_k U`, R stratified far into the tails and U an even direction
-(:mod:`residmix.mixture.after.draws`): p values of 1e-20 have the relative accuracy of those of 0.1. If rows really come
-from the mixture, p values are uniform, whatever the mixture. Noise has the same density everywhere in its box, so the
-order of rows there is that of the other components' densities, which goes on outside.
+For one component this is the upper tail of its squared distance: chi-squared, or F for Student's t. For several it is a
+sum over draws :math:`Y = \mu_k + R L_k U`, R stratified far into the tails and U a uniform direction
+(:mod:`residmix.mixture.after.draws`): p-values of 1e-20 have the same relative accuracy as those of 0.1. If rows come
+from the mixture, p-values are uniform. The density of the noise is constant in its box, so rows there are ordered by
+the density of the other components.
 """
 
 from __future__ import annotations

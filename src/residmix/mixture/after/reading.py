@@ -1,4 +1,4 @@
-"""Rows that a GaussianMixture is fitted to, of anything that can be fitted."""
+"""Input of a GaussianMixture: rows from any kind of data."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class GaussianRows(GaussianDensity):
             return rows
         if isinstance(X, Iterator):
             raise TypeError(
-                "X is an iterator, which can be read only once, but EM reads it many times; give a callable that "
-                "returns a new one each time, or use partial_fit"
+                "X is an iterator, which can be read only once, but EM needs several passes; pass a function that "
+                "returns a new iterator, or use partial_fit"
             )
         finite = self._finite()
         least = 2 if reset else 1

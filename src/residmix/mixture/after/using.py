@@ -1,4 +1,4 @@
-"""What a fitted GaussianMixture is used for: densities, components, draws, criteria, mixtures of some features."""
+"""Methods of a fitted GaussianMixture: densities, components, draws, criteria, marginal and conditional mixtures."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Floats = NDArray[np.float64]
 
 
 def positions(wanted: Iterable[Any], names: NDArray[Any] | None, n_features: int) -> list[int]:
-    """Return the numbers of features given by name or number; negative ones count from the end.
+    """Return the indices of features given by name or index; negative ones count from the end.
 
     Raises
     ------
     ValueError
-        For an unknown name, a number out of range, or a feature that comes twice.
+        For an unknown name, an index out of range, or a repeated feature.
     """
     known = [] if names is None else [str(name) for name in names]
     found = []
@@ -50,11 +50,11 @@ def positions(wanted: Iterable[Any], names: NDArray[Any] | None, n_features: int
                 raise ValueError(f"unknown feature {one!r}{did_you_mean(one, known)}; features are: {listed}")
             found.append(known.index(one))
         elif not -n_features <= one < n_features:
-            raise ValueError(f"feature {one} doesn't exist: there are {n_features}, numbered from 0")
+            raise ValueError(f"feature {one} doesn't exist; the indices are 0 to {n_features - 1}")
         else:
             found.append(int(one) % n_features)
     if len(set(found)) < len(found):
-        raise ValueError(f"features must be different, not {list(wanted)}")
+        raise ValueError(f"features must be distinct, not {list(wanted)}")
     return found
 
 
@@ -63,7 +63,7 @@ def _expected(problem: Problem, block: Block) -> Floats:
 
 
 class GaussianDensity(AfterPlainFit, MixtureFit):
-    """The half of :class:`residmix.GaussianMixture` that needs no fitting."""
+    """Methods of a fitted :class:`residmix.GaussianMixture`."""
 
     __metadata_request__predict = {"out": UNUSED}  # a path is never routed
     __metadata_request__predict_proba = {"out": UNUSED}
@@ -87,7 +87,7 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         return replace(params, noise=noise, dof=dof, missing=missing, parts=parts, trim=trim)
 
     def _source_rows(self, table: Table, weight: Any = None, *, reset: bool = False) -> Rows:
-        """Return the rows of a table that is no array; `reset` learns which columns they have."""
+        """Return the rows of a table that isn't an array; with `reset`, its columns are stored."""
         if reset or not hasattr(self, "feature_names_in_"):
             names = table.feature_names(exclude=(weight,) if isinstance(weight, str) else ())
         else:
@@ -119,12 +119,12 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         return "allow-nan" if self._gaps_allowed() else True
 
     def impute(self, X: Any) -> Floats:
-        """Return X with missing values as the mixture expects them given the values that are there, (n, d).
+        """Return X with missing values replaced by their expectation given the other values of the row, (n, d).
 
         Parameters
         ----------
         X : array (n, d) or table
-            NaN is missing; the model must have been made with ``missing="em"``.
+            NaN is a missing value. The model needs ``missing="em"``.
 
         Examples
         --------
@@ -135,7 +135,7 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         array([4. , 7.9])
         """
         if not self._gaps_allowed():
-            raise ValueError('impute needs missing="em"')
+            raise ValueError('impute needs missing="em"; set it and fit again')
         rows, params = self._rows(X), self._model()
         return collect(rows, partial(_expected, Problem.of(params, n_rows=rows.n_rows)))
 
@@ -148,8 +148,8 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         error_covariance : array-like (n, d) or (n, d, d), optional
             Of the measurement errors of these rows, as in `fit`.
         out : path or ndarray, optional
-            A Parquet file with the column ``log_density``, written as it comes; its path is returned in place of an
-            array. Or an array of float64 to put it in.
+            A Parquet file to write, with the column ``log_density``; its path is returned instead of an array. Or an
+            array of float64 to write to.
         """
         return self._per_row(log_density, out, X, errors=error_covariance)
 
@@ -201,20 +201,22 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         return np.concatenate(drawn), np.repeat(labels, counts)
 
     def bic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Return Schwarz's criterion, ``-2 log L + p log n``: the lower, the better.
+        """Return the Bayesian information criterion (BIC), ``-2 log L + p log n``: lower is better.
 
-        With weights w log L is the sum of ``w log p(x)``, and n the sum of w, as if rows were repeated.
+        With weights w, log L is the sum of ``w log p(x)`` and n the sum of w, as if rows were repeated.
         """
         return self._bic(sample_weight, X)
 
     def aic(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Return Akaike's criterion, ``-2 log L + 2 p``: the lower, the better. Weights as in :meth:`bic`."""
+        """Return Akaike's information criterion (AIC), ``-2 log L + 2 p``: lower is better.
+
+        Weights as in :meth:`bic`."""
         return self._aic(sample_weight, X)
 
     def icl(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
         """Return the integrated completed likelihood: the BIC plus twice the entropy of the assignments.
 
-        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: the lower, the better.
+        Biernacki, Celeux and Govaert (2000), IEEE PAMI 22:719, on the scale of the BIC: lower is better.
         """
         return self._icl(sample_weight, X)
 
@@ -242,7 +244,7 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         array([0, 1])
         """
         if covariance_type.startswith(FACTOR):
-            raise ValueError(f'covariances as given are of covariance_type="full", not {covariance_type!r}')
+            raise ValueError(f'covariances of this shape need covariance_type="full", not {covariance_type!r}')
         centres = check_array(means, dtype=np.float64, input_name="means")
         K, d = centres.shape
         given = check_given(weights, centres, None, covariance_type, K, d)["weights"]
@@ -250,8 +252,8 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         shape = family(covariance_type).shape_of(K, d)
         if matrices.shape != shape:
             raise ValueError(
-                f"covariances of {K} components of {d} features with covariance_type={covariance_type!r} have shape "
-                f"{shape}, not {matrices.shape}"
+                f"covariances must have shape {shape} for {K} components, {d} features and "
+                f"covariance_type={covariance_type!r}, not {matrices.shape}"
             )
         if family(covariance_type).matrices and not np.allclose(matrices, matrices.swapaxes(-1, -2)):
             raise ValueError("covariances must be symmetric")
@@ -266,7 +268,7 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
 
     @classmethod
     def _made(cls, params: MixtureParams, names: NDArray[Any] | None) -> Self:
-        """Return a mixture that stands for parameters."""
+        """Return a mixture with given parameters."""
         kind = "gaussian" if params.dof is None else "t"
         noise = params.noise is not None
         made = cls(params.n_components, covariance_type=params.covariance_type, noise=noise, distribution=kind)
@@ -280,7 +282,7 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         return made
 
     def condition(self, values: Mapping[Any, float]) -> Self:
-        r"""Return the mixture of the other features, in order, given values of some.
+        r"""Return the conditional mixture of the other features, in order, given values of some.
 
         .. math:: p(x_a \mid x_b) = \sum_k \pi_k(x_b) N(x_a \mid \mu_{ka} + \Sigma_{kab} \Sigma_{kbb}^{-1} (x_b -
             \mu_{kb}), \Sigma_{kaa} - \Sigma_{kab} \Sigma_{kbb}^{-1} \Sigma_{kba}), \qquad \pi_k(x_b) \propto \pi_k
@@ -303,19 +305,19 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         at = check_array([list(values.values())], dtype=np.float64, ensure_min_features=0, input_name="values")[0]
         others = [j for j in range(params.n_features) if j not in set(known)]
         if not others:
-            raise ValueError(f"all {params.n_features} features have values: there's nothing left to describe")
+            raise ValueError(f"values are given for all {params.n_features} features; leave at least one feature out")
         return self._made(conditional(params, others, known, at), None if names is None else names[others])
 
     def marginal(self, features: Iterable[Any]) -> Self:
-        """Return the mixture of some features alone.
+        """Return the marginal mixture of some features.
 
         Parameters
         ----------
         features : iterable of numbers or names
-            In the order wanted.
+            In the order of the result.
         """
         params, names = self._model(), getattr(self, "feature_names_in_", None)
         wanted = positions([features] if isinstance(features, str | int) else list(features), names, params.n_features)
         if not wanted:
-            raise ValueError("features is empty; name at least one")
+            raise ValueError("features is empty; pass at least one")
         return self._made(marginal(params, wanted), None if names is None else names[wanted])

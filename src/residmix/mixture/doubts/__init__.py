@@ -1,1 +1,1 @@
-"""What a fitted mixture should make its user look at."""
+"""Warnings about a fitted mixture."""

@@ -1,4 +1,4 @@
-"""What a fitted mixture should make its user look at: codes for missing values, components on a few equal rows."""
+"""Warnings about a fitted mixture: codes for missing values, components on a few equal rows."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def _looked_at(rows: Rows) -> Block:
 
 
 def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whole: Rows, params: MixtureParams) -> None:
-    """Warn of all that a fitted mixture should make its user look at.
+    """Give all warnings about a fitted mixture.
 
     Parameters
     ----------
     measured : Rows
-        As they were measured, and the names of their features.
+        The original rows, before residualization.
     names : sequence or None
     rows : Rows
-        That the mixture was fitted to.
+        The rows that the mixture was fitted to.
     whole : Rows
-        The same without gaps.
+        The same with missing values filled.
     params : MixtureParams
     """
     tell_of_codes(measured, names)
@@ -55,9 +55,9 @@ def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whol
 
 
 def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
-    """Warn of values like -999 that repeat far outside all others of a column: codes for missing values, most likely.
+    """Warn of repeated values like -999 far outside the others of a column, which may be codes for missing values.
 
-    Such a value occurs three times at least, and between it and all other values lies twice their range.
+    Such a value occurs at least three times, at a distance from all other values of at least twice their range.
     """
     block = _looked_at(rows)
     x = np.asarray(block.X, dtype=np.float64)
@@ -74,15 +74,15 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
         about = "" if share == 1 else "about "
         warn(
             f"values repeat far outside all others: {about}{shown}. If they are codes for missing values, replace "
-            "them by NaN or leave these rows out.",
+            "them by NaN or leave these rows out",
             MissingCodeWarning,
             values=found,
         )
     beyond = int((np.abs(x) >= LARGEST).any(axis=1).sum())
     if beyond:
         warn(
-            f"{beyond} rows hold values of {LARGEST:g} or more, whose squares overflow: they count for nothing. "
-            "Remove them or correct them.",
+            f"{beyond} rows are ignored, because they hold values of {LARGEST:g} or more, whose squares overflow. "
+            "Remove or correct them",
             MissingCodeWarning,
             kind="overflow",
             rows=beyond,
@@ -131,7 +131,7 @@ def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
 
 
 def spikes_amid(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) -> list[int]:
-    """Return the components on a few rows amid the others; `whole` are the rows without gaps."""
+    """Return the components on a few rows amid the others; `whole` are the rows with missing values filled."""
     total = count(rows)
     found = spikes(params, total, ridge=ridge)
     if not found:
@@ -141,9 +141,9 @@ def spikes_amid(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) ->
 
 
 def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:
-    """Warn of components on a few rows that are all but equal amid the others; keep a note of those far outside.
+    """Warn of components on a few nearly equal rows amid the others; add a note for those far outside.
 
-    `whole` are the rows without gaps.
+    `whole` are the rows with missing values filled.
     """
     if params.n_components == 1 or params.family.shared:
         return
@@ -158,15 +158,15 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:
             index = _rows_of(rows, params, k)
             shown = ", ".join(map(str, index[:SHOWN])) + (", ..." if len(index) > SHOWN else "")
             message = (
-                f"component {k} sits on {len(index)} rows that are all but equal (rows {shown}): its likelihood grows "
-                "without bound, so it tells of these rows only. "
+                f"component {k} sits on {len(index)} nearly equal rows (rows {shown}), where the likelihood is "
+                "unbounded. "
             )
             figures = {"component": k, "rows": index[:1000], "count": len(index)}
             if told:
-                remedy = "Try fewer components, or raise reg_covar to the square of the values' precision."
+                remedy = "Use fewer components, or raise reg_covar to the square of the values' precision"
                 warn(message + remedy, DegenerateComponentWarning, kind="spike", **figures)
             else:
-                note("far-component", message + "It lies far outside the others.", **figures)
+                note("far-component", message + "It lies far outside the others", **figures)
 
 
 def _rows_of(rows: Rows, params: MixtureParams, k: int) -> list[int]:

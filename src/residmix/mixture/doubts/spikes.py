@@ -1,4 +1,4 @@
-"""Components that sit on a handful of rows: the likelihood has no upper bound there, so they win and say nothing."""
+"""Degenerate components on a few rows, where the likelihood is unbounded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANY = 100_000
 
 
 def count(rows: Rows) -> float:
-    """Return the sum of the rows' weights, if there may be few enough for it to matter; else their number."""
+    """Return the sum of the rows' weights if there are few rows, else their number."""
     return float(rows.fold(_weight, operator.add)) if rows.n_rows <= MANY else float(rows.n_rows)
 
 
@@ -41,7 +41,7 @@ def spikes(
     far: NDArray[np.bool_] | None = None,
     ridge: float | Floats | None = None,
 ) -> list[int]:
-    """Return the components that sit on a few rows, or on rows that are all but equal, amid the others.
+    """Return the components that sit on a few rows, or on nearly equal rows, amid the others.
 
     A component of N rows in d dimensions is a spike if its standard deviation in some direction is less than 3 % of
     what components have there on average, and N is at most 2 (d + 1); or less than .1 %, whatever N is. The
@@ -52,10 +52,10 @@ def spikes(
     total : float
         Sum of the rows' weights.
     far : ndarray of bool (K,), optional
-        Components far outside, where a few rows deserve a component.
+        Components far outside, which may have few rows.
     ridge : float, ndarray (d,) or ndarray (d, d), optional
-        What the covariances have more than the rows. If it's given, more than a few rows are a spike only where they
-        have no spread but that: rows that lie in a plane by nature have some.
+        The regularisation in the covariances. If it is given, a component with more than a few rows is a spike only if
+        it has no spread beyond that, since rows may lie in a plane.
     """
     of = params.family
     if of.shared or params.n_components == 1:

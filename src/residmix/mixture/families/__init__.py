@@ -1,1 +1,1 @@
-"""Covariance families as values: what is alike between components, and what follows from that."""
+"""Covariance families as values: what components share, and the estimates that follow."""

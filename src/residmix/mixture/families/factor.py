@@ -1,4 +1,4 @@
-r"""Factor-analytic covariances, :math:`\Sigma_k = \Lambda_k \Lambda_k' + \Psi_k`: few factors and a variance each.
+r"""Factor-analytic covariances, :math:`\Sigma_k = \Lambda_k \Lambda_k' + \Psi_k`: few factors, unique variances.
 
 :math:`\Lambda_k` (d, q) are loadings, :math:`\Psi_k` is diagonal: a mixture of factor analysers (Ghahramani & Hinton
 1996; McLachlan & Peel 2000, "Mixtures of factor analyzers", ICML), for more features than full covariances can be
@@ -33,7 +33,7 @@ HEYWOOD = 1e-6
 
 
 def most_factors(n_features: int) -> int:
-    """Return the largest number of factors that a covariance determines: (d - q)^2 >= d + q (Ledermann 1937)."""
+    """Return the largest identifiable number of factors: (d - q)^2 >= d + q (Ledermann 1937)."""
     d = n_features
     return max(1, math.floor((2 * d + 1 - math.sqrt(8 * d + 1)) / 2 + 1e-9))
 
@@ -42,8 +42,7 @@ def most_factors(n_features: int) -> int:
 class FactorFamily(Family):
     """Mixtures of factor analysers with `n_factors` factors in each component.
 
-    What tells a member from its neighbours doesn't follow from its covariances alone: `parts` (K, d, q + 1) hold the
-    loadings and, last, the square roots of the features' own variances.
+    `parts` (K, d, q + 1) hold the loadings and, last, the square roots of the unique variances of the features.
     """
 
     volume: str = "V"
@@ -62,7 +61,7 @@ class FactorFamily(Family):
         return n_components * (d * q + d - q * (q - 1) // 2)
 
     def rows_needed(self, n_features: int) -> int:
-        """Return how many rows determine a component."""
+        """Return how many rows a component needs."""
         return min(self.n_factors, n_features) + 2
 
     def fit(self, W: Floats, n: Floats, previous: Floats | None = None) -> Floats:

@@ -1,4 +1,4 @@
-r"""What an M-step obeys besides its family: a prior, and a bound on the ratio of eigenvalues.
+r"""Constraints on the M-step: a prior, and a bound on the ratio of eigenvalues.
 
 With the prior the M-step maximises the posterior of
 
@@ -40,13 +40,13 @@ class Prior:
     mean : ndarray (d,)
         :math:`\mu_P`.
     strength : float
-        :math:`\kappa`: rows that the prior of a mean counts for.
+        :math:`\kappa`: weight of the prior of a mean, in rows.
     dof : float
         :math:`\nu`.
     scale : ndarray (d, d)
         :math:`\Lambda`.
     dirichlet : float
-        :math:`\alpha`; 1 says nothing of the weights.
+        :math:`\alpha`; 1 is a flat prior of the weights.
     """
 
     mean: Floats

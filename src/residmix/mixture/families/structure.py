@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Family:
-    """What tells one family from another.
+    """A covariance family.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Family:
         return how_often[self.volume] + how_often[self.shape] * (d - 1) + how_often[self.orientation] * d * (d - 1) // 2
 
     def rows_needed(self, n_features: int) -> int:
-        """Return how many rows a component has at least, if it tells of more than these."""
+        """Return how many rows a component needs at least."""
         return 2 if self.isotropic else n_features + 1
 
     # ---- arrays as they are kept -------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What a mixture given metadata has besides: coefficients that components share, and a gate for their proportions."""
+"""Parts of a mixture given metadata: coefficients, and a gate for the mixing weights."""

@@ -1,4 +1,4 @@
-"""Components of rows so far out that their squared distances overflow."""
+"""Components of rows whose squared distances overflow."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """What components say of rows with errors.
+    """Densities and expectations of rows with errors, by component.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ def check_errors(values: ArrayLike, n_rows: int, n_features: int) -> Floats:
     Raises
     ------
     ValueError
-        Unless they are finite and variances, or covariances.
+        Unless they are finite and valid variances or covariances.
     """
     given: Any = np.asarray(values, dtype=np.float64)
     n, d = n_rows, n_features
@@ -102,14 +102,12 @@ def check_errors(values: ArrayLike, n_rows: int, n_features: int) -> Floats:
             f"error_covariance must have shape {(n, d)} (variances) or {(n, d, d)} (covariances), not {given.shape}"
         )
     if not np.isfinite(given).all():
-        raise ValueError(
-            "error_covariance must be finite; a value of no use at all is NaN in X, with missing values allowed"
-        )
+        raise ValueError("error_covariance must be finite; mark a useless value as NaN in X, and allow missing values")
     variances = given if given.ndim == 2 else np.diagonal(given, axis1=1, axis2=2)
     if (variances < 0).any():
         raise ValueError(
-            f"error_covariance holds variances, which can't be negative; row {int(np.argmin(variances.min(axis=1)))} "
-            f"has {variances.min():.3g}"
+            f"error_covariance must not have negative variances; row {int(np.argmin(variances.min(axis=1)))} has "
+            f"{variances.min():.3g}"
         )
     if given.ndim == 3:
         size = np.maximum(variances.max(axis=1), 1e-300)
@@ -129,5 +127,5 @@ def local_errors(values: ArrayLike | None, rows: Rows) -> Floats | None:
     if values is None:
         return None
     if not rows.local:
-        raise ValueError("error_covariance is an array in this process, so X must be, too; compute it first")
+        raise ValueError("error_covariance needs X in memory; load or compute X first")
     return check_errors(values, rows.n_rows, rows.n_features)

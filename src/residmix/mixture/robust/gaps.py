@@ -1,4 +1,4 @@
-r"""Rows with missing values: what is there of a row, and what is to be expected of the rest, pattern by pattern.
+r"""Rows with missing values: densities of observed values and expectations of missing ones, by pattern.
 
 Of component k the values that are there have the density :math:`N(x_o \mid \mu_{ko}, \Sigma_{koo})`, and the others
 the mean :math:`\mu_{km} + B_k (x_o - \mu_{ko})` with :math:`B_k = \Sigma_{kmo} \Sigma_{koo}^{-1}`, and the covariance
@@ -25,13 +25,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Rows that lack the same features.
+    """Rows with the same missing features.
 
     Attributes
     ----------
     rows : ndarray of int
     seen, gone : ndarray of int
-        Features that are there, and that aren't.
+        Observed and missing features.
     log_det : ndarray (K,)
         Minus half the logarithm of the determinants of the covariances of what is there.
     distance : ndarray (rows, K)
@@ -99,7 +99,9 @@ def single_normal(x: Floats, w: Floats | None, reg_covar: float) -> MixtureParam
     counts = there.sum(axis=0)
     empty = np.flatnonzero(counts == 0)
     if empty.size:
-        raise ValueError(f"columns {empty[:10].tolist()} have no value in the rows looked at; leave them out")
+        raise ValueError(
+            f"columns {empty[:10].tolist()} have only missing values in the rows used to find starts; leave them out"
+        )
     filled = np.where(np.isnan(x), 0.0, x)
     mean = (there * filled).sum(axis=0) / counts
     variance = (there * (filled - mean) ** 2).sum(axis=0) / counts

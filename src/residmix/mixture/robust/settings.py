@@ -1,4 +1,4 @@
-"""What a fit obeys besides its family: trimming, priors, bounds and floors; and what doesn't go together."""
+"""Settings for trimming, priors, bounds and regularisation, and checks that they are compatible."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ class MixtureSettings:
         if self.n_factors is not None and FACTOR not in kinds(self.covariance_type):
             raise ValueError(f'n_factors={self.n_factors} needs covariance_type="factor", not {self.covariance_type!r}')
         if FACTOR in kinds(self.covariance_type) and n_features < 3:
-            raise ValueError(f'covariance_type="factor" needs 3 features or more, not {n_features}; use "full"')
+            raise ValueError(f'covariance_type="factor" needs at least 3 features, not {n_features}; use "full"')
         if self.n_factors is not None and self.n_factors > most_factors(n_features):
             raise ValueError(
-                f"n_factors={self.n_factors} is more than {n_features} features determine: at most "
+                f"n_factors={self.n_factors} is too many for {n_features} features; use at most "
                 f"{most_factors(n_features)}"
             )
         refuse_too_large(self._kinds(n_features), min(sizes(self.n_components)), n_features)
@@ -111,14 +111,14 @@ class MixtureSettings:
         if self.eigenvalue_ratio is not None and unbound:
             raise ValueError(
                 f"eigenvalue_ratio={self.eigenvalue_ratio:g} needs a covariance_type among {', '.join(BOUNDED)} (or "
-                f"full, tied, diag, spherical); it can't bound {', '.join(unbound)}"
+                f"full, tied, diag, spherical); it doesn't work with {', '.join(unbound)}"
             )
         if self.trim and self.noise:
-            raise ValueError(f"trim={self.trim:g} and noise=True both take rows out of the clusters; give one of them")
+            raise ValueError(f"trim={self.trim:g} can't be combined with noise=True; use one of them")
         if self.prior is not None and self.distribution == "t":
-            raise ValueError('prior is of normal components; it needs distribution="gaussian", not "t"')
+            raise ValueError('prior= needs distribution="gaussian", not "t"')
         if errors and self.distribution == "t":
-            raise ValueError('error_covariance is of normal components; it needs distribution="gaussian", not "t"')
+            raise ValueError('error_covariance= needs distribution="gaussian", not "t"')
 
     def _whole(self, rows: Rows) -> Rows:
         raise AssertionError
@@ -161,7 +161,7 @@ class MixtureSettings:
         """Raise where a stream's steps wouldn't be what the settings say."""
         for name, given in (("trim", self.trim), ("prior", self.prior), ("eigenvalue_ratio", self.eigenvalue_ratio)):
             if given:
-                raise ValueError(f"{name}={given!r} needs all rows at once: use fit, or partial_fit without {name}")
+                raise ValueError(f"partial_fit doesn't work with {name}={given!r}; use fit, or leave {name} out")
 
 
 def refuse_too_large(kinds: Sequence[str], n_components: int, n_features: int) -> None:
@@ -217,7 +217,8 @@ def _prior(given: Mapping[str, Any], n: float, centre: Floats, scatter: Floats) 
     unknown = [key for key in given if key not in PRIOR_KEYS]
     if unknown:
         raise ValueError(
-            f"prior has no {unknown[0]!r}{did_you_mean(unknown[0], PRIOR_KEYS)}; it knows {', '.join(PRIOR_KEYS)}"
+            f"prior has no key {unknown[0]!r}{did_you_mean(unknown[0], PRIOR_KEYS)}; the keys are "
+            f"{', '.join(PRIOR_KEYS)}"
         )
     strength, dof = given.get("shrinkage", SHRINKAGE), given.get("dof", d + 2.0)
     alpha = given.get("dirichlet", 1.0)
@@ -228,6 +229,6 @@ def _prior(given: Mapping[str, Any], n: float, centre: Floats, scatter: Floats) 
     scale = np.asarray(given.get("scale", scatter / max(n - 1.0, 1.0)), dtype=np.float64)
     if mean.shape != (d,) or scale.shape != (d, d):
         raise ValueError(
-            f"prior's mean and scale must have shapes {(d,)} and {(d, d)}, not {mean.shape}, {scale.shape}"
+            f"prior's mean and scale must have the shapes {(d,)} and {(d, d)}, not {mean.shape} and {scale.shape}"
         )
     return Prior(mean, float(strength), float(dof), scale, float(alpha))

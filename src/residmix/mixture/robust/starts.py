@@ -42,7 +42,7 @@ def box_of(rows: Rows) -> Floats:
     flat = np.flatnonzero(~(box[1] > box[0]))
     if flat.size:
         named = flat[:10].tolist()
-        raise ValueError(f"noise needs features that vary, but columns {named} are constant; leave them out")
+        raise ValueError(f"noise=True needs features that vary, but columns {named} are constant; leave them out")
     return box
 
 

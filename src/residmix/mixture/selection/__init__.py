@@ -1,1 +1,1 @@
-"""How many components, and of which family: candidates, where their fits begin, and which of them is kept."""
+"""Model selection: candidates, their starts, and the choice of the best."""

@@ -1,4 +1,4 @@
-"""Which numbers of components and which families are tried."""
+"""The numbers of components and the families to try."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ def sizes(n_components: Any) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        Unless they are whole numbers from 1.
+        Unless they are positive whole numbers.
     """
     if isinstance(n_components, str):
         return AUTO_SIZES
     given = [n_components] if isinstance(n_components, Integral) else _items(n_components)
     if not given or any(isinstance(k, bool | np.bool_) or not isinstance(k, Integral) or k < 1 for k in given):
-        raise ValueError(f"n_components must be a whole number from 1, a list of them or 'auto', not {n_components!r}")
+        raise ValueError(
+            f"n_components must be a positive whole number, a list of them or 'auto', not {n_components!r}"
+        )
     return tuple(sorted({int(k) for k in given}))
 
 

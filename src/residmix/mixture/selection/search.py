@@ -1,9 +1,9 @@
-r"""Candidates, what they are worth, and the best of them.
+r"""Candidates, their criteria, and the best of them.
 
 .. math:: BIC = -2 \log L + p \log n, \qquad ICL = BIC + 2 \textstyle\sum_i w_i H_i, \qquad AIC = -2 \log L + 2 p
 
 with p free parameters, n the sum of the weights and :math:`H_i` the entropy of a row's shares (Schwarz 1978; Biernacki,
-Celeux & Govaert 2000; Akaike 1974): the lower, the better.
+Celeux & Govaert 2000; Akaike 1974): lower is better.
 """
 
 from __future__ import annotations

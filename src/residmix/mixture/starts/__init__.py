@@ -1,4 +1,4 @@
-"""Where EM begins."""
+"""Starting values of EM."""
 
 from residmix.mixture.starts.find import INIT_PARAMS, find_start, find_starts
 from residmix.mixture.starts.given import check_given, check_goes_on

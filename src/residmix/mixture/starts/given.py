@@ -1,4 +1,4 @@
-"""Starting values that the user gives, and fits that go on from an earlier one."""
+"""Starting values from the user, and fits that continue an earlier one."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def check_goes_on(
     K, d = n_components, n_features
     if means.shape != (K, d) or covariances.shape != family(covariance_type).shape_of(K, d):
         raise ValueError(
-            f"{method} goes on from the last fit, but that has means of shape {means.shape} and covariances of shape "
-            f"{covariances.shape}, which isn't n_components={K} and covariance_type={covariance_type!r} with {d} "
-            "features; begin anew with a clone of the estimator"
+            f"{method} continues the last fit, but its means of shape {means.shape} and covariances of shape "
+            f"{covariances.shape} don't fit n_components={K}, covariance_type={covariance_type!r} and {d} features; "
+            "fit a clone of the estimator instead"
         )
 
 

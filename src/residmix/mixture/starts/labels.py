@@ -28,11 +28,13 @@ def check_labels(labels: Any, n_rows: int, n_components: int) -> NDArray[np.intp
     """Return labels as numbers from 0 in sorted order, or raise unless there are `n_components`, one a row."""
     given = column_or_1d(check_array(labels, ensure_2d=False, dtype=None, input_name="labels_init"))
     if len(given) != n_rows:
-        raise ValueError(f"labels_init must have one label for each of the {n_rows} rows; got {len(given)}")
+        raise ValueError(f"labels_init must have one label for each of the {n_rows} rows, but has {len(given)}")
     known, numbers = np.unique(given, return_inverse=True)
     if len(known) != n_components:
         shown = ", ".join(str(label) for label in known[:10]) + (", ..." if len(known) > 10 else "")
-        raise ValueError(f"labels_init has {len(known)} different labels ({shown}), but n_components={n_components}")
+        raise ValueError(
+            f"labels_init must have n_components={n_components} distinct labels, but has {len(known)} ({shown})"
+        )
     return numbers.astype(np.intp)
 
 
@@ -78,7 +80,10 @@ def moments_of_labels(rows: Rows, labels: NDArray[np.intp], n_components: int) -
         moments = fold(rows, partial(_labelled, labels, centres), MixtureMoments.merge)
         if not (moments.weight > 0).all():
             empty = np.flatnonzero(moments.weight == 0).tolist()
-            raise ValueError(f"all rows of the labels number {empty} (in sorted order) have weight 0; leave them out")
+            raise ValueError(
+                f"labels_init: all rows of the labels at positions {empty} (in sorted order) have "
+                "weight 0; leave these labels out"
+            )
         if again == 0:
             centres = centres + moments.shift / moments.weight[:, None]
     return moments, centres

@@ -1,4 +1,4 @@
-"""The rows that starts are found on, in coordinates of their own: what the features are measured in doesn't count."""
+"""The rows that starts are found on, in coordinates that don't depend on the units of the features."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class Sample:
         if 2 * w[bounded].sum() <= w.sum():
             columns = np.flatnonzero((np.abs(x) >= LARGEST).any(axis=0))
             raise ValueError(
-                f"values are too large (up to {np.abs(x).max():.3g}, in columns {columns[:10].tolist()}): their "
-                "squares overflow; divide the columns by a constant"
+                f"values in columns {columns[:10].tolist()} are too large (up to {np.abs(x).max():.3g}), because "
+                "their squares overflow; divide these columns by a constant"
             )
         x, w = x[bounded], w[bounded]
         middle, spread = _robust(x, w)

@@ -1,1 +1,1 @@
-"""Least squares with factors of so many levels that they have sums in place of columns."""
+"""Least squares with absorbed factors: factors with too many levels for columns."""

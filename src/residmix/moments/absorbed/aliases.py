@@ -1,4 +1,4 @@
-"""Which of all least-squares fits, beside absorbed factors: the rule of :mod:`residmix.moments.solving.aliased`."""
+"""The choice among least-squares solutions with absorbed factors, as in :mod:`residmix.moments.solving.aliased`."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Remaining(Protocol):
 
 @dataclass(frozen=True)
 class _Block:
-    """What contributes: the levels of a factor, or some dense columns. Directions (r, m) may be sparse."""
+    """The levels of a factor, or some dense columns. Directions (r, m) may be sparse."""
 
     system: Remaining
     factor: int | None
     where: NDArray[np.int64]  # among the remaining unknowns
 
     def of_direction(self, rest: Array) -> Array:
-        """Return the change of the block's own unknowns along directions that leave the fit as it is."""
+        """Return the change of the block's own unknowns along directions that don't change the fit."""
         if self.factor == self.system.first:
             return -self.system.inverse[:, None] * (self.system.link.T @ rest)
         return rest[self.where]
@@ -116,13 +116,13 @@ class _Step:
 
 
 class FactorAliases:
-    """What is to be done about the null space of a design with absorbed factors.
+    """The choice of a solution in the null space of a design with absorbed factors.
 
     Parameters
     ----------
     system : Remaining
     null : ndarray or sparse (r, k)
-        Directions of the remaining unknowns, which take the eliminated factor's levels with them.
+        Directions of the remaining unknowns, which determine those of the eliminated factor's levels.
     parts : sequence of Part
         In order.
 
@@ -167,7 +167,7 @@ class FactorAliases:
         return plain(self.null[self._system.places[-1]])
 
     def settled(self, first: Array, rest: Array) -> tuple[Array, Array]:
-        """Return effects (L1, d) and other unknowns (r, d) that fit as these do, with least contributions."""
+        """Return effects (L1, d) and other unknowns (r, d) with the same fit and the smallest contributions."""
         system = self._system
         for step in self._steps:
             change = step.directions @ step.coefficients(first, rest)

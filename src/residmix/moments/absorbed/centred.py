@@ -1,4 +1,4 @@
-"""Scatter of contributions along many directions, most of which have nothing to do with each other."""
+"""Scatter of contributions along many directions, most of which are orthogonal to each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MEETING = 500
 
 @dataclass(frozen=True)
 class Independent:
-    """Independent directions (p,), how they are solved for, and what the others (k,) are made of them, (p, k)."""
+    """Independent directions (p,), their solver, and the others (k,) as combinations of them, (p, k)."""
 
     pivots: NDArray[np.int64]
     others: NDArray[np.int64]
@@ -35,8 +35,9 @@ class Independent:
 class Centred:
     r""":math:`H = G - t t' / W`, scatter of contributions with products G and sums t over rows of weight W.
 
-    Where factors are nested, there is a direction for each level of the outer one, and G is all but diagonal: few
-    directions meet others. The rest is eliminated by Sherman and Morrison's formula, lest 5,000 levels cost their cube.
+    With nested factors there is a direction for each level of the outer one, and G is nearly diagonal. The diagonal
+    part is eliminated with the formula of Sherman and Morrison, since a dense solver would cost the cube of the number
+    of levels.
 
     Attributes
     ----------

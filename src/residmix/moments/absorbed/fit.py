@@ -1,10 +1,10 @@
-r"""Least squares with absorbed factors: effects of thousands of levels without a column for any of them.
+r"""Least squares with absorbed factors: effects of thousands of levels without columns.
 
 The largest factor is eliminated exactly, since its block of the normal equations is diagonal (for one factor this is
-the theorem of Frisch, Waugh and Lovell: regress what is left within levels). What remains is the Schur complement
-:math:`S = G_{RR} - G_{R1} D_1^{-1} G_{1R}` for the other factors' levels, the dense columns and the intercept:
-solved by a Cholesky factorisation with pivoting, which reveals the rank, or beyond a few thousand rows by conjugate
-gradients.
+the theorem of Frisch, Waugh and Lovell: a regression of deviations from level means). What remains is the Schur
+complement :math:`S = G_{RR} - G_{R1} D_1^{-1} G_{1R}` for the other factors' levels, the dense columns and the
+intercept: solved by a Cholesky factorisation with pivoting, which reveals the rank, or beyond a few thousand rows by
+conjugate gradients.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FactorFit(LinearFit):
     level_weight : tuple of ndarray (L,)
         Sum of the weights of each level.
     nested : dict of int to tuple of int
-        Factor to those of its levels that the other factors determine, beyond the one that always is.
+        For each factor, its levels that the other factors determine, beyond the one that always is.
     """
 
     effects: tuple[Array, ...] = ()
@@ -60,7 +60,7 @@ class FactorFit(LinearFit):
     nested: dict[int, tuple[int, ...]] | None = None
 
     def affine(self, n_removed: int | None = None) -> WithEffects:
-        """Return the map to the residual, which takes out all factors, the first `n_removed` columns and the mean."""
+        """Return the map to the residual, which removes all factors, the first `n_removed` columns and the mean."""
         plain = super().affine(n_removed)
         effects = tuple(np.vstack([e, _level_mean(e)]) for e in self.effects)
         return WithEffects(plain.origin_x, plain.origin_a, plain.coef, plain.constant, plain.sign, effects)
@@ -92,8 +92,8 @@ def fit_factors(
     check : callable, optional
         Looks at the moments before anything is solved.
     parts : sequence of Part, optional
-        The terms, in order: what decides where they are aliased (see `residmix.moments.solving.aliased`). Default: the
-        factors, then each column by itself.
+        The terms, in order, which decides how shared effects are divided (see `residmix.moments.solving.aliased`).
+        Default: the factors, then each column by itself.
     """
     moments = fold_factors(rows, sizes)
     if check is not None:
@@ -120,7 +120,7 @@ def fit_factor_moments(moments: FactorMoments, rows: Rows, parts: Sequence[Part]
 
 
 def features_with_gaps(moments: FactorMoments) -> NDArray[np.bool_]:
-    """Tell which features lack some rows (d,): sums by level, whose weights are all features' own, don't hold those."""
+    """Return a mask of the features with missing values (d,), which sums by level don't support."""
     return np.any([~np.isfinite(s.x).all(axis=0) for s in moments.sums], axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Solvers of the Schur complement that is left where one absorbed factor is eliminated."""
+"""Solvers of the Schur complement after one absorbed factor is eliminated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _iterative(
 ) -> tuple[Callable[[Array], Array], NDArray[np.bool_], float, float]:
     """Return conjugate gradients on the Schur complement, preconditioned by its diagonal, for many right-hand sides.
 
-    The complement is singular (effects of two factors trade a constant), but its right-hand sides lie in its range,
+    The complement is singular (a constant can be moved between two factors), but its right-hand sides lie in its range,
     where conjugate gradients converge.
     """
     left = sparse.csr_array(link * inverse)
@@ -95,8 +95,9 @@ def _iterative(
         left_over = float(np.sqrt(np.max(energy / np.where(goal > 0, goal, 1.0))))
         if left_over > 1e-9:
             warn(
-                f"the effects of crossed factors did not converge in {_MAX_STEPS} steps: a share of {left_over:.1e} "
-                "is still missing. Few rows connect their levels: merge rare ones, or remove one factor at a time",
+                f"the effects of crossed factors did not converge in {_MAX_STEPS} steps (relative error "
+                f"{left_over:.1e}), since few rows connect their levels. Merge rare levels, or remove one factor at "
+                "a time",
                 DesignWarning,
             )
         return out

@@ -1,4 +1,4 @@
-"""Sums by level: what least squares needs of a factor with too many levels to be written out as columns."""
+"""Sums by level: the moments of a factor with too many levels for columns."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ class FactorStep:
             if codes.min(initial=0) < 0:
                 row = block.start + int(np.argmax(codes < 0))
                 raise ValueError(
-                    f"a factor of {size} levels is missing in row {row}; it can't take missing='mean' in fit: use "
-                    "missing='indicator', which makes missing a level"
+                    f"a factor of {size} levels has a missing value in row {row}, and too many levels for "
+                    "missing='mean' in fit; use missing='indicator'"
                 )
         with np.errstate(invalid="ignore", over="ignore"):
             linear, sums = self._summed(block)

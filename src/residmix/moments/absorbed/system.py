@@ -49,7 +49,7 @@ class System:
 
     @cached_property
     def aliases(self) -> FactorAliases:
-        """What the pivots left out: each such unknown, less what the others make of it."""
+        """Null directions: each unknown without a pivot, less its combination of the others."""
         places = self.places
         active = np.zeros(len(self.kept), dtype=bool)
         for f in self.others:
@@ -73,7 +73,7 @@ class System:
         return FactorAliases(self, null, self.parts)
 
     def settled_unknowns(self, x_first: Array, x_rest: Array) -> tuple[Array, Array]:
-        """Return the solution of least contributions."""
+        """Return the solution with the smallest contributions."""
         found = self.unknowns(x_first, x_rest)
         return found if self.kept.all() else self.aliases.settled(*found)
 

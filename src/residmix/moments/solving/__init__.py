@@ -1,1 +1,1 @@
-"""Least squares from moments: which solution, and with how many digits."""
+"""Least squares from moments: the choice of a solution, and its accuracy."""

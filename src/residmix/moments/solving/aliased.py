@@ -1,13 +1,14 @@
-r"""Which of all least-squares fits, where columns determine each other: the one of least contributions.
+r"""The choice among least-squares solutions of a rank-deficient design: the one with the smallest contributions.
 
-Let :math:`A_t b_t` be what term t contributes to the (centred) rows. Of all coefficients b that fit alike, those are
-taken whose preserved part :math:`\sum_{t\,preserved} A_t b_t` has the least norm over the rows; of these, those whose
-last term's contribution has; then the last but one's, and so on. So removed terms take what they share with preserved
-ones, and earlier terms what they share with later ones. Norms of contributions depend on the spans of the terms only:
-neither on the features' means nor on units, reference levels or the order of levels, as a norm of coefficients does.
+Let :math:`A_t b_t` be the contribution of term t to the (centred) rows. Of all coefficients b with the same fit, those
+are chosen whose preserved part :math:`\sum_{t\,preserved} A_t b_t` has the least norm over the rows; of these, those
+with the least norm of the last term's contribution; then of the last but one, and so on. So effects shared by removed
+and preserved terms are attributed to the removed ones, and those shared by several terms to the earliest. These norms
+depend only on the spans of the terms: not on the features' means, units, reference levels or the order of levels, as a
+norm of coefficients would.
 
-With N a basis of the directions of b that leave the fit as it is, the k-th minimum is over :math:`b + N c`:
-:math:`c = -(A_t N)^{+} A_t b`, and N shrinks to the null space of :math:`A_t N`.
+With N a basis of the directions of b that don't change the fit, the k-th minimum is over :math:`b + N c`: :math:`c =
+-(A_t N)^{+} A_t b`, and N shrinks to the null space of :math:`A_t N`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MOVES = 1e-6
 
 
 class Part(Protocol):
-    """What contributes to the rows as one: :class:`residmix.design.terms.Term` is such a thing."""
+    """Columns whose contribution counts as one, such as a :class:`residmix.design.terms.Term`."""
 
     @property
     def columns(self) -> slice: ...
@@ -67,14 +68,14 @@ def absorbed_first(n_factors: int, q: int) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Aliases:
-    """What is to be done about the null space of a design.
+    """The choice of a solution in the null space of a design.
 
     Attributes
     ----------
     project : ndarray (q, q)
-        ``project @ b`` fits as b does, with least contributions.
+        ``project @ b`` has the same fit as b and the smallest contributions.
     unknown : ndarray of bool (q,)
-        Coefficients that the columns of their own and of earlier terms leave open.
+        Coefficients that can't be estimated, given the columns of their own and of earlier terms.
     within : ndarray (q, m)
         Directions that change no term's contribution to any row.
     """
@@ -91,7 +92,7 @@ def stages(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 def aliases_of(roots: Array, null: Array, parts: Sequence[Part], tolerance: float) -> Aliases:
-    """Return what is to be done about directions (q, k) of coefficients that don't change the fit.
+    """Return the choice of a solution along directions (q, k) of coefficients that don't change the fit.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def aliases_of(roots: Array, null: Array, parts: Sequence[Part], tolerance: floa
     null : ndarray (q, k)
         Orthonormal.
     tolerance : float
-        Up to which contributions of nothing are known.
+        Below which contributions count as zero.
     """
     q = len(null)
     project, unknown = np.eye(q), np.zeros(q, dtype=bool)

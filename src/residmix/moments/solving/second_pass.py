@@ -1,4 +1,4 @@
-"""Further looks at the rows: the triangular factor that an ill-conditioned design needs, and what residuals still hold.
+"""Further passes over the rows: a QR factor for ill-conditioned designs, and products of residuals for refinement.
 
 A Gram matrix squares the condition number. The triangular factor of the stacked blocks doesn't: factor each block, then
 factor the stacked factors (TSQR; Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012). Residuals are
@@ -90,7 +90,7 @@ def merge_triangles(one: Triangle, two: Triangle) -> Triangle:
 
 @dataclass
 class ResidualMoments:
-    """What is left in residuals r: products with ``z = [a - origin_a, 1]``, and their squares.
+    """Moments of residuals r: products with ``z = [a - origin_a, 1]``, and their squares.
 
     Attributes
     ----------

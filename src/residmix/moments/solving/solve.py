@@ -49,14 +49,14 @@ def fit_linear(
     Parameters
     ----------
     rows : Rows
-        With a dense design; NaN in X means that the feature lacks the row.
+        With a dense design; NaN in X is a missing value.
     penalty : ndarray (q, q) or (d, q, q), optional
         Positive semi-definite P: adds ``b' P b`` to the sum of squares, in the design's own units.
     parts : sequence of Part, optional
-        The terms, in order: what decides where columns are aliased (see `residmix.moments.solving.aliased`). Default:
-        each column by itself.
+        The terms, in order, which decides how shared effects are divided (see `residmix.moments.solving.aliased`).
+        Default: each column by itself.
     check : callable, optional
-        Looks at the moments before anything is solved.
+        Checks the moments before anything is solved.
 
     Returns
     -------
@@ -95,19 +95,19 @@ def fit_moments(
 
 
 def solve_moments(moments: LinearMoments, *, penalty: Array | None = None, parts: Sequence[Part] = ()) -> LinearFit:
-    """Fit from moments alone, where the rows can't be seen again (streams, merged fits).
+    """Fit from moments alone, if the rows can't be read again (streams, merged fits).
 
-    As :func:`fit_linear`, but designs whose condition number is above about 1e3 keep fewer digits, and above about 1e6
-    their nearly aliased directions count as aliased.
+    As :func:`fit_linear`, but the result is less accurate for designs with a condition number above about 1e3, and
+    nearly aliased directions count as aliased above about 1e6.
     """
     spectra = spectra_of(moments, penalty, parts)
     return _solution(moments, spectra, _gram_coefficients(moments, spectra))
 
 
 def constant_features(moments: LinearMoments) -> NDArray[np.bool_]:
-    """Tell which features don't vary, up to the rounding of their mean, (d,).
+    """Return a mask of the features that are constant up to the rounding of their mean, (d,).
 
-    The rounding in their moments must not become effects: tiny as these are, a scaler makes pure metadata of them.
+    Rounding errors in their moments must not become effects, which scaling would blow up.
     """
     mean = np.abs(moments.origin_x + moments.offset_x)
     weight = np.broadcast_to(moments.weight, mean.shape)
@@ -196,7 +196,7 @@ def _effects_dwarf_residual(fit: LinearFit, spectra: list[Spectrum]) -> bool:
 
 
 def _refined(rows: Rows, fit: LinearFit, spectra: list[Spectrum], constant: NDArray[np.bool_]) -> LinearFit:
-    r"""Solve again and again for what the residuals still hold of the design, until nothing moves.
+    r"""Refine the solution with the products of residuals and design, until it doesn't change.
 
     With the factor R of the design A and residuals r in twice the working precision, a step solves
     :math:`R'R \, \delta = A' r` (corrected seminormal equations: Björck, Linear Algebra Appl. 88, 1987, section 5).

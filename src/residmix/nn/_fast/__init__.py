@@ -1,7 +1,7 @@
-"""All that is there for speed: hand-written gradients, compiled steps, parameters side by side.
+"""Optimised code: hand-written gradients, compiled steps, stacked parameters.
 
-Everything here computes what plain torch computes elsewhere, to rounding, and tests hold the two together. With
-``RESIDMIX_NN_FAST=0`` in the environment, or inside `plain`, nothing of it runs.
+Everything here gives the same results as plain torch code elsewhere, up to rounding, and tests compare the two. With
+``RESIDMIX_NN_FAST=0`` in the environment, or inside `plain`, the plain code runs instead.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _on = os.environ.get("RESIDMIX_NN_FAST", "1") != "0"
 
 
 def enabled() -> bool:
-    """Whether the fast ways are taken."""
+    """Whether the optimised code is used."""
     return _on
 
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Take the plain ways inside, in all threads."""
+    """Use the plain code inside the block, in all threads."""
     global _on
     before, _on = _on, False
     try:

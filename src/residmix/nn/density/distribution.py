@@ -62,7 +62,7 @@ class MixtureOfGaussians(Distribution):
         factor: Tensor | None = None,
     ) -> None:
         if (scale is None) == (scale_tril is None) or (factor is not None and scale is None):
-            raise ValueError("give scale, or scale_tril, or scale and factor")
+            raise ValueError("MixtureOfGaussians needs either scale, or scale_tril, or scale and factor")
         self.logits = logits
         self.means = means
         self.scale = scale
@@ -195,7 +195,7 @@ class MixtureOfGaussians(Distribution):
             For several targets with full or low-rank covariances, whose boxes have no closed form.
         """
         if self.event_shape[0] > 1 and (self.scale_tril is not None or self.factor is not None):
-            raise ValueError("grid cells of several targets need a diagonal or spherical covariance")
+            raise ValueError("log_cell_prob with several targets needs a diagonal or spherical covariance")
         self._check_targets(value)
         observed = ~torch.isnan(value)
         clean = torch.where(observed, value, torch.zeros_like(value)).unsqueeze(-2)
@@ -310,7 +310,7 @@ class MixtureOfGaussians(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values of shape ``(*sample_shape, ..., D)``: a component, then all its targets together."""
+        """Draw values of shape ``(*sample_shape, ..., D)``."""
         shape = torch.Size(sample_shape)
         chosen = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(shape)
         size = (*shape, *self.batch_shape, self.n_components, self._noise_width)
@@ -323,7 +323,7 @@ class MixtureOfGaussians(Distribution):
     def entropy(self) -> Tensor:
         """Differential entropy in nats, (...): Gauss-Hermite quadrature for one target, else 256 fixed Sobol points.
 
-        The Sobol points give two digits.
+        Sobol points give about two correct digits.
         """
         if self.event_shape[0] == 1:
             weights, means, scales = (a[..., 0, :] for a in self.marginal_arrays())
@@ -368,7 +368,7 @@ class MixtureOfGaussians(Distribution):
         return MixtureOfGaussians(self.logits, self.means[..., targets], scale_tril=tril)
 
     def pooled(self, log_share: Tensor | None = None) -> MixtureOfGaussians:
-        """Pool the first batch dimension (the members of an ensemble) into one mixture of M x K components."""
+        """Merge the first batch dimension (the members of an ensemble) into one mixture of M x K components."""
         M = self.batch_shape[0]
         log_weights = self.log_weights
         share = log_weights.new_full((M,), -math.log(M)) if log_share is None else log_share.to(log_weights)

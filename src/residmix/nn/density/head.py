@@ -49,10 +49,10 @@ class MixtureDensityHead(nn.Module):
     .. math:: p(y | h) = \sum_k \pi_k(h) N(y | \mu_k(h), \Sigma_k(h)), \quad
               s(h) = s_{min} + softplus(r) / (1 + softplus(r) / s_{max})
 
-    Weights enter as logits, standard deviations between `min_scale` and `min_scale + max_scale`. A full covariance
-    is given by its Cholesky factor :math:`L = diag(s) (I + T)` with T strictly lower triangular and bounded, a
-    low-rank one by :math:`diag(s^2) + diag(s) V V' diag(s)` with V bounded: never singular, never infinite.
-    The scales presume targets of about unit spread; `MDNRegressor` sees to that.
+    Weights enter as logits, standard deviations between `min_scale` and `min_scale + max_scale`. A full covariance is
+    given by its Cholesky factor :math:`L = diag(s) (I + T)` with T strictly lower triangular and bounded, a low-rank
+    one by :math:`diag(s^2) + diag(s) V V' diag(s)` with V bounded: never singular, never infinite. The bounds assume
+    targets with a spread of about 1; `MDNRegressor` standardises its targets.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ class MixtureDensityHead(nn.Module):
     min_scale, max_scale : float
         Bounds of the standard deviations.
     members : int, optional
-        Number of heads held side by side (the members of an ensemble). The representation is then
-        (members, b, in_features), and the members are the first batch dimension of the distribution.
+        Number of stacked heads (the members of an ensemble). The representation is then (members, b, in_features), and
+        the members are the first batch dimension of the distribution.
 
     References
     ----------
@@ -176,12 +176,12 @@ class MixtureDensityHead(nn.Module):
         Parameters
         ----------
         targets : array_like (n, D)
-            What the mixture is fitted to; rows with NaN are left out. With `slope`, the residuals of that line.
+            Targets to fit the mixture to; rows with NaN are left out. With `slope`, the residuals of the linear model.
         slope : array_like (q, D), optional
             Coefficients of the last q columns of the representation, added to the mean of every component, so that
             the network starts as the linear model with mixture noise.
         member : int, optional
-            Start this member only, where there are several.
+            Initialise only this member.
         """
         start = _mixture_of(np.asarray(targets, float), sample_weight, self.n_components, random_state)
         weights, means, covariances = (torch.as_tensor(a, dtype=torch.float64) for a in start)

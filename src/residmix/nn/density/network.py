@@ -46,7 +46,7 @@ class Masks:
 
 
 class DenseTrunk(nn.Module):
-    """A multilayer perceptron for tables: SiLU, dropout, and its input passed on beside its output.
+    """A multilayer perceptron for tables: SiLU, dropout, and a skip connection that concatenates the input.
 
     The representation is [MLP(x), x], so that a linear head on it contains the linear model.
 
@@ -56,10 +56,10 @@ class DenseTrunk(nn.Module):
     hidden : sequence of int, default=(128, 128)
     dropout : float, default=0.1
     members : int, optional
-        Networks held side by side, as in `MixtureDensityHead`.
+        Number of stacked networks, as in `MixtureDensityHead`.
     clip : float, default=8
-        The perceptron sees ``x / sqrt(1 + (x / clip)^2)``: a far-out row can't throw it, and rows within a few
-        standard deviations hardly change. What is passed on beside it is x itself.
+        The input of the perceptron is ``x / sqrt(1 + (x / clip)^2)``, which bounds outliers and hardly changes values
+        within a few standard deviations. The concatenated input is x itself.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class DenseTrunk(nn.Module):
 
 
 class MemberWise(nn.Module):
-    """One residualizing layer per member of an ensemble: each member has its own representation, so its own moments."""
+    """One residualizing layer per member of an ensemble, since each has its own representation."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ class MixtureDensityNetwork(nn.Module):
         On q features.
     residualize : Module, optional
         A `residmix.nn.Residualize` on q features, or anything called as ``layer(h, metadata, protected)``. Its
-        guarantee is for the tensor that enters the head, linear in the given metadata; what the head does with
-        that tensor to the spread and the weights is not covered: see `residmix.nn.density_report`.
+        guarantee holds for linear dependence of the tensor that enters the head on the metadata. It doesn't cover the
+        spread and the weights, which are nonlinear functions of that tensor: see `residmix.nn.density_report`.
 
     Examples
     --------
@@ -165,12 +165,15 @@ class MixtureDensityNetwork(nn.Module):
         Raises
         ------
         ValueError
-            When metadata is given and there is no layer to use it.
+            If metadata is given and there is no residualize layer.
         """
         h: Tensor = self.backbone(x)
         if self.residualize is None:
             if metadata is not None:
-                raise ValueError("metadata was given, but this network has no residualize layer to use it")
+                raise ValueError(
+                    "metadata was given, but this network has no residualize layer; leave metadata "
+                    "out, or add the layer"
+                )
             return h
         out: Tensor = self.residualize(h, metadata, protected, **options)
         return out

@@ -48,7 +48,7 @@ def _broadcast(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: Array
 
 
 def mixture_logpdf(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: ArrayLike) -> Array:
-    r""":math:`\log \sum_k w_k N(y | \mu_k, s_k^2)`, by log-sum-exp: finite however far `y` is.
+    r""":math:`\log \sum_k w_k N(y | \mu_k, s_k^2)`, by log-sum-exp: finite for any `y`.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def mixture_quantile(
     """
     p = np.asarray(level, float)
     if p.size and not ((p > 0) & (p < 1)).all():
-        raise ValueError(f"quantile levels must lie strictly between 0 and 1, got {p.min()} to {p.max()}")
+        raise ValueError(f"quantile levels must be strictly between 0 and 1, but range from {p.min()} to {p.max()}")
     p_k, weight, mean, scale = _broadcast(p, weights, means, scales)
     p = p_k[..., 0]
     ends = mean + scale * ndtri(p_k)
@@ -160,8 +160,8 @@ def crps_mixture(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: Arr
 def cell_log_score(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: ArrayLike, *, width: float) -> Array:
     r"""Log of the mean density over the grid cell around `y`: :math:`\log \frac{F(y + w/2) - F(y - w/2)}{w}`.
 
-    The log score of a target that is recorded on a grid of step w. As w -> 0 it becomes the log density; unlike
-    the log density it can't be driven up by spikes narrower than the grid.
+    The log score of a target that is recorded on a grid of step w. As w -> 0 it becomes the log density; unlike the log
+    density it can't be inflated by components narrower than the grid.
 
     Examples
     --------
@@ -207,7 +207,7 @@ def pit_mixture(
     width: ArrayLike | None = None,
     random_state: int | np.random.Generator | None = None,
 ) -> Array:
-    """Probability integral transform F(y): uniform on (0, 1) when the densities are right.
+    """Probability integral transform F(y): uniform on (0, 1) if the densities are calibrated.
 
     With `width`, the step(s) of the grid `y` is recorded on, the randomised transform: uniform between
     F(y - width/2) and F(y + width/2).

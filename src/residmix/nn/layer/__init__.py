@@ -1,1 +1,1 @@
-"""The layer: a tensor in, the same tensor without what the metadata explains out."""
+"""The layer that removes the effects of metadata from a tensor."""

@@ -1,4 +1,4 @@
-"""`audit`: what of the metadata can be read from a tensor before and after each residualizing layer."""
+"""`audit`: how well metadata can be predicted from a tensor before and after each residualizing layer."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Probes:
-    """How much of the metadata a learner gets from a tensor, given the protected columns; 0 is nothing.
+    """How well the metadata can be predicted from a tensor, given the protected columns; 0 is not at all.
 
     Attributes
     ----------
     linear : float
-        R^2 of the best-read metadata column by least squares, in sample: the quantity that `finalize` makes 0.
+        In-sample R^2 of the best predicted metadata column by least squares, which `finalize` makes 0.
     held_out : float
-        R^2 on rows that the (ridge) probe wasn't fitted on; negative means worse than the mean.
+        Held-out R^2 of a ridge probe; negative means worse than the mean.
     neighbours : float
-        R^2 of 10 nearest neighbours, held out. Information only: the layer promises nothing about nonlinear probes.
+        Held-out R^2 of 10 nearest neighbours. For information: the layer has no guarantee for nonlinear probes.
     distance_correlation : float
         u-centred squared distance correlation (Székely & Rizzo 2014), within the levels of a discrete protected column.
     total : float
-        R^2 in sample without regard to the protected columns.
+        In-sample R^2 without adjustment for the protected columns.
     """
 
     linear: float
@@ -56,9 +56,9 @@ class LayerAudit:
     name : str
     rows, features : int
     chance : float
-        What `Probes.linear` is on average for features that have nothing to do with the metadata: features / rows.
+        Expected `Probes.linear` for features that are independent of the metadata: features / rows.
     mediated : float
-        R^2(m ~ Y) R^2(Y ~ R), what remains of R^2(m ~ R) when a single column Y is protected; 0 without protection.
+        R^2(m ~ Y) R^2(Y ~ R), the part of R^2(m ~ R) that is due to a single protected column Y; 0 without one.
     before, after : Probes
     certificate : Certificate or None
         Of the transport that the layer ends with, see `finalize`.
@@ -75,10 +75,10 @@ class LayerAudit:
 
     @property
     def adds(self) -> bool:
-        """Whether a linear probe reads more of the metadata after the layer than before it, by more than chance.
+        """Whether a linear probe predicts the metadata better after the layer than before it, beyond chance.
 
-        Of coefficients of n rows, errors put k / n of a feature's variance back, and a probe adds them up over d
-        features: on fresh rows a layer can add about d / n where there was nothing to take out.
+        Errors of coefficients from n rows add k / n of a feature's variance, and a probe sums them over d features. So
+        on new rows a layer can add about d / n to R^2 if there was nothing to remove.
         """
         return self.after.linear > self.before.linear + max(0.01, 0.5 * self.chance)
 
@@ -108,7 +108,7 @@ class Audit:
 
     @property
     def adding(self) -> tuple[str, ...]:
-        """Names of the layers after which more of the metadata can be read than before them."""
+        """Names of the layers after which the metadata are easier to predict than before."""
         return tuple(layer.name for layer in self.layers if layer.adds)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,12 +127,14 @@ class Audit:
                 ("linear probe, held out", "held_out"),
                 ("10 neighbours, held out", "neighbours"),
                 ("distance correlation^2", "distance_correlation"),
-                ("R2(m ~ x), Y not held fixed", "total"),
+                ("R2(m ~ x), not given Y", "total"),
             ):
                 lines.append(f"  {label:28s}{getattr(layer.before, name):9.3f}{getattr(layer.after, name):9.3f}")
-            lines.append(f"  {'of which through Y':28s}{'':9s}{layer.mediated:9.3f}")
+            lines.append(f"  {'of which due to Y':28s}{'':9s}{layer.mediated:9.3f}")
             if layer.adds:
-                lines.append("  this layer adds metadata: finalize it on more rows, or leave it out")
+                lines.append(
+                    "  metadata are easier to predict after this layer: finalize it on more rows, or leave it out"
+                )
             if layer.certificate is not None:
                 lines += ["  its transport:", *(f"  {line}" for line in str(layer.certificate).splitlines())]
         return "\n".join(lines)
@@ -241,18 +243,19 @@ def audit(
     max_rows: int = 2000,
     random_state: int = 0,
 ) -> Audit:
-    """Probe the input and the output of every `Residualize` layer for the metadata, in evaluation mode.
+    """Measure how well metadata can be predicted from the input and output of every `Residualize` layer.
 
-    A distance correlation near zero doesn't rule out that a linear probe reads the metadata: coefficients that are a
-    little off write them into directions of little variance. So both are reported, with a held-out and a nonlinear
-    probe. Run it on the data of `finalize` (the linear probe is then 0 to rounding) and on fresh data (about `chance`):
-    there, a layer after which more can be read than before it is marked, see `LayerAudit.adds`.
+    The model is in evaluation mode. Even if the distance correlation is near zero, a linear probe may predict the
+    metadata: small errors of coefficients show up in directions of low variance. So both are reported, with a held-out
+    and a nonlinear probe. Run it on the data of `finalize`, where the linear probe is 0 up to rounding, and on new
+    data, where it is about `chance`. There, a layer after which the metadata are easier to predict is marked, see
+    `LayerAudit.adds`.
 
     Parameters
     ----------
     model : Module
     loader : iterable
-        Of batches with metadata and protected columns, read once.
+        Yields batches with metadata and protected columns; it is read once.
     forward : callable, optional
         ``forward(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
     max_rows : int, default 2000
@@ -266,11 +269,11 @@ def audit(
 
     Notes
     -----
-    Rows of ``sample_weight`` 0 are left out; among the others weights don't count, so after a weighted `finalize` the
-    linear probe is near 0 rather than 0.
+    Rows with ``sample_weight`` 0 are left out; other weights are ignored, so after a weighted `finalize` the linear
+    probe is near 0, but not exactly 0.
 
-    With a single protected column Y and in sample, R^2(m ~ R) = R^2(m ~ Y) R^2(Y ~ R): protecting what the metadata
-    cause keeps what goes through it.
+    With a single protected column Y and in sample, R^2(m ~ R) = R^2(m ~ Y) R^2(Y ~ R): a protected column keeps the
+    part of the metadata that it mediates.
 
     Examples
     --------

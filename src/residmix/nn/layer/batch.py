@@ -1,4 +1,4 @@
-"""One batch as the layer's arithmetic wants it: checked, detached, float64 columns, one row per sample or per token."""
+"""One batch as rows: checked, detached, float64, one row per sample or per token."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class Batch:
 
 
 def check_width(x: Tensor, maps: str, num_features: int) -> None:
-    """Refuse an `x` that isn't floating point, or has another number of features."""
+    """Raise if `x` isn't floating point, or has another number of features."""
     if not x.is_floating_point():
-        raise TypeError(f"x must hold floating-point numbers, as residuals are; got {x.dtype}")
+        raise TypeError(f"x must have a floating-point dtype; got {x.dtype}")
     if x.ndim < 2:
-        raise ValueError(f"x must have an axis of samples and one of features; got shape {tuple(x.shape)}")
+        raise ValueError(f"x must have at least two axes, samples and features; got shape {tuple(x.shape)}")
     found = mapping.features_of(x, maps)
     if found != num_features:
         raise ValueError(
@@ -127,9 +127,7 @@ def true_where_counted(mask: Tensor, x: Tensor, maps: str) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     if not torch.compiler.is_compiling() and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            "mask must be true (or 1) where a position counts and false (or 0) elsewhere; it has other values"
-        )
+        raise ValueError("mask must be boolean (or 0 and 1), true where a position counts; it has other values")
     return mask != 0
 
 
@@ -144,7 +142,7 @@ def row_weights(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None) ->
             # Arrays of numpy where that is free: a small step pays for each call of torch.
             values = weight.numpy() if weight.is_cpu else weight
             if not (values.min() >= 0 and math.isfinite(values.sum())):
-                raise ValueError("sample_weight must be finite and not negative; 0 leaves a row out")
+                raise ValueError("sample_weight must be finite and not negative; use 0 to leave a row out")
     if mask is not None:
         weight = weight * mask.unsqueeze(-1).flatten(1).any(1)
     return weight

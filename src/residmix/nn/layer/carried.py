@@ -1,4 +1,4 @@
-"""A transport behind a layer: its output, carried to a law that doesn't depend on the metadata."""
+"""A transport after a layer: its output gets a distribution that doesn't depend on the metadata."""
 
 from __future__ import annotations
 
@@ -80,21 +80,24 @@ class _Hook:
             return output
         names = dict(zip(("x", "metadata", "protected"), args, strict=False)) | given
         if names.get("metadata") is None:
-            raise ValueError("the layer ends with a transport, which needs the metadata of each row: pass metadata=")
+            raise ValueError("metadata= is needed, since the layer ends with a transport")
         batch = layer.read(output, names["metadata"], None, None, names.get("mask"), fit=False)
         moved: Tensor = carried(output, batch.metadata)
         return moved
 
 
 def check_carried(name: str, layer: Residualize) -> None:
-    """Raise for a layer whose output can't be carried."""
+    """Raise for a layer that doesn't support a transport."""
     if layer.num_protected:
         raise ValueError(
-            f"layer {name!r} protects columns, and a transport would need them in evaluation, where labels aren't "
-            "known; finalize it without transport"
+            f"layer {name!r} has protected columns, which a transport would need in evaluation; finalize it without "
+            "transport"
         )
     if layer.maps != "element":
-        raise ValueError(f"layer {name!r} has maps={layer.maps!r}; a transport is of vectors, maps='element'")
+        raise ValueError(
+            f"layer {name!r} has maps={layer.maps!r}, but a transport needs maps='element'; finalize it "
+            "without transport"
+        )
 
 
 def carry(layer: Residualize, eraser: Eraser) -> None:

@@ -1,4 +1,4 @@
-"""`finalize`: fit every residualizing layer anew, exactly, on the encoder as it is now."""
+"""`finalize`: refit every residualizing layer exactly, with the current encoder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def residualizers(model: nn.Module) -> dict[str, Residualize]:
     """The `Residualize` layers in `model`, by name."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Residualize)}
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no Residualize layer")
+        raise ValueError(
+            f"{type(model).__name__} has no Residualize layer; add one, or use attach; add one, or use attach"
+        )
     return layers
 
 
@@ -55,7 +57,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unspoken(layers: Iterable[Residualize]) -> Iterator[None]:
-    """Layers don't say that they aren't fitted yet: they are about to be, or a report says it."""
+    """Suppress the warning that layers aren't fitted yet."""
     before = [(layer, layer.speaks) for layer in layers]
     for layer, _ in before:
         layer.speaks = False
@@ -84,7 +86,7 @@ def _order(model: nn.Module, layers: dict[str, Residualize], batch: Any, forward
             handle.remove()
     unused = [name for name in layers if name not in calls]
     if unused:
-        raise ValueError(f"the forward pass never reaches layer {unused[0]!r}; freeze() it or remove it")
+        raise ValueError(f"the forward pass never reaches layer {unused[0]!r}; freeze it with freeze(), or remove it")
     return calls
 
 
@@ -100,24 +102,24 @@ def finalize(
 ) -> dict[str, float]:
     """Refit the coefficients of every `Residualize` layer on all of `loader`, encoder fixed, in place.
 
-    Coefficients gathered while the encoder was learning are stale; on them a linear probe may read the metadata back
-    although the distance correlation is near zero. Afterwards the partial covariance of each layer's output with the
-    metadata, given the protected columns, is zero on the data of `loader`. Deeper layers see what earlier ones let
-    through, so each is fitted after those before it: one pass over the data per layer. Where many features hold no more
-    of the metadata than chance would, that covariance is taken out by a map of the features alone: it puts no metadata
-    into rows that weren't in `loader`, as errors of slopes do. Weights of old batches are forgotten; dropout
-    is off. Can be called during training too, say every epoch, and training goes on from there.
+    Coefficients from training lag behind the encoder, so a linear probe may still predict the metadata from the
+    residuals. After `finalize`, the partial covariance of each layer's output with the metadata, given the protected
+    columns, is zero on the data of `loader`. Each layer is fitted after those before it, with one pass over the data
+    per layer. If many features show no more association with the metadata than chance, the covariance is removed by a
+    map of the features alone, since subtracting slopes would add their errors to new rows. Moments of earlier batches
+    are discarded; dropout is off. It can also be called during training, for example every epoch.
 
     Parameters
     ----------
     model : Module
     loader : iterable
-        Of batches with metadata and protected columns (these are needed here as in training), read once per layer and
-        once more for the order: a DataLoader or a list, no generator. With several processes each reads its shard.
+        A DataLoader or a list of batches with metadata and protected columns (which are needed as in training). It is
+        read once per layer and once more to find the order, so it can't be a generator. With several processes each
+        reads its shard.
     forward : callable, optional
         ``forward(model, batch)``; default ``model(*batch)`` or ``model(**batch)``.
     freeze : bool
-        Also freeze the layers: later training leaves the coefficients alone.
+        Also freeze the layers, so that later training doesn't change the coefficients.
     transport : {"spread", "component", "full"}, optional
         End each layer with a :class:`residmix.Eraser` of this method on its output: what forests and networks could
         still read of the metadata goes, as far as a mixture given the metadata sees it. One more pass for each layer.
@@ -129,7 +131,7 @@ def finalize(
     Returns
     -------
     dict of str to float
-        Relative change of each layer's coefficients, the *drift* that had built up.
+        Relative change of each layer's coefficients (the *drift*).
 
     Raises
     ------
@@ -153,11 +155,13 @@ def finalize(
     200.0
     """
     if isinstance(loader, Iterator):
-        raise ValueError("finalize reads its data once per layer; pass a DataLoader or a list instead of an iterator")
+        raise ValueError(
+            "finalize needs several passes over the data; pass a DataLoader or a list instead of an iterator"
+        )
     forward = forward or call
     layers = {name: layer for name, layer in residualizers(model).items() if not layer.frozen}
     if not layers:
-        raise ValueError("every Residualize layer is frozen; nothing to finalize")
+        raise ValueError("every Residualize layer is frozen, so there is nothing to finalize; call freeze(False) first")
     if transport is not None:
         for name, layer in layers.items():
             check_carried(name, layer)
@@ -165,7 +169,7 @@ def finalize(
     with evaluating(model), unspoken(layers.values()):
         first = next(iter(loader), None)
         if first is None:
-            raise ValueError("the loader is empty")
+            raise ValueError("the loader is empty; it must yield at least one batch; it must yield at least one batch")
         for name, calls in _order(model, layers, first, forward).items():
             layer = layers[name]
             before, state = layer.coefficients(), copy.deepcopy(layer.state_dict())

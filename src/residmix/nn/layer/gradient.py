@@ -1,15 +1,15 @@
 """The gradient of a residual: subtract in the forward pass, project in the backward pass.
 
 With coefficients fitted on the rows themselves, R = P F and the gradient is P'G: moving the features along the metadata
-changes nothing, because the layer undoes it, and the encoder is told so. Coefficients from earlier rows are constants
-to autograd, so the encoder receives G whole and keeps being pushed along the metadata, a push that the layer takes back
-a moment later. The projected gradient
+changes nothing, because the layer removes it, and the gradient reflects this. Coefficients from earlier rows are
+constants to autograd, so the encoder would receive all of G, including a part along the metadata that the layer removes
+anyway. The projected gradient
 
     G - m~ (m~'m~ + tau S)^{-1} (m - mean)'G
 
-is what the fit would have sent back, computed from the batch's own rows and the stored scatter S of m~ per row
-(m~ = what is left of m after the protected columns). The forward value isn't touched: a sample's output still depends
-on no other sample. tau keeps a batch of one row from losing its whole gradient.
+is that of a fit on the batch, computed from the batch's own rows and the stored scatter S of m~ per row (m~ is the
+residual of m on the protected columns). The forward value isn't touched: a sample's output still depends on no other
+sample. tau keeps a batch of one row from losing its whole gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activation checkpointing runs a forward pass again, in the backward pass: finding what the first run was given."""
+"""Activation checkpointing repeats the forward pass in the backward pass: find the state of the first run."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Recall(Generic[Kept]):
                         best, least = kept, distance
         if best is None:
             raise RuntimeError(
-                f"activation checkpointing recomputes a batch that is none of the last {self.most} of this "
-                "layer: it ran more often than that before the backward pass, or its input is not the same again "
+                f"activation checkpointing recomputes a batch that isn't among the last {self.most} of this layer, "
+                "because the layer ran more often before the backward pass, or its input changed "
                 "(preserve_rng_state=False?); leave the layer out of the checkpointed part"
             )
         return best

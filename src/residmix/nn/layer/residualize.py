@@ -1,4 +1,4 @@
-"""`Residualize`: the layer that takes out of a tensor what the metadata explains."""
+"""`Residualize`: the layer that removes the effects of metadata from a tensor."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ __all__ = ["Residualize"]
 
 
 class Residualize(MomentState):
-    r"""Residual of a tensor on metadata, with coefficients that never see the batch they correct.
+    r"""Residual of a tensor on metadata, with coefficients from earlier batches.
 
     .. math::
 
         R = x - (m - \bar m) B_m, \qquad
         [B_Y; B_m; b_0] = \arg\min \sum_i w_i \lVert x_i - Y_i B_Y - m_i B_m - b_0 \rVert^2
 
-    `Y` are *protected* columns (labels, a regression target): their effect is estimated, so that `B_m` does not take
-    it for the metadata's, and stays in `R`. The sum runs over the samples seen **before** this batch, the latest about
-    `horizon` of them (``estimator="prior"``): the output of a sample depends on nobody else in its batch, batches of
-    one sample work, and training and evaluation use the same formula.
+    `Y` are *protected* columns (labels, a regression target): their effect is estimated, so that `B_m` is adjusted for
+    it, and kept in `R`. With ``estimator="prior"`` the sum runs over about the last `horizon` samples **before** this
+    batch. So the output of a sample doesn't depend on other samples of its batch, batches of one sample work, and
+    training and evaluation use the same formula.
 
-    The guarantee, after `residmix.nn.finalize`: for this tensor, on the data it was finalized on, no linear predictor
-    gets anything about `m` beyond `Y` from `R`; with nothing protected, nothing at all. It is linear in the columns
-    given (add splines or interactions as columns) and void after the next non-linearity, so put the layer on the tensor
-    that you make claims about.
+    The guarantee, after `residmix.nn.finalize`: on the data of `finalize`, no linear model predicts `m` from `R` better
+    than from `Y` alone; without protected columns, not at all. It covers linear effects of the given columns (add
+    splines or interactions as columns), and not the output of later nonlinear layers. So put the layer on the tensor
+    that your claims are about.
 
     Parameters
     ----------
@@ -52,61 +52,65 @@ class Residualize(MomentState):
     num_protected : int, default 0
         p, columns to protect; passed to `forward` in training only.
     space : {"sample", "feature"}
-        ``"sample"`` subtracts a function of `m` and needs metadata at inference. ``"feature"`` applies an affine map
-        of `x` alone and needs none: what goes is the covariance with `m` given `Y`, what stays that with `Y`.
+        ``"sample"`` subtracts a function of `m` and needs metadata at inference. ``"feature"`` applies an affine map of
+        `x` and needs none: it removes the covariance with `m` given `Y`, and keeps that with `Y`.
     estimator : {"prior", "posterior", "batch", "learned", "frozen"}
-        Coefficients used in training. ``"posterior"`` includes the batch itself, ``"batch"`` is least squares on
-        nothing else (both let labels leak at small batches); ``"learned"`` are parameters trained by adding
-        ``layer.penalty`` to the loss; ``"frozen"`` never updates. Evaluation uses the stored moments (or the learned
-        parameters).
+        Coefficients used in training. ``"prior"``: from earlier batches. ``"posterior"``: also from the current batch;
+        ``"batch"``: from the current batch alone (both leak labels with small batches). ``"learned"``: parameters that
+        are trained by adding ``layer.penalty`` to the loss. ``"frozen"``: never updated. Evaluation uses the stored
+        moments (or the learned parameters).
     horizon : float or None, default 4096
-        Memory in samples: a row that is a samples old weighs (1 - 1/horizon)^a. None remembers everything.
+        Memory in samples: the weight of a row that is a samples old is (1 - 1/horizon)^a. With None all rows count
+        equally.
     grad : {"project", "stop", "through"}, optional
-        What the encoder is told. ``"stop"`` (default in feature space): coefficients are constants. ``"project"``
-        (default in sample space): the gradient loses what the layer is about to undo, see `residmix.nn.layer.gradient`.
-        ``"through"`` (posterior, batch): differentiate through the batch's part of the fit.
+        The gradient for the encoder. ``"stop"`` (default in feature space): coefficients are constants. ``"project"``
+        (default in sample space): the part along the metadata, which the layer removes, is projected out of the
+        gradient, see `residmix.nn.layer.gradient`. ``"through"`` (posterior, batch): differentiate through the batch's
+        part of the fit.
     center : {"metadata", "features", "none"}
-        ``"metadata"`` keeps the features' means; ``"features"`` makes them 0; ``"none"`` subtracts `m B_m` uncentred.
+        ``"metadata"`` keeps the features' means; ``"features"`` sets them to 0; ``"none"`` subtracts `m B_m` without
+        centring.
     maps : {"element", "channel", "token"}
         One regression per element, per channel ((n, C, ...), position means), or per channel of tokens ((n, ..., C)).
     missing : {"error", "mean"}
-        NaN metadata: an error, or no correction for that column (and the row is left out of the moments).
+        With NaN in metadata: raise, or make no correction for that column and leave the row out of the moments.
     warmup : int, optional
         Effective rows before the coefficients of an accumulating layer are used; default 10 (p + k + 1).
     ridge, rtol : float
-        Ridge as a fraction of each column's variance; tolerance under which directions of `m` count as collinear.
+        Ridge penalty as a fraction of each column's variance; tolerance below which directions of `m` count as
+        collinear.
     shrink : float, default 16
-        Of the "prior" estimator in training: slopes of a feature on the metadata are multiplied by (1 - shrink / F)+, F
-        their statistic given the protected columns, so that a slope within 4 standard errors of 0 is none. The rows of
-        a horizon may be the same ones over and over, and a network that learns them by heart makes use of slopes that
-        are there by chance. 0 removes every slope in full, as `finalize`, `accumulate` and `merge` always do.
+        For the "prior" estimator in training: slopes of a feature on the metadata are multiplied by (1 - shrink / F)+,
+        with F their F statistic given the protected columns. So a slope within 4 standard errors of 0 is set to 0,
+        which keeps an overfitting network from using chance slopes. With 0 every slope is removed in full, as
+        `finalize`, `accumulate` and `merge` always do.
     inplace : bool, optional
-        Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does: less memory, and faster on large maps. For an `x` that
-        nothing else needs; where it is needed, backward raises torch's error. Default: only in a `MetadataSequential`,
-        directly behind a linear layer or a convolution, where nothing else can hold `x`.
+        Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does, which saves memory and time on large maps. If `x` is
+        needed elsewhere, torch raises an error in the backward pass. Default: only in a `MetadataSequential`, directly
+        after a linear layer or a convolution, where nothing else uses `x`.
     sync : bool, default True
-        Add up batches over the processes of an initialised ``torch.distributed`` by one all_reduce.
+        Sum the moments of batches over the processes of an initialised ``torch.distributed`` with one all_reduce.
     process_group : ProcessGroup, optional
 
     Raises
     ------
     ValueError
-        Wrong width, missing metadata, missing protected columns in training, metadata, protected columns or weights
-        that aren't finite, unknown options.
+        For a wrong width, missing metadata, missing protected columns in training, non-finite metadata, protected
+        columns or weights, and unknown options.
 
     Warns
     -----
     LeakageWarning
-        Evaluation with a layer that has seen no rows yet (nothing is removed), or an estimator that fits the batch
-        on few rows.
+        If a layer that hasn't seen any rows is evaluated (nothing is removed), or if an estimator fits a batch with few
+        rows.
 
     Notes
     -----
-    Before `finalize` the coefficients trail behind an encoder that learns, and a linear probe reads metadata from R,
-    the more so the more and the larger steps there are within a horizon. Measured (``benchmarks/nn_probe.py``: 2,000
-    rows, 8 features, 20 epochs of Adam, five seeds) as R^2 of the metadata given the label, by chance .004: at batch 20
-    .44 (.17 to .83) with learning rate 1e-2 and .046 (.010 to .081) with 1e-3, at batch 200 .034 (.016 to .055) and
-    .007 (.004 to .011). After `finalize` it was at most 3e-15.
+    Before `finalize` the coefficients lag behind the encoder, so a linear probe can predict metadata from R, the better
+    the more and the larger steps there are within a horizon. Measured (``benchmarks/nn_probe.py``: 2,000 rows, 8
+    features, 20 epochs of Adam, five seeds) as R^2 of the metadata given the label, by chance .004: at batch 20 .44
+    (.17 to .83) with learning rate 1e-2 and .046 (.010 to .081) with 1e-3, at batch 200 .034 (.016 to .055) and .007
+    (.004 to .011). After `finalize` it was at most 3e-15.
 
     Metadata are arguments of `forward`, never attributes. All state is in float64 buffers, also after
     ``.half()``. In compiled graphs NaN metadata give NaN instead of an error.
@@ -163,9 +167,9 @@ class Residualize(MomentState):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}{did_you_mean(value, known)}")
         if grad == "through" and estimator not in ("posterior", "batch"):
-            raise ValueError(f"grad='through' needs coefficients that depend on the batch; {estimator!r} ones do not")
+            raise ValueError(f"grad='through' needs estimator='posterior' or 'batch', not {estimator!r}")
         if space == "feature" and (estimator in ("batch", "learned") or grad != "stop"):
-            raise ValueError("space='feature' goes with estimator prior, posterior or frozen and grad='stop'")
+            raise ValueError("space='feature' needs estimator='prior', 'posterior' or 'frozen', and grad='stop'")
         self.space, self.estimator, self.grad = space, estimator, grad
         self.center, self.maps, self.missing = center, maps, missing
         self.inplace = inplace
@@ -184,7 +188,7 @@ class Residualize(MomentState):
     # -- state of the learned estimator --------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Solve for the coefficients from the stored moments, however few the rows."""
+        """Solve for the coefficients from the stored moments, even with few rows."""
         super().refresh()
         if self.estimator == "learned":
             joint = solve(self.moments, 0, ridge=self.ridge, rtol=self.rtol).coef
@@ -193,7 +197,7 @@ class Residualize(MomentState):
                 self.standard_coef.copy_(joint * self._scale(self.moments)[:, None])
 
     def reset(self) -> None:
-        """Forget everything, as after construction."""
+        """Discard all moments, as after construction."""
         super().reset()
         self.speaks = True
         if self.estimator == "learned":
@@ -240,7 +244,7 @@ class Residualize(MomentState):
         self, x: Tensor, metadata: Tensor | None, protected: Tensor | None = None, sample_weight: Tensor | None = None,
         mask: Tensor | None = None, *, fit: bool = True,
     ) -> Batch:  # fmt: skip
-        """Check the arguments of `forward` and put them into rows; `fit`: the protected columns are needed."""
+        """Check the arguments of `forward` and turn them into rows; with `fit`, protected columns are needed."""
         check_width(x, self.maps, self.num_features)
         batch = assemble(
             x, metadata, protected if fit else None, sample_weight, mask, maps=self.maps,
@@ -301,7 +305,7 @@ class Residualize(MomentState):
         sample_weight: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        """Add rows to this process's moments, forgetting none; `refresh` then solves for the coefficients."""
+        """Add rows to this process's moments, without forgetting; call `refresh` to solve for the coefficients."""
         self._add(self.read(x, metadata, protected, sample_weight, mask))
 
     def accumulate(
@@ -339,7 +343,7 @@ class Residualize(MomentState):
         update : bool, optional
             Whether this batch enters the moments; default ``self.training``. A frozen layer never updates.
         inplace : bool, optional
-            Whether `x` is overwritten, where the layer itself doesn't say.
+            Whether to overwrite `x`, unless set in the layer.
         """
         inplace = bool(inplace if self.inplace is None else self.inplace)
         update = (self.training if update is None else update) and not self.frozen
@@ -394,7 +398,7 @@ class Residualize(MomentState):
         if rows < needed and not self._warned:
             self._warned = True
             warn(
-                f"estimator={self.estimator!r} fits {needed // 10} coefficients on {rows:.0f} rows that it then "
-                f"corrects, so that residuals reveal protected labels; use estimator='prior' or batches of {needed}",
+                f"estimator={self.estimator!r} fits {needed // 10} coefficients to the {rows:.0f} rows of the batch, "
+                f"so residuals leak protected labels. Use estimator='prior', or batches of {needed}",
                 LeakageWarning,
             )

@@ -1,4 +1,4 @@
-"""Getting metadata to the layers: a `Sequential` that threads them through, and hooks for existing models."""
+"""Passing metadata to the layers: a `Sequential`, and hooks for existing models."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _sees_alone(layer: nn.Module, before: nn.Module | None) -> bool:
 class MetadataSequential(nn.Sequential):
     """`torch.nn.Sequential` whose `Residualize` layers, however deep, get the metadata passed to `forward`.
 
-    A layer directly behind a linear layer or a convolution overwrites that one's output, which nothing else needs,
-    unless a hook or a dispatch mode could see it, or the layer was made with ``inplace=False``.
+    A layer directly after a linear layer or a convolution overwrites its output, unless a hook or a dispatch mode might
+    use it, or the layer has ``inplace=False``.
 
     Examples
     --------
@@ -102,8 +102,8 @@ class _Hook:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self.under_way.arguments is None:
             raise RuntimeError(
-                f"{self.name!r} has a Residualize layer attached and ran outside of it: call what attach() "
-                "returned, with metadata=...; activation checkpointing needs MetadataSequential"
+                f"{self.name!r} has an attached Residualize layer, but was called directly; call the model that "
+                "attach() returned, with metadata=... (for activation checkpointing use MetadataSequential)"
             )
         self.under_way.reached.add(self.name)
         # A packed sequence is a tuple, too.
@@ -111,21 +111,21 @@ class _Hook:
         first = output[0] if several else output
         if isinstance(first, Tensor) and first.is_nested:
             raise RuntimeError(
-                f"the output of {self.name!r} is a nested tensor, which has no positions to average over: build the "
-                "nn.TransformerEncoder with enable_nested_tensor=False, or attach to the encoder as a whole"
+                f"the output of {self.name!r} is a nested tensor, which isn't supported; build the "
+                "nn.TransformerEncoder with enable_nested_tensor=False, or attach to the whole encoder"
             )
         if isinstance(first, PackedSequence):
             raise TypeError(
-                f"the output of {self.name!r} is a packed sequence, which has no axis of samples: give "
-                "it a padded one, and the positions that count as mask="
+                f"the output of {self.name!r} is a packed sequence, which isn't supported; use a padded sequence, "
+                "and pass mask= for the valid positions"
             )
         if isinstance(output, Tensor):
             return self.layer(output, **self.under_way.arguments)
         if several and isinstance(first, Tensor):
             return (self.layer(output[0], **self.under_way.arguments), *output[1:])
         raise TypeError(
-            f"the output of {self.name!r} is a {type(output).__name__}; "
-            "a tensor, or a tuple that starts with one, is needed"
+            f"the output of {self.name!r} is a {type(output).__name__}; it must be a tensor, or a tuple that starts "
+            "with one"
         )
 
 
@@ -135,7 +135,7 @@ class Attached(nn.Module):
     Attributes
     ----------
     model : Module
-        The model itself, names of its parameters unchanged.
+        The model, with unchanged parameter names.
     layers : ModuleDict
         The layers, by module name with dots as underscores.
     """
@@ -154,9 +154,9 @@ class Attached(nn.Module):
         ]
 
     def detach(self) -> nn.Module:
-        """Take the layers off the model, and return it as it was before `attach`.
+        """Remove the layers from the model, and return the model without its hooks.
 
-        The layers stay in ``layers``. What was trained with them expects what they gave.
+        The layers stay in ``layers``. Modules that were trained with them expect their output.
 
         Examples
         --------
@@ -185,7 +185,7 @@ class Attached(nn.Module):
     ) -> Any:
         """``model(*inputs, **named)``; the other arguments are those of `Residualize.forward`."""
         if not self._names:
-            raise RuntimeError("the layers were detached: call the model itself, or attach anew")
+            raise RuntimeError("the layers were detached; call the model itself, or attach again")
         self._under_way.arguments = {
             "metadata": metadata,
             "protected": protected,
@@ -201,8 +201,8 @@ class Attached(nn.Module):
         missed = [name for name in self._names if name not in self._under_way.reached]
         if missed:
             raise RuntimeError(
-                f"the forward pass did not run {missed[0]!r}, so nothing was residualized there "
-                "(a fused fast path may skip submodules: attach to the whole block)"
+                f"the forward pass did not run {missed[0]!r}, so nothing was residualized there; a fused fast path "
+                "may skip submodules, so attach to the whole block"
             )
         return output
 
@@ -245,12 +245,12 @@ def attach(
     Parameters
     ----------
     model : Module
-        Gets a forward hook; otherwise as it was.
+        Gets a forward hook; nothing else changes.
     after : str or sequence of str
         Names as in ``model.named_modules()``.
     num_metadata : int
     num_features, maps : optional
-        Read off the last convolution, linear or normalisation layer inside the module if not given: convolutions are
+        Default: inferred from the last convolution, linear or normalisation layer inside the module. Convolutions are
         residualized per channel, linear layers and transformer blocks on the last axis (batch first).
     **options
         Of `Residualize`.
@@ -272,8 +272,8 @@ def attach(
     taken = [n for n, m in known.items() if any(isinstance(hook, _Hook) for hook in _torch.forward_hooks(m))]
     if taken:
         raise ValueError(
-            f"the model has a Residualize layer after {taken[0]!r} already: build it anew, and name all modules in one "
-            "call of attach"
+            f"the model already has a Residualize layer after {taken[0]!r}; build the model again, and name all "
+            "modules in one call of attach"
         )
     layers: dict[str, Residualize] = {}
     for name in [after] if isinstance(after, str) else after:
@@ -284,13 +284,15 @@ def attach(
             layout = part is known[name] or maps is None
             ordered = isinstance(part, nn.MultiheadAttention) or (isinstance(part, nn.RNNBase) and layout)
             if ordered and not part.batch_first:
-                raise ValueError(f"{name!r} puts the batch on axis 1; Residualize needs it first (batch_first=True)")
+                raise ValueError(f"{name!r} has the batch on axis 1; Residualize needs it on axis 0 (batch_first=True)")
         found = _width(known[name])
         if found is None and num_features is None:
-            raise ValueError(f"cannot tell how many features {name!r} puts out; pass num_features= and maps=")
+            raise ValueError(f"cannot infer the number of output features of {name!r}; pass num_features= and maps=")
         width, where = found or (0, "element")
         same = [other for other in layers if other != name and other.replace(".", "_") == name.replace(".", "_")]
         if same:
-            raise ValueError(f"layers after {same[0]!r} and {name!r} would have the same name; rename a module")
+            raise ValueError(
+                f"layers after {same[0]!r} and {name!r} would have the same name; rename one of these modules"
+            )
         layers[name] = Residualize(num_features or width, num_metadata, maps=maps or where, **options)
     return Attached(model, layers)

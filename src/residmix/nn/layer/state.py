@@ -1,4 +1,4 @@
-"""What a residualizing layer remembers: float64 moment buffers, and the coefficients solved from them."""
+"""State of a residualizing layer: float64 moment buffers, and the coefficients solved from them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class MomentState(nn.Module):
     ) -> None:
         super().__init__()
         if horizon is not None and horizon <= 1:
-            raise ValueError(f"horizon counts samples and must exceed 1; got {horizon}")
+            raise ValueError(f"horizon must be a number of samples above 1, or None; got {horizon}")
         widths = num_features if isinstance(num_features, Iterable) else (num_features,)
         for number in (*widths, num_metadata, num_protected):
             if not isinstance(number, Integral):
@@ -109,7 +109,7 @@ class MomentState(nn.Module):
                 raise ValueError(f"{name} must be at least {least}; got {number}")
         if num_protected < 0 or ridge < 0 or shrink < 0:
             raise ValueError(
-                f"num_protected, ridge and shrink cannot be negative; got {num_protected}, {ridge} and {shrink}"
+                f"num_protected, ridge and shrink must not be negative; got {num_protected}, {ridge} and {shrink}"
             )
         self.num_features, self.num_metadata, self.num_protected = d, num_metadata, num_protected
         self.horizon, self.ridge, self.rtol, self.shrink = horizon, ridge, rtol, shrink
@@ -160,7 +160,7 @@ class MomentState(nn.Module):
         )
 
     def refresh(self) -> None:
-        """Solve for the coefficients from the stored moments, however few the rows."""
+        """Solve for the coefficients from the stored moments, even with few rows."""
         self._solve_from(self.moments, torch.ones_like(self.ready[0], dtype=torch.bool), 0.0)
 
     @torch.no_grad()
@@ -186,20 +186,20 @@ class MomentState(nn.Module):
         self.right.zero_()
 
     def gather(self) -> None:
-        """From now on keep what `settle` needs, where it isn't too large."""
+        """From now on also keep the moments that `settle` needs, unless they are too large."""
         if not self.full and self.num_features <= _MOST:
             self._gathered = empty_moments(self.num_protected + self.num_metadata, self.num_features, True)
             self._gathered = self._gathered.to(self.weight.device)
 
     @torch.no_grad()
     def settle(self) -> None:
-        r"""Solve for the coefficients; where slopes are within chance, erase instead of subtracting.
+        r"""Solve for the coefficients; for features with slopes within chance, erase instead of subtracting.
 
-        Subtracting slopes of n rows puts their errors, times the metadata, into rows that weren't among them: a probe
-        reads :math:`d / n` from d features that held nothing. So features whose slopes can't be told from 0 (see
-        `residmix.nn.layer.moments.shrunk`) lose what they have in common with the metadata on these rows by a map of
-        themselves, `residmix.nn.layer.erase`: the partial covariance is then 0 to rounding as well, and since no
-        metadata enter, none are put in. It costs k of their dimensions, so it's done where they are 20 k or more.
+        Subtracting slopes estimated from n rows adds their errors, times the metadata, to new rows: a probe then has an
+        R2 of about :math:`d / n` on d features without any association. So for features whose slopes aren't significant
+        (see `residmix.nn.layer.moments.shrunk`), the covariance with the metadata is removed by an affine map of these
+        features, `residmix.nn.layer.erase`. The partial covariance is then 0 up to rounding as well, and no metadata
+        are added. This costs k of their dimensions, so it is done only for 20 k features or more.
         """
         moments, self._gathered = self._gathered, None
         if self.distributed:
@@ -227,7 +227,7 @@ class MomentState(nn.Module):
         self.erases = True
 
     def reset(self) -> None:
-        """Forget everything, as after construction."""
+        """Discard all moments, as after construction."""
         self.erases, self._gathered = False, None
         drop_carried(self)
         with torch.no_grad():
@@ -242,8 +242,8 @@ class MomentState(nn.Module):
         self.speaks = False
         if not bool(self.weight) and not bool(self.ready):
             warn(
-                "a Residualize layer has seen no rows yet, so everything passes through it, metadata included; train "
-                "it, call finalize, or load a checkpoint that has its buffers",
+                "a Residualize layer has seen no rows yet, so it removes nothing. Train it, call finalize, or load "
+                "a checkpoint with its buffers",
                 LeakageWarning,
             )
 
@@ -258,13 +258,13 @@ class MomentState(nn.Module):
             or other.num_protected != self.num_protected
             or other.full != self.full
         ):
-            raise ValueError(f"cannot merge {other!r} into {self!r}: different columns, features or space")
+            raise ValueError(f"cannot merge {other!r} into {self!r}; columns, features and space must be the same")
         self._store(merge(self.moments, other.moments.to(self.weight.device)))
         self.refresh()
         return self
 
     def synchronize(self) -> None:
-        """Add up the stored moments of all processes (after `accumulate` on shards) and solve again."""
+        """Sum the stored moments of all processes (after `accumulate` on shards) and solve again."""
         together, _ = summed(self.moments, self.weight[0], self.process_group)
         self._store(together)
         self.refresh()
@@ -296,7 +296,7 @@ class MomentState(nn.Module):
             new = batch_moments(batch.design, batch.features(), weight, full=self.full)
         if world > 1:
             if differentiable:
-                raise ValueError("grad='through' cannot cross processes; use grad='project' or sync=False")
+                raise ValueError("grad='through' doesn't work across processes; use grad='project' or sync=False")
             new, rows = summed(new, rows, self.process_group)
             if rate is not None and not level:
                 new = new.scaled(torch.exp(rate * (rows - 1)))
@@ -347,10 +347,10 @@ class MomentState(nn.Module):
         Returns
         -------
         dict
-            ``effective_rows``, ``ready`` (warm-up over), ``rank``, ``condition_number``, ``removed`` (d,): variance
-            taken out, as a share of each feature's; ``noise``: k / effective rows, the share of a feature's
-            residual variance that errors in the coefficients put back; ``drift``: relative change of the
-            coefficients in the last `finalize`; ``frozen``.
+            ``effective_rows``, ``ready`` (warm-up over), ``rank``, ``condition_number``, ``removed`` (d,): share of
+            each feature's variance that is removed; ``noise``: k / effective rows, the share of a feature's residual
+            variance that errors in the coefficients add; ``drift``: relative change of the coefficients in the last
+            `finalize`; ``frozen``.
         """
         moments, p = self.moments, self.num_protected
         coef = self.coefficients() * self.kept

@@ -1,4 +1,4 @@
-"""What went wrong in a fit of a mixture density network, as numbers and as warnings."""
+"""Diagnostics and warnings of a fit of a mixture density network."""
 
 from __future__ import annotations
 
@@ -60,16 +60,20 @@ def warn_of(diagnostics: dict[str, Any], *, max_epochs: int) -> None:
     weights, dead = diagnostics["component_weights"], diagnostics["dead"]
     if 2 * len({m for m, _ in dead}) > len(weights):
         warn(
-            f"{len(dead)} of {weights.size} components have a mean weight below {_DEAD:.0%}: these data need fewer "
-            f"than n_components={weights.shape[1]}",
+            f"{len(dead)} of {weights.size} components have a mean weight below {_DEAD:.0%}. Use fewer than "
+            f"n_components={weights.shape[1]}",
             DeadComponentWarning,
         )
     if diagnostics["at_floor"] > _MANY:
         warn(
-            f"{diagnostics['at_floor']:.0%} of the predicted scales sit at their lower bound: the target is constant, "
-            "repeats values, or is nearly a function of the features; in this last case lower min_scale",
+            f"{diagnostics['at_floor']:.0%} of the predicted scales are at their lower bound: the target is "
+            "constant, has repeated values, or is nearly a function of the features. In the last case, lower "
+            "min_scale",
             CollapsedScaleWarning,
         )
     for what, stage in (("a member", diagnostics), ("the head of a member", diagnostics.get("head"))):
         if stage and 0 < stage["n_epochs"] == max_epochs == max(stage["best_epoch"]):
-            warn(f"{what} was best at the last of max_epochs={max_epochs} epochs; more may help", ConvergenceWarning)
+            warn(
+                f"{what} was best in the last of max_epochs={max_epochs} epochs. Increase max_epochs",
+                ConvergenceWarning,
+            )

@@ -43,53 +43,53 @@ _PREDICT_ROWS = 4096
 
 
 class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, BaseEstimator):
-    r"""Predict the whole density of a target by an ensemble of mixture density networks.
+    r"""Predict the density of a target with an ensemble of mixture density networks.
 
     .. math:: p(y | x, m) = \frac1M \sum_j \sum_k \pi_{jk}(h) N(y | \mu_{jk}(h), \Sigma_{jk}(h)), \quad h = r_j(x, m)
 
     with r_j a network whose representation is residualized on the metadata m, if there are any. Features and targets
-    are standardised inside and everything is reported in the units of y. The representation contains x itself, and
-    training starts at the ridge regression with a mixture fitted to its residuals, so the linear-Gaussian model
-    is where a fit begins, and held-out rows decide how far it goes.
+    are standardised internally, and all results are in the units of y. The representation contains x itself, and
+    training starts at a ridge regression with a mixture fitted to its residuals. From this linear model, early stopping
+    on held-out rows decides how long to train.
 
-    Identical rows are merged and their weights added before anything else: the fit doesn't depend on the order of
-    the rows, and a weight of 2 is the same as a repeated row.
+    Identical rows are merged first and their weights added. So the fit doesn't depend on the order of the rows, and a
+    weight of 2 is the same as a repeated row.
 
     Parameters
     ----------
     formula : str, optional
-        One-table form: metadata columns of `X`, e.g. ``"C(site) + age"``; the other numeric columns are features.
-        With `metadata` given to `fit`, a formula in its columns.
+        One-table form: metadata columns of `X`, e.g. ``"C(site) + age"``; the other numeric columns are features. If
+        `metadata` is given to `fit`, a formula of its columns.
     n_components : int or "auto", default=3
         "auto" fits 1, 2, 3 and 5 and keeps the one with the lowest held-out loss.
     covariance : {"diagonal", "spherical", "full", "low-rank"}
-        Of several targets within a component.
+        Covariance of several targets within a component.
     rank : int, default=1
         Of the low-rank part.
     hidden : sequence of int, default=(128, 128)
         Widths of the hidden layers; empty for a linear model with mixture noise.
     dropout : float, default=0.1
     n_members : int, default=5
-        Networks in the ensemble. Each holds out its own rows.
+        Number of networks in the ensemble. Each has its own held-out rows.
     likelihood : {"auto", "density", "interval"}
-        "interval" is :math:`\log [F(y + w/2) - F(y - w/2)]/w` for targets recorded on a grid of step w. "auto" takes
-        it, with a warning, when the values repeat on a grid coarser than 5 % of their spread.
+        "interval" is :math:`\log [F(y + w/2) - F(y - w/2)]/w` for targets recorded on a grid of step w. "auto" uses it,
+        with a warning, if the values repeat on a grid coarser than 5 % of their spread.
     preserve : str, optional
         A formula of effects of the metadata that are estimated but not removed.
     protect_target : bool, default=True
-        Estimate the effect of y on the representation beside the metadata's, so that removing the metadata doesn't
-        take away what y explains. The residual can then still be correlated with metadata as far as y is.
+        Estimate the effect of y on the representation together with that of the metadata, so that removing the metadata
+        doesn't remove effects of y. The residual can then be correlated with metadata to the extent that y is.
     features : sequence of str, optional
         Columns of `X` to use as features.
     space : {"sample", "feature"}
-        "sample" needs metadata to predict; "feature" erases with what is in the representation and needs none.
+        "sample" needs metadata to predict; "feature" erases the metadata from the representation and needs none.
     learning_rate, weight_decay, max_epochs, patience, validation_fraction : float
-        AdamW with warm-up and cosine decay over `max_epochs`; a member is kept at the epoch where the loss of its
-        held-out rows was lowest, and ends when it has not improved for `patience` epochs.
+        AdamW with warm-up and cosine decay over `max_epochs`; each member keeps the parameters of the epoch with the
+        lowest held-out loss, and stops after `patience` epochs without improvement.
     batch_size : int or "auto"
-        "auto" makes about 24 batches an epoch, of 16 to 256 rows, and `patience` longer where there are fewer: by the
-        square root of 24 over their number. Where there are more, `max_epochs` is as many steps as with 24, but no
-        fewer than 40 epochs.
+        "auto" makes about 24 batches of 16 to 256 rows per epoch. With fewer batches, `patience` is multiplied by the
+        square root of 24 over their number. With more, `max_epochs` is reduced to the number of steps of 24 batches per
+        epoch, but to no less than 40 epochs.
     min_scale : float, default=1e-3
         Lower bound of the predicted standard deviations, as a fraction of the target's spread.
     device : str, default="auto"
@@ -114,26 +114,26 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         ``component_weights`` (M, K) mean weight on the training rows; ``dead`` pairs (member, component) below 1 %;
         ``at_floor`` share of predicted scales within 1 % of their lower bound; of the training ``best_epoch`` and
         ``best_loss`` per member, ``n_epochs``, ``validation_loss`` (epochs, M; NaN once a member has ended), losses
-        being the score, negated, on held-out rows. With metadata that is the training of the whole network, on
-        residuals whose coefficients trail behind; then these are made exact and the head alone is trained on them,
-        and ``head`` holds the same four for that second stage. The fitted model is the one after it.
+        being the score, negated, on held-out rows. With metadata there is a second stage: the residuals are refitted
+        exactly, and the head alone is trained on them; ``head`` holds the same four entries for this stage.
     n_features_in_, feature_names_in_, n_targets_
 
     Warns
     -----
     DiscreteTargetWarning
-        The values of a target repeat, on a coarse grid or at single points that hold a tenth of the rows.
+        If the values of a target repeat, on a coarse grid or at single values with a tenth of the rows.
     DeadComponentWarning
-        A component has a mean weight below 1 % in more than half of the members.
+        If a component has a mean weight below 1 % in more than half of the members.
     CollapsedScaleWarning
-        More than 5 % of the predicted scales sit at the floor.
+        If more than 5 % of the predicted scales are at their lower bound.
     ConvergenceWarning
-        A member was best at the very last epoch.
+        If a member was best in the last epoch.
 
     Notes
     -----
-    The guarantee for metadata is that of `Residualize`: for the tensor that enters the head, linear in the columns of
-    the design, on the training rows. Spread and weights of the density may still depend on them; see `density_report`.
+    The guarantee for metadata is that of `Residualize`: on the training rows, the tensor that enters the head has no
+    linear association with the columns of the design. Spread and weights of the density may still depend on the
+    metadata; see `density_report`.
 
     References
     ----------
@@ -248,7 +248,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         weight = np.ones(len(target)) if weight is None else weight
         use = (weight > 0) & ~np.isnan(target).all(axis=1)
         if use.sum() < 2:
-            raise ValueError(f"at least 2 rows of positive weight are needed, got n_samples = {int(use.sum())}")
+            raise ValueError(f"at least 2 rows with positive weight are needed, got n_samples = {int(use.sum())}")
         parts = [part[use] for part in (features, target, design) if part is not None]
         rows, weight = distinct_rows(parts, weight[use])
         features, target, *rest = (part[rows] for part in parts)
@@ -341,7 +341,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
 
     @torch.no_grad()
     def _finish(self, network: MixtureDensityNetwork, stages: list[History], sample: Sample) -> None:
-        """Keep the network, and say what is wrong with it."""
+        """Store the network, and warn of problems."""
         self.network_ = network.cpu()
         rows = [t.double().cpu() for t in (sample.X, sample.metadata) if t is not None]
         share = sample.weight.double().cpu() / float(sample.weight.sum())

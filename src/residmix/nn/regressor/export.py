@@ -77,7 +77,7 @@ class OnnxExport:
         Parameters
         ----------
         path : str or path-like
-            A file that is there already is replaced at once, when the new one is complete.
+            An existing file is replaced when the new one is complete.
 
         Raises
         ------

@@ -104,11 +104,11 @@ def restored(plan: Plan, arrays: dict[str, NDArray[np.generic]]) -> MixtureDensi
     Raises
     ------
     ValueError
-        If they don't fit each other.
+        If they don't match.
     """
     members = plan.members if plan.removal is not None else 1
     if max(len(plan.hidden), members) > len(arrays) or len(plan.min_scale) != plan.n_targets:
-        raise ValueError("its plan of a network doesn't fit the arrays it holds")
+        raise ValueError("its description of the network doesn't match its arrays")
     with torch.device("meta"):  # shapes without memory
         network = plan_network(plan).double()
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -117,7 +117,7 @@ def restored(plan: Plan, arrays: dict[str, NDArray[np.generic]]) -> MixtureDensi
             continue
         if name not in tensors or tensors[name].shape != planned.shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
-            raise ValueError(f"its plan has {name} of shape {tuple(planned.shape)}, and there is {found}")
+            raise ValueError(f"its description has {name} of shape {tuple(planned.shape)}, but the file has {found}")
     network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, Residualize):
@@ -209,7 +209,7 @@ def fit_best(
     validation_fraction: float,
     seed: int,
 ) -> tuple[MixtureDensityNetwork, list[History], dict[int, float]]:
-    """Fit an ensemble for every number of components; keep the one with the lowest held-out loss, mean over members.
+    """Fit an ensemble for every number of components; keep the one with the lowest mean held-out loss.
 
     Every candidate gets the same seed, so the same held-out rows. Returns the losses of all as well.
     """

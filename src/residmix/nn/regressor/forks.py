@@ -22,6 +22,6 @@ def refuse_after_fork() -> None:
         _USER.append(os.getpid())
     if _USER[0] != os.getpid():
         raise RuntimeError(
-            "this process was forked from one that had used torch, whose threads are lost in a fork; start processes "
-            "with multiprocessing.get_context('spawn'), or with joblib's default backend"
+            "this process was forked from one that had used torch, whose threads don't survive a fork; start "
+            "processes with multiprocessing.get_context('spawn'), or with joblib's default backend"
         )

@@ -1,4 +1,4 @@
-"""What one can ask of an estimator whose predictions are mixtures of Gaussians."""
+"""Predictions, intervals, draws and scores of an estimator that predicts mixtures of Gaussians."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_targets(y: Any, n_targets: int | None = None) -> Array:
     Raises
     ------
     ValueError
-        When `y` is None, not numbers, infinite, of more than two dimensions, or not of `n_targets` columns.
+        If `y` is None, not numeric, infinite, has more than two dimensions, or not `n_targets` columns.
     """
     if y is None:
         raise ValueError(
@@ -49,14 +49,14 @@ def check_targets(y: Any, n_targets: int | None = None) -> Array:
     if values.ndim != 2:
         raise ValueError(f"y must have shape (n,) or (n, targets), got {values.shape}")
     if n_targets is not None and values.shape[1] != n_targets:
-        raise ValueError(f"y has {values.shape[1]} targets, but fit saw {n_targets}")
+        raise ValueError(f"y has {values.shape[1]} targets, but had {n_targets} in fit")
     wrong = np.isinf(values) if values.shape[1] > 1 else ~np.isfinite(values)
     if wrong.any():
         row, column = (int(i) for i in np.argwhere(wrong)[0])
         found = values[row, column]
         raise ValueError(
-            f"Input y contains {'NaN' if np.isnan(found) else 'infinity'} (row {row}, target {column}); "
-            "leave such rows out (NaN is allowed only among several targets, where it is integrated out)"
+            f"Input y contains {'NaN' if np.isnan(found) else 'infinity'} (row {row}, target {column}); leave such "
+            "rows out (NaN is allowed only with several targets)"
         )
     return values
 
@@ -88,12 +88,12 @@ class PredictiveDensity(ABC):
         output: str = "mean",
         quantiles: Sequence[float] = (0.05, 0.5, 0.95),
     ) -> Array:
-        """Predict one number per target, or several quantiles; the same on every call.
+        """Predict one number per target, or several quantiles. The result is deterministic.
 
         Parameters
         ----------
         output : {"mean", "median", "mode", "quantiles"}
-            "mode" is the highest point of the (joint) density found by climbing from every component.
+            "mode" is the maximum of the (joint) density, searched from every component.
         quantiles : sequence of float
             Levels for ``output="quantiles"``.
 
@@ -131,10 +131,10 @@ class PredictiveDensity(ABC):
         return draws if self.target_is_vector_ else draws[..., 0]
 
     def score_samples(self, X: Any, y: ArrayLike | None = None, *, metadata: Any = None) -> Array:
-        """Log density of every row, in nats, in the units of y; without `y` its expectation, minus the entropy.
+        """Log density of every row, in nats, in the units of y; without `y` its expectation, the negative entropy.
 
         With an interval-censored likelihood, the log of the mean density over the grid cell of y; it is directly
-        comparable. A density may exceed 1, so positive values are nothing odd.
+        comparable. A density may exceed 1, so positive values are normal.
         """
         density = self.predict_distribution(X, metadata=metadata)
         if y is None:

@@ -22,7 +22,7 @@ __all__ = ["TableReader"]
 
 Array = NDArray[np.float64]
 
-_REMEDY = "MDNRegressor has no option for them: replace them, or leave these rows out"
+_REMEDY = "MDNRegressor doesn't support these; fill them, or leave these rows out"
 
 
 @contextmanager
@@ -74,7 +74,7 @@ class TableReader(BaseEstimator):
             if not fitting and self.design_ is not None:
                 raise ValueError("this model was fitted with metadata and space='sample': pass metadata= to predict")
             if fitting and self.preserve is not None:
-                raise ValueError("preserve needs something to remove: give a formula, or metadata=")
+                raise ValueError("preserve= needs something to remove; pass a formula, or metadata=")
             if fitting:
                 self.design_ = None
             if self.features is None:
@@ -90,7 +90,7 @@ class TableReader(BaseEstimator):
                         table.chunks, formula=self.formula, preserve=self.preserve, absorb_above=10**9
                     )
             elif self.design_ is None:
-                raise ValueError("metadata was given, but this model was fitted without")
+                raise ValueError("metadata was given, but this model was fitted without it; leave it out")
         names = self._learn_names(table) if fitting else self._features
         if not table.named and self.features is None and len(table.columns) != self.n_features_in_:
             raise ValueError(
@@ -110,8 +110,8 @@ class TableReader(BaseEstimator):
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             warn(
-                f"columns that hold no numbers are not among the features: {', '.join(left[:5])}{more}; code them as "
-                "numbers, name them in the formula, or name the features",
+                f"non-numeric columns are left out of the features: {', '.join(left[:5])}{more}. Code them as "
+                "numbers, use them in the formula, or name the features",
                 DesignWarning,
                 kind="columns-left-out",
                 columns=list(left),

@@ -1,4 +1,4 @@
-"""What of the metadata is left in a predictive density, where it is calibrated, and what removing it cost."""
+"""Association of a predictive density with metadata, its calibration by group, and the cost of removing metadata."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _design_columns(metadata: Any, value: Array) -> Array:
     with warnings.catch_warnings():
         # Advice on what to remove; here nothing is removed.
         warnings.simplefilter("ignore", ResidmixWarning)
-        with advising("leave such rows out of X, y and metadata, or fill them in"):
+        with advising("leave such rows out of X, y and metadata, or fill the missing values"):
             design = fit_design(table.chunks, absorb_above=10**9)
             names = table.feature_names(None, exclude=design.columns)
             matrix = read_rows(table, names, design, preserved=False)[1]
@@ -56,7 +56,7 @@ def _strata(metadata: Any, strata: ArrayLike | None, n_rows: int) -> dict[Any, N
     if len(first) != n_rows:
         raise ValueError(f"strata must have one label for each of the {n_rows} rows, got {len(first)}")
     if absent := sum(label is None or label != label for label in first.tolist()):
-        raise ValueError(f"strata are missing in {absent} rows; give such rows a label, or leave them out")
+        raise ValueError(f"strata has {absent} missing values; give such rows a label, or leave them out")
     labels = np.unique(first)
     if strata is not None or len(labels) <= 10 or not np.issubdtype(np.asarray(first.tolist()).dtype, np.number):
         return {label: first == label for label in labels.tolist()}
@@ -94,22 +94,23 @@ def density_report(
     strata: ArrayLike | None = None,
     random_state: int = 0,
 ) -> dict[str, Any]:
-    r"""Hold metadata against every part of a predictive density, not only its mean.
+    r"""Measure the association of metadata with all parts of a predictive density, not only its mean.
 
-    A residualized representation has no linear trace of the metadata, but spread, weights and shape of a density are
-    nonlinear functions of it. Call this on rows that the model was not fitted to.
+    A residualized representation has no linear association with the metadata, but spread, weights and shape of a
+    density are nonlinear functions of it. Call this on held-out rows.
 
     Parameters
     ----------
     model : MDNRegressor
-        Of one target.
+        A fitted model with one target.
     X, y : array_like
     metadata : array (n,) or (n, p), series or data frame
-        What to look for in the density; text, categories and truth values as indicators of their levels.
+        Metadata to test; text, categories and booleans become indicators of their levels.
     model_metadata : optional
-        What `model` needs as ``metadata=`` to predict. Default: `metadata`, unless it needs none or `X` holds it.
+        The ``metadata=`` that `model` needs to predict. Default: `metadata`, unless it needs none or `X` has it.
     reference : MDNRegressor, optional
-        The same model without deconfounding, predicting from `X` alone (of a frame, its own features): for the cost.
+        The same model fitted without metadata, to measure the cost; it predicts from `X` alone (from its own features,
+        if X is a frame).
     strata : array_like (n,), optional
         Groups within which the density should be calibrated. Default: the values of the first column of metadata, or
         its thirds where it is a number of more than ten values.
@@ -117,16 +118,16 @@ def density_report(
     Returns
     -------
     dict
-        ``explained``: R2 of a linear model from the metadata to mean, spread, entropy, quantiles, and the largest over
-        the component weights of the members; in a sample of n, p/n of it is chance (``by_chance``).
-        ``strata``: per group its rows, PIT distance from uniform (``uniformity``), coverage of the central 90 %
-        interval, CRPS and mean log score.
-        ``cost``: mean CRPS of `model` minus that of `reference`, with the standard error of the paired difference.
+        ``explained``: R2 of a linear model that predicts the mean, spread, entropy and quantiles of the density from
+        the metadata, and the largest R2 of the component weights. By chance, R2 is about p/n with n rows
+        (``by_chance``). ``strata``: per group its rows, PIT distance from uniform (``uniformity``), coverage of the
+        central 90 % interval, CRPS and mean log score. ``cost``: mean CRPS of `model` minus that of `reference`, with
+        the standard error of the paired difference.
 
     Raises
     ------
     ValueError
-        For models of several targets, missing metadata, or other numbers of rows.
+        For models with several targets, missing values in metadata, or different numbers of rows.
 
     Examples
     --------
@@ -142,10 +143,12 @@ def density_report(
     """
     for each in (model, reference):
         if each is not None and not isinstance(each, PredictiveDensity):
-            raise TypeError(f"density_report takes an MDNRegressor, which predicts densities; got {each!r}")
+            raise TypeError(f"density_report needs an MDNRegressor; got {each!r}")
     check_is_fitted(model)
     if model.n_targets_ != 1:
-        raise ValueError(f"density_report takes models of one target, not of {model.n_targets_}; report one at a time")
+        raise ValueError(
+            f"density_report needs a model with one target, not {model.n_targets_}; fit one model per target"
+        )
     value = check_targets(y, 1)[:, 0]
     columns = _design_columns(metadata, value)
     if model_metadata is None:

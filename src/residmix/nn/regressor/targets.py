@@ -1,4 +1,4 @@
-"""What a table needs before a density can be fitted to it: arrays, standard units, distinct rows, checked targets."""
+"""Preparation of data for a density fit: arrays, standardisation, distinct rows, checks of targets."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def point_masses(y: Array, weight: Array, *, share: float = 0.1) -> list[float]:
 def choose_likelihood(
     y: Array, scale: Array, weight: Array, *, likelihood: str, min_scale: float, boxes: bool
 ) -> tuple[str, Array | None, Array]:
-    """Look for targets whose density is meaningless; return the likelihood, its cells and the floors of the scales.
+    """Find targets with repeated values; return the likelihood, its grid cells and the lower bounds of the scales.
 
     Parameters
     ----------
@@ -194,8 +194,7 @@ def choose_likelihood(
     wanted = likelihood == "interval" or (likelihood == "auto" and bool(coarse.any()) and boxes)
     if wanted and not (steps > 0).any():
         raise ValueError(
-            "likelihood='interval' needs a target whose values lie on a grid and repeat; these do not. "
-            "Use likelihood='density'"
+            "likelihood='interval' needs a target with repeated values on a grid; use likelihood='density'"
         )
     if wanted and not boxes:
         raise ValueError("likelihood='interval' with several targets needs a diagonal or spherical covariance")
@@ -204,8 +203,8 @@ def choose_likelihood(
             _warn_of_grid(j, steps[j], scale[j], wanted)
         elif masses := point_masses(column, weight):
             warn(
-                f"target {j} has more than a tenth of its rows at the value {masses[0]:g}; a density can grow without "
-                "bound there, so judge this model by its CRPS",
+                f"target {j} has more than a tenth of its rows at the value {masses[0]:g}, where the density is "
+                "unbounded. Judge this model by its CRPS",
                 DiscreteTargetWarning,
             )
     floor = np.full(len(scale), min_scale)
@@ -216,12 +215,12 @@ def choose_likelihood(
 
 def _warn_of_grid(j: int, step: float, scale: float, interval: bool) -> None:
     remedy = (
-        "each value is taken as its grid cell (likelihood='interval'), and scores are mean densities over cells"
+        "likelihood='interval' is used, so scores are mean densities over grid cells"
         if interval
-        else "scales are kept above half a step; the CRPS is a better score than the log density"
+        else "scales are kept above half a step, and the CRPS is a better score than the log density"
     )
     warn(
-        f"target {j} has values that repeat on a grid of step {step:g}, coarse against its spread {scale:.3g}; a "
-        f"density has no upper bound there: {remedy}",
+        f"target {j} has repeated values on a grid of step {step:g} (its spread is {scale:.3g}), where the density "
+        f"is unbounded: {remedy}",
         DiscreteTargetWarning,
     )

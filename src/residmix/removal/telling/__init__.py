@@ -1,1 +1,1 @@
-"""What a fitted Residualizer tells: attributes, tables, scores of rows, warnings."""
+"""What a fitted Residualizer reports: attributes, tables, scores of rows, warnings."""

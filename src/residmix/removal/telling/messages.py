@@ -1,4 +1,4 @@
-"""What a fit tells: its summary, which columns are aliased, and the warnings."""
+"""The summary of a fit, its aliased columns, and its warnings."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def summary_text(
     features: Sequence[str],
     doubts: Sequence[str] = (),
 ) -> str:
-    """Return a page of text: the size of the problem, what each term explains, the features most affected, doubts.
+    """Return a page of text: sizes, what each term explains, the most affected features, and warnings.
 
-    Columns of a curve are its effective degrees of freedom, their median.
+    For a curve, "columns" is the median of its effective degrees of freedom.
     """
     r2 = explained(fit)
     rows = int(fit.count.max(initial=0))
@@ -66,7 +66,7 @@ def summary_text(
                 continue
             count = f"{np.median(test.edf):.3g}"
             if not test.reference.any():
-                lines.append(f"{test.name:<{width}}  {count:>7}  can't be told from the other terms{kept}")
+                lines.append(f"{test.name:<{width}}  {count:>7}  can't be separated from the other terms{kept}")
                 continue
             lines.append(
                 f"{test.name:<{width}}  {count:>7}  {np.median(test.share):>11.3f}, {test.share.max():<11.3f}"
@@ -98,8 +98,7 @@ def aliases(fit: LinearFit, columns: Sequence[str], owners: Mapping[int, str]) -
     Parameters
     ----------
     owners : mapping of int to str
-        What determines a column for which the fit names no other columns:
-        :func:`residmix.removal.telling.nesting.owners`.
+        The factors that determine a column, where no other columns do: :func:`residmix.removal.telling.nesting.owners`.
     """
 
     def named(partners: tuple[int, ...]) -> str:
@@ -121,14 +120,14 @@ def warn_of_fit(
     owners: Mapping[int, str] | None = None,
     nested: Sequence[str] = (),
 ) -> None:
-    """Warn of aliased columns, of effects that can't be told apart, of features without values, of too many columns.
+    """Warn of aliased columns, nearly collinear effects, features without values, and too many columns.
 
     Parameters
     ----------
     correlations : ndarray
         Canonical correlations between removed and preserved columns.
     penalised : bool
-        Whether a penalty settles what collinear columns leave open.
+        Whether a penalty determines the coefficients of collinear columns.
     owners : mapping of int to str
         As in :func:`aliases`.
     nested : sequence of str
@@ -138,15 +137,14 @@ def warn_of_fit(
         told = "; ".join(aliases(fit, names, owners or {})[:8])
         more = "" if len(fit.aliased) <= 8 else f"; and {len(fit.aliased) - 8} more"
         warn(
-            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. What a removed "
-            "and a preserved term share is removed, and what two terms share counts for the earlier one; coefficients "
-            "that can't be estimated are NaN in tidy()",
+            f"{len(fit.aliased)} of {len(names)} design columns are aliased: {told}{more}. Effects shared by a "
+            "removed and a preserved term are removed, and tidy() has NaN for coefficients that can't be estimated",
             CollinearityWarning,
         )
     if len(correlations) and correlations[0] > _ENTANGLED:
         warn(
-            f"what is removed and what is preserved are nearly collinear: canonical correlation {correlations[0]:.4f}; "
-            "their effects can hardly be told apart, so the residuals depend on a few rows; preserve or remove less",
+            f"removed and preserved effects are nearly collinear (canonical correlation {correlations[0]:.4f}), so "
+            "the residuals depend on a few rows. Remove or preserve fewer terms",
             EntangledEffectsWarning,
         )
     for told in nested:
@@ -154,13 +152,13 @@ def warn_of_fit(
     known = fit.count > 0
     if not known.all():
         absent = ", ".join(str(name) for name in np.asarray(features)[~known][:8])
-        warn(f"features without a single value, left as they are: {absent}", DesignWarning)
+        warn(f"features without any value are left unchanged: {absent}", DesignWarning)
     exact = known & (fit.tss > 0) & (fit.rss <= _ROUNDING**2 * fit.tss) & (fit.residual_degrees > 0)
     if exact.any():
         some = ", ".join(repr(str(name)) for name in np.asarray(features)[exact][:8])
         warn(
-            f"{exact.sum()} of {len(exact)} features are determined by the design ({some}): their residuals are "
-            "rounding errors, which scaling would turn into metadata again; leave these features out",
+            f"{exact.sum()} of {len(exact)} features are determined exactly by the design ({some}), so their "
+            "residuals are rounding errors. Leave these features out",
             DesignWarning,
         )
     count = float(fit.count[known].min(initial=np.inf))
@@ -169,13 +167,13 @@ def warn_of_fit(
         left = max(count - 1 - columns, 0.0) / max(count, 1.0)
         warn(
             f"{columns:.4g} design columns for {count:.0f} rows: in-sample residuals keep only {left:.0%} of the "
-            "noise's variance, and those of new rows are inflated; use fewer columns or a penalty (alpha)",
+            "noise variance. Use fewer columns, or a penalty (alpha=)",
             ManyColumnsWarning,
         )
 
 
 def refuse_entangled(correlations: NDArray[np.float64]) -> None:
-    """Raise where what is removed and what is preserved can hardly be told apart.
+    """Raise if removed and preserved effects are nearly collinear.
 
     Parameters
     ----------
@@ -185,43 +183,42 @@ def refuse_entangled(correlations: NDArray[np.float64]) -> None:
     Raises
     ------
     ValueError
-        With the largest one, if it is beyond what :class:`EntangledEffectsWarning` tells of.
+        If the largest one is above the limit of :class:`EntangledEffectsWarning`.
     """
     if len(correlations) and correlations[0] > _ENTANGLED:
         raise ValueError(
-            f"what is removed and what is preserved are entangled: canonical correlation {correlations[0]:.4f}, more "
-            f"than {_ENTANGLED}, as where a site saw cases only; leave such sites out or measure both there, or say "
-            "on_entangled='warn' to go on"
+            f"removed and preserved effects are nearly collinear (canonical correlation {correlations[0]:.4f}, more "
+            f"than {_ENTANGLED}), as with a site that has only cases; leave such levels out, or set "
+            "on_entangled='warn' to continue"
         )
 
 
 def note_of_absent(one: Unmeasured, absent: NDArray[np.bool_]) -> None:
-    """Note levels (L,) of a factor that no row has, as where sites agree on levels and each fits its own rows."""
+    """Note levels (L,) of a factor without rows, as when sites agree on levels and each fits its own rows."""
     names = [str(name) for name, none in zip(one.term.levels, absent, strict=True) if none]
     if names:
         note(
             "levels-without-rows",
-            f"no row has the level {_some(names)} of {one.term.name!r}, so nothing is known of its effect until rows "
-            "are added",
+            f"no row has the level {_some(names)} of {one.term.name!r}, so its effect is unknown until rows are added",
             term=one.term.name,
             levels=names,
         )
 
 
 def warn_of_unmeasured(one: Unmeasured, lacking: NDArray[np.bool_], features: NDArray[Any], on_unknown: str) -> None:
-    """Warn of levels of a factor that features (L, d) were never measured at."""
+    """Warn of levels of a factor at which features (L, d) have no values."""
     for level, own in zip(one.term.levels, lacking, strict=False):
         names = [str(name) for name in np.asarray(features)[own]]
         if not names:
             continue
         then = (
-            "later rows get NaN there; give on_unknown='mean' for the average of the other levels"
+            "new rows get NaN there; set on_unknown='mean' to use the average of the other levels"
             if on_unknown == "error"
-            else "later rows get the average effect of the other levels"
+            else "new rows get the average effect of the other levels"
         )
         warn(
-            f"no values of {_some(names)} where {one.term.name!r} is {level!r}, so the effect there can't be "
-            f"estimated: {then}",
+            f"no values of {_some(names)} where {one.term.name!r} is {level!r}, so this effect can't be estimated: "
+            f"{then}",
             DesignWarning,
             kind="unmeasured-level",
             term=one.term.name,
@@ -231,7 +228,7 @@ def warn_of_unmeasured(one: Unmeasured, lacking: NDArray[np.bool_], features: ND
 
 
 def combinations_told(one: Empty, features: NDArray[Any], n_values: int) -> tuple[str, dict[str, Any]] | None:
-    """Return "no rows where 'site' is 'a' and 'scanner' is 's2'" of combinations whose levels have rows, and figures.
+    """Return "no rows where 'site' is 'a' and 'scanner' is 's2'" for such combinations, and their figures.
 
     `n_values` is the number of features that have values at all.
     """
@@ -254,17 +251,17 @@ def combinations_told(one: Empty, features: NDArray[Any], n_values: int) -> tupl
 
 
 def warn_of_combinations(one: Empty, features: NDArray[Any], n_values: int, on_unknown: str) -> None:
-    """Warn of combinations of levels that there are no rows of, though there are of each level."""
+    """Warn of combinations of levels without rows, though each of their levels has rows."""
     found = combinations_told(one, features, n_values)
     if found is None:
         return
     then = (
-        "later rows get NaN there; give on_unknown='mean' for the sum of what the levels do elsewhere"
+        "new rows get NaN there; set on_unknown='mean' to use the sum of the effects of the levels"
         if on_unknown == "error"
-        else "later rows get the sum of what the levels do elsewhere"
+        else "new rows get the sum of the effects of the levels"
     )
     warn(
-        f"{found[0]}, so what {one.term.name!r} does there can't be estimated: {then}",
+        f"{found[0]}, so this effect of {one.term.name!r} can't be estimated: {then}",
         DesignWarning,
         kind="unmeasured-combination",
         **found[1],

@@ -1,4 +1,4 @@
-"""Which levels of absorbed factors can't be told from those of another one, by name."""
+"""Aliased levels of absorbed factors, by name."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CONSTANT = 1e-11
 
 
 def nested_factors(fit: LinearFit, moments: Any, factors: Sequence[Factor]) -> list[str]:
-    """Return a sentence for each factor of which other factors determine levels.
+    """Return a sentence for each factor with levels that are aliased with other factors.
 
-    Two factors are tied by the graph whose edges are the pairs of levels that occur together. Each of its parts has a
-    mean of its own, which either factor could hold. If every part has a single level of a factor, the other one is
-    nested in it (subjects in sites); else there are blocks of data that no row connects.
+    The pairs of levels that occur together are the edges of a graph. The mean of each connected component can be
+    attributed to either factor. If every component has a single level of one factor, the other factor is nested in it
+    (subjects in sites); else the data fall into disconnected blocks.
     """
     told = []
     for f, lost in (fit.nested or {}).items():
@@ -38,8 +38,8 @@ def nested_factors(fit: LinearFit, moments: Any, factors: Sequence[Factor]) -> l
         if n_parts == 1:
             others = " and ".join(repr(factor.name) for factor in factors if factor is not factors[f])
             told.append(
-                f"{_levels(factors[f], lost)} determined by {others} together: residuals don't depend on it, but "
-                "their effects can't be told apart"
+                f"{_levels(factors[f], lost)} determined by {others} together: residuals aren't affected, but these "
+                "effects can't be separated"
             )
             continue
         more = len(lost) - (n_parts - 1)
@@ -47,20 +47,20 @@ def nested_factors(fit: LinearFit, moments: Any, factors: Sequence[Factor]) -> l
         if np.bincount(own[own >= 0]).max() == 1:
             told.append(
                 f"{_levels(factors[f], lost[: n_parts - 1])} determined by {other!r}, each level of which occurs "
-                f"with one level of {name!r} only (nested){rest}: residuals don't depend on it, but effects of "
-                f"{name!r} can't be told from those of {other!r}"
+                f"with one level of {name!r} only (nested){rest}: residuals aren't affected, but effects of {name!r} "
+                f"can't be separated from those of {other!r}"
             )
         elif np.bincount(theirs[theirs >= 0]).max() == 1:
             told.append(
                 f"{n_parts - 1} levels of {other!r} are determined by {name!r}, each level of which occurs with one "
                 f"level of {other!r} only (nested; {_pair(factors[f], own, factors[g], theirs)}){rest}: residuals "
-                f"don't depend on it, but effects of {other!r} can't be told from those of {name!r}"
+                f"aren't affected, but effects of {other!r} can't be separated from those of {name!r}"
             )
         else:
             told.append(
-                f"{name!r} and {other!r} fall into {n_parts} parts that no row connects: "
-                f"{_blocks(factors[f], own, factors[g], theirs)}{rest}. Residuals don't depend on it, but effects of "
-                "different parts don't compare"
+                f"{name!r} and {other!r} fall into {n_parts} disconnected parts: "
+                f"{_blocks(factors[f], own, factors[g], theirs)}{rest}. Residuals aren't affected, but effects in "
+                "different parts can't be compared"
             )
     return told
 

@@ -1,4 +1,4 @@
-"""Scores of rows: how far each lies from what its metadata lead one to expect."""
+"""z-scores and centiles of rows, given their metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Scores", "Standardized"]
 
 @dataclass(frozen=True)
 class Standardized:
-    """Residuals of a block in standard deviations, or the shares of a normal distribution below them, in percent.
+    """Residuals of a block as z-scores, or as centiles of a normal distribution.
 
     Attributes
     ----------
@@ -52,14 +52,14 @@ class Scores(MetadataTransformer):
     _later_rows: Callable[..., Rows]
 
     def z_scores(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        r"""Return how far each value lies from what its metadata lead one to expect, in standard deviations, (n, d).
+        r"""Return the z-score of each value, given its metadata, (n, d).
 
         .. math:: z = r / s, \quad s_j^2 = RSS_j / \nu_j
 
         with r the residual of `transform` and :math:`s_j` the residual standard deviation of the fit. With
-        ``scale=True`` r has the spread that its site, age, ... take evened out: then z is standard normal at every
-        profile if the features are normal, and this is a normative model. Preserved effects stay in z: of a diagnosis
-        that is preserved, z tells the deviation.
+        ``scale=True`` the effects on the spread are removed from r, so that z is standard normal for any metadata if
+        the features are normal: this is a normative model. Preserved effects stay in z: with a preserved diagnosis, z
+        shows its deviation from the norm.
 
         Parameters
         ----------
@@ -82,10 +82,10 @@ class Scores(MetadataTransformer):
         return self._scores(X, metadata, out, centiles=False)
 
     def centiles(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
-        r"""Return how many percent of a normal population with the same metadata lie below each value, (n, d).
+        r"""Return the centile (0 to 100) of each value in a normal population with the same metadata, (n, d).
 
-        :math:`100\,\Phi(z)` of `z_scores`. Of features that aren't normal, :meth:`residmix.ResidualMixture.centiles`
-        takes the shape into account.
+        :math:`100\,\Phi(z)` with z from `z_scores`. For features that aren't normal, use
+        :meth:`residmix.ResidualMixture.centiles`.
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class Scores(MetadataTransformer):
     def _scores(self, X: Any, metadata: Any, out: Any, *, centiles: bool) -> Any:
         check_is_fitted(self)
         if not isinstance(self._found, LinearRemoval):
-            raise ValueError("z-scores need the residual spread of a linear fit; with estimator= there is none")
+            raise ValueError("z_scores and centiles don't work with estimator=; use a linear fit")
         if out is not None:
             refuse_frames(self)
         score = Standardized(self._remover(), self._found.residual_sd, centiles)

@@ -1,4 +1,4 @@
-"""What a fitted Residualizer tells: its attributes, tables and warnings, all derived from what the fit found."""
+"""Attributes, tables and warnings of a fitted Residualizer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Array = NDArray[np.float64]
 
 
 class Told(Shown, MetadataTransformer):
-    """What :class:`residmix.Residualizer`, where these are documented, tells of its fit."""
+    """Fitted attributes and tables of :class:`residmix.Residualizer`."""
 
     alpha: float | dict[str, float]
     estimator: Any
@@ -64,7 +64,7 @@ class Told(Shown, MetadataTransformer):
     def coef_(self) -> Array:
         """Coefficients of the removed design columns, (p, d).
 
-        Where columns are collinear, each term has the least contribution over the rows that the ones before it leave
+        If columns are collinear, each term gets the smallest contribution that is compatible with the terms before it
         (:mod:`residmix.moments.solving.aliased`).
         """
         return self._linear.coef
@@ -76,7 +76,7 @@ class Told(Shown, MetadataTransformer):
 
     @property
     def intercept_(self) -> Array:
-        """So that the residual is ``x - intercept_ - a(m) @ coef_``, (d,)."""
+        """Intercept (d,): the residual is ``x - intercept_ - a(m) @ coef_``."""
         return self._linear.intercept
 
     @property
@@ -92,12 +92,12 @@ class Told(Shown, MetadataTransformer):
 
     @property
     def condition_number_(self) -> float:
-        """Condition number of the centred design with columns of unit variance."""
+        """Condition number of the standardised design."""
         return self._linear.fit.condition_number
 
     @property
     def r2_(self) -> Array:
-        """Share of the variance of each feature that the design explains, preserved terms included, (d,)."""
+        """R2 of each feature, preserved terms included, (d,)."""
         return self._found.r2
 
     @property
@@ -107,60 +107,61 @@ class Told(Shown, MetadataTransformer):
 
     @property
     def random_effects_(self) -> dict[str, RandomEffects]:
-        """With ``shrinkage={"site": "blup"}``, by term: the effects of the levels and the variance ratios."""
+        """Random effects and variance ratios by term, with ``shrinkage={"site": "blup"}``."""
         return self._linear.random
 
     @property
     def scale_(self) -> Scale | None:
-        """The effect on the log standard deviation, if it is removed."""
+        """Effects on the log standard deviation, if they are removed."""
         return self._linear.scale
 
     @property
     def estimator_(self) -> Nuisance:
-        """The fitted regressor, in place of coefficients, if there is one."""
+        """The fitted regressor, if `estimator` is given."""
         if isinstance(self._found, RegressorRemoval):
             return self._found.nuisance
-        raise AttributeError("there is no estimator_: the effects are linear, and coef_ holds them")
+        raise AttributeError("estimator_ exists only with estimator=; the effects of this model are in coef_")
 
     @property
     def effects_(self) -> dict[str, Array]:
-        """Effects of the levels of each factor with more than 200 levels, which has no columns, (L, d).
+        """Effects (L, d) of each factor with more than 200 levels, which has no columns in the design.
 
-        Their weighted mean is 0; they are in the order of ``design_.factors[i].levels``.
+        Their weighted mean is 0. They have the order of ``design_.factors[i].levels``.
         """
         names = (factor.name for factor in self.design_.factors)
         return dict(zip(names, self._linear.fit.effects, strict=True))
 
     @property
     def fit_(self) -> LinearFit:
-        """Everything least squares found, before shrinkage over features."""
+        """Results of least squares, before shrinkage."""
         return self._linear.fit
 
     @property
     def edf_(self) -> pd.DataFrame:
-        """Effective degrees of freedom of the curves: features as rows, curves as columns; 1 is a straight line."""
+        """Effective degrees of freedom of the curves: a row per feature, a column per curve. A straight line has 1."""
         return self._of_curves("edf")
 
     @property
     def smoothness_(self) -> pd.DataFrame:
-        r"""Their :math:`\lambda`, the variable in units of its range: features as rows, curves as columns."""
+        r"""Smoothing parameters :math:`\lambda` (variables in units of their range): a row per feature, a column per
+        curve."""
         return self._of_curves("smoothness")
 
     def _of_curves(self, what: str) -> pd.DataFrame:
         import pandas as pd
 
         if (smooth := self._linear.smooth) is None:
-            raise AttributeError("there are no smooth terms; s(age) in the formula makes one")
+            raise AttributeError("there are no smooth terms; a formula has one with s(age)")
         return pd.DataFrame(getattr(smooth, what).T, index=[str(f) for f in self.features_], columns=smooth.names)
 
     @property
     def applied_(self) -> LinearFit:
-        """The fit whose effects are taken out: `fit_`, or after shrinkage and with smooth terms."""
+        """The fit whose effects are removed: after shrinkage and smoothing if there are any, else `fit_`."""
         return self._linear.applied
 
     @property
     def saved_degrees(self) -> float:
-        """Columns of removed curves beyond their effective degrees of freedom, over all features."""
+        """Columns of removed curves less their effective degrees of freedom, summed over the features."""
         smooth, curves = self._linear.smooth, self.design_.curves
         if smooth is None:
             return 0
@@ -188,7 +189,7 @@ class Told(Shown, MetadataTransformer):
     def _linear(self) -> LinearRemoval:
         if isinstance(self._found, LinearRemoval):
             return self._found
-        raise AttributeError("with estimator= there are no coefficients; estimator_ holds what was fitted")
+        raise AttributeError("with estimator= there are no coefficients; use estimator_")
 
     def __sklearn_is_fitted__(self) -> bool:
         return "_found" in vars(self)
@@ -204,12 +205,12 @@ class Told(Shown, MetadataTransformer):
     def tidy(self) -> pd.DataFrame:
         """Return a table of coefficients: feature, term, estimate, std_error, statistic, p_value, partial_r2.
 
-        With `shrinkage` the estimate is what is applied, and a last column, unshrunk, has that of least squares, which
-        standard errors and tests belong to.
+        With `shrinkage`, the estimate is the shrunk one, and a last column, unshrunk, holds that of least squares.
+        Standard errors and tests are those of least squares.
 
         With smooth terms there are two more columns, edf and reference_df. A curve has one row in place of one for each
         of its columns: the statistic is F, with reference_df and the residual degrees of freedom, and there is neither
-        estimate nor standard error. Standard errors of the others are those given the smoothness.
+        estimate nor standard error. The other standard errors take the smoothness as known.
 
         See Also
         --------
@@ -223,7 +224,7 @@ class Told(Shown, MetadataTransformer):
         return inference.coefficient_table(self.fit_, names, list(self.features_), self._linear.shrunk)
 
     def summary(self) -> Summary:
-        """Return what the metadata explain as text: term by term, and the features that they explain most."""
+        """Return a text that shows how much each term explains, and which features are affected most."""
         self._need_coefficients()
         return Summary(
             summary_text(
@@ -259,23 +260,25 @@ class Told(Shown, MetadataTransformer):
     def variance_shares(self) -> pd.DataFrame:
         """Return the share of each feature's variance that each term takes: feature, term, share.
 
-        The covariance of what the term contributes with the feature, over the feature's variance: shares of all terms
-        and of the residual, called (residual), add up to one. Of correlated terms one can be negative.
+        The share is the covariance of the term's fitted values with the feature, over the feature's variance. The
+        shares of all terms and of the residual, called (residual), add up to one. With correlated terms a share can be
+        negative.
         """
         self._need_coefficients()
         return share_table(self._linear, self.design_, list(self.features_))
 
     def level_table(self, term: str) -> pd.DataFrame:
-        """Return a table of the levels of a factor that is removed: level, rows, shift, spread, distance, odd.
+        """Return a table of the levels of a removed factor: level, rows, shift, spread, distance, odd.
 
-        Before anything is removed: the root mean square over the features of a level's shift, in residual standard
-        deviations; its spread over the pooled one, the geometric mean over the features; the divergence of its normal
-        distributions from the pooled ones, in nats per feature; and whether its shift (upwards) or log spread lies
-        more than 3.5 robust standard deviations, 1.4826 times the median absolute deviation, from the median of the
-        levels. Of three levels or fewer none is odd. Spread and distance are NaN unless the fit has `scale` or pools
-        this factor, since other fits don't know the spreads of levels. With `covariance` two more columns tell how far
-        the level's covariance, as the rows vouch for it, lies from the pooled one, before and after: the divergence of
-        normal distributions in nats per direction.
+        All values are from before the removal. "shift" is the root mean square of the level's effects over the
+        features, in residual standard deviations. "spread" is the geometric mean over the features of the level's
+        standard deviation over the pooled one. "distance" is the Kullback-Leibler divergence of the level's normal
+        distributions from the pooled ones, in nats per feature. "odd" tells whether the shift (upwards) or the log
+        spread is an outlier: more than 3.5 robust standard deviations (1.4826 times the median absolute deviation) from
+        the median of the levels. With three levels or fewer none is odd. Spread and distance are NaN unless the fit has
+        `scale` or pools this factor, since other fits don't estimate the spreads. With `covariance` two more columns
+        hold the divergence of the level's shrunk covariance from the pooled one, before and after, in nats per
+        direction.
 
         See Also
         --------
@@ -287,25 +290,25 @@ class Told(Shown, MetadataTransformer):
     def effect(self, name: str, at: Any = None) -> pd.DataFrame:
         """Return the effect of a metadata column at some of its values: at, feature, estimate, lower, upper.
 
-        It is relative to the mean of the rows, all else equal; lower and upper are 95 % confidence limits at each
-        value, those of least squares. The column may be preserved. Default of `at`: the levels of a factor, or 50
-        values along a curve. Curves that differ by another column have one more column, curve, with its levels; `name`
-        may also be that of a term or of one of its curves, as ``"s(age, by=sex)"`` or ``"s(age, by=sex)[F]"``. Their
-        bands are those given the smoothness, which cover 95 % on average along a curve.
+        The effect is relative to the mean of the rows, with the other metadata fixed. lower and upper are pointwise 95
+        % confidence limits of least squares. The column may be preserved. Default of `at`: the levels of a factor, or
+        50 values along a curve. For curves by another column, the table has one more column, curve, with the levels.
+        `name` may also be a term or one of its curves, as ``"s(age, by=sex)"`` or ``"s(age, by=sex)[F]"``. Confidence
+        bands of curves take the smoothness as known; they cover 95 % on average along a curve.
         """
         self._need_coefficients()
         return effect_table(self._linear, self.design_, list(self.features_), name, at)
 
     def what_leaves(self) -> pd.DataFrame:
-        """Return what a file of this model holds of the rows of its fit: what, arrays, shape, numbers.
+        """Return a table of the sums of training data in a saved file of this model: what, arrays, shape, numbers.
 
-        These are sums, and none of them is a row; those of a cell of one row are, though: see `smallest_cell`.
+        No single row is stored. But the sums of a level with one row reveal that row: see `smallest_cell`.
         """
         self._need_coefficients()
         return moments_table(self._linear, self.design_)
 
     def smallest_cell(self) -> Cell:
-        """Return the level, or pair of levels of two factors, that the fewest rows have, and how many these are."""
+        """Return the level, or pair of levels of two factors, with the fewest rows, and the number of its rows."""
         self._need_coefficients()
         factors = [
             LevelsOf(term.variables[0], term.columns, self.design_.level_rows(term), tuple(map(str, term.levels)))
@@ -317,10 +320,10 @@ class Told(Shown, MetadataTransformer):
     def _need_coefficients(self) -> None:
         check_is_fitted(self)
         if self.estimator is not None:
-            raise ValueError("with estimator= there are no coefficients to tell; r2_ has the cross-fitted shares")
+            raise ValueError("with estimator= there are no coefficients; r2_ holds the cross-fitted R2")
 
     def _warn(self) -> None:
-        """Warn of what is doubtful about a fit of linear effects."""
+        """Warn of problems of a fit of linear effects."""
         design, fit, moments = self.design_, self._fit_that_counts, self.moments_
         lost = unmeasured(design, self.fit_, moments)
         absent = [(one, (one.lacking == (fit.count > 0)).all(axis=1)) for one in lost]
@@ -349,7 +352,7 @@ class Told(Shown, MetadataTransformer):
 
     @staticmethod
     def _from_older(attributes: dict[str, Any]) -> dict[str, Any]:
-        """Return what model files hold today of what earlier ones hold: each attribute by itself."""
+        """Convert attributes of an older model file to today's."""
         old = MetadataTransformer._from_older(attributes)
         if "r2_" not in old:
             return old

@@ -1,1 +1,1 @@
-"""Columns that are more than numbers: lists of them, and those that are no features, with the reason."""
+"""Columns of lists of numbers, and columns that can't be features, with the reason."""

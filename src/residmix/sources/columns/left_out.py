@@ -1,4 +1,4 @@
-"""Which columns are no features though nobody said so, and why: what is left out is told, with what to do about it."""
+"""Columns that are left out of the features, with reasons and remedies."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Reason = dict[str, Any]
 
 
 def left_out(table: Table, names: Sequence[str]) -> list[Reason]:
-    """Return why columns are no features: a list of {"column", "reason", "numeric", "remedy"}.
+    """Return columns that can't be features: a list of {"column", "reason", "numeric", "remedy"}.
 
-    ``numeric`` is True where a column was perhaps meant to be one, and then there is a remedy.
+    ``numeric`` is True if a column may have been meant as a feature; then there is a remedy.
     """
     kinds = table.column_types()
     odd = set(table.odd_numbers(names))
@@ -42,7 +42,7 @@ def left_out(table: Table, names: Sequence[str]) -> list[Reason]:
         kind = kinds[name]
         reason: tuple[str, str] = (str(kind), "")
         if name in odd:
-            reason = ("numbers as Python objects or sparsely", "turn it into numbers (pandas: .astype(float))")
+            reason = ("numbers as Python objects or in sparse form", "convert to numbers (pandas: .astype(float))")
         elif kind in (nw.String, nw.Categorical, nw.Enum, nw.Object):
             reason = _text(table, name)
         elif kind == nw.Boolean:
@@ -51,7 +51,7 @@ def left_out(table: Table, names: Sequence[str]) -> list[Reason]:
             inner = getattr(kind, "inner", None)
             reason = ("lists", "")
             if inner is not None and (inner() if isinstance(inner, type) else inner).is_numeric():
-                reason = ("lists of numbers of unequal length", "bring them to one length")
+                reason = ("lists of numbers of unequal length", "make the lists equally long")
         elif kind.is_temporal():
             reason = ("dates or times", "")
         found.append({"column": name, "reason": reason[0], "numeric": bool(reason[1]), "remedy": reason[1]})
@@ -59,7 +59,7 @@ def left_out(table: Table, names: Sequence[str]) -> list[Reason]:
 
 
 def tell_left_out(found: Sequence[Reason]) -> None:
-    """Warn of columns that were perhaps meant to be features, and note the others."""
+    """Warn of columns that may have been meant as features, and add a note for the others."""
     alike: dict[tuple[str, str], list[str]] = {}
     for each in found:
         if each["numeric"]:
@@ -67,9 +67,15 @@ def tell_left_out(found: Sequence[Reason]) -> None:
     for (reason, remedy), names in alike.items():
         shown = ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         if len(names) == 1:
-            text = f"column {shown} holds {reason}, and is left out of the features; {remedy}, or name the features"
+            text = (
+                f"column {shown} is left out of the features, because it holds {reason}. To use it, {remedy}; "
+                "else name the features with features="
+            )
         else:
-            text = f"columns that hold {reason} are left out of the features: {shown}; {remedy}, or name the features"
+            text = (
+                f"columns are left out of the features, because they hold {reason}: {shown}. To use them, "
+                f"{remedy}; else name the features with features="
+            )
         columns = [{"column": name, "reason": reason} for name in names]
         warn(text, DesignWarning, kind="left-out", columns=columns)
     rest = [{key: each[key] for key in ("column", "reason")} for each in found if not each["numeric"]]
@@ -80,7 +86,7 @@ def tell_left_out(found: Sequence[Reason]) -> None:
 
 
 def _text(table: Table, name: str) -> tuple[str, str]:
-    """Return why a column of text is none of numbers, and what to do if it looks as if it should be."""
+    """Return why a column is text instead of numbers, and a remedy if it looks like numbers."""
     start, numbers, values = 0, 0, 0
     separated: tuple[str, int, str] | None = None
     is_whole = True
@@ -98,7 +104,7 @@ def _text(table: Table, name: str) -> tuple[str, str]:
         if other >= 0:
             return (
                 f"text, although most of its values are numbers (row {start + other} has {text[other].as_py()!r})",
-                "give such values as missing (scan: na_values=), or correct them",
+                "declare such values missing (scan: na_values=), or correct them",
             )
         for pattern in (_GROUPED, _COMMA):
             at = compute.index(kinds[pattern], True).as_py()
@@ -112,7 +118,7 @@ def _text(table: Table, name: str) -> tuple[str, str]:
         return f"numbers with {kind}, as text (row {row} has {value!r})", f"read it with {remedy}"
     if is_whole:  # labels such as "007"
         return "text", ""
-    return "numbers as text", "turn it into numbers (pandas: .astype(float))"
+    return "numbers as text", "convert to numbers (pandas: .astype(float))"
 
 
 def _as_text(frame: Any, name: str) -> pa.Array | None:

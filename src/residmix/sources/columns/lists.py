@@ -1,4 +1,4 @@
-"""Columns of lists of numbers, such as embeddings, seen as as many columns of numbers."""
+"""Columns of lists of numbers, such as embeddings, expanded to several columns of numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def list_names(name: str, width: int) -> list[str]:
 def spread(
     table: pa.Table, lists: Iterable[tuple[str, int]], wanted: Sequence[str] | None = None, start: int = 0
 ) -> pa.Table:
-    """Return a table in which each column of lists is as many columns of numbers.
+    """Return a table in which columns of lists are expanded to columns of numbers.
 
     Parameters
     ----------
@@ -81,8 +81,8 @@ def _matrix(column: pa.ChunkedArray, name: str, width: int, start: int) -> NDArr
     odd = compute.index(compute.fill_null(compute.not_equal(lengths, width), False), True).as_py()
     if odd >= 0:
         raise ValueError(
-            f"column {name!r} has a list of {lengths[odd].as_py()} numbers in row {start + odd} where the first rows "
-            f"have lists of {width}; give all rows lists of one length, or leave the column out (columns=)"
+            f"column {name!r} has a list of {lengths[odd].as_py()} numbers in row {start + odd}, but lists of "
+            f"{width} in the first rows; make all lists equally long, or leave the column out (columns=)"
         )
     kind = np.float32 if types.is_float32(lists.type.value_type) else np.float64
     flat = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), kind).reshape(-1, width)
@@ -94,7 +94,7 @@ def _matrix(column: pa.ChunkedArray, name: str, width: int, start: int) -> NDArr
 
 
 def spread_frame(frame: nw.DataFrame[Any]) -> nw.DataFrame[Any]:
-    """Return a frame in memory in which each column of lists of one length is as many columns of numbers."""
+    """Return a frame in which columns of lists of one length are expanded to columns of numbers."""
     columns: dict[str, pa.Table] = {}
     for name, kind in frame.schema.items():
         if kind in (nw.List, nw.Array, nw.Object):

@@ -30,16 +30,16 @@ _SPOOL_BYTES = 1 << 26  # of standard input, in memory
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How numbers and columns are written in text.
+    """How numbers and columns are written in CSV text.
 
     Attributes
     ----------
     sep : str or None
-        Between columns. None: a comma, in ``.tsv`` files a tab.
+        Separator of columns. None: a comma, or a tab in ``.tsv`` files.
     decimal, thousands : str
-        Inside numbers; None: no separators of thousands.
+        Decimal point and thousands separator of numbers; None: no thousands separator.
     na_values : tuple of str
-        What stands for a missing value, beside the empty text, NA, NaN, null and their like.
+        Texts that mean a missing value, in addition to the empty text, NA, NaN, null and similar.
     """
 
     sep: str | None = None
@@ -52,18 +52,18 @@ class TextOptions:
             if value is not None and (not isinstance(value, str) or len(value) != 1 or not value.isascii()):
                 raise ValueError(f"{name} must be one ASCII character; got {value!r}")
         if self.decimal == self.thousands:
-            raise ValueError(f"decimal and thousands are both {self.decimal!r}; give two different characters")
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}; use two different characters")
         if isinstance(self.na_values, str) or not all(isinstance(value, str) for value in self.na_values):
-            raise ValueError(f"na_values must be a list of texts; got {self.na_values!r}")
+            raise ValueError(f"na_values must be a list of strings; got {self.na_values!r}")
 
     def separator(self, path: Path) -> str:
         """Return what is between the columns of a file."""
         named = path.name.lower().removesuffix(".gz")
         separator = self.sep or ("\t" if named.endswith(".tsv") else ",")
         if separator in (self.decimal, self.thousands) and self.sep is not None:
-            raise ValueError(f"sep and another separator are both {separator!r}; give different characters")
+            raise ValueError(f"sep is {separator!r}, the same as decimal or thousands; use different characters")
         if separator == self.decimal:
-            raise ValueError(f"decimal and the separator of columns are both {separator!r}; give sep= (often ';')")
+            raise ValueError(f"decimal and the column separator are both {separator!r}; set sep= (often ';')")
         return separator
 
     def numbers_of(self, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -204,7 +204,7 @@ class Csv(WithSchema):
 
 @dataclass(frozen=True)
 class StandardInput(Csv):
-    """CSV text from standard input, which can be read once: what it held is kept."""
+    """CSV text from standard input, which is kept since it can be read only once."""
 
     @property
     def name(self) -> str:
@@ -266,9 +266,9 @@ def _checked_header(path: Path, header: bytes, options: TextOptions) -> bytes:
     try:
         line = header.decode("utf-8")
     except UnicodeDecodeError:
-        raise ValueError("its heading is no UTF-8 text; save it as UTF-8") from None
+        raise ValueError("its header isn't UTF-8 text; save it as UTF-8") from None
     if "\0" in line:
-        raise ValueError("its heading has a zero byte, which no text has")
+        raise ValueError("its header has a zero byte, so it isn't text; save it as UTF-8 text")
     if separator not in line:
         for other in (";", "\t", ",", "|"):
             if other in line:

@@ -1,4 +1,4 @@
-"""Which formats there are, and the way from a path to a file that has been looked at."""
+"""The file formats, and opening a file by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was decoded and will be needed again: in memory while it is little, in a temporary file when it is much."""
+"""Decoded tables that are needed again: in memory if they are small, else in a temporary file."""
 
 from __future__ import annotations
 

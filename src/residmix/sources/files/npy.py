@@ -25,7 +25,7 @@ class Npy(Part):
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         if matrix.ndim != 2 or matrix.dtype.kind not in "iufb":
             raise ValueError(
-                f"it must hold a matrix of real numbers; it has shape {matrix.shape} and dtype {matrix.dtype}"
+                f"it must hold a matrix of real numbers, but has shape {matrix.shape} and dtype {matrix.dtype}"
             )
         return cls(path, (len(matrix),), stamp)
 

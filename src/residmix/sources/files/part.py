@@ -66,7 +66,7 @@ class Part(ABC):
         """Raise OSError if the file isn't what was looked at; a copy elsewhere has another time, but the same size."""
         now = stamp_of(self.path)
         if now[0] != self.stamp[0] or (now != self.stamp and not size_only):
-            raise OSError(f"can't read {self.name}: it was changed after it was scanned; scan it again")
+            raise OSError(f"can't read {self.name}: it has changed since it was scanned; scan it again")
 
     @abstractmethod
     def head(self) -> MemoryTable:
@@ -118,8 +118,8 @@ def stamp_of(path: Path) -> tuple[int, int]:
     for is_kind, kind in _KINDS:
         if is_kind(found.st_mode):
             raise OSError(
-                f"{str(path)!r} is {kind}, and rows are read several times; give a file (or - for CSV text "
-                "from standard input)"
+                f"{str(path)!r} is {kind}, which can't be read several times; pass a file (or - for CSV text from "
+                "standard input)"
             )
     return found.st_size, found.st_mtime_ns
 

@@ -51,7 +51,7 @@ def find_files(where: Any) -> list[Path]:
     if os.path.isdir(text):
         found = _in_folder(Path(text))
         if not found:
-            raise FileNotFoundError(f"folder {text!r} has no file that ends in {', '.join(FORMATS)}")
+            raise FileNotFoundError(f"folder {text!r} has no file with one of the endings {', '.join(FORMATS)}")
         return found
     if os.path.lexists(text):
         return [Path(text)]
@@ -73,7 +73,7 @@ def _in_folder(folder: Path) -> list[Path]:
     found = [path for path in paths if readable(path)]
     for path in paths:
         if path.is_dir() and format_of(path) is not None and not any(path in file.parents for file in found):
-            raise FileNotFoundError(f"{str(path)!r} is a folder without data, and is named as a file; remove it")
+            raise FileNotFoundError(f"{str(path)!r} is an empty folder with the name of a file; remove it")
     return found
 
 
@@ -89,7 +89,7 @@ class FileTable(StreamTable):
     batch_rows : int, optional
         Rows read at a time.
     cache_bytes : int
-        What is decoded once is kept in memory, if all of it takes no more than this.
+        Decoded data are kept in memory if all of them take no more than this.
     kept : Kept, optional
         What was kept of CSV files when they were looked at.
     elsewhere : bool
@@ -150,7 +150,7 @@ class FileTable(StreamTable):
             try:
                 part.check(size_only=self.elsewhere)
             except FileNotFoundError as error:
-                raise OSError(f"can't read {part.name}: it is gone since it was scanned") from error
+                raise OSError(f"can't read {part.name}: it has disappeared since it was scanned") from error
 
     def rows_of(self, recipe: Recipe) -> Rows:
         return _FileRows(self, recipe)

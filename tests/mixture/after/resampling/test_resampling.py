@@ -79,5 +79,5 @@ def test_settings_that_make_no_sense_are_refused():
     model = rm.GaussianMixture(2, random_state=0).fit(clouds())
     with pytest.raises(ValueError, match="'kind' parameter of bootstrap"):
         rm.bootstrap(model, clouds(), kind="jackknife")
-    with pytest.raises(ValueError, match="one family"):
+    with pytest.raises(ValueError, match="one covariance_type"):
         rm.bootstrap_lrt(rm.GaussianMixture(covariance_type=["EEE", "VVV"]), clouds())

@@ -1,16 +1,16 @@
 r"""Standard errors from the information matrix.
 
-With s the scores of a row, the information is :math:`I(\theta) = \sum_i w_i E[s s']`, and standard errors are the roots
-of the diagonal of its inverse, carried over to what estimators show by their derivatives (the delta method). The
-expectation is one under the fitted mixture, over draws, so that no data are needed; or rows are given, and for normal
-components it's Louis's observed information, what complete data would tell less what isn't known of the assignment:
+With s the scores of a row, the information is :math:`I(\theta) = \sum_i w_i E[s s']`, and standard errors are the
+square roots of the diagonal of its inverse, transformed to the attributes of estimators by the delta method. The
+expectation is over draws from the fitted mixture, so that no data are needed. Given rows, it is for normal components
+Louis's observed information: that of the complete data less the part lost because the assignment is unknown:
 
 .. math:: I(\theta) = I_{complete} - \sum_i w_i [\sum_k r_{ik} s_{ik} s_{ik}' - s_i s_i']
 
 (Louis 1982, "Finding the observed information matrix when using the EM algorithm", J. R. Stat. Soc. B 44). With draws
-in place of rows the second sum is the expected one, and 0 where components are apart. Where there are tails, missing
-values or a gate the sum of :math:`s_i s_i'` over the rows is used. Of families whose covariances depend on each other
-the complete data's information is that of rows which have the fitted covariances.
+instead of rows the second sum is an expectation, and 0 for separated components. With t components, missing values or a
+gate, the sum of :math:`s_i s_i'` over the rows is used. For families whose covariances share parameters, the
+complete-data information is that of rows with the fitted covariances.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ UNKNOWN = 1e-10
 
 
 class Information:
-    """Covariances of estimates in the order of a layout.
+    """Covariance matrix of the estimates, in the order of a layout.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Information:
     covariance : ndarray (P, P)
         NaN where the data don't determine a parameter.
     pull : ndarray (d, d)
-        Information on a shift that all components share, per unit of weight.
+        Information about a common shift of all components, per unit of weight.
     total : float
         Sum of weights.
     """
@@ -79,7 +79,7 @@ class Information:
 
 
 def expected_information(params: MixtureParams, total: float) -> Information:
-    """Return the information that so many rows of a mixture have on its parameters."""
+    """Return the expected information of a number of rows about the parameters of a mixture."""
     params = replace(params, coef=None, gate=None)
     n = int(np.clip(EACH * _size(params), DRAWS, 10 * DRAWS))
     X, labels = drawn(params, n)
@@ -92,16 +92,19 @@ def expected_information(params: MixtureParams, total: float) -> Information:
 
 
 def observed_information(rows: Rows, params: MixtureParams) -> Information:
-    """Return the information that rows have on a mixture fitted to them; on its coefficients only beside a gate."""
+    """Return the observed information of rows about a mixture fitted to them; on coefficients only with a gate."""
     if params.by_group is not None:
-        raise ValueError("covariances by level have no standard errors from the information; use residmix.bootstrap")
+        raise ValueError("standard_errors doesn't work with covariance_by; use residmix.bootstrap")
     if params.by_component:
-        raise ValueError("effects by component have no standard errors from the information; use residmix.bootstrap")
+        raise ValueError("standard_errors doesn't work with effects='by-component'; use residmix.bootstrap")
     if params.trim is not None:
-        raise ValueError("trimmed fits have no standard errors from the information; use residmix.bootstrap")
+        raise ValueError("standard_errors doesn't work with trim; use residmix.bootstrap")
     K, d, parts = params.n_components, params.n_features, params.parts
     if parts is not None and K**2 * d**3 * parts.shape[2] > LARGEST_MOVES:
-        raise ValueError(f"loadings of {d} features and {K} components are too many; use residmix.bootstrap")
+        raise ValueError(
+            f"standard_errors has too many parameters with loadings of {d} features and {K} components; "
+            "use residmix.bootstrap"
+        )
     directions = tangents(params.family, params.full_covariances(), parts)
     n_directions = params.n_components * len(half(params.n_features)[0]) if directions is None else directions.shape[1]
     coef = params.n_design if params.gate is not None else 0

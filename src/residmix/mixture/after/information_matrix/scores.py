@@ -32,13 +32,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where parameters stand in the vector of scores.
+    """Positions of the parameters in the vector of scores.
 
     Attributes
     ----------
     weights, means, covariances, dof, coef, gate : slice
-        `weights` are those of all components but the last; or of all, where there's noise, whose weight is the rest.
-        With a gate they're noise's alone. `covariances` are along the directions of the family.
+        `weights` are those of all components but the last; with noise, of all components. With a gate they are the
+        weight of the noise only. `covariances` are along the free directions of the family.
     size : int
     """
 

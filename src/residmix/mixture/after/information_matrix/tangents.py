@@ -1,4 +1,4 @@
-r"""Directions in which the covariances of a family can move: :math:`\Sigma_k = \lambda_k D_k A_k D_k'`.
+r"""Free directions of the covariances of a family: :math:`\Sigma_k = \lambda_k D_k A_k D_k'`.
 
 A change of volume is :math:`d\Sigma_k = \Sigma_k`, one of shape :math:`D_k \lambda_k A_k \mathrm{diag}(a) D_k'` with
 :math:`\sum a = 0`, one of orientation :math:`\Omega \Sigma_k - \Sigma_k \Omega` with :math:`\Omega' = -\Omega`; of one

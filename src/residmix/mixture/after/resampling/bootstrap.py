@@ -1,4 +1,4 @@
-"""What fits to other rows like these would find: standard errors and intervals."""
+"""The bootstrap: standard errors and confidence intervals."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ KINDS = ("nonparametric", "parametric", "weighted")
 
 
 class Bootstrap:
-    """Fits to resampled rows, their components in the order of the model's.
+    """Fits to resampled rows, with components in the order of the model.
 
     Attributes
     ----------
     estimates : Bunch
-        The model's weights, means, covariances, and what else it has: dof, noise_weight, coef, intercept, gate_coef,
-        gate_intercept.
+        The model's weights, means and covariances, and those of dof, noise_weight, coef, intercept, gate_coef and
+        gate_intercept that it has.
     replicates : Bunch
         The same of each fit, (n_resamples, ...).
     standard_errors : Bunch
@@ -40,7 +40,7 @@ class Bootstrap:
     lower, upper : Bunch
         Percentile intervals.
     n_failed : int
-        Resamples that couldn't be fitted; they aren't in there.
+        Number of resamples that couldn't be fitted and are left out.
     """
 
     def __init__(self, model: Any, replicates: list[dict[str, Floats]], n_failed: int, confidence: float) -> None:
@@ -79,10 +79,10 @@ def bootstrap(
     confidence: float = 0.95,
     random_state: int = 0,
 ) -> Bootstrap:
-    r"""Return standard errors and intervals of a mixture's parameters from fits to other rows like these.
+    r"""Return bootstrap standard errors and confidence intervals of a mixture's parameters.
 
-    Each fit begins where the model ended; its components are matched to the model's
-    (:func:`residmix.match_components`), so that labels that switch don't count as error.
+    Each fit starts at the parameters of the model. Its components are matched to those of the model
+    (:func:`residmix.match_components`), so that label switching isn't counted as error.
 
     Parameters
     ----------
@@ -92,11 +92,11 @@ def bootstrap(
         As its `fit` takes them.
     n_resamples : int, default=200
     kind : {"nonparametric", "parametric", "weighted"}
-        Rows drawn with replacement (as weights 0, 1, 2, ...); rows that the model makes, given their metadata; or
-        weights from a flat Dirichlet distribution, which leave no row out (Newton & Raftery 1994, J. R. Stat. Soc. B
-        56:3).
+        "nonparametric": rows drawn with replacement (as weights 0, 1, 2, ...). "parametric": rows drawn from the model,
+        given their metadata. "weighted": weights from a flat Dirichlet distribution, which leave no row out (Newton &
+        Raftery 1994, J. R. Stat. Soc. B 56:3).
     confidence : float, default=0.95
-        Of the intervals between percentiles.
+        Of the percentile intervals.
     random_state : int
 
     Returns
@@ -141,10 +141,14 @@ def bootstrap(
             continue
         found.append(in_order(estimates(fit), np.asarray(match_components(model, fit)), shared))
     if len(found) < 2:
-        raise ValueError(f"{failed} of {n_resamples} resamples couldn't be fitted: too few rows for the components")
+        raise ValueError(
+            f"{failed} of {n_resamples} resamples couldn't be fitted: there are too few rows for the "
+            "components; use fewer components, or kind='weighted'"
+        )
     if failed:
         warn(
-            f"{failed} of {n_resamples} resamples couldn't be fitted, as a component lost its rows; they are left out",
+            f"{failed} of {n_resamples} resamples couldn't be fitted, because a component lost its rows. They are "
+            "left out; fewer components may be enough",
             DeadComponentWarning,
             failed=failed,
         )

@@ -1,4 +1,4 @@
-"""How many components the rows ask for, by likelihood-ratio tests whose null distribution is drawn."""
+"""Parametric-bootstrap likelihood-ratio tests for the number of components."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RatioTest:
     Attributes
     ----------
     n_components_ : int
-        The first K that isn't rejected; or the largest tried plus 1.
+        The first K that isn't rejected; or the largest tested K plus 1.
     table : dict of lists
         n_components (K), statistic (twice the gain in log-likelihood of one more component), p_value, n_resamples.
     """
@@ -58,14 +58,15 @@ def bootstrap_lrt(
 
     .. math:: \lambda = 2 [\log L_{K+1} - \log L_K]
 
-    has no chi-squared distribution, as weights of 0 lie on an edge; so it's compared with that of rows which the
-    mixture of K components makes: :math:`p = (1 + \#\{\lambda_b \ge \lambda\}) / (1 + B)`. Drawing stops early when p
-    is above `level` whatever further draws say.
+    has no chi-squared distribution, because weights of 0 are on the boundary. So it is compared with the statistic of
+    rows drawn from the mixture of K components: :math:`p = (1 + \#\{\lambda_b \ge \lambda\}) / (1 + B)`. Drawing stops
+    early once p must end above `level`.
 
     Parameters
     ----------
     model : GaussianMixture or ResidualMixture
-        Whose settings are used, of one family; it needn't be fitted, and its number of components doesn't matter.
+        An estimator with the settings to use, with one covariance family. It needn't be fitted, and its number of
+        components is ignored.
     X, metadata
         As its `fit` takes them.
     max_components : int, default=9
@@ -99,7 +100,7 @@ def bootstrap_lrt(
         level=([Interval(Real, 1 / (n_resamples + 1), 0.5, closed="both")], level),
     )
     if not isinstance(model.covariance_type, str) or model.covariance_type == "auto":
-        raise ValueError(f"the test is of one family; set covariance_type to one, not {model.covariance_type!r}")
+        raise ValueError(f"bootstrap_lrt needs one covariance_type, not {model.covariance_type!r}")
     given = {} if metadata is None else {"metadata": metadata}
     table: dict[str, list[Any]] = {name: [] for name in ("n_components", "statistic", "p_value", "n_resamples")}
     small = _fit(model, 1, X, given)
@@ -130,7 +131,7 @@ def _gain(small: Any, large: Any, n_rows: int) -> float:
 def _exceeded(
     refits: Refits, K: int, statistic: float, n_resamples: int, level: float, seed: list[int]
 ) -> tuple[int, int]:
-    """Return how many of how many draws have a statistic as large."""
+    """Return how many draws have a statistic as large, and the number of draws."""
     exceeded = 0
     for drawn, own in enumerate(np.random.SeedSequence(seed).generate_state(n_resamples), 1):
         rows = refits.drawn(int(own))

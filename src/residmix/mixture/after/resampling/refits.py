@@ -1,4 +1,4 @@
-"""A fitted mixture fitted again: to the same rows with other weights, or to rows that it makes."""
+"""Refits of a fitted mixture: to the same rows with other weights, or to rows drawn from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = (*BY_COMPONENT, "noise_weight", "coef", "intercept")
 
 
 def estimates(model: Any) -> dict[str, Floats]:
-    """Return the parameters that a fitted mixture shows, by name."""
+    """Return the fitted parameters of a mixture, by name."""
     found = {name: getattr(model, f"{name}_", None) for name in SHOWN}
     return {name: np.asarray(value, dtype=np.float64) for name, value in found.items() if value is not None}
 
@@ -53,7 +53,7 @@ class Refits:
         self.n_rows = model._rows(X, *([metadata] if hasattr(model, "residualizer_") else [])).n_rows
 
     def template(self, n_components: int | None = None) -> Any:
-        """Return an estimator with the model's settings, which begins where the model ended; or of another size."""
+        """Return an estimator with the model's settings that starts at the model's parameters; or of another size."""
         K = self.model.n_components_
         settings = {"n_components": n_components or K, "covariance_type": self.model.covariance_type_, "verbose": 0}
         starts: dict[str, Any] = {"weights_init": None, "means_init": None, "precisions_init": None}
@@ -76,7 +76,7 @@ class Refits:
             return self.template().fit(self.X, sample_weight=weight, **self.given)
 
     def drawn(self, seed: int) -> tuple[Any, dict[str, Any]]:
-        """Return as many rows as there are that the model makes, given their metadata: X and the rest for `fit`."""
+        """Return as many rows drawn from the model, given their metadata: X and the other arguments of `fit`."""
         model = clone(self.model)
         model.__dict__.update(self.model.__dict__)
         model.random_state = seed
@@ -90,7 +90,9 @@ class Refits:
         if is_frame(self.X):
             return _put(self.X, regressor.features_, X), self.given
         if "metadata" not in self.given:
-            raise TypeError(f"draws need metadata in memory: a data frame, or metadata=, not a {type(self.X).__name__}")
+            raise TypeError(
+                f"drawing rows needs metadata in memory: pass a data frame, or metadata=, not a {type(self.X).__name__}"
+            )
         return X, self.given
 
     def fit_drawn(self, drawn: tuple[Any, dict[str, Any]], n_components: int | None = None) -> Any:
