@@ -256,10 +256,7 @@ def read_h5ad(path: Any, *, layer: str | None = None, basis: str | None = None) 
     matrix = _matrix(adata, layer, basis)
     known = _names(adata, matrix, basis)
     if known is None and basis is None:
-        raise ValueError(
-            f"{str(path)!r} has several genes of the same name; call adata.var_names_make_unique() and "
-            "write the file again"
-        )
+        raise ValueError(f"{str(path)!r} repeats gene names; call adata.var_names_make_unique() and write it again")
     names = [f"{basis}_{j}" for j in range(matrix.shape[1])] if known is None else [str(name) for name in known]
     obs = adata.obs
     for name in names:

@@ -112,10 +112,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
     def _labelled(self, rows: Rows, K: int, kind: str) -> MixtureParams:
         """Return the M-step's answer to the user's labels."""
         if any(value is not None for value in (self.weights_init, self.means_init, self.precisions_init)):
-            raise ValueError(
-                "labels_init can't be combined with weights_init, means_init or precisions_init; use "
-                "one way to start EM"
-            )
+            raise ValueError("labels_init can't be combined with weights_init, means_init or precisions_init; use one")
         labels = check_labels(self.labels_init, rows.n_rows, K)
         whole, bound = self._whole(rows), self._restraint_of(K)
         return params_of_labels(whole, labels, K, covariance_type=kind, reg_covar=self._floor, restraint=bound)

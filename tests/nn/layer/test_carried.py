@@ -94,7 +94,7 @@ def test_training_does_without_it_and_evaluation_needs_metadata(carried):
 
 def test_what_can_not_be_carried_is_refused_and_a_failed_fit_leaves_the_layer_as_it_was(carried):
     x, m = rows(0, 100)
-    with pytest.raises(ValueError, match="protects columns"):
+    with pytest.raises(ValueError, match="has protected columns"):
         finalize(MetadataSequential(Residualize(3, 1, num_protected=1)).double(), [(x, m, m)], transport="full")
     with pytest.raises(ValueError, match="maps='channel'"):
         finalize(MetadataSequential(Residualize(3, 1, maps="channel")),

@@ -40,8 +40,7 @@ class Residualize(MomentState):
 
     The guarantee, after `residmix.nn.finalize`: on the data of `finalize`, no linear model predicts `m` from `R` better
     than from `Y` alone; without protected columns, not at all. It covers linear effects of the given columns (add
-    splines or interactions as columns), and not the output of later nonlinear layers. So put the layer on the tensor
-    that your claims are about.
+    splines or interactions as columns) on this tensor, not on the output of later nonlinear layers.
 
     Parameters
     ----------
@@ -60,8 +59,7 @@ class Residualize(MomentState):
         are trained by adding ``layer.penalty`` to the loss. ``"frozen"``: never updated. Evaluation uses the stored
         moments (or the learned parameters).
     horizon : float or None, default 4096
-        Memory in samples: the weight of a row that is a samples old is (1 - 1/horizon)^a. With None all rows count
-        equally.
+        Memory in samples: a row that is a samples old has weight (1 - 1/horizon)^a. None means no forgetting.
     grad : {"project", "stop", "through"}, optional
         The gradient for the encoder. ``"stop"`` (default in feature space): coefficients are constants. ``"project"``
         (default in sample space): the part along the metadata, which the layer removes, is projected out of the
@@ -81,9 +79,8 @@ class Residualize(MomentState):
         collinear.
     shrink : float, default 16
         For the "prior" estimator in training: slopes of a feature on the metadata are multiplied by (1 - shrink / F)+,
-        with F their F statistic given the protected columns. So a slope within 4 standard errors of 0 is set to 0,
-        which keeps an overfitting network from using chance slopes. With 0 every slope is removed in full, as
-        `finalize`, `accumulate` and `merge` always do.
+        with F their F statistic given the protected columns. So a slope within 4 standard errors of 0 is set to 0. With
+        0 every slope is removed in full, as in `finalize`, `accumulate` and `merge`.
     inplace : bool, optional
         Overwrite `x`, as ``torch.nn.ReLU(inplace=True)`` does, which saves memory and time on large maps. If `x` is
         needed elsewhere, torch raises an error in the backward pass. Default: only in a `MetadataSequential`, directly
@@ -101,8 +98,7 @@ class Residualize(MomentState):
     Warns
     -----
     LeakageWarning
-        If a layer that hasn't seen any rows is evaluated (nothing is removed), or if an estimator fits a batch with few
-        rows.
+        If a layer that hasn't seen any rows is evaluated, or an estimator fits a batch with few rows.
 
     Notes
     -----
