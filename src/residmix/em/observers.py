@@ -51,7 +51,7 @@ class FitProgress:
     tol, max_iter
         Of the fit, for the time left.
     then : callable, optional
-        The callback to go on to; its answer is returned.
+        The next callback; its result is returned.
     quiet, clock
         As in `Line`.
     """

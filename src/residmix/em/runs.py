@@ -27,13 +27,13 @@ class Journal:
     Attributes
     ----------
     fingerprint : str
-        Which fit it belongs to.
+        Identifies the fit.
     starts : tuple
         Parameters that the runs begin from.
     ended : list of (EMState or None)
-        Of the runs that are over; None where it failed.
+        Results of the finished runs; None for failed ones.
     running : EMState or None
-        Of the one that is under way.
+        State of the current run.
     revived : list of list
         Components re-seeded in each run so far: how often decides whether it's done again in the same run.
     """
@@ -46,10 +46,10 @@ class Journal:
 
 
 def fingerprint(estimator: Any, rows: Rows, **more: Any) -> str:
-    """Return a text that tells fits apart: class, parameters that matter, shape of the data and a digest of all rows.
+    """Return a text that identifies a fit: class, relevant parameters, shape of the data and a digest of all rows.
 
-    The digest costs a pass, which is little beside the iterations; a checkpoint of data that changed anywhere would
-    give a fit of neither. Empty if the estimator has no `checkpoint`.
+    The digest costs one pass over the data, so that a checkpoint is never used with changed data. Empty if the
+    estimator has no `checkpoint`.
     """
     if estimator.checkpoint is None:
         return ""
@@ -97,13 +97,13 @@ def run_starts(
     run : callable
         ``run(i, start or EMState, callback) -> EMState``.
     failure : exception class
-        A run that raises it doesn't count; if all do, the last one is raised.
+        A run that raises it is skipped; if all do, the last error is raised.
     path : path, optional
         A file written under a temporary name after each iteration and renamed; removed when the fit is done.
     fingerprint : str
         See :func:`fingerprint`.
     spare : callable
-        Whether the start number i, and all after it, can be spared, given how those before it ended.
+        Whether start number i and all later ones can be skipped, given the results of the earlier ones.
 
     Raises
     ------

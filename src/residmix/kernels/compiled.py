@@ -108,8 +108,8 @@ def _stamp() -> tuple[tuple[str, float, int], ...]:
 def _tell(error: Exception) -> None:
     """Warn once a process that machine code isn't kept."""
     warn_once(
-        f"compiled loops can't be kept on disk or read from there ({type(error).__name__}: {error}), so they are "
-        "compiled again, which takes seconds in each process. Set NUMBA_CACHE_DIR to a folder that can be written.",
+        f"compiled loops can't be kept on disk or read from there ({type(error).__name__}: {error}), so every "
+        "process compiles them again, which takes seconds. Set NUMBA_CACHE_DIR to a writable folder",
         ResidmixWarning,
         kind="compiled code not kept",
     )

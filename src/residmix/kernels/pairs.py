@@ -1,7 +1,7 @@
 """Compiled loops, each beside its twin in numpy, and which of the two does the work.
 
-A twin says what a loop computes, is what tests compare it with, serves problems so small that compiling would take
-longer than fitting, and takes over where nothing can be compiled. Both compute the same to rounding.
+A twin defines what a loop computes, and tests compare the two. It is used for problems so small that compiling would
+take longer than fitting, and where nothing can be compiled. Results agree up to rounding.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ SMALL = 8_000
 
 
 def small(n_rows: int | None, width: int) -> bool:
-    """Tell whether a fit of so many rows, each of so much work, runs the twins.
+    """Tell whether a fit of this number of rows and work per row uses numpy instead of compiled loops.
 
-    Asked once a fit and carried in what its blocks go through: never by block, worker, or what is compiled already, so
-    that bits don't depend on these. Unknown numbers of rows are large.
+    Decided once per fit, not by block, worker or compilation state, so that results don't depend on these. An unknown
+    number of rows counts as large.
     """
     return n_rows is not None and n_rows * width <= SMALL
 
@@ -112,7 +112,8 @@ def tell_uncompiled(error: Exception) -> None:
     """Warn once a process that the twins do the work of the loops."""
     warn_once(
         f"numba can't compile the loops ({type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}), so "
-        "plain numpy does their work, several times slower. Install a version of numba that residmix was tested with.",
+        "plain numpy is used instead, which is several times slower. Install a version of numba that residmix was "
+        "tested with",
         ResidmixWarning,
         kind="nothing compiled",
     )

@@ -38,7 +38,7 @@ def plot_components(
     model : ResidualMixture or GaussianMixture
         Fitted.
     X, metadata
-        Rows to draw beside them, as for its `fit`; at most 800. Default: none.
+        Rows to draw as well, as for its `fit`; at most 800. Default: none.
     features : one or two names, optional
         Default: the two in whose plane the two closest components lie farthest apart.
     stage : {"after", "before"}

@@ -86,7 +86,7 @@ def plot_levels(
 
 
 def metadata_column(model: Any, metadata: Any, wanted: str | None, *, with_levels: bool = False) -> str:
-    """Return the column that was asked for, or the first one."""
+    """Return the column named `wanted`, or the first one."""
     from residmix.errors import did_you_mean
 
     known = [str(column) for column in metadata]
@@ -103,7 +103,7 @@ def metadata_column(model: Any, metadata: Any, wanted: str | None, *, with_level
 
 
 def feature_place(model: Any, wanted: str | None) -> int:
-    """Return the position of the feature that was asked for, or of the one that the metadata explain most."""
+    """Return the index of the feature named `wanted`, or of the one that the metadata explain most."""
     from residmix.errors import did_you_mean
 
     names = features_of(model)

@@ -49,7 +49,7 @@ class Rows:
     n_rows : int
         How many rows there are, of which these are some.
     apart : DataFrame, ndarray or None
-        Metadata as the model wants them if they come apart from X.
+        Metadata as the model needs them, if they are separate from X.
     frame : DataFrame or None
         X and metadata in one table if they don't.
     """

@@ -42,7 +42,8 @@ class Residualizer(Learner):
         itself if X is a table and no metadata is given. Without a formula every metadata column is removed (numbers
         as they are, text and categories as factors); without metadata, features are only centred.
     preserve : str, optional
-        Formula of effects that are estimated beside the removed ones, and kept. Transform doesn't need their columns.
+        Formula of effects that are estimated together with the removed ones, but kept. Transform doesn't need their
+        columns.
     features : list of str, optional
         Columns of X to residualize. Default: all, apart from the metadata.
     alpha : float or dict, default 0

@@ -145,7 +145,7 @@ def refuse_new_levels(estimator: Any, what: str) -> None:
 
 
 def refuse_moments_alone(model: Any) -> None:
-    """Raise where moments aren't enough for a Residualizer to go on from."""
+    """Raise if moments aren't enough to continue the fit of a Residualizer."""
     if any(levels.labels for levels in getattr(model, "new_levels_", {}).values()):
         raise ValueError("partial_fit and merge would lose the levels that adapt has learned; call adapt last")
     if not effect_of(model).merges(model.design_):

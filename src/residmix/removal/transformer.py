@@ -28,7 +28,7 @@ def refuse_frames(estimator: BaseEstimator) -> None:
 
 
 class MetadataTransformer(TransformerMixin, BaseEstimator):
-    """A transformer of features whose fit reads metadata, from X itself or beside it."""
+    """A transformer of features whose fit uses metadata, from X itself or given separately."""
 
     formula: str | None
     preserve: str | None

@@ -24,8 +24,8 @@ AHEAD = 4
 def ordered_sum(function: Callable[[Any], T], items: Iterable[Any], merge: Callable[[T, T], T]) -> T:
     """Return ``merge(... merge(f(item 0), f(item 1)) ..., f(item n - 1))``, computed by as many hands as there are.
 
-    Whoever has finished an item takes the next one, the calling thread too; and whoever finds the next result in order
-    ready adds it. So nobody waits, nothing is handed over, and the sum is the one that a loop would give.
+    Each thread, including the calling one, takes the next item when it has finished one, and adds the next result in
+    order if it is ready. So no thread waits, and the sum is that of a loop.
 
     Parameters
     ----------

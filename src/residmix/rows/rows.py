@@ -107,7 +107,7 @@ class MappedRows(_RowsAround):
 
 
 class ObservedRows(_RowsAround):
-    """The same rows; whoever visits a block shows it to an observer, too, so that looking costs no visit of its own.
+    """The same rows; each visited block is also passed to an observer, which saves a pass of its own.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ __all__ = ["Sample", "SampledRows", "evenly", "every"]
 
 
 def evenly(n: int, most: int) -> NDArray[np.intp]:
-    """Return at most so many of n indices, from the first to the last."""
+    """Return at most `most` evenly spaced indices out of n, from the first to the last."""
     return np.unique(np.linspace(0, n - 1, most).astype(np.intp))
 
 

@@ -1,4 +1,4 @@
-"""Statistic: what is summed over rows, as one value."""
+"""Statistic: a sum over rows, as one value."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Statistic(Generic[T]):
     merge : callable
         May change and return its first argument.
     sound : callable, optional
-        Tells from the statistic of a block that all of its features were allowed numbers: then `step` may be given
-        blocks that nobody has looked at, and they are looked at only where it is False.
+        Returns True if the statistic of a block shows that all its features are valid numbers. Then blocks needn't be
+        checked before `step`, but only where it is False.
     """
 
     step: Callable[[Block], T]

@@ -77,7 +77,7 @@ class StreamTable(Table):
         return self.batch_rows or max(1, BATCH_BYTES // (8 * max(1, n_columns)))
 
     def with_metadata(self, metadata: Any) -> StreamTable:
-        """Return the same features beside metadata in memory, whose rows are in the same order."""
+        """Return the same features with metadata in memory, whose rows have the same order."""
         return _Beside(self, clean_metadata(metadata))
 
     def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
@@ -287,7 +287,7 @@ def batch_table(source: Callable[[], Iterator[Any]] | Iterable[Any]) -> Table:
 
 
 def beside(pieces: Iterator[MemoryTable], metadata: Any) -> Iterator[MemoryTable]:
-    """Yield the pieces with metadata that is in memory beside them."""
+    """Yield the pieces together with metadata in memory."""
     start = 0
     for piece in pieces:
         stop = start + piece.n_rows

@@ -1,4 +1,4 @@
-"""Fits with effects by component that begin with the M-step of given labels."""
+"""Fits with effects by component that start with an M-step for given labels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["own_params_of_labels"]
 def own_params_of_labels(
     rows: Rows, labels: NDArray[np.intp], n_components: int, *, covariance_type: str, reg_covar: float
 ) -> MixtureParams:
-    """Return the M-step's answer to labels: the regression of each label's rows on u, and what is left of them.
+    """Return the regression of each label's rows on u, and the mixture of the residuals.
 
     Raises
     ------
     ValueError
         If all rows of a label have weight 0.
     SingularCovarianceError
-        If the rows of a label don't span the space, the family asks for it and `reg_covar` is 0.
+        If the rows of a label don't span the space although the family needs it, and `reg_covar` is 0.
     """
     moments, centres = moments_of_labels(rows.mapped(_joined), labels, n_components)
     d = rows.n_features

@@ -59,7 +59,7 @@ class Covariances:
 
 @dataclass(frozen=True)
 class Recoloured:
-    """Residual with the spread evened out and the covariance of its level brought to the pooled one, or back.
+    """Residual with the spread and the covariance of its level adjusted to the pooled ones, or the inverse.
 
     Attributes
     ----------

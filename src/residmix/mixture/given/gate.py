@@ -1,4 +1,4 @@
-r"""Mixing weights that depend on metadata: a multinomial logit, fitted by Newton steps that can't overshoot.
+r"""Mixing weights that depend on metadata: a multinomial logit, fitted by damped Newton steps.
 
 .. math:: \pi_k(u) = \exp(\gamma_k' \tilde u) / \sum_l \exp(\gamma_l' \tilde u), \qquad \tilde u = [u, 1]
 

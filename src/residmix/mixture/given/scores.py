@@ -1,4 +1,4 @@
-"""Where each value lies in the mixture of its feature given the metadata."""
+"""z-scores and centiles of values in the marginal mixture of their feature, given the metadata."""
 
 from __future__ import annotations
 

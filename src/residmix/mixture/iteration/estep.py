@@ -1,7 +1,7 @@
 """One block of rows through the E-step, straight into the moments that the M-step needs.
 
-Nothing of size rows x components outlives a tile. The scatter is taken about the components' current means, so there's
-no cancellation to fear; `residmix.mixture.families` moves it to the new means.
+No array of size rows x components is kept beyond a tile. The scatter is about the components' current means, which
+avoids cancellation; `residmix.mixture.families` moves it to the new means.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class MixtureMoments:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Parameters as the tile loops want them.
+    """Parameters in the form that the tile loops need.
 
     Attributes
     ----------
@@ -106,9 +106,9 @@ class Problem:
     full : bool
         Which of the two `factors` are.
     origin, rotation : ndarray or None
-        What rows go through first.
+        Transformation of the rows before the loops.
     plain : bool
-        Whether the twins of the loops do the work, see `residmix.kernels.pairs.small`.
+        Whether numpy is used instead of the compiled loops, see `residmix.kernels.pairs.small`.
     runs : int
         How many mixtures the components are of, as many of each: see `residmix.mixture.iteration.short`. The
         log-likelihood is an array where there are several.
@@ -133,7 +133,7 @@ class Problem:
 
     @classmethod
     def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None, runs: int = 1) -> Problem:
-        """Make parameters ready, for so many rows in all; with `full` as full covariances, whatever their family.
+        """Prepare parameters for a total number of rows; with `full`, as full covariances.
 
         The number of rows of a fit decides, with its shape, whether loops or their twins run; unknown is many.
         """

@@ -55,7 +55,7 @@ def covariances_from_scatter(
     params : MixtureParams, optional
         So far.
     dead : ndarray of bool (K,), optional
-        Components whose moments are rounding errors: they count as if nothing had changed, with next to no weight.
+        Components whose moments are rounding errors: they stay unchanged, with nearly no weight.
     """
     of = family(covariance_type)
     restraint = None if params is None else params.restraint
@@ -129,14 +129,14 @@ def m_step(
 
 
 def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:
-    """Tell which components hold less than 1e-8 of a row: their moments are rounding errors."""
+    """Return a mask of the components with less than 1e-8 of a row, whose moments are rounding errors."""
     return moments.weight <= DEAD_ROWS * moments.total / moments.rows
 
 
 def keep_where_cancelled(covariances: Floats, e: Floats, params: MixtureParams, dead: NDArray[np.bool_]) -> Floats:
     """Keep the old covariance where the mean jumped so far that the new one is all rounding error.
 
-    That's still an ascent step (of the weights and means); the next iteration starts from the new mean and is exact.
+    This is still an ascent step (of the weights and means), and the next iteration is exact.
     """
     jumped = _jumped(covariances, e, params)
     if not (jumped.any() or dead.any()):

@@ -1,4 +1,4 @@
-"""Several runs of EM side by side, a few iterations each: what an iteration costs besides the rows is paid once."""
+"""Several short runs of EM at the same time, which share the overhead of an iteration."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def short_runs(
 ) -> Runs:
     """Return runs some iterations of EM further, those left out that become singular.
 
-    Each stops where it would have stopped alone, or where it can't catch up with the likeliest one any more; and that
-    one where no other can.
+    Each stops where it would have stopped alone, or when it can't catch up with the best one; the best one stops when
+    no other can catch up.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def short_runs(
     tol, max_iter
         As for `residmix.em.loop.run_em`.
     hope : float
-        How many times its last gain a run may gain yet.
+        Multiple of its last gain that a run may still gain.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A mixture as one unconstrained vector, which can be extrapolated, and back."""
+"""Conversion of a mixture to one unconstrained vector, which can be extrapolated, and back."""
 
 from __future__ import annotations
 

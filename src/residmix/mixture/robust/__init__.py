@@ -1,1 +1,1 @@
-"""Rows that belong to no cluster, or lie far out in one: uniform noise and Student-t components."""
+"""Robust mixtures: uniform noise, Student-t components, trimming, missing values and measurement errors."""

@@ -1,4 +1,4 @@
-r"""E-step and M-step where there is uniform noise, or components have Student's tails.
+r"""E-step and M-step with uniform noise or Student-t components.
 
 .. math:: p(x) = \pi_0 / V + (1 - \pi_0) \sum_k \pi_k t(x \mid \mu_k, \Sigma_k, \nu_k)
 

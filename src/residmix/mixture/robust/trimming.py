@@ -1,4 +1,4 @@
-r"""Rows of least density, which count for nothing: trimmed likelihood.
+r"""Trimmed likelihood: rows of lowest density are left out.
 
 Of all ways to leave out a share of the rows the one that keeps those of the largest density has the largest
 likelihood; so leaving them out anew before each M-step never lowers :math:`\sum_{i\ kept} w_i \log p(x_i)`

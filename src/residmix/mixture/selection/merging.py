@@ -1,4 +1,4 @@
-r"""Components merged two by two, each time the two whose merging costs the least likelihood.
+r"""Greedy merging of components: each time the two whose merging costs the least likelihood.
 
 Merging i and j, which keeps weight, mean and covariance of the two, costs about
 

@@ -1,4 +1,4 @@
-"""Parameters for EM to begin with, found on a subsample."""
+"""Starting parameters for EM, found on a subsample."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def find_starts(
     means: Floats | None = None,
     precisions: Floats | None = None,
 ) -> list[MixtureParams]:
-    """Return parameters for EM to begin with, the most promising first; of most ways to find them there is one only.
+    """Return starting parameters for EM, most promising first; most methods give only one.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def find_starts(
         nearest to seeds far apart; ``"random_from_data"``: rows nearest to random rows; ``"random"``: random shares.
         Distances are in the features' own units but for the first.
     weights, means, precisions : ndarray, optional
-        Given parameters; what isn't given is found, from clusters around `means` if these are.
+        Given parameters; the others are found, from clusters around `means` if these are given.
     """
     if weights is not None and means is not None and precisions is not None:
         return [params_from_precisions(weights, means, precisions, covariance_type)]

@@ -43,7 +43,7 @@ def check_given(
 def check_goes_on(
     means: Floats, covariances: Floats, covariance_type: str, n_components: int, n_features: int, method: str
 ) -> None:
-    """Raise if a fitted mixture isn't of the size and family that a fit is to go on with."""
+    """Raise if a fitted mixture doesn't have the size and family of the fit that continues it."""
     K, d = n_components, n_features
     if means.shape != (K, d) or covariances.shape != family(covariance_type).shape_of(K, d):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""EM that begins with the M-step of given labels."""
+"""EM started with an M-step for given labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 
 def check_labels(labels: Any, n_rows: int, n_components: int) -> NDArray[np.intp]:
-    """Return labels as numbers from 0 in sorted order, or raise unless there are `n_components`, one a row."""
+    """Return labels as numbers from 0 in sorted order; raise unless there is one per row and `n_components` in all."""
     given = column_or_1d(check_array(labels, ensure_2d=False, dtype=None, input_name="labels_init"))
     if len(given) != n_rows:
         raise ValueError(f"labels_init must have one label for each of the {n_rows} rows, but has {len(given)}")
@@ -47,7 +47,7 @@ def params_of_labels(
     reg_covar: float,
     restraint: Restraint | None = None,
 ) -> MixtureParams:
-    """Return the M-step's answer to labels: proportions, means and covariances of the labelled rows.
+    """Return proportions, means and covariances of the labelled rows.
 
     A `restraint` is obeyed.
 
@@ -56,7 +56,7 @@ def params_of_labels(
     ValueError
         If all rows of a label have weight 0.
     SingularCovarianceError
-        If the rows of a label don't span the space, the family asks for it and `reg_covar` is 0.
+        If the rows of a label don't span the space although the family needs it, and `reg_covar` is 0.
     """
     found, centres = moments_of_labels(rows, labels, n_components)
     if restraint is not None and restraint.prior is not None:

@@ -1,4 +1,4 @@
-"""Short runs of EM from many starts; the best few go on, and the best one of these is where EM begins.
+"""Short runs of EM from many starts; the best few continue, and the best of these is the start of EM.
 
 Several short runs, the best of them run to the end: Biernacki, Celeux & Govaert (2003), "Choosing starting values for
 the EM algorithm", their em-EM strategy, in rounds: fewer and fewer runs, longer and longer.

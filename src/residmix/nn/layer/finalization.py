@@ -137,7 +137,7 @@ def finalize(
     ------
     ValueError
         No layer to fit, a loader that can be read only once, a layer that the forward pass doesn't reach, or one whose
-        output can't be transported. On an error of any kind the layer at work is as it was before.
+        output can't be transported. After an error the current layer is unchanged.
 
     Warns
     -----

@@ -131,7 +131,7 @@ def warn_of_fit(
     owners : mapping of int to str
         As in :func:`aliases`.
     nested : sequence of str
-        What :func:`residmix.removal.telling.nesting.nested_factors` says of absorbed factors.
+        Sentences about absorbed factors, from :func:`residmix.removal.telling.nesting.nested_factors`.
     """
     if fit.aliased and not penalised:
         told = "; ".join(aliases(fit, names, owners or {})[:8])

@@ -18,7 +18,7 @@ class Kept:
     """Tables, numbered as they came; all of them are in memory, or all in one temporary file, or none is kept.
 
     The file has no name (where the system allows that), so that nothing is left of it however the process ends; it is
-    read, never mapped. Where there's no room for it, nothing is kept, and whoever needs the rows decodes them again.
+    read, never mapped. Without enough disk space nothing is kept, and rows are decoded again when they are needed.
 
     Parameters
     ----------

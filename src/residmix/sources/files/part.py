@@ -112,7 +112,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
     Raises
     ------
     OSError
-        If it's gone, or no regular file: a folder, a pipe, a device.
+        If it doesn't exist, or isn't a regular file (a folder, a pipe, a device).
     """
     found = os.stat(path)
     for is_kind, kind in _KINDS:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def find_files(where: Any) -> list[Path]:
-    """Return the files that a path, a glob pattern, a folder or a list of them stands for.
+    """Return the files of a path, a glob pattern, a folder or a list of them.
 
     Raises
     ------
