@@ -130,7 +130,7 @@ def test_no_output_is_ever_written_over_what_is_read(run, place):
 
 
 def test_what_is_no_model_is_told(run, place):
-    for path, told in ((place / "p.csv", "no model file"), (place / "absent", "no model file")):
+    for path, told in ((place / "p.csv", "isn't a model file"), (place / "absent", "no model file")):
         assert told in run("inspect", path, code=1).stderr
 
 

@@ -194,7 +194,7 @@ def test_selection_rings_the_best_and_leaves_out_failed_fits():
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (2, 290.0)
     assert [line.get_xydata().tolist() for line in lines] == [[[1, 310.0], [2, 290.0]], [[1, 312.0]]]
     assert rm.plot_selection(searched, "icl").get_ylabel().startswith("ICL")
-    with pytest.raises(ValueError, match="it has covariance_type"):
+    with pytest.raises(ValueError, match="the columns are covariance_type"):
         rm.plot_selection(searched, "dic")
 
 
