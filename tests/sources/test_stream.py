@@ -44,7 +44,7 @@ def test_an_iterator_that_can_be_read_once_serves_partial_fit_only(X):
         lambda: list(table.chunks()),
         lambda: table.n_rows,
     ):
-        with pytest.raises(TypeError, match=r"can be read once.*callable.*partial_fit"):
+        with pytest.raises(TypeError, match=r"can be read only once.*callable.*partial_fit"):
             use()
     assert [batch.n_rows for batch in table.batches()] == [30, 70]
 
@@ -96,5 +96,5 @@ def test_metadata_in_memory_goes_beside_a_stream(X, rng):
     assert np.array_equal(matrix(table, weight="age" if (metadata > 0).all(axis=None) else None), X)
     with pytest.raises(ValueError, match="X has 100 rows but metadata has 99"):
         as_table(stream, metadata=metadata[:99])
-    with pytest.raises(ValueError, match="has metadata already"):
+    with pytest.raises(ValueError, match="already has metadata"):
         as_table(table, metadata=metadata)

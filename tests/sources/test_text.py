@@ -129,7 +129,7 @@ def test_a_column_that_is_text_anywhere_is_text_as_written_everywhere(cache_byte
         ({"sep": ";;"}, "sep must be one ASCII character"),
         ({"decimal": ","}, "decimal and the column separator are both ','; set sep="),
         ({"decimal": ",", "thousands": ","}, "decimal and thousands are both"),
-        ({"na_values": [1]}, "na_values must be a list of texts"),
+        ({"na_values": [1]}, "na_values must be a list of strings"),
         ({"cache_bytes": -1}, "cache_bytes must not be negative"),
     ],
 )

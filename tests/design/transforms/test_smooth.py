@@ -122,5 +122,5 @@ def test_few_distinct_values_ask_for_fewer_knots(table):
 def test_curves_without_the_main_effect_are_told(table):
     with pytest.warns(DesignWarning, match="Add sex"):
         learned(table, "s(age, by=sex)")
-    with pytest.warns(DesignWarning, match="add dose"):
+    with pytest.warns(DesignWarning, match="Add dose"):
         learned(table, "s(age, by=dose)")

@@ -264,10 +264,10 @@ def test_audit_marks_a_layer_that_adds():
     fresh, other, label = chance_features(4000, seed=1)
     fresh[:, 60:] = torch.randn(4000, 4)
     report = audit(net, [(fresh, other, label)])
-    assert report.adding == ("0",) and report.layers[0].adds and "adds metadata" in str(report)
+    assert report.adding == ("0",) and report.layers[0].adds and "easier to predict after this layer" in str(report)
     assert report.to_dict()["layers"][0]["adds"]
     whole = audit(net, [(torch.cat([x[:, :60], torch.randn(150, 4)], 1).double(), m, y)])
-    assert "adds metadata" not in str(whole) or whole.adding
+    assert "easier to predict after" not in str(whole) or whole.adding
 
 
 def test_slopes_within_chance_are_no_slopes_in_training_and_others_are_whole():

@@ -113,7 +113,7 @@ def test_widths_may_be_integers_of_numpy():
     ("options", "message"),
     [
         ({"estimator": "piror"}, "did you mean 'prior'"),
-        ({"grad": "through"}, "depend on the batch"),
+        ({"grad": "through"}, "grad='through' needs estimator="),
         ({"space": "feature", "estimator": "batch"}, "space='feature' needs"),
         ({"horizon": 0.5}, "horizon"),
         ({"num_protected": -1}, "num_protected"),
