@@ -14,7 +14,7 @@ from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
 from residmix.effects.covariance.shrinkage import divergence, of_scores, root, shrunk
 from residmix.effects.covariance.sums import Standard, by_moments, by_rows
-from residmix.effects.covariance.transport import Covariances
+from residmix.effects.covariance.transport import Covariances, along_axes
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.removal import LinearRemoval
 from residmix.moments.by_level import ByLevel, Grouping
@@ -166,9 +166,17 @@ def _white(products: Array, degrees: float, pooled: Array) -> Array:
 
 def _distances(products: Array, change: Array, degrees: float, pooled: Array) -> tuple[float, float]:
     """Return the distance of the shrunk covariance of each level from the pooled one, before and after."""
-    estimates = [shrunk(_white(own, degrees, pooled), degrees) for own in (products, change @ products @ change.T)]
-    before, after = (0.0 if _pooled(estimate) else divergence(estimate) for estimate in estimates)
-    return before, after
+
+    def far(own: Array) -> float:
+        estimate = shrunk(_white(own, degrees, pooled), degrees)
+        return 0.0 if _pooled(estimate) else divergence(estimate)
+
+    before = far(products)
+    if _pooled(change):
+        return before, before
+    stretch = along_axes(change)
+    changed = change @ products @ change.T if stretch is None else products * stretch[:, None] * stretch
+    return before, far(changed)
 
 
 def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:

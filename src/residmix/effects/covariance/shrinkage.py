@@ -68,5 +68,9 @@ def divergence(matrix: Array) -> float:
     """Return the divergence of N(0, matrix) from N(0, I), in nats per direction."""
     if not len(matrix):
         return 0.0
-    values = np.maximum(np.linalg.eigvalsh(matrix), np.finfo(float).tiny)
+    try:  # a tenth of the time of eigenvalues, which only singular matrices need
+        log_det = 2.0 * np.log(np.diagonal(np.linalg.cholesky(matrix)))
+        return float(0.5 * np.mean(np.diagonal(matrix) - 1.0 - log_det))
+    except np.linalg.LinAlgError:
+        values = np.maximum(np.linalg.eigvalsh(matrix), np.finfo(float).tiny)
     return float(0.5 * np.mean(values - 1.0 - np.log(values)))

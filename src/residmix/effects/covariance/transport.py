@@ -12,9 +12,15 @@ from residmix.effects.spread.rescale import Rescaled
 from residmix.moments.by_level import level_of
 from residmix.rows.block import Block
 
-__all__ = ["Covariances", "Recoloured"]
+__all__ = ["Covariances", "Recoloured", "along_axes"]
 
 Array = NDArray[np.float64]
+
+
+def along_axes(change: Array) -> Array | None:
+    """Return the diagonal (K,) of a map that has nothing else; None if it has."""
+    diagonal = np.diagonal(change)
+    return diagonal if np.count_nonzero(change) == np.count_nonzero(diagonal) else None
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,11 @@ class Recoloured:
         change = np.zeros_like(scores)
         levels = own.levels(block.design)
         for k in np.unique(levels[levels < len(own.maps)]):
-            at = levels == k
-            if back:
+            at, stretch = levels == k, along_axes(own.maps[k])
+            if stretch is not None:
+                moved = (scores[at] - own.shifts[k]) / stretch if back else scores[at] * stretch + own.shifts[k]
+                change[at] = moved - scores[at]
+            elif back:
                 change[at] = np.linalg.solve(own.maps[k], (scores[at] - own.shifts[k]).T).T - scores[at]
             else:
                 change[at] = scores[at] @ own.maps[k].T + own.shifts[k] - scores[at]
