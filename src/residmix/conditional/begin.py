@@ -126,6 +126,13 @@ class ConditionalFit(ConditionalDensity):
             return [self._with_metadata(self._labelled(rows, K, kind))]
         return self._found_starts(rows, K, kind, self._given_start(rows.n_features))
 
+    def _wanted(self) -> int | None:
+        """Return after how many starts others are spare ones; None if all are to be run."""
+        if self._joint or self._has_tails():
+            return None
+        resume = self.warm_start and hasattr(self, "_params")
+        return 1 if resume or self.labels_init is not None else self.n_init
+
     def _with_metadata(self, start: MixtureParams) -> MixtureParams:
         """Return a start whose coefficients are those of least squares and whose weights are constant."""
         width = self._to_residual.basis.shape[1]

@@ -269,7 +269,8 @@ class ResidualMixture(ConditionalFit):
                 state, revived = self._search(rows, tasks, joint=joint, errors=errors)
             else:
                 self.__dict__.pop("selection_", None)
-                state, revived = self._best(em, partial(self._starts, rows), tasks, fingerprint(self, raw)), em.revived
+                starts, found = partial(self._starts, rows), fingerprint(self, raw)
+                state, revived = self._best(em, starts, tasks, found, wanted=self._wanted()), em.revived
             self._keep(state, rows.n_rows)
             self._keep_threshold(em, state.params)
             self._tell_of_effects(rows, state, raw)

@@ -28,7 +28,7 @@ from residmix.mixture.given.gate import Gate, make_gate
 from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows, normalised
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, make_params, params_as
-from residmix.mixture.starts import find_start, subsample
+from residmix.mixture.starts import find_start, find_starts, subsample
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
 
@@ -75,6 +75,8 @@ def conditional_starts(
 ) -> list[MixtureParams]:
     """Return starts; for joint estimation they include the two-stage result, so that it can't be worse.
 
+    Of two stages the first `n_init` are wanted; those after them are for fits that end in components on a few rows.
+
     Parameters
     ----------
     rows, n_components, covariance_type, reg_covar, gated, random_state
@@ -88,9 +90,15 @@ def conditional_starts(
     finish : callable
         Runs EM to its end.
     """
-    starts = []
+    starts: list[MixtureParams] = []
+    spare: list[MixtureParams] = []
+
+    def with_metadata(mixture: MixtureParams) -> MixtureParams:
+        gate = constant_gate(mixture.weights, width) if gated else None
+        return replace(mixture, coef=np.zeros((width, rows.n_features)), gate=gate)
+
     for _ in range(n_init):
-        mixture = find_start(
+        mixture, *others = find_starts(
             rows,
             n_components,
             covariance_type=covariance_type,
@@ -99,9 +107,10 @@ def conditional_starts(
             random_state=random_state,
             **given,
         )
-        gate = constant_gate(mixture.weights, width) if gated else None
-        start = replace(mixture, coef=np.zeros((width, rows.n_features)), gate=gate)
-        if joint:
+        start = with_metadata(mixture)
+        if not joint:
+            spare += map(with_metadata, others)
+        else:
             # a start that collapses here is judged, and reported, where all starts are run
             with suppress(SingularCovarianceError):
                 start = finish(MixtureEM(rows, reg_covar, joint=False), start).params
@@ -115,7 +124,7 @@ def conditional_starts(
                 gated=gated,
                 random_state=random_state,
             )
-    return starts
+    return starts + spare
 
 
 def joint_starts(

@@ -11,7 +11,7 @@ from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["count", "spikes"]
+__all__ = ["count", "spikes", "spiky"]
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +35,47 @@ def _weight(block: Block) -> float:
     return float(block.n_rows if block.weight is None else block.weight.sum())
 
 
+def spiky(
+    weights: Floats, full: Floats, ridge: float, total: float, far: NDArray[np.bool_], rows_needed: int
+) -> NDArray[np.bool_]:
+    """Tell which of several mixtures (runs,) have spikes, as `spikes` has it.
+
+    Parameters
+    ----------
+    weights, full : ndarray (runs, K), (runs, K, d, d)
+    ridge : float
+        What the covariances have more than the rows.
+    total : float
+        Sum of the rows' weights.
+    far : ndarray of bool (runs, K)
+        Components far outside.
+    rows_needed : int
+        See `residmix.mixture.families.structure.Family.rows_needed`.
+    """
+    own = full - ridge * np.eye(full.shape[-1])
+    equal = np.linalg.eigvalsh(own)[..., 0] <= OWN * ridge
+    few = (weights * total <= FEW * rows_needed) & ~far
+    found = np.asarray(few.any(axis=1))
+    index = np.flatnonzero(found)
+    if len(index):
+        usual = ~far[index] | far[index].all(axis=1, keepdims=True)
+        white = _to_typical(weights[index], own[index], usual)[:, None]
+        least = np.linalg.eigvalsh(white.swapaxes(2, 3) @ own[index] @ white)[..., 0]
+        found[index] = (few[index] & (least < NARROW**2)).any(axis=1)
+    return np.asarray(found | (equal & ~far).any(axis=1))
+
+
+def _to_typical(weights: Floats, full: Floats, usual: NDArray[np.bool_]) -> Floats:
+    """Return maps (runs, d, d) to coordinates in which components have a covariance of 1 on average."""
+    share = np.where(usual, weights, 0.0)
+    pooled = np.einsum("rk,rkij->rij", share / share.sum(axis=1, keepdims=True), full)
+    diagonal = np.einsum("rii->ri", pooled)
+    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    values, vectors = np.linalg.eigh(pooled / scale[:, None] / scale[:, :, None])
+    roots = np.sqrt(np.maximum(values, 1e-12 * values[:, -1:]))
+    return np.asarray(vectors / scale[:, :, None] / roots[:, None])
+
+
 def spikes(
     params: MixtureParams,
     total: float,
@@ -55,7 +96,7 @@ def spikes(
         Components far outside, which may have few rows.
     ridge : float, ndarray (d,) or ndarray (d, d), optional
         The regularisation in the covariances. If it is given, a component with more than a few rows is a spike only if
-        it has no spread beyond that, since rows may lie in a plane.
+        it has no spread beyond that, as rows with one rounded value; rows in a plane by nature have some.
     """
     of = params.family
     if of.shared or params.n_components == 1:
@@ -70,11 +111,11 @@ def spikes(
     few = rows <= FEW * of.rows_needed(d)
     equal = narrowest < EQUAL
     if ridge is not None:
-        equal &= least - more <= OWN * more
-    spiky = (few & (narrowest < NARROW)) | equal
+        equal = (narrowest < NARROW) & (least - more <= OWN * more)
+    chosen = (few & (narrowest < NARROW)) | equal
     if far is not None:
-        spiky &= ~far
-    return [int(k) for k in np.flatnonzero(spiky)]
+        chosen &= ~far
+    return [int(k) for k in np.flatnonzero(chosen)]
 
 
 def _along_axes(params: MixtureParams, shares: Floats, ridge: float | Floats) -> tuple[Floats, Floats]:

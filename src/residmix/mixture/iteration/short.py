@@ -15,11 +15,12 @@ from residmix.mixture.families.factor import FactorFamily
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, mixture_block
 from residmix.mixture.iteration.mstep import dead_components, keep_where_cancelled, with_ridge
+from residmix.mixture.iteration.quadratic import QuadraticRows
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["Runs", "short_runs"]
+__all__ = ["Runs", "joined", "short_runs"]
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +94,13 @@ class Runs:
 
 
 def short_runs(
-    rows: Rows, runs: Runs, *, reg_covar: float | Floats, tol: float, max_iter: int, hope: float = np.inf
+    rows: Rows | QuadraticRows,
+    runs: Runs,
+    *,
+    reg_covar: float | Floats,
+    tol: float,
+    max_iter: int,
+    hope: float = np.inf,
 ) -> Runs:
     """Return runs some iterations of EM further, those left out that become singular.
 
@@ -118,8 +125,7 @@ def short_runs(
     live, values = np.arange(runs.n_runs), np.full((max_iter + 1, runs.n_runs), -np.inf)
     ended: list[tuple[NDArray[np.intp], Runs]] = []
     for iteration in range(max_iter + 1):
-        problem = Problem.of(runs.params, n_rows=rows.n_rows, runs=runs.n_runs)
-        moments = fold(rows, partial(_block, problem), MixtureMoments.merge)
+        moments = _moments(rows, runs)
         values[iteration, live] = moments.log_likelihood / moments.total
         runs = replace(runs, values=values[iteration, live])
         done = np.full(len(live), iteration == max_iter)
@@ -144,24 +150,35 @@ def short_runs(
     return _in_order(ended)
 
 
+def _moments(rows: Rows | QuadraticRows, runs: Runs) -> MixtureMoments:
+    if isinstance(rows, QuadraticRows):
+        return rows.moments(runs.params, runs.n_runs)
+    problem = Problem.of(runs.params, n_rows=rows.n_rows, runs=runs.n_runs)
+    return fold(rows, partial(_block, problem), MixtureMoments.merge)
+
+
 def _in_order(ended: list[tuple[NDArray[np.intp], Runs]]) -> Runs:
     """Return the runs that have ended, in the order in which they came."""
-    first = ended[0][1]
     if len(ended) == 1:
-        return first
-    joined = Runs(
+        return ended[0][1]
+    return joined(*(runs for _, runs in ended)).only(np.argsort(np.concatenate([places for places, _ in ended])))
+
+
+def joined(*several: Runs) -> Runs:
+    """Return runs of one size and family as one."""
+    first = several[0]
+    return Runs(
         replace(
             first.params,
-            weights=np.concatenate([runs.params.weights for _, runs in ended]),
-            means=np.concatenate([runs.params.means for _, runs in ended]),
-            covariances=np.concatenate([runs.params.covariances for _, runs in ended]),
-            factors=np.concatenate([runs.params.factors for _, runs in ended]),
+            weights=np.concatenate([runs.params.weights for runs in several]),
+            means=np.concatenate([runs.params.means for runs in several]),
+            covariances=np.concatenate([runs.params.covariances for runs in several]),
+            factors=np.concatenate([runs.params.factors for runs in several]),
         ),
-        sum(runs.n_runs for _, runs in ended),
+        sum(runs.n_runs for runs in several),
         first.covariance_type,
-        np.concatenate([runs.values for _, runs in ended]),
+        np.concatenate([runs.values for runs in several]),
     )
-    return joined.only(np.argsort(np.concatenate([places for places, _ in ended])))
 
 
 def _block(problem: Problem, block: Block) -> MixtureMoments:

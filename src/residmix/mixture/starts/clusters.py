@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from residmix.kernels.clusters import cluster_moments
 from residmix.mixture.families.family import family
 from residmix.mixture.iteration.mstep import with_ridge
+from residmix.mixture.iteration.quadratic import QuadraticRows
 from residmix.mixture.iteration.short import Runs
 from residmix.mixture.params import MixtureParams
 
@@ -27,11 +28,21 @@ def from_labels(
 
 
 def runs_from_labels(
-    columns: Floats, w: Floats, labels: NDArray[np.int64], K: int, covariance_type: str, reg_covar: float
+    columns: Floats,
+    w: Floats,
+    labels: NDArray[np.int64],
+    K: int,
+    covariance_type: str,
+    reg_covar: float,
+    squares: QuadraticRows | None = None,
 ) -> Runs:
-    """Return the M-step's answers to several clusterings (runs, n), singular ones left out."""
-    diagonal = family(covariance_type).diagonal
-    weight, means, scatter = _moments(columns, w, labels, K, diagonal=diagonal)
+    """Return the M-step's answers to several clusterings (runs, n), singular ones left out; `squares` are the same
+    rows, if they are known.
+    """
+    if squares is not None:
+        weight, means, scatter = squares.clusters(labels, K)
+    else:
+        weight, means, scatter = _moments(columns, w, labels, K, diagonal=family(covariance_type).diagonal)
     return _steadied(weight, means, scatter, len(w), covariance_type, reg_covar)
 
 

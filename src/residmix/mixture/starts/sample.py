@@ -140,13 +140,16 @@ class Sample:
 
     def far_from_rest(self, params: MixtureParams) -> NDArray[np.bool_]:
         """Tell which components of a mixture of y lie farther out than every row inside."""
+        return self.beyond(params.means)
+
+    def beyond(self, points: Floats) -> NDArray[np.bool_]:
+        """Tell which points of y (..., d) lie farther out than every row inside."""
         reach = np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max())
-        return np.asarray(np.sqrt((params.means**2).sum(axis=1)) > reach)
+        return np.asarray(np.sqrt((points**2).sum(axis=-1)) > reach)
 
     def far(self, means: Floats) -> NDArray[np.bool_]:
         """Tell which means of a mixture of x lie farther out than every row inside."""
-        reach = np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max())
-        return np.asarray(np.sqrt((self.lowered(means) ** 2).sum(axis=1)) > reach)
+        return self.beyond(self.lowered(means))
 
     def raised(self, params: MixtureParams, reg_covar: float = 0.0) -> MixtureParams:
         """Return the mixture of x for a mixture of y, with `reg_covar` added to its covariances."""

@@ -1,21 +1,28 @@
 """Short runs of EM from many starts; the best few continue, and the best of these is the start of EM.
 
 Several short runs, the best of them run to the end: Biernacki, Celeux & Govaert (2003), "Choosing starting values for
-the EM algorithm", their em-EM strategy, in rounds: fewer and fewer runs, longer and longer.
+the EM algorithm", their em-EM strategy, in rounds: fewer and fewer runs, longer and longer. Where rows are few, runs
+are quick and optima many: there the best run tries moves as well (`residmix.mixture.starts.moves`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.clusters import lloyd, seed
-from residmix.mixture.doubts.spikes import spikes
+from residmix.kernels.pairs import small
+from residmix.mixture.doubts.spikes import spikes, spiky
+from residmix.mixture.families.family import family
 from residmix.mixture.iteration.estep import mixture_block_rows
-from residmix.mixture.iteration.short import Runs, short_runs
+from residmix.mixture.iteration.quadratic import QuadraticRows
+from residmix.mixture.iteration.short import Runs, joined, short_runs
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.starts.clusters import runs_from_labels
 from residmix.mixture.starts.directions import directions
+from residmix.mixture.starts.moves import moved
 from residmix.mixture.starts.sample import Sample, quantiles
 from residmix.rows.rows import ArrayRows, Rows
 
@@ -24,25 +31,52 @@ __all__ = ["best_short_runs"]
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-# Starts of each kind, rows nearest to seeds far apart and k-means clusters, and how many runs go on after a round;
-# the same where rows are few: runs are quick then, and optima many.
-DRAWN, KEPT = 4, (8, 3)
-DRAWN_AMONG_FEW, KEPT_AMONG_FEW, FEW_ROWS = 10, (12, 6), 500
 # Rows that starts are looked for among and the first round is run on, for each parameter of the means.
 ROWS_PER_PARAMETER = 20
 # Directions of small kurtosis that clusters are sought along, at most.
 MOST_DIRECTIONS = 4
 LLOYD_ITERATIONS = 10
-# Iterations of each run in each round.
-ROUNDS = (6, 12, 30)
 SHORT_TOL = 1e-3
 # Times its last gain that a run may gain yet: it's given up where that isn't enough to be the likeliest.
 HOPE = 100.0
 # Share of the rows' variance added to every covariance at first: a run must not win by a spike on a few rows.
 RIDGE = 3e-4
+# The same of runs after moves: clusters that are flat in some direction show.
+MOVES_RIDGE = 3e-5
 # Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
 # of so like a weight.
 SAME, SAME_WEIGHT = 0.25, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many runs there are, and how long.
+
+    Attributes
+    ----------
+    drawn : int
+        Starts of each kind, rows nearest to seeds far apart and k-means clusters.
+    kept : tuple of int
+        Runs that go on after a round.
+    rounds : tuple of int
+        Iterations of each run in each round.
+    moves : int
+        How often moves from the best run are tried after the last round but one, as long as they pay.
+    moved : tuple of int
+        Iterations of each run that a move makes: of all, and of those kept.
+    """
+
+    drawn: int
+    kept: tuple[int, int]
+    rounds: tuple[int, int, int]
+    moves: int = 0
+    moved: tuple[int, int] = (0, 0)
+
+
+AMONG_MANY = Schedule(4, (8, 3), (6, 12, 30))
+AMONG_FEW = Schedule(8, (8, 4), (6, 8, 20), 2, (5, 5))
+# Rows that are few.
+FEW_ROWS = 500
 
 
 def best_short_runs(
@@ -71,44 +105,89 @@ def best_short_runs(
     SingularCovarianceError
         If all do.
     """
-    few, everything = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), _rows(sample, K)
-    columns = np.ascontiguousarray(few.y.T)
-    labels = _different(_labels(columns, few, sample, wide, K, random_state), K)
-    runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE)
-    kept = KEPT if len(few.w) > FEW_ROWS else KEPT_AMONG_FEW
-    for round_, iterations in enumerate(ROUNDS):
-        # the last round is without the ridge, which blurs clusters that are flat in some direction: as the fit will be
-        last = round_ == len(ROUNDS) - 1
-        rows = everything if round_ or few is sample else _rows(few, K)
-        ridge, tol = (sample.ridge(reg_covar), 0.1 * SHORT_TOL) if last else (RIDGE, SHORT_TOL)
-        try:
-            runs = short_runs(rows, runs, reg_covar=ridge, tol=tol, max_iter=iterations, hope=HOPE)
-        except SingularCovarianceError:
-            if not (last and reg_covar > 0):
-                raise
-        if not last:
-            runs = runs.only(_likeliest(runs, kept[round_]))
+    few, schedule = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), AMONG_MANY
+    if len(few.w) <= FEW_ROWS:
+        schedule = AMONG_FEW
+    columns, diagonal = np.ascontiguousarray(few.y.T), family(covariance_type).diagonal
+    labels = _different(_labels(columns, few, sample, wide, K, schedule.drawn, random_state), K)
+    everything = _rows(sample, K, diagonal)
+    rows = everything if few is sample else _rows(few, K, diagonal)
+    runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
+    first, second, last = schedule.rounds
+    runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=first, hope=HOPE)
+    runs = runs.only(_likeliest(runs, schedule.kept[0], sample, RIDGE))
+    runs = short_runs(everything, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=second, hope=HOPE)
+    runs = runs.only(_likeliest(runs, schedule.kept[1], sample, RIDGE))
+    for _ in range(schedule.moves):
+        before = runs.values[0]
+        runs = _after_moves(runs, sample, everything, K, schedule)
+        if not runs.values[0] > before + SHORT_TOL:
+            break
+    # the last round is without the ridge, which blurs clusters that are flat in some direction: as the fit will be
+    ridge = sample.ridge(reg_covar)
+    try:
+        runs = short_runs(everything, runs, reg_covar=ridge, tol=0.1 * SHORT_TOL, max_iter=last, hope=HOPE)
+    except SingularCovarianceError:
+        if reg_covar == 0:
+            raise
     return _without_spikes_first(runs, sample, reg_covar)
 
 
-def _rows(sample: Sample, K: int) -> Rows:
+def _after_moves(runs: Runs, sample: Sample, rows: Rows | QuadraticRows, K: int, schedule: Schedule) -> Runs:
+    """Return the likeliest of some runs and of those that come of moves from the best of them."""
+    labels = moved(sample.y, sample.w, runs.one(0))
+    if not len(labels):
+        return runs
+    columns, kind = np.ascontiguousarray(sample.y.T), runs.covariance_type
+    new = runs_from_labels(columns, sample.w, _different(labels, K), K, kind, MOVES_RIDGE, _squares(rows))
+    for iterations, kept in zip(schedule.moved, schedule.kept, strict=True):
+        new = short_runs(rows, new, reg_covar=MOVES_RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=HOPE)
+        new = new.only(_likeliest(new, kept, sample, MOVES_RIDGE))
+    both = joined(runs, new)
+    return both.only(_likeliest(both, schedule.kept[1], sample, MOVES_RIDGE))
+
+
+def _squares(rows: Rows | QuadraticRows) -> QuadraticRows | None:
+    return rows if isinstance(rows, QuadraticRows) else None
+
+
+def _rows(sample: Sample, K: int, diagonal: bool) -> Rows | QuadraticRows:
+    """Return the rows as runs want them: as their squares where the twins of the loops would do the work."""
+    n, d = sample.y.shape
+    # squares of rows far outside would eat the digits of the others
+    if small(n, K * d) and sample.inside.all():
+        return QuadraticRows.of(sample.y, sample.w, diagonal=diagonal)
     weight = None if (sample.w == 1).all() else sample.w
-    return ArrayRows(sample.y, weight=weight, block_rows=mixture_block_rows(sample.y.shape[1], K))
+    return ArrayRows(sample.y, weight=weight, block_rows=mixture_block_rows(d, K))
 
 
-def _likeliest(runs: Runs, wanted: int) -> NDArray[np.intp]:
-    """Return the likeliest runs that differ: in a component's weight, or in where it is."""
+def _likeliest(runs: Runs, wanted: int, sample: Sample, ridge: float) -> NDArray[np.intp]:
+    """Return the likeliest runs that differ, in a component's weight or in where it is, those with spikes last."""
     weights = runs.params.weights.reshape(runs.n_runs, -1)
     means = runs.params.means.reshape(*weights.shape, -1)
+    few = _spiky(runs, weights, means, sample, ridge)
     chosen: list[int] = []
-    for run in np.argsort(-runs.values, kind="stable"):
+    for run in np.lexsort((-runs.values, few)):
         apart = ((means[chosen][:, :, None] - means[run]) ** 2).sum(axis=3) > SAME**2
         apart |= np.abs(weights[chosen][:, :, None] - weights[run]) > SAME_WEIGHT
         if apart.all(axis=1).any(axis=1).all():
             chosen.append(int(run))
         if len(chosen) == wanted:
             break
+    # what sits on a few rows now may grow yet: the likeliest one goes on, too
+    if few[best := int(np.argmax(runs.values))] and best not in chosen:
+        chosen.append(best)
     return np.array(chosen, dtype=np.intp)
+
+
+def _spiky(runs: Runs, weights: Floats, means: Floats, sample: Sample, ridge: float) -> NDArray[np.bool_]:
+    """Tell which runs have a component on a few rows amid the others."""
+    of = family(runs.covariance_type)
+    if of.shared:
+        return np.zeros(runs.n_runs, dtype=bool)
+    full = runs.params.full_covariances().reshape(*means.shape, means.shape[2])
+    far = sample.beyond(means)
+    return spiky(weights, full, ridge, float(sample.w.sum()), far, of.rows_needed(means.shape[2]))
 
 
 def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
@@ -123,10 +202,16 @@ def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[
 
 
 def _labels(
-    columns: Floats, few: Sample, sample: Sample, wide: Sample, K: int, random_state: np.random.RandomState
+    columns: Floats,
+    few: Sample,
+    sample: Sample,
+    wide: Sample,
+    K: int,
+    drawn: int,
+    random_state: np.random.RandomState,
 ) -> Labels:
     """Return clusterings (runs, n) of few of a sample's rows: in all directions, and in some."""
-    w, drawn = few.w, DRAWN if len(few.w) > FEW_ROWS else DRAWN_AMONG_FEW
+    w = few.w
     moved = _different(lloyd(columns, w, seed(columns, w, K, random_state, drawn), LLOYD_ITERATIONS), K)
     labels = [moved]
     if len(moved) > 1:  # else clusters lie so clearly apart that k-means finds them from everywhere
