@@ -72,7 +72,8 @@ def _to_typical(weights: Floats, full: Floats, usual: NDArray[np.bool_]) -> Floa
     diagonal = np.einsum("rii->ri", pooled)
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     values, vectors = np.linalg.eigh(pooled / scale[:, None] / scale[:, :, None])
-    roots = np.sqrt(np.maximum(values, 1e-12 * values[:, -1:]))
+    # rows that are all equal have no spread at all
+    roots = np.sqrt(np.maximum(values, np.maximum(1e-12 * values[:, -1:], 1e-300)))
     return np.asarray(vectors / scale[:, :, None] / roots[:, None])
 
 
@@ -109,9 +110,9 @@ def spikes(
     least, more = (_along_features if of.diagonal else _along_axes)(params, shares, 0.0 if ridge is None else ridge)
     narrowest = np.sqrt(np.maximum(least, 0.0))
     few = rows <= FEW * of.rows_needed(d)
-    equal = narrowest < EQUAL
-    if ridge is not None:
-        equal = (narrowest < NARROW) & (least - more <= OWN * more)
+    # where nothing is added, nothing tells a plane from rows that are equal
+    bare = (narrowest < NARROW) & (least - more <= OWN * more)
+    equal = np.where(more > 0, bare, narrowest < EQUAL)
     chosen = (few & (narrowest < NARROW)) | equal
     if far is not None:
         chosen &= ~far
