@@ -38,17 +38,23 @@ class Blocks:
     n_columns : int
     dtype : dtype
         Of all of them.
+    width : int
+        Columns in a block.
     """
 
-    def __init__(self, of: Callable[[int, int], NDArray[Any]], n_columns: int, dtype: np.dtype[Any]) -> None:
-        self._of, self._n_columns, self.dtype = of, n_columns, dtype
+    def __init__(
+        self, of: Callable[[int, int], NDArray[Any]], n_columns: int, dtype: np.dtype[Any], width: int = WIDE
+    ) -> None:
+        self._of, self._n_columns, self.dtype, self._width = of, n_columns, dtype, width
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        for low in range(0, self._n_columns, WIDE):
-            yield self._of(low, min(low + WIDE, self._n_columns))
+        for low in range(0, self._n_columns, self._width):
+            yield self._of(low, min(low + self._width, self._n_columns))
 
     def matrix(self, n_rows: int) -> NDArray[Any]:
         """Return all of them as one matrix, the only copy that is made of more than a block."""
+        if self._n_columns <= self._width:
+            return next(iter(self))
         start, whole = 0, np.empty((n_rows, self._n_columns), self.dtype)
         for block in self:
             whole[:, start : start + block.shape[1]] = block
@@ -63,7 +69,7 @@ def wide_blocks(frame: nw.DataFrame[Any], names: Sequence[str]) -> Blocks | None
     """
     if len(names) < WIDE:
         return None
-    native = frame.to_native()
+    native, width = frame.to_native(), WIDE
     of: Callable[[int, int], NDArray[Any]]
     if nw.dependencies.is_pandas_dataframe(native):
         place = native.columns.get_indexer(list(names))
@@ -81,11 +87,13 @@ def wide_blocks(frame: nw.DataFrame[Any], names: Sequence[str]) -> Blocks | None
             return None
         dtype = np.dtype(np.float32 if found == {nw.Float32} else np.float64)
 
+        width = len(names)  # each choice of columns costs polars a look at all
+
         def of(low: int, high: int) -> NDArray[Any]:
-            return np.asarray(native.select(list(names[low:high])).to_numpy(), dtype)
+            return np.asarray(native.select(list(names)).to_numpy(order="c"), dtype)
     else:
         return None
-    return Blocks(of, len(names), dtype)
+    return Blocks(of, len(names), dtype, width)
 
 
 def column_kinds(frame: nw.DataFrame[Any]) -> Mapping[str, Any]:
