@@ -332,7 +332,7 @@ def test_what_files_of_no_format_before_held_comes_back_too(tmp_path):
 
 def test_a_checkpoint_is_no_model(written, tmp_path):
     for path in written.folder.glob("*.checkpoint"):
-        with pytest.raises(ValueError, match=r"gated|mixture.*holds a Journal, which is no model"):
+        with pytest.raises(ValueError, match=r"gated|mixture.*holds a Journal, not a model"):
             rm.load(path)
 
 

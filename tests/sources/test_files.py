@@ -220,7 +220,7 @@ def test_what_cannot_be_scanned_is_named(frame, tmp_path):
 def test_files_that_differ_are_named_with_the_column(tmp_path):
     parquet.write_table(pa.table({"a": [1.0], "site": ["u"]}), tmp_path / "1.parquet")
     parquet.write_table(pa.table({"a": [1.0]}), tmp_path / "2.parquet")
-    with pytest.raises(ValueError, match=r"2.parquet' has no column 'site', which '.*1.parquet' has"):
+    with pytest.raises(ValueError, match=r"2.parquet' has no column 'site', but '.*1.parquet' has"):
         rm.scan(tmp_path)
     assert rm.scan(tmp_path, columns=["a"]).n_rows == 2
     parquet.write_table(pa.table({"a": ["1.0"], "site": ["u"]}), tmp_path / "2.parquet")

@@ -117,6 +117,8 @@ def type_of(name: Any) -> Any:
     """
     home = HOMES.get(FORMAT_1.get(name, name)) if isinstance(name, str) else None
     if home is None:
-        raise ValueError(f"it contains a {name!r}, which this version doesn't know as part of a model")
+        raise ValueError(
+            f"it contains a {name!r}, which this version doesn't know as part of a model, so it is refused"
+        )
     module, _, attribute = home.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -143,7 +143,7 @@ class MemoryTable(Table):
         """
         source = self.X if self.M is None else self.M
         if columns is None and isinstance(source, np.ndarray) and self.M is None:
-            raise ValueError("X is a plain array, so metadata= is needed")
+            raise ValueError("X is a plain array without metadata; pass metadata=")
         if columns is None:
             return source if isinstance(source, np.ndarray) else source.to_native()
         require_columns(columns, self.metadata_columns, "metadata" if self.has_metadata else "the table")

@@ -68,8 +68,8 @@ def tell_left_out(found: Sequence[Reason]) -> None:
         shown = ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         if len(names) == 1:
             text = (
-                f"column {shown} is left out of the features, because it holds {reason}. To use it, {remedy}; "
-                "else name the features with features="
+                f"column {shown} holds {reason}, so it is left out of the features. To use it, {remedy}; else name "
+                "the features with features="
             )
         else:
             text = (
