@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["counts", "few_valued", "skewed", "spread_out"]
+__all__ = ["counts", "few_valued", "raw_counts", "skewed", "spread_out"]
 
 Array = NDArray[np.float64]
 
@@ -15,6 +15,9 @@ Array = NDArray[np.float64]
 # of the median. Of 1000 rows, Gaussian ones have about 5 and 0, exponential ones 7 and 5.
 _TAILS = 12.0
 _SKEW = 3.0
+# How many times their mean raw counts vary at least, and of how many features that is asked.
+WIDER = 1.5
+FEWEST = 5
 
 
 def few_valued(X: NDArray[Any], ordered: NDArray[Any] | None = None) -> NDArray[np.intp]:
@@ -52,6 +55,28 @@ def counts(X: NDArray[Any]) -> NDArray[np.bool_]:
     whole = np.all(np.isnan(X) | ((X >= 0) & (np.floor(X) == X)), axis=0)
     several = np.array([len(np.unique(column[~np.isnan(column)])) > 2 for column in X.T], dtype=bool)
     return np.asarray(whole & several)
+
+
+def raw_counts(X: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which features are counts as sequencers make them; none unless most features are.
+
+    Such counts are whole numbers of which some are 0, and vary more than their mean, as Poisson counts with unequal
+    rates do. Answers on a scale vary less, and weights, lengths and ages in whole units are never 0.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> genes = rng.negative_binomial(0.5, 0.1, size=(100, 6))
+    >>> bool(raw_counts(genes).all()), bool(raw_counts(rng.integers(0, 5, size=(100, 6))).any())
+    (True, False)
+    """
+    X = np.asarray(X, dtype=np.float64)
+    found = counts(X)
+    with np.errstate(all="ignore"):
+        mean = np.nanmean(X[:, found], axis=0)
+        found[found] = (np.nanvar(X[:, found], axis=0) > WIDER * mean) & (np.nanmin(X[:, found], axis=0) == 0)
+    some = len(found) >= FEWEST and found.mean() > 0.5
+    return found if some else np.zeros(len(found), dtype=bool)
 
 
 def skewed(ordered: NDArray[Any]) -> NDArray[np.bool_]:

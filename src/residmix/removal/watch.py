@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
 from residmix.errors import LeakageWarning, note, warn
-from residmix.removal.lattices import counts
+from residmix.removal.lattices import counts, raw_counts
 from residmix.removal.leakage import effect_leakage, leakage
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import Sample, SampledRows, evenly
@@ -81,7 +81,24 @@ class Watch:
         told = warn_of_leakage(
             block.X, remove(block), block.design, columns, [features[j] for j in some], effects=effects
         )
+        if not told and not self.looked:
+            _tell_of_raw_counts(block.X, [features[j] for j in some])
         return replace(self, looked=_NEVER_AGAIN if told else self.sample.n_rows)
+
+
+def _tell_of_raw_counts(X: NDArray[Any], features: Sequence[Any]) -> None:
+    """Note that features look like raw counts, of which no residual is right."""
+    found = np.flatnonzero(raw_counts(X))
+    if found.size:
+        names = ", ".join(repr(str(features[j])) for j in found[:5]) + (", ..." if len(found) > 5 else "")
+        note(
+            "raw-counts",
+            f"{len(found)} of {len(features)} features look like raw counts ({names}): their spread follows their "
+            "mean, so residuals keep the metadata in the spread, and some are negative. Take logarithms of normalised "
+            "counts first, or use a model of counts such as ComBat-seq or a negative binomial regression",
+            count=len(found),
+            features=[str(features[j]) for j in found],
+        )
 
 
 def look_at_predictions(rows: Rows, residual: NDArray[Any], design: Design, features: Sequence[Any]) -> None:
