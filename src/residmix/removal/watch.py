@@ -90,14 +90,14 @@ def _tell_of_raw_counts(X: NDArray[Any], features: Sequence[Any]) -> None:
     """Note that features look like raw counts, of which no residual is right."""
     found = np.flatnonzero(raw_counts(X))
     if found.size:
-        names = ", ".join(repr(str(features[j])) for j in found[:5]) + (", ..." if len(found) > 5 else "")
+        names = ", ".join(repr(str(features[int(j)])) for j in found[:5]) + (", ..." if len(found) > 5 else "")
         note(
             "raw-counts",
             f"{len(found)} of {len(features)} features look like raw counts ({names}): their spread follows their "
             "mean, so residuals keep the metadata in the spread, and some are negative. Take logarithms of normalised "
             "counts first, or use a model of counts such as ComBat-seq or a negative binomial regression",
             count=len(found),
-            features=[str(features[j]) for j in found],
+            features=[str(features[int(j)]) for j in found],
         )
 
 
