@@ -7,6 +7,7 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from residmix import GaussianMixture
 from residmix.mixture.params import make_params
+from residmix.mixture.starts import short_runs
 from residmix.mixture.starts.moves import moved
 
 RNG = np.random.default_rng(0)
@@ -39,6 +40,17 @@ def test_a_component_of_a_few_rows_is_not_cut():
     found = moved(far, np.ones(180), params)
     # 8 rows are fewer than 4 for each of three moments: only the large one is cut, and the other one goes
     assert len(found) and all(len(set(one[172:])) == 1 for one in found)
+
+
+def test_clusters_that_lie_clearly_apart_need_no_moves(monkeypatch):
+    asked = []
+    monkeypatch.setattr(short_runs, "moved", lambda y, w, params: asked.append(len(y)) or moved(y, w, params))
+    apart = np.array([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0]])[TRUTH] + RNG.normal(size=(180, 2))
+    assert adjusted_rand_score(TRUTH, GaussianMixture(3, random_state=0).fit_predict(apart)) == 1.0
+    assert not asked
+    # the control: where they overlap there are
+    GaussianMixture(3, random_state=0).fit(apart * 0.1 + RNG.normal(size=(180, 2)))
+    assert asked
 
 
 def small(seed):

@@ -16,7 +16,7 @@ from residmix.kernels.clusters import lloyd, seed
 from residmix.kernels.pairs import small
 from residmix.mixture.doubts.spikes import spikes, spiky
 from residmix.mixture.families.family import family
-from residmix.mixture.iteration.estep import mixture_block_rows
+from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows, responsibilities
 from residmix.mixture.iteration.quadratic import QuadraticRows
 from residmix.mixture.iteration.short import Runs, joined, short_runs
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
@@ -43,6 +43,8 @@ HOPE = 100.0
 RIDGE = 3e-4
 # The same of runs after moves: clusters that are flat in some direction show.
 MOVES_RIDGE = 3e-5
+# Share of the rows that may be of other components where no moves are needed.
+UNSURE = 0.01
 # Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
 # of so like a weight.
 SAME, SAME_WEIGHT = 0.25, 0.05
@@ -109,7 +111,8 @@ def best_short_runs(
     if len(few.w) <= FEW_ROWS:
         schedule = AMONG_FEW
     columns, diagonal = np.ascontiguousarray(few.y.T), family(covariance_type).diagonal
-    labels = _different(_labels(columns, few, sample, wide, K, schedule.drawn, random_state), K)
+    labels, clear = _labels(columns, few, sample, wide, K, schedule.drawn, random_state)
+    labels = _different(labels, K)
     everything = _rows(sample, K, diagonal)
     rows = everything if few is sample else _rows(few, K, diagonal)
     runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
@@ -118,7 +121,7 @@ def best_short_runs(
     runs = runs.only(_likeliest(runs, schedule.kept[0], sample, RIDGE))
     runs = short_runs(everything, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=second, hope=HOPE)
     runs = runs.only(_likeliest(runs, schedule.kept[1], sample, RIDGE))
-    for _ in range(schedule.moves):
+    for _ in range(0 if clear and _sure(sample, runs.one(0)) else schedule.moves):
         before = runs.values[0]
         runs = _after_moves(runs, sample, everything, K, schedule)
         if not runs.values[0] > before + SHORT_TOL:
@@ -145,6 +148,12 @@ def _after_moves(runs: Runs, sample: Sample, rows: Rows | QuadraticRows, K: int,
         new = new.only(_likeliest(new, kept, sample, MOVES_RIDGE))
     both = joined(runs, new)
     return both.only(_likeliest(both, schedule.kept[1], sample, MOVES_RIDGE))
+
+
+def _sure(sample: Sample, params: MixtureParams) -> bool:
+    """Tell whether hardly a row could be of two components."""
+    shares = responsibilities(log_joint(sample.y, Problem.of(params, n_rows=len(sample.y))))
+    return bool(np.average(shares.max(axis=1), weights=sample.w) > 1 - UNSURE)
 
 
 def _squares(rows: Rows | QuadraticRows) -> QuadraticRows | None:
@@ -209,8 +218,10 @@ def _labels(
     K: int,
     drawn: int,
     random_state: np.random.RandomState,
-) -> Labels:
-    """Return clusterings (runs, n) of few of a sample's rows: in all directions, and in some."""
+) -> tuple[Labels, bool]:
+    """Return clusterings (runs, n) of few of a sample's rows, in all directions and in some; and whether k-means finds
+    the same from everywhere.
+    """
     w = few.w
     moved = _different(lloyd(columns, w, seed(columns, w, K, random_state, drawn), LLOYD_ITERATIONS), K)
     labels = [moved]
@@ -220,7 +231,7 @@ def _labels(
         labels.append(_in_their_own_metric(columns, w, moved, K))
         if len(columns) > 1:
             labels.append(_in_directions(few, sample, wide, K, random_state))
-    return np.concatenate(labels)
+    return np.concatenate(labels), len(moved) == 1
 
 
 def _different(labels: Labels, K: int) -> Labels:
