@@ -145,6 +145,17 @@ def test_every_promise_names_tests_and_each_of_them_exists():
         assert (ROOT / file).exists(), file
 
 
+def test_the_long_modes_leave_out_no_test_for_being_slow():
+    page = (ROOT / "docs" / "explanation" / "promises.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ RESIDMIX_\w+=\d+ pytest (.*)$", page, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        files = [word for word in shlex.split(command) if word.endswith(".py")]
+        assert files and all((ROOT / name).exists() for name in files), command
+        is_slow = any("mark.slow" in (ROOT / name).read_text(encoding="utf-8") for name in files)
+        assert '-m ""' in command or not is_slow, command
+
+
 def test_every_mutation_that_is_listed_names_a_file_and_a_test_that_exist():
     page = (ROOT / "docs" / "contributing" / "tests.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([^`]+)` \| .* \| `(tests/[^`]+)::(test_\w+)` \|$", page, re.MULTILINE)

@@ -4,7 +4,7 @@ A run takes a few kills, over all of: fit with a checkpoint, save, transform, la
 command. Half of them come at the n-th thing that the process does with a file, half at some moment of the clock, and
 what is claimed holds at any moment. More, by one command:
 
-    RESIDMIX_KILLS=50 pytest tests/test_kills.py
+    RESIDMIX_KILLS=50 pytest -m "" tests/test_kills.py
 """
 
 from __future__ import annotations

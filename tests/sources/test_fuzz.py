@@ -1,6 +1,6 @@
 """Odd tables, thousands of them: a fit, or one error of our own with nothing of another library's in it.
 
-``RESIDMIX_FUZZ=20 pytest tests/sources/test_fuzz.py`` tries twenty times as many.
+``RESIDMIX_FUZZ=20 pytest -m "" tests/sources/test_fuzz.py`` tries twenty times as many.
 """
 
 from __future__ import annotations
