@@ -88,6 +88,18 @@ def test_report_is_a_page_or_json_by_its_ending(run, place):
     assert "must end in" in run("report", place / "m", place / "p.csv", "-o", place / "o.pdf", code=2).stderr
 
 
+def test_inspect_of_a_model_of_many_features_stays_readable(run, tmp_path, rng):
+    names = [f"x{j}" for j in range(500)]
+    model = rm.Residualizer(features=names).fit(
+        pd.DataFrame(rng.normal(size=(40, 500)), columns=names), metadata=np.arange(40.0)
+    )
+    rm.save(model, tmp_path / "wide")
+    shown = run("inspect", tmp_path / "wide").stdout
+    assert "'x11', ...: 500 in all]" in shown and max(map(len, shown.splitlines())) < 400
+    told = json.loads(run("inspect", tmp_path / "wide", "--json").stdout)
+    assert told["model_file"]["settings"]["features"] == names
+
+
 def test_inspect_tells_what_the_file_holds(run, place):
     shown = run("inspect", place / "m").stdout
     assert "C(sex)" in shown

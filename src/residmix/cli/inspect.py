@@ -81,10 +81,17 @@ def _of_the_file(fitted: Any, said: dict[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in said["settings"].items() if value != usual.get(name)}
     return {
         "rows": f"{said['rows']:,}" if type(said["rows"]) is int else None,
-        "settings": ", ".join(f"{name}={value!r}" for name, value in own.items()),
+        "settings": ", ".join(f"{name}={_shown(value)}" for name, value in own.items()),
         "written by": ", ".join(f"{name} {version}" for name, version in said["versions"].items()),
         "checksum": said["checksum"],
     }
+
+
+def _shown(value: Any, most: int = 12) -> str:
+    """Return a setting as Python writes it, of a long list the beginning and how many there are."""
+    if not isinstance(value, list) or len(value) <= most:
+        return repr(value)
+    return f"[{', '.join(map(repr, value[:most]))}, ...: {len(value):,} in all]"
 
 
 def _tell(lines: dict[str, Any]) -> None:
