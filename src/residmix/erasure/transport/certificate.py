@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import kstest, kstwo
+from sklearn.exceptions import ConvergenceWarning
 
 from residmix.erasure.transport.transport import Transport
 from residmix.removal.probing import Errors, Ranks, learner_of
@@ -179,7 +181,9 @@ def _probe(kind: str, features: Floats, target: NDArray[Any], first: NDArray[np.
     elif target.std() == 0:
         return None
     unit = 1.0 if groups else target.std()
-    fitted = learner_of(kind, groups, 0).fit(features[first], target[first] / unit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that stops early reads what it reads
+        fitted = learner_of(kind, groups, 0).fit(features[first], target[first] / unit)
     if kind == "nonlinear":
         fitted.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
     if groups:
