@@ -240,6 +240,7 @@ def test_effects_by_component_are_asked_for_by_name(run, file, tmp_path):
     assert "<h3>Effects by component</h3>" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_eraser_is_fitted_with_its_certificate_and_a_model_that_transforms(run, tmp_path):
     rng = np.random.default_rng(0)
     site = rng.integers(2, size=1500)

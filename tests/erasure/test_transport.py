@@ -204,6 +204,7 @@ def test_pure_noise_gains_nothing(rng):
     assert reads(moved[2000:], (noise["site"] == "B").to_numpy()[2000:]) < 0.55
 
 
+@pytest.mark.slow
 def test_clusters_arrays_and_anndata_give_what_one_table_does(sites):
     dd, anndata = pytest.importorskip("dask.dataframe"), pytest.importorskip("anndata")
     table = sites[0][:900]
