@@ -292,3 +292,13 @@ def test_a_linear_eraser_has_a_report_too():
     assert forest["after"] > 0.65  # spread stays
     linear = next(row for row in summary["association"] if row["probe"] == "linear")
     assert linear["after"] < 0.6
+
+
+@pytest.mark.filterwarnings("ignore::residmix.errors.DesignWarning")  # of chance, among 500
+def test_a_report_of_very_many_features_lists_the_first_ones_and_says_so(tmp_path, rng):
+    names = [f"x{j}" for j in range(500)]
+    for d in (500, 30):
+        table = pd.DataFrame(rng.normal(size=(40, d)), columns=names[:d])
+        rm.Residualizer(features=names[:d]).fit(table, metadata=np.arange(40.0) % 7).report(tmp_path / "r.html")
+        text = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert ("the first 200 of 500" in text) == (d == 500) and "<dt>features</dt>" in text
