@@ -258,11 +258,10 @@ def check_number(
     value: Any,
     *,
     low: float = -math.inf,
-    high: float = math.inf,
     integral: bool = False,
     above: bool = False,
 ) -> None:
-    """Raise unless `value` is a number with ``low <= value <= high``, or ``low < value`` when `above`.
+    """Raise unless `value` is a number with ``low <= value``, or ``low < value`` when `above`.
 
     For values inside a parameter, such as a width in a list, which scikit-learn's constraints don't check.
 
@@ -288,5 +287,3 @@ def check_number(
         raise ValueError(f"{name} must be finite, not {value!r}")
     if number < low or (above and number == low):
         raise ValueError(f"{name} must be {'more than' if above else 'at least'} {low:g}, not {value!r}")
-    if number > high:
-        raise ValueError(f"{name} must be at most {high:g}, not {value!r}")

@@ -27,7 +27,9 @@ from residmix.diagnostics.table import COLUMNS, Association
 from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarning, check_arguments, warn
 from residmix.moments.linear import merge_moments
 from residmix.moments.scatter import check_design_moments
+from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
+from residmix.rows.sampled import at_random
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
 
@@ -133,7 +135,7 @@ def association(
         )
     rng = np.random.default_rng(random_state)
     folds = (rng.permutation(n) % n_splits).astype(np.int8)
-    sample = np.sort(rng.permutation(n)[:max_rows])
+    sample = at_random(n, max_rows, rng)
     rows = table.rows(names, design=design, allow_nan=True)
     report = _Report(
         design, names, _variables(table, design), folds, sample, n_permutations, confidence, random_state or 0
@@ -186,7 +188,7 @@ def _before(report: _Report, rows: Rows, sampled: Array, n_splits: int) -> _Scor
 def _after(report: _Report, rows: Rows, whole: Array, by_fold: list[Array] | None, n_splits: int) -> _Scores:
     """Measure the residuals of all rows, `whole`, and those of fits without each fold, if there are any."""
     folds, sample = report.folds, report.sample
-    design_rows = np.concatenate([part for part in rows.map(_design_of) if part is not None])
+    design_rows = np.concatenate(list(rows.map(_design_of)))
     moments = fold_moments(ArrayRows(whole, design_rows), folds, n_splits)
     honest, held = moments, whole
     if by_fold is not None:
@@ -254,7 +256,7 @@ class _Report:
         complete = np.logical_and.reduce([variable.known for variable in variables])
         rows = np.flatnonzero(complete & ~np.isnan(in_sample).any(axis=1))
         if len(rows) > DISTANCE_ROWS:
-            rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:DISTANCE_ROWS])
+            rows = rows[at_random(len(rows), DISTANCE_ROWS, np.random.default_rng(self.seed))]
         if len(rows) < 10:
             return
         variables = [variable.take(rows) for variable in variables]
@@ -304,7 +306,7 @@ class _Report:
                 )  # fmt: skip
 
 
-def _design_of(block: Any) -> Array | None:
+def _design_of(block: Block) -> Array:
     return block.design
 
 

@@ -12,17 +12,34 @@ from numpy.typing import NDArray
 from residmix.rows.block import Block, concatenate, gather
 from residmix.rows.rows import ObservedRows, Rows
 
-__all__ = ["Sample", "SampledRows", "evenly", "every"]
+__all__ = ["Sample", "SampledRows", "at_random", "evenly", "every", "regularly"]
 
 
 def evenly(n: int, most: int) -> NDArray[np.intp]:
     """Return at most `most` evenly spaced indices out of n, from the first to the last."""
-    return np.unique(np.linspace(0, n - 1, most).astype(np.intp))
+    return np.arange(n) if n <= most else np.unique(np.linspace(0, n - 1, most).astype(np.intp))
 
 
 def every(n: int, most: int) -> int:
     """Return k, so that every k-th of n rows are at most so many: for rows that come in chunks."""
     return max(1, -(-n // most))
+
+
+def regularly(n: int, most: int) -> NDArray[np.intp]:
+    """Return the first of n indices and every k-th after it, at most so many."""
+    return np.arange(0, n, every(n, most))
+
+
+def at_random(n: int, most: int, random: np.random.Generator | np.random.RandomState) -> NDArray[np.intp]:
+    """Return at most so many different ones of n indices, in order, each as likely as any other."""
+    if n <= most:
+        return np.arange(n)
+    if isinstance(random, np.random.Generator):
+        return np.sort(random.permutation(n)[:most])
+    from sklearn.utils.random import sample_without_replacement
+
+    # unlike numpy's choice it doesn't shuffle all there are
+    return np.sort(np.asarray(sample_without_replacement(n, most, random_state=random), dtype=np.intp))
 
 
 class SampledRows(ObservedRows):

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 
 from residmix import GaussianMixture
-from residmix.mixture.starts import subsample_index
-
-
-def test_a_subsample_is_sorted_and_has_no_repeats_or_all_rows():
-    for n_rows, size in ((1000, 999), (1000, 300), (100_000, 20)):
-        index = subsample_index(n_rows, size, np.random.RandomState(0))
-        assert len(index) == size
-        assert (np.diff(index) > 0).all()
-        assert index[0] >= 0 and index[-1] < n_rows
-    assert np.array_equal(subsample_index(7, 9, np.random.RandomState(0)), np.arange(7))
-
-
-def test_a_subsample_of_many_rows_needs_no_memory_for_all_of_them():
-    tracemalloc.start()
-    subsample_index(5_000_000, 20_000, np.random.RandomState(0))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 5_000_000  # numpy's choice takes eight bytes a row
 
 
 def test_a_start_does_not_depend_on_the_order_of_rows_nor_on_how_often_each_is_written():

@@ -113,8 +113,10 @@ def sampled_rows(table: Table, columns: Sequence[str], most: int = SHOWN_ROWS) -
     import numpy as np
     import pandas as pd
 
+    from residmix.rows.sampled import every
+
     n_rows = table.n_rows
-    step = max(1, -(-n_rows // most))
+    step = every(n_rows, most)
     parts, seen = [], 0
     for frame in frames(table, columns):
         index = np.arange(-seen % step, len(frame), step)

@@ -17,7 +17,7 @@ from residmix.mixture.params import MixtureParams
 from residmix.mixture.starts.sample import LARGEST, Sample
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
-from residmix.rows.sampled import every
+from residmix.rows.sampled import regularly
 
 __all__ = ["spikes_amid", "tell_of_codes", "tell_of_doubts", "tell_of_spikes"]
 
@@ -33,7 +33,7 @@ SHOWN = 10
 
 
 def _looked_at(rows: Rows) -> Block:
-    return rows.take(np.arange(0, rows.n_rows, every(rows.n_rows, LOOKED_AT)))
+    return rows.take(regularly(rows.n_rows, LOOKED_AT))
 
 
 def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whole: Rows, params: MixtureParams) -> None:

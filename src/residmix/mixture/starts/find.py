@@ -16,9 +16,10 @@ from residmix.mixture.params import MixtureParams, SingularCovarianceError, make
 from residmix.mixture.starts.clusters import from_labels, from_shares
 from residmix.mixture.starts.directions import enough_rows
 from residmix.mixture.starts.factors import factor_start
-from residmix.mixture.starts.sample import Sample, subsample, subsample_index, subsample_rows
+from residmix.mixture.starts.sample import Sample, subsample, subsample_rows
 from residmix.mixture.starts.short_runs import best_short_runs
 from residmix.rows.rows import Rows
+from residmix.rows.sampled import at_random
 from residmix.rows.threads import one_blas_thread
 
 __all__ = ["INIT_PARAMS", "find_start", "find_starts"]
@@ -120,7 +121,7 @@ def _wide(
     wanted, had = enough_rows(rows.n_features), subsample_rows(n_components, rows.n_features)
     if not sample.whitened or min(wanted, rows.n_rows) <= had:
         return sample
-    return Sample.of(rows.take(subsample_index(rows.n_rows, wanted, random_state)), covariance_type)
+    return Sample.of(rows.take(at_random(rows.n_rows, wanted, random_state)), covariance_type)
 
 
 def _ridge(reg_covar: float) -> float:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.random import sample_without_replacement
 
 from residmix.mixture.families.family import family
 from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
+from residmix.rows.sampled import at_random
 
-__all__ = ["Sample", "quantiles", "subsample", "subsample_index", "subsample_rows"]
+__all__ = ["Sample", "quantiles", "subsample", "subsample_rows"]
 
 Floats = NDArray[np.float64]
 
@@ -38,17 +37,10 @@ def subsample_rows(n_components: int, n_features: int) -> int:
     return max(10_000, 20 * n_components * n_features)
 
 
-def subsample_index(n_rows: int, size: int, random_state: np.random.RandomState) -> NDArray[np.integer[Any]]:
-    """Return `size` different row numbers in order, or all; unlike numpy's choice without shuffling all there are."""
-    if n_rows <= size:
-        return np.arange(n_rows)
-    return np.sort(sample_without_replacement(n_rows, size, random_state=random_state))
-
-
 def subsample(rows: Rows, n_components: int, random_state: np.random.RandomState) -> Block:
     """Return the rows that starts are found on."""
     size = subsample_rows(n_components, rows.n_features)
-    return rows.take(subsample_index(rows.n_rows, size, random_state))
+    return rows.take(at_random(rows.n_rows, size, random_state))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from residmix.erasure.transport.certificate import Certificate
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.finalization import call, evaluating, residualizers, unspoken
 from residmix.nn.layer.residualize import Residualize
+from residmix.rows.sampled import at_random
 
 __all__ = ["Audit", "LayerAudit", "Probes", "audit"]
 
@@ -315,8 +316,7 @@ def _audited(name: str, tap: _Tap, max_rows: int, random_state: int) -> LayerAud
     rows, features = before.shape
     size = np.sqrt((before**2).mean(0))
     before, after = (_without_rounding(part, size, tap.eps) for part in (before, after))
-    generator = np.random.default_rng(random_state)
-    part = np.sort(generator.choice(rows, min(max_rows, rows), replace=False))
+    part = at_random(rows, max_rows, np.random.default_rng(random_state))
     # As numpy's matrix_rank: directions of the size of rounding errors aren't features.
     cutoff = tap.eps * max(rows, features)
     mediated = 0.0
