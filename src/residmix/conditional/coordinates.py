@@ -53,11 +53,10 @@ class ToResidual:
         X = np.asarray(block.X, dtype=np.float64)
         residual, u = scratch(X.shape, np.float64), scratch((block.n_rows, self.basis.shape[1]), np.float64)
         self.affine.into(replace(block, X=X), residual)
-        if block.design is not None and u.shape[1]:
+        if u.shape[1]:
             np.matmul(block.design[:, : len(self.basis)] - self.affine.origin_a, self.basis, out=u)
             u -= self.offset
-        codes = () if block.design is None else self.codes(block.design)
-        return Block(block.start, residual, u, codes, block.weight)
+        return Block(block.start, residual, u, self.codes(block.design), block.weight)
 
 
 def to_residual(affine: Affine, moments: Moments, p: int, grouping: Grouping | None = None) -> ToResidual:

@@ -46,11 +46,11 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
     params, x = problem.params, np.asarray(block.X, dtype=np.float64)
     seen = to_residual(block)
     prior = params.log_weights
-    if params.gate is not None and seen.design is not None:
+    if params.gate is not None:
         prior = log_priors(seen.design, params.gate.coef)
     residual = seen.X.copy()
     effect: Any = 0.0
-    if params.coef is not None and seen.design is not None and not params.by_component:
+    if params.coef is not None and not params.by_component:
         effect = seen.design @ params.coef
     filled = expected(problem, residual - effect, prior, seen.design) + effect
     whole = replace(to_residual.affine, sign=1)(replace(block, X=filled))

@@ -151,7 +151,6 @@ def joint_starts(
     """
     block = subsample(rows, n_components, random_state)
     u = block.design
-    assert u is not None
     if n_components == 1 or u.shape[1] == 0:
         return []
     groups = groups_of(u, n_components, block.X.shape[1], random_state)
@@ -210,7 +209,6 @@ class Group:
         random_state: np.random.RandomState,
     ) -> Group:
         x, weight = np.ascontiguousarray(block.X[index]), None if block.weight is None else block.weight[index]
-        assert block.design is not None
         rows = ArrayRows(x, weight=weight)
         starts = [
             find_start(

@@ -77,8 +77,7 @@ class _ByFold:
 
 
 def _some(block: Block, rows: NDArray[np.bool_]) -> Block:
-    design = None if block.design is None else block.design[rows]
-    return Block(0, block.X[rows], design, (), None if block.weight is None else block.weight[rows])
+    return Block(0, block.X[rows], block.design[rows], (), None if block.weight is None else block.weight[rows])
 
 
 def _merge_folds(one: list[LinearMoments | None], two: list[LinearMoments | None]) -> list[LinearMoments | None]:

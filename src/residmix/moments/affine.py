@@ -11,7 +11,6 @@ from scipy.linalg.blas import dgemm
 
 from residmix.kernels.pairs import add_effects, small, subtract_rows
 from residmix.kernels.twice import dot_twice
-from residmix.moments.linear import block_design
 from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
@@ -82,7 +81,7 @@ class Affine:
         p = len(self.coef)
         if p <= _NARROW_DESIGN:
             about = self.origin_x, self.origin_a, self.coef, self.constant
-            given = block.X, block_design(block), *about, float(self.sign), effects, codes, out
+            given = block.X, block.design, *about, float(self.sign), effects, codes, out
             # the twin has the same bits, so any block may choose
             subtract_rows(*given, plain=small(len(out), (p + 2) * out.shape[1]))
             return
@@ -90,7 +89,7 @@ class Affine:
         a = np.empty((len(exact), p + 1))
         a[:, p] = 1.0
         if p:
-            np.subtract(block_design(block)[:, :p], self.origin_a, out=a[:, :p])
+            np.subtract(block.design[:, :p], self.origin_a, out=a[:, :p])
         step = np.subtract if self.sign < 0 else np.add
         step(block.X, self.origin_x, out=exact)
         # BLAS adds the product onto the residual in place: no third array. It wants columns, hence the transposes.

@@ -128,7 +128,6 @@ def residual_sums(
 
 
 def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], block: Block) -> LevelMoments:
-    assert block.design is not None
     levels: dict[str, list[LinearMoments]] = {}
     scatter: dict[str, list[Array | None]] = {name: [] for name in scatter_of}
     for grouping in groupings:
@@ -137,7 +136,6 @@ def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], block: 
         parts = []
         for k in range(len(grouping.coded)):
             part = block.select(np.flatnonzero(own == k))
-            assert part.design is not None
             part = replace(part, design=np.ascontiguousarray(part.design[:, others]), codes=())
             parts.append(linear_moments(part) if part.n_rows else _nothing(len(others), block.X.shape[1]))
             if grouping.name in scatter:

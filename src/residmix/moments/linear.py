@@ -20,7 +20,6 @@ from residmix.rows.block import Block
 __all__ = [
     "LinearMoments",
     "Moments",
-    "block_design",
     "block_origins",
     "linear_block_rows",
     "linear_moments",
@@ -103,7 +102,7 @@ def linear_moments(block: Block, origins: tuple[Array, Array] | None = None, *, 
     The origins, of features and of the design, are points near the rows; by default of the block's own. `plain` is of
     `residmix.kernels.pairs.small`.
     """
-    A = block_design(block)
+    A = block.design
     with np.errstate(invalid="ignore", over="ignore"):
         origins = origins or block_origins(block.X, A, block.weight)
         sums = centred_products(block.X, A, *origins, readable_weight(block.weight), plain=plain)
@@ -118,10 +117,6 @@ def linear_moments(block: Block, origins: tuple[Array, Array] | None = None, *, 
 def made_of_numbers(moments: LinearMoments) -> bool:
     """Return True only if no feature held an infinity, nor a NaN where there are moments for all features together."""
     return bool(np.isfinite(moments.s_xx).all())
-
-
-def block_design(block: Block) -> Array:
-    return np.empty((block.n_rows, 0)) if block.design is None else block.design
 
 
 def block_origins(X: NDArray[Any], A: Array, weight: Array | None) -> tuple[Array, Array]:

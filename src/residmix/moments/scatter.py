@@ -69,8 +69,7 @@ class Scatter:
 
 def block_scatter(block: Block) -> Scatter:
     """Return the moments of one block."""
-    design = np.empty((block.n_rows, 0)) if block.design is None else block.design
-    rows = np.concatenate([design, block.X], axis=1, dtype=np.float64)
+    rows = np.concatenate([block.design, block.X], axis=1, dtype=np.float64)
     if block.weight is None or not block.weight.any():
         origin = rows.mean(axis=0)
     else:

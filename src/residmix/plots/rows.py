@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.rows.sampled import every
+from residmix.rows.sampled import every, regularly
 from residmix.sources.open import as_table
 
 if TYPE_CHECKING:
@@ -97,9 +97,10 @@ def features_of(model: Any) -> tuple[str, ...]:
 
 def metadata_of(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the metadata columns that a model removes, and those that it preserves."""
-    design = getattr(transformer_of(model), "design_", None)
-    if design is None:
+    linear = transformer_of(model)
+    if linear is None:
         return (), ()
+    design = linear.design_
     removed = tuple(design.columns)
     return removed, tuple(name for name in design.preserved_columns if name not in removed)
 
@@ -135,7 +136,7 @@ def sampled(
     n_rows = table.n_rows
     step = every(n_rows, most)
     names = tuple(features) if set(features) <= set(table.columns) else table.columns[: len(features)]
-    values = table.rows(names, allow_nan=True).take(np.arange(0, n_rows, step)).X
+    values = table.rows(names, allow_nan=True).take(regularly(n_rows, most)).X
     parts, seen = [], 0
     for chunk in table.chunks(None if apart else list(beside)) if beside else ():
         index = np.arange(-seen % step, len(chunk), step)

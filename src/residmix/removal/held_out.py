@@ -91,7 +91,7 @@ class LeaveOneOut:
         return out.astype(block.X.dtype, copy=False)
 
     def _of_group(self, g: int, block: Block, own: Array, total: float, e: Array, preserved: Array) -> Array:
-        a = np.empty((len(e), 0)) if block.design is None else block.design - self.affine.origin_a - self.mean[g]
+        a = block.design - self.affine.origin_a - self.mean[g]
         solved = a @ self.inverse[g]
         free = 1.0 - own * (1.0 / total + np.sum(solved * a, axis=1))
         # A missing value is NaN already and asks for no residual.

@@ -71,7 +71,6 @@ class Watch:
         kept = np.flatnonzero(~removal.left[looked_at])  # of what stays as it is there's nothing to tell
         block, some = replace(block, X=block.X[:, kept]), looked_at[kept]
         remove = removal.by_feature().select(some)
-        assert block.design is not None
         names = [factor.name for factor in design.factors]
         effects = {}
         if design.factors:
@@ -105,7 +104,6 @@ def look_at_predictions(rows: Rows, residual: NDArray[Any], design: Design, feat
     """Warn if residuals (n, d) of a regressor leak metadata, in a sample of the rows."""
     index, some = evenly(rows.n_rows, _ROWS), evenly(rows.n_features, _FEATURES)
     sample = rows.take(index)
-    assert sample.design is not None
     warn_of_leakage(
         sample.X[:, some],
         residual[index][:, some],

@@ -74,7 +74,7 @@ def explained_by_feature(found: Evidence) -> list[dict[str, Any]]:
 def term_rows(found: Evidence) -> list[dict[str, Any]]:
     """Return what each term of the formula explains over the others: partial R2, and features with p < .05."""
     linear = residualizer_of(found.model)
-    if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
+    if linear is None or getattr(linear, "estimator", None) is not None:
         return []
     kinds = {term.name: term.kind for term in linear.design_.terms}
     rows = []
@@ -104,7 +104,7 @@ def top_effects(found: Evidence, most: int = 16) -> list[dict[str, Any]]:
     from scipy.stats import t
 
     linear = residualizer_of(found.model)
-    if linear is None or linear.design_ is None or getattr(linear, "estimator", None) is not None:
+    if linear is None or getattr(linear, "estimator", None) is not None:
         return []
     table = linear.tidy()
     known = np.isfinite(table["statistic"]) & np.isfinite(table["std_error"])

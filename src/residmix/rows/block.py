@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Block", "concatenate", "gather"]
+__all__ = ["NO_COLUMNS", "Block", "concatenate", "gather"]
+
+# A design without columns, of as many rows as the features have.
+NO_COLUMNS: NDArray[np.float64] = np.empty((0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +24,9 @@ class Block:
         Index of the first row in the whole source.
     X : ndarray (b, d)
         Features, float64 or float32, C-contiguous. May be a view of the caller's data: never write into it.
-    design : ndarray (b, q) or None
-        Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept.
+    design : ndarray (b, q)
+        Dense design columns, float64: the ones to remove first, then the preserved ones. No intercept. Without metadata
+        there are none, q = 0.
     codes : tuple of ndarray (b,)
         One array of level indices per absorbed factor (see `residmix.design.fit`).
     weight : ndarray (b,) or None
@@ -31,9 +35,13 @@ class Block:
 
     start: int
     X: NDArray[Any]
-    design: NDArray[np.float64] | None = None
+    design: NDArray[np.float64] = field(default_factory=lambda: NO_COLUMNS)
     codes: tuple[NDArray[np.integer[Any]], ...] = ()
     weight: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.design is NO_COLUMNS:
+            object.__setattr__(self, "design", np.empty((len(self.X), 0)))
 
     @property
     def n_rows(self) -> int:
@@ -44,7 +52,7 @@ class Block:
         return Block(
             self.start + (rows.start if isinstance(rows, slice) else 0),
             self.X[rows],
-            None if self.design is None else self.design[rows],
+            self.design[rows],
             tuple(code[rows] for code in self.codes),
             None if self.weight is None else self.weight[rows],
         )
@@ -77,7 +85,7 @@ def concatenate(blocks: list[Block]) -> Block:
     return Block(
         first.start,
         np.concatenate([block.X for block in blocks]),
-        None if first.design is None else np.concatenate([b.design for b in blocks if b.design is not None]),
+        np.concatenate([block.design for block in blocks]),
         tuple(np.concatenate(codes) for codes in zip(*(block.codes for block in blocks), strict=True)),
         weights,
     )

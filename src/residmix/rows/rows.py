@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.rows.block import Block, concatenate, gather
+from residmix.rows.block import NO_COLUMNS, Block, concatenate, gather
 from residmix.rows.checks import Finite
 from residmix.rows.ordered import fold_groups, group_blocks, ordered_map, ordered_sum
 from residmix.rows.statistic import Statistic, after, both
@@ -165,7 +165,7 @@ class ArrayRows(Rows):
     def __init__(
         self,
         X: NDArray[Any],
-        design: NDArray[np.float64] | None = None,
+        design: NDArray[np.float64] = NO_COLUMNS,
         codes: tuple[NDArray[np.integer[Any]], ...] = (),
         weight: NDArray[np.float64] | None = None,
         block_rows: int = 8192,

@@ -182,10 +182,8 @@ class MemoryTable(Table):
         view = pandas_view(self.X, features)
         return numeric_columns(self.X, features) if view is None else view
 
-    def design(self, design: Design | None, preserved: bool) -> tuple[Any, tuple[Any, ...]]:
+    def design(self, design: Design, preserved: bool) -> tuple[Any, tuple[Any, ...]]:
         """Return the dense design columns (n, q) and the codes of absorbed factors."""
-        if design is None:
-            return None, ()
         names = (*design.columns, *design.preserved_columns) if preserved else design.columns
         if not names:
             made = design.matrix(None, preserved=preserved, n_rows=self.n_rows)

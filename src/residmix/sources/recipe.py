@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.design import Design
 from residmix.rows.block import Block
 from residmix.rows.checks import Finite
 from residmix.rows.scratch import scratch
 from residmix.sources.frames import fill_rows
 
 if TYPE_CHECKING:
-    from residmix.design.fit import Design
     from residmix.sources.array import MemoryTable
 
-__all__ = ["DEFAULT_BLOCK_ROWS", "Recipe"]
+__all__ = ["DEFAULT_BLOCK_ROWS", "NO_METADATA", "Recipe"]
 
 T = TypeVar("T")
 
 DEFAULT_BLOCK_ROWS = 8192
+NO_METADATA = Design.empty()
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Recipe:
     features : tuple of str
     finite : Finite
         Looks at every block until a whole pass has been clean.
-    design : Design or None
+    design : Design
         Fitted map from metadata to design columns; `preserved` adds the columns that are estimated only.
     weight : str, array (n,) or None
         The column that holds sample weights, or the weights.
@@ -46,7 +47,7 @@ class Recipe:
 
     features: tuple[str, ...]
     finite: Finite
-    design: Design | None = None
+    design: Design = field(default=NO_METADATA)
     preserved: bool = False
     weight: Any = None
     block_rows: int = DEFAULT_BLOCK_ROWS
@@ -55,9 +56,7 @@ class Recipe:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of one table that must be read."""
-        names = list(self.features)
-        if self.design is not None:
-            names += [*self.design.columns, *(self.design.preserved_columns if self.preserved else ())]
+        names = [*self.features, *self.design.columns, *(self.design.preserved_columns if self.preserved else ())]
         if isinstance(self.weight, str):
             names.append(self.weight)
         return tuple(dict.fromkeys(names))
@@ -73,7 +72,7 @@ class Recipe:
         block = Block(
             start,
             self._matrix(pieces),
-            None if self.design is None else _joined([dense for dense, _ in made]),
+            _joined([dense for dense, _ in made]),
             tuple(_joined(list(codes)) for codes in zip(*(codes for _, codes in made), strict=True)),
             weight,
         )

@@ -102,7 +102,7 @@ class StreamTable(Table):
     def settled(self, recipe: Recipe) -> tuple[Recipe, NDArray[np.float64] | None]:
         """Return a recipe that pieces can follow, its weights looked at, and weights that came as an array."""
         design, weight, array = recipe.design, recipe.weight, None
-        if design is not None and design.array_width is None:
+        if design.array_width is None:
             wanted = (*design.columns, *(design.preserved_columns if recipe.preserved else ()))
             require_columns(wanted, self.metadata_columns, "metadata" if self.has_metadata else "the table")
         if isinstance(weight, str):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from residmix.design.design import Design
 from residmix.errors import DesignWarning, warn
 from residmix.rows.checks import Finite
 from residmix.rows.rows import Rows
 from residmix.sources.frames import require_columns, row_labels
-from residmix.sources.recipe import DEFAULT_BLOCK_ROWS, Recipe
-
-if TYPE_CHECKING:
-    from residmix.design.fit import Design
+from residmix.sources.recipe import DEFAULT_BLOCK_ROWS, NO_METADATA, Recipe
 
 __all__ = ["Table"]
 
@@ -152,7 +150,7 @@ class Table(ABC):
         self,
         features: Sequence[str] | None = None,
         *,
-        design: Design | None = None,
+        design: Design = NO_METADATA,
         weight: Any = None,
         preserved: bool = False,
         block_rows: int = DEFAULT_BLOCK_ROWS,

@@ -44,7 +44,6 @@ class ExpectedEffect:
 
     def __call__(self, block: Block) -> NDArray[Any]:
         params, seen = self.problem.params, self.to_residual(block)
-        assert seen.design is not None
         joint = settle_beyond(block_log_joint(self.problem, seen), seen.X, params)
         # noise has no effect of its own: such a row loses what it would as a row of the components
         share = responsibilities(joint[:, : params.n_components])

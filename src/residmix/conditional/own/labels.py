@@ -43,5 +43,4 @@ def own_params_of_labels(
 
 
 def _joined(block: Block) -> Block:
-    assert block.design is not None
     return replace(block, X=np.hstack([block.design, block.X]))

@@ -108,7 +108,6 @@ def _matched_groups(
 ) -> Iterator[MixtureParams]:
     """Yield the starts that come of mixtures of rows with like metadata, matched with the largest group's."""
     u = block.design
-    assert u is not None
     indices = groups_of(u, K, block.X.shape[1], random_state)
     if len(indices) < 2:
         return
@@ -163,7 +162,6 @@ def _partitioned(
     step = -(-block.n_rows // PARTITION_ROWS)
     block = block.select(np.arange(0, block.n_rows, step))
     u = block.design
-    assert u is not None
     w = np.ones(block.n_rows) if block.weight is None else block.weight
     x = np.asarray(block.X, dtype=np.float64)
     scale = np.sqrt(np.average(x**2, axis=0, weights=w))

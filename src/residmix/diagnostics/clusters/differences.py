@@ -127,7 +127,7 @@ def _read(
         return tuple(map(str, names)), x, np.empty((len(x), 0))
     design = fit_design(lambda: table.chunks(wanted), formula=formula, on_unknown="mean", absorb_above=MOST_LEVELS)
     blocks = list(table.rows(names, design=design).map(lambda block: (np.array(block.X, dtype=float), block.design)))
-    x, a = np.concatenate([one for one, _ in blocks]), np.concatenate([two for _, two in blocks if two is not None])
+    x, a = np.concatenate([one for one, _ in blocks]), np.concatenate([two for _, two in blocks])
     left, size, _ = np.linalg.svd(_standard(a), full_matrices=False)
     return tuple(map(str, names)), x, left[:, size > ALIASED * max(size.max(initial=0.0), 1e-300)]
 

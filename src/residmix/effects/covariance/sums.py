@@ -14,7 +14,7 @@ from residmix.effects.removal import LinearRemoval
 from residmix.moments.by_level import Grouping, LevelMoments, level_of, residual_sums
 from residmix.moments.fit import LinearFit
 from residmix.moments.scatter import Scatter, block_scatter
-from residmix.rows.block import Block
+from residmix.rows.block import NO_COLUMNS, Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
@@ -156,26 +156,23 @@ def by_rows(rows: Rows, grouping: Grouping, found: LinearRemoval, *, within: boo
 
 def _evened(found: LinearRemoval, block: Block) -> Array:
     """Return rows (b, d) after all effects on mean and spread."""
-    assert block.design is not None and found.scale is not None
+    assert found.scale is not None
     exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
     return np.asarray(found.everything()(exact)) / found.scale.factor(block.design)
 
 
 def _level_sums(view: Any, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:
-    assert block.design is not None
     own = level_of(block.design, grouping.columns, grouping.coded)
     return level_sums(view(block), own, len(grouping.coded), block.weight)
 
 
 def _standard(view: Any, grouping: Grouping, inverse: Array, centres: Array, block: Block) -> Array:
     """Return rows in standard deviations, about the centre of their level."""
-    assert block.design is not None
     own = level_of(block.design, grouping.columns, grouping.coded)
     return np.asarray(view(block) * inverse - centres[own])
 
 
 def _at(standard: Any, grouping: Grouping, block: Block) -> tuple[Array, NDArray[np.intp]]:
-    assert block.design is not None
     return standard(block), level_of(block.design, grouping.columns, grouping.coded)
 
 
@@ -189,7 +186,7 @@ def _join(one: list[Array], two: list[Array]) -> list[Array]:
 
 
 def _scatter(centred: Any, block: Block) -> Scatter:
-    return block_scatter(replace(block, X=centred(block), design=None))
+    return block_scatter(replace(block, X=centred(block), design=NO_COLUMNS))
 
 
 def _score_products(view: Any, means: Array, axes: Array, block: Block) -> tuple[Array]:

@@ -88,7 +88,6 @@ class Recoloured:
 
     def _change(self, block: Block, residual: Array, *, back: bool) -> Array:
         """Return what is added to residuals (b, d)."""
-        assert block.design is not None
         own = self.covariances
         used = own.sd > 0
         u = np.where(used, residual - self.rescaled.kept(block), 0.0) / np.where(used, own.sd, 1.0)

@@ -39,7 +39,6 @@ class Nuisance:
     sign: int = -1
 
     def __call__(self, block: Block) -> NDArray[Any]:
-        assert block.design is not None
         fitted = _predict(self.estimator, block.design[:, : self.n_removed], block.X.shape[1])
         return (block.X + self.sign * fitted).astype(block.X.dtype, copy=False)
 
@@ -133,8 +132,8 @@ def fit_nuisance(
     Robinson, "Root-n-consistent semiparametric regression", Econometrica 56 (1988).
     """
     whole = rows.take(np.arange(rows.n_rows))
-    design = np.empty((rows.n_rows, 0)) if whole.design is None else whole.design
-    X, a, p, weight = whole.X.astype(np.float64), design[:, :n_removed], design[:, n_removed:], whole.weight
+    X, weight = whole.X.astype(np.float64), whole.weight
+    a, p = whole.design[:, :n_removed], whole.design[:, n_removed:]
     if whole.codes:
         raise ValueError(
             "estimator= needs a column per level, but a factor has too many levels; merge its levels, "

@@ -123,7 +123,6 @@ def still_levels(rows: Rows, design: Design) -> dict[str, Still]:
 
 
 def _ranges(columns: list[slice], coded: list[Array], block: Block) -> list[tuple[Array, ...]]:
-    assert block.design is not None
     return [
         level_ranges(block.X, level_of(block.design, at, levels), len(levels), block.weight)
         for at, levels in zip(columns, coded, strict=True)

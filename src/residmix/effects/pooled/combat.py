@@ -345,7 +345,6 @@ def _sums_beside(
     location: Location, grouping: Grouping, beside: list[tuple[Grouping, Array]], block: Block
 ) -> tuple[Array, Array, Array]:
     """Weight, mean and squares of the residuals by level, divided by the spreads of other factors' levels."""
-    assert block.design is not None
     e = np.array(location(block), dtype=np.float64)
     for other, ratios in beside:
         e /= np.sqrt(ratios[level_of(block.design, other.columns, other.coded)])

@@ -52,9 +52,7 @@ def robust_sums(rows: Rows, location: Location, grouping: Grouping) -> tuple[Arr
 def _residuals(
     location: Location, grouping: Grouping, some: slice, block: Block
 ) -> list[tuple[Array, NDArray[np.intp]]]:
-    assert block.design is not None
     kept = block if block.weight is None else block.select(np.flatnonzero(block.weight))
-    assert kept.design is not None
     exact = replace(kept, X=np.asarray(kept.X, dtype=np.float64))
     return [
         (

@@ -46,7 +46,6 @@ class Rescaled:
     spreads: tuple[Array, ...] = ()
 
     def __call__(self, block: Block) -> NDArray[Any]:
-        assert block.design is not None
         factor = self.scale.factor(block.design)
         for spread, codes in zip(self.spreads, block.codes[len(block.codes) - len(self.spreads) :], strict=True):
             factor *= np.exp(spread[codes])
@@ -60,7 +59,6 @@ class Rescaled:
 
     def kept(self, block: Block) -> Array:
         """Return the preserved effects of rows, about their mean, (b, d)."""
-        assert block.design is not None
         kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
         return np.asarray(kept)
 

@@ -199,12 +199,10 @@ def _view(
 ) -> tuple[Array, Array, Array, Array]:
     """Return [1, standardised design], weights, squared residuals, and a mask of the values that aren't missing."""
     a = np.ones((block.n_rows, 1 + len(mean)))
-    if block.design is not None:
-        a[:, 1:] = (block.design - mean) / sd
+    a[:, 1:] = (block.design - mean) / sd
     weight = np.ones(block.n_rows) if block.weight is None else block.weight
     squares = np.square(location(block), dtype=np.float64)
     for levels in still:
-        assert block.design is not None
         squares[levels.at(block.design)] = np.nan
     missing = np.isnan(squares)
     if not missing.any():

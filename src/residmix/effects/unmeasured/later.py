@@ -43,7 +43,6 @@ class Withheld:
         return np.asarray(out)
 
     def _withhold(self, block: Block, out: NDArray[Any]) -> None:
-        assert block.design is not None
         for columns, rows, lacking in self.lost:
             own = block.design[:, columns]
             for row, features in zip(rows, lacking, strict=True):
@@ -72,7 +71,6 @@ class Refused:
     lost: tuple[tuple[str, Lost], ...]
 
     def __call__(self, block: Block) -> Block:
-        assert block.design is not None
         for name, (columns, rows, _) in self.lost:
             own = block.design[:, columns]
             for row in rows:

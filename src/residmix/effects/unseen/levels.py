@@ -125,7 +125,7 @@ def _level_totals(residual: Affine, sizes: tuple[int, ...], scale: Scale | None,
     out = np.asarray(residual(before), dtype=np.float64)
     w = np.ones(len(out)) if block.weight is None else block.weight
     precision = np.ones((1, 1))
-    if scale is not None and block.design is not None:
+    if scale is not None:
         precision = scale.factor(block.design) ** -2.0
     precision = np.broadcast_to(precision, out.shape)
     found = []

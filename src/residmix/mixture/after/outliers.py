@@ -64,9 +64,9 @@ class OutlierTest:
         if self.problem.groups:
             return self._by_group(block)
         density = logsumexp(block_log_joint(self.problem, block)[:, : params.n_components], axis=1)
-        if params.by_component and block.design is not None:
+        if params.by_component:
             return self._by_row(block, density)
-        prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
+        prior = None if params.gate is None else log_priors(block.design, params.gate.coef)
         there, which = ~np.isnan(block.X), np.zeros(len(block.X), dtype=np.intp)
         patterns = np.ones((1, block.X.shape[1]), dtype=bool)
         if not there.all():
@@ -205,5 +205,5 @@ def _with_noise(weights: Floats, params: MixtureParams) -> Floats:
 def _densities(points: Floats, params: MixtureParams) -> Floats:
     problem, prior = Problem.of(params), np.zeros((len(points), params.n_components))
     if has_tails(params):
-        return tail_joint(problem, points, prior)[0][:, : params.n_components]
+        return tail_joint(problem, points, prior, np.empty((len(points), 0)))[0][:, : params.n_components]
     return log_joint(points, problem, log_prior=prior)

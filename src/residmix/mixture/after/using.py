@@ -59,7 +59,7 @@ def positions(wanted: Iterable[Any], names: NDArray[Any] | None, n_features: int
 
 
 def _expected(problem: Problem, block: Block) -> Floats:
-    return expected(problem, np.asarray(block.X, dtype=np.float64), problem.params.log_weights)
+    return expected(problem, np.asarray(block.X, dtype=np.float64), problem.params.log_weights, block.design)
 
 
 class GaussianDensity(AfterPlainFit, MixtureFit):

@@ -46,10 +46,10 @@ class MarginalScores:
                 found[rows] = MarginalScores(at_group(self.params, g), self.centiles)(block.select(rows))
             return found
         params, x, u = self.params, np.asarray(block.X, dtype=np.float64), block.design
-        if params.coef is not None and u is not None:
+        if params.coef is not None:
             x = x - u @ params.coef
         weights = np.tile(params.weights, (len(x), 1))
-        if params.gate is not None and u is not None:
+        if params.gate is not None:
             weights = np.exp(log_priors(u, params.gate.coef))
         below, above = np.zeros((2, *x.shape))
         for k, (mean, spread) in enumerate(zip(params.means, self._spread, strict=True)):

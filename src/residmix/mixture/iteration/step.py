@@ -153,7 +153,7 @@ def block_moments(
         step = partial(block_moments, with_design=with_design, with_moments=with_moments)
         return grouped_moments(problem, block, step)
     gate = params.gate
-    prior = None if gate is None or u is None else log_priors(u, gate.coef)
+    prior = None if gate is None else log_priors(u, gate.coef)
     x, extra = _without_effect(block, params), u if with_design else None
     weight = block.weight
     if has_tails(params) or problem.steep or errors is not None:
@@ -164,7 +164,7 @@ def block_moments(
         moments = mixture_block(_joined(block), problem, log_prior=prior, weight=weight, with_moments=with_moments)
     else:
         moments = mixture_block(x, problem, log_prior=prior, weight=weight, extra=extra, with_moments=with_moments)
-    if gate is not None and u is not None and prior is not None and with_moments:
+    if gate is not None and prior is not None and with_moments:
         moments.gate = gate_moments(u, prior, weight, curvature=gate.needs_curvature())
     return moments
 
@@ -178,16 +178,17 @@ def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None
     params = problem.params
     if problem.groups:
         return grouped_joint(problem, block, block_log_joint)
-    prior = None if params.gate is None or block.design is None else log_priors(block.design, params.gate.coef)
+    prior = None if params.gate is None else log_priors(block.design, params.gate.coef)
     x = _without_effect(block, params)
     given = params.log_weights if prior is None else prior
     if errors is not None:
         own, size = errors[block.start : block.start + block.n_rows], chunk_rows(*params.means.shape)
         parts = [slice(start, start + size) for start in range(0, len(x), size)]
         shares = [given if given.ndim == 1 else given[part] for part in parts]
-        designs = [None if block.design is None else block.design[part] for part in parts]
-        chunks = zip(parts, shares, designs, strict=True)
-        return np.concatenate([tail_joint(problem, x[part], share, u, own[part])[0] for part, share, u in chunks])
+        chunks = zip(parts, shares, strict=True)
+        return np.concatenate(
+            [tail_joint(problem, x[part], share, block.design[part], own[part])[0] for part, share in chunks]
+        )
     if has_tails(params):
         return tail_joint(problem, x, given, block.design)[0]
     return log_joint(_joined(block) if params.by_component else x, problem, log_prior=prior)
@@ -195,13 +196,12 @@ def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None
 
 def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:
     """Return the rows less the effect that components share, if there is one."""
-    if params.coef is None or params.by_component or block.design is None or not params.coef.any():
+    if params.coef is None or params.by_component or not params.coef.any():
         return block.X
     return block.X - block.design @ params.coef
 
 
 def _joined(block: Block) -> Floats:
-    assert block.design is not None
     return np.hstack([block.design, block.X])
 
 

@@ -71,7 +71,7 @@ def tail_joint(
     problem: Problem,
     x: NDArray[np.floating],
     prior: Floats,
-    design: Floats | None = None,
+    design: Floats,
     errors: Floats | None = None,
 ) -> tuple[Floats, Floats, list[Pattern], Unsure | None]:
     """Return log p(x, k), (b, K), with the noise as one more column if there is any; u (b, K); patterns of gaps.
@@ -85,13 +85,13 @@ def tail_joint(
         Rows without the effect of metadata that components share.
     prior : ndarray (b, K) or (K,)
         Log-probabilities of the components, noise aside.
-    design : ndarray (b, r), optional
-        Needed if effects are by component.
+    design : ndarray (b, r)
+        Without columns where nothing depends on metadata.
     errors : ndarray (b, d) or (b, d, d), optional
         Of measurement.
     """
     params = problem.params
-    effects = effects_of(params, design) if params.by_component and design is not None else None
+    effects = effects_of(params, design) if params.by_component else None
     K, d = params.means.shape
     size, log_det = np.full((len(x), 1), float(d)), np.broadcast_to(params.log_det, (len(x), K))
     gaps: list[Pattern] = []
@@ -105,7 +105,7 @@ def tail_joint(
         for one in gaps:
             distance[one.rows], log_det[one.rows], size[one.rows] = one.distance, one.log_det, len(one.seen)
     else:
-        rows = x if design is None or effects is None else np.hstack([design, x])
+        rows = x if effects is None else np.hstack([design, x])
         distance = 2 * np.maximum(problem.constant - log_joint(rows, problem, log_prior=np.zeros((len(x), K))), 0.0)
     u = np.ones((len(x), K))
     if params.dof is None:
@@ -165,7 +165,7 @@ def _tail_chunk(
     params = problem.params
     K, d = params.means.shape
     joint, u, gaps, blurred = tail_joint(problem, x, prior, block.design, errors)
-    effects = effects_of(params, block.design) if params.by_component and block.design is not None else None
+    effects = effects_of(params, block.design) if params.by_component else None
     share, density = normalised(joint)
     w = np.ones(len(x)) if block.weight is None else block.weight
     counted = w > 0
@@ -200,11 +200,11 @@ def _tail_chunk(
     return moments, r.sum(axis=1)
 
 
-def expected(problem: Problem, x: Floats, prior: Floats, design: Floats | None = None) -> Floats:
+def expected(problem: Problem, x: Floats, prior: Floats, design: Floats) -> Floats:
     """Return the rows with missing values as the mixture expects them given the others, (b, d)."""
     params = problem.params
     joint, _, gaps, _ = tail_joint(problem, x, prior, design)
-    effects = effects_of(params, design) if params.by_component and design is not None else None
+    effects = effects_of(params, design) if params.by_component else None
     share, filled = responsibilities(joint[:, : params.n_components]), np.zeros(x.shape)
     for k, mean in enumerate(params.means):
         own = mean if effects is None else mean + effects[k]

@@ -144,8 +144,8 @@ class FactorStep:
 
     def _summed(self, block: Block) -> tuple[LinearMoments, list[LevelSums]]:
         """Return the block's moments and its sums by level, about the same origins, by tiles that stay in cache."""
-        n, d, q = block.n_rows, block.X.shape[1], 0 if block.design is None else block.design.shape[1]
-        A = np.empty((n, 0)) if block.design is None else block.design
+        A = block.design
+        n, d, q = block.n_rows, block.X.shape[1], A.shape[1]
         origin_x, origin_a = block_origins(block.X, A, block.weight)
         weight = readable_weight(block.weight)
         sums, places = [], []

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from residmix.kernels.pairs import products_twice, residual_twice
 from residmix.kernels.twice import two_sum
-from residmix.moments.linear import block_design
 from residmix.rows.block import Block
 
 __all__ = ["LeftOver", "ResidualMoments", "Triangle", "Triangularize", "merge_residual_moments", "merge_triangles"]
@@ -56,7 +55,7 @@ class Triangularize:
     origin_x: Array
 
     def __call__(self, block: Block) -> Triangle:
-        a = block_design(block) - self.origin_a
+        a = block.design - self.origin_a
         x = np.asarray(block.X, dtype=np.float64) - self.origin_x
         root = None if block.weight is None else np.sqrt(block.weight)[:, None]
         if len(self.offset_a) == 1:
@@ -128,7 +127,7 @@ class LeftOver:
     plain: bool = False
 
     def __call__(self, block: Block) -> ResidualMoments:
-        X, A, w = np.asarray(block.X, dtype=np.float64), block_design(block), block.weight
+        X, A, w = np.asarray(block.X, dtype=np.float64), block.design, block.weight
         residual = residual_twice(X, A, self.origin_x, self.origin_a, self.coef, self.constant, plain=self.plain)
         r = residual[0]
         rss = np.einsum("ij,ij->j", r, r) if w is None else np.einsum("i,ij,ij->j", w, r, r)

@@ -249,9 +249,9 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         use = (weight > 0) & ~np.isnan(target).all(axis=1)
         if use.sum() < 2:
             raise ValueError(f"at least 2 rows with positive weight are needed, got n_samples = {int(use.sum())}")
-        parts = [part[use] for part in (features, target, design) if part is not None]
+        parts = [part[use] for part in (features, target, design)]
         rows, weight = distinct_rows(parts, weight[use])
-        features, target, *rest = (part[rows] for part in parts)
+        features, target, design = (part[rows] for part in parts)
 
         self.n_targets_ = target.shape[1]
         self.target_is_vector_ = np.asarray(y).ndim > 1
@@ -267,7 +267,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
             min_scale=float(self.min_scale),
             boxes=self.n_targets_ == 1 or self.covariance in ("diagonal", "spherical"),
         )
-        removal, given, kept = self._removal(rest[0] if rest else None, z)
+        removal, given, kept = self._removal(design, z)
         sample = Sample.of(
             device=self.device,
             X=self._x_scaling.forward(features),
@@ -301,15 +301,13 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         for width in self.hidden:
             check_number("a width in hidden", width, low=1, integral=True)
 
-    def _removal(
-        self, design: Array | None, z: NDArray[np.float32]
-    ) -> tuple[Removal | None, Array | None, Array | None]:
+    def _removal(self, design: Array, z: NDArray[np.float32]) -> tuple[Removal | None, Array | None, Array | None]:
         """The layer's plan, the standardised metadata to remove, and the protected columns."""
-        if design is None or self.design_ is None or self.design_.n_removed == 0:
+        if self._design().n_removed == 0:
             return None, None, None
         self._m_scaling = standard_scaling(design, np.ones(len(design)))
         columns = self._m_scaling.forward(design)
-        removed = self.design_.n_removed
+        removed = self._design().n_removed
         kept = [columns[:, removed:]]
         if self.protect_target:
             kept.append(np.nan_to_num(z.astype(float)))
@@ -366,7 +364,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         features, design = self._read(X, metadata, fitting=False)
         z = torch.from_numpy(self._x_scaling.forward(features))
         given: tuple[torch.Tensor, ...] = ()
-        if design is not None and self._plan.removal is not None:
+        if self._plan.removal is not None and self.space == "sample":
             q = self._plan.removal.n_metadata
             given = (torch.from_numpy((design[:, :q] - self._m_scaling.mean[:q]) / self._m_scaling.scale[:q]),)
         raw = []

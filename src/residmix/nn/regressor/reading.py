@@ -16,6 +16,7 @@ from residmix.design.fit import Design, fit_design
 from residmix.errors import DesignWarning, warn
 from residmix.nn.regressor.targets import advising, read_rows
 from residmix.sources.open import as_table
+from residmix.sources.recipe import NO_METADATA
 from residmix.sources.table import Table
 
 __all__ = ["TableReader"]
@@ -68,8 +69,8 @@ class TableReader(BaseEstimator):
     n_features_in_: int
     _features: tuple[str, ...]
 
-    def _read(self, X: Any, metadata: Any, *, fitting: bool) -> tuple[Array, Array | None]:
-        """Features and, where there are metadata, their design (with the preserved columns when fitting)."""
+    def _read(self, X: Any, metadata: Any, *, fitting: bool) -> tuple[Array, Array]:
+        """Features and the design of what metadata is needed (with the preserved columns when fitting)."""
         if self.formula is None and metadata is None and (fitting or self.design_ is None or self.space == "sample"):
             if not fitting and self.design_ is not None:
                 raise ValueError("this model was fitted with metadata and space='sample': pass metadata= to predict")
@@ -80,7 +81,8 @@ class TableReader(BaseEstimator):
             if self.features is None:
                 least = 2 if fitting else 1
                 with _naming_columns(X):
-                    return validate_data(self, X, reset=fitting, dtype=np.float64, ensure_min_samples=least), None
+                    values = validate_data(self, X, reset=fitting, dtype=np.float64, ensure_min_samples=least)
+                return values, np.empty((len(values), 0))
             table = as_table(X)
         else:
             table = as_table(X, metadata=metadata)
@@ -99,11 +101,13 @@ class TableReader(BaseEstimator):
             )
         needed = fitting or self.space == "sample"
         with advising(_REMEDY):
-            return read_rows(table, names, self.design_ if needed else None, preserved=fitting)
+            return read_rows(table, names, self._design() if needed else NO_METADATA, preserved=fitting)
+
+    def _design(self) -> Design:
+        return NO_METADATA if self.design_ is None else self.design_
 
     def _learn_names(self, table: Table) -> tuple[str, ...]:
-        design = self.design_
-        used = () if design is None else (*design.columns, *design.preserved_columns)
+        used = (*self._design().columns, *self._design().preserved_columns)
         self._features = table.feature_names(self.features, exclude=used)
         # Elsewhere a note is enough; a regression that never saw a factor it was given is another one.
         left = [each["column"] for each in table.left_out if not each["numeric"] and each["reason"] != "row numbers"]

@@ -44,9 +44,7 @@ def _design_columns(metadata: Any, value: Array) -> Array:
         with advising("leave such rows out of X, y and metadata, or fill the missing values"):
             design = fit_design(table.chunks, absorb_above=10**9)
             names = table.feature_names(None, exclude=design.columns)
-            matrix = read_rows(table, names, design, preserved=False)[1]
-    assert matrix is not None
-    return matrix
+            return read_rows(table, names, design, preserved=False)[1]
 
 
 def _strata(metadata: Any, strata: ArrayLike | None, n_rows: int) -> dict[Any, NDArray[np.bool_]]:

@@ -60,19 +60,16 @@ def advising(remedy: str) -> Iterator[None]:
         raise ValueError(f"{error.args[0]}; {remedy}") from None
 
 
-def read_rows(
-    table: Table, features: Sequence[str], design: Design | None, *, preserved: bool
-) -> tuple[Array, Array | None]:
-    """Gather the features (n, d) and, with a `design`, its columns (n, q), in memory."""
+def read_rows(table: Table, features: Sequence[str], design: Design, *, preserved: bool) -> tuple[Array, Array]:
+    """Gather the features (n, d) and the design's columns (n, q) in memory."""
     blocks = list(table.rows(features, design=design, preserved=preserved).map(_copies))
-    matrix = None if design is None else np.concatenate([block[1] for block in blocks])
-    return np.concatenate([block[0] for block in blocks]), matrix
+    X, matrix = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return X, matrix
 
 
 def _copies(block: Block) -> tuple[Array, Array]:
     # A block may be a view of a buffer that the next one uses again.
-    design = np.empty((block.n_rows, 0)) if block.design is None else np.array(block.design)
-    return np.array(block.X, dtype=np.float64), design
+    return np.array(block.X, dtype=np.float64), np.array(block.design)
 
 
 def standard_scaling(X: Array, weight: Array) -> Scaling:

@@ -280,9 +280,7 @@ class _FileRows(StreamRows):
     def _kept(self) -> ArrayRows | None:
         """Return the rows in memory, if they are small enough and the files are what they were."""
         recipe, table = self._asked, self._files
-        width = len(recipe.features) + 1
-        if recipe.design is not None:
-            width += len(recipe.design.column_names) + len(recipe.design.factors)
+        width = len(recipe.features) + 1 + len(recipe.design.column_names) + len(recipe.design.factors)
         if not table.fits(8 * self.n_rows * width):
             return None
         whole = table.in_memory()

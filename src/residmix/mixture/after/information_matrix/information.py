@@ -159,7 +159,7 @@ def _complete_squares(problem: Problem, layout: Layout, directions: Floats | Non
     twice = np.where(rows == columns, 0.5, 1.0)
     factors = params.full_factors()
     x = np.asarray(block.X, dtype=np.float64)
-    if params.coef is not None and block.design is not None:
+    if params.coef is not None:
         x = x - block.design @ params.coef
     for k in range(rw.shape[1]):
         own, places = np.empty((len(rw), 0)), np.empty(0, dtype=np.intp)

@@ -90,9 +90,9 @@ def block_scores(problem: Problem, layout: Layout, directions: Floats | None, bl
     spread = drawn[:, :, rows] * away[:, :, columns] - r[:, :K, None] * inverse[..., rows, columns]
     flat = (spread * twice).reshape(len(r), -1)
     scores[:, layout.covariances] = flat if directions is None else flat @ directions
-    if layout.coef.stop > layout.coef.start and block.design is not None:
+    if layout.coef.stop > layout.coef.start:
         scores[:, layout.coef] = (block.design[:, :, None] * drawn.sum(axis=1)[:, None, :]).reshape(len(r), -1)
-    if params.gate is not None and block.design is not None:
+    if params.gate is not None:
         v = np.column_stack([block.design, np.ones(len(r))])
         rest = r[:, :K] - np.exp(log_priors(block.design, params.gate.coef)) * r[:, :K].sum(axis=1, keepdims=True)
         scores[:, layout.gate] = (rest[:, :-1, None] * v[:, None, :]).reshape(len(r), -1)
@@ -102,7 +102,7 @@ def block_scores(problem: Problem, layout: Layout, directions: Floats | None, bl
 def _away(params: MixtureParams, block: Block) -> tuple[Floats, Floats]:
     """Return precisions times distances to the means, (b, K, d), and precisions (1 or b, K, d, d); of what is there."""
     x = np.asarray(block.X, dtype=np.float64)
-    if params.coef is not None and block.design is not None:
+    if params.coef is not None:
         x = x - block.design @ params.coef
     centred = x[:, None, :] - params.means
     factors = params.full_factors()
