@@ -239,10 +239,10 @@ class Group:
         weights = np.full(mixture.n_components, 1.0 / mixture.n_components)
         factors = mixture.full_factors()
         precisions = factors @ factors.swapaxes(1, 2)
+        problem = Problem.of(mixture, n_rows=len(self.x))
         for _ in range(SHIFT_ITERATIONS):
-            problem = Problem.of(replace(mixture, weights=weights), n_rows=len(self.x))
-            joint = log_joint(self.x - shift, problem)
-            shares, density = normalised(joint)
+            problem = replace(problem, params=replace(mixture, weights=weights))
+            shares, density = normalised(log_joint(self.x - shift, problem))
             if self.weight is not None:
                 shares *= self.weight[:, None]
             mass = shares.sum(axis=0)
