@@ -31,7 +31,7 @@ def main(n: int = 1_000_000, d: int = 16, levels: int = 10_000) -> None:
     X = rng.normal(size=(n, d)) + rng.normal(size=(levels, d))[codes]
 
     def ours() -> Any:
-        rows = ArrayRows(X, None, (codes,))
+        rows = ArrayRows(X, codes=(codes,))
         fit, _ = fit_factors(rows, (levels,))
         return collect(rows, fit.affine())
 

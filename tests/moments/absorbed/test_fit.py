@@ -28,7 +28,7 @@ def dummies(A, codes, sizes):
 
 
 def fitted(X, A, codes, weight, sizes, block_rows=None):
-    rows = ArrayRows(X, A if A.shape[1] else None, codes, weight)
+    rows = ArrayRows(X, A, codes, weight)
     fit, moments = fit_factors(rows, sizes)
     return fit, np.vstack(list(rows.map(fit.affine()))), moments
 
@@ -153,7 +153,7 @@ def test_ten_thousand_levels_need_no_ten_thousand_columns():
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 10_000, 60_000).astype(np.int32)
     X = rng.normal(size=(60_000, 4)) + rng.normal(size=(10_000, 4))[codes]
-    rows = ArrayRows(X, None, (codes,))
+    rows = ArrayRows(X, codes=(codes,))
     fit, _ = fit_factors(rows, (10_000,))
     residual = np.vstack(list(rows.map(fit.affine())))
     count = np.bincount(codes, minlength=10_000)
