@@ -120,7 +120,7 @@ def test_a_probes_area_under_the_curve_is_scikit_learns():
     target = rng.integers(0, 3, 200)
     scores = rng.normal(size=(200, 3)) + np.eye(3)[target]
     scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    ours = probes._Ranks(scores, np.arange(3), target).score(target)
+    ours = probes.Ranks(scores, np.arange(3), target).score(target)
     assert ours == pytest.approx(roc_auc_score(target, scores, multi_class="ovr"), rel=1e-12)
 
 
@@ -262,7 +262,7 @@ def test_gaps_of_probes_are_filled_from_rows_that_the_learner_may_see(monkeypatc
             seen.append(X)
             return np.zeros(len(X))
 
-    monkeypatch.setattr(probes, "_learner", lambda *settings: Learner())
+    monkeypatch.setattr(probes, "learner_of", lambda *settings: Learner())
     rng = np.random.default_rng(0)
     folds = np.arange(40) % 2
     X = rng.normal(size=(40, 3)) + 100 * folds[:, None]  # a mean over all rows would tell of the other fold

@@ -114,7 +114,7 @@ def test_as_many_digits_as_a_scaled_svd(name):
     design, y = SETS[name]()
     truth = exact(design, y)
     exactly = name in ("Wampler1", "Wampler2")  # polynomials without noise
-    with pytest.warns(DesignWarning, match="determined by the design") if exactly else nullcontext():
+    with pytest.warns(DesignWarning, match="determined exactly by the design") if exactly else nullcontext():
         model = Residualizer().fit(y[:, None], metadata=design)
     found = digits([*model.coef_[:, 0], model.intercept_[0]], truth)
     reference = digits(scaled_lstsq(design, y), truth)

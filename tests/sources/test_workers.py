@@ -55,7 +55,7 @@ def test_another_version_of_the_package_is_refused(version, text):
 
 @pytest.mark.parametrize(("name", "value"), [("numpy", "1.0.0"), ("vector width", "1024 bits")])
 def test_what_may_change_bits_is_warned_of(name, value):
-    with pytest.warns(ResidmixWarning, match=rf"worker two of the cluster: {name} is {value}, and .* in this process"):
+    with pytest.warns(ResidmixWarning, match=rf"worker two of the cluster: {name} is {value}, but .* in this process"):
         workers.check_workers(Cluster(one={}, two={name: value}), ["one", "two"])
 
 

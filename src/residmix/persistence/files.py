@@ -157,7 +157,7 @@ def _open(name: str) -> tuple[dict[str, Any], Tensors]:
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(name):
-        raise FileNotFoundError(f"there is there is no model file {name!r}")
+        raise FileNotFoundError(f"there is no model file {name!r}")
     try:
         with safe_open(name, framework="np") as file:
             text = (file.metadata() or {}).get(_KEY)

@@ -274,7 +274,7 @@ def test_threads_do_not_see_each_others_metadata():
 def test_attaching_twice_or_under_one_name_is_refused():
     model = Image()
     attach(model, "stem", num_metadata=2)
-    with pytest.raises(ValueError, match="after 'stem' already"):
+    with pytest.raises(ValueError, match="already has a Residualize layer after 'stem'"):
         attach(model, "layer1", num_metadata=2)
     model = nn.Sequential()
     model.a, model.a_b = nn.Sequential(), nn.Linear(3, 3)
