@@ -242,11 +242,12 @@ def test_components_lost_in_one_run_are_not_those_of_the_next_nor_after_a_resume
 
     options = {"failure": ValueError, "path": tmp_path / "x.ckpt"}
     stop = False
-    whole = run_starts(em, lambda: [1, 2, 3], run, **options)
+    starts = [np.array([1.0]), np.array([2.0]), np.array([3.0])]
+    whole = run_starts(em, lambda: starts, run, **options)
     assert [revived for _, revived in whole] == [[[0]], [], []]
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        run_starts(em, lambda: [1, 2, 3], run, **options)
+        run_starts(em, lambda: starts, run, **options)
     stop = False
-    again = run_starts(em, lambda: [1, 2, 3], run, **options)
+    again = run_starts(em, lambda: starts, run, **options)
     assert [revived for _, revived in again] == [[[0]], [], []]

@@ -106,6 +106,8 @@ class _Steps:
         self.terms = {frozenset(f.text for f in term): term for term in parse_formula(str(model.formula))}
         self.features: Any = model.features
         self.fits: dict[State, ResidualMixture] = {}
+        # one component has one weight, and effects that nobody could share
+        self.single = model.n_components in (1, [1])
 
     def run(self, max_steps: int) -> ResidualMixture:
         model = self.model
@@ -125,8 +127,8 @@ class _Steps:
         return chosen
 
     def _plain(self, terms: frozenset[Term], gating: str, effects: str) -> State:
-        """Return a state; without terms there's nothing that weights or effects could depend on."""
-        return (terms, gating, effects) if terms else (terms, GATES[0], EFFECTS[0])
+        """Return a state; without terms or several components nothing depends on gate and effects."""
+        return (terms, GATES[0], EFFECTS[0]) if self.single or not terms else (terms, gating, effects)
 
     def _steps(self, state: State) -> Iterator[State]:
         terms, gating, effects = state
@@ -141,7 +143,7 @@ class _Steps:
                 yield terms | {term}, gating, effects
         for gate, own in product(self.gating, self.effects):
             # one of the two at a time
-            if terms and (gate == gating) != (own == effects):
+            if terms and not self.single and (gate == gating) != (own == effects):
                 yield terms, gate, own
 
     def _value(self, state: State) -> float:
