@@ -171,6 +171,7 @@ class Counted(str):
 
 
 @pytest.mark.parametrize("features", [None, "x*", ",".join(f"x{j}" for j in range(3_000))], ids=["all", "*", "listed"])
+@pytest.mark.slow
 def test_columns_are_planned_without_comparing_each_with_each(features, rng):
     names = [Counted(name) for name in ("site", "name", *(f"x{j}" for j in range(3_000)))]
     frame = pd.DataFrame(rng.normal(size=(4, len(names))), columns=pd.Index(names, dtype=object))

@@ -31,6 +31,7 @@ def test_transform_writes_residuals(run, place, model):
     np.testing.assert_array_equal(pd.read_parquet(place / "o.parquet").to_numpy(), expected(penguins()))
 
 
+@pytest.mark.slow
 def test_predict_writes_components_probabilities_densities_and_p_values(run, place):
     model = rm.load(place / "m")
     for option, expected in (

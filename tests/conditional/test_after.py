@@ -90,6 +90,7 @@ def test_errors_with_a_gate_need_rows():
         model.standard_errors_  # noqa: B018
 
 
+@pytest.mark.slow
 def test_effects_by_component_are_judged_at_each_row():
     rng = np.random.default_rng(0)
     frame = table()

@@ -102,6 +102,7 @@ def test_em_never_falls_and_ends_at_a_maximum(effects, kind):
     assert np.abs(slopes).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_it_finds_covariances_that_one_of_all_levels_averages_away():
     table, _, roots = sites(1, n=2500)
     model, alike = by_site().fit(table), by_site(covariance_by=None).fit(table)
@@ -135,6 +136,7 @@ def test_equal_covariances_lose_nothing_but_parameters():
     assert model.bic(table) > alike.bic(table) + 50
 
 
+@pytest.mark.slow
 def test_levels_with_few_rows_of_a_component_share_and_are_named():
     table, _, _ = sites(2, n=900)
     table.loc[table.index[:20], "site"] = "d"
@@ -154,6 +156,7 @@ def test_groups_are_made_of_the_smallest_levels_until_they_have_rows():
     assert groups_for(held, 1e9).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_choice_counts_the_covariances_of_all_groups():
     table, _, _ = sites(n=400)
     model = by_site([1, 2], covariance_type=["VVV", "EEE"]).fit(table)
@@ -193,6 +196,7 @@ def test_what_does_not_go_together_is_refused(options, said):
         by_site(**options).fit(table)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_refused():
     table, _, _ = sites(n=200)
     model = by_site().fit(table)

@@ -75,6 +75,7 @@ def test_nearly_pure_sites_are_told_apart_from_shifts(clusters, sites, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_islands_that_share_their_smaller_cluster_are_told_apart_from_species(seed):
     # two of three islands have a species of their own, and it's the larger one there
     table = penguins()
@@ -234,6 +235,7 @@ def test_saved_and_loaded_it_predicts_the_same_bits(tmp_path):
     assert (again.residuals(X, metadata=site) == model.residuals(X, metadata=site)).all()
 
 
+@pytest.mark.slow
 def test_threads_and_repetition_give_the_same_bits(monkeypatch):
     X, site, _ = two_sites(0.9, 6)
     found = []
@@ -345,6 +347,7 @@ def test_as_many_rows_are_drawn_as_there_are_metadata():
 
 @pytest.mark.parametrize("gating", ["constant", "metadata"])
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+@pytest.mark.slow
 def test_acceleration_takes_fewer_steps_to_the_same_maximum(estimation, gating):
     rng = np.random.default_rng(2)
     n = 1500

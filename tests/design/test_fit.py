@@ -153,6 +153,7 @@ def test_every_kind_of_table_gives_the_same_bits(kind):
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 300), max_size=6))
+@pytest.mark.slow
 def test_however_the_rows_are_cut_the_design_is_the_same_to_the_bit(cuts):
     frame = table()
     bounds = [0, *sorted(cuts), len(frame)]

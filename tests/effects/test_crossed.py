@@ -39,6 +39,7 @@ def restricted_deviance(x, Z, F, gains):
     return (len(x) - F.shape[1]) * np.log(rest @ inverse @ rest) + np.linalg.slogdet(V)[1] + np.linalg.slogdet(inner)[1]
 
 
+@pytest.mark.slow
 def test_variance_ratios_maximise_the_restricted_likelihood():
     data = table()
     found = fitted(data).random_effects_

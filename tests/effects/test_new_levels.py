@@ -219,6 +219,7 @@ def test_adapting_learns_the_spread_as_a_fit_with_all_rows_does():
     assert_allclose(back.inverse_transform(frame), new[names], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_an_adapted_spread_is_closer_to_the_truth_than_the_rows_or_the_average():
     names = ["x0", "x1", "x2"]
     table, known = spread_sites(40, 60)

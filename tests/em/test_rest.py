@@ -40,6 +40,7 @@ def end(X, model):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 # where Aitken's estimate alone is 10 to 40 times wrong
 @pytest.mark.parametrize("seed", [2, 13, 24, 26, 33, 37])
+@pytest.mark.slow
 def test_a_fit_that_says_it_converged_has_less_than_a_hundred_tol_to_gain(seed):
     X, K = overlapping(seed)
     model = GaussianMixture(**begin(X, K)).fit(X)

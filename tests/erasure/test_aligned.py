@@ -71,6 +71,7 @@ def test_it_does_not_depend_on_units_and_mixing_of_the_features(rng, drawn):
     np.testing.assert_allclose(mixing.T @ inside[0] @ mixing, inside[1], rtol=0.05, atol=0.05 * np.abs(inside[1]).max())
 
 
+@pytest.mark.slow
 def test_components_are_the_clusters_that_sites_share_not_the_sites(drawn, rng):
     x, a, cluster = drawn
     fitted = fit_transport(x, a, np.ones(len(x)), 1, 2, reference=None, keeps_shares=True, random_state=0)

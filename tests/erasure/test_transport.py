@@ -69,6 +69,7 @@ def test_component_leaves_what_proportions_say_and_clusters_as_they_are(sites, l
     assert reads(moved, kind) > before - 0.005
 
 
+@pytest.mark.slow
 def test_a_model_that_is_too_small_fails_its_certificate_and_says_so(sites):
     with pytest.warns(CertificateWarning, match="failed a check on held-out rows"):
         spread = rm.Eraser("C(site)", method="spread").fit(sites[0])

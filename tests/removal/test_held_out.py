@@ -152,6 +152,7 @@ def test_folds_must_be_a_partition():
         model.fit_transform(data)
 
 
+@pytest.mark.slow
 def test_residualizing_inside_folds_scores_at_chance_and_before_them_does_not():
     """Snoek et al. (2019): no signal, many metadata that hold the target; before the folds it is below chance."""
     rng = np.random.default_rng(4)

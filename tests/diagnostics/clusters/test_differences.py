@@ -125,6 +125,7 @@ def test_what_the_metadata_explain_is_no_difference():
     assert len(apart) == 2
 
 
+@pytest.mark.slow
 def test_one_cluster_is_told_and_noise_left_out():
     X = np.random.default_rng(0).normal(size=(100, 2))
     with pytest.warns(ResidmixWarning, match="one cluster was found"):

@@ -46,6 +46,7 @@ def test_predictions_that_lean_are_found(kind):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@pytest.mark.slow
 def test_it_agrees_with_mlconfound(case):
     n, categorical, lean = case["n"], case["categorical"], case["lean"]
     rng = np.random.default_rng(n + categorical)  # as tests/fixtures/mlconfound.py draws them

@@ -132,6 +132,7 @@ def test_a_level_that_fit_did_not_see_keeps_its_covariance():
 @pytest.mark.parametrize("kind", ["shrunk", "scores"])
 @pytest.mark.parametrize("preserve", [None, "age"])
 @pytest.mark.parametrize("shrinkage", [None, "eb"])
+@pytest.mark.slow
 def test_fits_of_sites_add_up_to_the_fit_of_all_rows(kind, preserve, shrinkage):
     if shrinkage is None and preserve is not None:
         return  # a spread that has other columns beside the factor's needs the rows

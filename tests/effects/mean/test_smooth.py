@@ -97,6 +97,7 @@ def test_the_band_of_a_curve_is_that_of_mgcv(mgcv, rows):
         np.testing.assert_allclose(half[:, j], np.sqrt(np.array(found["se"]) ** 2 - sigma2 / 300), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_several_smoothnesses_maximise_the_restricted_likelihood():
     rng = np.random.default_rng(1)
     Z = rng.normal(size=(200, 12))

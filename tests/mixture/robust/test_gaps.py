@@ -38,6 +38,7 @@ def likelihood(X, weights, means, covariances):
 
 
 @pytest.mark.parametrize("family", ["full", "tied", "diag", "spherical", "VEE", "EVE"])
+@pytest.mark.slow
 def test_the_density_is_of_what_is_there_and_the_likelihood_never_falls(family):
     X = with_gaps()
     X[7] = np.nan  # a row that says nothing

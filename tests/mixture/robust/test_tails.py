@@ -127,6 +127,7 @@ def test_weights_are_repeated_rows_and_files_keep_everything(tmp_path):
     assert one.lower_bound_ == pytest.approx(two.lower_bound_, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_have_the_densitys_moments_and_parts_multiply():
     X, _ = noisy(2000)
     model = rm.GaussianMixture(3, noise=True, distribution="t", random_state=0).fit(X)
@@ -140,6 +141,7 @@ def test_draws_have_the_densitys_moments_and_parts_multiply():
 
 @pytest.mark.filterwarnings("ignore::residmix.errors.DeadComponentWarning")
 @pytest.mark.parametrize("options", [{}, {"estimation": "joint", "gating": "metadata"}])
+@pytest.mark.slow
 def test_metadata_and_noise_and_tails_go_together(options):
     X, labels = noisy(900)
     site = np.random.default_rng(5).choice(list("ab"), 900)
@@ -157,6 +159,7 @@ def test_metadata_and_noise_and_tails_go_together(options):
         assert_allclose(model.coef_[0], [-4.0, -4.0], atol=0.5)
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_with_noise_and_a_search_counts_it():
     X, labels = noisy(900)
     model = rm.GaussianMixture([2, 3, 4], covariance_type=["EII", "VVV"], noise=True, random_state=0).fit(X)

@@ -27,6 +27,7 @@ def labels(X, K, family):
 @pytest.mark.parametrize("family", ["full", "tied", "diag", "spherical"])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000))
+@pytest.mark.slow
 def test_the_order_of_columns_changes_no_label(family, seed):
     X, K, rng = clusters(seed)
     order = rng.permutation(X.shape[1])
