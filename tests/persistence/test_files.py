@@ -8,6 +8,7 @@ import re
 import runpy
 import tracemalloc
 import typing
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -37,10 +38,12 @@ NEWER = {
     "effects.Covariances",
     "effects.Smooths",
     "effects.Still",
+    "erasure.Aligned",
     "erasure.Along",
     "erasure.ByGroup",
     "erasure.Certificate",
     "erasure.Transport",
+    "mixture.ByGroup",
     "mixture.Prior",
     "mixture.Restraint",
     "moments.LevelMoments",
@@ -257,7 +260,7 @@ class Written:
         """
         given = self.given(model, name)
         expected = {key.split("|")[1]: value for key, value in self.outputs.items() if key.split("|")[0] == name}
-        assert set(given) == set(expected), name
+        assert set(given) >= set(expected), name  # models of later versions have more methods
         for key, value in expected.items():
             assert given[key].dtype == value.dtype
             if value.dtype.kind not in "fc":
@@ -320,6 +323,21 @@ def test_what_files_of_no_format_before_held_comes_back_too(tmp_path):
     again = rm.load(tmp_path / "eraser")
     np.testing.assert_array_equal(again.transform(x, metadata=frame["age"]), eraser.transform(x, metadata=frame["age"]))
     found |= types(header(tmp_path / "eraser")["model"])
+    random = np.random.default_rng(0)
+    site = np.repeat(["a", "b"], 200)
+    away = 6 * random.integers(0, 2, 400)[:, None] + random.normal(size=(400, 2)) * np.where(site == "a", 1, 2)[:, None]
+    for name, model, give in (
+        ("aligned", rm.Eraser(method="full", n_components=2), "transform"),
+        ("grouped", rm.ResidualMixture(2, covariance_by="site", formula="site", random_state=0), "residuals"),
+    ):
+        table = pd.DataFrame({"site": site})
+        with warnings.catch_warnings():  # of the certificate of so few rows
+            warnings.simplefilter("ignore")
+            model.fit(away, metadata=table)
+        rm.save(model, tmp_path / name)
+        again = getattr(rm.load(tmp_path / name), give)
+        np.testing.assert_array_equal(again(away, metadata=table), getattr(model, give)(away, metadata=table))
+        found |= types(header(tmp_path / name)["model"])
     # a checkpoint's alone
     restraint = Restraint(Prior(np.zeros(2), 0.1, 4.0, np.eye(2)), 3.0)
     params = dataclasses.replace(
