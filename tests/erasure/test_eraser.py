@@ -365,3 +365,10 @@ def test_a_column_that_varies_by_its_rounding_alone_is_a_constant(rng):
     assert_allclose(both, one, atol=1e-9)
     with pytest.warns(DesignWarning, match="metadata are constant"):
         Eraser().fit(X, metadata=rounding)
+
+
+def test_a_covariance_larger_than_the_machine_is_refused_before_it_is_taken(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(40, 300))
+    monkeypatch.setattr("residmix.erasure.eraser.machine_bytes", lambda: 1e6)
+    with pytest.raises(ValueError, match=r"the covariance of 300 features takes 1\.45 MB, and this machine has 1 MB"):
+        Eraser().fit(X, metadata=np.arange(40.0))

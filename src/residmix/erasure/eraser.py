@@ -21,6 +21,7 @@ from residmix.errors import CertificateWarning, keeps_notes, note, warn
 from residmix.moments.erase import column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
 from residmix.removal.transformer import MetadataTransformer, refuse_frames
+from residmix.rows.memory import machine_bytes, told_bytes
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import evenly
@@ -268,6 +269,13 @@ class Eraser(Shown, MetadataTransformer):
 
     def _rows(self, table: Table, sample_weight: Any) -> Rows:
         width = len(self.design_.column_names) + len(self.features_)
+        needed, room = 2 * 8 * width**2, machine_bytes()
+        if needed > room:
+            raise ValueError(
+                f"the covariance of {len(self.features_):,} features takes {told_bytes(needed)}, and this machine "
+                f"has {told_bytes(room)}; use a Residualizer, which needs none, or fewer features, such as principal "
+                "components"
+            )
         return self.rows_of(table, sample_weight, preserved=True, block_rows=affine_block_rows(width))
 
     def _set(self, moments: Scatter) -> None:

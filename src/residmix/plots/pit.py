@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.plots.rows import Rows, covariances_of, features_of, residual_of, rows_of
+from residmix.plots.rows import Rows, features_of, residual_of, rows_of, variances_of
 from residmix.plots.style import AFTER, INK, axes, caption, name
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
         from residmix.conditional.given import components_given
 
         values, means = np.asarray(rows.X, dtype=np.float64), components_given(model, _metadata(model, rows)).means
-    spread = np.sqrt(np.maximum(np.diagonal(covariances_of(model), axis1=1, axis2=2), 1e-300))
+    spread = np.sqrt(np.maximum(variances_of(model), 1e-300))
     below = np.zeros(values.shape)
     for k in range(len(model.weights_)):
         below += weights[:, k : k + 1] * ndtr((values - means[:, k]) / spread[k])

@@ -29,6 +29,7 @@ __all__ = [
     "sampled",
     "telling_plane",
     "transformer_of",
+    "variances_of",
 ]  # fmt: skip
 
 SHOWN_ROWS = 5000
@@ -173,6 +174,14 @@ def covariances_of(model: Any) -> Floats:
     from residmix.mixture.families.family import family
 
     return family(family_of(model)).full(np.asarray(model.covariances_), *model.means_.shape)
+
+
+def variances_of(model: Any) -> Floats:
+    """Return the diagonals (K, d) of the covariances, without making these where there are many features."""
+    from residmix.mixture.families.family import family
+
+    found = family(family_of(model)).diagonals(np.asarray(model.covariances_))
+    return np.broadcast_to(found, model.means_.shape)
 
 
 def family_of(model: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.plots.pit import BINS, pit_values
-from residmix.plots.rows import covariances_of, features_of, means_of
+from residmix.plots.rows import features_of, means_of, variances_of
 from residmix.report.gather import Evidence
 from residmix.report.tables import number
 
@@ -30,14 +30,14 @@ def component_rows(found: Evidence) -> list[dict[str, Any]]:
     model = found.model
     if not hasattr(model, "means_"):
         return []
-    covariances, means = covariances_of(model), means_of(model)
+    variances, means = variances_of(model), means_of(model)
     return [
         {
             "number": int(k),
             "weight": float(model.weights_[k]),
             "rows": None if found.labels is None else int(np.sum(found.labels == k)),
             "mean": [float(value) for value in means[k]],
-            "sd": [float(value) for value in np.sqrt(np.maximum(np.diagonal(covariances[k]), 0.0))],
+            "sd": [float(value) for value in np.sqrt(np.maximum(variances[k], 0.0))],
         }
         for k in component_order(model)
     ]
@@ -52,7 +52,7 @@ def own_effect_rows(model: Any) -> list[dict[str, Any]]:
     if coef.ndim != 3 or not coef.size:
         return []
     column = np.linalg.norm(np.linalg.pinv(model._to_residual.basis), axis=0)
-    variance = np.tensordot(model.weights_, np.diagonal(covariances_of(model), axis1=1, axis2=2), 1)
+    variance = np.tensordot(model.weights_, variances_of(model), 1)
     size = np.ptp(coef, axis=0) * column[:, None] / np.sqrt(np.maximum(variance, 1e-300))
     order, names = component_order(model), features_of(model)
     foremost = np.argsort(-size, axis=None, kind="stable")[:MOST_EFFECTS]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.plots.rows import covariances_of, family_of, features_of, means_of
+from residmix.plots.rows import family_of, features_of, means_of, variances_of
 from residmix.report.mixture import component_order
 from residmix.surfaces import Summary
 
@@ -27,7 +27,7 @@ def mixture_text(model: Any) -> Summary:
 
     check_is_fitted(model, "means_")
     names = features_of(model)
-    spread = np.sqrt(np.maximum(np.diagonal(covariances_of(model), axis1=1, axis2=2), 0.0))
+    spread = np.sqrt(np.maximum(variances_of(model), 0.0))
     K, d = model.means_.shape
     formula = getattr(model, "formula", None)
     lines = [

@@ -37,3 +37,14 @@ def test_the_mixture_given_metadata_refuses_them_too(monkeypatch, rng):
 
 def test_the_control_has_room(rng):
     assert rm.GaussianMixture(1).fit(rng.normal(size=(300, 200))).covariances_.shape == (1, 200, 200)
+
+
+def test_a_diagonal_mixture_is_described_without_matrices():
+    X = np.random.default_rng(0).normal(size=(8, 20_000))
+    model = rm.ResidualMixture(1, covariance_type="diag").fit(X, metadata=np.arange(8.0))
+    tracemalloc.start()
+    text = model.summary()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "and 19988 more features" in text
+    assert peak < 20 * X.nbytes  # a matrix would take 3.2 GB
