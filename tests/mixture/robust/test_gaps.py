@@ -1,6 +1,7 @@
 """Missing values: the likelihood of what is there, its maximum, and what is made of the rest."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,17 @@ def test_one_component_is_lavaans_full_information_likelihood():
     # where lavaan's optimiser stops; the likelihood is flat there
     assert_allclose(model.means_[0], reference["means"], atol=1e-5)
     assert_allclose(model.covariances_[0].ravel(), reference["covariances"], atol=1e-4)
+
+
+def test_few_patterns_at_a_time_are_the_same_fit(monkeypatch):
+    X = with_gaps(share=0.4)
+    options = {"n_components": 2, "missing": "em", "means_init": IRIS[[0, 100]], "max_iter": 5, "tol": 1e-12}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = rm.GaussianMixture(**options).fit(X)
+        monkeypatch.setattr("residmix.mixture.robust.gaps.CHUNK", 5 * 2 * 16)  # five patterns of at most 16
+        monkeypatch.setattr("residmix.mixture.robust.gaps.CACHED", 3 * 2 * 16)
+        parts = rm.GaussianMixture(**options).fit(X)
+        assert_allclose(parts.impute(X), whole.impute(X), atol=1e-12)
+    assert_allclose(parts.covariances_, whole.covariances_, rtol=1e-11)
+    assert_allclose(parts.score_samples(X), whole.score_samples(X), atol=1e-12)

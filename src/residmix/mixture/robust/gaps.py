@@ -8,82 +8,130 @@ approach"; Little & Rubin 2002). This is exact maximum likelihood where values a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
+from residmix.kernels.cholesky import many_inverse_cholesky
 from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["Pattern", "completed", "patterns", "single_normal", "without_gaps"]
+__all__ = ["Gaps", "by_patterns", "gaps_of", "single_normal", "without_gaps"]
 
 Floats = NDArray[np.float64]
 
+# Numbers of the covariances given what is there, patterns times components: held for a part of the rows, and worked on
+# at once, so that they stay in the processor's cache.
+CHUNK = 4_000_000
+CACHED = 1 << 16
+# Rows of a pattern from which on a product of matrices of their own pays.
+MANY = 8
+
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
-    """Rows with the same missing features.
+class Gaps:
+    """What components say to rows with missing values.
 
     Attributes
     ----------
-    rows : ndarray of int
-    seen, gone : ndarray of int
-        Observed and missing features.
-    log_det : ndarray (K,)
-        Minus half the logarithm of the determinants of the covariances of what is there.
-    distance : ndarray (rows, K)
-        Squared distances of what is there.
-    slopes : ndarray (K, seen, gone)
-        Of the missing values on the others.
-    rest : ndarray (K, gone, gone)
-        Their covariance given the others.
+    which : ndarray of int (b,)
+        Pattern of each row.
+    log_det : ndarray (b, K)
+        Minus half the logarithm of the determinant of the covariance of what is there.
+    distance : ndarray (b, K)
+        Squared distance of what is there.
+    away : ndarray (b, K, d)
+        Rows less the component's mean, missing values as it expects them; empty unless asked for.
+    rest : ndarray (P, K, d, d)
+        Covariances of the missing values given the others, 0 elsewhere; empty unless asked for.
     """
 
-    rows: NDArray[np.intp]
-    seen: NDArray[np.intp]
-    gone: NDArray[np.intp]
+    which: NDArray[np.intp]
     log_det: Floats
     distance: Floats
-    slopes: Floats
+    away: Floats
     rest: Floats
 
+    def unknown(self, share: Floats, k: int) -> Floats:
+        """Return the sum over rows of the covariance (d, d) of what is missing, each row with its share (b,)."""
+        mass = np.bincount(self.which, share, len(self.rest))
+        return np.asarray(np.tensordot(mass, self.rest[:, k], 1))
 
-def patterns(params: MixtureParams, x: Floats, effects: Floats | None = None) -> list[Pattern]:
-    """Return the patterns of missing values in rows (b, d), and what components say to them.
 
-    `effects` (K, b, d) are what components take from the rows first, each its own.
+def gaps_of(params: MixtureParams, x: Floats, effects: Floats | None = None, *, fill: bool = True) -> Gaps:
+    """Return what components say to rows (b, d), `effects` (K, b, d) taken from the rows first if given.
+
+    Without `fill` missing values aren't expected. Patterns are worked on many at once: a feature that isn't there is as
+    if independent of the others, of variance 1, and seen where it is expected.
     """
-    there, which = np.unique(~np.isnan(x), axis=0, return_inverse=True)
-    full, K = params.full_covariances(), params.n_components
-    found = []
-    for number, pattern in enumerate(there):
-        rows, seen, gone = np.flatnonzero(which.ravel() == number), np.flatnonzero(pattern), np.flatnonzero(~pattern)
-        log_det, distance = np.zeros(K), np.zeros((len(rows), K))
-        slopes, rest = np.zeros((K, len(seen), len(gone))), full[:, gone][:, :, gone].copy()
-        for k in range(K if len(seen) else 0):
-            root = np.linalg.cholesky(full[k][np.ix_(seen, seen)])
-            here = np.ix_(rows, seen)
-            own = x[here] if effects is None else x[here] - effects[k][here]
-            away = solve_triangular(root, (own - params.means[k, seen]).T, lower=True)
-            across = solve_triangular(root, full[k][np.ix_(seen, gone)], lower=True)
-            log_det[k] = -np.log(np.diagonal(root)).sum()
-            distance[:, k] = np.einsum("ji,ji->i", away, away)
-            slopes[k] = solve_triangular(root, across, lower=True, trans=1)
-            rest[k] -= across.T @ across
-        found.append(Pattern(rows, seen, gone, log_det, distance, slopes, rest))
+    (K, d), full = params.means.shape, params.full_covariances()
+    there, which = _patterns(x)
+    order, ends = np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))
+    log_det, distance = np.empty((len(there), K)), np.empty((len(x), K))
+    filled, rest = np.empty((len(x) if fill else 0, K, d)), np.empty((len(there) if fill else 0, K, d, d))
+    step = max(1, CACHED // (K * d * d))
+    for start in range(0, len(there), step):
+        own = slice(start, start + step)
+        seen = there[own, None]
+        inverse = _inverse_roots(np.where(seen[..., None] & seen[:, :, None], full, np.eye(d)))
+        log_det[own] = np.log(np.diagonal(inverse, axis1=2, axis2=3)).sum(axis=2)
+        rows = order[ends[start - 1] if start else 0 : ends[own][-1]]
+        at = which[rows] - start
+        away = x[rows, None] - params.means
+        away = np.where(np.isnan(away), 0.0, away if effects is None else away - effects[:, rows].swapaxes(0, 1))
+        white = _times(away, inverse, at)
+        distance[rows] = np.einsum("bki,bki->bk", white, white)
+        if fill:
+            gain = inverse.swapaxes(2, 3) @ np.where(seen[..., None] & ~seen[:, :, None], full, 0.0)
+            filled[rows] = away + _times(away, inverse @ gain, at)
+            rest[own] = np.where(seen[..., None] | seen[:, :, None], 0.0, full) - gain.swapaxes(2, 3) @ gain
+    return Gaps(which, log_det[which], distance, filled, rest)
+
+
+def _inverse_roots(matrices: Floats) -> Floats:
+    """Return inv(L)' for each matrix L L' of a stack (P, K, d, d)."""
+    inverse, failed = many_inverse_cholesky(matrices.reshape(-1, *matrices.shape[2:]))
+    if failed.any():
+        raise np.linalg.LinAlgError("a covariance of the features that are there is not positive definite")
+    return inverse.reshape(matrices.shape)
+
+
+def by_patterns(x: NDArray[np.floating], n_components: int) -> Iterator[NDArray[np.intp] | slice]:
+    """Return the rows (b, d) in parts of few patterns, so that what is held of a part is of bounded size."""
+    there, which = _patterns(x)
+    step = max(1, CHUNK // (n_components * x.shape[1] ** 2))
+    if step >= len(there):
+        yield slice(0, len(x))
+        return
+    for start in range(0, len(there), step):
+        yield np.flatnonzero((which >= start) & (which < start + step))
+
+
+def _patterns(x: NDArray[np.floating]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """Return which features are there, each pattern once (P, d), and the pattern of each row (b,)."""
+    there = ~np.isnan(x)
+    bits = np.packbits(there, axis=1)
+    words = np.zeros((len(x), -(-bits.shape[1] // 8) * 8), dtype=np.uint8)
+    words[:, : bits.shape[1]] = bits
+    keys = words.view(np.uint64)
+    one = keys[:, 0] if keys.shape[1] == 1 else words.view(np.dtype((np.void, words.shape[1])))[:, 0]
+    _, first, which = np.unique(one, return_index=True, return_inverse=True)
+    return there[first], which.ravel()
+
+
+def _times(rows: Floats, matrices: Floats, which: NDArray[np.intp]) -> Floats:
+    """Return each row (b, K, d) times the matrices (P, K, d, d) of its pattern; rows in the order of patterns."""
+    if len(rows) < MANY * len(matrices):
+        return np.asarray((rows[:, :, None] @ matrices[which])[:, :, 0])
+    found, low = np.empty(rows.shape), 0
+    for matrix, count in zip(matrices, np.bincount(which, minlength=len(matrices)).tolist(), strict=True):
+        own = slice(low, low + count)
+        found[own] = (rows[own].swapaxes(0, 1) @ matrix).swapaxes(0, 1)
+        low += count
     return found
-
-
-def completed(x: Floats, mean: Floats, k: int, found: list[Pattern]) -> Floats:
-    """Return the rows less the mean of component k, missing values as it expects them."""
-    away = x - mean
-    for one in found:
-        if one.gone.size:
-            away[np.ix_(one.rows, one.gone)] = away[np.ix_(one.rows, one.seen)] @ one.slopes[k]
-    return away
 
 
 def single_normal(x: Floats, w: Floats | None, reg_covar: float) -> MixtureParams:
@@ -123,4 +171,7 @@ class _Filled:
         if not np.isnan(x).any():
             return block
         mean = self.params.means[0]
-        return replace(block, X=completed(x, mean, 0, patterns(self.params, x)) + mean)
+        filled = np.empty(x.shape)
+        for part in by_patterns(x, 1):
+            filled[part] = gaps_of(self.params, x[part]).away[:, 0] + mean
+        return replace(block, X=filled)

@@ -22,7 +22,7 @@ from residmix.mixture.given.by_component import effects_of
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, normalised, responsibilities
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import Unsure, chunk_rows, unsure
-from residmix.mixture.robust.gaps import Pattern, completed, patterns
+from residmix.mixture.robust.gaps import Gaps, by_patterns, gaps_of
 from residmix.rows.block import Block
 
 __all__ = ["TailMoments", "as_normal", "expected", "has_tails", "tail_block", "tail_joint", "with_new_tails"]
@@ -73,8 +73,10 @@ def tail_joint(
     prior: Floats,
     design: Floats,
     errors: Floats | None = None,
-) -> tuple[Floats, Floats, list[Pattern], Unsure | None]:
-    """Return log p(x, k), (b, K), with the noise as one more column if there is any; u (b, K); patterns of gaps.
+    *,
+    fill: bool = False,
+) -> tuple[Floats, Floats, Gaps | None, Unsure | None]:
+    """Return log p(x, k), (b, K), with the noise as one more column if there is any; u (b, K); what is said of gaps.
 
     Last what components say where there are errors; gaps are theirs then.
 
@@ -89,21 +91,21 @@ def tail_joint(
         Without columns where nothing depends on metadata.
     errors : ndarray (b, d) or (b, d, d), optional
         Of measurement.
+    fill : bool
+        Whether missing values are to be filled.
     """
     params = problem.params
     effects = effects_of(params, design) if params.by_component else None
     K, d = params.means.shape
     size, log_det = np.full((len(x), 1), float(d)), np.broadcast_to(params.log_det, (len(x), K))
-    gaps: list[Pattern] = []
+    gaps: Gaps | None = None
     blurred: Unsure | None = None
     if errors is not None:
         blurred = unsure(params, np.asarray(x, dtype=np.float64), errors, effects)
         distance, log_det, size = blurred.distance, blurred.log_det, (~np.isnan(x)).sum(axis=1, keepdims=True)
     elif params.missing and np.isnan(x).any():
-        gaps = patterns(params, np.asarray(x, dtype=np.float64), effects)
-        distance, log_det = np.empty((len(x), K)), np.empty((len(x), K))
-        for one in gaps:
-            distance[one.rows], log_det[one.rows], size[one.rows] = one.distance, one.log_det, len(one.seen)
+        gaps = gaps_of(params, np.asarray(x, dtype=np.float64), effects, fill=fill)
+        distance, log_det, size = gaps.distance, gaps.log_det, (~np.isnan(x)).sum(axis=1, keepdims=True)
     else:
         rows = x if effects is None else np.hstack([design, x])
         distance = 2 * np.maximum(problem.constant - log_joint(rows, problem, log_prior=np.zeros((len(x), K))), 0.0)
@@ -135,22 +137,31 @@ def tail_block(
 ) -> tuple[MixtureMoments, Floats]:
     """E-step and moments of one block, `x` its rows without the effect of metadata; and what of each row is no noise.
 
-    See :func:`residmix.mixture.iteration.step.block_moments`; with errors a chunk at a time.
+    See :func:`residmix.mixture.iteration.step.block_moments`; with errors or many patterns of gaps a part at a time.
     """
-    if errors is None:
-        return _tail_chunk(problem, block, x, prior, extra, with_moments, None)
-    size = chunk_rows(*problem.params.means.shape)
+    parts = _parts(problem.params, x, errors is not None)
+    if len(parts) == 1:
+        return _tail_chunk(problem, block, x, prior, extra, with_moments, errors)
     moments: MixtureMoments | None = None
-    left: list[Floats] = []
-    for start in range(0, len(x), size):
-        part = slice(start, start + size)
+    left = np.empty(len(x))
+    for part in parts:
         own = prior if prior.ndim == 1 else prior[part]
-        more = None if extra is None else extra[part]
-        one, share = _tail_chunk(problem, block.select(part), x[part], own, more, with_moments, errors[part])
+        more, blur = (None if one is None else one[part] for one in (extra, errors))
+        one, left[part] = _tail_chunk(problem, block.select(part), x[part], own, more, with_moments, blur)
         moments = one if moments is None else moments.merge(one)
-        left.append(share)
     assert moments is not None
-    return moments, np.concatenate(left)
+    return moments, left
+
+
+def _parts(params: MixtureParams, x: NDArray[np.floating], errors: bool) -> list[slice | NDArray[np.intp]]:
+    """Return the parts of the rows (b, d) for which there is room at once."""
+    K, d = params.means.shape
+    if errors:
+        size = chunk_rows(K, d)
+        return [slice(start, start + size) for start in range(0, len(x), size)]
+    if params.missing and np.isnan(x).any():
+        return list(by_patterns(x, K))
+    return [slice(0, len(x))]
 
 
 def _tail_chunk(
@@ -164,7 +175,7 @@ def _tail_chunk(
 ) -> tuple[MixtureMoments, Floats]:
     params = problem.params
     K, d = params.means.shape
-    joint, u, gaps, blurred = tail_joint(problem, x, prior, block.design, errors)
+    joint, u, gaps, blurred = tail_joint(problem, x, prior, block.design, errors, fill=with_moments)
     effects = effects_of(params, block.design) if params.by_component else None
     share, density = normalised(joint)
     w = np.ones(len(x)) if block.weight is None else block.weight
@@ -176,16 +187,16 @@ def _tail_chunk(
     q = 0 if extra is None else extra.shape[1]
     shift, scatter = np.zeros((K, q + d)), np.zeros((K, q + d, q + d))
     for k in range(K if with_moments else 0):
-        if blurred is None:
-            own = np.asarray(x, dtype=np.float64)
-            away = completed(own if effects is None else own - effects[k], params.means[k], k, gaps)
+        known = gaps if blurred is None else blurred
+        if known is None:
+            away = (np.asarray(x, dtype=np.float64) if effects is None else x - effects[k]) - params.means[k]
         else:
-            away = blurred.away[:, k]
+            away = known.away[:, k]
         rows = away if extra is None else np.hstack([extra, away])
         weighted = rows * pull[:, k, None]
         shift[k], scatter[k] = weighted.sum(axis=0), weighted.T @ rows
-        for one in gaps:  # what isn't known of the missing values is spread, too
-            scatter[k][np.ix_(q + one.gone, q + one.gone)] += r[one.rows, k].sum() * one.rest[k]
+        if gaps is not None:  # what isn't known of the missing values is spread, too
+            scatter[k][q:, q:] += gaps.unknown(r[:, k], k)
         if blurred is not None:
             scatter[k][q:, q:] += np.tensordot(r[:, k], blurred.rest[:, k], 1)
     moments = MixtureMoments(
@@ -202,14 +213,17 @@ def _tail_chunk(
 
 def expected(problem: Problem, x: Floats, prior: Floats, design: Floats) -> Floats:
     """Return the rows with missing values as the mixture expects them given the others, (b, d)."""
-    params = problem.params
-    joint, _, gaps, _ = tail_joint(problem, x, prior, design)
-    effects = effects_of(params, design) if params.by_component else None
-    share, filled = responsibilities(joint[:, : params.n_components]), np.zeros(x.shape)
-    for k, mean in enumerate(params.means):
-        own = mean if effects is None else mean + effects[k]
-        filled += share[:, k, None] * (completed(x - own, np.zeros(1), k, gaps) + own)
-    return np.where(np.isnan(x), filled, x)
+    params, missing, filled = problem.params, np.isnan(x), np.array(x)
+    for part in by_patterns(x, params.n_components) if missing.any() else []:
+        u, share = design[part], prior if prior.ndim == 1 else prior[part]
+        joint, _, gaps, _ = tail_joint(problem, x[part], share, u, fill=True)
+        assert gaps is not None
+        effects = effects_of(params, u) if params.by_component else None
+        found = gaps.away + params.means
+        found = found if effects is None else found + effects.swapaxes(0, 1)
+        own = np.einsum("bk,bkd->bd", responsibilities(joint[:, : params.n_components]), found)
+        filled[part] = np.where(missing[part], own, x[part])
+    return filled
 
 
 def as_normal(moments: MixtureMoments) -> MixtureMoments:
