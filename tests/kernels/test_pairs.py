@@ -54,6 +54,19 @@ def full_sums(rng):
         yield np.hstack([extra, rows]), d, np.hstack([centre, means]), factors, constant, prior, weight
 
 
+def full_parameters(rng):
+    """Yield moments in order, then a dead component, a mean that jumps too far, a singular and an infinite scatter."""
+    for K, d in [(1, 1), (3, 4), (2, 13)]:
+        rows = rng.normal(size=(K, 4 * d, d))
+        scatter, shift = np.einsum("knd,kne->kde", rows, rows), rows.sum(axis=1)
+        given = np.full(K, 4.0 * d), shift, scatter, rng.normal(size=(K, d))
+        yield *given, 1e-8, 1e13, 1e-6
+        yield np.r_[np.full(K - 1, 4.0 * d), 1e-9], *given[1:], 1e-8, 1e13, 0.0
+        yield given[0], 1e8 * shift, scatter + 1e16 * np.einsum("kd,ke->kde", shift, shift), given[3], 1e-8, 1e13, 0.0
+        yield *given[:2], np.zeros((K, d, d)), given[3], 1e-8, 1e13, 0.0
+        yield *given[:2], np.full((K, d, d), np.inf), given[3], 1e-8, 1e13, 0.0
+
+
 def scaled_joint(rng):
     return [(r, m, np.abs(f[:, 0]) + 0.1, c, p) for r, m, f, c, p, _ in mixtures(rng)]
 
@@ -160,6 +173,7 @@ CASES = {
         *(
             full_joint,
             full_sums,
+            full_parameters,
             scaled_joint,
             scaled_sums,
             tied_gram,

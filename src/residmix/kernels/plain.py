@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.kernels.cholesky import inverse_cholesky
+
 __all__ = [
     "NOTHING",
     "UNREACHED",
     "add_effects",
     "centred_products",
     "full_joint",
+    "full_parameters",
     "full_sums",
     "locate_levels",
     "scaled_joint",
@@ -82,6 +85,32 @@ def full_sums(
     gap = np.ascontiguousarray(rows.T) - centres[:, :, None]
     weighted = shares[:, None] * gap
     return log_likelihood, shares.sum(axis=1), weighted.sum(axis=2), weighted @ gap.transpose(0, 2, 1)
+
+
+def full_parameters(
+    weight: Floats, shift: Floats, scatter: Floats, means: Floats, floor: float, cancelled: float, ridge: float
+) -> tuple[Floats, Floats, Floats, Floats] | None:
+    """Return weights, means, full covariances and their factors (see `inverse_cholesky`) from moments about `means`.
+
+    None if a component has no more than `floor` rows, a mean moves by more than the root of `cancelled` standard
+    deviations, so that its covariance would be rounding errors, or a covariance isn't positive definite.
+
+    Parameters
+    ----------
+    weight, shift, scatter : (K,), (K, d), (K, d, d)
+    ridge : float
+        Added to the diagonals of covariances.
+    """
+    if not weight.min() > floor:
+        return None
+    e = shift / weight[:, None]
+    with np.errstate(all="ignore"):
+        covariances = 0.5 * (scatter + scatter.swapaxes(1, 2)) / weight[:, None, None] - e[:, :, None] * e[:, None, :]
+        covariances += ridge * np.eye(e.shape[1])
+        if (e**2 > cancelled * np.abs(covariances.diagonal(0, 1, 2))).any():
+            return None
+        factors, failed = inverse_cholesky(covariances)
+    return None if failed.any() else (weight / weight.sum(), means + e, covariances, factors)
 
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:

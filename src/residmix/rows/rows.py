@@ -22,6 +22,7 @@ from residmix.rows.block import NO_COLUMNS, Block, concatenate, gather
 from residmix.rows.checks import Finite
 from residmix.rows.ordered import fold_groups, group_blocks, ordered_map, ordered_sum
 from residmix.rows.statistic import Statistic, after, both
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["ArrayRows", "MappedRows", "ObservedRows", "Rows", "fold"]
 
@@ -201,6 +202,8 @@ class ArrayRows(Rows):
 
     def block(self, start: int) -> Block:
         """Return the block that begins at row `start`, as views where the memory order allows."""
+        if self.n_rows <= self.block_rows and self._columns is None and self._whole.X.flags.c_contiguous:
+            return self._whole
         return self._select(slice(start, start + self.block_rows))
 
     def _select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
@@ -218,6 +221,12 @@ class ArrayRows(Rows):
     def total(self, statistic: Statistic[T]) -> T:
         visit, merge = self._visit(statistic.step, statistic.sound), statistic.merge
         n_blocks = -(-self.n_rows // self.block_rows)
+        if n_blocks == 1:
+            with one_blas_thread():
+                only = visit(0)
+            if self._finite is not None:
+                self._finite.proven = True
+            return only
         size = group_blocks(n_blocks)
 
         def group(index: int) -> T:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from functools import cache
 from typing import Any
 
@@ -62,13 +62,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _LIMIT.forked())
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
+class one_blas_thread(ContextDecorator):
     """Limit BLAS to one thread: we thread over blocks, and nested thread pools collapse (18-30x slower)."""
-    _LIMIT.enter()
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        _LIMIT.enter()
+
+    def __exit__(self, *raised: object) -> None:
         _LIMIT.leave()
 
 

@@ -27,7 +27,11 @@ LOOKED_AT = 10_000
 REPEATED = 3
 SPREADS = 10.0
 RANGES = 2.0
-AT_ONCE = 1024  # columns whose quantiles are taken together
+# Columns whose quantiles are taken together, from how many of the rows, and how much closer than `SPREADS` a value must
+# lie by these to be left alone.
+AT_ONCE = 1024
+SIEVED = 1_000
+CLOSER = 0.8
 # Values, rows and components that a message names.
 SHOWN = 10
 
@@ -65,7 +69,8 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
         x = x[block.weight > 0]
     share = rows.n_rows / max(block.n_rows, 1)
     found: list[dict[str, Any]] = []
-    for j in _perhaps_coded(x):
+    least, most = _ranges(x)
+    for j in _perhaps_coded(x, least, most):
         for value, times in _codes(x[:, j]):
             name = j if names is None else str(names[j])
             found.append({"column": name, "value": value, "rows": round(times * share)})
@@ -78,7 +83,9 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
             MissingCodeWarning,
             values=found,
         )
-    beyond = int((np.abs(x) >= LARGEST).any(axis=1).sum())
+    # NaN may hide others
+    unsure = ~((least > -LARGEST) & (most < LARGEST))
+    beyond = int((np.abs(x[:, unsure]) >= LARGEST).any(axis=1).sum())
     if beyond:
         warn(
             f"{beyond} rows are ignored, because they hold values of {LARGEST:g} or more, whose squares overflow. "
@@ -89,18 +96,30 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
         )
 
 
-def _perhaps_coded(x: NDArray[np.float64]) -> Iterator[int]:
+def _ranges(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the least and the largest value of each column, NaN where there is one or no row."""
+    n, d = x.shape
+    if not n:
+        return np.full(d, np.nan), np.full(d, np.nan)
+    # numpy is quick along long rows only
+    many = max(1, min(n, 256 // max(d, 1)))
+    folded, rest = x[: n - n % many].reshape(-1, many * d), x[n - n % many :]
+    least, most = (np.vstack([f(folded, axis=0).reshape(many, d), rest]) for f in (np.min, np.max))
+    return least.min(axis=0), most.max(axis=0)
+
+
+def _perhaps_coded(x: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[np.float64]) -> Iterator[int]:
     """Yield the columns in which a value lies far outside: most have none, and are told so many at a time."""
+    few, closer = x[:: max(1, len(x) // SIEVED)], CLOSER * SPREADS
     for start in range(0, x.shape[1], AT_ONCE):
-        some = x[:, start : start + AT_ONCE]
-        odd = np.ones(some.shape[1], dtype=bool)
-        finite = np.isfinite(some).all(axis=0)
-        if len(x) and finite.any():
-            known = some[:, finite]
-            low, middle, high = np.quantile(known, (0.1, 0.5, 0.9), axis=0)
-            near = known.min(axis=0) >= middle - SPREADS * (middle - low)
-            odd[finite] = ~(near & (known.max(axis=0) <= middle + SPREADS * (high - middle)))
-        yield from (start + np.flatnonzero(odd)).tolist()
+        columns = np.arange(start, min(start + AT_ONCE, x.shape[1]))
+        odd = ~(np.isfinite(least[columns]) & np.isfinite(most[columns]))
+        known = columns[~odd]
+        if known.size:
+            low, middle, high = np.quantile(few[:, known], (0.1, 0.5, 0.9), axis=0)
+            near = least[known] >= middle - closer * (middle - low)
+            odd[known - start] = ~(near & (most[known] <= middle + closer * (high - middle)))
+        yield from columns[odd].tolist()
 
 
 def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
@@ -156,6 +175,8 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:
     for told, chosen in ((True, amid), (False, [k for k in everything if far[k]])):
         for k in chosen[:SHOWN]:
             index = _rows_of(rows, params, k)
+            if not index:  # one that died has been told of
+                continue
             shown = ", ".join(map(str, index[:SHOWN])) + (", ..." if len(index) > SHOWN else "")
             message = (
                 f"component {k} sits on {len(index)} nearly equal rows (rows {shown}), where the likelihood is "

@@ -7,6 +7,7 @@ import operator
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.kernels.cholesky import inverse_cholesky
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
@@ -20,6 +21,8 @@ NARROW = 0.03
 # ... if it holds fewer rows than so many for each of its directions, or whatever it holds if below that share.
 FEW = 2.0
 EQUAL = 1e-3
+# How many times as wide as in its narrowest direction the typical component may be, squared, for that one to count.
+FLATTEST = 1e12
 # A variance of rows below this share of what is added to it is none.
 OWN = 1e-3
 # Above so many rows, weights don't decide whether a component has few.
@@ -107,9 +110,11 @@ def spikes(
     # the typical component counts, not one on far rows, however wide
     usual = np.ones(K, dtype=bool) if far is None or far.all() else ~far
     shares = np.where(usual, params.weights, 0.0) / params.weights[usual].sum()
+    few = rows <= FEW * of.rows_needed(d)
+    if not of.diagonal and _all_wide(params, shares, np.where(few | (ridge is not None), NARROW, EQUAL)):
+        return []
     least, more = (_along_features if of.diagonal else _along_axes)(params, shares, 0.0 if ridge is None else ridge)
     narrowest = np.sqrt(np.maximum(least, 0.0))
-    few = rows <= FEW * of.rows_needed(d)
     # where nothing is added, nothing tells a plane from rows that are equal
     bare = (narrowest < NARROW) & (least - more <= OWN * more)
     equal = np.where(more > 0, bare, narrowest < EQUAL)
@@ -119,13 +124,30 @@ def spikes(
     return [int(k) for k in np.flatnonzero(chosen)]
 
 
+def _all_wide(params: MixtureParams, shares: Floats, narrow: Floats) -> bool:
+    r"""Tell whether no component's least standard deviation, beside the typical one's, is below `narrow` (K,).
+
+    Without eigenvalues, which take longer: :math:`1 / \lambda_{min} \le tr(\Sigma \Sigma_k^{-1})` for the least
+    eigenvalue of :math:`\Sigma_k` beside :math:`\Sigma`. False where that doesn't settle it.
+    """
+    pooled = np.tensordot(shares, params.full_covariances(), 1)
+    scale = np.sqrt(np.diag(pooled))
+    if not (np.isfinite(scale).all() and scale.min() > 0):
+        return False
+    inverse, failed = inverse_cholesky((pooled / scale / scale[:, None])[None])
+    if failed.any() or not (inverse**2).sum() < FLATTEST / len(scale):
+        return False
+    factors = params.full_factors()
+    return bool(((factors * (pooled @ factors)).sum(axis=(1, 2)) * narrow**2 < 1.0).all())
+
+
 def _along_axes(params: MixtureParams, shares: Floats, ridge: float | Floats) -> tuple[Floats, Floats]:
     """Return each component's least variance in units of the typical one, and what `ridge` is of it."""
     full = params.full_covariances()
     pooled = np.tensordot(shares, full, 1)
     scale = np.sqrt(np.where(np.diag(pooled) > 0, np.diag(pooled), 1.0))
     values, vectors = np.linalg.eigh(pooled / scale / scale[:, None])
-    white = vectors / scale[:, None] / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
+    white = vectors / scale[:, None] / np.sqrt(np.maximum(values, values[-1] / FLATTEST))
     variances, axes = np.linalg.eigh(white.T @ full @ white)
     along = axes[:, :, 0] @ white.T
     more = ((along @ ridge) * along if np.ndim(ridge) == 2 else along**2 * ridge).sum(axis=1)

@@ -44,13 +44,9 @@ def factor_name(n_factors: int) -> str:
     return f"{FACTOR}-{n_factors}"
 
 
+@lru_cache(maxsize=128)
 def family(covariance_type: str) -> Family:
     """Return the family of a name; "factor" without a number has one factor."""
     if covariance_type.startswith(FACTOR):
-        return _factor_family(int(covariance_type.partition("-")[2] or 1))
+        return FactorFamily(n_factors=int(covariance_type.partition("-")[2] or 1))
     return FAMILIES[ALIASES.get(covariance_type, covariance_type)]
-
-
-@lru_cache(maxsize=64)
-def _factor_family(n_factors: int) -> Family:
-    return FactorFamily(n_factors=n_factors)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from residmix.mixture.iteration.estep import MixtureMoments
+from residmix.kernels.pairs import full_parameters, small
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.params import MixtureParams, make_params
 
@@ -28,6 +29,8 @@ Floats = NDArray[np.float64]
 # A component that holds less than this many rows is dead: its mean and covariance are rounding errors.
 DEAD_ROWS = 1e-8
 
+# Up to so many features calls of LAPACK take longer than their arithmetic, and as long as many rows.
+FEW_FEATURES = 12
 
 # Where the mean jumped by more than this many (squared) new standard deviations, S2/N - ee' has no digits left.
 CANCELLED = 1e13
@@ -101,6 +104,9 @@ def m_step(
         If a component's rows don't span the space and `reg_covar` is 0.
     """
     floor = DEAD_ROWS * moments.total / moments.rows
+    ordinary = _ordinary(moments, params, floor, reg_covar)
+    if ordinary is not None:
+        return MixtureParams(*ordinary, params.covariance_type)
     dead, weight, weights = dead_components(moments), moments.weight, moments.weight
     if dead.any():
         weight, weights = np.maximum(weight, floor), np.where(dead, 0.0, weights)
@@ -126,6 +132,22 @@ def m_step(
         parts = None if parts is None else parts[heavy]
     made = make_params(weights, means, covariances, params.covariance_type, parts)
     return made if params.restraint is None else replace(made, restraint=params.restraint)
+
+
+def _ordinary(
+    moments: MixtureMoments, params: MixtureParams, floor: float, reg_covar: float | Floats
+) -> tuple[Floats, Floats, Floats, Floats] | None:
+    """Return new weights, means, covariances and factors of full covariances if nothing special is asked or happens.
+
+    Small problems, for which nothing is compiled, go the general way.
+    """
+    K, d = params.means.shape
+    special = not params.family.free or d > FEW_FEATURES or params.restraint is not None or np.ndim(reg_covar) > 0
+    if special or small(moments.rows, K * d):
+        return None
+    given = moments.weight, moments.shift, moments.scatter, params.means, floor, CANCELLED, float(reg_covar)
+    found: tuple[Floats, Floats, Floats, Floats] | None = full_parameters(*given)
+    return found
 
 
 def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:

@@ -79,10 +79,9 @@ class MixtureEM:
         moments = self.moments(params)
         if params.by_group is not None:
             return self._objective(moments, params), ecm_step(moments, params, reg_covar=self.reg_covar)
+        dead, revive = dead_components(moments), len(self.revived) < MAX_REVIVALS
         # a component without rows still has its prior
-        dead = dead_components(moments) & (params.restraint is None or params.restraint.prior is None)
-        revive = len(self.revived) < MAX_REVIVALS
-        if dead.any() and revive:
+        if revive and dead.any() and (params.restraint is None or params.restraint.prior is None):
             self.revived.append(np.flatnonzero(dead).tolist())
         following = ecm_step(moments, params, reg_covar=self.reg_covar, joint=self.joint, revive=revive)
         return self._objective(moments, params), following
