@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ContextDecorator, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["as_worker", "n_threads", "one_blas_thread", "worker_pool"]
+__all__ = ["as_worker", "by_worker", "n_threads", "one_blas_thread", "worker_pool"]
+
+Part, Result = TypeVar("Part"), TypeVar("Result")
 
 
 def n_threads() -> int:
@@ -105,3 +107,10 @@ def worker_pool() -> ThreadPoolExecutor | None:
         return None
     # a forked child has its parent's pool without its threads
     return _pool(hands, os.getpid())
+
+
+def by_worker(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """Return the function of each part, in order: by as many workers as there are, with one BLAS thread each."""
+    pool = worker_pool()
+    with one_blas_thread():
+        return list(map(function, parts) if pool is None else pool.map(function, parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from residmix.effects.removal import LinearRemoval
 from residmix.moments.by_level import ByLevel, Grouping
 from residmix.moments.equations import Equations
 from residmix.rows.rows import Rows
+from residmix.rows.threads import by_worker
 
 __all__ = ["Covariance"]
 
@@ -125,50 +126,54 @@ class Covariance:
         size = min(int(np.searchsorted(share, _SHARE[self.kind], side="right")) + 1, len(share))
         size = int(np.count_nonzero(known.variances[:size] > 1e-12 * known.variances.max(initial=0.0)))
         axes, pooled = known.axes[:, :size], known.variances[:size] / known.degrees
-        means, products = known.means @ axes, known.products(axes)
+        turn = np.sqrt(pooled)
+        products = known.products(axes / turn)
         of_level = _shrunk_map if self.kind == "shrunk" else partial(_scores_map, _within(known, products))
-        maps, shifts, distances = [], [], []
-        for n, mean, own in zip(known.weight, means, products, strict=True):
-            change = of_level(own, n - 1.0, pooled)
-            maps.append(change)
-            shifts.append(mean - change @ mean if self.kind == "shrunk" else known.mean @ axes - change @ mean)
-            distances.append(_distances(own, change, n - 1.0, pooled))
+        degrees = np.asarray(known.weight, dtype=np.float64) - 1.0
+        found = by_worker(partial(_level, of_level), list(zip(products, degrees.tolist(), strict=True)))
+        means, maps, shifts = known.means @ axes, [], []
+        for mean, (change, _) in zip(means, found, strict=True):
+            maps.append(change * turn[:, None] / turn)
+            shifts.append((mean if self.kind == "shrunk" else known.mean @ axes) - maps[-1] @ mean)
+        distances = np.array([own for _, own in found])
         return Covariances(
-            grouping.columns, grouping.coded, known.sd, axes, np.array(maps), np.array(shifts), np.array(distances)
+            grouping.columns, grouping.coded, known.sd, axes, np.array(maps), np.array(shifts), distances
         )
 
 
-def _within(known: Standard, products: Array) -> Array:
+def _level(of_level: Callable[..., Array], own: tuple[Array, float]) -> tuple[Array, tuple[float, float]]:
+    """Return the map of a level, and distances, in coordinates in which the pooled covariance is the identity."""
+    products, degrees = own
+    change = of_level(products, degrees)
+    return change, _distances(products, change, degrees)
+
+
+def _within(known: Standard, products: Sequence[Array]) -> Array:
     """Return the variances of scores within levels, over all rows."""
-    return np.einsum("kaa->a", products) / max(known.weight.sum(), 1e-300)
+    return np.sum([np.diagonal(own) for own in products], axis=0) / max(known.weight.sum(), 1e-300)
 
 
-def _shrunk_map(products: Array, degrees: float, pooled: Array) -> Array:
-    turn, estimate = np.sqrt(pooled), shrunk(_white(products, degrees, pooled), degrees)
+def _shrunk_map(products: Array, degrees: float) -> Array:
+    estimate = shrunk(products / max(degrees, 1.0), degrees)
     if _pooled(estimate):  # as of most small levels: nothing to do
         return estimate
-    return root(estimate, -0.5) * turn[:, None] / turn
+    return root(estimate, -0.5)
 
 
 def _pooled(estimate: Array) -> bool:
     """Tell whether an estimate is the pooled covariance itself, the identity."""
-    return np.array_equal(estimate, np.eye(len(estimate)))
+    return bool(np.all(np.diagonal(estimate) == 1.0)) and np.count_nonzero(estimate) == len(estimate)
 
 
-def _scores_map(within: Array, products: Array, degrees: float, pooled: Array) -> Array:
+def _scores_map(within: Array, products: Array, degrees: float) -> Array:
     return np.diag(of_scores(products / max(degrees, 1.0), within, degrees))
 
 
-def _white(products: Array, degrees: float, pooled: Array) -> Array:
-    turn = np.sqrt(pooled)
-    return products / max(degrees, 1.0) / turn[:, None] / turn
-
-
-def _distances(products: Array, change: Array, degrees: float, pooled: Array) -> tuple[float, float]:
+def _distances(products: Array, change: Array, degrees: float) -> tuple[float, float]:
     """Return the distance of the shrunk covariance of each level from the pooled one, before and after."""
 
     def far(own: Array) -> float:
-        estimate = shrunk(_white(own, degrees, pooled), degrees)
+        estimate = shrunk(own / max(degrees, 1.0), degrees)
         return 0.0 if _pooled(estimate) else divergence(estimate)
 
     before = far(products)

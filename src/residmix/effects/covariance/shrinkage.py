@@ -37,14 +37,16 @@ def shrunk(sample: Array, degrees: float) -> Array:
     if degrees < 1 or K == 0:
         return np.eye(K)
     diagonal = np.diagonal(sample)
-    off = sample - np.diag(diagonal)
-    noise_d = 2.0 * np.sum(diagonal**2) / degrees
-    noise_o = (np.sum(diagonal) ** 2 - np.sum(diagonal**2) + np.sum(off**2)) / degrees
-    far_d, far_o = np.sum((diagonal - 1.0) ** 2), np.sum(off**2)
+    own, all_squares = np.sum(diagonal**2), np.vdot(sample, sample)
+    far_d, far_o = np.sum((diagonal - 1.0) ** 2), max(all_squares - own, 0.0)
+    noise_d = 2.0 * own / degrees
+    noise_o = (np.sum(diagonal) ** 2 - own + far_o) / degrees
     w_d, w_o = _share(noise_d, far_d), _share(noise_o, far_o)
     if w_o < w_d:
         w_d = w_o = _share(noise_d + noise_o, far_d + far_o)
-    return (1.0 - w_o) * off + np.diag(1.0 + (1.0 - w_d) * (diagonal - 1.0))
+    estimate = (1.0 - w_o) * sample
+    np.fill_diagonal(estimate, 1.0 + (1.0 - w_d) * (diagonal - 1.0))
+    return np.asarray(estimate)
 
 
 def _share(noise: float, distance: float) -> float:
@@ -61,7 +63,8 @@ def of_scores(sample: Array, pooled: Array, degrees: float) -> Array:
 def root(matrix: Array, power: float) -> Array:
     """Return a power of a positive definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.maximum(values, np.finfo(float).tiny) ** power) @ vectors.T)
+    half = vectors * np.maximum(values, np.finfo(float).tiny) ** (0.5 * power)
+    return np.asarray(half @ half.T)  # exactly symmetric, and half the products
 
 
 def divergence(matrix: Array) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from residmix.moments.fit import LinearFit
 from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import NO_COLUMNS, Block
 from residmix.rows.rows import Rows, fold
-from residmix.rows.threads import one_blas_thread
+from residmix.rows.threads import by_worker, one_blas_thread
 
 __all__ = ["Standard", "by_moments", "by_rows"]
 
@@ -54,14 +55,18 @@ class Standard:
     levels: list[Array] | None = None
     rows: tuple[Rows, Any] | None = None
 
-    def products(self, axes: Array) -> Array:
-        """Return the products of the scores along some directions (d, K) by level, (L, K, K)."""
+    def products(self, axes: Array) -> Sequence[Array]:
+        """Return the products (K, K) of the scores along some directions (d, K), of each level."""
         if self.levels is not None:
-            return np.array([axes.T @ own @ axes for own in self.levels])
+            return by_worker(partial(_along, axes), self.levels)
         assert self.rows is not None
         rows, view = self.rows
         (found,) = fold(rows, partial(_score_products, view, self.means @ axes, axes), _add)
-        return np.asarray(found)
+        return list(found)
+
+
+def _along(axes: Array, products: Array) -> Array:
+    return np.asarray(axes.T @ (products @ axes))
 
 
 def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, *, within: bool) -> Standard:
@@ -72,12 +77,9 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
     weight, means, squares = n.max(axis=1), means / factor, squares / factor**2
     mean, sd = _pooled(weight, means, squares, found.left)
     inverse = np.where(sd > 0, 1.0, 0.0) / np.where(sd > 0, sd, 1.0)
-    d = len(sd)
     others = grouping.others(len(fit.coef))
-    levels = [
-        np.zeros((d, d)) if own is None else _residual_products(own, level, fit, others) * np.outer(scale, scale)
-        for own, level, scale in zip(moments.scatter[name], moments.levels[name], inverse / factor, strict=True)
-    ]
+    of_level = list(zip(moments.scatter[name], moments.levels[name], inverse / factor, strict=True))
+    levels = by_worker(lambda own: _residual_products(*own, fit, others), of_level)
     means, mean = means * inverse, mean * inverse
     total = np.sum(levels, axis=0)
     if not within:
@@ -90,13 +92,21 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
     )
 
 
-def _residual_products(products: Array, level: Any, fit: LinearFit, others: NDArray[np.intp]) -> Array:
-    """Return the products (d, d) of residuals about their mean at a level, from those of the features."""
-    B = fit.coef[others]
-    if not len(B):
-        return products
-    cross = level.s_ax.T @ B
-    return np.asarray(products - cross - cross.T + B.T @ level.s_aa[0] @ B)
+def _residual_products(
+    products: Array | None, level: Any, scale: Array, fit: LinearFit, others: NDArray[np.intp]
+) -> Array:
+    """Return the products (d, d) of residuals about their mean at a level, times their scale, from those of features."""
+    if products is None:
+        return np.zeros((len(scale), len(scale)))
+    B, products = fit.coef[others], products * scale
+    if len(B):
+        # S - C'B - B'C + B'AB = S - F'B - B'F with F = C - AB/2: two products
+        F = level.s_ax - 0.5 * (level.s_aa[0] @ B)
+        half = F.T @ (B * scale)
+        products -= half
+        products -= B.T @ (F * scale)
+    products *= scale[:, None]
+    return np.asarray(products)
 
 
 def _factors(found: LinearRemoval, grouping: Grouping, width: int) -> Array:

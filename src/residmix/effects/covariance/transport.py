@@ -90,15 +90,16 @@ class Recoloured:
         """Return what is added to residuals (b, d)."""
         own = self.covariances
         used = own.sd > 0
-        u = np.where(used, residual - self.rescaled.kept(block), 0.0) / np.where(used, own.sd, 1.0)
-        if np.isnan(u).any():
-            rows = np.flatnonzero(np.isnan(u).any(axis=1))
+        u = residual - self.rescaled.kept(block)
+        u[:, ~used] = 0.0
+        scores = u @ ((np.where(used, 1.0, 0.0) / np.where(used, own.sd, 1.0))[:, None] * own.axes)
+        if np.isnan(scores).any():
+            rows = np.flatnonzero(np.isnan(scores).any(axis=1))
             raise ValueError(
                 f"covariance= allows no missing values, but {len(rows)} rows have some (the first is row "
                 f"{block.start + rows[0]}); fill them, as with GaussianMixture(missing='em').impute, or leave these "
                 "rows out"
             )
-        scores = u @ own.axes
         change = np.zeros_like(scores)
         levels = own.levels(block.design)
         for k in np.unique(levels[levels < len(own.maps)]):
@@ -110,4 +111,4 @@ class Recoloured:
                 change[at] = np.linalg.solve(own.maps[k], (scores[at] - own.shifts[k]).T).T - scores[at]
             else:
                 change[at] = scores[at] @ own.maps[k].T + own.shifts[k] - scores[at]
-        return (change @ own.axes.T) * own.sd
+        return np.asarray(change @ (own.sd[:, None] * own.axes).T)
