@@ -95,7 +95,7 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
 def _residual_products(
     products: Array | None, level: Any, scale: Array, fit: LinearFit, others: NDArray[np.intp]
 ) -> Array:
-    """Return the products (d, d) of residuals about their mean at a level, times their scale, from those of features."""
+    """Return the products (d, d) of scaled residuals about their mean at a level, from those of the features."""
     if products is None:
         return np.zeros((len(scale), len(scale)))
     B, products = fit.coef[others], products * scale
