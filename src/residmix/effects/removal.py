@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.effects.covariance.transport import Covariances, Recoloured
 from residmix.effects.random.predicted import RandomEffects
-from residmix.effects.spread.rescale import Rescaled, rescaled
+from residmix.effects.spread.rescale import Rescaled, Stretched, rescaled
 from residmix.effects.spread.scale import Scale
 from residmix.effects.unseen.batches import Frozen
 from residmix.moments import inference
@@ -88,6 +88,9 @@ class LinearRemoval:
         For each factor whose effects were pooled over features, the values that new batches are compared with.
     covariance : Covariances or None
         Maps of the covariances of a factor's levels to the pooled one.
+    stretched : Stretched or None
+        Shifts of pooled levels that are proportional to the spread at the other metadata; then `shrunk` has them at
+        the average spread.
     """
 
     n_removed: int
@@ -99,6 +102,7 @@ class LinearRemoval:
     pooled: dict[str, Frozen] = field(default_factory=dict)
     covariance: Covariances | None = None
     smooth: Smooths | None = None
+    stretched: Stretched | None = None
 
     @property
     def applied(self) -> LinearFit:
@@ -164,20 +168,29 @@ class LinearRemoval:
         shrink : bool
             Whether any other unseen level gets the expected effect instead of the average one.
         """
-        affine, spreads = self.applied.affine(self.n_removed), []
-        if new:
-            more = tuple(levels.effects(shrink=shrink) for levels in new.values())
+        affine = self.applied.affine(self.n_removed)
+        more = {name: levels.effects(shrink=shrink) for name, levels in (new or {}).items()}
+        if more:
             affine = WithEffects(
-                affine.origin_x, affine.origin_a, affine.coef, affine.constant, affine.sign, (*affine.effects, *more)
+                affine.origin_x,
+                affine.origin_a,
+                affine.coef,
+                affine.constant,
+                affine.sign,
+                (*affine.effects, *more.values()),
             )
-            changes = [levels.spreads(shrink=shrink) for levels in new.values()]
-            if any(change is not None for change in changes):
-                pairs = zip(more, changes, strict=True)
-                spreads = [np.zeros_like(own) if change is None else change for own, change in pairs]
         affine = replace(affine, sign=sign)
         if self.scale is None:
             return affine
-        evened = rescaled(affine, self.applied, self.scale, tuple(spreads))
+        evened = rescaled(affine, self.applied, self.scale)
+        if self.stretched is not None:
+            beyond = tuple(own if name in self.pooled else np.zeros_like(own) for name, own in more.items())
+            evened = replace(evened, stretched=self.stretched, beyond=beyond)
+        changes = [levels.spreads(shrink=shrink) for levels in (new or {}).values()]
+        if any(change is not None for change in changes):
+            pairs = zip(more.values(), changes, strict=True)
+            spreads = tuple(np.zeros_like(own) if change is None else change for own, change in pairs)
+            evened = replace(evened, spreads=spreads)
         return evened if self.covariance is None else Recoloured(evened, self.covariance)
 
     def by_feature(self) -> Affine | Rescaled:

@@ -31,6 +31,7 @@ HOMES = {
     "effects.Smooths": "residmix.effects.removal:Smooths",
     "effects.SpreadPrior": "residmix.effects.unseen.priors:SpreadPrior",
     "effects.Still": "residmix.effects.pooled.by_level:Still",
+    "effects.Stretched": "residmix.effects.spread.rescale:Stretched",
     "em.Journal": "residmix.em.runs:Journal",
     "em.Memory": "residmix.em.loop:Memory",
     "em.State": "residmix.em.loop:EMState",

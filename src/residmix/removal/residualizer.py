@@ -160,7 +160,7 @@ class Residualizer(Learner):
         preserve: str | None = None,
         features: Sequence[str] | None = None,
         alpha: float | dict[str, float] = 0.0,
-        scale: bool = False,
+        scale: bool | str = False,
         covariance: bool | str | dict[str, str] = False,
         shrinkage: str | dict[str, str] | None = None,
         reference: Any = None,

@@ -30,7 +30,7 @@ CONSTRAINTS: dict[str, Any] = {
     "preserve": [str, None],
     "features": "no_validation",  # by the table, which knows its columns
     "alpha": [Interval(Real, 0, None, closed="left"), dict],
-    "scale": ["boolean"],
+    "scale": ["boolean", str],
     "covariance": ["boolean", StrOptions({"shrunk", "scores"}), dict],
     "shrinkage": [StrOptions({"eb", "eb-one-row", "eb-nonparametric", "eb-robust"}), dict, None],
     "reference": "no_validation",
@@ -58,6 +58,8 @@ def effect_of(model: Any) -> Effect | Regressor:
         raise ValueError("reference= needs shrinkage='eb'; set it, or leave reference= out")
     if any(kind == "eb-one-row" for _, kind in pooled) and model.scale:
         raise ValueError("shrinkage='eb-one-row' adjusts means only; leave scale= out, or use shrinkage='eb'")
+    if isinstance(model.scale, str) and not model.scale.strip():
+        raise ValueError("scale='' names no term; name those that the spread depends on, or set True or False")
     harmonizing = model.scale or model.covariance or model.shrinkage is not None or model.alpha != 0
     if model.estimator is not None and harmonizing:
         raise ValueError("scale=, covariance=, shrinkage= and alpha= don't work with estimator=; leave them out")
@@ -94,11 +96,13 @@ def _effect(model: Any, pooled: tuple[tuple[Any, str], ...]) -> Effect | Regress
     if model.estimator is not None:
         return Regressor(model.estimator, model.cv)
     mean = _mean(model)
+    formula = model.scale if isinstance(model.scale, str) else None
     if not pooled:
-        return Spread(mean) if model.scale else mean
+        return Spread(mean, formula) if model.scale else mean
+    options = {"spread": bool(model.scale), "reference": model.reference, "formula": formula}
     if pooled[0][0] is None:
-        return EmpiricalBayes(mean, spread=bool(model.scale), kind=pooled[0][1], reference=model.reference)
-    return EmpiricalBayes(mean, spread=bool(model.scale), factors=pooled, reference=model.reference)
+        return EmpiricalBayes(mean, kind=pooled[0][1], **options)
+    return EmpiricalBayes(mean, factors=pooled, **options)
 
 
 def _with_covariance(model: Any, effect: Any) -> Any:

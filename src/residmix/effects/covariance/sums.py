@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.covariance.transport import Recoloured
 from residmix.effects.pooled.by_level import level_sums, merge_sums
 from residmix.effects.removal import LinearRemoval
+from residmix.effects.spread.rescale import Rescaled
 from residmix.moments.by_level import Grouping, LevelMoments, level_of, residual_sums
 from residmix.moments.fit import LinearFit
 from residmix.moments.scatter import Scatter, block_scatter
@@ -166,9 +168,11 @@ def by_rows(rows: Rows, grouping: Grouping, found: LinearRemoval, *, within: boo
 
 def _evened(found: LinearRemoval, block: Block) -> Array:
     """Return rows (b, d) after all effects on mean and spread."""
-    assert found.scale is not None
+    remover = found.remover()
+    evened = remover.rescaled if isinstance(remover, Recoloured) else remover
+    assert isinstance(evened, Rescaled)
     exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
-    return np.asarray(found.everything()(exact)) / found.scale.factor(block.design)
+    return np.asarray(evened(exact)) - evened.kept(exact)
 
 
 def _level_sums(view: Any, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:

@@ -50,12 +50,13 @@ class Coordinates:
     terms: list[Term]
 
 
-def coordinates(design: Design, random: Sequence[Term] = ()) -> Coordinates:
-    """Return the coordinates of the curves of a design, and of factors whose effects are random."""
+def coordinates(design: Design, random: Sequence[Term] = (), among: Sequence[Term] | None = None) -> Coordinates:
+    """Return the coordinates of the curves of a design, and of factors whose effects are random; or of some terms."""
     q = len(design.column_names)
     fixed, turn, parts, straight, terms = [], [], [], [], []
     n_fixed = n_turned = 0
-    for term in design.terms:
+    asked = design.terms if among is None else among
+    for term in (term for term in design.terms if term in asked):
         start = n_fixed
         if term.kind == "smooth":
             for curve in (curve for curve in design.curves if curve.term == term.name):
@@ -75,7 +76,7 @@ def coordinates(design: Design, random: Sequence[Term] = ()) -> Coordinates:
             fixed.append(np.eye(q)[:, term.columns])
             n_fixed += term.columns.stop - term.columns.start
         terms.append(replace(term, columns=slice(start, n_fixed)))
-    for term in random:
+    for term in (term for term in random if term in asked):
         own = np.zeros((q, len(term.levels)))
         own[term.columns] = level_indicators(design.level_rows(term))[1]
         turn.append(own)

@@ -14,13 +14,16 @@ from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.pooled.by_level import Still, level_sums, merge_sums, tell_still
+from residmix.effects.pooled.covariates import BesideCovariates, beside_covariates
 from residmix.effects.pooled.free import free_posterior
+from residmix.effects.pooled.levels import Levels
 from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.effects.pooled.robust import robust_sums
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Location, Scale
+from residmix.effects.spread.terms import spread_terms
 from residmix.effects.unseen.batches import Frozen
-from residmix.errors import DesignWarning, did_you_mean, warn
+from residmix.errors import did_you_mean
 from residmix.moments.by_level import ByLevel, Grouping, level_of, residual_sums
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
@@ -28,7 +31,6 @@ from residmix.rows.rows import Rows, fold
 __all__ = ["EmpiricalBayes"]
 
 Array = NDArray[np.float64]
-Sums = tuple[Array, ...]
 
 # Of several factors' spreads: each sweep is a pass for each factor.
 _MAX_SWEEPS = 50
@@ -56,6 +58,9 @@ class EmpiricalBayes:
         "eb-nonparametric": the empirical distribution over the other features as prior
         (:func:`residmix.effects.pooled.free.free_posterior`). "eb-robust": the priors above, with medians and median
         absolute deviations by level, which are robust to outliers.
+    formula : str, optional
+        With `spread`, the terms that the spread depends on, the pooled ones among them. With covariates as well this is
+        ComBatLS (:class:`residmix.effects.pooled.covariates.BesideCovariates`).
     reference : level, optional
         A level whose rows aren't changed: shifts are relative to it, and s_j is the standard deviation within it.
 
@@ -80,6 +85,7 @@ class EmpiricalBayes:
     factors: tuple[tuple[str, str], ...] | None = None
     kind: str = "eb"
     reference: Any = None
+    formula: str | None = None
 
     exact_loo: ClassVar[bool] = False
 
@@ -101,6 +107,11 @@ class EmpiricalBayes:
                     "shrinkage=, or leave reference= out"
                 )
             _place(design, terms[0], self.reference)
+        if self._covariates(design) and len(terms) > 1:
+            raise ValueError(
+                f"scale={self.formula!r} with covariates works with one factor pooled by shrinkage='eb', but "
+                f"{len(terms)} are pooled; name one in shrinkage=, or use scale=True"
+            )
         if len(terms) > 1 and self.spread and any(kind == "eb-robust" for _, kind in self._named(terms)):
             raise ValueError(
                 "shrinkage='eb-robust' with scale=True works with one pooled factor; name one, or use 'eb'"
@@ -109,7 +120,11 @@ class EmpiricalBayes:
     def merges(self, design: Design) -> bool:
         terms = self._terms(design)
         robust = any(kind == "eb-robust" for _, kind in self._named(terms))
-        return self.mean.merges(design) and not robust and not (self.spread and len(terms) > 1)
+        return (
+            self.mean.merges(design)
+            and not robust
+            and not (self.spread and (len(terms) > 1 or self._covariates(design)))
+        )
 
     def equations(self, design: Design) -> ByLevel:
         return ByLevel(
@@ -134,9 +149,17 @@ class EmpiricalBayes:
                 assert rows is not None, "medians aren't in the moments"
                 sums[f] = (*robust_sums(rows, found.everything(), groupings[f]), sums[f][3])
         levels = [
-            _Levels.of(own[:3], group.coded, found.applied.coef[group.columns], left, noise, reference)
+            Levels.of(own[:3], group.coded, found.applied.coef[group.columns], left, noise, reference)
             for group, own in zip(groupings, sums, strict=True)
         ]
+        beside = None
+        if covariates := self._covariates(design):
+            assert rows is not None, "spreads that depend on covariates aren't in the moments"
+            ((_, kind),), (group,), (own,) = self._named(terms), groupings, levels
+            beside = beside_covariates(
+                rows, found, design, [terms[0], *covariates], terms[0], still[group.name], left, features
+            )
+            levels = [beside.levels(own, found.applied.coef[group.columns], rows, found.everything(), group, kind)]
         usable = np.all([own.usable(features) for own in levels], axis=0)
         posterior = [
             self._posterior(own, usable, kind) for own, (_, kind) in zip(levels, self._named(terms), strict=True)
@@ -144,7 +167,7 @@ class EmpiricalBayes:
         if self.spread and len(terms) > 1:
             assert rows is not None, "spreads of several factors aren't in the moments"
             posterior = self._together(found, levels, groupings, usable, posterior, rows)
-        return self._applied(found, design, terms, levels, usable, posterior)
+        return self._applied(found, design, terms, levels, usable, posterior, beside)
 
     def _terms(self, design: Design) -> list[Term]:
         if self.factors is None:
@@ -156,6 +179,18 @@ class EmpiricalBayes:
                 raise ValueError(f"shrinkage: 'eb' needs a factor that is removed, but {term.name!r} is {what}")
         return terms
 
+    def _covariates(self, design: Design) -> list[Term]:
+        """Return the terms beside the pooled ones that the spread depends on."""
+        if self.formula is None:
+            return []
+        named, pooled = spread_terms(self.formula, design), self._terms(design)
+        lacking = [term.name for term in pooled if term not in named]
+        if lacking:
+            raise ValueError(
+                f"scale={self.formula!r} must name what shrinkage='eb' pools: add {' and '.join(map(repr, lacking))}"
+            )
+        return [term for term in named if term not in pooled]
+
     def _named(self, terms: list[Term]) -> tuple[tuple[str, str], ...]:
         return self.factors or ((terms[0].name, self.kind),)
 
@@ -164,9 +199,10 @@ class EmpiricalBayes:
         found: LinearRemoval,
         design: Design,
         terms: list[Term],
-        levels: list[_Levels],
+        levels: list[Levels],
         usable: NDArray[np.bool_],
         posterior: list[tuple[Array, Array]],
+        beside: BesideCovariates | None,
     ) -> LinearRemoval:
         """Return the fit with the posterior means in place of the effects."""
         fit, width = found.applied, design.n_removed
@@ -200,12 +236,20 @@ class EmpiricalBayes:
             )
         shrunk = replace(fit, coef=fit.coef + added, constant=fit.constant + constant)
         scale = Scale(np.zeros(width), scale_at, scale_of) if self.spread else None
-        return replace(found, shrunk=shrunk, scale=scale, pooled=pooled)
+        found = replace(found, shrunk=shrunk, scale=scale, pooled=pooled)
+        if beside is None:
+            return found
+        ((gamma, _),), (own,) = posterior, levels
+        shifts = np.zeros_like(own.shift)
+        if len(own.coded) > 1:
+            shifts[:, usable] = gamma * own.pooled[usable]
+        stretched = beside.stretched(own, terms[0].columns, shifts)
+        return replace(found, scale=beside.with_levels(scale_at, scale_of), stretched=stretched)
 
     def _together(
         self,
         found: LinearRemoval,
-        levels: list[_Levels],
+        levels: list[Levels],
         groupings: tuple[Grouping, ...],
         usable: NDArray[np.bool_],
         posterior: list[tuple[Array, Array]],
@@ -245,7 +289,7 @@ class EmpiricalBayes:
         posterior[-1] = gamma, delta * left[usable]
         return posterior
 
-    def _posterior(self, levels: _Levels, usable: NDArray[np.bool_], kind: str) -> tuple[Array, Array]:
+    def _posterior(self, levels: Levels, usable: NDArray[np.bool_], kind: str) -> tuple[Array, Array]:
         """Return shifts and variance ratios (K, usable) given those of all features."""
         free = kind == "eb-nonparametric"
         n, pooled = levels.n[:, usable], levels.pooled[usable]
@@ -265,82 +309,6 @@ class EmpiricalBayes:
         return gamma, delta
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """Estimates for each level before shrinkage.
-
-    Attributes
-    ----------
-    coded : ndarray (K, w)
-        Design columns of the levels that have rows.
-    n, squares : ndarray (K, d)
-        Weight of their rows, and sum of squares about their mean.
-    means : ndarray (K, d)
-        Of their residuals, which least squares leaves at 0, or medians.
-    shift : ndarray (K, d)
-        Effect beyond `grand`.
-    grand, pooled : ndarray (d,)
-        Mean effect, each level counting with its rows, and standard deviation within levels; or the reference's.
-    left : ndarray of bool (d,)
-        Features that aren't adjusted.
-    reference : int or None
-        Which level it is.
-    """
-
-    coded: Array
-    n: Array
-    squares: Array
-    means: Array
-    shift: Array
-    grand: Array
-    pooled: Array
-    left: NDArray[np.bool_]
-    reference: int | None
-
-    @classmethod
-    def of(
-        cls,
-        sums: Sums,
-        coded: Array,
-        coef: Array,
-        left: NDArray[np.bool_],
-        noise: Array | None,
-        reference: int | None,
-    ) -> _Levels:
-        """Return what weight, mean and squares of residuals by level tell, with the factor's coefficients."""
-        n, means, squares = sums
-        present = n.max(axis=1) > 0
-        n, means, squares, coded = n[present], means[present], squares[present], coded[present]
-        effect = coded @ coef + means
-        total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
-        grand = np.sum(n * effect, axis=0) / total
-        pooled = np.sqrt(np.sum(squares, axis=0) / total if noise is None else noise)
-        if reference is not None:
-            reference = int(np.count_nonzero(present[:reference]))
-            grand = effect[reference]
-            pooled = np.sqrt(squares[reference] / np.where(n[reference] > 0, n[reference], 1.0))
-        return cls(coded, n, squares, means, effect - grand, grand, pooled, left, reference)
-
-    def usable(self, features: Sequence[Any]) -> NDArray[np.bool_]:
-        """Tell which features (d,) vary inside every level, so that they take part in the pooling; warn of others."""
-        varies = (self.pooled > 0) & np.all((self.n < 2) | (self.squares > 1e-20 * self.pooled**2), axis=0)
-        usable = varies & ~self.left
-        if usable.sum() < 2 and len(self.coded) > 1:
-            raise ValueError(
-                f"shrinkage='eb' pools over features, but only {usable.sum()} of {usable.size} vary within every "
-                "level; use shrinkage=None"
-            )
-        odd = ~varies & ~self.left
-        if odd.any():
-            some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(odd)[:5])
-            warn(
-                f"{odd.sum()} of {odd.size} features ({some}) are constant within a level once the other effects are "
-                "removed. For these, level means are removed without shrinkage",
-                DesignWarning,
-            )
-        return usable
-
-
 def _sums_beside(
     location: Location, grouping: Grouping, beside: list[tuple[Grouping, Array]], block: Block
 ) -> tuple[Array, Array, Array]:
@@ -349,12 +317,6 @@ def _sums_beside(
     for other, ratios in beside:
         e /= np.sqrt(ratios[level_of(block.design, other.columns, other.coded)])
     return level_sums(e, level_of(block.design, grouping.columns, grouping.coded), len(grouping.coded), block.weight)
-
-
-def _padded(values: Array, columns: slice, width: int) -> Array:
-    out = np.zeros((width, values.shape[1]))
-    out[columns] = values
-    return out
 
 
 def _place(design: Design, factor: Term, level: Any) -> int:

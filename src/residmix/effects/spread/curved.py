@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term
-from residmix.effects.mean.curved import coordinates
+from residmix.effects.mean.curved import Coordinates, coordinates
 from residmix.effects.mean.reml import chunks, known_noise_ratios, membership, solved
 from residmix.effects.pooled.by_level import Still
 from residmix.effects.random.predicted import generalised_inverse
 from residmix.effects.spread import scale as passes
-from residmix.effects.spread.scale import Location, Scale
-from residmix.errors import DesignWarning, warn
+from residmix.effects.spread.scale import Location, LogVariances
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["fit_curved_scale"]
+__all__ = ["fit_curved_log_variances"]
 
 Array = NDArray[np.float64]
 
@@ -32,23 +31,23 @@ _MAX_PASSES, _SETTLED = 50, 1e-7
 _STRAIGHT = 1e-10
 
 
-def fit_curved_scale(
+def fit_curved_log_variances(
     rows: Rows,
     location: Location,
     design: Design,
     random: Sequence[Term] = (),
     *,
+    terms: Sequence[Term] | None = None,
     still: tuple[Still, ...] = (),
-    features: Sequence[Any] = (),
-) -> Scale:
+) -> LogVariances:
     r"""Fit log variances that are linear in the design, with penalties on curves and on random effects.
 
     The penalty is :math:`\sum_t \lambda_t \int f_t''(u)^2 du` for curves, and :math:`\lambda_t` times the sum of
     squared effects for the levels of `random` factors. Scoring as in
-    :func:`residmix.effects.spread.scale.fit_scale`: each step is a penalised least-squares fit of the working response
-    :math:`\eta + u / (1 - h) - 1`, whose variance is known to be :math:`2 / (w (1 - h))`, so that each feature's
-    :math:`\lambda_t` come from the restricted likelihood of the same sums. Parameters and result are those of
-    `fit_scale`.
+    :func:`residmix.effects.spread.scale.fit_log_variances`: each step is a penalised least-squares fit of the working
+    response :math:`\eta + u / (1 - h) - 1`, whose variance is known to be :math:`2 / (w (1 - h))`, so that each
+    feature's :math:`\lambda_t` come from the restricted likelihood of the same sums. Parameters and result are those of
+    that function; `terms` are those that the spread depends on, all by default.
 
     References
     ----------
@@ -63,9 +62,9 @@ def fit_curved_scale(
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
     (free_gram,) = fold(rows, partial(passes._free_gram, view, inverse), passes._add)
 
-    smoother = _Smoother(design, random, sd, 0.5 * free_gram, rows.n_features)
+    smoother = _Smoother(coordinates(design, random, terms), sd, 0.5 * free_gram, rows.n_features)
     coef = _settled(rows, partial(passes._likelihood, view, inverse, pooled), smoother, gram)
-    return passes.normed(rows, view, coef, (mean, sd), design.n_removed, varying, squares, still, features)
+    return LogVariances(coef, mean, sd, rows, view, varying, squares)
 
 
 def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Array) -> Array:
@@ -92,20 +91,14 @@ def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Ar
         if moving.max(initial=0.0) < _SETTLED:
             break
     else:
-        warn(
-            f"the spread of {np.sum(moving >= _SETTLED)} of {moving.size} features has not converged in "
-            f"{_MAX_PASSES} passes (last change of log variance {moving.max():.1e}). The last estimate is used; a "
-            "simpler formula or fewer levels may help",
-            DesignWarning,
-        )
+        passes.tell_unsettled(moving, _SETTLED, _MAX_PASSES)
     return np.asarray(coef + step)
 
 
 class _Smoother:
     """Penalised weighted least squares of a working response, in the columns [1, standardised design]."""
 
-    def __init__(self, design: Design, random: Sequence[Term], sd: Array, information: Array, d: int) -> None:
-        where = coordinates(design, random)
+    def __init__(self, where: Coordinates, sd: Array, information: Array, d: int) -> None:
         q, f = where.fixed.shape
         self.parts = where.parts
         self.fixed = np.zeros((q + 1, f + 1))

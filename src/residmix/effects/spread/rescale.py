@@ -13,9 +13,48 @@ from residmix.moments.affine import Affine
 from residmix.moments.solving.solve import LinearFit
 from residmix.rows.block import Block
 
-__all__ = ["Rescaled", "rescaled"]
+__all__ = ["Rescaled", "Stretched", "rescaled"]
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stretched:
+    r"""Shifts of levels that are proportional to the spread at the other metadata, :math:`c(a)\,\gamma_k`.
+
+    Attributes
+    ----------
+    columns : slice
+        Of the factor in the design.
+    coef, constant : ndarray (w, d), (d,)
+        :math:`\gamma_k` beyond the mean of the rows, at the average spread, from these columns.
+    spread : Scale
+        c, a function of the other columns, the preserved ones included.
+    """
+
+    columns: slice
+    coef: Array
+    constant: Array
+    spread: Scale
+
+    def beyond_average(self, block: Block, new: tuple[Array, ...] = ()) -> Array:
+        """Return how much larger the shifts of rows are than at the average spread, (b, d).
+
+        `new` are shifts of new levels by code, which are the last ones of a block.
+        """
+        shift = block.design[:, self.columns] @ self.coef + self.constant
+        for own, codes in zip(new, block.codes[len(block.codes) - len(new) :], strict=True):
+            shift += own[codes]
+        return np.asarray((self.spread.factor(block.design) - 1.0) * shift)
+
+    def select(self, features: NDArray[np.integer[Any]]) -> Stretched:
+        """Return the same for a selection of the features."""
+        return replace(
+            self,
+            coef=self.coef[:, features],
+            constant=self.constant[features],
+            spread=self.spread.select(features),
+        )
 
 
 @dataclass(frozen=True)
@@ -36,6 +75,10 @@ class Rescaled:
     scale : Scale
     spreads : tuple of ndarray (L + 2, d)
         Changes of the log standard deviation for each new level; its codes are the last ones of a block.
+    stretched : Stretched or None
+        Shifts that grow with the spread, with those of new levels in `beyond`.
+    beyond : tuple of ndarray (L + 2, d)
+        As `spreads`.
     """
 
     affine: Affine
@@ -44,6 +87,8 @@ class Rescaled:
     offset: Array
     scale: Scale
     spreads: tuple[Array, ...] = ()
+    stretched: Stretched | None = None
+    beyond: tuple[Array, ...] = ()
 
     def __call__(self, block: Block) -> NDArray[Any]:
         factor = self.scale.factor(block.design)
@@ -51,10 +96,11 @@ class Rescaled:
             factor *= np.exp(spread[codes])
         kept = self.kept(block)
         exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
+        more = 0.0 if self.stretched is None else self.stretched.beyond_average(block, self.beyond)
         if self.affine.sign < 0:
-            out = kept + (self.affine(exact) - kept) / factor
+            out = kept + (self.affine(exact) - more - kept) / factor
         else:
-            out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor))
+            out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor)) + more
         return out.astype(block.X.dtype, copy=False)
 
     def kept(self, block: Block) -> Array:
@@ -71,11 +117,13 @@ class Rescaled:
             offset=self.offset[features],
             scale=self.scale.select(features),
             spreads=tuple(spread[:, features] for spread in self.spreads),
+            stretched=None if self.stretched is None else self.stretched.select(features),
+            beyond=tuple(shift[:, features] for shift in self.beyond),
         )
 
 
-def rescaled(affine: Affine, fit: LinearFit, scale: Scale, spreads: tuple[Array, ...] = ()) -> Rescaled:
+def rescaled(affine: Affine, fit: LinearFit, scale: Scale) -> Rescaled:
     """Return the map for `affine`, which removes (or adds back) the first columns of `fit`."""
     kept = slice(len(affine.coef), None)
     offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], fit.coef[kept])
-    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale, spreads)
+    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale)

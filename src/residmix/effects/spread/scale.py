@@ -17,7 +17,7 @@ from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["Scale", "fit_scale", "normed"]
+__all__ = ["LogVariances", "Scale", "fit_log_variances", "tell_unsettled"]
 
 Array = NDArray[np.float64]
 Location = Callable[[Block], Array]
@@ -73,9 +73,64 @@ class Scale:
         return Scale(self.origin, self.intercept[features], self.coef[:, features], still)
 
 
-def fit_scale(
-    rows: Rows, location: Location, n_removed: int, *, still: tuple[Still, ...] = (), features: Sequence[Any] = ()
-) -> Scale:
+@dataclass(frozen=True)
+class LogVariances:
+    """Fitted log variances :math:`g_0 + a'g`, and what they were fitted to.
+
+    Attributes
+    ----------
+    coef : ndarray (q + 1, d)
+        Of 1 and the standardised design columns.
+    mean, sd : ndarray (q,)
+        Of the design columns.
+    rows, view
+        The rows, and how they are seen.
+    varying : ndarray of bool (d,)
+    squares : ndarray (d,)
+        Sum of squares of the residuals.
+    """
+
+    coef: Array
+    mean: Array
+    sd: Array
+    rows: Rows
+    view: View
+    varying: NDArray[np.bool_]
+    squares: Array
+
+    def scale(
+        self, columns: NDArray[np.intp], width: int, *, still: tuple[Still, ...] = (), features: Sequence[Any] = ()
+    ) -> Scale:
+        """Return the effects of some of the first `width` columns on the spread.
+
+        Normalised so that ``e / factor`` has the same sum of squares as e: the pooled spread, in units of x.
+
+        Warns
+        -----
+        DesignWarning
+            If features, where they are named, are constant at some metadata; these keep their spread (factor 1).
+        """
+        removed = np.zeros((width, self.coef.shape[1]))
+        removed[columns] = self.coef[1 + columns]
+        left, lowest = fold(self.rows, partial(_norm, self.view, self.coef, removed), _add_and_lowest)
+        flat = self.varying & (lowest < np.log(10 * _FLOOR))
+        if flat.any() and len(features):
+            some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(flat)[:5])
+            warn(
+                f"{flat.sum()} of {flat.size} features ({some}) are constant at some values of the metadata, so their "
+                "spread can't be rescaled. For these features only the mean is adjusted",
+                DesignWarning,
+            )
+        use = self.varying & ~flat
+        norm = np.log(np.where(use, left, 1.0) / np.where(use, self.squares, 1.0))
+        intercept = np.where(use, 0.5 * norm, 0.0)
+        slopes = np.where(use, 0.5 * removed / self.sd[:width, None], 0.0)
+        return Scale(self.mean[:width], intercept, slopes, still)
+
+
+def fit_log_variances(
+    rows: Rows, location: Location, *, columns: NDArray[np.intp] | None = None, still: tuple[Still, ...] = ()
+) -> LogVariances:
     r"""Fit :math:`\log \operatorname{Var}(e_j \mid a) = g_{0j} + a'g_j` for every feature j.
 
     Fisher scoring of the normal likelihood: with :math:`u_{ij} = e_{ij}^2 \exp(-\eta_{ij})` a step is
@@ -94,22 +149,10 @@ def fit_scale(
     location : callable
         ``location(block)`` are the residuals e (b, d) after all effects on the mean, NaN where a value is missing.
         Must be picklable.
-    n_removed : int
-        Design columns whose effect on the spread is to be removed.
+    columns : ndarray of int, optional
+        Design columns that the spread depends on. Default: all.
     still : tuple of Still
         Levels at which features are constant; these values are ignored and not rescaled.
-    features : sequence
-        Names of the features, for warnings.
-
-    Returns
-    -------
-    Scale
-        Normalised so that ``e / factor`` has the same sum of squares as e: the pooled spread, in units of x.
-
-    Warns
-    -----
-    DesignWarning
-        If features are constant at some metadata; these keep their spread (factor 1).
 
     References
     ----------
@@ -123,64 +166,43 @@ def fit_scale(
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
 
+    used = np.arange(len(gram)) if columns is None else np.concatenate([[0], 1 + np.sort(columns)])
     about_mean = gram - np.outer(gram[0], gram[0]) / gram[0, 0]
     (free_gram,) = fold(rows, partial(_free_gram, view, inverse), _add)
-    solve = np.linalg.pinv(free_gram + _PULL * about_mean, rcond=1e-14, hermitian=True)
+    among = np.ix_(used, used)
+    pull, gram_used = _PULL * about_mean[among], gram[among]
+    solve = np.linalg.pinv(free_gram[among] + pull, rcond=1e-14, hermitian=True)
     coef = np.zeros((len(gram), rows.n_features))
-    step, best = np.zeros_like(coef), np.full(rows.n_features, -np.inf)
+    step, best = np.zeros((len(used), rows.n_features)), np.full(rows.n_features, -np.inf)
     for turn in range(_MAX_PASSES):
-        trial, newton = coef + step, turn >= _SCORING_PASSES
+        trial, newton = coef.copy(), turn >= _SCORING_PASSES
+        trial[used] += step
         likelihood, score, observed = fold(rows, partial(_likelihood, view, inverse, pooled, trial, newton), _add)
-        pull = _PULL * about_mean @ trial
-        likelihood -= 0.5 * np.sum(trial * pull, axis=0)
+        pulled = pull @ trial[used]
+        likelihood -= 0.5 * np.sum(trial[used] * pulled, axis=0)
         # Rounding of a sum of many terms must not look like a fall.
         better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
         coef[:, better], best[better] = trial[:, better], likelihood[better]
-        score -= pull
-        fresh = _newton_step(observed, _PULL * about_mean, score) if newton else solve @ score
-        step = np.where(better, _bounded(fresh, gram), 0.5 * step)
-        moving = _spread(step, gram)
+        slope = score[used] - pulled
+        fresh = _newton_step(observed, len(gram), used, pull, slope) if newton else solve @ slope
+        step = np.where(better, _bounded(fresh, gram_used), 0.5 * step)
+        moving = _spread(step, gram_used)
         if moving.max(initial=0.0) < 1e-7:
             break
     else:
-        warn(
-            f"the spread of {np.sum(moving >= 1e-7)} of {moving.size} features has not converged in {_MAX_PASSES} "
-            f"passes (last change of log variance {moving.max():.1e}). The last estimate is used; a simpler formula "
-            "or fewer levels may help",
-            DesignWarning,
-        )
-    coef += step
-
-    return normed(rows, view, coef, (mean, sd), n_removed, varying, squares, still, features)
+        tell_unsettled(moving, 1e-7, _MAX_PASSES)
+    coef[used] += step
+    return LogVariances(coef, mean, sd, rows, view, varying, squares)
 
 
-def normed(
-    rows: Rows,
-    view: View,
-    coef: Array,
-    centre: tuple[Array, Array],
-    n_removed: int,
-    varying: NDArray[np.bool_],
-    squares: Array,
-    still: tuple[Still, ...],
-    features: Sequence[Any],
-) -> Scale:
-    """Return the effects of the removed columns on the spread, normalised to the pooled one; warn where it is 0."""
-    mean, sd = centre
-    removed = coef[1 : 1 + n_removed]
-    left, lowest = fold(rows, partial(_norm, view, coef, removed), _add_and_lowest)
-    flat = varying & (lowest < np.log(10 * _FLOOR))
-    if flat.any():
-        some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(flat)[:5])
-        warn(
-            f"{flat.sum()} of {flat.size} features ({some}) are constant at some values of the metadata, so their "
-            "spread can't be rescaled. For these features only the mean is adjusted",
-            DesignWarning,
-        )
-    use = varying & ~flat
-    norm = np.log(np.where(use, left, 1.0) / np.where(use, squares, 1.0))
-    intercept, slopes = np.where(use, 0.5 * norm, 0.0), np.where(use, 0.5 * removed / sd[:n_removed, None], 0.0)
-    return Scale(mean[:n_removed], intercept, slopes, still)
+def tell_unsettled(moving: Array, settled: float, passes: int) -> None:
+    """Warn of features whose log variance still moves."""
+    warn(
+        f"the spread of {np.sum(moving >= settled)} of {moving.size} features has not converged in {passes} passes "
+        f"(last change of log variance {moving.max():.1e}). The last estimate is used; a simpler formula or fewer "
+        "levels may help",
+        DesignWarning,
+    )
 
 
 def _centre(rows: Rows) -> tuple[Array, Array]:
@@ -224,12 +246,12 @@ def _spread(step: Array, gram: Array) -> Array:
     return np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0])
 
 
-def _newton_step(observed: Array, pull: Array, score: Array) -> Array:
-    """Solve the observed information (d, pairs), given by its upper triangles, for a score (q, d)."""
-    q, d = score.shape
+def _newton_step(observed: Array, q: int, used: NDArray[np.intp], pull: Array, score: Array) -> Array:
+    """Solve the observed information (d, pairs), given by its upper triangles, for a score of the columns used."""
     left, right = np.triu_indices(q)
-    information = np.empty((d, q, q))
+    information = np.empty((score.shape[1], q, q))
     information[:, left, right] = information[:, right, left] = observed
+    information = information[:, used[:, None], used]
     return np.asarray(
         (np.linalg.pinv(information + pull, rcond=1e-14, hermitian=True) @ score.T[:, :, None])[:, :, 0].T
     )

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from residmix.design.design import Design
+from residmix.design.terms import Term
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.mean.blup import Blup
 from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.spread.curved import fit_curved_scale
-from residmix.effects.spread.scale import Scale, fit_scale
+from residmix.effects.spread.scale import Scale
+from residmix.effects.spread.terms import log_variances, spread_terms
 from residmix.effects.unmeasured.combinations import empty, with_sums
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
 from residmix.moments.equations import Equations
@@ -26,18 +27,21 @@ __all__ = ["Spread"]
 
 @dataclass(frozen=True)
 class Spread:
-    r"""Log variances that are linear in the design (:func:`residmix.effects.spread.scale.fit_scale`).
+    r"""Log variances that are linear in the design (:func:`residmix.effects.spread.scale.fit_log_variances`).
 
     Smooth terms are smooth and random effects random here as well, each with its own smoothness or variance
-    (:func:`residmix.effects.spread.curved.fit_curved_scale`).
+    (:func:`residmix.effects.spread.curved.fit_curved_log_variances`).
 
     Attributes
     ----------
     mean : Effect
         How the effects on the mean are estimated.
+    formula : str, optional
+        The terms that the spread depends on. Default: all.
     """
 
     mean: Effect
+    formula: str | None = None
 
     exact_loo: ClassVar[bool] = False
 
@@ -48,6 +52,7 @@ class Spread:
     def check(self, design: Design) -> None:
         self.mean.check(design)
         need_dense(design)
+        self._terms(design)
 
     def merges(self, design: Design) -> bool:
         """Tell whether variances by level are enough: with one factor with fixed effects as the only term."""
@@ -70,21 +75,21 @@ class Spread:
         still = still_levels(rows, design)
         tell_still(still, design, features, _ONLY_MEAN)
         told: dict[str, Any] = {"still": tuple(still.values()), "features": features}
-        random = [term for term in design.terms if term.name in found.random]
-        if design.curves or random:
-            scale = fit_curved_scale(rows, found.everything(), design, random, **told)
-        else:
-            scale = fit_scale(rows, found.everything(), design.n_removed, **told)
+        variances = log_variances(rows, found, design, self._terms(design), tuple(still.values()))
+        scale = variances.scale(np.arange(design.n_removed), design.n_removed, **told)
         if combinations := empty(design, found.fit, moments):
             coef, moved = with_sums(combinations, scale.coef, scale.origin)
             scale = replace(scale, coef=coef, intercept=scale.intercept + moved)
         return replace(found, scale=scale)
 
+    def _terms(self, design: Design) -> list[Term]:
+        return list(design.terms) if self.formula is None else spread_terms(self.formula, design)
+
     def _of_levels(self, found: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]) -> Scale:
         r"""Return the sample variances :math:`\sum (x - \bar x_k)^2 / (n_k - 1)` of the levels as a log-linear model.
 
-        They maximise the restricted likelihood of `fit_scale`. A level with one row has no variance and gets the
-        average of the others.
+        They maximise the restricted likelihood of `fit_log_variances`. A level with one row has no variance and gets
+        the average of the others.
         """
         if not _unweighted(moments.linear):
             raise ValueError(

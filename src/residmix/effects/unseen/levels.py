@@ -111,8 +111,17 @@ def _expected(prior: LevelPrior, weight: Array, estimate: Array, shrink: bool) -
     return with_known_and_unseen(own, prior.mean if shrink else np.zeros_like(prior.mean))
 
 
-def _level_totals(residual: Affine, sizes: tuple[int, ...], scale: Scale | None, block: Block) -> list[Array]:
-    """Return the (5, L, d) of :class:`LevelTotals` by factor; the codes of new levels are the last ones of a block."""
+def _level_totals(
+    residual: Affine,
+    sizes: tuple[int, ...],
+    scale: Scale | None,
+    units: dict[int, tuple[Array, Scale]],
+    block: Block,
+) -> list[Array]:
+    """Return the (5, L, d) of :class:`LevelTotals` by factor; the codes of new levels are the last ones of a block.
+
+    `units` have, by factor, the average level's shift and the spread at which it is taken.
+    """
     own = block.codes[len(block.codes) - len(sizes) :]
     new = [(codes >= 0) & (codes < size) for codes, size in zip(own, sizes, strict=True)]
     twice = np.sum(new, axis=0) > 1
@@ -128,9 +137,12 @@ def _level_totals(residual: Affine, sizes: tuple[int, ...], scale: Scale | None,
     if scale is not None:
         precision = scale.factor(block.design) ** -2.0
     precision = np.broadcast_to(precision, out.shape)
-    found = []
-    for codes, mine, size in zip(own, new, sizes, strict=True):
-        at = codes[mine]
+    found, plain = [], out
+    for f, (codes, mine, size) in enumerate(zip(own, new, sizes, strict=True)):
+        at, out = codes[mine], plain
+        if f in units:
+            shift, spread = units[f]
+            out = (plain + shift) / spread.factor(block.design) - shift
         indicator = (at[:, None] == np.arange(size)) * w[mine][:, None]
         have, r = np.isfinite(out[mine]), np.where(np.isfinite(out[mine]), out[mine], 0.0)
         sharp = have * precision[mine]
@@ -206,7 +218,11 @@ def adapted(
         raise ValueError("adapt doesn't work with shrinkage='eb-robust', which needs medians; call fit on all rows")
     # pooled effects are compared with the frozen spread, not with that of a level
     scale = None if removal.pooled else removal.scale
-    step = partial(_level_totals, removal.everything(), tuple(len(new) for new in labels.values()), scale)
+    units = {}
+    if removal.stretched is not None:
+        spread = removal.stretched.spread
+        units = {f: (removal.pooled[n].shift, spread) for f, n in enumerate(labels) if n in removal.pooled}
+    step = partial(_level_totals, removal.everything(), tuple(len(new) for new in labels.values()), scale, units)
     totals = fold(rows(design.following(labels, on_unknown="mean")), step, _merge)
     after = {**priors(removal, design), **before}
     for (name, new), total in zip(labels.items(), totals, strict=True):

@@ -1,0 +1,69 @@
+"""The terms that the spread depends on, and the fit of its log variances to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design.design import Design
+from residmix.design.formula.expressions import Column, Expression
+from residmix.design.formula.parser import parse_formula
+from residmix.design.terms import Term, find_term
+from residmix.effects.pooled.by_level import Still
+from residmix.effects.removal import LinearRemoval
+from residmix.effects.spread.curved import fit_curved_log_variances
+from residmix.effects.spread.scale import LogVariances, fit_log_variances
+from residmix.rows.rows import Rows
+
+__all__ = ["columns_of", "log_variances", "spread_terms"]
+
+# Kinds of terms that formulas write as columns, or as C(column).
+_PLAIN = ("numeric", "factor", "interaction")
+
+
+def spread_terms(formula: str, design: Design) -> list[Term]:
+    """Return the terms of a design that a formula names, in the order of the design.
+
+    Raises
+    ------
+    ValueError
+        For a term that isn't in the design, or if none of them is removed.
+    """
+    named = [_term(design, factors, formula) for factors in parse_formula(formula)]
+    if all(term.preserved for term in named):
+        raise ValueError(
+            f"scale={formula!r} names no term that is removed, so no spread would be adjusted; name one, or leave "
+            "scale= out"
+        )
+    return [term for term in design.terms if term in named]
+
+
+def _term(design: Design, factors: Sequence[Expression], formula: str) -> Term:
+    """Return the term of the design that these factors make, however its factors are written: site is C(site)."""
+    labels = sorted(factor.label for factor in factors)
+    plain = all(isinstance(factor, Column) or getattr(factor, "function", None) == "C" for factor in factors)
+    columns = {name for factor in factors for name in factor.columns()}
+    same = [term for term in design.terms if sorted(term.name.split(":")) == labels] or [
+        term for term in design.terms if plain and set(term.variables) == columns and term.kind in _PLAIN
+    ]
+    return same[0] if len(same) == 1 else find_term(design.terms, ":".join(factor.label for factor in factors), "scale")
+
+
+def columns_of(terms: Sequence[Term]) -> NDArray[np.intp]:
+    """Return the design columns of some terms."""
+    return np.concatenate([np.empty(0, np.intp), *(np.arange(own.columns.start, own.columns.stop) for own in terms)])
+
+
+def log_variances(
+    rows: Rows, found: LinearRemoval, design: Design, terms: Sequence[Term], still: tuple[Still, ...]
+) -> LogVariances:
+    """Return the log variances of what effects on the mean leave, as they depend on some terms.
+
+    Smooth terms are smooth and random effects random here as well.
+    """
+    random = [term for term in terms if term.name in found.random]
+    if random or any(term.kind == "smooth" for term in terms):
+        return fit_curved_log_variances(rows, found.everything(), design, random, terms=terms, still=still)
+    return fit_log_variances(rows, found.everything(), columns=columns_of(terms), still=still)
