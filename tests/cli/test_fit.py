@@ -130,6 +130,19 @@ def test_scale_and_shrinkage_harmonize_without_a_mixture(run, spread, tmp_path):
     assert "residmix fit clean.parquet --formula 1 -k 2" in message
 
 
+def test_scale_by_names_what_the_spread_depends_on(run, spread, tmp_path, rng):
+    table = pd.read_parquet(spread).assign(age=rng.uniform(20, 60, 500))
+    table.to_parquet(tmp_path / "t.parquet")
+    given = ("fit", tmp_path / "t.parquet", "--formula", "site", "--preserve", "age", "--shrinkage", "eb")
+    run(*given, "--scale-by", "site + age", "--residuals", tmp_path / "r.parquet", "-q")
+    model = rm.Residualizer("site", preserve="age", scale="site + age", shrinkage="eb")
+    residuals = pd.read_parquet(tmp_path / "r.parquet")[list("wxyz")].to_numpy()
+    np.testing.assert_allclose(residuals, model.fit_transform(table), atol=1e-12)
+    message = run(*given, "--scale-by", "age", code=1).stderr
+    assert "--scale-by 'age' must name" in message or "--scale-by 'age' names no term" in message
+    assert "leave one of them out" in run(*given, "--scale", "--scale-by", "site", code=2).stderr
+
+
 def test_the_command_that_an_error_names_works(run, spread, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("fit", spread, "--formula", "site", "--scale", "--residuals", "clean.parquet", "-q")

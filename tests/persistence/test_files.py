@@ -38,6 +38,7 @@ NEWER = {
     "effects.Covariances",
     "effects.Smooths",
     "effects.Still",
+    "effects.Stretched",
     "erasure.Aligned",
     "erasure.Along",
     "erasure.ByGroup",
@@ -318,6 +319,12 @@ def test_what_files_of_no_format_before_held_comes_back_too(tmp_path):
     again = rm.load(tmp_path / "curves")
     np.testing.assert_array_equal(again.transform(x, metadata=frame), curves.transform(x, metadata=frame))
     found |= types(header(tmp_path / "curves")["model"])
+    spread = {"preserve": "age", "scale": "site + age", "shrinkage": "eb", "check_leakage": False}
+    stretched = rm.Residualizer("site", **spread).fit(x, metadata=frame)
+    rm.save(stretched, tmp_path / "stretched")
+    again = rm.load(tmp_path / "stretched")
+    np.testing.assert_array_equal(again.transform(x, metadata=frame), stretched.transform(x, metadata=frame))
+    found |= types(header(tmp_path / "stretched")["model"])
     eraser = rm.Eraser(method="full", n_components=1).fit(x, metadata=frame["age"])
     rm.save(eraser, tmp_path / "eraser")
     again = rm.load(tmp_path / "eraser")

@@ -40,7 +40,7 @@ __all__ = ["fit", "run"]
     click.option(
         "--components", "-k", type=components, default=None,
         help="Number of Gaussians for the residuals: a number, 1:8 for the best of these, auto, or 0 for none.  "
-             "[default: 3; 0 with --scale, --shrinkage or --reference]",
+             "[default: 3; 0 with --scale, --scale-by, --shrinkage or --reference]",
     ),
     click.option(
         "--family", "--covariance", "family", default="full", show_default=True,
@@ -69,9 +69,14 @@ __all__ = ["fit", "run"]
     ),
     click.option("--scale", is_flag=True, help="Also adjust the spread of each level to the pooled one."),
     click.option(
+        "--scale-by", metavar="FORMULA",
+        help="As --scale, for a spread that depends on these terms of --formula and --preserve only; with --shrinkage "
+             "eb and covariates among them this is ComBatLS.",
+    ),
+    click.option(
         "--covariances", type=click.Choice(["shrunk", "scores"]),
-        help="With --scale, also adjust the covariance of each level to the pooled one; scores is CovBat as "
-             "published.",
+        help="With --scale or --scale-by, also adjust the covariance of each level to the pooled one; scores is "
+             "CovBat as published.",
     ),
     click.option(
         "--shrinkage",
@@ -195,8 +200,12 @@ def _check_options(chosen: SimpleNamespace) -> None:
         raise click.UsageError("--resume needs --checkpoint, the file to continue from")
     if chosen.fail_if_left is not None and chosen.formula is None:
         raise click.UsageError("--fail-if-left needs --formula")
-    if chosen.formula is None and (chosen.preserve or chosen.scale or chosen.shrinkage or chosen.joint):
-        raise click.UsageError("--preserve, --scale, --shrinkage and --joint need --formula")
+    if chosen.formula is None and (
+        chosen.preserve or chosen.scale or chosen.scale_by or chosen.shrinkage or chosen.joint
+    ):
+        raise click.UsageError("--preserve, --scale, --scale-by, --shrinkage and --joint need --formula")
+    if chosen.scale and chosen.scale_by is not None:
+        raise click.UsageError("--scale and --scale-by are two answers to one question; leave one of them out")
 
 
 def _check_outputs(data: str, chosen: SimpleNamespace, reads: Any) -> None:

@@ -50,10 +50,14 @@ class Residualizer(Learner):
         Ridge penalty: adds ``alpha * sum of squares of the coefficients``, those of removed terms, as
         :class:`sklearn.linear_model.Ridge` does; or one number per term, ``{"site": 10.0}``. Of a factor the effects
         of the levels about their mean are penalised, so that the reference level doesn't matter.
-    scale : bool, default False
+    scale : bool or str, default False
         Remove the effect on the spread as well: the log variance of each feature is modelled as linear in the design,
         and residuals are rescaled to the pooled spread, in the units of x. With `preserve`, transform then needs the
-        preserved columns too, since preserved effects aren't rescaled.
+        preserved columns too, since preserved effects aren't rescaled. A formula names the terms that the spread
+        depends on, among those of `formula` and `preserve`: ``scale="site + age"``. With ``shrinkage="eb"``, True means
+        the pooled factor alone (ComBat); with covariates in the formula as well it is ComBatLS, which keeps the
+        spread that preserved covariates explain, and fits need all rows
+        (:class:`residmix.effects.pooled.covariates.BesideCovariates`).
     covariance : bool, {"shrunk", "scores"} or dict, default False
         With ``scale=True``, also transform the covariance of each level of the one removed factor to the pooled
         covariance (:class:`residmix.effects.covariance.covariance.Covariance`). "shrunk" (the same as True): each
@@ -144,6 +148,23 @@ class Residualizer(Learner):
     >>> table = pd.DataFrame({"site": ["a", "a", "b", "b", "a", "b"], "x": [1.0, 2.0, 11.0, 12.0, 3.0, 13.0]})
     >>> rm.Residualizer("site").fit_transform(table).ravel().tolist()
     [-1.0, 0.0, -1.0, 0.0, 1.0, 1.0]
+
+    Where the spread grows with age, at every site, ComBatLS leaves that as it is:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> people = pd.DataFrame({"site": np.repeat(["a", "b"], 500), "age": rng.uniform(20, 60, 1000)})
+    >>> people["age"] += 20.0 * (people["site"] == "b")
+    >>> X = rng.normal(size=(1000, 9)) * np.exp(0.03 * (people[["age"]].to_numpy() - 50))
+    >>> for scale in (True, "site + age"):
+    ...     model = rm.Residualizer("site", preserve="age", scale=scale, shrinkage="eb", check_leakage=False)
+    ...     residual = model.fit_transform(X, metadata=people)
+    ...     old, young = people["age"] > 65, people["age"] < 35
+    ...     print(
+    ...         scale, (residual[old].std() / residual[young].std()).round(1), (X[old].std() / X[young].std()).round(1)
+    ...     )
+    True 2.2 3.8
+    site + age 3.8 3.8
     """
 
     __metadata_request__fit = {"metadata": True}

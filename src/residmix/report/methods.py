@@ -82,7 +82,10 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
         cited.append("blup" if isinstance(shrinkage, dict) else "eb")
         named = "best linear unbiased prediction" if isinstance(shrinkage, dict) else "empirical Bayes"
         text += f"; effects were shrunk by {named}"
-    if setting.get("scale"):
+    scale = setting.get("scale")
+    if isinstance(scale, str):
+        text += f"; log variances were modelled by {scale}, and what removed terms explain of them was taken out"
+    elif scale:
         text += "; the spread of each level was adjusted to the pooled one"
     if setting.get("reference") is not None:
         text += f"; the reference is {setting['reference']}"

@@ -20,7 +20,8 @@ def check_erasing(chosen: SimpleNamespace) -> None:
     if chosen.formula is None:
         raise click.UsageError("--erase needs --formula")
     given = {
-        "--scale": chosen.scale, "--covariances": chosen.covariances, "--shrinkage": chosen.shrinkage,
+        "--scale": chosen.scale, "--scale-by": chosen.scale_by, "--covariances": chosen.covariances,
+        "--shrinkage": chosen.shrinkage,
         "--joint": chosen.joint, "--effects": chosen.effects != "shared", "--family": chosen.family != "full",
         "--factors": chosen.factors, "--noise": chosen.noise, "--t": chosen.student, "--trim": chosen.trim,
         "--eigenvalue-ratio": chosen.eigenvalue_ratio, "--prior": chosen.prior, "--missing em": chosen.missing == "em",

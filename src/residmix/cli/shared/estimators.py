@@ -12,7 +12,7 @@ from residmix.cli.shared.erasing import make_eraser
 
 __all__ = ["components", "load_model", "make_estimator", "remover"]
 
-HARMONIZING = ("scale", "covariances", "shrinkage", "reference")
+HARMONIZING = ("scale", "scale_by", "covariances", "shrinkage", "reference")
 
 
 class _Components(click.ParamType):
@@ -46,7 +46,7 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
     """Return the unfitted estimator that options ask for: with a mixture, or to harmonize or erase without one."""
     if chosen.erase is not None:
         return make_eraser(chosen, features)
-    harmonizing = [f"--{name}" for name in HARMONIZING if getattr(chosen, name)]
+    harmonizing = [f"--{name.replace('_', '-')}" for name in HARMONIZING if getattr(chosen, name)]
     K = chosen.components if chosen.components is not None else 0 if harmonizing or chosen.moments_only else 3
     if K and harmonizing:
         raise click.UsageError(
@@ -63,7 +63,7 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             chosen.formula,
             preserve=chosen.preserve,
             features=list(features),
-            scale=chosen.scale,
+            scale=chosen.scale_by or chosen.scale,
             covariance=chosen.covariances or False,
             shrinkage=_shrinkage(chosen),
             reference=chosen.reference,

@@ -28,6 +28,7 @@ _REMEDIES = (
     (re.compile(r"such as principal components"), "such as principal components (of an .h5ad file --basis X_pca)"),
     (re.compile(r"\bn_components\b ?=? ?"), "-k "),
     (re.compile(r"\b(?:scale=True)\b"), "--scale"),
+    (re.compile(r"\bscale=(?=['\"])"), "--scale-by "),
     (re.compile(r"\bn_factors=(\d+)"), r"--factors \1"),
     (re.compile(r"\btrim=([\d.]+)"), r"--trim \1"),
     (re.compile(r"\bnoise=True\b"), "--noise"),
