@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 __all__ = ["as_worker", "by_worker", "n_threads", "one_blas_thread", "worker_pool"]
 
-Part, Result = TypeVar("Part"), TypeVar("Result")
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 def n_threads() -> int:

@@ -81,7 +81,7 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
     inverse = np.where(sd > 0, 1.0, 0.0) / np.where(sd > 0, sd, 1.0)
     others = grouping.others(len(fit.coef))
     of_level = list(zip(moments.scatter[name], moments.levels[name], inverse / factor, strict=True))
-    levels = by_worker(lambda own: _residual_products(*own, fit, others), of_level)
+    levels = by_worker(partial(_residual_products, fit, others), of_level)
     means, mean = means * inverse, mean * inverse
     total = np.sum(levels, axis=0)
     if not within:
@@ -94,10 +94,9 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
     )
 
 
-def _residual_products(
-    products: Array | None, level: Any, scale: Array, fit: LinearFit, others: NDArray[np.intp]
-) -> Array:
+def _residual_products(fit: LinearFit, others: NDArray[np.intp], of_level: tuple[Array | None, Any, Array]) -> Array:
     """Return the products (d, d) of scaled residuals about their mean at a level, from those of the features."""
+    products, level, scale = of_level
     if products is None:
         return np.zeros((len(scale), len(scale)))
     B, products = fit.coef[others], products * scale

@@ -89,4 +89,4 @@ class Levels:
                 "removed. For these, level means are removed without shrinkage",
                 DesignWarning,
             )
-        return usable
+        return np.asarray(usable)
