@@ -208,7 +208,7 @@ def mixture(
 
     adata = _checked(adata)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
-    model = ResidualMixture(n_components, formula=formula, preserve=preserve, **options).fit(table)
+    model: ResidualMixture = ResidualMixture(n_components, formula=formula, preserve=preserve, **options).fit(table)
     probabilities = model.predict_proba(table)
     names = [str(k) for k in range(probabilities.shape[1])]
     best = np.asarray(probabilities).argmax(axis=1)

@@ -53,18 +53,22 @@ class Shown:
         reference : str, optional
             A column to compare the components with.
         """
-        return _surface("report.build", "report")(self, path, X, metadata=metadata, reference=reference)
+        written: Path = _surface("report.build", "report")(self, path, X, metadata=metadata, reference=reference)
+        return written
 
     def plot(self, X: Any = None, *, metadata: Any = None, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the components (:func:`residmix.plot_components`), or without any, the levels of the metadata.
 
         The latter is :func:`residmix.plot_levels`, which needs rows. `options` go to that function.
         """
+        drawn: Axes
         if hasattr(self, "means_"):
-            return _surface("plots.components", "plot_components")(self, X, metadata=metadata, ax=ax, **options)
+            drawn = _surface("plots.components", "plot_components")(self, X, metadata=metadata, ax=ax, **options)
+            return drawn
         if X is None:
             raise ValueError("plot needs X, the rows of the fit, to show them before and after")
-        return _surface("plots.levels", "plot_levels")(self, X, metadata=metadata, ax=ax, **options)
+        drawn = _surface("plots.levels", "plot_levels")(self, X, metadata=metadata, ax=ax, **options)
+        return drawn
 
 
 class SummaryOfMixture(Shown):
@@ -72,7 +76,8 @@ class SummaryOfMixture(Shown):
 
     def summary(self) -> Summary:
         """Return a text with the components, their weights and means, and how the fit ended."""
-        return _surface("report.text", "mixture_text")(self)
+        text: Summary = _surface("report.text", "mixture_text")(self)
+        return text
 
     def tidy(self) -> pd.DataFrame:
         """Return the parameters as a data frame with a row for each number.

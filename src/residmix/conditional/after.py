@@ -117,7 +117,7 @@ def _of_centred(found: Information) -> Floats:
     K, d = found.params.means.shape
     jacobian = -np.tile(_common_jacobian(found), (K, 1))
     jacobian[:, found.layout.means] += np.eye(K * d)
-    return np.einsum("ij,jk,ik->i", jacobian, found.covariance, jacobian)
+    return np.asarray(np.einsum("ij,jk,ik->i", jacobian, found.covariance, jacobian))
 
 
 def _whole_covariance(params: MixtureParams) -> Floats:
@@ -132,4 +132,4 @@ def _whole_covariance(params: MixtureParams) -> Floats:
         weights, means = np.append(weights * (1 - share), share), np.vstack([means, box.mean(axis=0)])
         full = np.concatenate([full, np.diag((box[1] - box[0]) ** 2 / 12)[None]])
     away = means - weights @ means
-    return np.einsum("k,kij->ij", weights, full) + (away * weights[:, None]).T @ away
+    return np.asarray(np.einsum("k,kij->ij", weights, full) + (away * weights[:, None]).T @ away)

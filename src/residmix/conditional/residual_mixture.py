@@ -281,7 +281,7 @@ class ResidualMixture(ConditionalFit):
 
     def fit_predict(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> NDArray[Any]:
         """Fit, and return the most probable component of each row (n,)."""
-        return self.fit(X, metadata=metadata, sample_weight=sample_weight).predict(X, metadata=metadata)
+        return np.asarray(self.fit(X, metadata=metadata, sample_weight=sample_weight).predict(X, metadata=metadata))
 
     def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the residuals of the same rows (n, d), as :meth:`transform` does."""

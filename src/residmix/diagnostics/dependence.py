@@ -186,7 +186,7 @@ def _squared_errors(fit: LinearFit, test: LinearMoments) -> Array:
     else:
         quadratic = np.einsum("kd,dkl,ld->d", fit.coef, test.s_aa, fit.coef)
     within = test.s_xx - 2 * np.einsum("kd,kd->d", fit.coef, test.s_ax) + quadratic
-    return np.maximum(within, 0.0) + test.weight * mean**2
+    return np.asarray(np.maximum(within, 0.0) + test.weight * mean**2)
 
 
 def share_interval(share: Array, numerator: Array, denominator: Array, confidence: float) -> tuple[Array, Array]:
@@ -280,7 +280,7 @@ def distance_correlation(x: Array, y: Array) -> float:
 
 def _spread_one(features: Array) -> Array:
     spread = features.std(axis=0)
-    return (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return np.asarray((features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
 def _distances(variable: Variable, order: NDArray[np.integer]) -> Array:
@@ -298,7 +298,7 @@ def _u_centred(distances: Array) -> Array:
     rows = distances.sum(axis=0)
     centred = distances - rows / (n - 2) - rows[:, None] / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
     np.fill_diagonal(centred, 0.0)
-    return centred
+    return np.asarray(centred)
 
 
 # ---- components ------------------------------------------------------------------------------------------------------

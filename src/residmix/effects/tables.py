@@ -99,7 +99,7 @@ def _far_out(values: Array, rows: Array, n_features: int, upwards: bool = False)
     step = np.where(seen, values, 0.0) - np.median(values[seen])
     error = 1.0 / np.sqrt(2.0 * np.maximum(rows, 1.0) * max(n_features, 1))
     scale = np.maximum(_NORMAL * np.median(np.abs(step[seen])), error)
-    return seen & ((step if upwards else np.abs(step)) > _ODD * scale)
+    return np.asarray(seen & ((step if upwards else np.abs(step)) > _ODD * scale))
 
 
 def moments_table(found: LinearRemoval, design: Design) -> pd.DataFrame:
@@ -205,7 +205,8 @@ def _range_of(design: Design, name: str) -> Sequence[float]:
     """
     for curve in design.curves:
         if curve.atom.argument.text == name or getattr(curve.atom.argument, "name", None) == name:
-            return np.linspace(*curve.bounds, _POINTS).tolist()
+            points: list[float] = np.linspace(*curve.bounds, _POINTS).tolist()
+            return points
     raise ValueError(f"effect({name!r}) needs at=, the values of {name!r} to evaluate the effect at")
 
 

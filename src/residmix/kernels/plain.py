@@ -153,13 +153,13 @@ def _full_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         z = factors.transpose(0, 2, 1).reshape(K * d, d) @ (rows[:, -d:] - origin).T
         z -= ((means - origin)[:, None] @ factors).reshape(K * d, 1)
-        return -0.5 * np.square(z, out=z).reshape(K, d, len(rows)).sum(axis=1)
+        return np.asarray(-0.5 * np.square(z, out=z).reshape(K, d, len(rows)).sum(axis=1))
 
 
 def _scaled_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         z = (rows - means[:, None]) * factors[:, None]
-        return -np.einsum("kij,kij->ki", z, z)
+        return np.asarray(-np.einsum("kij,kij->ki", z, z))
 
 
 def _joined(logs: Floats, constant: Floats, prior: Floats) -> Floats:

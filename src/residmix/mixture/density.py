@@ -37,7 +37,7 @@ def log_density(joint: Floats) -> Floats:
 
 def most_probable(joint: Floats) -> NDArray[np.intp]:
     """Return the component of the largest log p(x, k)."""
-    return joint.argmax(axis=1)
+    return np.asarray(joint.argmax(axis=1))
 
 
 def most_probable_or_noise(joint: Floats) -> NDArray[np.intp]:

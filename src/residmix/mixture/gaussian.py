@@ -316,7 +316,7 @@ class GaussianMixture(GaussianRows):
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.intp]:
         """Fit, and return the most probable component of each row (n,)."""
-        return self.fit(X, y, sample_weight).predict(X)
+        return np.asarray(self.fit(X, y, sample_weight).predict(X))
 
     def _fit_rows(self, rows: Rows, errors: Floats | None, **data: Any) -> None:
         self._prepare(rows, errors)

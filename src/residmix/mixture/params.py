@@ -110,11 +110,11 @@ class MixtureParams:
 
     @property
     def n_components(self) -> int:
-        return self.means.shape[0]
+        return len(self.means)
 
     @property
     def n_features(self) -> int:
-        return self.means.shape[1]
+        return int(self.means.shape[1])
 
     @property
     def log_weights(self) -> Floats:

@@ -93,7 +93,7 @@ def level_of(design: Array, columns: slice, coded: Array) -> NDArray[np.intp]:
     """Return which of the levels, coded as the rows of `coded` (K, w) in some columns, each design row has, (b,)."""
     own = design[:, columns]
     distance = np.sum(coded**2, axis=1) - 2 * own @ coded.T
-    return distance.argmin(axis=1)
+    return np.asarray(distance.argmin(axis=1))
 
 
 def residual_sums(

@@ -126,14 +126,14 @@ def whitener(correlation: Array) -> Array:
     values, vectors = np.linalg.eigh(correlation)
     floor = 8 * max(len(values), 8) * np.finfo(np.float64).eps * max(values.max(initial=0.0), 1e-300)
     good = values > floor
-    return vectors[:, good].T / np.sqrt(values[good])[:, None]
+    return np.asarray(vectors[:, good].T / np.sqrt(values[good])[:, None])
 
 
 def informative(white_x: Array, cross: Array) -> Array:
     """Return W S_xz without the directions of z that correlate with no feature."""
     U, s, Vt = np.linalg.svd(cross, full_matrices=False)
     s = np.where(s > _NOISE, s, 0.0)
-    return white_x @ (U * s) @ Vt
+    return np.asarray(white_x @ (U * s) @ Vt)
 
 
 def range_of(matrix: Array) -> Array:

@@ -68,7 +68,7 @@ def canonical_correlations(scatter: Array, n_removed: int) -> Array:
     scaled = scatter / np.where(spread > 0, spread, 1.0)[:, None] / np.where(spread > 0, spread, 1.0)
     one, two = slice(None, n_removed), slice(n_removed, None)
     whitened = _inverse_root(scaled[one, one]) @ scaled[one, two] @ _inverse_root(scaled[two, two]).T
-    return np.minimum(np.linalg.svd(whitened, compute_uv=False), 1.0)
+    return np.asarray(np.minimum(np.linalg.svd(whitened, compute_uv=False), 1.0))
 
 
 def correlations_beside_factors(scatter: Array, covariance: Array) -> Array:
@@ -94,7 +94,7 @@ def correlations_beside_factors(scatter: Array, covariance: Array) -> Array:
 def _inverse_root(scaled: Array) -> Array:
     values, vectors = np.linalg.eigh(scaled)
     keep = values > values[-1] * 1e-12 if len(values) else np.zeros(0, dtype=bool)
-    return vectors[:, keep].T / np.sqrt(values[keep])[:, None]
+    return np.asarray(vectors[:, keep].T / np.sqrt(values[keep])[:, None])
 
 
 def coefficient_table(

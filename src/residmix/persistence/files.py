@@ -149,7 +149,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _plain(told: dict[str, Any]) -> dict[str, Any]:
     """Return what JSON holds; anything else as the text that Python shows for it."""
-    return json.loads(json.dumps(told, default=repr, skipkeys=True))
+    plain: dict[str, Any] = json.loads(json.dumps(told, default=repr, skipkeys=True))
+    return plain
 
 
 def _open(name: str) -> tuple[dict[str, Any], Tensors]:

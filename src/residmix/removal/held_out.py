@@ -109,7 +109,7 @@ class LeaveOneOut:
         centre[:, a.shape[1] - k :] *= -(own / np.maximum(total - own, 1e-300))[:, None]
         pull = own * (1.0 / total + np.sum(solved * centre, axis=1)) / np.maximum(free, _ALONE)
         kept = (a - centre)[:, a.shape[1] - k :] @ preserved if k else 0.0
-        return e * (1.0 + pull[:, None]) + kept
+        return np.asarray(e * (1.0 + pull[:, None]) + kept)
 
 
 def leave_one_out(found: LinearRemoval, penalty: Array | None = None) -> LeaveOneOut:

@@ -65,7 +65,7 @@ def effect_of(model: Any) -> Effect | Regressor:
         raise ValueError("scale=, covariance=, shrinkage= and alpha= don't work with estimator=; leave them out")
     if model.groups is not None and model.residuals != "cross-fitted" and model.estimator is None:
         raise ValueError("groups= needs residuals='cross-fitted'; set it, or leave groups= out")
-    effect = _with_covariance(model, _effect(model, pooled))
+    effect: Effect | Regressor = _with_covariance(model, _effect(model, pooled))
     if model.residuals == "loo" and not effect.exact_loo:
         raise ValueError(
             "residuals='loo' doesn't work with s(), scale=, covariance=, shrinkage= or estimator=; use "

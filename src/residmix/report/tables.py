@@ -195,7 +195,7 @@ def _odd(values: Floats, least: float) -> NDArray[np.bool_]:
         return np.zeros(len(values), dtype=bool)
     middle = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - middle))
-    return np.abs(values - middle) > max(ODD * spread, least)
+    return np.asarray(np.abs(values - middle) > max(ODD * spread, least))
 
 
 def associations(found: Evidence) -> list[dict[str, Any]]:

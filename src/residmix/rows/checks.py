@@ -75,7 +75,7 @@ def check_weight(weight: Any, n_rows: int) -> NDArray[np.float64] | None:
     check_weight_values(weight, 0)
     if not weight.any():
         raise ValueError("sample_weight is 0 for every row; at least one must not be zero")
-    return weight
+    return np.asarray(weight)
 
 
 def check_weight_values(weight: NDArray[np.float64], start: int) -> None:

@@ -182,7 +182,8 @@ class ClusterRows(Rows):
 
         where = f"rows {start} to {stop} ({self._table.where(start, stop)})"
         try:
-            return future.result()
+            found: list[Any] = future.result()
+            return found
         except KilledWorker as error:
             if not alone:
                 return None
@@ -214,7 +215,8 @@ def _carried(client: Any, packed: bytes, workers: Iterable[str]) -> Iterator[Any
 
 def unpacked(packed: bytes) -> Work:
     """Unpickle inside a task, where what can't be imported is an error; in a message it would stop the worker."""
-    return pickle.loads(packed)
+    work: Work = pickle.loads(packed)
+    return work
 
 
 class ClusterFiles(ClusterTable):

@@ -140,7 +140,7 @@ class Table(ABC):
         position = feature.__index__()
         if not 0 <= position < len(self.columns):
             raise ValueError(f"features has index {position}, but the array has {len(self.columns)} columns")
-        return self.columns[position]
+        return str(self.columns[position])
 
     @abstractmethod
     def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:

@@ -130,14 +130,14 @@ def _look(one: MixtureParams, other: MixtureParams, gated: bool) -> Floats:
     if not gated:
         first, second = (np.maximum(params.weights, 1e-12) for params in (one, other))
         cost += (first[:, None] - second) * (np.log(first)[:, None] - np.log(second))
-    return cost
+    return np.asarray(cost)
 
 
 def _place(one: MixtureParams, other: MixtureParams, gated: bool) -> Floats:
     """Return how far apart components lie once the two mixtures have the same mean, (K, K)."""
     apart = (one.means - one.weights @ one.means)[:, None] - (other.means - other.weights @ other.means)
     pooled = np.tensordot(one.weights, one.full_covariances(), 1)
-    return np.einsum("kli,kli->kl", apart, np.linalg.solve(pooled, apart[..., None])[..., 0])
+    return np.asarray(np.einsum("kli,kli->kl", apart, np.linalg.solve(pooled, apart[..., None])[..., 0]))
 
 
 def _regressed(parts: list[Group], means: Floats, weights: Floats, covariance_type: str, gated: bool) -> MixtureParams:

@@ -61,7 +61,7 @@ def learn_center(blocks: Blocks, options: Mapping[str, Any]) -> State:
 
 
 def shifted(values: Array, state: State, options: Mapping[str, Any]) -> Array:
-    return (values - state["center"]) / state["scale"]
+    return np.asarray((values - state["center"]) / state["scale"])
 
 
 def learn_poly(blocks: Blocks, options: Mapping[str, Any]) -> State:
@@ -99,7 +99,7 @@ def poly(values: Array, state: State, options: Mapping[str, Any]) -> Array:
     if not state["alpha"]:
         return np.stack([values**power for power in range(1, state["degree"] + 1)], axis=1)
     powers = _recurrence(values, state["alpha"], state["norms"])
-    return np.stack(powers[1:], axis=1) / np.sqrt(state["norms"][1:])
+    return np.asarray(np.stack(powers[1:], axis=1) / np.sqrt(state["norms"][1:]))
 
 
 def learn_bs(blocks: Blocks, options: Mapping[str, Any]) -> State:

@@ -61,7 +61,7 @@ class Variables:
 
 
 def _indicators(codes: NDArray[np.intp]) -> Floats:
-    return (codes[:, None] == np.arange(codes.max() + 1)).astype(np.float64)
+    return np.asarray((codes[:, None] == np.arange(codes.max() + 1)).astype(np.float64))
 
 
 def variables(data: Any, name: str, n_rows: int | None = None) -> Variables:
@@ -112,10 +112,10 @@ def orthonormal(columns: Floats) -> Floats:
     size = np.linalg.norm(a, axis=0)
     a = a[:, size > 0] / size[size > 0]
     if not a.shape[1]:
-        return a
+        return np.asarray(a)
     values, vectors = np.linalg.eigh(a.T @ a)
     kept = values > ALIASED * values[-1]
-    return a @ (vectors[:, kept] / np.sqrt(values[kept]))
+    return np.asarray(a @ (vectors[:, kept] / np.sqrt(values[kept])))
 
 
 def unexplained(columns: Floats, others: Variables) -> Floats:
@@ -124,7 +124,7 @@ def unexplained(columns: Floats, others: Variables) -> Floats:
     rest = a - design @ (design.T @ a)
     gone = np.linalg.norm(rest, axis=0) <= ALIASED * np.linalg.norm(a, axis=0)
     rest[:, gone] = 0.0
-    return rest
+    return np.asarray(rest)
 
 
 def given(target: Variables, others: Variables) -> tuple[Floats, Floats]:

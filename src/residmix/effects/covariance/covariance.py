@@ -150,7 +150,7 @@ def _level(of_level: Callable[..., Array], own: tuple[Array, float]) -> tuple[Ar
 
 def _within(known: Standard, products: Sequence[Array]) -> Array:
     """Return the variances of scores within levels, over all rows."""
-    return np.sum([np.diagonal(own) for own in products], axis=0) / max(known.weight.sum(), 1e-300)
+    return np.asarray(np.sum([np.diagonal(own) for own in products], axis=0) / max(known.weight.sum(), 1e-300))
 
 
 def _shrunk_map(products: Array, degrees: float) -> Array:

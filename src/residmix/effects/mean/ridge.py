@@ -28,7 +28,7 @@ def term_penalty(design: Design, term: Term) -> Array:
         return np.eye(width)
     levels = design.level_rows(term)
     centred = levels - levels.mean(axis=0)
-    return centred.T @ centred
+    return np.asarray(centred.T @ centred)
 
 
 @dataclass(frozen=True)

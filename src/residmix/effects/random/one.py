@@ -122,14 +122,16 @@ def variance_ratio(values: Array, size: Array, rss: Array, degrees: Array) -> Ar
 
     def deviance(t: Array) -> Array:
         inflated = 1.0 + np.exp(t) / typical * values[:, None]
-        return count * np.log(np.where(usable, rss + (size / inflated).sum(axis=0), 1.0)) + np.log(inflated).sum(axis=0)
+        return np.asarray(
+            count * np.log(np.where(usable, rss + (size / inflated).sum(axis=0), 1.0)) + np.log(inflated).sum(axis=0)
+        )
 
     def slope(t: Array) -> Array:
         gain = np.exp(t) / typical
         inflated = 1.0 + gain * values[:, None]
         noise = np.where(usable, rss + (size / inflated).sum(axis=0), 1.0)
         falls = count * (size * values[:, None] / inflated**2).sum(axis=0) / noise
-        return (values[:, None] / inflated).sum(axis=0) - falls
+        return np.asarray((values[:, None] / inflated).sum(axis=0) - falls)
 
     grid = np.array([deviance(np.full(len(rss), t)) for t in _SPAN])
     best = grid.argmin(axis=0)

@@ -243,7 +243,7 @@ def _add_and_lowest(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple
 
 def _spread(step: Array, gram: Array) -> Array:
     """Root mean square over the rows of the change of log variance that a step makes, (d,)."""
-    return np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0])
+    return np.asarray(np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0]))
 
 
 def _newton_step(observed: Array, q: int, used: NDArray[np.intp], pull: Array, score: Array) -> Array:
@@ -264,7 +264,7 @@ def _bounded(step: Array, gram: Array) -> Array:
 
 def _free(a: Array, weight: Array, inverse: Array) -> Array:
     """Share of each row's square that the fit of the mean leaves, 1 - h, (b, 1)."""
-    return np.clip(1.0 - weight * np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None]
+    return np.asarray(np.clip(1.0 - weight * np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None])
 
 
 def _sums(view: View, block: Block) -> tuple[Array, Array, Array, Array]:

@@ -155,12 +155,12 @@ class LevelTotals:
     @property
     def weight(self) -> Array:
         """Rows of each level, (L, d)."""
-        return self.centred[0]
+        return np.asarray(self.centred[0])
 
     @property
     def mean(self) -> Array:
         r"""Mean of r, :math:`\bar r`; 0 without rows, (L, d)."""
-        return self.centred[1]
+        return np.asarray(self.centred[1])
 
     @property
     def within(self) -> Array:

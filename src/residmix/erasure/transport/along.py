@@ -45,7 +45,7 @@ class Along:
     def at(self, a: Floats) -> Floats:
         """Return the spreads of design rows, (n, K, d)."""
         inside = np.clip(a[:, self.columns], self.lower, self.upper) - self.origin
-        return np.exp(np.einsum("nc,kcd->nkd", inside, self.slope))
+        return np.asarray(np.exp(np.einsum("nc,kcd->nkd", inside, self.slope)))
 
 
 def along(away: Floats, share: Floats, a: Floats, columns: NDArray[np.intp]) -> Along:

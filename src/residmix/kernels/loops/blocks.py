@@ -168,4 +168,4 @@ def squared_distances(columns: Floats, centres: Floats) -> Floats:
         padded[:, :n], padded[:, n:] = columns, 0.0
     out = scratch((K, padded.shape[1]), np.float64)
     distances_block(readable(padded), readable(centres), np.ones((K, d)), np.zeros(K), out)
-    return np.negative(out, out=out)[:, :n]
+    return np.asarray(np.negative(out, out=out)[:, :n])

@@ -193,7 +193,8 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:
 def _rows_of(rows: Rows, params: MixtureParams, k: int) -> list[int]:
     """Return the numbers of the rows whose most probable component is k."""
     problem = Problem.of(params, n_rows=rows.n_rows)
-    return np.concatenate(list(rows.map(partial(_of_component, problem, k)))).tolist()
+    index: list[int] = np.concatenate(list(rows.map(partial(_of_component, problem, k)))).tolist()
+    return index
 
 
 def _of_component(problem: Problem, k: int, block: Block) -> NDArray[np.intp]:

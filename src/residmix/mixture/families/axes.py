@@ -49,7 +49,7 @@ def axis_variances(B: Floats, n: Floats, volume: str, shape: str, previous: Floa
         if shape == "E":
             return np.repeat((n @ B)[None] / n.sum(), len(n), axis=0)
         size = geometric_mean(B)
-        return B * (n @ size / n.sum() / size)[:, None]
+        return np.asarray(B * (n @ size / n.sum() / size)[:, None])
     return B if shape == "V" else _common_shape(B, n, n @ B if previous is None else previous[0])
 
 

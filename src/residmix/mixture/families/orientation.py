@@ -59,4 +59,4 @@ def common_axes(W: Floats, n: Floats, volume: str, previous: Floats | None) -> F
     turned = np.ascontiguousarray(D.T @ W @ D)
     turn_axes(turned, D, n[:, None] / axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V"))
     variances = axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V")
-    return (D * variances[:, None, :]) @ D.T
+    return np.asarray((D * variances[:, None, :]) @ D.T)

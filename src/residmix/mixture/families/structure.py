@@ -149,7 +149,7 @@ class Family:
             return squares / weight[:, None] - e**2
         if self.shared:
             total = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
-            return ((total - e.T @ shift) / weight.sum())[None]
+            return np.asarray(((total - e.T @ shift) / weight.sum())[None])
         return scatter / weight[:, None, None] - e[:, :, None] * e[:, None, :]
 
     def of_full(self, covariances: Floats, weight: Floats) -> Floats:
@@ -193,7 +193,7 @@ class Family:
             values, axes = np.linalg.eigh(W)
             before = None if previous is None else np.asarray(np.linalg.eigvalsh(previous), dtype=np.float64)
             values = axis_variances(values, n, self.volume, self.shape, before)
-            return (axes * values[:, None, :]) @ axes.swapaxes(1, 2)
+            return np.asarray((axes * values[:, None, :]) @ axes.swapaxes(1, 2))
 
     def fit_with_parts(
         self, W: Floats, n: Floats, previous: Floats | None = None, parts: Floats | None = None

@@ -60,13 +60,13 @@ def solve_generalised(a: Floats, c: Floats, precisions: Floats) -> Floats:
     right = np.einsum("kaj,kji->ai", c, p)
     if q * d <= MAX_DENSE:
         left = np.einsum("kab,kij->aibj", a, p).reshape(q * d, q * d)
-        return _solve_damped(left, right.ravel()).reshape(q, d) * unit
+        return np.asarray(_solve_damped(left, right.ravel()).reshape(q, d) * unit)
 
     def product(x: Floats) -> Floats:
-        return np.einsum("kaj,kji->ai", a @ x, p)
+        return np.asarray(np.einsum("kaj,kji->ai", a @ x, p))
 
     pooled = np.einsum("kab->ab", a), np.einsum("k,kij->ij", np.einsum("kaa->k", a), p) / np.einsum("kaa->", a)
-    return conjugate_gradients(product, right, *pooled) * unit
+    return np.asarray(conjugate_gradients(product, right, *pooled) * unit)
 
 
 def _solve_damped(left: Floats, right: Floats) -> Floats:
@@ -76,11 +76,11 @@ def _solve_damped(left: Floats, right: Floats) -> Floats:
         return np.zeros_like(right)
     damped = left + 1e-10 * size * np.eye(len(left))
     try:
-        return cho_solve(cho_factor(damped), right)
+        return np.asarray(cho_solve(cho_factor(damped), right))
     except LinAlgError:
         values, vectors = np.linalg.eigh(left)
         kept = values > 1e-10 * values[-1]
-        return vectors[:, kept] @ ((vectors[:, kept].T @ right).T / values[kept]).T
+        return np.asarray(vectors[:, kept] @ ((vectors[:, kept].T @ right).T / values[kept]).T)
 
 
 def conjugate_gradients(

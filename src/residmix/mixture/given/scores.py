@@ -59,7 +59,7 @@ class MarginalScores:
         if self.centiles:
             return np.asarray(100.0 * below)
         # the smaller tail keeps its digits
-        return np.where(below < above, ndtri(below), -ndtri(above))
+        return np.asarray(np.where(below < above, ndtri(below), -ndtri(above)))
 
     def _share(self, k: int, t: Floats) -> Floats:
         return np.asarray(ndtr(t) if self.params.dof is None else stdtr(self.params.dof[k], t))

@@ -202,7 +202,9 @@ def log_joint(X: NDArray[np.floating], params: MixtureParams | Problem, *, log_p
     """
     problem = params if isinstance(params, Problem) else Problem.of(params)
     loop: Any = full_joint if problem.full else scaled_joint
-    return loop(problem.prepared(X), problem.means, problem.factors, *problem.prior(log_prior), plain=problem.plain)
+    return np.asarray(
+        loop(problem.prepared(X), problem.means, problem.factors, *problem.prior(log_prior), plain=problem.plain)
+    )
 
 
 def mixture_block(

@@ -260,4 +260,4 @@ def _new_dof(spread: Floats) -> Floats:
         nu = np.exp(middle) / 2
         above = 1 + spread + np.log(nu) - digamma(nu) > 0
         low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.exp((low + high) / 2)
+    return np.asarray(np.exp((low + high) / 2))

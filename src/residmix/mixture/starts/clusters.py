@@ -82,7 +82,7 @@ def from_shares(x: Floats, shares: Floats, covariance_type: str, reg_covar: floa
 def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
     weighted = deviation * share[:, None]
     if family(covariance_type).diagonal:
-        return np.einsum("ij,ij->j", weighted, deviation)
+        return np.asarray(np.einsum("ij,ij->j", weighted, deviation))
     return weighted.T @ deviation
 
 

@@ -77,7 +77,7 @@ def _skewest(y: Floats, w: Floats, u: Floats) -> Floats:
     for _ in range(STEPS):
         length = float(np.linalg.norm(u))
         if not length > 1e-300:
-            return np.eye(y.shape[1])[0]
+            return np.asarray(np.eye(y.shape[1])[0])
         u = u / length
         u = (w * (y @ u) ** 2) @ y
     length = float(np.linalg.norm(u))

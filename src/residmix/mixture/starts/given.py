@@ -59,7 +59,7 @@ def _shaped(values: Any, shape: tuple[int, ...], name: str) -> Floats | None:
     array = check_array(values, dtype=np.float64, ensure_2d=False, allow_nd=True, copy=True)
     if array.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
-    return array
+    return np.asarray(array)
 
 
 def _check_precisions(precisions: Floats, covariance_type: str) -> None:

@@ -186,7 +186,7 @@ def _robust(x: Floats, w: Floats) -> tuple[Floats, Floats]:
 
     def each(q: float) -> Floats:
         at = np.minimum((sums < q * sums[-1]).sum(axis=0), len(x) - 1)
-        return x[order[at, columns], columns]
+        return np.asarray(x[order[at, columns], columns])
 
     middle, spread = each(0.5), np.zeros(x.shape[1])
     for below, above, normal in QUANTILES:

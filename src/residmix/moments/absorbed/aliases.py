@@ -62,13 +62,13 @@ class _Block:
     def of_direction(self, rest: Array) -> Array:
         """Return the change of the block's own unknowns along directions that don't change the fit."""
         if self.factor == self.system.first:
-            return -self.system.inverse[:, None] * (self.system.link.T @ rest)
+            return np.asarray(-self.system.inverse[:, None] * (self.system.link.T @ rest))
         return rest[self.where]
 
     def back(self, own: Array) -> Array:
         """Return the transpose of `of_direction`, applied to the block's own unknowns."""
         if self.factor == self.system.first:
-            return -(self.system.link @ (self.system.inverse[:, None] * own))
+            return np.asarray(-(self.system.link @ (self.system.inverse[:, None] * own)))
         rest = np.zeros((self.system.link.shape[0], own.shape[1]))
         rest[self.where] = own
         return rest

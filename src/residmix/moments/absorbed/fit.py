@@ -70,9 +70,9 @@ def _level_mean(effects: Array) -> Array:
     """Return the mean over the levels that a feature has rows of, (d,); 0 if there are none."""
     total = effects.sum(axis=0)
     if np.isfinite(total).all():
-        return total / max(len(effects), 1)
+        return np.asarray(total / max(len(effects), 1))
     known = ~np.isnan(effects)
-    return np.where(known, effects, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.asarray(np.where(known, effects, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
 
 
 def fit_factors(
@@ -121,7 +121,7 @@ def fit_factor_moments(moments: FactorMoments, rows: Rows, parts: Sequence[Part]
 
 def features_with_gaps(moments: FactorMoments) -> NDArray[np.bool_]:
     """Return a mask of the features with missing values (d,), which sums by level don't support."""
-    return np.any([~np.isfinite(s.x).all(axis=0) for s in moments.sums], axis=0)
+    return np.asarray(np.any([~np.isfinite(s.x).all(axis=0) for s in moments.sums], axis=0))
 
 
 def solve_factors(moments: FactorMoments, parts: Sequence[Part] = ()) -> FactorFit:

@@ -289,4 +289,5 @@ def _cells(
 
 
 def _mills(x: Tensor) -> Tensor:
-    return torch.special.erfcx(x * math.sqrt(0.5)).mul_(math.sqrt(0.5 * math.pi))
+    scaled: Tensor = torch.special.erfcx(x * math.sqrt(0.5))
+    return scaled.mul_(math.sqrt(0.5 * math.pi))

@@ -236,7 +236,8 @@ class MixtureOfGaussians(Distribution):
         """Distribution functions of the one-dimensional marginals at `value` (..., D)."""
         self._check_targets(value)
         z = (value.unsqueeze(-2) - self.means) / self.component_scales
-        return (self.weights.unsqueeze(-1) * torch.special.ndtr(z)).sum(-2)
+        below: Tensor = torch.special.ndtr(z)
+        return (self.weights.unsqueeze(-1) * below).sum(-2)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles of the one-dimensional marginals at levels `value`, broadcast to (..., D)."""

@@ -57,7 +57,7 @@ def mixture_logpdf(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: A
     """
     value, weight, mean, scale = _broadcast(y, weights, means, scales)
     terms = -0.5 * ((value - mean) / scale) ** 2 - np.log(scale) - _LOG_SQRT_2PI
-    return logsumexp(terms, axis=-1, b=weight)
+    return np.asarray(logsumexp(terms, axis=-1, b=weight))
 
 
 def mixture_cdf(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: ArrayLike) -> Array:
@@ -69,7 +69,7 @@ def mixture_cdf(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: Arra
     0.8413
     """
     value, weight, mean, scale = _broadcast(y, weights, means, scales)
-    return np.clip((weight * ndtr((value - mean) / scale)).sum(-1), 0.0, 1.0)
+    return np.asarray(np.clip((weight * ndtr((value - mean) / scale)).sum(-1), 0.0, 1.0))
 
 
 def mixture_quantile(
@@ -118,13 +118,13 @@ def mixture_quantile(
         y = new
         if (moved <= 4e-16 * np.maximum(np.abs(y), 1e-300) + 1e-14 * scale.min(-1)).all():
             break
-    return y
+    return np.asarray(y)
 
 
 def _absolute_moment(mean: Array, scale: Array) -> Array:
     r""":math:`E|Z|` for Z ~ N(mean, scale^2)."""
     z = mean / scale
-    return mean * (2 * ndtr(z) - 1) + 2 * scale * np.exp(-0.5 * z * z - _LOG_SQRT_2PI)
+    return np.asarray(mean * (2 * ndtr(z) - 1) + 2 * scale * np.exp(-0.5 * z * z - _LOG_SQRT_2PI))
 
 
 def crps_mixture(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: ArrayLike) -> Array:
@@ -177,7 +177,7 @@ def cell_log_score(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: A
     log_b = log_ndtr(b)
     with np.errstate(divide="ignore"):
         inside = log_b + np.log(-np.expm1(np.minimum(log_ndtr(a) - log_b, 0.0)))
-    return logsumexp(inside, axis=-1, b=weight) - np.log(width)
+    return np.asarray(logsumexp(inside, axis=-1, b=weight) - np.log(width))
 
 
 def mixture_entropy(weights: ArrayLike, means: ArrayLike, scales: ArrayLike, *, nodes: int = 48) -> Array:
@@ -276,7 +276,7 @@ def interval_score(y: ArrayLike, interval: ArrayLike, *, level: float = 0.9) -> 
     value, ends = np.asarray(y, float), np.asarray(interval, float)
     low, high = ends[..., 0], ends[..., 1]
     outside = np.maximum(low - value, 0.0) + np.maximum(value - high, 0.0)
-    return high - low + 2.0 / (1.0 - level) * outside
+    return np.asarray(high - low + 2.0 / (1.0 - level) * outside)
 
 
 def pinball_loss(y: ArrayLike, quantile: ArrayLike, *, level: float) -> Array:
@@ -288,7 +288,7 @@ def pinball_loss(y: ArrayLike, quantile: ArrayLike, *, level: float) -> Array:
     0.9
     """
     gap = np.asarray(y, float) - np.asarray(quantile, float)
-    return np.maximum(level * gap, (level - 1.0) * gap)
+    return np.asarray(np.maximum(level * gap, (level - 1.0) * gap))
 
 
 def energy_score(y: ArrayLike, samples: ArrayLike) -> Array:
@@ -317,4 +317,4 @@ def energy_score(y: ArrayLike, samples: ArrayLike) -> Array:
     between = np.zeros(draws.shape[1])
     for s in range(S - 1):
         between += np.linalg.norm(draws[s + 1 :] - draws[s], axis=-1).sum(0)
-    return to_value - between / (S * (S - 1))
+    return np.asarray(to_value - between / (S * (S - 1)))

@@ -37,14 +37,16 @@ def _solve_spread(spread: Tensor, right: Tensor, rtol: float) -> Tensor:
         return scale[:, None] * torch.cholesky_solve(target, factor)
     values, vectors = torch.linalg.eigh(unit)
     inverse = torch.where(values > rtol * values[-1], 1.0 / values.clamp_min(1e-300), 0.0)
-    return scale[:, None] * (vectors @ (inverse[:, None] * (vectors.T @ target)))
+    solved: Tensor = vectors @ (inverse[:, None] * (vectors.T @ target))
+    return scale[:, None] * solved
 
 
 def _unit_pseudo_inverse(matrix: Tensor, scale: Tensor, rtol: float) -> Tensor:
     """(D M D)-scaled pseudo-inverse of a symmetric M, D = diag(scale), tolerance relative to the scaled columns."""
     values, vectors = torch.linalg.eigh(scale[:, None] * (matrix + matrix.T) / 2 * scale)
     inverse = torch.where(values > rtol, 1.0 / values.clamp_min(1e-300), 0.0)
-    return scale[:, None] * ((vectors * inverse) @ vectors.T) * scale
+    unscaled: Tensor = (vectors * inverse) @ vectors.T
+    return scale[:, None] * unscaled * scale
 
 
 def eraser_factors(moments: Moments, num_protected: int, *, rtol: float = 1e-10) -> tuple[Tensor, Tensor]:

@@ -94,4 +94,4 @@ class Recall(Generic[Kept]):
 
 
 def _numbers(mark: Mark) -> NDArray[np.float64]:
-    return np.nan_to_num(mark.cpu().numpy() if isinstance(mark, Tensor) else mark.astype(np.float64))
+    return np.asarray(np.nan_to_num(mark.cpu().numpy() if isinstance(mark, Tensor) else mark.astype(np.float64)))

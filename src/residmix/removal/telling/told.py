@@ -72,7 +72,7 @@ class Told(Shown, MetadataTransformer):
     @property
     def preserved_coef_(self) -> Array:
         """Coefficients of the preserved design columns, (k, d)."""
-        return self._found.preserved_coef
+        return np.asarray(self._found.preserved_coef)
 
     @property
     def intercept_(self) -> Array:
@@ -98,7 +98,7 @@ class Told(Shown, MetadataTransformer):
     @property
     def r2_(self) -> Array:
         """R2 of each feature, preserved terms included, (d,)."""
-        return self._found.r2
+        return np.asarray(self._found.r2)
 
     @property
     def canonical_correlations_(self) -> Array:

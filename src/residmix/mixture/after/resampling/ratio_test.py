@@ -125,7 +125,7 @@ def _fit(model: Any, K: int, X: Any, given: dict[str, Any]) -> Any:
 
 
 def _gain(small: Any, large: Any, n_rows: int) -> float:
-    return max(2 * n_rows * (large.lower_bound_ - small.lower_bound_), 0.0)
+    return max(2.0 * n_rows * float(large.lower_bound_ - small.lower_bound_), 0.0)
 
 
 def _exceeded(
