@@ -2,18 +2,23 @@
 
 python benchmarks/erasure_probes.py --seeds 20
 python benchmarks/erasure_probes.py --only age
+python benchmarks/erasure_probes.py --only wide --first 10 --seeds 5 --to seeds.jsonl  # in pieces; then
+python benchmarks/erasure_probes.py --tables seeds.jsonl
 
 Erasers are fitted on some rows, and judged on as many others: half of these train the probe, half are read. ``shares``
 is the AUC of the true clusters' proportions alone, which "component" leaves; ``cluster`` what a forest reads of the
-true cluster, and ``lost`` how much less than before.
+true cluster, and ``lost`` how much less than before. ``ill`` is what a forest reads of a protected effect that is
+associated with what is erased, after a linear eraser that preserves it, and after "full".
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,66 +139,113 @@ def moved_by(method: str, known: Drawn, later: Drawn, full: rm.Eraser) -> Floats
 
 
 METHODS = ("nothing", "least squares", "component", "full")
+CLUSTERS = {"experiment": 2, "wide": 3, "age": 2}
 
 
 def main() -> None:
-    """Print a table a generator."""
+    """Compute seeds, and print a table a generator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rows", type=int, default=8000, help="of fit, and as many to judge on")
     parser.add_argument("--only", choices=[*GENERATORS, "noise"])
+    parser.add_argument("--to", type=Path, help="file that gets a line a seed, as JSON")
+    parser.add_argument("--tables", type=Path, help="print the tables of such a file")
     asked = parser.parse_args()
+    if asked.tables:
+        tables([json.loads(line) for line in asked.tables.read_text().splitlines()])
+        return
     for name in [asked.only] if asked.only else [*GENERATORS, "noise"]:
-        (noise if name == "noise" else table)(name, asked.seeds, asked.rows)
+        found = []
+        for seed in range(asked.first, asked.first + asked.seeds):
+            found.append((noise if name == "noise" else one)(name, seed, asked.rows))
+            if asked.to:
+                with asked.to.open("a") as file:
+                    file.write(json.dumps(found[-1]) + "\n")
+        tables(found)
 
 
-def table(name: str, seeds: int, n: int) -> None:
-    """Print means (and worst) over seeds of what probes read, and of what clusters lost."""
-    found: dict[str, list[list[float]]] = {method: [] for method in METHODS}
-    said, passed, sizes = [], 0, []
-    for seed in range(seeds):
-        rng = np.random.default_rng(100 + seed)
-        known, later = GENERATORS[name](rng, n), GENERATORS[name](rng, n)
+def one(name: str, seed: int, n: int) -> dict[str, Any]:
+    """Return what probes read of one seed."""
+    rng = np.random.default_rng(100 + seed)
+    known, later = GENERATORS[name](rng, n), GENERATORS[name](rng, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CertificateWarning)
+        full = rm.Eraser(known.formula, method="full", random_state=seed).fit(known.x, metadata=known.metadata)
+    found: dict[str, Any] = {
+        "generator": name, "seed": seed, "rows": n, "features": known.x.shape[1],
+        "measure": "R2" if known.target.dtype.kind == "f" else "AUC", "shares": shares(known, later),
+        "components": full.certificate_.n_components, "clusters": full.certificate_.n_clusters,
+        "failures": full.certificate_.failures,
+    }  # fmt: skip
+    for method in METHODS:
+        x = moved_by(method, known, later, full)
+        found[method] = [*(read(kind, x, later.target) for kind in ("forest", "network")),
+                         read("forest", x, later.cluster)]  # fmt: skip
+    found["ill"] = protected(name, known, later, seed)
+    return found
+
+
+def protected(name: str, known: Drawn, later: Drawn, seed: int) -> list[float]:
+    """Return the AUC of an effect of interest that is likelier where the target is high: after "linear" and "full"."""
+    rng, halves = np.random.default_rng(900 + seed), []
+    for part in (known, later):
+        high = part.target > np.median(part.target) if part.target.dtype.kind == "f" else part.target > 0
+        ill = rng.random(len(high)) < np.where(high, 0.6, 0.4)
+        push = 0.6 * part.x.std(axis=0) * np.random.default_rng(3).normal(size=part.x.shape[1])
+        halves.append((part.x + ill[:, None] * push / np.sqrt(len(push)), part.metadata.assign(ill=ill * 1.0), ill))
+    (x, metadata, _), (x_later, metadata_later, ill) = halves
+    said = []
+    for options in ({"method": "linear"}, {"method": "full", "n_components": CLUSTERS[name]}):
+        eraser = rm.Eraser(known.formula, preserve="ill", random_state=seed, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CertificateWarning)
-            full = rm.Eraser(known.formula, method="full", random_state=seed).fit(known.x, metadata=known.metadata)
-        passed += full.certificate_.passed
-        sizes.append(full.certificate_.n_components)
-        said.append(shares(known, later))
+            eraser.fit(x, metadata=metadata)
+        said.append(read("forest", np.asarray(eraser.transform(x_later, metadata=metadata_later)), ill))
+    return said
+
+
+def tables(found: list[dict[str, Any]]) -> None:
+    """Print means (and worst) over seeds of what probes read, and of what clusters and the protected effect lost."""
+    for name in dict.fromkeys(row["generator"] for row in found):
+        rows = [row for row in found if row["generator"] == name]
+        first = rows[0]
+        if name == "noise":
+            values = np.array([row["full"] for row in rows])
+            print(f"\nnoise: {first['rows']} rows, d = 6, {len(rows)} seeds; AUC of a label that the site tells, mean "
+                  "(worst)")  # fmt: skip
+            print(f"{'full, in folds':16}" + "".join(f"{v.mean():8.3f} ({v.max():.3f})".rjust(16) for v in values.T))
+            continue
+        print(f"\n{name}: {first['rows']} rows, d = {first['features']}, {len(rows)} seeds; {first['measure']}, mean "
+              f"(worst); the shares alone: {np.mean([row['shares'] for row in rows]):.3f}")  # fmt: skip
+        print(f"{'':16}{'forest':>16}{'network':>16}{'cluster':>10}{'lost':>9}")
+        before = np.array([row["nothing"] for row in rows])[:, 2]
         for method in METHODS:
-            x = moved_by(method, known, later, full)
-            found[method].append([*(read(kind, x, later.target) for kind in ("forest", "network")),
-                                  read("forest", x, later.cluster)])  # fmt: skip
-    what = "R2" if known.target.dtype.kind == "f" else "AUC"
-    print(f"\n{name}: {n} rows, d = {known.x.shape[1]}, {seeds} seeds; {what}, mean (worst); the shares alone: "
-          f"{np.mean(said):.3f}")  # fmt: skip
-    print(f"{'':16}{'forest':>16}{'network':>16}{'cluster':>10}{'lost':>9}")
-    before = np.array(found["nothing"])[:, 2]
-    for method, rows in found.items():
-        values = np.array(rows)
-        cells = "".join(f"{values[:, j].mean():8.3f} ({values[:, j].max():.3f})".rjust(16) for j in (0, 1))
-        print(f"{method:16}{cells}{values[:, 2].mean():10.3f}{(before - values[:, 2]).mean():9.4f}", flush=True)
-    counts = ", ".join(f"{k} ({sizes.count(k)})" for k in sorted(set(sizes)))
-    print(f"components (seeds): {counts}; {passed} of {seeds} certificates passed")
+            values = np.array([row[method] for row in rows])
+            cells = "".join(f"{values[:, j].mean():8.3f} ({values[:, j].max():.3f})".rjust(16) for j in (0, 1))
+            print(f"{method:16}{cells}{values[:, 2].mean():10.3f}{(before - values[:, 2]).mean():9.4f}", flush=True)
+        sizes = [row["components"] for row in rows]
+        counts = ", ".join(f"{k} ({sizes.count(k)})" for k in sorted(set(sizes)))
+        print(f"components (seeds): {counts}; {sum(not row['failures'] for row in rows)} of {len(rows)} certificates "
+              "passed")  # fmt: skip
+        ill = np.array([row["ill"] for row in rows])
+        print(f"protected effect, AUC: linear {ill[:, 0].mean():.3f}, full {ill[:, 1].mean():.3f}, lost "
+              f"{(ill[:, 0] - ill[:, 1]).mean():.4f} ({(ill[:, 0] - ill[:, 1]).max():.4f})")  # fmt: skip
 
 
-def noise(name: str, seeds: int, n: int) -> None:
-    """Print what probes read of a label from pure noise that was transported in folds, the label told by the site."""
-    found = []
-    for seed in range(seeds):
-        rng = np.random.default_rng(500 + seed)
-        x, site = rng.normal(size=(n, 6)), rng.integers(4, size=n)
-        label = rng.random(n) < np.array([0.1, 0.3, 0.7, 0.9])[site]
-        metadata, moved, fold = pd.DataFrame({"site": np.array(list("ABCD"))[site]}), np.empty_like(x), np.arange(n) % 2
-        for held in (0, 1):
-            fitted = rm.Eraser("C(site)", method="full", random_state=seed).fit(
-                x[fold != held], metadata=metadata[fold != held]
-            )
-            moved[fold == held] = fitted.transform(x[fold == held], metadata=metadata[fold == held])
-        found.append([read(kind, moved, label) for kind in ("forest", "network")])
-    values = np.array(found)
-    print(f"\nnoise: {n} rows, d = 6, {seeds} seeds; AUC of a label that the site tells, mean (worst)")
-    print(f"{'full, in folds':16}" + "".join(f"{v.mean():8.3f} ({v.max():.3f})".rjust(16) for v in values.T))
+def noise(name: str, seed: int, n: int) -> dict[str, Any]:
+    """Return what probes read of a label from pure noise that was transported in folds, the label told by the site."""
+    rng = np.random.default_rng(500 + seed)
+    x, site = rng.normal(size=(n, 6)), rng.integers(4, size=n)
+    label = rng.random(n) < np.array([0.1, 0.3, 0.7, 0.9])[site]
+    metadata, moved, fold = pd.DataFrame({"site": np.array(list("ABCD"))[site]}), np.empty_like(x), np.arange(n) % 2
+    for held in (0, 1):
+        fitted = rm.Eraser("C(site)", method="full", random_state=seed).fit(
+            x[fold != held], metadata=metadata[fold != held]
+        )
+        moved[fold == held] = fitted.transform(x[fold == held], metadata=metadata[fold == held])
+    return {"generator": name, "seed": seed, "rows": n,
+            "full": [read(kind, moved, label) for kind in ("forest", "network")]}  # fmt: skip
 
 
 if __name__ == "__main__":

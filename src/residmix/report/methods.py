@@ -99,12 +99,12 @@ def _transport(summary: dict[str, Any], setting: dict[str, Any], cited: list[str
     cited.append("rosenblatt")
     target = {
         "spread": "one Gaussian",
-        "component": "the components of a reference, each row with the weights of its own metadata",
+        "component": "the clusters of a reference, with the shares that they have at its own metadata",
         "full": "the mixture of a reference",
     }[made["method"]]
     beside = f", given {kept}" if kept else ""
     tried = len(made["candidates"])
-    chosen = f", chosen among {tried} numbers on held-out rows," if tried > 1 else ""
+    chosen = f", chosen among {tried} mixtures on held-out rows," if tried > 1 else ""
     return (
         f"A mixture of {made['n_components']} Gaussians given the metadata ({setting.get('formula')}){beside}{chosen} "
         f"was fitted, and each row was carried from the law that its metadata give it to {target} by Rosenblatt's "

@@ -160,5 +160,5 @@ def _of_transport(summary: dict[str, Any]) -> dict[str, str]:
     read = "" if best is None else f"; the best of held-out probes reads AUC {best['after']:.2f}"
     left = ""
     if made["method"] == "component" and made["shares"] is not None:
-        left = f"What is left is what the shares of the components alone say: AUC {made['shares']:.2f}."
+        left = f"What is left is what the shares of the clusters alone say: AUC {made['shares']:.2f}."
     return {"headline": f"{told}: the certificate passed{read}.", "advice": left}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
-from residmix.erasure.transport.certificate import Certificate, measured
-from residmix.erasure.transport.transport import Transport, fit_transport
+from residmix.erasure.transport.certificate import PROBED, Certificate, measured
+from residmix.erasure.transport.groups import COVARIANCES
+from residmix.erasure.transport.transport import Asked, Transport, fit_transport
+from residmix.rows.sampled import evenly
+from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
 
 __all__ = ["FIT_ROWS", "certified", "referred"]
@@ -20,6 +24,10 @@ Floats = NDArray[np.float64]
 FIT_ROWS = 200_000
 HELD_OUT = 0.3
 CANDIDATES = (1, 2, 3, 4, 6, 8)
+# Components that a cluster may be divided into, and the most of all together.
+PARTS, MOST = (1, 2, 3, 4), 16
+# A division that moves a larger share of the rows to another cluster isn't one.
+STRAYED = 0.03
 # A further component must be worth this much of the log-likelihood of a held-out row.
 WORTH = 1e-3
 # So many numbers that aren't may stand before one that is: two Gaussians may be no better than one, and three are.
@@ -40,33 +48,96 @@ def certified(
     random_state: int,
 ) -> tuple[Transport, Certificate]:
     """Return the transport of all rows, and the certificate of one that was fitted without the held-out rows."""
-    held = np.random.default_rng(random_state).permutation(len(x)) < HELD_OUT * len(x)
+    asked = Asked(x, a, weight, n_removed, reference, method == "component", random_state)
+    with one_blas_thread():  # whose products are small: two threads wait for each other longer than they work
+        return _certified(asked, n_components, method, features, columns)
 
-    def fitted(rows: Any, k: int, begun: Transport | None = None) -> Transport:
-        return fit_transport(
-            x[rows], a[rows], weight[rows], n_removed, k,
-            reference=reference, keeps_shares=method == "component", random_state=random_state, begun=begun,
-        )  # fmt: skip
 
-    best: tuple[float, Transport] | None = None
-    place = 0
-    candidates: list[dict[str, Any]] = []
-    for k in _tried(n_components, method, len(x), x.shape[1]):
-        transport = fitted(~held, k)
-        density = transport.log_density(x[held], a[held])
-        score = float(weight[held] @ density / weight[held].sum())
-        candidates.append({"n_components": k, "log_likelihood": score})
-        if best is not None and score < best[0] + WORTH:
-            if len(candidates) - place > PATIENCE:
-                break
-            continue
-        best, place = (score, transport), len(candidates)
+def _certified(
+    asked: Asked, n_components: int | str, method: str, features: list[str], columns: list[str]
+) -> tuple[Transport, Certificate]:
+    n, d = asked.x.shape
+    held = np.random.default_rng(asked.random_state).permutation(n) < HELD_OUT * n
+    search = _Search(asked.only(~held), asked.only(held))
+    behind = 0
+    for k in _tried(n_components, method, n, d):
+        better = search.look(k, PARTS if n_components == "auto" and k > 1 else PARTS[:1])
+        behind = 0 if better else behind + 1
+        if behind > PATIENCE:
+            break
+    best = search.best
     assert best is not None
-    transport = best[1]
     certificate = measured(
-        transport, x[held], a[held], method=method, features=features, columns=columns, candidates=candidates
-    )
-    return fitted(slice(None), certificate.n_components, transport), certificate
+        best, search.held.x, search.held.a, method=method, features=features, columns=columns,
+        candidates=search.candidates, fitted=n - int(held.sum()),
+    )  # fmt: skip
+    whole = fit_transport(asked, certificate.n_components, covariances=best.covariances, parts=best.parts, begun=best)
+    assert whole is not None
+    return whole, certificate
+
+
+@dataclass
+class _Search:
+    """The mixtures that were tried, and the one of which held-out rows are most likely."""
+
+    known: Asked
+    held: Asked
+    best: Transport | None = None
+    score: float = -np.inf
+    undivided: float = -np.inf
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+    def look(self, k: int, parts: tuple[int, ...]) -> bool:
+        """Try k clusters, of one and of more components each; tell whether one of these is the best so far."""
+        base, better, ahead = None, False, -np.inf
+        for covariances in COVARIANCES if k > 1 else COVARIANCES[:1]:
+            made = fit_transport(self.known, k, covariances=covariances, begun=base)
+            assert made is not None
+            base = made if base is None else base
+            better |= self._kept(made)
+            ahead = max(ahead, self.candidates[-1]["log_likelihood"])
+        assert base is not None
+        if ahead < self.undivided + WORTH:
+            return better
+        self.undivided = ahead
+        n, d = self.known.x.shape
+        behind = 0
+        for part in parts[1:]:
+            if not _enough(k * part, n, d) or k * part > MOST or behind > PATIENCE:
+                break
+            made, found = base, -np.inf
+            for covariances in COVARIANCES[:2]:
+                began = base if made.parts != part else made
+                one = fit_transport(self.known, k * part, covariances=covariances, parts=part, begun=began)
+                if one is None:
+                    break
+                made = one
+                if self._strayed(base, made) <= STRAYED:
+                    better |= self._kept(made)
+                    found = max(found, self.candidates[-1]["log_likelihood"])
+            behind = 0 if found > ahead + WORTH else behind + 1
+            ahead = max(found, ahead)
+        return better
+
+    def _kept(self, made: Transport) -> bool:
+        weight = self.held.weight
+        score = float(weight @ made.log_density(self.held.x, self.held.a) / weight.sum())
+        self.candidates.append({"n_components": made.by_group.params.n_components, "parts": made.parts,
+                                "covariances": made.covariances, "log_likelihood": score})  # fmt: skip
+        if not score > self.score + WORTH and self.best is not None:
+            return False
+        self.best, self.score = made, score
+        return True
+
+    def _strayed(self, base: Transport, made: Transport) -> float:
+        """Return the share of rows whose cluster changed when clusters were divided."""
+        rows = evenly(len(self.held.x), PROBED)
+        x, a = self.held.x[rows], self.held.a[rows]
+        return float((base.cluster_labels(x, a) != made.cluster_labels(x, a)).mean())
+
+
+def _enough(k: int, n: int, d: int) -> bool:
+    return k == 1 or k * (d + 2) * 5 < n
 
 
 def _tried(n_components: int | str, method: str, n: int, d: int) -> list[int]:
@@ -74,7 +145,7 @@ def _tried(n_components: int | str, method: str, n: int, d: int) -> list[int]:
         return [1]
     if isinstance(n_components, int):
         return [n_components]
-    return [k for k in CANDIDATES if k == 1 or k * (d + 2) * 5 < n]
+    return [k for k in CANDIDATES if _enough(k, n, d)]
 
 
 def referred(design: Design, reference: dict[str, Any] | None) -> Floats | None:

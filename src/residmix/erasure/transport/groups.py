@@ -9,7 +9,9 @@ groups. Then each group gets its own shift, covariance and weight of each compon
     \qquad \pi_{gk}(m) \propto \pi_k(m) \exp(\lambda_{gk}),
 
 by EM with the joint mixture as prior (:math:`\delta` of one row's weight, :math:`\Sigma` of d + 2 rows'), so that a
-small group is close to the joint mixture, and a large one is determined by its own rows.
+small group is close to the joint mixture, and a large one is determined by its own rows. Covariances may also be the
+same at all groups (:math:`\Sigma_{gk} = \Sigma_k`, "by-component"), or of all components besides (:math:`\Sigma`,
+"tied"): groups are aligned before, so the data may well say so, and then there is less to estimate.
 """
 
 from __future__ import annotations
@@ -25,13 +27,23 @@ from residmix.conditional.given import located, orthonormal, weighed
 from residmix.conditional.residual_mixture import ResidualMixture
 from residmix.erasure.transport.aligned import find_groups
 from residmix.erasure.transport.along import Along, along
+from residmix.erasure.transport.clusters import merged, telling
 from residmix.erasure.transport.rosenblatt import Mixtures
 from residmix.errors import unnoted
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.sampled import evenly
 
-__all__ = ["ByGroup", "common_labels", "fit_groups", "joint_rows", "kept_patterns", "log_normal", "normalised"]
+__all__ = [
+    "COVARIANCES",
+    "ByGroup",
+    "common_labels",
+    "fit_groups",
+    "joint_rows",
+    "kept_patterns",
+    "log_normal",
+    "normalised",
+]
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +52,10 @@ JOINT_ROWS = 20_000
 # Of a group: fewer rows than this have what the joint mixture gives them.
 FEWEST = 5
 MOST_STEPS, TOL, SPREAD_ROUNDS = 100, 1e-5, 5
+# Families: what has a covariance of its own, from many parameters to few.
+COVARIANCES = ("by-group", "by-component", "tied")
+# So many design rows stand for all where it's asked what tells clusters apart.
+PLACES = 16
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,10 @@ class ByGroup:
     share : ndarray (G + 1,)
         Of the rows.
     basis : ndarray (d, d)
-        To the coordinates v = u basis in which components are told apart, best first. All but the joint mixture is in
+        To the coordinates v = u basis in which clusters are told apart, best first. All but the joint mixture is in
         these.
+    clusters : ndarray of int (K,)
+        The cluster of each component; None in files from before there were any: each is one.
     """
 
     to_residual: ToResidual
@@ -79,6 +97,7 @@ class ByGroup:
     tilt: Floats
     share: Floats
     basis: Floats
+    clusters: NDArray[np.intp] | None = None
 
     def group_of(self, a: Floats) -> NDArray[np.intp]:
         """Return the group of each design row (n,); G for none."""
@@ -120,9 +139,11 @@ def normalised(log_weights: Floats) -> Floats:
 
 def log_normal(away: Floats, factor: Floats, spread: Floats) -> Floats:
     """Return log N(away | 0, D L L' D) of rows (n, d)."""
-    e = solve_triangular(factor, (away / spread).T, lower=True, check_finite=False)
+    # rows stay rows: a product with the inverse takes a fifth of the time of a solution for their transpose
+    inverse = solve_triangular(factor, np.eye(len(factor)), lower=True, check_finite=False)
+    e = (away / spread) @ inverse.T
     constant = np.log(np.diag(factor)).sum() + 0.5 * len(factor) * np.log(2 * np.pi)
-    return np.asarray(-0.5 * np.einsum("ij,ij->j", e, e) - constant - np.log(spread).sum(axis=1))
+    return np.asarray(-0.5 * np.einsum("ij,ij->i", e, e) - constant - np.log(spread).sum(axis=1))
 
 
 def _spreads(own: ByGroup, x: Floats, a: Floats, weight: Floats, factors: Floats, numbers: NDArray[np.intp]) -> Along:
@@ -159,60 +180,55 @@ def fit_groups(
     n_components: int,
     random_state: int,
     labels: NDArray[np.intp] | None,
+    covariances: str,
+    clusters: NDArray[np.intp] | None = None,
     begun: ByGroup | None = None,
 ) -> ByGroup:
     """Fit the mixtures to aligned rows u (n, d) with design rows a (n, q).
 
     `columns` tell groups of the given `patterns` apart, along `numbers` laws vary. The joint mixture begins at
-    `labels`, of the rows that `joint_rows` names. `begun` was fitted to some of the rows; its joint mixture is taken
-    over.
+    `labels`, of the rows that `joint_rows` names. `covariances` is one of `COVARIANCES`; `clusters` (K,), the cluster
+    of each component, if that's known. `begun` was fitted to some of the rows; its joint mixture is taken over.
     """
     rows = joint_rows(len(u))
     if begun is None:
-        to_residual, params = _joint(u[rows], a[rows], weight[rows], n_components, labels, random_state)
-        basis = _telling(to_residual, params, weight @ a / weight.sum())
+        to_residual, params, share = _joint(
+            u[rows], a[rows], weight[rows], n_components, labels, covariances, random_state
+        )
+        clusters = merged(share, weight[rows]) if clusters is None else clusters
+        basis = _told(to_residual, params, a[rows], clusters)
     else:
-        to_residual, params, basis = begun.to_residual, begun.params, begun.basis
+        to_residual, params, basis, clusters = begun.to_residual, begun.params, begun.basis, begun.clusters
     K, d, G = params.n_components, u.shape[1], len(patterns)
     shared: Floats = np.linalg.cholesky(basis.T @ params.full_covariances() @ basis).astype(np.float64)
     own = ByGroup(
         to_residual, params, along(np.zeros((1, K, d)), np.ones((1, K)), a[:1], numbers[:0]), columns, patterns,
         np.zeros((G + 1, K, d)), np.repeat(shared[None], G + 1, axis=0), np.zeros((G + 1, K)), np.zeros(G + 1), basis,
+        clusters,
     )  # fmt: skip
     v, group = u @ basis, own.group_of(a)
     own = replace(own, along=_spreads(own, v[rows], a[rows], weight[rows], shared, numbers))
+    scatter, mass = np.zeros((K, d, d)), np.zeros(K)
     for g in range(G):
         here = np.flatnonzero(group == g)
         log_weights, means = own.base(a[here])
-        own.shift[g], own.factors[g], own.tilt[g] = _own(
-            v[here], log_weights, means, shared, weight[here], own.along.at(a[here])
+        own.shift[g], own.factors[g], own.tilt[g], inside, rows_of = _own(
+            v[here], log_weights, means, shared, weight[here], own.along.at(a[here]), covariances == "by-group"
         )
-        own.share[g] = weight[here].sum()
+        own.share[g], scatter, mass = weight[here].sum(), scatter + inside, mass + rows_of
+    if covariances != "by-group":
+        own.factors[:] = _pooled(scatter, mass, shared, covariances == "tied")
     own.share[-1] = weight.sum() - own.share[:-1].sum()
     own.share[:] /= own.share.sum()
     return own
 
 
-def _telling(to_residual: ToResidual, params: MixtureParams, a: Floats) -> Floats:
-    """Return the basis in which the components at a design row `a` are told apart best by the first coordinates.
-
-    Rosenblatt's transform goes through coordinates in turn. In one that mixes the components, rows of one may end in
-    another; where the first coordinates tell them apart, they stay. One component leaves the features as they are.
-    """
-    covariances = params.full_covariances()
-    K, d = covariances.shape[:2]
-    if K == 1:
-        return np.eye(d)
-    weights = np.exp(weighed(to_residual, params, a[None])[0])
-    means = np.concatenate([located(to_residual, params, np.array([k]), a[None], ()) for k in range(K)])
-    away = means - weights @ means
-    inside = np.einsum("k,kij->ij", weights, covariances)
-    root = np.linalg.cholesky(inside)
-    white = solve_triangular(root, away.T, lower=True).T
-    vectors = np.linalg.eigh((white * weights[:, None]).T @ white)[1][:, ::-1]
-    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(d)])
-    # in the order that it has when it is read from a file, so that products are the same to the bit
-    return np.ascontiguousarray(solve_triangular(root.T, vectors * signs, lower=False))
+def _told(to_residual: ToResidual, params: MixtureParams, a: Floats, clusters: NDArray[np.intp]) -> Floats:
+    """Return the basis in which clusters are told apart best by the first coordinates, at `PLACES` of the rows a."""
+    rows = a[evenly(len(a), PLACES)]
+    K = params.n_components
+    means = np.stack([located(to_residual, params, np.full(len(rows), k), rows, ()) for k in range(K)], axis=1)
+    return telling(means, params.full_covariances(), np.exp(weighed(to_residual, params, rows)), clusters)
 
 
 def common_labels(
@@ -231,27 +247,41 @@ def common_labels(
 
 
 def _joint(
-    u: Floats, a: Floats, weight: Floats, n_components: int, labels: NDArray[np.intp] | None, random_state: int
-) -> tuple[ToResidual, MixtureParams]:
-    """Fit the mixture whose components are the same things in all groups, with effects of each one's own."""
+    u: Floats,
+    a: Floats,
+    weight: Floats,
+    n_components: int,
+    labels: NDArray[np.intp] | None,
+    covariances: str,
+    random_state: int,
+) -> tuple[ToResidual, MixtureParams, Floats]:
+    """Fit the mixture whose components are the same things in all groups, with effects of each one's own.
+
+    Return it, and the components' probabilities (n, K) of the rows.
+    """
     model = ResidualMixture(
         n_components, estimation="joint", gating="metadata" if n_components > 1 else "constant",
-        effects="by-component", labels_init=labels, random_state=random_state,
+        effects="by-component", covariance_type="tied" if covariances == "tied" else "full", labels_init=labels,
+        random_state=random_state,
     )  # fmt: skip
     with unnoted():
         model.fit(u, metadata=a, sample_weight=weight)
-    return model._to_residual, model._params
+        share = np.asarray(model.predict_proba(u, metadata=a), dtype=np.float64)
+    return model._to_residual, model._params, share
 
 
 def _own(
-    x: Floats, log_weights: Floats, means: Floats, shared: Floats, weight: Floats, spread: Floats
-) -> tuple[Floats, Floats, Floats]:
-    """Go on from the joint mixture on the rows of one group, by EM; return shift, factors and tilt."""
+    x: Floats, log_weights: Floats, means: Floats, shared: Floats, weight: Floats, spread: Floats, free: bool
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Go on from the joint mixture on the rows of one group, by EM; return shift, factors, tilt, scatter and mass.
+
+    Covariances stay as they are `shared`, unless they're `free`.
+    """
     K, d = shared.shape[:2]
-    shift, tilt, factors = np.zeros((K, d)), np.zeros(K), shared.copy()
+    shift, tilt, factors, scatter = np.zeros((K, d)), np.zeros(K), shared.copy(), np.zeros((K, d, d))
     prior = d + 2.0
     before = -np.inf
-    for _ in range(MOST_STEPS):
+    for step in range(MOST_STEPS):
         log_prior = normalised(log_weights + tilt)
         joint = log_prior + np.stack(
             [log_normal(x - means[:, k] - shift[k], factors[k], spread[:, k]) for k in range(K)], axis=1
@@ -263,13 +293,28 @@ def _own(
         share *= weight[:, None] / total
         mass = share.sum(axis=0)
         tilt = tilt + np.log((mass + 1.0 / K) / (weight @ np.exp(log_prior) + 1.0 / K))
+        last = abs(now - before) < TOL or step == MOST_STEPS - 1
         for k in range(K):
             away = x - means[:, k]
             shift[k] = share[:, k] @ away / (mass[k] + 1.0)
-            away = (away - shift[k]) / spread[:, k]
-            scatter = (away * share[:, k, None]).T @ away + shift[k][:, None] * shift[k]
-            factors[k] = np.linalg.cholesky((scatter + prior * shared[k] @ shared[k].T) / (mass[k] + prior))
-        if abs(now - before) < TOL:
+            if free or last:
+                away = (away - shift[k]) / spread[:, k]
+                scatter[k] = (away * share[:, k, None]).T @ away + shift[k][:, None] * shift[k]
+            if free:
+                factors[k] = np.linalg.cholesky((scatter[k] + prior * shared[k] @ shared[k].T) / (mass[k] + prior))
+        if last:
             break
         before = now
-    return shift, factors, tilt - tilt.mean()
+    return shift, factors, tilt - tilt.mean(), scatter, mass
+
+
+def _pooled(scatter: Floats, mass: Floats, shared: Floats, tied: bool) -> Floats:
+    """Return factors (K, d, d) of the covariances within components of all groups together, of all components if tied.
+
+    Those of the joint mixture, which hasn't seen all rows, count as d + 2 rows.
+    """
+    prior = shared.shape[1] + 2.0
+    scatter = scatter + prior * shared @ shared.swapaxes(1, 2)
+    if tied:
+        scatter, mass = np.broadcast_to(scatter.mean(axis=0), scatter.shape), np.full(len(mass), mass.mean())
+    return np.asarray(np.linalg.cholesky(scatter / (mass + prior)[:, None, None]))

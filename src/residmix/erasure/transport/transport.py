@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.erasure.transport.aligned import Aligned, aligned
+from residmix.erasure.transport.aligned import Aligned, aligned, find_groups
+from residmix.erasure.transport.clusters import divided, kept_shares
 from residmix.erasure.transport.groups import (
     ByGroup,
     common_labels,
@@ -28,7 +30,7 @@ from residmix.erasure.transport.rosenblatt import Mixtures, from_scores, to_scor
 from residmix.kernels.pairs import small
 from residmix.rows.block import Block
 
-__all__ = ["Applied", "Transport", "fit_transport"]
+__all__ = ["Applied", "Asked", "Transport", "fit_transport"]
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +54,11 @@ class Transport:
     profile : bool
         Whether the reference was given; else it is the average.
     keeps_shares : bool
-        "component": the weights of a row's own metadata stay.
+        "component": the weights that clusters have at a row's own metadata stay.
+    covariances : str
+        The family, see `residmix.erasure.transport.groups.COVARIANCES`.
+    parts : int
+        Components that each cluster was divided into.
     """
 
     aligned: Aligned
@@ -61,6 +67,14 @@ class Transport:
     reference: Floats
     profile: bool
     keeps_shares: bool
+    covariances: str = "by-group"
+    parts: int = 1
+
+    @property
+    def clusters(self) -> NDArray[np.intp]:
+        """The cluster of each component, (K,)."""
+        found, K = self.by_group.clusters, self.by_group.params.n_components
+        return np.arange(K) if found is None else found
 
     def _referred(self, a: Floats) -> Floats:
         referred = a.copy()
@@ -74,7 +88,10 @@ class Transport:
         referred = self._referred(a[:1] if alike else a)
         target = self.by_group.at(referred) if self.profile else self.by_group.average(referred)
         target = target.repeated(len(a)) if alike else target
-        return own, replace(target, log_weights=own.log_weights) if self.keeps_shares else target
+        if self.keeps_shares:
+            kept = kept_shares(own.log_weights, target.log_weights, self.clusters)
+            target = replace(target, log_weights=kept)
+        return own, target
 
     def plain(self, n_rows: int | None) -> bool:
         """Tell whether so many rows are moved by numpy: few of them, or of one Gaussian each, which BLAS moves."""
@@ -112,6 +129,13 @@ class Transport:
         """Return the most probable component of each row given its metadata, (n,)."""
         return np.asarray(_log_joint(self.coordinates(x, a), self.by_group.at(a)).argmax(axis=1))
 
+    def cluster_labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
+        """Return the most probable cluster of each row given its metadata, (n,)."""
+        joint = _log_joint(self.coordinates(x, a), self.by_group.at(a))
+        clusters = self.clusters
+        whole = [np.logaddexp.reduce(joint[:, clusters == c], axis=1) for c in range(clusters.max() + 1)]
+        return np.asarray(np.stack(whole, axis=1).argmax(axis=1))
+
     def log_density(self, x: Floats, a: Floats) -> Floats:
         """Return log p(x | m), (n,)."""
         joint = _log_joint(self.coordinates(x, a), self.by_group.at(a))
@@ -141,38 +165,71 @@ def _log_joint(x: Floats, given: Mixtures) -> Floats:
     return joint
 
 
-def fit_transport(
-    x: Floats,
-    a: Floats,
-    weight: Floats,
-    n_removed: int,
-    n_components: int,
-    *,
-    reference: Floats | None,
-    keeps_shares: bool,
-    random_state: int,
-    begun: Transport | None = None,
-) -> Transport:
-    """Fit the laws to rows x (n, d) with design rows a (n, q), of which the first `n_removed` columns are removed.
+@dataclass(frozen=True)
+class Asked:
+    """What a transport is fitted to: rows x (n, d) with design rows a (n, q), and how.
 
-    `begun` was fitted to some of the rows: what aligns groups, and its joint mixture, is taken over.
+    Attributes
+    ----------
+    n_removed : int
+        Design columns that are removed: the first ones.
+    reference : ndarray (n_removed,) or None
+    keeps_shares : bool
+    random_state : int
     """
+
+    x: Floats
+    a: Floats
+    weight: Floats
+    n_removed: int
+    reference: Floats | None
+    keeps_shares: bool
+    random_state: int
+
+    def only(self, rows: NDArray[Any]) -> Asked:
+        return replace(self, x=self.x[rows], a=self.a[rows], weight=self.weight[rows])
+
+
+def fit_transport(
+    asked: Asked, n_components: int, *, covariances: str = "by-group", parts: int = 1, begun: Transport | None = None
+) -> Transport | None:
+    """Fit the laws, with `parts` components to each of the clusters; None if these can't be divided.
+
+    `begun` was fitted to some of the rows. If it's of the same kind, what aligns groups and the joint mixture are taken
+    over; if not, they are fitted again from the components that it gives rows. Clusters are those of `begun`.
+    """
+    x, a, weight, n_removed = asked.x, asked.a, asked.weight, asked.n_removed
     few = np.array([len(np.unique(a[:, j])) <= GROUP_VALUES for j in range(n_removed)], dtype=bool)
     columns, numbers = np.flatnonzero(few), np.flatnonzero(~few)
     patterns, rows = kept_patterns(a, columns), joint_rows(len(x))
-    told, labels = (a[rows], weight[rows]), None
+    told, labels, clusters, joint = (a[rows], weight[rows]), None, None, None
+
+    def alike_within(labels: NDArray[np.intp] | None) -> Aligned:
+        return aligned(x[rows], *told, n_removed, columns, numbers, patterns, labels)
+
     if begun is None:
-        alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns)
-        labels = common_labels(alike.into(x[rows], a[rows]), *told, n_components, random_state)
+        alike = alike_within(None)
+        labels = common_labels(alike.into(x[rows], a[rows]), *told, n_components, asked.random_state)
         if labels is not None:
-            alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns, labels)
+            alike = alike_within(labels)
+    elif begun.parts == parts and (parts > 1 or begun.covariances == covariances):
+        alike, joint, clusters = begun.aligned, begun.by_group, begun.clusters
     else:
-        alike = begun.aligned
+        labels = begun.labels(x[rows], a[rows])
+        labels = labels if len(np.unique(labels)) == n_components // parts else None
+        alike = begun.aligned if labels is None else alike_within(labels)
+        if parts > 1:
+            group = find_groups(a[rows], columns, patterns)
+            part = None if labels is None else divided(
+                alike.into(x[rows], a[rows]), group, labels, weight[rows], parts, asked.random_state
+            )  # fmt: skip
+            if labels is None or part is None:
+                return None
+            labels, clusters = labels * parts + part, np.repeat(begun.clusters, parts)
     groups = fit_groups(
-        alike.into(x, a), a, columns, numbers, patterns, weight, n_components, random_state, labels,
-        None if begun is None else begun.by_group,
+        alike.into(x, a), a, columns, numbers, patterns, weight, n_components, asked.random_state, labels, covariances,
+        clusters, joint,
     )  # fmt: skip
-    mean = weight @ a[:, :n_removed] / weight.sum()
-    return Transport(
-        alike, groups, n_removed, mean if reference is None else reference, reference is not None, keeps_shares
-    )
+    reference = weight @ a[:, :n_removed] / weight.sum() if asked.reference is None else asked.reference
+    return Transport(alike, groups, n_removed, reference, asked.reference is not None, asked.keeps_shares, covariances,
+                     parts)  # fmt: skip
