@@ -73,7 +73,8 @@ class Residualizer(Learner):
         effects of this factor, removed or preserved. Each feature has its own variance ratio
         (:mod:`residmix.effects.random`), and levels with few rows are shrunk more. ``{"site": "eb", "subject":
         "blup"}``: each factor as given; factors that aren't named aren't shrunk. With preserved random effects of
-        subjects, "eb" with ``scale=True`` is longitudinal ComBat (Beer et al. 2020).
+        subjects, "eb" with ``scale=True`` is longitudinal ComBat (Beer et al. 2020). ``{"subject": "blup",
+        "time:subject": "blup"}``, with ``time + subject + time:subject`` in a formula: each subject has a random line.
     reference : level, optional
         With "eb", a batch that the others are adjusted to and that isn't changed itself. Residuals are centred at its
         mean, and ``inverse_transform`` with this batch for all rows gives what ``sva::ComBat(ref.batch=)`` returns.

@@ -14,6 +14,7 @@ from residmix.design.terms import Term, find_term
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
+from residmix.effects.random.slopes import sloped_effects
 from residmix.effects.removal import LinearRemoval
 from residmix.moments.equations import Equations
 from residmix.moments.fit import LinearFit
@@ -34,7 +35,8 @@ class Blup:
     Attributes
     ----------
     factors : tuple of str
-        Terms, or the metadata columns that one term uses.
+        Terms, or the metadata columns that one term uses. A product of a number with one of them, as ``time:subject``,
+        has random slopes (:func:`residmix.effects.random.slopes.sloped_effects`).
     """
 
     factors: tuple[str, ...]
@@ -45,6 +47,7 @@ class Blup:
     def check(self, design: Design) -> None:
         """Raise ValueError unless these are factors with columns in the design."""
         self.terms(design)
+        self.lines(design)
 
     def merges(self, design: Design) -> bool:
         return True
@@ -58,7 +61,12 @@ class Blup:
         found = LeastSquares().estimate(moments, design, features, rows)
         terms = self.terms(design)
         columns = [(term.columns, design.level_rows(term)) for term in terms]
-        if len(columns) == 1:
+        lines = self.lines(design)
+        if lines:
+            slopes = [(number.columns.start, product.columns) for number, product in lines]
+            shrunk, several = sloped_effects(moments.linear, found.fit, columns[0], slopes)
+            terms += [product for _, product in lines]
+        elif len(columns) == 1:
             shrunk, one = random_effects(moments.linear, found.fit, *columns[0])
             several = [one]
         else:
@@ -70,8 +78,9 @@ class Blup:
 
     def terms(self, design: Design) -> list[Term]:
         """Return the terms of the factors."""
-        terms = [find_term(design.terms, name, "shrinkage") for name in self.factors]
-        for name, term in zip(self.factors, terms, strict=True):
+        named = [(name, find_term(design.terms, name, "shrinkage")) for name in self.factors]
+        named = [(name, term) for name, term in named if term.kind != "interaction"]
+        for name, term in named:
             if term.kind == "absorbed" or design.factors:
                 raise ValueError(
                     f"shrinkage='blup' needs a column per level, but {design.factors[0].name!r} has too many levels "
@@ -82,7 +91,33 @@ class Blup:
                     f"shrinkage: 'blup' needs a factor, but {name!r} is {term.kind}; name a factor, or "
                     "leave shrinkage out"
                 )
-        return terms
+        return [term for _, term in named]
+
+    def lines(self, design: Design) -> list[tuple[Term, Term]]:
+        """Return the terms of random slopes: the number, and its product with the factor."""
+        found = []
+        for name in self.factors:
+            term = find_term(design.terms, name, "shrinkage")
+            if term.kind != "interaction":
+                continue
+            factors = self.terms(design)
+            numbers = [own for own in design.terms if own.kind == "numeric" and own.name in term.name.split(":")]
+            if (
+                len(factors) != 1
+                or len(numbers) != 1
+                or set(term.variables)
+                != {
+                    *factors[0].variables,
+                    *numbers[0].variables,
+                }
+            ):
+                raise ValueError(
+                    f"shrinkage: 'blup' for {term.name!r} means random slopes, which need random intercepts of one "
+                    "factor and the number's own effect; write preserve='time + subject + time:subject' and shrinkage="
+                    "{'subject': 'blup', 'time:subject': 'blup'}"
+                )
+            found.append((numbers[0], term))
+        return found
 
 
 def _settled(fit: LinearFit, moments: LinearMoments, fixed: list[Term]) -> LinearFit:

@@ -57,6 +57,10 @@ class Smooth:
         """Raise ValueError for levels without columns."""
         if self.random:
             Blup(self.random).check(design)
+            if Blup(self.random).lines(design):
+                raise ValueError(
+                    "random slopes don't work with s(); use bs() instead of s(), or random intercepts alone"
+                )
         if design.factors:
             raise ValueError(
                 f"s() needs a column per level, but {design.factors[0].name!r} has {len(design.factors[0].levels)} "

@@ -27,12 +27,16 @@ class RandomEffects:
         Weight of the rows of each level.
     noise : ndarray (d,) or None
         :math:`\sigma^2`, by restricted maximum likelihood; None in models from older versions.
+    correlation : ndarray (d,) or None
+        Of slopes: their correlation with the intercepts at the mean of the variable; NaN where one of them has no
+        variance.
     """
 
     effects: Array
     ratio: Array
     rows: Array
     noise: Array | None = None
+    correlation: Array | None = None
 
 
 def level_indicators(levels: Array) -> tuple[Array, Array]:

@@ -64,6 +64,12 @@ def log_variances(
     Smooth terms are smooth and random effects random here as well.
     """
     random = [term for term in terms if term.name in found.random]
+    sloped = [term.name for term in random if term.kind == "interaction"]
+    if sloped:
+        raise ValueError(
+            f"the spread can't depend on random slopes, but {sloped[0]!r} has them; name the terms that it depends on, "
+            "as scale='site'"
+        )
     if random or any(term.kind == "smooth" for term in terms):
         return fit_curved_log_variances(rows, found.everything(), design, random, terms=terms, still=still)
     return fit_log_variances(rows, found.everything(), columns=columns_of(terms), still=still)
