@@ -116,6 +116,31 @@ def test_levels_show_mean_and_spread_before_and_after(residualizer):
             np.testing.assert_allclose(bar, [middle - spread, middle + spread])
 
 
+def test_distances_of_covariances_are_the_numbers_of_the_table(residualizer, rng):
+    turn = np.array([[1.0, 0.9], [0.9, 1.0]])
+    X = np.concatenate(
+        [rng.multivariate_normal([0, 0], cov, 400, method="cholesky") for cov in (turn, np.eye(2), np.eye(2))]
+    )
+    site = pd.DataFrame({"site": np.repeat(["a", "b", "c"], 400)})
+    model = rm.Residualizer("site", scale=True, covariance=True, check_leakage=False).fit(X, metadata=site)
+    ax = rm.plot_levels(model, show="covariance")
+    table = model.level_table("site")
+    drawn = [line.get_xdata() for line in ax.lines]
+    np.testing.assert_array_equal([pair for pair in drawn if len(pair) == 2], table[["covariance", "covariance_after"]])
+    assert table["covariance"][0] > 0.1
+    assert table["covariance_after"].max() < 0.05 * table["covariance"][0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a (400)", "b (400)", "c (400)"]
+    assert "nats" in ax.get_xlabel()
+    for call, told in (
+        (lambda: rm.plot_levels(residualizer, show="covariance"), "needs a Residualizer with covariance="),
+        (lambda: rm.plot_levels(model, column="scanner", show="covariance"), "are those of 'site', not of 'scanner'"),
+        (lambda: rm.plot_levels(model), "needs the rows"),
+        (lambda: rm.plot_levels(model, show="both"), "show must be"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
 def test_residuals_against_a_number_show_the_means_of_bins(rng):
     age = rng.uniform(20, 80, 600)
     table = pd.DataFrame({"x": 0.01 * (age - 50) ** 2 + 0.1 * rng.normal(size=600), "age": age})

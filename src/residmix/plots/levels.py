@@ -19,25 +19,29 @@ MOST_LEVELS = 25
 
 def plot_levels(
     model: Any,
-    X: Any,
+    X: Any = None,
     column: str | None = None,
     *,
     feature: str | None = None,
+    show: str = "feature",
     metadata: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw mean and spread of a feature in every level of a metadata column, before and after.
+    """Draw mean and spread of a feature in every level of a metadata column, before and after; or its covariance.
 
     Parameters
     ----------
     model : Residualizer or ResidualMixture
         Fitted.
     X, metadata
-        Rows, as for its `fit`; at most 5,000 are looked at.
+        Rows, as for its `fit`; at most 5,000 are looked at. None are needed for covariances.
     column : str, optional
         Default: the first metadata column that has levels.
     feature : str, optional
         Default: the one that the metadata explain most.
+    show : {"feature", "covariance"}, default "feature"
+        "covariance", of a Residualizer with ``covariance=``: how far the covariance of each level lies from the pooled
+        one, before and after, over all features (:meth:`residmix.Residualizer.level_table`).
     ax : matplotlib Axes, optional
         Default: of a new figure.
 
@@ -46,6 +50,11 @@ def plot_levels(
     Axes
         One line per level, from one standard deviation below its mean to one above: grey and hollow before, blue and
         filled after. Both are centred at the mean of all rows. With more than 25 levels, the largest are shown.
+
+    Raises
+    ------
+    ValueError
+        For an unknown column or feature, or covariances that the model doesn't adjust.
 
     Examples
     --------
@@ -57,6 +66,12 @@ def plot_levels(
     >>> ax.get_xlabel(), [label.get_text() for label in ax.get_yticklabels()]
     ('bill_depth_mm, about its mean', ['Biscoe (163)', 'Dream (123)', 'Torgersen (47)'])
     """
+    if show not in ("feature", "covariance"):
+        raise ValueError(f"show must be 'feature' or 'covariance', not {show!r}")
+    if show == "covariance":
+        return _distances(model, column, ax)
+    if X is None:
+        raise ValueError("plot_levels needs the rows, X, to show a feature; without rows it can show='covariance'")
     rows = rows_of(model, X, metadata)
     column = metadata_column(model, rows.metadata, column, with_levels=True)
     j = feature_place(model, feature)
@@ -82,6 +97,36 @@ def plot_levels(
     if len(kept) < len(levels):
         caption(ax, f"{len(kept)} largest of {len(levels)} levels of {name(column)}")
     legend(ax, title=None if len(kept) < len(levels) else name(column))
+    return ax
+
+
+def _distances(model: Any, column: str | None, ax: Axes | None) -> Axes:
+    """Draw the distance of each level's covariance from the pooled one, before and after."""
+    linear = residualizer_of(model)
+    if linear is None or not getattr(linear, "covariance", False):
+        raise ValueError("show='covariance' needs a Residualizer with covariance=; set it, or leave show= out")
+    factors = [own for own in linear.design_.terms if own.kind == "factor" and not own.preserved]
+    tables = [(own, linear.level_table(own.name)) for own in factors]
+    ((term, table),) = [(own, table) for own, table in tables if "covariance" in table]
+    if column not in (None, term.name, *term.variables):
+        raise ValueError(f"the covariances adjusted are those of {term.name!r}, not of {column!r}")
+    kept = table.iloc[np.sort(np.argsort(-table["rows"].to_numpy(), kind="stable")[:MOST_LEVELS])]
+    ax = axes(ax, figsize=(4.8, 1.2 + 0.34 * len(kept)))
+    for place, (before, after) in enumerate(zip(kept["covariance"], kept["covariance_after"], strict=True)):
+        ax.plot([before, after], [place] * 2, color=BEFORE, linewidth=1.4, zorder=1)
+        ax.plot(before, place, "o", color=INK, fillstyle="none", markersize=5.5, label=None if place else "before")
+        ax.plot(after, place, "o", color=AFTER, markersize=5.5, label=None if place else "after")
+    ax.set_yticks(
+        range(len(kept)),
+        [f"{name(own, 22)} ({rows:,.0f})" for own, rows in zip(kept["level"], kept["rows"], strict=True)],
+    )
+    ax.set_ylim(len(kept) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("covariance's distance from the pooled one, nats per direction")
+    ax.grid(axis="y", visible=False)
+    if len(kept) < len(table):
+        caption(ax, f"{len(kept)} largest of {len(table)} levels of {name(term.name)}")
+    legend(ax, title=None if len(kept) < len(table) else name(term.name))
     return ax
 
 

@@ -171,6 +171,11 @@ def _of_metadata(found: Evidence, summary: dict[str, Any], add: Callable[..., No
         add("levels", lambda ax, own=own: plot_levels(found.model, found.rows, own, ax=ax), (4.4, 1.2 + 0.34 * count),
             f"Mean and spread of a feature in every level of {own}, before and after.",
             f"{own}: mean and one standard deviation, of the feature that the metadata explain most.")  # fmt: skip
+    if getattr(found.model, "covariance", False) and with_levels:
+        count = min(max(row["n_levels"] for row in summary["levels"]), 25)
+        add("levels", lambda ax: plot_levels(found.model, show="covariance", ax=ax), (4.4, 1.2 + 0.34 * count),
+            "Distance of each level's covariance from the pooled one, before and after.",
+            "How far the covariance of all features lies from the pooled one: hollow before, full after.")  # fmt: skip
     for own in [column for column in found.removed if column not in with_levels][:MOST_COLUMNS]:
         if own in found.rows.metadata and found.rows.metadata[own].dtype.kind in "fiu":
             add("levels", lambda ax, own=own: plot_residuals_vs_metadata(found.model, found.rows, own, ax=ax),
