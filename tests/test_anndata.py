@@ -67,6 +67,50 @@ def test_backed_files_are_read_and_not_changed(tmp_path, kind, monkeypatch):
     assert path.read_bytes() == before
 
 
+PARTS = {
+    "genes": (slice(None), [7, 1, 3]),
+    "rows": (np.arange(600) % 3 > 0, slice(None)),
+    "both": (np.flatnonzero(np.arange(600) % 3), slice(2, 9)),
+    "in another order": (np.random.default_rng(0).permutation(600)[:400], [7, 1, 3]),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_parts_of_backed_objects_are_read_block_by_block(tmp_path, kind, part, monkeypatch):
+    monkeypatch.setattr(ra, "BATCH_BYTES", 8 * 20 * 300)
+    X, obs = cells()
+    rows, genes = PARTS[part]
+    anndata.AnnData(kind(X), obs=obs).write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    view = backed[rows, genes]
+    table = ra.from_anndata(view, "batch + counts")
+    model = rm.Residualizer("batch + counts", scale=True, shrinkage={"batch": "eb"}, check_leakage=False)
+    found = model.fit_transform(table)
+    own = X[rows][:, genes], obs.iloc[np.arange(600)[rows]]
+    whole = expected(*own, scale=True, shrinkage={"batch": "eb"}, check_leakage=False)
+    np.testing.assert_allclose(found, whole, atol=1e-9)
+    assert list(model.features_) == list(view.var_names)
+    # the model finds its genes by name in the whole object
+    if part != "rows":
+        np.testing.assert_allclose(model.transform(ra.from_anndata(backed, "batch + counts"))[rows], found, atol=1e-9)
+    for write in (ra.residualize, ra.mixture):
+        with pytest.raises(ValueError, match="part of a backed object, which nothing can be written to"):
+            write(view, "batch")
+    backed.file.close()
+
+
+def test_results_of_a_part_in_memory_stand_in_the_part():
+    X, obs = cells()
+    adata = anndata.AnnData(X, obs=obs.copy())
+    part = adata[obs.batch != "c", [7, 1, 3]]
+    with pytest.warns(anndata.ImplicitModificationWarning):
+        ra.residualize(part, "batch + counts")
+    rows = (obs.batch != "c").to_numpy()
+    np.testing.assert_allclose(part.layers["residual"], expected(X[rows][:, [7, 1, 3]], obs[rows]), atol=1e-10)
+    assert "residual" not in adata.layers
+
+
 def test_layers_and_embeddings_are_features_too():
     X, obs = cells()
     adata = anndata.AnnData(np.zeros_like(X), obs=obs.copy(), layers={"log": np.arcsinh(X)}, obsm={"X_pca": X[:, :5]})

@@ -36,7 +36,7 @@ def from_anndata(
     Parameters
     ----------
     adata : AnnData
-        In memory or backed.
+        In memory or backed, or some rows and genes of one, ``adata[rows, genes]``.
     formula : str, optional
         Only the columns of ``obs`` that it names are read. Default: all of them.
     layer : str, optional
@@ -129,7 +129,7 @@ def residualize(
     """
     from residmix.removal.residualizer import Residualizer
 
-    adata = _checked(adata)
+    adata = _writable(adata)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
     model = Residualizer(formula, preserve=preserve, **options)
     if model.residuals == "cross-fitted" and model.estimator is None:
@@ -206,7 +206,7 @@ def mixture(
 
     from residmix.conditional.residual_mixture import ResidualMixture
 
-    adata = _checked(adata)
+    adata = _writable(adata)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
     model: ResidualMixture = ResidualMixture(n_components, formula=formula, preserve=preserve, **options).fit(table)
     probabilities = model.predict_proba(table)
@@ -353,6 +353,17 @@ def _checked(adata: Any) -> Any:
         raise require_extra("anndata", "anndata", "reading AnnData objects") from None
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData object, not {type(adata).__name__}")
+    return adata
+
+
+def _writable(adata: Any) -> Any:
+    """Return an object that results can be written to; some rows or genes of a backed one can only be read."""
+    adata = _checked(adata)
+    if adata.is_view and adata.isbacked:
+        raise ValueError(
+            "adata is a part of a backed object, which nothing can be written to; call adata.to_memory() first, or fit "
+            "an estimator to from_anndata(adata, formula), which reads a block at a time, and keep what it returns"
+        )
     return adata
 
 
