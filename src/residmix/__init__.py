@@ -20,6 +20,7 @@ _HOMES = {
     "bootstrap_lrt": "mixture.after.resampling.ratio_test",
     "cluster_differences": "diagnostics.clusters.differences",
     "confounder_test": "diagnostics.confounding.confounder_test",
+    "design_audit": "diagnostics.design_audit",
     "load": "persistence",
     "match_components": "mixture.after.matching",
     "mdn_residualize": "functional",
@@ -50,6 +51,7 @@ __all__ = [
     "bootstrap_lrt",
     "cluster_differences",
     "confounder_test",
+    "design_audit",
     "load",
     "match_components",
     "mdn_residualize",
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from residmix.diagnostics.association import association
     from residmix.diagnostics.clusters.differences import cluster_differences
     from residmix.diagnostics.confounding.confounder_test import confounder_test
+    from residmix.diagnostics.design_audit import design_audit
     from residmix.erasure.eraser import Eraser
     from residmix.functional import mdn_residualize
     from residmix.mixture.after.matching import match_components

@@ -128,6 +128,11 @@ __all__ = ["fit", "run"]
         "--min-count", type=click.IntRange(min=1), default=5, show_default=True,
         help="With --moments-only, stop if a level, or pair of levels, has fewer rows than this.",
     ),
+    click.option(
+        "--audit", is_flag=True,
+        help="Print which effects of --formula and --preserve can't be told apart, and levels of few rows, and stop; "
+             "status 1 if there are any.",
+    ),
     click.option("--dry-run", is_flag=True, help="Print what would be done with rows and columns, and stop."),
     ATTENDED,
 )  # fmt: skip
@@ -148,6 +153,9 @@ def run(data: str, chosen: SimpleNamespace) -> None:
     _check_outputs(data, chosen, reads=())
     with noting() as notes:
         source = open_data(data, chosen)
+        if chosen.audit:
+            _audit(source, chosen)
+            return
         _check_outputs(data, chosen, reads=source.paths)
         columns = plan_columns(source, chosen)
         say(chosen.quiet, columns.told())
@@ -198,6 +206,8 @@ def _check_options(chosen: SimpleNamespace) -> None:
         raise click.UsageError("--stepwise needs --formula and a mixture (-k), and doesn't work with --checkpoint")
     if chosen.resume and chosen.checkpoint is None:
         raise click.UsageError("--resume needs --checkpoint, the file to continue from")
+    if chosen.audit and chosen.formula is None:
+        raise click.UsageError("--audit needs --formula")
     if chosen.fail_if_left is not None and chosen.formula is None:
         raise click.UsageError("--fail-if-left needs --formula")
     if chosen.formula is None and (
@@ -267,6 +277,16 @@ def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
         print_summary(summary)
     if chosen.fail_if_left is not None:
         check_left(summary, chosen.fail_if_left, chosen.quiet)
+
+
+def _audit(source: Data, chosen: SimpleNamespace) -> None:
+    """Print what the design alone tells; exit with status 1 if something stands out."""
+    from residmix.diagnostics.design_audit import design_audit
+
+    found = design_audit(source.table, chosen.formula, preserve=chosen.preserve)
+    click.echo(json.dumps(found.to_dict(), indent=1) if chosen.as_json else str(found))
+    if not found.passed:
+        raise click.exceptions.Exit(1)
 
 
 def _tell_plan(source: Data, columns: Columns, model: Any, chosen: SimpleNamespace) -> None:
