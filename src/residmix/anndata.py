@@ -129,15 +129,14 @@ def residualize(
     """
     from residmix.removal.residualizer import Residualizer
 
-    adata = _writable(adata)
+    adata = _checked(adata, writing=True)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
     model = Residualizer(formula, preserve=preserve, **options)
     if model.residuals == "cross-fitted" and model.estimator is None:
         # folds take rows out of order, and so want them in memory
         matrix = _matrix(adata, layer, basis)
-        names = _names(adata, matrix, basis)
-        columns = list(formula_columns(_both(formula, preserve)))
-        residual = model.fit_transform(_named(matrix[:], names), metadata=adata.obs[columns])
+        own = _named(matrix[:], _names(adata, matrix, basis))
+        residual = model.fit_transform(own, metadata=adata.obs[list(formula_columns(_both(formula, preserve)))])
     else:
         residual = model.fit_transform(table)
     matrix = _matrix(adata, layer, basis)
@@ -206,13 +205,12 @@ def mixture(
 
     from residmix.conditional.residual_mixture import ResidualMixture
 
-    adata = _writable(adata)
+    adata = _checked(adata, writing=True)
     table = from_anndata(adata, _both(formula, preserve), layer=layer, basis=basis)
     model: ResidualMixture = ResidualMixture(n_components, formula=formula, preserve=preserve, **options).fit(table)
     probabilities = model.predict_proba(table)
     names = [str(k) for k in range(probabilities.shape[1])]
-    best = np.asarray(probabilities).argmax(axis=1)
-    adata.obs[key] = pd.Categorical.from_codes(best, categories=pd.Index(names))
+    adata.obs[key] = pd.Categorical.from_codes(np.argmax(probabilities, axis=1), categories=pd.Index(names))
     adata.obsm[f"X_{key}"] = probabilities
     adata.uns[key] = {
         **_described(formula, preserve, layer, basis),
@@ -346,24 +344,15 @@ def _described(formula: str, preserve: str | None, layer: str | None, basis: str
     }
 
 
-def _checked(adata: Any) -> Any:
+def _checked(adata: Any, *, writing: bool = False) -> Any:
     try:
         from anndata import AnnData
     except ImportError:
         raise require_extra("anndata", "anndata", "reading AnnData objects") from None
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData object, not {type(adata).__name__}")
-    return adata
-
-
-def _writable(adata: Any) -> Any:
-    """Return an object that results can be written to; some rows or genes of a backed one can only be read."""
-    adata = _checked(adata)
-    if adata.is_view and adata.isbacked:
-        raise ValueError(
-            "adata is a part of a backed object, which nothing can be written to; call adata.to_memory() first, or fit "
-            "an estimator to from_anndata(adata, formula), which reads a block at a time, and keep what it returns"
-        )
+    if writing and adata.is_view and adata.isbacked:
+        raise ValueError("adata is a part of a backed object, which nothing can be written to; use adata.to_memory()")
     return adata
 
 
