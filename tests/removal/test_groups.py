@@ -80,6 +80,45 @@ def test_a_held_out_site_is_corrected_by_the_others_alone(variant):
     assert np.abs(change).max() < 6.0 - 1.0  # in-sample, most of it is
 
 
+EB = {"scale": True, "shrinkage": "eb"}
+LINES = "age + who + age:who"
+LATER = {
+    "curves": ("site", {"preserve": "s(age)"}),
+    "combat with curves": ("site", {"preserve": "s(age)", **EB}),
+    "combatls": ("site", {"preserve": "age", **EB, "scale": "site + age"}),
+    "combatls with curves": ("site", {"preserve": "s(age)", **EB, "scale": "site + s(age)"}),
+    "combatls of what is removed": ("site + age", {**EB, "scale": "site + age"}),
+    "two factors": ("site + scanner", {"scale": True, "shrinkage": {"site": "eb", "scanner": "eb"}}),
+    "pooled and random": ("site + scanner", {"scale": True, "shrinkage": {"site": "eb", "scanner": "blup"}}),
+    "longitudinal": ("site", {"preserve": "age + who", "scale": True, "shrinkage": {"site": "eb", "who": "blup"}}),
+    "lines": (
+        "site",
+        {"preserve": LINES, "scale": True, "shrinkage": {"site": "eb", "who": "blup", "age:who": "blup"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("group", ["subject", "site"])
+@pytest.mark.parametrize("variant", LATER)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::residmix.errors.ResidmixWarning")  # of many columns, and levels in one fold
+def test_whoever_is_held_out_is_corrected_as_by_a_fit_that_never_saw_them(variant, group):
+    table = visits().assign(who=lambda t: "w" + t["subject"].astype(str))
+    table["scanner"] = np.where(np.random.default_rng(3).uniform(size=len(table)) < 0.5, "s", "t")
+    formula, options = LATER[variant]
+    options = {"features": FEATURES, "check_leakage": False, "on_unknown": "mean", **options}
+    own = ((table["site"] == "b") if group == "site" else table["subject"] == 7).to_numpy()
+    folds = GroupKFold(5) if group == "subject" else LeaveOneGroupOut()
+    (beside,) = (test for _, test in folds.split(table, groups=table[group]) if own[test].any())
+    rest = table.drop(index=beside)
+    alone = Residualizer(formula, **options).fit(rest).transform(table[own])
+    held = Residualizer(formula, residuals="cross-fitted", cv=folds, groups=group, **options)
+    assert_allclose(held.fit_transform(table)[own], alone, atol=1e-12)
+    # control: a fit of all rows takes something of theirs out
+    whole = Residualizer(formula, **options).fit(table).transform(table[own])
+    assert np.abs(whole - alone).max() > 1e-3
+
+
 def test_groups_are_no_features_and_not_removed():
     table = visits()
     names = FEATURES[:3]
