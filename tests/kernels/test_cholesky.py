@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
+from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles, swept
 
 RNG = np.random.default_rng(0)
 
@@ -30,3 +30,18 @@ def test_factors_whiten_and_inverses_invert(d):
 def test_what_has_no_factor_is_told(d):
     matrices = np.stack([np.eye(d), np.ones((d, d)) - 0.1 * np.eye(d), np.full((d, d), np.nan), -np.eye(d)])
     assert inverse_cholesky(matrices)[1].tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("d", [1, 4, 12])
+def test_swept_matrices_are_inverses_and_pivots_multiply_to_determinants(d):
+    root = RNG.normal(size=(30, d, 2 * d))
+    matrices = root @ root.transpose(0, 2, 1)
+    inverses, pivots = swept(np.moveaxis(matrices, 0, -1).copy())
+    assert_allclose(np.moveaxis(inverses, -1, 0) @ matrices, np.broadcast_to(np.eye(d), matrices.shape), atol=1e-8)
+    assert_allclose(np.log(pivots).sum(axis=0), np.linalg.slogdet(matrices)[1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_matrix_that_is_not_positive_definite_has_a_pivot_that_says_so():
+    matrices = np.stack([np.eye(3), np.ones((3, 3)) - 0.1 * np.eye(3), np.full((3, 3), np.nan), -np.eye(3)])
+    pivots = swept(np.moveaxis(matrices, 0, -1).copy())[1]
+    assert (pivots.min(axis=0) > 0).tolist() == [True, False, False, False]

@@ -1,4 +1,4 @@
-"""Triangular factors of stacks of matrices, by LAPACK."""
+"""Triangular factors of stacks of matrices, by LAPACK; inverses of very many small ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dtrtri
 
-__all__ = ["inverse_cholesky", "inverse_triangles", "many_inverse_cholesky"]
+__all__ = ["inverse_cholesky", "inverse_triangles", "many_inverse_cholesky", "swept"]
 
 Floats = NDArray[np.float64]
 
@@ -65,3 +65,21 @@ def inverse_triangles(triangles: Floats) -> Floats:
         # lower of the transpose: the same memory; what lies on the other side isn't touched
         inverses[k] = dtrtri(triangle.T, lower=1)[0].T
     return np.triu(inverses)
+
+
+def swept(matrices: Floats) -> tuple[Floats, Floats]:
+    """Return the inverses of symmetric matrices (d, d, C), in their place, and the pivots (d, C) of Gauss and Jordan.
+
+    A matrix is positive definite, and its inverse right, if all its pivots are positive; their product is its
+    determinant.
+    """
+    d, pivots = len(matrices), np.empty(matrices.shape[1:])
+    with np.errstate(all="ignore"):
+        for j in range(d):
+            row = matrices[j].copy()
+            pivots[j] = row[j]
+            column = row / row[j]
+            matrices -= column[:, None] * row
+            column[j] = -1.0 / pivots[j]
+            matrices[j] = matrices[:, j] = column
+    return np.negative(matrices, out=matrices), pivots

@@ -7,7 +7,7 @@ import operator
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.cholesky import inverse_cholesky
+from residmix.kernels.cholesky import inverse_cholesky, swept
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
@@ -55,17 +55,19 @@ def spiky(
     rows_needed : int
         See `residmix.mixture.families.structure.Family.rows_needed`.
     """
-    own = full - ridge * np.eye(full.shape[-1])
-    equal = np.linalg.eigvalsh(own)[..., 0] <= OWN * ridge
-    few = (weights * total <= FEW * rows_needed) & ~far
-    found = np.asarray(few.any(axis=1))
-    index = np.flatnonzero(found)
-    if len(index):
+    d = full.shape[-1]
+    # no variance beyond that in some direction
+    pivots = swept(np.moveaxis(full.reshape(-1, d, d), 0, -1) - ((1 + OWN) * ridge * np.eye(d))[:, :, None])[1]
+    found = ((pivots.min(axis=0) <= 0).reshape(far.shape) & ~far).any(axis=1)
+    run, k = np.nonzero((weights * total <= FEW * rows_needed) & ~far & ~found[:, None])
+    if len(run):
+        index, place = np.unique(run, return_inverse=True)
+        own = full[index] - ridge * np.eye(d)
         usual = ~far[index] | far[index].all(axis=1, keepdims=True)
-        white = _to_typical(weights[index], own[index], usual)[:, None]
-        least = np.linalg.eigvalsh(white.swapaxes(2, 3) @ own[index] @ white)[..., 0]
-        found[index] = (few[index] & (least < NARROW**2)).any(axis=1)
-    return np.asarray(found | (equal & ~far).any(axis=1))
+        white = _to_typical(weights[index], own, usual)[place]
+        least = np.linalg.eigvalsh(white.swapaxes(1, 2) @ own[place, k] @ white)[:, 0]
+        found[run[least < NARROW**2]] = True
+    return np.asarray(found)
 
 
 def _to_typical(weights: Floats, full: Floats, usual: NDArray[np.bool_]) -> Floats:

@@ -6,7 +6,10 @@ With :math:`q(y) = (1, y_1, ..., y_d, y_1 y_1, y_1 y_2, ..., y_d y_d)` a log-den
 
 and the moments of all components are one product, :math:`R' q(y)`. That is a tenth of the time of the loops where tens
 of mixtures go side by side. Moments are about the origin of y: for rows that lie about it and aren't far out, in units
-of their spread, and for nothing but the search for starts. There a dozen digits are left of sixteen.
+of their spread, and for nothing but the search for starts. There a dozen digits are left of sixteen. What is added to
+the covariances sets how narrow a component can be, and so what is lost: nothing here is for covariances without it.
+
+Components lie along the last axis of every array, so that an operation on small matrices is one on long vectors.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.mixture.iteration.estep import LOG_2PI, MixtureMoments
-from residmix.mixture.params import MixtureParams
+from residmix.kernels.cholesky import swept
+from residmix.mixture.iteration.estep import LOG_2PI
 
 __all__ = ["QuadraticRows"]
 
@@ -35,12 +38,17 @@ class QuadraticRows:
 
     Attributes
     ----------
-    features : ndarray (n, 1 + d + d (d + 1) / 2), or (n, 1 + 2 d) for diagonal covariances
+    features : ndarray (q, n)
+        q is 1 + d + d (d + 1) / 2, or 1 + 2 d for diagonal covariances.
     weight : ndarray (n,) or None
     n_features : int
     diagonal : bool
     above, below : ndarray (d (d + 1) / 2,)
         Which entries of a matrix its products stand for.
+    place : ndarray (d, d)
+        Where a matrix finds its entries, from the first feature after the 1.
+    twice : ndarray (d (d + 1) / 2, 1)
+        Factors of the products in a density: those off the diagonal stand for two.
     total : float
         Sum of the weights.
     """
@@ -51,6 +59,8 @@ class QuadraticRows:
     diagonal: bool
     above: NDArray[np.intp]
     below: NDArray[np.intp]
+    place: NDArray[np.intp]
+    twice: Floats
     total: float
 
     @classmethod
@@ -58,83 +68,85 @@ class QuadraticRows:
         """Return rows y (n, d) of weights w (n,)."""
         n, d = y.shape
         above, below = (np.arange(d), np.arange(d)) if diagonal else np.triu_indices(d)
-        features = np.concatenate([np.ones((n, 1)), y, y[:, above] * y[:, below]], axis=1)
-        return cls(features, None if (w == 1).all() else w, d, diagonal, above, below, float(w.sum()))
+        features = np.empty((1 + d + len(above), n))
+        features[0] = 1.0
+        features[1 : d + 1] = columns = np.ascontiguousarray(y.T)
+        np.multiply(columns[above], columns[below], out=features[d + 1 :])
+        place = np.empty((d, d), dtype=np.intp)
+        place[above, below] = place[below, above] = d + np.arange(len(above))
+        twice = np.where(above == below, -0.5, -1.0)[:, None]
+        weight = None if (w == 1).all() else w
+        return cls(features, weight, d, diagonal, above, below, place, twice, float(w.sum()))
 
     @property
     def n_rows(self) -> int:
-        return len(self.features)
+        return self.features.shape[1]
 
-    def moments(self, params: MixtureParams, runs: int) -> MixtureMoments:
-        """Return the moments of mixtures, `runs` of as many components each, and their log-likelihoods (runs,)."""
-        log_likelihood, sums = self._sums(self._coefficients(params), runs)
-        d, means = self.n_features, params.means
-        mass, first = sums[:, 0], sums[:, 1 : d + 1]
-        shift = first - mass[:, None] * means
+    def sums(self, coefficients: Floats, runs: int) -> tuple[Floats, Floats]:
+        """Return log-likelihoods (runs,) and the sums of features by shares (q, C); of densities as `coefficients`
+        make them, `runs` of as many components each.
+        """
+        C, n = coefficients.shape[1], self.n_rows
+        step = max(256, AT_ONCE // C)
+        log_likelihood, sums = self._tile(coefficients, runs, slice(0, step))
+        for begin in range(step, n, step):
+            more = self._tile(coefficients, runs, slice(begin, begin + step))
+            log_likelihood += more[0]
+            sums += more[1]
+        return log_likelihood, sums
+
+    def _tile(self, coefficients: Floats, runs: int, rows: slice) -> tuple[Floats, Floats]:
+        tile = self.features[:, rows]
+        each = coefficients.T @ tile
+        shares = each.reshape(runs, len(each) // runs, -1)
+        top = shares.max(axis=1)
+        shares -= top[:, None]
+        np.exp(np.maximum(each, VANISHED, out=each), out=each)
+        total = shares.sum(axis=1)
+        top += np.log(total)
+        if self.weight is None:
+            shares /= total[:, None]
+            return top.sum(axis=1), tile @ each.T
+        shares *= (self.weight[rows] / total)[:, None]
+        return top @ self.weight[rows], tile @ each.T
+
+    def moments(self, sums: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return weights (C,), means (d, C) and covariances (d, d, C), or variances (d, C), of components."""
+        d, mass = self.n_features, sums[0]
+        mean = sums[1:] / (mass if mass.min() > 0 else np.where(mass > 0, mass, 1.0))
+        means = mean[:d]
         if self.diagonal:
-            scatter = sums[:, d + 1 :] - means * (first + shift)
-        else:
-            scatter = self._matrices(sums[:, d + 1 :])
-            # of S - m s' - s m' + N m m' with s - N m the shift
-            scatter -= means[:, :, None] * first[:, None, :] + shift[:, :, None] * means[:, None, :]
-        return MixtureMoments(mass, shift, scatter, log_likelihood, self.total, self.n_rows)  # type: ignore[arg-type]
+            return mass, means, mean[d:] - means * means
+        return mass, means, mean[self.place] - means[:, None] * means
 
-    def clusters(self, labels: NDArray[np.int64], K: int) -> tuple[Floats, Floats, Floats]:
-        """Return weights (runs, K), means (runs, K, d) and scatters about them of several clusterings (runs, n)."""
+    def of_clusters(self, labels: NDArray[np.int64], K: int) -> Floats:
+        """Return the sums of features (q, runs K) by clusters, of several clusterings (runs, n)."""
         share = (labels[:, None] == np.arange(K)[:, None]).astype(np.float64)
         if self.weight is not None:
             share *= self.weight
-        d, runs = self.n_features, len(labels)
-        sums = share.reshape(runs * K, -1) @ self.features
-        mass = sums[:, 0]
-        means = sums[:, 1 : d + 1] / np.where(mass > 0, mass, 1.0)[:, None]
-        products = sums[:, d + 1 :] - mass[:, None] * means[:, self.above] * means[:, self.below]
-        if not self.diagonal:
-            products = self._matrices(products)
-        return mass.reshape(runs, K), means.reshape(runs, K, d), products.reshape(runs, K, *products.shape[1:])
+        return self.features @ share.reshape(-1, self.n_rows).T
 
-    def _matrices(self, products: Floats) -> Floats:
-        """Return products (C, d (d + 1) / 2) as symmetric matrices."""
-        full = np.empty((len(products), self.n_features, self.n_features))
-        full[:, self.above, self.below] = full[:, self.below, self.above] = products
-        return full
+    def coefficients(self, weights: Floats, means: Floats, covariances: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return log-densities as coefficients of the features (q, C), and of which components there are any (C,).
 
-    def _coefficients(self, params: MixtureParams) -> Floats:
-        """Return the log-densities of the components as coefficients of the features (C, q)."""
-        means, factors, d = params.means, params.factors, self.n_features
-        out = np.empty((len(means), self.features.shape[1]))
-        if self.diagonal:
-            precision = np.broadcast_to(params.family.diagonals(factors) ** 2, means.shape)
-            out[:, d + 1 :] = -0.5 * precision
-            linear = precision * means
-        else:
-            precision = factors @ factors.swapaxes(1, 2)
-            twice = np.where(self.above == self.below, -0.5, -1.0)
-            np.multiply(precision[:, self.above, self.below], twice, out=out[:, d + 1 :])
-            linear = (precision @ means[:, :, None])[:, :, 0]
-        out[:, 1 : d + 1] = linear
-        out[:, 0] = params.log_weights + params.log_det - 0.5 * (d * LOG_2PI + np.einsum("kj,kj->k", linear, means))
-        return out
-
-    def _sums(self, coefficients: Floats, runs: int) -> tuple[Floats, Floats]:
-        """Return log-likelihoods (runs,) and the sums of features by shares (C, q)."""
-        C, n = len(coefficients), self.n_rows
-        log_likelihood, sums = np.zeros(runs), np.zeros(coefficients.shape)
-        step = max(256, AT_ONCE // C)
-        for begin in range(0, n, step):
-            tile = self.features[begin : begin + step]
-            shares = (coefficients @ tile.T).reshape(runs, C // runs, len(tile))
-            top = shares.max(axis=1)
-            shares -= top[:, None]
-            np.exp(np.maximum(shares, VANISHED, out=shares), out=shares)
-            total = shares.sum(axis=1)
-            logs = top + np.log(total)
-            if self.weight is None:
-                shares /= total[:, None]
-                log_likelihood += logs.sum(axis=1)
+        Parameters
+        ----------
+        weights : ndarray (C,)
+        means : ndarray (d, C)
+        covariances : ndarray (d, d, C), or (d, C) if diagonal
+        """
+        d, out = self.n_features, np.empty((len(self.features), len(weights)))
+        with np.errstate(all="ignore"):
+            if self.diagonal:
+                precision, pivots = 1.0 / covariances, covariances
+                np.multiply(precision, -0.5, out=out[d + 1 :])
+                linear = precision * means
             else:
-                weight = self.weight[begin : begin + step]
-                shares *= (weight / total)[:, None]
-                log_likelihood += logs @ weight
-            sums += shares.reshape(C, -1) @ tile
-        return log_likelihood, sums
+                precision, pivots = swept(covariances.copy())
+                np.multiply(precision[self.above, self.below], self.twice, out=out[d + 1 :])
+                linear = (precision * means).sum(axis=1)
+            out[1 : d + 1] = linear
+            linear *= means
+            linear += np.log(pivots)
+            out[0] = np.log(weights) - 0.5 * linear.sum(axis=0) - 0.5 * d * LOG_2PI
+        return out, np.asarray((pivots.min(axis=0) > 0) & (pivots.max(axis=0) < np.inf))

@@ -1,20 +1,24 @@
-"""Several short runs of EM at the same time, which share the overhead of an iteration."""
+"""Several short runs of EM at the same time, which share the overhead of an iteration.
+
+Components of all runs lie along the last axis of every array, so that an operation on small matrices is one on long
+vectors.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.em.loop import has_converged
-from residmix.kernels.cholesky import many_inverse_cholesky
+from residmix.em.loop import REST, ROUNDING
+from residmix.kernels.cholesky import many_inverse_cholesky, swept
 from residmix.mixture.families.factor import FactorFamily
 from residmix.mixture.families.family import Family, family
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, mixture_block
-from residmix.mixture.iteration.mstep import dead_components, keep_where_cancelled, with_ridge
+from residmix.mixture.iteration.mstep import CANCELLED, DEAD_ROWS
 from residmix.mixture.iteration.quadratic import QuadraticRows
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
 from residmix.rows.block import Block
@@ -24,40 +28,56 @@ __all__ = ["Runs", "joined", "short_runs"]
 
 Floats = NDArray[np.float64]
 
+# Runs that have ended go on beside the others until no more than this share of them is left.
+PART = 0.7
+
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Mixtures of one size and family, the components of all in one row, as those of one mixture.
+    """Mixtures of one size and family, the components of all in a row.
 
     Attributes
     ----------
-    params : MixtureParams
-        Of all components, run by run. Where a family's components know of each other, as those of the family that has
-        as many numbers a component: "diag" or "full".
-    n_runs : int
+    n_components : int
+        Of each.
+    weights, means : ndarray (C,), (d, C)
+    covariances : ndarray (d, d, C), or (d, C) if the family is diagonal
+        Made to those of the family, whole.
     covariance_type : str
     values : ndarray (n_runs,)
-        Log-likelihoods per row.
+        Log-likelihoods per row; -inf if they aren't known.
+    rows : Rows, QuadraticRows or None
+        On which these are known, and the next three.
+    mass, centres, within : ndarray (C,), (d, C), (d, d, C) or (d, C)
+        Rows, means and covariances of the components by what each has of every row.
     """
 
-    params: MixtureParams
-    n_runs: int
+    n_components: int
+    weights: Floats
+    means: Floats
+    covariances: Floats
     covariance_type: str
     values: Floats
+    rows: Any = None
+    mass: Floats | None = None
+    centres: Floats | None = None
+    within: Floats | None = None
 
     @classmethod
-    def of(cls, weights: Floats, means: Floats, W: Floats, n: Floats, covariance_type: str) -> Runs:
+    def of(
+        cls, mass: Floats, means: Floats, W: Floats, K: int, covariance_type: str, counts: Floats | None = None
+    ) -> Runs:
         """Return runs with the M-step's answers, those left out that are singular.
 
         Parameters
         ----------
-        weights : ndarray (n_runs, K)
-            Each run's sum to one.
-        means : ndarray (n_runs K, d)
-        W : ndarray (n_runs K, d, d) or (n_runs K, d)
-            Covariances within components; their diagonals if the family is diagonal.
-        n : ndarray (n_runs, K)
-            Rows of the components.
+        mass, means : ndarray (C,), (d, C)
+            Rows and means of the components.
+        counts : ndarray (n_runs, K), optional
+            How many rows `W` counts as; `mass` by default.
+        W : ndarray (d, d, C), or (d, C) if the family is diagonal
+            Covariances within components.
+        K : int
         covariance_type : str
 
         Raises
@@ -65,32 +85,71 @@ class Runs:
         SingularCovarianceError
             If all are.
         """
-        of, (count, K) = family(covariance_type), weights.shape
-        covariances = _fitted(of, W, n, None)
-        params, sound = _made(weights.ravel(), means, covariances, _joint_type(covariance_type), K)
+        of, n = family(covariance_type), mass.reshape(-1, K)
+        covariances = _fitted(of, W, n if counts is None else counts, None)
+        weights = (n / n.sum(axis=1, keepdims=True)).ravel()
+        runs = cls(K, weights, means, covariances, covariance_type, np.full(len(n), -np.inf))
+        sound = _sound(covariances).reshape(n.shape).all(axis=1)
+        if sound.all():
+            return runs
         if not sound.any():
             raise SingularCovarianceError(np.arange(K))
-        runs = cls(params, count, covariance_type, np.full(count, -np.inf))
-        return runs if sound.all() else runs.only(np.flatnonzero(sound))
+        return runs.only(np.flatnonzero(sound))
+
+    @property
+    def n_runs(self) -> int:
+        return len(self.values)
 
     def only(self, chosen: NDArray[np.intp]) -> Runs:
         """Return some of the runs."""
-        K = len(self.params.weights) // self.n_runs
+        K = self.n_components
         places = (chosen[:, None] * K + np.arange(K)).ravel()
-        p = self.params
-        part = replace(
-            p,
-            weights=p.weights[places],
-            means=p.means[places],
-            covariances=p.covariances[places],
-            factors=p.factors[places],
-        )
-        return replace(self, params=part, n_runs=len(chosen), values=self.values[chosen])
+        arrays = self.weights[places], self.means[:, places], self.covariances[..., places]
+        more: list[Any] = []
+        if self.mass is not None and self.centres is not None and self.within is not None:
+            more = [self.mass[places], self.centres[:, places], self.within[..., places]]
+        return Runs(K, *arrays, self.covariance_type, self.values[chosen], self.rows, *more)
 
     def one(self, run: Any) -> MixtureParams:
         """Return the mixture of a run, in its family."""
-        alone = self.only(np.array([run])).params
-        return params_as(alone, self.covariance_type)
+        return params_as(self.only(np.array([run])).params()[0], self.covariance_type)
+
+    def params(self) -> tuple[MixtureParams, NDArray[np.bool_]]:
+        """Return the components of all runs as those of one mixture of free covariances, or free variances, and which
+        are sound; factors of the others are 1.
+        """
+        covariances = np.ascontiguousarray(np.moveaxis(self.covariances, -1, 0))
+        if covariances.ndim == 3:
+            kind, (factors, failed) = "full", many_inverse_cholesky(covariances)
+        else:
+            kind, failed = "diag", ~_sound(self.covariances)
+            with np.errstate(all="ignore"):
+                factors = 1.0 / np.sqrt(covariances)
+        if failed.any():
+            factors[failed] = np.eye(len(self.means)) if factors.ndim == 3 else 1.0
+        return MixtureParams(self.weights, np.ascontiguousarray(self.means.T), covariances, factors, kind), ~failed
+
+    def full(self) -> Floats:
+        """Return the covariances as (n_runs, K, d, d)."""
+        d = len(self.means)
+        whole = self.covariances if self.covariances.ndim == 3 else self.covariances * np.eye(d)[:, :, None]
+        return np.moveaxis(whole, -1, 0).reshape(self.n_runs, self.n_components, d, d)
+
+
+def joined(*several: Runs) -> Runs:
+    """Return runs of one size and family as one."""
+    first = several[0]
+    if len(several) == 1:
+        return first
+
+    def together(name: str) -> Any:
+        parts = [getattr(runs, name) for runs in several]
+        return None if any(part is None for part in parts) else np.concatenate(parts, axis=-1)
+
+    seen = first.rows if all(runs.rows is first.rows for runs in several) else None
+    more = [together(name) for name in ("mass", "centres", "within")] if seen is not None else []
+    arrays = [together(name) for name in ("weights", "means", "covariances")]
+    return Runs(first.n_components, *arrays, first.covariance_type, together("values"), seen, *more)
 
 
 def short_runs(
@@ -101,11 +160,12 @@ def short_runs(
     tol: float,
     max_iter: int,
     hope: float = np.inf,
+    bar: float = -np.inf,
 ) -> Runs:
     """Return runs some iterations of EM further, those left out that become singular.
 
-    Each stops where it would have stopped alone, or when it can't catch up with the best one; the best one stops when
-    no other can catch up.
+    Each stops where it would have stopped alone or some iterations later, or when it can't catch up with the best one;
+    the best one stops when no other can catch up.
 
     Parameters
     ----------
@@ -116,150 +176,163 @@ def short_runs(
         As for `residmix.em.loop.run_em`.
     hope : float
         Multiple of its last gain that a run may still gain.
+    bar : float
+        Log-likelihood of another run to catch up with.
 
     Raises
     ------
     SingularCovarianceError
         If all become so.
     """
-    live, values = np.arange(runs.n_runs), np.full((max_iter + 1, runs.n_runs), -np.inf)
-    ended: list[tuple[NDArray[np.intp], Runs]] = []
+    ridge = _ridge(reg_covar, runs)
+    if runs.rows is not rows:
+        runs = _judged(rows, runs)[0]
+    live, before, last = np.arange(runs.n_runs), np.full(runs.n_runs, np.nan), runs.values
+    best, ended = max(bar, float(last.max())), list[tuple[NDArray[np.intp], Runs]]()
     for iteration in range(max_iter + 1):
-        moments = _moments(rows, runs)
-        values[iteration, live] = moments.log_likelihood / moments.total
-        runs = replace(runs, values=values[iteration, live])
         done = np.full(len(live), iteration == max_iter)
-        if iteration > 0 and tol > 0:
-            so_far = values[max(iteration - 2, 0) : iteration + 1]
-            done |= [has_converged(tuple(so_far[:, run]), tol)[0] for run in live]
-            done |= runs.values + hope * (runs.values - so_far[-2, live]) < values[: iteration + 1].max()
-            if hope < np.inf and len(live) - np.count_nonzero(done) < 2:
-                done[:] = True
-        if done.any():
+        if 0 < iteration < max_iter and tol > 0:
+            best = max(best, float(runs.values.max()))
+            done = _done(before, last, runs.values, tol, best, hope)
+        going, before, last = np.flatnonzero(~done), last, runs.values
+        # to part takes as long as some iterations of a few runs
+        if len(going) <= PART * len(live):
             places = np.flatnonzero(done)
             ended.append((live[places], runs.only(places)))
-            if done.all():
+            if not len(going):
                 break
-        following, sound = _stepped(moments, runs, reg_covar)
-        kept = np.flatnonzero(~done & sound)
-        if not len(kept):
-            break
-        runs, live = (following if len(kept) == len(live) else following.only(kept)), live[kept]
+            runs, live, before, last = runs.only(going), live[going], before[going], last[going]
+        runs, sound = _judged(rows, _stepped(rows, runs, ridge))
+        if not sound.all():
+            kept = np.flatnonzero(sound)
+            if not len(kept):
+                break
+            runs, live, before, last = runs.only(kept), live[kept], before[kept], last[kept]
     if not ended:
-        raise SingularCovarianceError(np.arange(len(runs.params.weights) // runs.n_runs))
-    return _in_order(ended)
-
-
-def _moments(rows: Rows | QuadraticRows, runs: Runs) -> MixtureMoments:
-    if isinstance(rows, QuadraticRows):
-        return rows.moments(runs.params, runs.n_runs)
-    problem = Problem.of(runs.params, n_rows=rows.n_rows, runs=runs.n_runs)
-    return fold(rows, partial(_block, problem), MixtureMoments.merge)
-
-
-def _in_order(ended: list[tuple[NDArray[np.intp], Runs]]) -> Runs:
-    """Return the runs that have ended, in the order in which they came."""
+        raise SingularCovarianceError(np.arange(runs.n_components))
     if len(ended) == 1:
         return ended[0][1]
-    return joined(*(runs for _, runs in ended)).only(np.argsort(np.concatenate([places for places, _ in ended])))
+    return joined(*(part for _, part in ended)).only(np.argsort(np.concatenate([places for places, _ in ended])))
 
 
-def joined(*several: Runs) -> Runs:
-    """Return runs of one size and family as one."""
-    first = several[0]
-    return Runs(
-        replace(
-            first.params,
-            weights=np.concatenate([runs.params.weights for runs in several]),
-            means=np.concatenate([runs.params.means for runs in several]),
-            covariances=np.concatenate([runs.params.covariances for runs in several]),
-            factors=np.concatenate([runs.params.factors for runs in several]),
-        ),
-        sum(runs.n_runs for runs in several),
-        first.covariance_type,
-        np.concatenate([runs.values for runs in several]),
-    )
+def _done(before: Floats, last: Floats, now: Floats, tol: float, best: float, hope: float) -> NDArray[np.bool_]:
+    """Tell which runs have converged, as `residmix.em.loop.has_converged` tells of one, or can't catch up; all of them
+    if but one could go on. `before` is NaN where there's none.
+    """
+    gain = now - last
+    done: NDArray[np.bool_] = now + hope * gain < best if hope < np.inf else np.zeros(len(now), dtype=bool)
+    if gain.min() < tol:
+        earlier = last - before
+        with np.errstate(all="ignore"):
+            ratio = np.where(np.isnan(before), 0.999, np.where(earlier > 0, gain / earlier, 1.0))
+            settled = (gain < tol) & (ratio < 1) & (gain * ratio < REST * tol * (1 - ratio))
+        done |= settled | (gain <= ROUNDING * np.abs(now))
+    if hope < np.inf and len(now) - np.count_nonzero(done) < 2:
+        done[:] = True
+    return done
+
+
+def _ridge(reg_covar: float | Floats, runs: Runs) -> Floats:
+    """Return what is added to variances (d, C) or covariances (d, d, C)."""
+    added, d = np.asarray(reg_covar, dtype=np.float64), len(runs.means)
+    if runs.covariances.ndim == 2:
+        return np.broadcast_to(added, (d,))[:, None]
+    return (added if added.ndim == 2 else np.eye(d) * added)[:, :, None]
+
+
+def _stepped(rows: Rows | QuadraticRows, runs: Runs, ridge: Floats) -> Runs:
+    """Return the M-step of all runs; see `residmix.mixture.iteration.mstep`."""
+    K, mass, means, W = runs.n_components, runs.mass, runs.centres, runs.within
+    assert mass is not None and means is not None and W is not None
+    W = W + ridge
+    n = mass.reshape(-1, K)
+    total = n.sum(axis=1, keepdims=True)
+    dead = mass <= DEAD_ROWS * total[0, 0] / rows.n_rows
+    if dead.any():
+        mass, means, W = _without_dead(mass, means, W, dead, K)
+        n = mass.reshape(-1, K)
+    covariances = _fitted(family(runs.covariance_type), W, n, runs.covariances)
+    return Runs(K, (n / total).ravel(), means, covariances, runs.covariance_type, runs.values)
+
+
+def _judged(rows: Rows | QuadraticRows, runs: Runs) -> tuple[Runs, NDArray[np.bool_]]:
+    """Return runs with their log-likelihoods and moments on some rows, and which of them aren't singular."""
+    K, count = runs.n_components, runs.n_runs
+    if isinstance(rows, QuadraticRows):
+        coefficients, each = rows.coefficients(runs.weights, runs.means, runs.covariances)
+        log_likelihood, sums = rows.sums(coefficients, count)
+        values = log_likelihood / rows.total
+        found = rows.moments(sums)
+    else:
+        values, each, found = _by_loops(rows, runs)
+    arrays = runs.weights, runs.means, runs.covariances
+    return Runs(K, *arrays, runs.covariance_type, values, rows, *found), each.reshape(count, K).all(axis=1)
+
+
+def _by_loops(rows: Rows, runs: Runs) -> tuple[Floats, NDArray[np.bool_], tuple[Floats, Floats, Floats]]:
+    params, each = runs.params()
+    problem = Problem.of(params, n_rows=rows.n_rows, runs=runs.n_runs)
+    moments = fold(rows, partial(_block, problem), MixtureMoments.merge)
+    mass = np.maximum(moments.weight, DEAD_ROWS * moments.total / moments.rows)
+    e = moments.shift / mass[:, None]
+    W = params.family.within(moments.scatter, moments.shift, mass)
+    if W.ndim == 3:
+        W = 0.5 * (W + W.swapaxes(1, 2))
+    # where a mean jumped so far that no digits are left, the covariance stays, and the next iteration is exact
+    jumped = (e**2 > CANCELLED * np.abs(params.family.diagonals(W))).any(axis=1)
+    if jumped.any():
+        W = np.where(jumped.reshape(-1, *(1,) * (W.ndim - 1)), params.covariances, W)
+    found = moments.weight, (params.means + e).T, np.moveaxis(W, 0, -1)
+    return np.atleast_1d(moments.log_likelihood / moments.total), each, found
 
 
 def _block(problem: Problem, block: Block) -> MixtureMoments:
     return mixture_block(block.X, problem, weight=block.weight)
 
 
-def _stepped(moments: MixtureMoments, runs: Runs, reg_covar: float | Floats) -> tuple[Runs, NDArray[np.bool_]]:
-    """Return the M-step of all runs, and which of them aren't singular; see `residmix.mixture.iteration.mstep`."""
-    params, K, of = runs.params, len(runs.params.weights) // runs.n_runs, family(runs.covariance_type)
-    dead = dead_components(moments)
-    if dead.any():
-        moments, params = _without_dead(moments, params, dead, K)
-    n = moments.weight.reshape(runs.n_runs, K)
-    W = with_ridge(params.family.within(moments.scatter, moments.shift, moments.weight), reg_covar)
-    e = moments.shift / moments.weight[:, None]
-    covariances = keep_where_cancelled(_fitted(of, W, n, params.covariances), e, params, np.zeros(len(e), dtype=bool))
-    means = params.means + e
-    weights = (n / n.sum(axis=1, keepdims=True)).ravel()
-    made, sound = _made(weights, means, covariances, params.covariance_type, K)
-    return replace(runs, params=made), sound
-
-
 def _without_dead(
-    moments: MixtureMoments, params: MixtureParams, dead: NDArray[np.bool_], K: int
-) -> tuple[MixtureMoments, MixtureParams]:
-    """Give each component without rows half of the moments of its run's heaviest one, moved along its longest axis."""
-    parts = moments.weight.copy(), moments.shift.copy(), moments.scatter.copy()
-    weight, shift, scatter = parts
-    means, full = params.means.copy(), params.full_covariances()
+    mass: Floats, means: Floats, W: Floats, dead: NDArray[np.bool_], K: int
+) -> tuple[Floats, Floats, Floats]:
+    """Give each component without rows half of its run's heaviest one, cut along its longest axis."""
+    mass, means, W = mass.copy(), means.copy(), W.copy()
     for k in np.flatnonzero(dead):
         run = slice(k // K * K, k // K * K + K)
-        heavy = run.start + int(np.argmax(weight[run]))
-        values, vectors = np.linalg.eigh(full[heavy])
+        heavy = run.start + int(np.argmax(mass[run]))
+        own = W[..., heavy]
+        values, vectors = np.linalg.eigh(own if own.ndim == 2 else np.diag(own))
         step = 0.5 * vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
-        for part in parts:
-            part[heavy] *= 0.5
-            part[k] = part[heavy]
-        centre = means[heavy].copy()
-        means[k], means[heavy] = centre + step, centre - step
-    return replace(moments, weight=weight, shift=shift, scatter=scatter), replace(params, means=means)
-
-
-def _joint_type(covariance_type: str) -> str:
-    of = family(covariance_type)
-    if isinstance(of, FactorFamily):
-        return "full"
-    return covariance_type if not of.linked else "diag" if of.diagonal else "full"
+        mass[heavy] *= 0.5
+        mass[k], W[..., k] = mass[heavy], own
+        means[:, k], means[:, heavy] = means[:, heavy] + step, means[:, heavy] - step
+    return mass, means, W
 
 
 def _fitted(of: Family, W: Floats, n: Floats, previous: Floats | None) -> Floats:
-    """Return the covariances of all runs, as they are kept in them, from those within components."""
-    if isinstance(of, FactorFamily):  # found for each when the runs are over
+    """Return the covariances of all runs from those within components, n (runs, K) rows of each."""
+    # factors are found for each when the runs are over
+    if isinstance(of, FactorFamily) or of.free or of.name == "VVI":
         return W
-    if not of.linked:
-        return of.fit(W, n.ravel())
+    if of.name == "VII":
+        return np.broadcast_to(W.mean(axis=0), W.shape)
     count, K = n.shape
-    each = W.reshape(count, K, *W.shape[1:])
     if of.shared and not of.diagonal:
-        pooled = np.einsum("rk,rkij->rij", n / n.sum(axis=1, keepdims=True), each)
-        return np.repeat(pooled, K, axis=0)
-    before = None if previous is None else previous.reshape(each.shape)
-    fitted = np.empty(each.shape)
+        each = W.reshape(*W.shape[:2], count, K)
+        pooled = (each * (n / n.sum(axis=1, keepdims=True))).sum(axis=3)
+        return np.repeat(pooled, K, axis=2)
+    fitted = np.empty(W.shape)
     for run in range(count):
-        so_far = None if before is None else before[run]
-        if so_far is not None and of.diagonal:
-            so_far = so_far[:, :, None] * np.eye(so_far.shape[1])
-        found = of.full(of.fit(each[run], n[run], so_far), K, W.shape[-1])
-        fitted[run] = np.diagonal(found, axis1=1, axis2=2) if of.diagonal else found
-    return fitted.reshape(W.shape)
+        own = slice(run * K, run * K + K)
+        before = None
+        if previous is not None:
+            before = np.moveaxis(previous[..., own], -1, 0)
+            before = before if before.ndim == 3 else before[:, :, None] * np.eye(len(W))
+        found = of.full(of.fit(np.moveaxis(W[..., own], -1, 0), n[run], before), K, len(W))
+        found = np.diagonal(found, axis1=1, axis2=2) if of.diagonal else found
+        fitted[..., own] = np.moveaxis(found, 0, -1)
+    return fitted
 
 
-def _made(
-    weights: Floats, means: Floats, covariances: Floats, kind: str, K: int
-) -> tuple[MixtureParams, NDArray[np.bool_]]:
-    """Return parameters with their factors, and which runs have them all."""
-    of = family(kind)
-    if of.matrices:
-        factors, failed = many_inverse_cholesky(covariances)
-    else:
-        rows = covariances.reshape(len(covariances), -1)
-        failed = np.asarray(~((rows > 0) & np.isfinite(rows)).all(axis=1))
-        with np.errstate(all="ignore"):
-            factors = 1.0 / np.sqrt(covariances)
-    return MixtureParams(weights, means, covariances, factors, kind), np.asarray(~failed.reshape(-1, K).any(axis=1))
+def _sound(covariances: Floats) -> NDArray[np.bool_]:
+    """Tell which covariances are positive definite."""
+    pivots = covariances if covariances.ndim == 2 else swept(covariances.copy())[1]
+    return np.asarray((pivots.min(axis=0) > 0) & (pivots.max(axis=0) < np.inf))

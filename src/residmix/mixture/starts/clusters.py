@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from residmix.kernels.clusters import cluster_moments
 from residmix.mixture.families.family import family
-from residmix.mixture.iteration.mstep import with_ridge
 from residmix.mixture.iteration.quadratic import QuadraticRows
 from residmix.mixture.iteration.short import Runs
 from residmix.mixture.params import MixtureParams
@@ -40,10 +39,19 @@ def runs_from_labels(
     rows, if they are known.
     """
     if squares is not None:
-        weight, means, scatter = squares.clusters(labels, K)
-    else:
-        weight, means, scatter = _moments(columns, w, labels, K, diagonal=family(covariance_type).diagonal)
-    return _steadied(weight, means, scatter, len(w), covariance_type, reg_covar)
+        return _steadied(*squares.moments(squares.of_clusters(labels, K)), K, len(w), covariance_type, reg_covar)
+    weight, means, scatter = _moments(columns, w, labels, K, diagonal=family(covariance_type).diagonal)
+    return _of_scatter(weight, means, scatter, len(w), covariance_type, reg_covar)
+
+
+def _of_scatter(
+    weight: Floats, means: Floats, scatter: Floats, n_rows: int, covariance_type: str, reg_covar: float
+) -> Runs:
+    """Return the M-step's answers to weights (runs, K), means (runs, K, d) and scatters about them, steadied."""
+    count, K, d = means.shape
+    mass = weight.ravel()
+    W = np.moveaxis(scatter.reshape(count * K, *scatter.shape[2:]), 0, -1) / np.where(mass > 0, mass, 1.0)
+    return _steadied(mass, means.reshape(-1, d).T, W, K, n_rows, covariance_type, reg_covar)
 
 
 def _moments(
@@ -76,7 +84,8 @@ def from_shares(x: Floats, shares: Floats, covariance_type: str, reg_covar: floa
     weight = shares.sum(axis=0)
     means = (shares.T @ x) / weight[:, None]
     parts = [_scatter(x - mean, share, covariance_type) for mean, share in zip(means, shares.T, strict=True)]
-    return _steadied(weight[None], means[None], np.stack(parts)[None], len(x), covariance_type, reg_covar).one(0)
+    scatter = np.stack(parts)[None]
+    return _of_scatter(weight[None], means[None], scatter, len(x), covariance_type, reg_covar).one(0)
 
 
 def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
@@ -87,22 +96,28 @@ def _scatter(deviation: Floats, share: Floats, covariance_type: str) -> Floats:
 
 
 def _steadied(
-    weight: Floats, means: Floats, scatter: Floats, n_rows: int, covariance_type: str, reg_covar: float
+    mass: Floats, means: Floats, W: Floats, K: int, n_rows: int, covariance_type: str, reg_covar: float
 ) -> Runs:
-    """Return the M-step's answers to moments about `means` (runs, K, d), steadied for components of few rows.
+    """Return the M-step's answers to weights (C,), means (d, C) and covariances of clusters, (d, d, C) or (d, C),
+    steadied for those of few rows: drawn to the pooled one as if d + 1 more rows had been seen that have it.
 
-    Covariances are drawn to the pooled one as if d + 1 more rows had been seen that have it. A component without
-    rows gets the weight of one row and the mean of all.
+    A component without rows gets the weight of one row and the mean of all.
     """
-    d, total = means.shape[2], weight.sum(axis=1, keepdims=True)
-    pooled = scatter.sum(axis=1, keepdims=True) / total.reshape(-1, *(1,) * (scatter.ndim - 1))
-    empty = weight <= 0
-    if empty.any():
-        middle = (weight[:, None] @ means) / total[:, :, None]
-        means = np.where(empty[:, :, None], middle, means)
-        weight = np.where(empty, total / n_rows, weight)
-    more = weight + (d + 1.0)
-    W = (scatter + (d + 1.0) * pooled) / more.reshape(*more.shape, *(1,) * (scatter.ndim - 2))
-    W = with_ridge(W.reshape(-1, *W.shape[2:]), reg_covar)
-    shares = weight / weight.sum(axis=1, keepdims=True)
-    return Runs.of(shares, means.reshape(-1, d), W, more, covariance_type)
+    d, n = len(means), mass.reshape(-1, K)
+    total = n.sum(axis=1, keepdims=True)
+    if not mass.min() > 0:
+        empty = mass <= 0
+        middle = ((n / total) * means.reshape(d, -1, K)).sum(axis=2)
+        means = np.where(empty, np.repeat(middle, K, axis=1), means)
+        W = np.where(empty, 0.0, W)
+        steady, n = n, np.where(n > 0, n, total / n_rows)
+    else:
+        steady = n
+    pooled = ((steady / total) * W.reshape(*W.shape[:-1], -1, K)).sum(axis=-1)
+    more = n.ravel() + (d + 1.0)
+    W = W * (n.ravel() / more) + np.repeat(pooled, K, axis=-1) * ((d + 1.0) / more)
+    if W.ndim == 2:
+        W += reg_covar
+    else:
+        np.einsum("iic->ic", W)[...] += reg_covar
+    return Runs.of(n.ravel(), means, W, K, covariance_type, more.reshape(n.shape))

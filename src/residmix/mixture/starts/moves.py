@@ -1,4 +1,5 @@
-"""Moves from one optimum to the next: a component gives up its rows, and another one's rows become two.
+"""Moves from one optimum to the next: a component gives up its rows, and another one's rows become two; or the rows of
+two are cut in another way.
 
 Where EM ends short of the best, one component most often has the rows of two clusters while two have those of one
 (Chen, Song & Xi 2024, "Local minima structures in Gaussian mixture models", IEEE Trans. Inform. Theory 70). Ueda,
@@ -11,20 +12,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.clusters import lloyd
 from residmix.mixture.iteration.estep import Problem, log_joint
 from residmix.mixture.params import MixtureParams
-from residmix.mixture.starts.directions import directions
 
 __all__ = ["moved"]
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-# Weight that a component has at least, for each of its directions, if it's to become two.
+# Weight that rows have at least, for each of their directions, if they are to become two components.
 ENOUGH = 4.0
 # Moves up to which all ways to cut are tried.
 MOST_MOVES = 120
+# Steps towards the two clusters along a direction.
+STEPS = 8
+# Share of the largest variance below which rows lie in a plane.
+FLAT = 1e-10
 
 
 def moved(y: Floats, w: Floats, params: MixtureParams) -> Labels:
@@ -37,40 +40,69 @@ def moved(y: Floats, w: Floats, params: MixtureParams) -> Labels:
     params : MixtureParams
     """
     K, d = params.means.shape
-    joint = log_joint(y, Problem.of(params, n_rows=len(y)))
-    mine = joint.argmax(axis=1)
-    best_two = np.argsort(-joint, axis=1, kind="stable")[:, :2]
-    found: list[Labels] = []
-    for split in range(K):
-        own = np.flatnonzero(mine == split)
-        if w[own].sum() < ENOUGH * (d + 1):
-            continue
-        halves = _halves(y[own], w[own])[: max(1, MOST_MOVES // (K * (K - 1)))]
-        for gone in range(K):
-            if gone == split:
-                continue
-            # its rows go to the next best one, and its name to the second half
-            others = np.where(mine == gone, best_two[:, 1], mine)
-            for half in halves:
-                labels = others.copy()
-                labels[own[half]] = gone
-                found.append(labels)
-    return np.array(found, dtype=np.int64).reshape(len(found), len(y))
+    joint = log_joint(y, Problem.of(params, n_rows=len(y))).T
+    mine = joint.argmax(axis=0)
+    member = mine == np.arange(K)[:, None]
+    first, second = np.triu_indices(K, 1)
+    groups = np.concatenate([member, member[first] | member[second]])
+    enough = groups @ w >= ENOUGH * (d + 1)
+    if not enough.any():
+        return np.empty((0, len(y)), dtype=np.int64)
+    halves, whose = _halves(y, w, groups, np.flatnonzero(enough), max(1, MOST_MOVES // max(1, K * (K - 1))))
+    single = whose < K
+    # a component's half takes the name of one whose rows go to their next best
+    joint[mine, np.arange(len(y))] = -np.inf
+    without = np.where(member, joint.argmax(axis=0), mine)
+    gone, half = np.meshgrid(np.arange(K), np.flatnonzero(single))
+    apart = gone != whose[half]
+    gone, half = gone[apart], half[apart]
+    given_up = np.where(halves[half], gone[:, None], without[gone])
+    pair = whose[~single] - K
+    again = np.where(
+        halves[~single], first[pair][:, None], np.where(groups[whose[~single]], second[pair][:, None], mine)
+    )
+    return np.concatenate([given_up, again]).astype(np.int64)
 
 
-def _halves(y: Floats, w: Floats) -> list[NDArray[np.bool_]]:
-    """Return ways to cut rows in two: along their longest axis, and where they are least normal."""
-    centred = y - np.average(y, axis=0, weights=w)
+def _halves(
+    y: Floats, w: Floats, groups: NDArray[np.bool_], chosen: NDArray[np.intp], ways: int
+) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """Return halves (cuts, n) of groups of rows, and of which group each is one."""
+    share = groups[chosen] * w
+    total = share.sum(axis=1)
+    centred = y - ((share @ y) / total[:, None])[:, None]
+    weighted = centred * share[:, :, None]
+    covariance = weighted.swapaxes(1, 2) @ centred / total[:, None, None]
+    values, axes = np.linalg.eigh(covariance)
+    # along the longest axis, and where they are least normal: see `residmix.mixture.starts.directions`
+    along = [axes[:, :, -1]]
     d = y.shape[1]
-    values, axes = np.linalg.eigh((centred * w[:, None]).T @ centred / w.sum())
-    along = [centred @ axes[:, -1]]
-    if d > 1 and values[0] > 1e-10 * values[-1]:
-        white = centred @ (axes / np.sqrt(values))
-        along += list((white @ directions(white, w, 1)).T)
-    halves: list[NDArray[np.bool_]] = []
-    for one in along:
-        ends = np.array([[one.min()], [one.max()]])
-        labels = lloyd(one[None], w, ends[None], 10)[0]
-        # which way an axis points is chance, and must not tell which half is which
-        halves.append(labels != labels[0])
-    return halves
+    if d > 1 and ways > 1:
+        flat = values <= FLAT * values[:, -1:]
+        to = axes / np.sqrt(np.where(flat, np.inf, values))[:, None]
+        white = centred @ to
+        squared = share * (white**2).sum(axis=2)
+        _, vectors = np.linalg.eigh((white * squared[:, :, None]).swapaxes(1, 2) @ white)
+        skew = np.einsum("gn,gnj->gj", squared, white)
+        along += [np.einsum("gij,gj->gi", to, v) for v in (vectors[:, :, 0], vectors[:, :, -1], skew)]
+    p = np.stack([np.einsum("gnj,gj->gn", centred, v) for v in along[:ways]], axis=1).reshape(-1, len(y))
+    whose = np.repeat(np.arange(len(chosen)), min(ways, len(along)))
+    return _parted(p, share[whose], groups[chosen][whose]), chosen[whose]
+
+
+def _parted(p: Floats, share: Floats, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which rows inside are in another of two clusters of values p (cuts, n) than the first one."""
+    # k-means from the ends
+    low, high = np.where(inside, p, np.inf).min(axis=1), np.where(inside, p, -np.inf).max(axis=1)
+    weighted, total = p * share, share.sum(axis=1)
+    whole = weighted.sum(axis=1)
+    for _ in range(STEPS):
+        upper = p > (0.5 * (low + high))[:, None]
+        count, first = np.einsum("cn,cn->c", upper, share), np.einsum("cn,cn->c", upper, weighted)
+        with np.errstate(all="ignore"):
+            high = np.where(count > 0, first / count, high)
+            low = np.where(count < total, (whole - first) / (total - count), low)
+    upper = p > (0.5 * (low + high))[:, None]
+    # which way an axis points is chance, and must not tell which half is which
+    first = upper[np.arange(len(p)), inside.argmax(axis=1)]
+    return np.asarray((upper ^ first[:, None]) & inside)

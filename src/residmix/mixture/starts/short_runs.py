@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.clusters import lloyd, seed
-from residmix.kernels.pairs import small
 from residmix.mixture.doubts.spikes import spikes, spiky
 from residmix.mixture.families.family import family
 from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows, responsibilities
@@ -43,6 +42,8 @@ HOPE = 100.0
 RIDGE = 3e-4
 # The same of runs after moves: clusters that are flat in some direction show.
 MOVES_RIDGE = 3e-5
+# The same hope of them, and how far, in log-likelihood per row, the best of them may be behind the best run so far.
+MOVES_HOPE, MOVES_BEHIND = 20.0, 0.02
 # Share of the rows that may be of other components where no moves are needed.
 UNSURE = 0.01
 # Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
@@ -58,25 +59,27 @@ class Schedule:
     ----------
     drawn : int
         Starts of each kind, rows nearest to seeds far apart and k-means clusters.
-    kept : tuple of int
-        Runs that go on after a round.
-    rounds : tuple of int
-        Iterations of each run in each round.
+    rounds : tuple of (int, int)
+        Iterations of each run in each round, and how many runs go on after it; the first round is on few of the rows.
+    last : int
+        Iterations of the last round.
     moves : int
-        How often moves from the best run are tried after the last round but one, as long as they pay.
-    moved : tuple of int
-        Iterations of each run that a move makes: of all, and of those kept.
+        How often moves from the best run are tried before that, as long as they pay.
+    moved : tuple of (int, int)
+        The rounds of the runs that moves make.
     """
 
     drawn: int
-    kept: tuple[int, int]
-    rounds: tuple[int, int, int]
+    rounds: tuple[tuple[int, int], ...]
+    last: int
     moves: int = 0
-    moved: tuple[int, int] = (0, 0)
+    moved: tuple[tuple[int, int], ...] = ()
 
 
-AMONG_MANY = Schedule(4, (8, 3), (6, 12, 30))
-AMONG_FEW = Schedule(8, (8, 4), (6, 8, 20), 2, (5, 5))
+AMONG_MANY = Schedule(4, ((6, 8), (12, 3)), 30)
+AMONG_FEW = Schedule(8, ((3, 8), (6, 4)), 20, 2, ((3, 8), (5, 4)))
+# Numbers, products of features x rows, up to which these take less time than the loops.
+MOST_SQUARES = 1 << 18
 # Rows that are few.
 FEW_ROWS = 500
 
@@ -116,11 +119,9 @@ def best_short_runs(
     everything = _rows(sample, K, diagonal)
     rows = everything if few is sample else _rows(few, K, diagonal)
     runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
-    first, second, last = schedule.rounds
-    runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=first, hope=HOPE)
-    runs = runs.only(_likeliest(runs, schedule.kept[0], sample, RIDGE))
-    runs = short_runs(everything, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=second, hope=HOPE)
-    runs = runs.only(_likeliest(runs, schedule.kept[1], sample, RIDGE))
+    for iterations, kept in schedule.rounds:
+        runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=HOPE)
+        runs, rows = runs.only(_likeliest(runs, kept, sample, RIDGE)), everything
     for _ in range(0 if clear and _sure(sample, runs.one(0)) else schedule.moves):
         before = runs.values[0]
         runs = _after_moves(runs, sample, everything, K, schedule)
@@ -129,7 +130,7 @@ def best_short_runs(
     # the last round is without the ridge, which blurs clusters that are flat in some direction: as the fit will be
     ridge = sample.ridge(reg_covar)
     try:
-        runs = short_runs(everything, runs, reg_covar=ridge, tol=0.1 * SHORT_TOL, max_iter=last, hope=HOPE)
+        runs = short_runs(everything, runs, reg_covar=ridge, tol=0.1 * SHORT_TOL, max_iter=schedule.last, hope=HOPE)
     except SingularCovarianceError:
         if reg_covar == 0:
             raise
@@ -141,13 +142,15 @@ def _after_moves(runs: Runs, sample: Sample, rows: Rows | QuadraticRows, K: int,
     labels = moved(sample.y, sample.w, runs.one(0))
     if not len(labels):
         return runs
-    columns, kind = np.ascontiguousarray(sample.y.T), runs.covariance_type
-    new = runs_from_labels(columns, sample.w, _different(labels, K), K, kind, MOVES_RIDGE, _squares(rows))
-    for iterations, kept in zip(schedule.moved, schedule.kept, strict=True):
-        new = short_runs(rows, new, reg_covar=MOVES_RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=HOPE)
+    columns, kind, bar = np.ascontiguousarray(sample.y.T), runs.covariance_type, float(runs.values.max())
+    new = runs_from_labels(columns, sample.w, labels, K, kind, MOVES_RIDGE, _squares(rows))
+    for iterations, kept in schedule.moved:
+        new = short_runs(rows, new, reg_covar=MOVES_RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=MOVES_HOPE, bar=bar)
+        if new.values.max() < bar - MOVES_BEHIND:
+            return runs
         new = new.only(_likeliest(new, kept, sample, MOVES_RIDGE))
     both = joined(runs, new)
-    return both.only(_likeliest(both, schedule.kept[1], sample, MOVES_RIDGE))
+    return both.only(_likeliest(both, kept, sample, MOVES_RIDGE))
 
 
 def _sure(sample: Sample, params: MixtureParams) -> bool:
@@ -161,10 +164,11 @@ def _squares(rows: Rows | QuadraticRows) -> QuadraticRows | None:
 
 
 def _rows(sample: Sample, K: int, diagonal: bool) -> Rows | QuadraticRows:
-    """Return the rows as runs want them: as their squares where the twins of the loops would do the work."""
+    """Return the rows as runs want them: as their squares if there aren't too many."""
     n, d = sample.y.shape
+    products = d if diagonal else d * (d + 1) // 2
     # squares of rows far outside would eat the digits of the others
-    if small(n, K * d) and sample.inside.all():
+    if n * (1 + d + products) <= MOST_SQUARES and sample.inside.all():
         return QuadraticRows.of(sample.y, sample.w, diagonal=diagonal)
     weight = None if (sample.w == 1).all() else sample.w
     return ArrayRows(sample.y, weight=weight, block_rows=mixture_block_rows(d, K))
@@ -172,21 +176,37 @@ def _rows(sample: Sample, K: int, diagonal: bool) -> Rows | QuadraticRows:
 
 def _likeliest(runs: Runs, wanted: int, sample: Sample, ridge: float) -> NDArray[np.intp]:
     """Return the likeliest runs that differ, in a component's weight or in where it is, those with spikes last."""
-    weights = runs.params.weights.reshape(runs.n_runs, -1)
-    means = runs.params.means.reshape(*weights.shape, -1)
+    weights, means = runs.weights.reshape(runs.n_runs, -1), runs.means.reshape(len(runs.means), runs.n_runs, -1)
     few = _spiky(runs, weights, means, sample, ridge)
+    order = np.lexsort((-runs.values, few))
     chosen: list[int] = []
-    for run in np.lexsort((-runs.values, few)):
-        apart = ((means[chosen][:, :, None] - means[run]) ** 2).sum(axis=3) > SAME**2
-        apart |= np.abs(weights[chosen][:, :, None] - weights[run]) > SAME_WEIGHT
-        if apart.all(axis=1).any(axis=1).all():
-            chosen.append(int(run))
-        if len(chosen) == wanted:
+    # those behind are seldom asked for
+    for size in (2 * wanted, len(order)):
+        same = _alike(weights[order[:size]], means[:, order[:size]])
+        chosen = []
+        for place, alike in enumerate(same):
+            if not any(alike[other] for other in chosen):
+                chosen.append(place)
+            if len(chosen) == wanted:
+                break
+        if len(chosen) == wanted or size >= len(order):
             break
+    found = order[chosen]
     # what sits on a few rows now may grow yet: the likeliest one goes on, too
-    if few[best := int(np.argmax(runs.values))] and best not in chosen:
-        chosen.append(best)
-    return np.array(chosen, dtype=np.intp)
+    if few[best := int(np.argmax(runs.values))] and best not in found:
+        found = np.append(found, best)
+    return found
+
+
+def _alike(weights: Floats, means: Floats) -> list[list[bool]]:
+    """Tell which of the runs, weights (r, K) and means (d, r, K), are on the same way: [r][s] if each component of run
+    r has one of run s near it.
+    """
+    apart = means[:, :, None, :, None] - means[:, None, :, None, :]
+    near = (apart * apart).sum(axis=0) <= SAME**2
+    near &= np.abs(weights[:, None, :, None] - weights[None, :, None, :]) <= SAME_WEIGHT
+    found: list[list[bool]] = near.any(axis=3).all(axis=2).tolist()
+    return found
 
 
 def _spiky(runs: Runs, weights: Floats, means: Floats, sample: Sample, ridge: float) -> NDArray[np.bool_]:
@@ -194,20 +214,18 @@ def _spiky(runs: Runs, weights: Floats, means: Floats, sample: Sample, ridge: fl
     of = family(runs.covariance_type)
     if of.shared:
         return np.zeros(runs.n_runs, dtype=bool)
-    full = runs.params.full_covariances().reshape(*means.shape, means.shape[2])
-    far = sample.beyond(means)
-    return spiky(weights, full, ridge, float(sample.w.sum()), far, of.rows_needed(means.shape[2]))
+    far = sample.beyond(np.moveaxis(means, 0, -1))
+    return spiky(weights, runs.full(), ridge, float(sample.w.sum()), far, of.rows_needed(len(means)))
 
 
 def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
     total, ridge = float(sample.w.sum()), sample.ridge(reg_covar)
-    clean: list[MixtureParams] = []
-    spiky: list[MixtureParams] = []
-    for run in np.argsort(-runs.values, kind="stable"):
-        params = runs.one(run)
-        found = spikes(params, total, sample.far_from_rest(params), ridge)
-        (spiky if found else clean).append(params)
-    return clean + spiky
+    found = [runs.one(run) for run in np.argsort(-runs.values, kind="stable")]
+
+    def spiky(params: MixtureParams) -> bool:
+        return bool(spikes(params, total, sample.far_from_rest(params), ridge))
+
+    return sorted(found, key=spiky) if spiky(found[0]) else found
 
 
 def _labels(
