@@ -80,7 +80,7 @@ class QuadraticRows:
 
     @property
     def n_rows(self) -> int:
-        return self.features.shape[1]
+        return int(self.features.shape[1])
 
     def sums(self, coefficients: Floats, runs: int) -> tuple[Floats, Floats]:
         """Return log-likelihoods (runs,) and the sums of features by shares (q, C); of densities as `coefficients`
@@ -124,7 +124,7 @@ class QuadraticRows:
         share = (labels[:, None] == np.arange(K)[:, None]).astype(np.float64)
         if self.weight is not None:
             share *= self.weight
-        return self.features @ share.reshape(-1, self.n_rows).T
+        return np.asarray(self.features @ share.reshape(-1, self.n_rows).T)
 
     def coefficients(self, weights: Floats, means: Floats, covariances: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Return log-densities as coefficients of the features (q, C), and of which components there are any (C,).

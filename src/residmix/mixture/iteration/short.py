@@ -142,14 +142,10 @@ def joined(*several: Runs) -> Runs:
     if len(several) == 1:
         return first
 
-    def together(name: str) -> Any:
-        parts = [getattr(runs, name) for runs in several]
-        return None if any(part is None for part in parts) else np.concatenate(parts, axis=-1)
-
     seen = first.rows if all(runs.rows is first.rows for runs in several) else None
-    more = [together(name) for name in ("mass", "centres", "within")] if seen is not None else []
-    arrays = [together(name) for name in ("weights", "means", "covariances")]
-    return Runs(first.n_components, *arrays, first.covariance_type, together("values"), seen, *more)
+    names = ["weights", "means", "covariances", "values"] + ["mass", "centres", "within"] * (seen is not None)
+    arrays = {name: np.concatenate([getattr(runs, name) for runs in several], axis=-1) for name in names}
+    return Runs(first.n_components, covariance_type=first.covariance_type, rows=seen, **arrays)
 
 
 def short_runs(
@@ -266,7 +262,7 @@ def _judged(rows: Rows | QuadraticRows, runs: Runs) -> tuple[Runs, NDArray[np.bo
     else:
         values, each, found = _by_loops(rows, runs)
     arrays = runs.weights, runs.means, runs.covariances
-    return Runs(K, *arrays, runs.covariance_type, values, rows, *found), each.reshape(count, K).all(axis=1)
+    return Runs(K, *arrays, runs.covariance_type, values, rows, *found), np.asarray(each.reshape(count, K).all(axis=1))
 
 
 def _by_loops(rows: Rows, runs: Runs) -> tuple[Floats, NDArray[np.bool_], tuple[Floats, Floats, Floats]]:
