@@ -22,12 +22,23 @@ from numpy.typing import NDArray
 
 from residmix.erasure.transport.along import Along, along
 
-__all__ = ["Aligned", "aligned", "find_groups"]
+__all__ = ["Aligned", "aligned", "find_groups", "prior_rows"]
 
 Floats = NDArray[np.float64]
 
 # Directions whose variance is below this share of the largest aren't turned.
 FLAT = 1e-9
+# So many rows for each that a prior would count are enough without one.
+ENOUGH, LEAST = 10.0, 1e-4
+
+
+def prior_rows(d: int, mass: float) -> float:
+    """Return how many rows of the shared covariance a prior counts where `mass` rows determine one of d features.
+
+    d + 2 of them if there are no others, and next to none from ten times as many on: in a direction in which a group
+    has a hundredth of the spread of the others, a few rows of theirs would outweigh all of its own.
+    """
+    return max((d + 2.0) * (1.0 - mass / (ENOUGH * (d + 2.0))), LEAST)
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,8 @@ def aligned(
     turn = np.repeat(np.eye(d)[None], len(patterns) + 1, axis=0)
     back = turn.copy()
     for g in range(len(patterns)):
-        here, prior = group == g, d + 2.0
+        here = group == g
+        prior = prior_rows(d, float(weight[here].sum()))
         own = (rest[here] * weight[here, None]).T @ rest[here]
         white = unroot @ (own + prior * pooled) @ unroot / (weight[here].sum() + prior)
         forth, unforth = _roots(white)

@@ -8,10 +8,10 @@ groups. Then each group gets its own shift, covariance and weight of each compon
     p(x \mid m) = \sum_k \pi_{gk}(m) N\bigl(x \mid \mu_k + B_k' a(m) + \delta_{gk}, D_k(m) \Sigma_{gk} D_k(m)\bigr),
     \qquad \pi_{gk}(m) \propto \pi_k(m) \exp(\lambda_{gk}),
 
-by EM with the joint mixture as prior (:math:`\delta` of one row's weight, :math:`\Sigma` of d + 2 rows'), so that a
-small group is close to the joint mixture, and a large one is determined by its own rows. Covariances may also be the
-same at all groups (:math:`\Sigma_{gk} = \Sigma_k`, "by-component"), or of all components besides (:math:`\Sigma`,
-"tied"): groups are aligned before, so the data may well say so, and then there is less to estimate.
+by EM with the joint mixture as prior (:math:`\delta` of one row's weight, :math:`\Sigma` of d + 2 rows' or fewer), so
+that a small group is close to the joint mixture, and a large one is determined by its own rows. Covariances may also be
+the same at all groups (:math:`\Sigma_{gk} = \Sigma_k`, "by-component"), or of all components besides
+(:math:`\Sigma`, "tied"): groups are aligned before, so the data may well say so, and then there is less to estimate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy.linalg import solve_triangular
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.given import located, orthonormal, weighed
 from residmix.conditional.residual_mixture import ResidualMixture
-from residmix.erasure.transport.aligned import find_groups
+from residmix.erasure.transport.aligned import find_groups, prior_rows
 from residmix.erasure.transport.along import Along, along
 from residmix.erasure.transport.clusters import merged, telling
 from residmix.erasure.transport.rosenblatt import Mixtures
@@ -279,7 +279,6 @@ def _own(
     """
     K, d = shared.shape[:2]
     shift, tilt, factors, scatter = np.zeros((K, d)), np.zeros(K), shared.copy(), np.zeros((K, d, d))
-    prior = d + 2.0
     before = -np.inf
     for step in range(MOST_STEPS):
         log_prior = normalised(log_weights + tilt)
@@ -301,6 +300,7 @@ def _own(
                 away = (away - shift[k]) / spread[:, k]
                 scatter[k] = (away * share[:, k, None]).T @ away + shift[k][:, None] * shift[k]
             if free:
+                prior = prior_rows(d, float(mass[k]))
                 factors[k] = np.linalg.cholesky((scatter[k] + prior * shared[k] @ shared[k].T) / (mass[k] + prior))
         if last:
             break
@@ -311,10 +311,11 @@ def _own(
 def _pooled(scatter: Floats, mass: Floats, shared: Floats, tied: bool) -> Floats:
     """Return factors (K, d, d) of the covariances within components of all groups together, of all components if tied.
 
-    Those of the joint mixture, which hasn't seen all rows, count as d + 2 rows.
+    Those of the joint mixture, which hasn't seen all rows, are the prior.
     """
-    prior = shared.shape[1] + 2.0
-    scatter = scatter + prior * shared @ shared.swapaxes(1, 2)
+    prior = np.array([prior_rows(shared.shape[1], float(rows)) for rows in mass])
+    scatter = scatter + prior[:, None, None] * shared @ shared.swapaxes(1, 2)
     if tied:
-        scatter, mass = np.broadcast_to(scatter.mean(axis=0), scatter.shape), np.full(len(mass), mass.mean())
+        scatter = np.broadcast_to(scatter.mean(axis=0), scatter.shape)
+        mass, prior = np.full(len(mass), mass.mean()), np.full(len(mass), prior.mean())
     return np.asarray(np.linalg.cholesky(scatter / (mass + prior)[:, None, None]))

@@ -204,20 +204,19 @@ def fit_transport(
     patterns, rows = kept_patterns(a, columns), joint_rows(len(x))
     told, labels, clusters, joint = (a[rows], weight[rows]), None, None, None
 
-    def alike_within(labels: NDArray[np.intp] | None) -> Aligned:
-        return aligned(x[rows], *told, n_removed, columns, numbers, patterns, labels)
-
     if begun is None:
-        alike = alike_within(None)
+        alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns)
         labels = common_labels(alike.into(x[rows], a[rows]), *told, n_components, asked.random_state)
         if labels is not None:
-            alike = alike_within(labels)
+            alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns, labels)
     elif begun.parts == parts and (parts > 1 or begun.covariances == covariances):
         alike, joint, clusters = begun.aligned, begun.by_group, begun.clusters
     else:
-        labels = begun.labels(x[rows], a[rows])
-        labels = labels if len(np.unique(labels)) == n_components // parts else None
-        alike = begun.aligned if labels is None else alike_within(labels)
+        whole = begun.labels(x, a)
+        labels = whole[rows] if len(np.unique(whole[rows])) == n_components // parts else None
+        alike = begun.aligned
+        if labels is not None:
+            alike = aligned(x, a, weight, n_removed, columns, numbers, patterns, whole)
         if parts > 1:
             group = find_groups(a[rows], columns, patterns)
             part = None if labels is None else divided(
