@@ -78,8 +78,8 @@ class Eraser(Shown, MetadataTransformer):
         conditional on these columns, and rows keep their values.
     method : {"linear", "spread", "component", "full"}, default "linear"
     n_components : int or "auto", default "auto"
-        Of the conditional mixture. "auto" chooses from 1, 2, 3, 4, 6 and 8 by held-out likelihood. Not used by "linear"
-        and "spread".
+        Of the conditional mixture. "auto" chooses by held-out likelihood among 1, 2, 3, 4, 6 and 8 clusters, of 1 to 4
+        components each. Not used by "linear" and "spread".
     reference : dict, optional
         Value of each metadata column that is erased, such as ``{"site": "A", "age": 40}``: a transport gives all rows
         the distribution of this row. Default: the average over the rows of fit.
