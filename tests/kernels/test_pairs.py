@@ -67,6 +67,21 @@ def full_parameters(rng):
         yield *given[:2], np.full((K, d, d), np.inf), given[3], 1e-8, 1e13, 0.0
 
 
+def vector_of_full(rng):
+    for K, d in [(1, 1), (3, 4)]:
+        factors = np.triu(rng.normal(size=(K, d, d)))
+        factors[:, range(d), range(d)] = rng.uniform(0.1, 2.0, (K, d))
+        yield np.r_[0.0, rng.dirichlet(np.ones(K))[1:]], rng.normal(size=(K, d)), factors, rng.uniform(1, 9, d)
+
+
+def full_of_vector(rng):
+    for K, d in [(1, 1), (3, 4)]:
+        vector = rng.normal(size=K + K * d + K * d * (d + 1) // 2)
+        yield vector, rng.uniform(1, 9, d), K, 300.0
+        vector[K + K * d] = -1000.0  # cut off
+        yield vector, rng.uniform(1, 9, d), K, 9.0
+
+
 def scaled_joint(rng):
     return [(r, m, np.abs(f[:, 0]) + 0.1, c, p) for r, m, f, c, p, _ in mixtures(rng)]
 
@@ -174,6 +189,8 @@ CASES = {
             full_joint,
             full_sums,
             full_parameters,
+            vector_of_full,
+            full_of_vector,
             scaled_joint,
             scaled_sums,
             tied_gram,

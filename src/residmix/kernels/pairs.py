@@ -21,6 +21,7 @@ __all__ = [
     "centred_products",
     "check_compilers",
     "full_joint",
+    "full_of_vector",
     "full_parameters",
     "full_sums",
     "locate_levels",
@@ -37,6 +38,7 @@ __all__ = [
     "tell_uncompiled",
     "tied_gram",
     "turn_axes",
+    "vector_of_full",
 ]
 
 # Rows x features x components up to which a fit runs the twins. They are slower there already, by a few milliseconds a
@@ -139,13 +141,25 @@ sum_levels = Pair(plain.sum_levels, _ROWWISE)
 residual_twice = Pair(twice.residual_twice, _TWICE)
 products_twice = Pair(twice.products_twice, _TWICE)
 full_parameters = Pair(plain.full_parameters, "residmix.kernels.loops.parameters")
+vector_of_full = Pair(plain.vector_of_full, "residmix.kernels.loops.vectors")
+full_of_vector = Pair(plain.full_of_vector, "residmix.kernels.loops.vectors")
 turn_axes = Pair(plain.turn_axes, "residmix.kernels.loops.orientation")
 scores_of_rows = Pair(rosenblatt.scores_of_rows, _ROSENBLATT)
 rows_of_scores = Pair(rosenblatt.rows_of_scores, _ROSENBLATT)
 
 #: All of them, for whoever checks them.
 PAIRS = (
-    *(full_sums, full_joint, full_parameters, scaled_sums, scaled_joint, tied_gram, squared_distances),
+    *(
+        full_sums,
+        full_joint,
+        full_parameters,
+        vector_of_full,
+        full_of_vector,
+        scaled_sums,
+        scaled_joint,
+        tied_gram,
+        squared_distances,
+    ),
     *(centred_products, subtract_rows, add_effects, locate_levels, sum_levels),
     *(residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.cholesky import inverse_cholesky
+from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles
 
 __all__ = [
     "NOTHING",
@@ -18,6 +18,7 @@ __all__ = [
     "add_effects",
     "centred_products",
     "full_joint",
+    "full_of_vector",
     "full_parameters",
     "full_sums",
     "locate_levels",
@@ -28,6 +29,7 @@ __all__ = [
     "sum_levels",
     "tied_gram",
     "turn_axes",
+    "vector_of_full",
 ]
 
 Floats = NDArray[np.float64]
@@ -111,6 +113,36 @@ def full_parameters(
             return None
         factors, failed = inverse_cholesky(covariances)
     return None if failed.any() else (weight / weight.sum(), means + e, covariances, factors)
+
+
+def vector_of_full(weights: Floats, means: Floats, factors: Floats, scale: Floats) -> Floats:
+    """Return log-weights, means over `scale` (d,), and the factors' upper triangles, row by row, times it.
+
+    On the diagonals of the factors (K, d, d) are logarithms.
+    """
+    rows, columns = np.triu_indices(len(scale))
+    triangles = factors[:, rows, columns] * scale[rows]
+    triangles[:, rows == columns] = np.log(triangles[:, rows == columns])
+    logs = np.log(np.maximum(weights, np.finfo(float).tiny))
+    return np.concatenate([logs, (means / scale).ravel(), triangles.ravel()])
+
+
+def full_of_vector(vector: Floats, scale: Floats, K: int, largest: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the weights, means, covariances and factors that `vector_of_full` made a vector of.
+
+    Logarithms on the diagonals are cut off at `largest`; the weights add up to one whatever the vector.
+    """
+    d = len(scale)
+    rows, columns = np.triu_indices(d)
+    weights, means = np.exp(vector[:K] - vector[:K].max()), vector[K : K + K * d].reshape(K, d) * scale
+    triangles = vector[K + K * d :].reshape(K, -1).copy()
+    on = rows == columns
+    triangles[:, on] = np.exp(np.clip(triangles[:, on], -largest, largest))
+    factors = np.zeros((K, d, d))
+    factors[:, rows, columns] = triangles / scale[rows]
+    inverses = inverse_triangles(factors)
+    with np.errstate(over="ignore"):  # at the edge of what is valid
+        return weights / weights.sum(), means, inverses.swapaxes(1, 2) @ inverses, factors
 
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:

@@ -17,6 +17,7 @@ from residmix.mixture.params import MixtureParams, make_params
 __all__ = [
     "CANCELLED",
     "DEAD_ROWS",
+    "FEW_FEATURES",
     "covariances_from_scatter",
     "dead_components",
     "keep_where_cancelled",

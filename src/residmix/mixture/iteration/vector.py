@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from residmix.em.loop import Acceleration
+from residmix.kernels.pairs import full_of_vector, small, vector_of_full
 from residmix.mixture.families.factor import aligned, composed
 from residmix.mixture.given.by_group import at_group, averaged
+from residmix.mixture.iteration.mstep import FEW_FEATURES
 from residmix.mixture.params import MixtureParams, factor_covariances, make_params, params_from_factors
 from residmix.mixture.robust.tails import DOF
 
-__all__ = ["pack", "typical_spread", "unpack"]
+__all__ = ["acceleration", "pack", "typical_spread", "unpack"]
 
 Floats = NDArray[np.float64]
 
@@ -37,28 +40,42 @@ def typical_spread(params: MixtureParams) -> Floats:
     return np.sqrt(params.weights @ variances)
 
 
-def pack(params: MixtureParams, like: MixtureParams) -> Floats:
+def acceleration(params: MixtureParams, n_rows: int, *, moves: bool) -> Acceleration[MixtureParams]:
+    """Return how mixtures of the size of `params` are extrapolated in a fit to so many rows."""
+    K, d = params.means.shape
+    plain = d > FEW_FEATURES or small(n_rows, K * d)
+    return Acceleration(partial(pack, plain=plain), partial(unpack, plain=plain), moves=moves)
+
+
+def pack(params: MixtureParams, like: MixtureParams, *, plain: bool = True) -> Floats:
     """Return the parameters as one unconstrained vector, free of the features' units.
 
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
     diagonals (of those that aren't kept as matrices the plain logarithm: units are a constant there): every vector is a
     valid mixture, so an extrapolated one is, too. Before them coefficients over the typical spread, the gate, noise
-    and tails. Covariances of further groups of rows come last.
+    and tails. Covariances of further groups of rows come last. With ``plain=False`` a compiled loop serves full
+    covariances.
     """
     if params.by_group is not None:
-        first, *others = [pack(at_group(params, g), like) for g in range(params.by_group.n_groups)]
+        first, *others = [pack(at_group(params, g), like, plain=plain) for g in range(params.by_group.n_groups)]
         given = _n_given(params) + params.n_components + params.means.size
         return np.concatenate([first, *(other[given:] for other in others)])
     scale = typical_spread(like)
     factors, (K, d) = params.factors, params.means.shape
     if params.parts is not None and like.parts is not None:
         return _pack_parts(params, like)
+    n_given, compiled = _n_given(params), params.family.free and not plain
+    if compiled and not n_given:
+        found: Floats = vector_of_full(params.weights, params.means, factors, scale)
+        return found
     matrices = params.family.matrices
     n_matrices = factors.size // d**2
-    whole = np.empty(_n_given(params) + K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
-    n_given = _n_given(params)
+    whole = np.empty(n_given + K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
     _pack_given(params, scale, whole[:n_given])
     vector = whole[n_given:]
+    if compiled:
+        vector[:] = vector_of_full(params.weights, params.means, factors, scale)
+        return whole
     np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
     np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
     if matrices:
@@ -98,6 +115,8 @@ def _pack_given(params: MixtureParams, scale: Floats, given: Floats) -> None:
 def _n_given(params: MixtureParams) -> int:
     """Return how many numbers coefficients, gate and tails are."""
     coef, gate = params.coef, params.gate
+    if coef is None and gate is None and params.noise is None and params.dof is None:
+        return 0
     return (0 if coef is None else coef.size) + (0 if gate is None else gate.coef.size) + _tails(params).size
 
 
@@ -107,24 +126,33 @@ def _tails(params: MixtureParams) -> Floats:
     return np.append(noise, [] if params.dof is None else np.log(params.dof))
 
 
-def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
+def unpack(whole: Floats, like: MixtureParams, *, plain: bool = True) -> MixtureParams:
     """Return the mixture that `pack` made a vector of; of a curved family the likeliest one nearby.
 
     The curvature of the gate of `like` still holds there.
     """
     if like.by_group is not None:
-        return _unpack_groups(whole, like)
-    scale = typical_spread(like)
+        return _unpack_groups(whole, like, plain)
     n_given = _n_given(like)
-    given, vector = whole[:n_given], whole[n_given:]
+    given, scale = whole[:n_given], typical_spread(like)
+    params = _unpack_components(whole[n_given:], scale, like, plain)
+    if like.missing or like.trim is not None or like.restraint is not None:
+        params = replace(params, missing=like.missing, trim=like.trim, restraint=like.restraint)
+    return _unpack_given(given, scale, params, like) if n_given else params
+
+
+def _unpack_components(vector: Floats, scale: Floats, like: MixtureParams, plain: bool) -> MixtureParams:
+    """Return weights, means and covariances."""
     K, d = like.means.shape
+    if like.family.free and like.parts is None and not plain:
+        made = full_of_vector(vector, scale, K, LARGEST_LOG)
+        return _nearest(MixtureParams(*made, like.covariance_type), like)
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()
     means, rest = vector[K : K + K * d].reshape(K, d) * scale, vector[K + K * d :]
     if like.parts is not None:
-        params = _unpack_parts(weights, means, rest, scale, like)
-        factors = params.factors
-    elif like.family.matrices:
+        return _unpack_parts(weights, means, rest, scale, like)
+    if like.family.matrices:
         rows, columns, on_diagonal = _triangle(d)
         triangles = rest.reshape(-1, len(rows)).copy()
         triangles[:, on_diagonal] = np.exp(np.clip(triangles[:, on_diagonal], -LARGEST_LOG, LARGEST_LOG))
@@ -132,8 +160,11 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         factors.reshape(-1, d, d)[:, rows, columns] = triangles / scale[rows]
     else:
         factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
-    if like.parts is None:
-        params = _nearest(params_from_factors(weights, means, factors, like.covariance_type), like)
+    return _nearest(params_from_factors(weights, means, factors, like.covariance_type), like)
+
+
+def _unpack_given(given: Floats, scale: Floats, params: MixtureParams, like: MixtureParams) -> MixtureParams:
+    """Return the mixture with coefficients, gate, noise and tails."""
     if like.coef is not None:
         params = replace(params, coef=given[: like.coef.size].reshape(like.coef.shape) * scale)
     size = _tails(like).size
@@ -142,22 +173,20 @@ def unpack(whole: Floats, like: MixtureParams) -> MixtureParams:
         params = replace(params, noise=(float(expit(tails[0])), like.noise[1]))
     if like.dof is not None:
         params = replace(params, dof=np.clip(np.exp(np.minimum(tails[-len(like.dof) :], 99.0)), *DOF))
-    if like.missing or like.trim is not None or like.restraint is not None:
-        params = replace(params, missing=like.missing, trim=like.trim, restraint=like.restraint)
     if like.gate is not None:
         gate = given[given.size - like.gate.coef.size :].reshape(like.gate.coef.shape)
         params = replace(params, gate=replace(like.gate, coef=gate))
     return params
 
 
-def _unpack_groups(whole: Floats, like: MixtureParams) -> MixtureParams:
+def _unpack_groups(whole: Floats, like: MixtureParams, plain: bool) -> MixtureParams:
     by = like.by_group
     assert by is not None
     given = _n_given(like) + like.n_components + like.means.size
     parts = np.split(whole[given:], by.n_groups)
     # the units are those of the average, as in `pack`
     each = [
-        unpack(np.concatenate([whole[:given], part]), replace(like, by_group=None, factors=by.factors[g]))
+        unpack(np.concatenate([whole[:given], part]), replace(like, by_group=None, factors=by.factors[g]), plain=plain)
         for g, part in enumerate(parts)
     ]
     covariances, factors = np.stack([one.covariances for one in each]), np.stack([one.factors for one in each])
