@@ -145,7 +145,7 @@ def _unpack_components(vector: Floats, scale: Floats, like: MixtureParams, plain
     """Return weights, means and covariances."""
     K, d = like.means.shape
     if like.family.free and like.parts is None and not plain:
-        made = full_of_vector(vector, scale, K, LARGEST_LOG)
+        made: tuple[Floats, Floats, Floats, Floats] = full_of_vector(vector, scale, K, LARGEST_LOG)
         return _nearest(MixtureParams(*made, like.covariance_type), like)
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()
