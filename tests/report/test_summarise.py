@@ -11,6 +11,7 @@ import residmix as rm
 from residmix.data import penguins
 from residmix.errors import CertificateWarning
 from residmix.report.gather import gather
+from residmix.report.html import render
 from residmix.report.summarise import summarise
 
 FEATURES = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"]
@@ -145,6 +146,22 @@ def test_the_odd_site_is_named_and_the_others_are_not(rng):
         alert["kind"]
         for alert in described(rm.Residualizer("site").fit(table[site != "d"]), table[site != "d"])["alerts"]
     }
+
+
+def test_sites_whose_people_are_of_another_age_show_their_overlap(rng):
+    site = np.repeat(list("abc"), 100)
+    table = pd.DataFrame(rng.normal(size=(300, 3)), columns=list("xyz")).assign(site=site, age=rng.uniform(20, 60, 300))
+    table.loc[table["site"] == "b", "age"] += 45
+    summary = described(rm.Residualizer("site", preserve="age").fit(table), table, probes=False)
+    shown = {row["level"]: row for row in summary["levels"][0]["levels"]}
+    expected = rm.design_audit(table, "site", preserve="age").levels.set_index("level")["overlap"]
+    assert {level: row["overlap"] for level, row in shown.items()} == pytest.approx(expected.to_dict())
+    assert shown["b"]["overlap"] == 0.0 and shown["a"]["overlap"] > 0.1
+    assert {row["overlap_of"] for row in shown.values()} == {"age"}
+    page = render(summary, {})
+    assert ">overlap<" in page and "<td>age</td>" in page
+    (alone,) = described(rm.Residualizer("site").fit(table[[*"xyz", "site"]]), table, probes=False)["levels"]
+    assert all(row["overlap"] is None for row in alone["levels"])
 
 
 def test_pit_is_flat_for_the_right_model_and_not_for_a_wrong_one(rng):

@@ -18,7 +18,7 @@ from residmix.sources.open import as_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DesignAudit", "design_audit"]
+__all__ = ["DesignAudit", "design_audit", "overlap_by_level"]
 
 Floats = NDArray[np.float64]
 
@@ -177,17 +177,21 @@ def _counts(values: pd.Series) -> dict[str, int]:
 def _overlaps(term: Term, design: Design, frame: pd.DataFrame) -> list[tuple[str, str, str, float]]:
     """Return the overlap of every other column, at each level of a factor, with the other levels."""
     (own,) = term.variables
-    level = frame[own].astype(str).where(frame[own].notna())
     others = dict.fromkeys(name for other in design.terms for name in other.variables if name != own)
     found = []
     for name in others:
-        number = design.levels_of(name) is None
-        values = frame[name]
-        for one in _counts(frame[own]):
-            here, there = values[level == one].dropna(), values[level.notna() & (level != one)].dropna()
-            if len(here) and len(there):
-                same = _of_numbers(here, there) if number else _of_categories(here, there)
-                found.append((term.name, one, name, same))
+        by_level = overlap_by_level(frame[own], frame[name], number=design.levels_of(name) is None)
+        found += [(term.name, level, name, overlap) for level, overlap in by_level.items()]
+    return found
+
+
+def overlap_by_level(own: pd.Series, values: pd.Series, *, number: bool) -> dict[str, float]:
+    """Return how far the distribution of some values at each level overlaps with that at the others, from 0 to 1."""
+    level, found = own.astype(str).where(own.notna()), {}
+    for one in _counts(own):
+        here, there = values[level == one].dropna(), values[level.notna() & (level != one)].dropna()
+        if len(here) and len(there):
+            found[one] = _of_numbers(here, there) if number else _of_categories(here, there)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.diagnostics.design_audit import overlap_by_level
 from residmix.plots.rows import Rows, residualizer_of
 from residmix.report.gather import Evidence
 
@@ -146,8 +147,25 @@ def level_rows(found: Evidence) -> list[dict[str, Any]]:
         if not len(levels) >= 2 or (numeric and len(levels) > 12):
             continue
         own = values.to_numpy() if numeric else values.astype(str).to_numpy()
-        told.append({"name": name, "n_levels": len(levels), "levels": _levels(rows, found.residual, own, levels)})
+        shown = _levels(rows, found.residual, own, levels)
+        beside = [other for other in (*found.removed, *found.preserved) if other != name and other in rows.metadata]
+        _add_overlaps(shown, values, rows.metadata[list(dict.fromkeys(beside))])
+        told.append({"name": name, "n_levels": len(levels), "levels": shown})
     return told
+
+
+def _add_overlaps(shown: list[dict[str, Any]], own: Any, others: Any) -> None:
+    """Add the least overlap of another column at each level with the other levels, and which column it is."""
+    for row in shown:
+        row |= {"overlap": None, "overlap_of": None}
+    for name in others:
+        values = others[name]
+        number = values.dtype.kind in "fiu" and values.nunique() > 12
+        overlap = overlap_by_level(own, values, number=number)
+        for row in shown:
+            here = overlap.get(row["level"])
+            if here is not None and (row["overlap"] is None or here < row["overlap"]):
+                row |= {"overlap": float(here), "overlap_of": str(name)}
 
 
 def _levels(rows: Rows, residual: Floats, own: NDArray[Any], levels: NDArray[Any]) -> list[dict[str, Any]]:
