@@ -178,7 +178,10 @@ def _added_products(one: Array | None, two: Array | None, of_one: LinearMoments,
     step = (of_two.origin_x - of_one.origin_x) + (of_two.offset_x - of_one.offset_x)
     weight = of_one.weight.max() + of_two.weight.max()
     share = of_one.weight.max() * of_two.weight.max() / weight if weight > 0 else 0.0
-    return one + two + share * np.outer(step, step)
+    added = np.outer(share * step, step)
+    added += one
+    added += two
+    return added
 
 
 def _added(one: LinearMoments, two: LinearMoments) -> LinearMoments:

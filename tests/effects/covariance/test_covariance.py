@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 
 import residmix.moments.by_level
 from residmix import Residualizer, load, save, scan
+from residmix.effects.covariance.covariance import _even
 from residmix.effects.covariance.shrinkage import divergence, root, shrunk
 from residmix.errors import ResidmixWarning
 
@@ -250,3 +251,13 @@ def test_the_estimate_is_positive_definite_and_nears_the_sample_with_many_rows()
     rows = rng.multivariate_normal(np.zeros(4), truth, size=100_000)
     assert_allclose(shrunk(np.cov(rows.T), 99_999.0), np.cov(rows.T), atol=0.01)
     assert_allclose(shrunk(np.zeros((4, 4)), 0.0), np.eye(4))
+
+
+def test_distances_after_are_those_of_the_products_that_the_maps_make():
+    """A Z A by one product, from what A makes of the shrunk covariance, against the two products that say it."""
+    rng = np.random.default_rng(4)
+    for n, d in ((30, 12), (200, 12), (2000, 5)):
+        X = rng.normal(size=(n, d)) @ (np.eye(d) + 0.4 * rng.normal(size=(d, d)))
+        products = (X - X.mean(axis=0)).T @ (X - X.mean(axis=0))
+        change = root(shrunk(products / (n - 1), n - 1), -0.5)
+        assert_allclose(_even(products, change, n - 1.0), change @ products @ change.T, rtol=1e-9, atol=1e-9 * n)

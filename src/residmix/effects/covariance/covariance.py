@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.covariance.shrinkage import divergence, of_scores, root, shrunk
+from residmix.effects.covariance.shrinkage import divergence, of_scores, root, shrunk, weights
 from residmix.effects.covariance.sums import Standard, by_moments, by_rows
 from residmix.effects.covariance.transport import Covariances, along_axes
 from residmix.effects.effect import Effect, need_dense
@@ -180,8 +180,19 @@ def _distances(products: Array, change: Array, degrees: float) -> tuple[float, f
     if _pooled(change):
         return before, before
     stretch = along_axes(change)
-    changed = change @ products @ change.T if stretch is None else products * stretch[:, None] * stretch
+    changed = _even(products, change, degrees) if stretch is None else products * stretch[:, None] * stretch
     return before, far(changed)
+
+
+def _even(products: Array, change: Array, degrees: float) -> Array:
+    r"""Return the products of scores to which the inverse root A of their shrunk covariance is applied, A Z A.
+
+    Of that covariance, :math:`\operatorname{diag}(\delta) + (1 - w_O) Z`, A makes the identity: one product is enough.
+    """
+    sample = np.diagonal(products) / degrees
+    w_d, w_o = weights(products / degrees, degrees)
+    half = change * np.sqrt(w_d + (w_o - w_d) * sample)
+    return np.asarray((np.eye(len(change)) - half @ half.T) * (degrees / (1.0 - w_o)))
 
 
 def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["divergence", "of_scores", "root", "shrunk"]
+__all__ = ["divergence", "of_scores", "root", "shrunk", "weights"]
 
 Array = NDArray[np.float64]
 
@@ -33,9 +33,16 @@ def shrunk(sample: Array, degrees: float) -> Array:
     Analysis 88 (2004), theorem 3.2. Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance
     estimation", IEEE Transactions on Signal Processing 58 (2010), for the variances.
     """
-    K = len(sample)
-    if degrees < 1 or K == 0:
-        return np.eye(K)
+    diagonal, (w_d, w_o) = np.diagonal(sample), weights(sample, degrees)
+    estimate = (1.0 - w_o) * sample
+    np.fill_diagonal(estimate, 1.0 + (1.0 - w_d) * (diagonal - 1.0))
+    return np.asarray(estimate)
+
+
+def weights(sample: Array, degrees: float) -> tuple[float, float]:
+    """Return how far variances and covariances are shrunk, :math:`w_D` and :math:`w_O`."""
+    if degrees < 1 or len(sample) == 0:
+        return 1.0, 1.0
     diagonal = np.diagonal(sample)
     own, all_squares = np.sum(diagonal**2), np.vdot(sample, sample)
     far_d, far_o = np.sum((diagonal - 1.0) ** 2), max(all_squares - own, 0.0)
@@ -44,9 +51,7 @@ def shrunk(sample: Array, degrees: float) -> Array:
     w_d, w_o = _share(noise_d, far_d), _share(noise_o, far_o)
     if w_o < w_d:
         w_d = w_o = _share(noise_d + noise_o, far_d + far_o)
-    estimate = (1.0 - w_o) * sample
-    np.fill_diagonal(estimate, 1.0 + (1.0 - w_d) * (diagonal - 1.0))
-    return np.asarray(estimate)
+    return w_d, w_o
 
 
 def _share(noise: float, distance: float) -> float:
