@@ -264,7 +264,7 @@ def test_an_eraser_is_fitted_with_its_certificate_and_a_model_that_transforms(ru
     out = ("-o", tmp_path / "m", "--residuals", tmp_path / "r.parquet", "--report", tmp_path / "r.html")
     result = run("fit", file, "--formula", "C(site)", "--erase", "full", "-k", 1, "--reference", "A", *out,
                  "--fail-if-left", 0.6)  # fmt: skip
-    assert "passed: full, 1 components" in result.stdout and "the certificate passed" in result.stdout
+    assert "passed: full, 1 component," in result.stdout and "the certificate passed" in result.stdout
     expected = rm.Eraser("C(site)", features=["x", "y"], method="full", n_components=1, reference={"site": "A"})
     expected = expected.fit(table).transform(table)
     np.testing.assert_array_equal(pd.read_parquet(tmp_path / "r.parquet").to_numpy(), expected)
