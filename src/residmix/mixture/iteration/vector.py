@@ -112,10 +112,15 @@ def _pack_given(params: MixtureParams, scale: Floats, given: Floats) -> None:
         given[given.size - params.gate.coef.size :] = params.gate.coef.ravel()
 
 
+def _bare(params: MixtureParams) -> bool:
+    """Tell whether there is nothing beside components; coefficients of no columns are something."""
+    return params.coef is None and params.gate is None and params.noise is None and params.dof is None
+
+
 def _n_given(params: MixtureParams) -> int:
     """Return how many numbers coefficients, gate and tails are."""
     coef, gate = params.coef, params.gate
-    if coef is None and gate is None and params.noise is None and params.dof is None:
+    if _bare(params):
         return 0
     return (0 if coef is None else coef.size) + (0 if gate is None else gate.coef.size) + _tails(params).size
 
@@ -138,7 +143,7 @@ def unpack(whole: Floats, like: MixtureParams, *, plain: bool = True) -> Mixture
     params = _unpack_components(whole[n_given:], scale, like, plain)
     if like.missing or like.trim is not None or like.restraint is not None:
         params = replace(params, missing=like.missing, trim=like.trim, restraint=like.restraint)
-    return _unpack_given(given, scale, params, like) if n_given else params
+    return params if _bare(like) else _unpack_given(given, scale, params, like)
 
 
 def _unpack_components(vector: Floats, scale: Floats, like: MixtureParams, plain: bool) -> MixtureParams:
