@@ -175,8 +175,8 @@ def write_parquet(
     with atomic_path(path, n_bytes) as temporary:
         writer: ParquetWriter | None = None
         try:
-            for result in _grouped(rows.map(function)):
-                table = pa.table({name: result[:, j] for j, name in enumerate(names)})
+            for columns in _grouped(rows.map(function)):
+                table = pa.table(dict(zip(names, columns, strict=True)))
                 # a dictionary of numbers that are all different is work for nothing
                 writer = writer or ParquetWriter(temporary, table.schema, use_dictionary=False)
                 writer.write_table(table)
@@ -187,14 +187,24 @@ def write_parquet(
 
 
 def _grouped(results: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """Yield results joined into matrices that make a row group each."""
-    held: list[NDArray[Any]] = []
-    size = 0
+    """Yield the columns of results that make a row group each, as rows of a matrix that the next group overwrites.
+
+    One matrix holds them all: joined and cut into columns by copies, a group would be in memory three times.
+    """
+    held, n_rows = np.empty((0, 0)), 0
     for result in results:
-        held.append(result.reshape(len(result), -1))
-        size += result.nbytes
-        if size >= _GROUP_BYTES:
-            yield np.concatenate(held)
-            held, size = [], 0
-    if held:
-        yield np.concatenate(held)
+        matrix = result.reshape(len(result), -1)
+        stop = n_rows + len(matrix)
+        if stop > held.shape[1]:
+            whole = -(-_GROUP_BYTES // max(1, matrix.shape[1] * matrix.itemsize)) + len(matrix)
+            wider = np.empty((matrix.shape[1], max(stop, whole)), matrix.dtype)
+            if n_rows:
+                wider[:, :n_rows] = held[:, :n_rows]
+            held = wider
+        held[:, n_rows:stop] = matrix.T
+        n_rows = stop
+        if held[:, :n_rows].nbytes >= _GROUP_BYTES:
+            yield held[:, :n_rows]
+            n_rows = 0
+    if n_rows:
+        yield held[:, :n_rows]
