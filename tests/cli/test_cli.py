@@ -1,6 +1,8 @@
 """The command: the demo and the fit of one's own files work, and errors are one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -52,6 +54,17 @@ def test_existing_files_are_kept_unless_forced(demo):
     assert "exists" in result.stderr
     assert (folder / "report.html").read_bytes() == before
     run("demo", "--output-dir", folder, "--force")
+
+
+@pytest.mark.slow
+def test_the_demo_loads_nothing_that_takes_long_and_that_it_could_do_without(tmp_path):
+    code = (
+        "import sys\nfrom residmix.cli import main\n"
+        f"main(['demo', '--quiet', '-o', {str(tmp_path)!r}], standalone_mode=False)\n"
+        "print(sorted({'numba', 'torch', 'dask', 'matplotlib.pyplot', 'sklearn.neural_network'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Pictures of reports: equal models give equal bytes, names stay text, the ink is the page's."""
 
+import io
 import re
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -41,3 +43,24 @@ def test_the_ink_is_the_colour_of_the_page_and_identifiers_are_only_those_in_use
     assert "#1c2330" not in svg
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     assert set(re.findall(r' id="([^"]*)"', svg)) <= used
+
+
+def test_a_picture_that_is_laid_out_first_is_the_one_that_matplotlib_saves():
+    def whole():
+        figure = Figure(figsize=(4, 3), layout="constrained")
+        ax = figure.add_subplot()
+        ax.plot([1.0, 2.0, 1e6], [3.0, 1.0, 2.0], label="a long name in the legend")
+        ax.set_xlabel("x")
+        ax.legend()
+        return figure
+
+    def places(text):
+        return re.findall(r'translate\(([^)]*)\)|<use [^>]*x="([^"]*)" y="([^"]*)"', text)
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "residmix"}):
+        whole().savefig(buffer, format="svg")
+    ours = [[round(float(x), 1) for x in " ".join(p).split()] for p in places(figure_svg(whole()))]
+    theirs = [[round(float(x), 1) for x in " ".join(p).split()] for p in places(buffer.getvalue())]
+    assert len(ours) > 10
+    assert ours == theirs

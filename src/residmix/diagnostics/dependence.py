@@ -9,6 +9,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.kernels.pairs import small
 from residmix.moments.inference import explained, term_shares
 from residmix.moments.linear import LinearMoments, linear_moments, merge_moments
 from residmix.moments.solving.solve import LinearFit, solve_moments
@@ -66,13 +67,14 @@ class _ByFold:
 
     folds: NDArray[np.int8]
     n_folds: int
+    plain: bool  # see `residmix.kernels.pairs.small`
 
     def __call__(self, block: Block) -> list[LinearMoments | None]:
         own = self.folds[block.start : block.start + block.n_rows]
         parts: list[LinearMoments | None] = []
         for index in range(self.n_folds):
             rows = own == index
-            parts.append(linear_moments(_some(block, rows)) if rows.any() else None)
+            parts.append(linear_moments(_some(block, rows), plain=self.plain) if rows.any() else None)
         return parts
 
 
@@ -92,7 +94,7 @@ def _merged(one: LinearMoments | None, two: LinearMoments | None) -> LinearMomen
 
 def fold_moments(rows: Rows, folds: NDArray[np.int8], n_folds: int) -> list[LinearMoments]:
     """Return the moments of each fold of the rows, in one pass."""
-    parts = fold(rows, _ByFold(folds, n_folds), _merge_folds)
+    parts = fold(rows, _ByFold(folds, n_folds, small(rows.n_rows, rows.n_features)), _merge_folds)
     return [part for part in parts if part is not None]
 
 

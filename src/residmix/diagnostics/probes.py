@@ -18,6 +18,9 @@ __all__ = ["ProbeResult", "probe"]
 Array = NDArray[np.float64]
 Features = Callable[[int], Array]
 
+# Rows of a forest that one thread grows sooner than several are begun.
+_FEW = 1_000
+
 
 @dataclass(frozen=True)
 class ProbeResult:
@@ -84,7 +87,10 @@ def probe(
         with warnings.catch_warnings():
             # a factor of nearly a level a row is one still
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than")
-            learner = learner_of(kind, bool(variable.levels), seed).fit(X[train], target[train])
+            learner = learner_of(kind, bool(variable.levels), seed)
+            if kind == "nonlinear" and train.sum() < _FEW:
+                learner.set_params(n_jobs=1)
+            learner.fit(X[train], target[train])
         if kind == "nonlinear":
             learner.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
         if variable.levels:

@@ -25,22 +25,26 @@ def learner_of(kind: str, classifies: bool, seed: int) -> Any:
     seed : int
         Of forest and network.
     """
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.linear_model import LogisticRegression, RidgeCV
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
+    # each kind takes a while to import
+    if kind == "nonlinear":
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+        options = {"n_estimators": 50, "min_samples_leaf": 5, "random_state": seed, "n_jobs": n_threads()}
+        if classifies:
+            return RandomForestClassifier(**options)
+        return RandomForestRegressor(max_features=1 / 3, **options)
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if kind == "linear":
+        from sklearn.linear_model import LogisticRegression, RidgeCV
+
         model = LogisticRegression(max_iter=1000) if classifies else RidgeCV(np.logspace(-3, 5, 9))
         return make_pipeline(StandardScaler(), model)
-    if kind == "network":
-        layers = {"hidden_layer_sizes": (64, 64), "max_iter": 100, "early_stopping": True, "random_state": seed}
-        return make_pipeline(StandardScaler(), MLPClassifier(**layers) if classifies else MLPRegressor(**layers))
-    options = {"n_estimators": 50, "min_samples_leaf": 5, "random_state": seed, "n_jobs": n_threads()}
-    if classifies:
-        return RandomForestClassifier(**options)
-    return RandomForestRegressor(max_features=1 / 3, **options)
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    layers = {"hidden_layer_sizes": (64, 64), "max_iter": 100, "early_stopping": True, "random_state": seed}
+    return make_pipeline(StandardScaler(), MLPClassifier(**layers) if classifies else MLPRegressor(**layers))
 
 
 class Ranks:

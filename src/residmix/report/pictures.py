@@ -54,13 +54,19 @@ def figure_svg(figure: Figure, salt: str = "residmix") -> str:
     The ink is the page's own colour of text, so that pictures follow it into the dark.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    FigureCanvasSVG(figure)  # its measures of text are those of the picture
     buffer = io.StringIO()
     settings: Any = {"svg.hashsalt": salt, "svg.fonttype": "none"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # the reader's browser draws the text, whatever script our font lacks
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         warnings.filterwarnings("ignore", "constrained_layout not applied")  # names take the room; they can be read
+        engine = figure.get_layout_engine()
+        if engine is not None:  # to save a figure with an engine draws it twice
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()
     text = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
