@@ -11,7 +11,8 @@ import pytest
 import residmix.rows.progress
 from residmix import Eraser, GaussianMixture, Residualizer, ResidualMixture
 from residmix.em.loop import EMState, run_em
-from residmix.em.observers import FitProgress, iterations_left
+from residmix.em.observers import FitProgress
+from residmix.mixture.iteration.step import MixtureEM
 from residmix.rows.progress import RowProgress
 
 
@@ -99,15 +100,66 @@ def test_quiet_shows_nothing_but_still_goes_on_to_the_next_callback(monkeypatch)
     assert state.iteration == 3
 
 
-def test_time_left_follows_the_trend_of_the_gains():
-    # gains 1/2, 1/4, ..., 2^-10: below 1e-6 at 2^-20, after ten more
-    values = tuple(-(0.5**i) for i in range(11))
-    assert iterations_left(values, 10, tol=1e-6, max_iter=1000) == 10
-    assert iterations_left(values, 10, tol=1e-6, max_iter=12) == 2
-    # without a tolerance, or without a trend, max_iter is all we know
-    assert iterations_left(values, 10, tol=0, max_iter=30) == 20
-    assert iterations_left((-1.0, -0.9, -0.7), 2, tol=1e-6, max_iter=30) == 28
-    assert iterations_left((-1.0,), 1, tol=1e-6, max_iter=30) == 29
+def told(monkeypatch, rehearse=None, *, tol=1e-6, max_iter=100, iterations=20, first=7.0, each=3.0) -> list[str]:
+    """Lines of a fit whose first pass takes `first` seconds, the others `each`."""
+    stderr = screen(monkeypatch, io.StringIO())
+    monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
+    clock = Clock(0.0)
+    with FitProgress(1000, tol=tol, max_iter=max_iter, clock=clock) as progress:
+        progress.rehearse = rehearse
+        for i in range(iterations):
+            clock.now += each if i else first
+            progress(EMState(0, (-1.0,) * (i + 1), i + 1))
+    return [line.rpartition(", ")[2] for line in stderr.getvalue().splitlines()]
+
+
+def test_time_left_is_that_of_the_passes_that_a_rehearsal_took(monkeypatch):
+    lines = told(monkeypatch, lambda state: (19, 19, True))
+    assert lines[1] == "about 54 s left"  # after two of twenty, though the first took longer
+    assert lines[9] == "about 30 s left"
+    assert lines[18] == "about 3 s left"
+    # two that differ, much or little, until the shorter one would be over
+    lines = told(monkeypatch, lambda state: (5, 19, True))
+    assert lines[1] == "about 12 s to 54 s left" and lines[6] == "about 39 s left"
+    assert told(monkeypatch, lambda state: (17, 19, True))[1] == "about 54 s left"
+    # a rehearsal that wasn't ended, and a fit that outlasts it
+    assert told(monkeypatch, lambda state: (17, 19, False))[1] == "more than 54 s left"
+    assert told(monkeypatch, lambda state: (4, 4, True))[4:6] == ["at most 5 min left", "at most 5 min left"]
+
+
+def test_without_a_rehearsal_time_left_is_certain_or_a_bound(monkeypatch):
+    assert told(monkeypatch, tol=0, max_iter=20)[1] == "about 54 s left"
+    assert told(monkeypatch, max_iter=20)[1] == "at most 54 s left"
+    assert told(monkeypatch, lambda state: None, max_iter=20)[1] == "at most 54 s left"
+
+
+@pytest.mark.parametrize("apart", [3.0, 3.5])
+def test_after_a_tenth_a_fit_knows_its_passes_within_thirty_percent_and_gives_the_same_bits(apart, monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 6))
+    centres *= apart / min(np.linalg.norm(centres[i] - centres[j]) for i in range(4) for j in range(i))
+    X = rng.normal(size=(300_000, 6)) + centres[rng.integers(4, size=300_000)]
+    expected = GaussianMixture(4, random_state=0).fit(X)
+    screen(monkeypatch, io.StringIO())
+    monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
+    monkeypatch.setattr(residmix.rows.progress, "PATIENCE", 0.0)
+    seen, passes, left, moments = [], [0], FitProgress._left, MixtureEM.moments
+
+    def counted(self, *arguments, **options):
+        passes[0] += self.rows.n_rows == len(X)
+        return moments(self, *arguments, **options)
+
+    def looked(self, iteration):
+        seen.append((iteration, left(self, iteration), passes[0]))
+        return seen[-1][1]
+
+    monkeypatch.setattr(MixtureEM, "moments", counted)
+    monkeypatch.setattr(FitProgress, "_left", looked)
+    shown = GaussianMixture(4, random_state=0).fit(X)
+    assert np.array_equal(shown.means_, expected.means_) and shown.lower_bounds_ == expected.lower_bounds_
+    _, (how, *said), before = next(one for one in seen if one[0] >= 0.1 * shown.n_iter_)
+    assert how == "about"
+    assert min(abs(one / (passes[0] - before) - 1) for one in said) <= 0.3
 
 
 @pytest.mark.parametrize("model", [GaussianMixture, ResidualMixture])
@@ -125,6 +177,24 @@ def test_estimators_tell(model, monkeypatch):
     assert [text for text in told if "rows" not in text] == [f"iteration {i}" for i in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("first", [0.5, 4.0])
+def test_after_a_tenth_of_a_visit_time_left_is_within_thirty_percent_whatever_came_before(first, monkeypatch):
+    stderr = screen(monkeypatch, io.StringIO())
+    monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
+    monkeypatch.setattr(residmix.rows.progress, "PATIENCE", 0.0)
+    clock, rng = Clock(0.0), np.random.default_rng(0)
+    seconds = rng.uniform(0.3, 0.7, 100)  # of 50 in all, uneven as disks are
+    seconds[0] += first  # loops are compiled
+    with RowProgress(10_000, clock=clock) as progress:
+        for each in seconds:
+            clock.now += each
+            progress(100)
+    lines, left = stderr.getvalue().splitlines(), seconds.sum() - seconds.cumsum()
+    for row in np.flatnonzero(seconds.cumsum() >= 0.1 * seconds.sum())[:70]:
+        said = float(lines[row].rpartition("about ")[2].split()[0])
+        assert abs(said - left[row]) <= 0.3 * left[row], lines[row]
+
+
 def test_visits_to_rows_tell_how_far_they_have_come(monkeypatch):
     stderr = screen(monkeypatch, io.StringIO())
     monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
@@ -132,10 +202,11 @@ def test_visits_to_rows_tell_how_far_they_have_come(monkeypatch):
         for _ in range(6):
             progress(25)
     lines = stderr.getvalue().splitlines()
-    # made at 3 s, begun at 6 s; each call takes 3 s; a second visit begins after 100 rows
-    assert lines[0] == "25 of 100 rows, 8 rows/s, about 9 s left"
+    # nothing tells the pace at first; each call takes 3 s; a second visit begins after 100 rows
+    assert lines[0] == "25 of 100 rows"
+    assert lines[1] == "50 of 100 rows, 8 rows/s, about 6 s left"
     assert lines[3].startswith("100 of 100 rows") and lines[3].endswith("about 0 s left")
-    assert lines[4] == lines[0] and len(lines) == 6
+    assert lines[4:] == lines[:2]
 
 
 @pytest.mark.parametrize("model", [Residualizer(), Residualizer(scale=True), Eraser()])

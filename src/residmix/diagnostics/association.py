@@ -28,6 +28,7 @@ from residmix.errors import BelowChanceWarning, CollinearityWarning, LeakageWarn
 from residmix.moments.linear import merge_moments
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.block import Block
+from residmix.rows.progress import RowProgress
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.rows.sampled import at_random
 from residmix.sources.open import as_table
@@ -137,19 +138,20 @@ def association(
     folds = (rng.permutation(n) % n_splits).astype(np.int8)
     sample = at_random(n, max_rows, rng)
     rows = table.rows(names, design=design, allow_nan=True)
-    report = _Report(
-        design, names, _variables(table, design), folds, sample, n_permutations, confidence, random_state or 0
-    )
-    before = np.asarray(rows.take(sample).X, dtype=np.float64)
-    scores = _before(report, rows, before, n_splits)
-    if after is not None:
-        if hasattr(after, "fit"):
-            whole, by_fold = refitted(after, X, metadata, table, folds, n_splits)
-            components = predicted(after, X, metadata) if components is None else components
-        else:
-            whole, by_fold = given(after, n), None
-        scores |= _after(report, rows, whole, by_fold, n_splits)
-        _warn_of_leakage(scores, _few_valued(before, names))
+    variables = _variables(table, design)
+    stages, distances = (1, 1) if after is None else (2, 3 if hasattr(after, "fit") else 2)
+    with RowProgress(n_splits * (2 * stages * len(variables) + distances), unit="steps") as seen:
+        report = _Report(design, names, variables, folds, sample, n_permutations, confidence, random_state or 0, seen)
+        before = np.asarray(rows.take(sample).X, dtype=np.float64)
+        scores = _before(report, rows, before, n_splits)
+        if after is not None:
+            if hasattr(after, "fit"):
+                whole, by_fold = refitted(after, X, metadata, table, folds, n_splits)
+                components = predicted(after, X, metadata) if components is None else components
+            else:
+                whole, by_fold = given(after, n), None
+            scores |= _after(report, rows, whole, by_fold, n_splits)
+            _warn_of_leakage(scores, _few_valued(before, names))
     _warn_below_chance(scores)
     if components is not None:
         report.components("after" if after is not None else "before", np.asarray(components))
@@ -217,10 +219,11 @@ class _Report:
         n_permutations: int,
         confidence: float,
         seed: int,
+        seen: Callable[[float], None],
     ) -> None:
         self.design, self.names, self.variables = design, tuple(names), variables
         self.folds, self.sample = folds, sample
-        self.n_permutations, self.confidence, self.seed = n_permutations, confidence, seed
+        self.n_permutations, self.confidence, self.seed, self.seen = n_permutations, confidence, seed, seen
         self.rng = np.random.default_rng(seed + 1)
         self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
 
@@ -267,6 +270,7 @@ class _Report:
                 matrix = matrix[rows]
                 groups = [matrix, *(matrix[:, [j]] for j in range(singles))]
                 found.append(distance_dependence(groups, variables, self.n_permutations, self.rng))
+                self.seen(int(self.folds.max()) + 1)  # takes as long as a probe
         for v, variable in enumerate(variables):
             for g, feature in enumerate(("(all)", *self.names[:singles])):
                 values = {"in_sample": found[0][0][g, v], "in_sample_p": found[0][1][g, v]}
@@ -280,7 +284,7 @@ class _Report:
         for variable in self.variables:
             own = variable.take(self.sample)
             for kind in ("linear", "nonlinear"):
-                result = probe(kind, features, own, folds, self.n_permutations, self.rng, self.seed)
+                result = probe(kind, features, own, folds, self.n_permutations, self.rng, self.seed, self.seen)
                 results[variable.name, kind] = result
                 self.add(
                     stage, f"{kind}_probe", variable.name, "(all)", own.known.sum(),

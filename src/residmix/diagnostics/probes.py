@@ -57,6 +57,7 @@ def probe(
     n_permutations: int,
     rng: np.random.Generator,
     seed: int,
+    seen: Callable[[float], None] | None = None,
 ) -> ProbeResult:
     """Return the cross-fitted score of a probe.
 
@@ -74,6 +75,8 @@ def probe(
         Permutations of the labels within folds, with fixed predictions.
     seed : int
         Of the forest.
+    seen : callable, optional
+        Called with 1 after each fold.
     """
     known = variable.known
     scorers: list[_Scorer] = []
@@ -97,6 +100,8 @@ def probe(
             scorers.append(Ranks(learner.predict_proba(X[test]), learner.classes_, target[test]))
         else:
             scorers.append(Errors(learner.predict(X[test]), target[test], float(target[train].mean())))
+        if seen is not None:
+            seen(1)
     if not scorers:
         return ProbeResult(*[np.nan] * 6)
     score = _mean(scorers, [scorer.target for scorer in scorers])

@@ -4,56 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from time import perf_counter
 from typing import Any, Self
 
 from residmix.em.loop import EMState
 from residmix.rows.progress import Line, duration
 
-__all__ = ["FitProgress", "Progress", "iterations_left"]
+__all__ = ["FitProgress", "Progress"]
 
 
-# Gains that the trend is taken over: extrapolated iterations make single ones uneven.
-TREND = 6
-
-
-def iterations_left(values: tuple[float, ...], iteration: int, *, tol: float, max_iter: int) -> int:
-    """Return how many iterations are probably to come.
-
-    Gains are taken to shrink by the same factor each time, ``g a^n < tol``, with `a` from the last few of them; there
-    are never more than `max_iter` allows.
-
-    Parameters
-    ----------
-    values : tuple of float
-        Log-likelihoods per row so far.
-    iteration : int
-        Iterations so far.
-    """
-    at_most = max(0, max_iter - iteration)
-    gains = [b - a for a, b in pairwise(values)][-TREND:]
-    if tol == 0 or len(gains) < 2 or min(gains[0], gains[-1]) <= 0:
-        return at_most
-    rate = math.log(gains[-1] / gains[0]) / (len(gains) - 1)
-    if rate >= 0:
-        return at_most
-    return min(at_most, max(1, math.ceil(math.log(tol / gains[-1]) / rate)))
+# Two numbers of passes of which one is told.
+ALIKE = 1.3
 
 
 class FitProgress:
     """A callback of `run_em` and a context: shows iteration, log-likelihood, pace and time left in a `Line`.
+
+    How many iterations there will be is known if `tol` is 0. Else a rehearsal may tell; without one, `max_iter` alone
+    says how many there can be at most.
 
     Parameters
     ----------
     n_rows : int
         Rows of a pass.
     tol, max_iter
-        Of the fit, for the time left.
+        Of the fit.
     then : callable, optional
         The next callback; its result is returned.
     quiet, clock
         As in `Line`.
+
+    Attributes
+    ----------
+    rehearse : callable or None
+        Takes the state after the first iteration; returns the least and the most passes that are to come, and whether
+        these are all, or None if it can't tell.
     """
 
     def __init__(
@@ -68,11 +53,14 @@ class FitProgress:
     ) -> None:
         self._n_rows, self._tol, self._max_iter = n_rows, tol, max_iter
         self._then, self._quiet, self._clock = then, quiet, clock
+        self.rehearse: Callable[[EMState[Any]], tuple[int, int, bool] | None] | None = None
 
     def __enter__(self) -> Self:
         self._line = Line(quiet=self._quiet, clock=self._clock)
+        self.shown = self._line.shown
         self._began = self._clock()
         self._passes = 0
+        self._expected: tuple[int, int, bool] | None = None
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -80,19 +68,47 @@ class FitProgress:
 
     def __call__(self, state: EMState[Any]) -> Any:
         self._passes += 1
-        if self._line.shown:
+        if self.shown:
             now = self._clock()
-            self._line.show(lambda: self._text(state, now), now)
+            if self._passes == 1:
+                pace = now - self._began
+                if self.rehearse is not None:
+                    self._expect(state)
+                # a first pass may compile, or fill a cache: the others are timed without it
+                self._began = self._clock()
+            else:
+                pace = (now - self._began) / (self._passes - 1)
+            self._line.show(lambda: self._text(state, pace), now)
         return None if self._then is None else self._then(state)
 
-    def _text(self, state: EMState[Any], now: float) -> str:
-        pace = (now - self._began) / self._passes
-        left = iterations_left(state.log_likelihoods, state.iteration, tol=self._tol, max_iter=self._max_iter)
+    def _expect(self, state: EMState[Any]) -> None:
+        assert self.rehearse is not None
+        if (found := self.rehearse(state)) is not None:
+            low, high, ended = found
+            self._expected = state.iteration + low, state.iteration + high, ended
+
+    def _text(self, state: EMState[Any], pace: float) -> str:
         rows = self._n_rows / pace if pace > 0 else math.inf
+        how, *left = self._left(state.iteration)
+        when = " to ".join(dict.fromkeys(duration(passes * pace) for passes in left))
         return (
             f"iteration {state.iteration}, log-likelihood {state.log_likelihood:.6f} per row, "
-            f"{rows:,.0f} rows/s, about {duration(left * pace)} left"
+            f"{rows:,.0f} rows/s, {how} {when} left"
         )
+
+    def _left(self, iteration: int) -> tuple[str, int] | tuple[str, int, int]:
+        """Return how sure the number of passes to come is, and it; or the least and the most of them."""
+        at_most = max(0, self._max_iter - iteration)
+        if self._tol == 0:
+            return "about", at_most
+        low, high, ended = self._expected or (0, 0, False)
+        if high <= iteration:
+            return "at most", at_most
+        if not ended:
+            return "more than", high - iteration
+        if low <= iteration or high - iteration <= ALIKE * (low - iteration):
+            return "about", high - iteration
+        return "about", low - iteration, high - iteration
 
 
 class Progress:

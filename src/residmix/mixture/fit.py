@@ -19,14 +19,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from residmix.em.callbacks import CallbackSupportMixin, FitTasks
 from residmix.em.loop import EMState, run_em
-from residmix.em.observers import FitProgress, Progress
+from residmix.em.observers import Progress
 from residmix.em.runs import run_starts
 from residmix.errors import DeadComponentWarning, note, warn
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.doubts.hints import spikes_amid
 from residmix.mixture.families.family import COVARIANCE_TYPES, FACTOR, family
 from residmix.mixture.iteration.step import MixtureEM, log_prior_density
-from residmix.mixture.iteration.vector import acceleration
+from residmix.mixture.iteration.watched import run_watched
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
 from residmix.mixture.robust.gaps import single_normal, without_gaps
 from residmix.mixture.robust.settings import MixtureSettings
@@ -206,19 +206,8 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         callback: Callable[[State], Any] | None = None,
         history: tuple[float, ...] = (),
     ) -> State:
-        params = start if isinstance(start, MixtureParams) else start.params
-        watched = FitProgress(em.rows.n_rows, tol=self.tol, max_iter=self.max_iter, then=callback, quiet=self._quiet)
-        with watched:
-            return run_em(
-                em,
-                start,
-                tol=self.tol,
-                max_iter=self.max_iter,
-                accelerate=acceleration(params, em.rows.n_rows, moves=self.accelerate) if self.tol > 0 else None,
-                history=history,
-                evaluate=em.evaluate,
-                callback=watched,
-            )
+        how = {"tol": self.tol, "max_iter": self.max_iter, "moves": self.accelerate, "quiet": self._quiet}
+        return run_watched(em, start, callback=callback, history=history, **how)
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,9 @@ __all__ = ["PATIENCE", "Line", "RowProgress", "duration", "watched"]
 # What takes less than this says nothing.
 PATIENCE = 2.0
 
+# A share of a visit that tells nothing of the others' pace: several threads end their first blocks at once.
+EARLY = 0.02
+
 
 class Line:
     """One line on stderr, from two seconds after it was made until `stop`.
@@ -64,36 +67,48 @@ class Line:
 class RowProgress:
     """A context for one visit to all rows, or several: shows in a `Line` how many have been seen, pace and time left.
 
-    Call it with a number of rows whenever so many more have been seen, from any thread.
+    Call it with a number of rows whenever so many more have been seen, from any thread. Pace is that since the first of
+    these calls: what came before it, such as loops that were compiled, isn't what the others wait for.
 
     Parameters
     ----------
-    n_rows : int
-        Rows of a visit.
+    n_rows : float
+        Rows of a visit, or whatever is counted.
     quiet, clock
         As in `Line`.
+    unit : str
+        What it's called.
     """
 
-    def __init__(self, n_rows: int, *, quiet: bool = False, clock: Callable[[], float] = perf_counter) -> None:
-        self._n_rows, self._quiet, self._clock = n_rows, quiet, clock
+    def __init__(
+        self, n_rows: float, *, quiet: bool = False, clock: Callable[[], float] = perf_counter, unit: str = "rows"
+    ) -> None:
+        self._n_rows, self._quiet, self._clock, self._unit = n_rows, quiet, clock, unit
         self._lock = Lock()
 
     def __enter__(self) -> Self:
         self._line = Line(quiet=self._quiet, clock=self._clock)
-        self._began, self._seen = self._clock(), 0
+        self._begin()
         self.shown = self._line.shown
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._line.stop()
 
-    def __call__(self, n_rows: int) -> None:
+    def _begin(self) -> None:
+        self._seen = 0.0
+        self._first: tuple[float, float] | None = None
+
+    def __call__(self, n_rows: float) -> None:
+        if not n_rows:
+            return
         with self._lock:
             now = self._clock()
             self._seen += n_rows
             self._line.show(lambda: self._text(now), now)
+            self._first = self._first or (now, n_rows)
             if self._seen >= self._n_rows:  # the next visit begins
-                self._began, self._seen = now, 0
+                self._begin()
 
     def observe(self, block: Block) -> list[Any]:
         """Count the rows of a block that has been visited; nothing is kept of it."""
@@ -101,11 +116,13 @@ class RowProgress:
         return []
 
     def _text(self, now: float) -> str:
-        pace = self._seen / max(now - self._began, 1e-9)
-        return (
-            f"{self._seen:,} of {self._n_rows:,} rows, {pace:,.0f} rows/s, "
-            f"about {duration((self._n_rows - self._seen) / pace)} left"
-        )
+        seen = f"{self._seen:,.0f} of {self._n_rows:,.0f} {self._unit}"
+        if self._first is None or self._seen < EARLY * self._n_rows:
+            return seen
+        began, before = self._first
+        pace = (self._seen - before) / max(now - began, 1e-9)
+        left = duration((self._n_rows - self._seen) / pace)
+        return f"{seen}, {pace:,.0f} {self._unit}/s, about {left} left"
 
 
 @contextmanager

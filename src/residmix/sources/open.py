@@ -165,7 +165,7 @@ def scan(
     """
     # the readers of files load pyarrow, which rows in memory don't need
     from residmix.sources.files.csv import Csv, TextOptions
-    from residmix.sources.files.formats import in_common, open_part
+    from residmix.sources.files.formats import in_common, open_parts
     from residmix.sources.files.kept import Kept
     from residmix.sources.files.npy import Npy
     from residmix.sources.files.table import FileTable, find_files
@@ -175,7 +175,7 @@ def scan(
     text = TextOptions(sep, decimal, thousands, (na_values,) if isinstance(na_values, str) else tuple(na_values))
     paths = find_files(path_or_glob)
     kept = Kept(cache_bytes) if client is None else None
-    parts = in_common([open_part(path, text=text, kept=kept) for path in paths])
+    parts = in_common(open_parts(paths, text=text, kept=kept))
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
         names = ", ".join(sorted({part.path.suffix for part in parts}))

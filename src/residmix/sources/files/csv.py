@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -112,13 +112,29 @@ class Csv(WithSchema):
     kept: tuple[int, ...] = field(repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: Path, *, text: TextOptions = TextOptions(), kept: Kept | None = None, **_: Any) -> Csv:
+    def open(
+        cls,
+        path: Path,
+        *,
+        text: TextOptions = TextOptions(),
+        kept: Kept | None = None,
+        seen: Callable[[int], None] | None = None,
+        **_: Any,
+    ) -> Csv:
         stamp = stamp_of(path)
         with _opened(path) as file:
-            return cls._of(path, stamp, file, text, kept)
+            return cls._of(path, stamp, file, text, kept, seen)
 
     @classmethod
-    def _of(cls, path: Path, stamp: tuple[int, int], file: IO[bytes], options: TextOptions, kept: Kept | None) -> Csv:
+    def _of(
+        cls,
+        path: Path,
+        stamp: tuple[int, int],
+        file: IO[bytes],
+        options: TextOptions,
+        kept: Kept | None,
+        seen: Callable[[int], None] | None = None,
+    ) -> Csv:
         line_end = _line_end(file)
         header = _line(file, line_end)
         if not header.strip():
@@ -142,6 +158,8 @@ class Csv(WithSchema):
                 if kept is not None:
                     numbers.append(kept.add(table))
             offset += len(chunk)
+            if seen is not None:
+                seen(_place(file))
         schema = _settled(schemas) if schemas else part.parse(b"").schema
         part = replace(
             part,
@@ -228,6 +246,11 @@ class StandardInput(Csv):
 
 def _opened(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
+def _place(file: Any) -> int:
+    """Return how much of a file on disk has been read, packed or not."""
+    return int((file.fileobj if isinstance(file, gzip.GzipFile) else file).tell())
 
 
 def _line_end(file: IO[bytes]) -> bytes:

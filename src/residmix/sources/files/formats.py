@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from residmix.rows.progress import RowProgress
 from residmix.sources.files.arrow import Arrow
 from residmix.sources.files.csv import Csv, StandardInput, one_schema
 from residmix.sources.files.npy import Npy
 from residmix.sources.files.parquet import Parquet
 from residmix.sources.files.part import Part
 
-__all__ = ["FORMATS", "UNREADABLE", "format_of", "in_common", "open_part", "readable"]
+__all__ = ["FORMATS", "UNREADABLE", "format_of", "in_common", "open_part", "open_parts", "readable"]
 
 FORMATS: dict[str, type[Part]] = {
     ".parquet": Parquet,
@@ -61,6 +62,30 @@ def open_part(path: Path, **options: Any) -> Part:
     except UNREADABLE as error:
         name = "standard input" if kind is StandardInput else repr(str(path))
         raise OSError(f"can't read {name}: {error}") from error
+
+
+def open_parts(paths: Sequence[Path], **options: Any) -> list[Part]:
+    """Look at files; how much of CSV text has been looked at shows in a line of progress."""
+    sizes = [_text_size(path) for path in paths]
+    if not any(sizes):
+        return [open_part(path, **options) for path in paths]
+    with RowProgress(sum(sizes) / 1e6, unit="MB") as progress:
+        parts = []
+        for path in paths:
+            places = [0]
+
+            def seen(place: int, places: list[int] = places) -> None:
+                progress((place - places[0]) / 1e6)
+                places[0] = place
+
+            parts.append(open_part(path, seen=seen, **options))
+    return parts
+
+
+def _text_size(path: Path) -> int:
+    """Return the bytes of a CSV file; 0 for what isn't one."""
+    kind = format_of(path)
+    return path.stat().st_size if kind is Csv and path.is_file() else 0
 
 
 def in_common(parts: Sequence[Part]) -> list[Part]:
