@@ -25,6 +25,8 @@ __all__ = ["Evidence", "gather"]
 PROBED_FEATURES = 64  # the ones that the metadata explain most; a forest on thousands takes minutes
 PERMUTATIONS = 49
 FOLDS = 5
+SWAPPED = 199  # permutations of a confounder test
+FEW_VALUES = 12  # of a number whose values are levels
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +47,9 @@ class Evidence:
     association : Association or None
     held_out : float or None
         Cross-validated log-likelihood per row.
+    confounding : list of dict
+        Tests whether the components depend on the metadata given the reference, and on the reference given the
+        metadata.
     reference : str or None
         A column to compare the components with.
     notes : list of dict
@@ -62,6 +67,7 @@ class Evidence:
     labels: NDArray[np.integer[Any]] | None = None
     association: Any = None
     held_out: float | None = None
+    confounding: list[dict[str, Any]] = field(default_factory=list)
     reference: str | None = None
     notes: list[dict[str, Any]] = field(default_factory=list)
     command: str | None = None
@@ -113,6 +119,7 @@ def gather(
         if probes:
             found.association = _association(found)
             found.held_out = _held_out(found)
+            found.confounding = _confounding(found)
     return found
 
 
@@ -168,6 +175,28 @@ def _fresh(estimator: Any, **changed: Any) -> Any:
     """Return an unfitted copy of an estimator, also of one that was read from a file."""
     parameters = {**estimator.get_params(deep=False), **changed}
     return type(estimator)(**parameters)
+
+
+def _confounding(found: Evidence) -> list[dict[str, Any]]:
+    """Test whether the components still depend on the metadata, beyond what the reference explains."""
+    from residmix.diagnostics.confounding.confounder_test import confounder_test
+
+    rows, name = found.rows, found.reference
+    if rows is None or found.labels is None or name is None or not found.removed or name in found.removed:
+        return []
+    table = rows.metadata[[*found.removed, name]]
+    kept = np.asarray(table.notna().all(axis=1)) & (found.labels >= 0)  # noise is no component
+    # few values are levels, as in the tables of components
+    texts = {own: table[own].dtype.kind not in "fiu" or table[own].nunique() <= FEW_VALUES for own in table}
+    told = table[kept].assign(**{own: table[own][kept].astype(str) for own, text in texts.items() if text})
+    labels = found.labels[kept].astype(str)
+    try:
+        return [
+            confounder_test(labels, told[name], told[list(found.removed)], kind, n_permutations=SWAPPED).to_dict()
+            for kind in ("partial", "full")
+        ]
+    except ValueError:
+        return []  # one component, or one level, is left: nothing can depend on it
 
 
 def _held_out(found: Evidence) -> float | None:

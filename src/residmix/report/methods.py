@@ -16,6 +16,10 @@ REFERENCES = {
     "constant parameters. Journal of Statistical Software 28(4).",
     "eb": "Johnson, Li and Rabinovic (2007). Adjusting batch effects in microarray expression data using empirical "
     "Bayes methods. Biostatistics 8:118-127.",
+    "covbat": "Chen, Beer, Tustison, Cook, Shinohara and Shou (2022). Mitigating site effects in covariance for "
+    "machine learning in neuroimaging data. Human Brain Mapping 43:1179-1195.",
+    "confounder": "Spisak (2022). Statistical quantification of confounding bias in machine learning models. "
+    "GigaScience 11.",
     "blup": "Henderson (1975). Best linear unbiased estimation and prediction under a selection model. Biometrics "
     "31:423-447.",
     "leace": "Belrose et al. (2023). LEACE: perfect linear concept erasure in closed form. Advances in Neural "
@@ -47,6 +51,13 @@ def methods(summary: dict[str, Any]) -> dict[str, Any]:
             "The remaining association with the metadata was measured by logistic or ridge regression and by a "
             "random forest on rows held out of both the residualization and the prediction model (five folds of "
             f"{summary['n_shown']:,} rows; p-values by permutation)."
+        )
+    if summary["confounding"]:
+        cited.append("confounder")
+        sentences.append(
+            f"Whether the components depend on the metadata given {summary['reference']['name']}, and on it given the "
+            f"metadata, was tested by conditional permutation ({summary['confounding'][0]['n_permutations']} "
+            "permutations)."
         )
     if summary["fit"] is not None and summary["fit"]["pit"]:
         cited.append("pit")
@@ -87,6 +98,12 @@ def _removal(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
         text += f"; log variances were modelled by {scale}, and what removed terms explain of them was taken out"
     elif scale:
         text += "; the spread of each level was adjusted to the pooled one"
+    if setting.get("covariance"):
+        cited.append("covbat")
+        asked = setting["covariance"]
+        kind = next(iter(asked.values())) if isinstance(asked, dict) else asked
+        how = "variances of principal scores" if kind == "scores" else "covariance, shrunk towards the pooled one,"
+        text += f"; the {how} of each level {'were' if kind == 'scores' else 'was'} adjusted to the pooled one"
     if setting.get("reference") is not None:
         text += f"; the reference is {setting['reference']}"
     if setting.get("missing", "error") != "error":

@@ -23,6 +23,7 @@ from residmix.report.tables import (
     associations,
     certificate_of,
     certified_probes,
+    covariance_rows,
     explained_by_feature,
     level_rows,
     term_rows,
@@ -71,6 +72,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "terms": term_rows(found),
         "effects": top_effects(found),
         "levels": level_rows(found),
+        "covariances": covariance_rows(found),
         "association": associations(found) or certified_probes(model),
         "certificate": certificate_of(model),
         "components": component_rows(found),
@@ -85,6 +87,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "reference": None
         if found.reference is None or found.labels is None
         else agreement(found.reference, columns[found.reference], found.labels, order),
+        "confounding": found.confounding,
         "notes": found.notes,
         "versions": {
             "residmix": residmix.__version__,

@@ -17,6 +17,7 @@ __all__ = [
     "associations",
     "certificate_of",
     "certified_probes",
+    "covariance_rows",
     "explained_by_feature",
     "level_rows",
     "number",
@@ -166,6 +167,30 @@ def _add_overlaps(shown: list[dict[str, Any]], own: Any, others: Any) -> None:
             here = overlap.get(row["level"])
             if here is not None and (row["overlap"] is None or here < row["overlap"]):
                 row |= {"overlap": float(here), "overlap_of": str(name)}
+
+
+def covariance_rows(found: Evidence) -> list[dict[str, Any]]:
+    """Return, for the factor whose covariances were adjusted, how far each level's is from the pooled one."""
+    linear = residualizer_of(found.model)
+    if linear is None or not getattr(linear, "covariance", False):
+        return []
+    told = []
+    for term in linear.design_.terms:
+        table = linear.level_table(term.name) if term.kind == "factor" and not term.preserved else {}
+        if "covariance" not in table:
+            continue
+        order = np.argsort(-table["rows"].to_numpy(), kind="stable")[:MOST_LEVELS]
+        levels = [
+            {
+                "level": str(table["level"].iloc[k]),
+                "rows": round(table["rows"].iloc[k]),
+                "before": number(table["covariance"].iloc[k]),
+                "after": number(table["covariance_after"].iloc[k]),
+            }
+            for k in sorted(order)
+        ]
+        told.append({"name": term.name, "n_levels": len(table), "levels": levels})
+    return told
 
 
 def _levels(rows: Rows, residual: Floats, own: NDArray[Any], levels: NDArray[Any]) -> list[dict[str, Any]]:

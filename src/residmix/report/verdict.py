@@ -16,6 +16,7 @@ GRAVE = frozenset(
 )  # fmt: skip
 LEFT_P = 0.05  # a probe has found something if permuted labels do as well less often
 LEFT_AUC, LEFT_R2 = 0.6, 0.05  # and it's worth a word from here on
+LEFT_NATS = 0.02  # divergence per direction of a level's covariance from the pooled one that is worth a word
 LOST_ROWS = 0.05  # share of dropped rows from which the verdict says so
 
 
@@ -116,6 +117,7 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 'try estimation="joint" with gating="metadata".',
                 metadata=column["name"], ami=column["ami"],
             )  # fmt: skip
+    _add_confounding(summary, add)
     for level in summary["levels"]:
         for row in level["levels"]:
             if row["odd"]:
@@ -126,6 +128,29 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
                     metadata=level["name"], level=row["level"],
                 )  # fmt: skip
     return found
+
+
+def _add_confounding(summary: dict[str, Any], add: Callable[..., None]) -> None:
+    """Add alerts for components that depend on metadata given the reference, and for covariances that still differ."""
+    for test in summary["confounding"]:
+        if test["kind"] == "partial" and test["p_value"] <= LEFT_P and test["statistic"] > test["expected"][2]:
+            add(
+                "confounded-components",
+                f"Given {summary['reference']['name']}, the components still depend on "
+                f"{_listed(summary['metadata_columns'])} (R² {test['statistic']:.3f}, expected "
+                f"{test['expected'][1]:.3f}, p = {test['p_value']:.2g}).",
+                statistic=test["statistic"], expected=test["expected"][1], p_value=test["p_value"],
+            )  # fmt: skip
+    for column in summary["covariances"]:
+        far = [row["level"] for row in column["levels"] if row["after"] > max(LEFT_NATS, row["before"] / 2)]
+        if far:
+            more = f" and {len(far) - 5} more" if len(far) > 5 else ""
+            add(
+                "covariances-differ",
+                f"The covariances of {column['name']} {_listed(far[:5])}{more} still differ from the pooled one: "
+                'covariance="scores" changes variances along its axes only; try covariance="shrunk".',
+                metadata=column["name"], levels=far,
+            )  # fmt: skip
 
 
 def _add_small(summary: dict[str, Any], add: Callable[..., None]) -> None:

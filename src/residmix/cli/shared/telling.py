@@ -24,6 +24,7 @@ _REMEDIES = (
     (re.compile(r"drop or impute such rows first"), "--drop-missing leaves such rows out"),
     (re.compile(r"estimation='joint' with gating='metadata'|estimation=\"joint\" with gating=\"metadata\""), "--joint"),
     (re.compile(r"estimation=['\"]joint['\"]"), "--joint"),
+    (re.compile(r"\bcovariance=['\"](\w+)['\"]"), r"--covariances \1"),
     (re.compile(r"\bcovariance_type=['\"]?(\w+)['\"]?"), r"--family \1"),
     (re.compile(r"such as principal components"), "such as principal components (of an .h5ad file --basis X_pca)"),
     (re.compile(r"\bn_components\b ?=? ?"), "-k "),
