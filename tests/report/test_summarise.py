@@ -319,3 +319,50 @@ def test_a_report_of_very_many_features_lists_the_first_ones_and_says_so(tmp_pat
         rm.Residualizer(features=names[:d]).fit(table, metadata=np.arange(40.0) % 7).report(tmp_path / "r.html")
         text = (tmp_path / "r.html").read_text(encoding="utf-8")
         assert ("the first 200 of 500" in text) == (d == 500) and "<dt>features</dt>" in text
+
+
+def two_sites(rng, n=1500):
+    """Rows whose sites differ in how features go together, and in nothing else."""
+    site = np.repeat(["a", "b", "c"], n // 3)
+    X = rng.normal(size=(n, 4))
+    for own, sign in (("b", 1), ("c", -1)):  # opposite ways: the pooled covariance shows nothing of it
+        X[site == own, 1] = sign * 0.8 * X[site == own, 0] + 0.6 * X[site == own, 1]
+    return pd.DataFrame(X, columns=list("wxyz")).assign(site=site)
+
+
+@pytest.mark.parametrize("kind", ["shrunk", "scores"])
+def test_covariances_by_level_are_those_of_the_table_and_what_still_differs_is_an_alert(kind, rng, tmp_path):
+    table = two_sites(rng)
+    model = rm.Residualizer("C(site)", scale=True, covariance=kind).fit(table)
+    summary = described(model, table, probes=False)
+    (column,), own = summary["covariances"], model.level_table("C(site)")
+    assert [row["level"] for row in column["levels"]] == ["a", "b", "c"]
+    np.testing.assert_allclose([row["before"] for row in column["levels"]], own["covariance"])
+    np.testing.assert_allclose([row["after"] for row in column["levels"]], own["covariance_after"])
+    left = [alert["figures"]["levels"] for alert in summary["alerts"] if alert["kind"] == "covariances-differ"]
+    assert left == ([] if kind == "shrunk" else [["b", "c"]])
+    assert "Human Brain Mapping" in " ".join(summary["methods"]["references"])
+    page = model.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Covariances by level" in page
+    assert described(rm.Residualizer("C(site)", scale=True).fit(table))["covariances"] == []
+
+
+def test_components_that_follow_metadata_beyond_the_reference_are_told_from_those_that_do_not(rng, tmp_path):
+    n = 900
+    kind, site = rng.choice(["u", "v"], n), rng.choice(["a", "b"], n)
+    X = rng.normal(size=(n, 3)) + 5.0 * (kind == "v")[:, None]
+    table = pd.DataFrame(X, columns=list("xyz")).assign(kind=kind, site=site)
+    follows = table.assign(x=table["x"] + np.where((site == "b") & (rng.random(n) < 0.5), 20.0, 0.0))
+    for data, K, confounded in ((table, 2, False), (follows, 4, True)):
+        model = rm.ResidualMixture(K, formula="C(site)", random_state=0, features=list("xyz")).fit(data)
+        summary = described(model, data, reference="kind")
+        partial, full = summary["confounding"]
+        assert (partial["kind"], full["kind"]) == ("partial", "full")
+        assert full["p_value"] <= 0.05
+        assert (partial["p_value"] <= 0.05) is confounded
+        assert ("confounded-components" in {alert["kind"] for alert in summary["alerts"]}) is confounded
+        assert "GigaScience" in " ".join(summary["methods"]["references"])
+        assert "Confounder tests" in model.report(tmp_path / "page.html", data, reference="kind").read_text(
+            encoding="utf-8"
+        )
+    assert described(model, data)["confounding"] == []
