@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import re
 import shlex
@@ -122,6 +123,38 @@ def test_every_public_name_stands_on_a_reference_page_with_an_example():
     for name in residmix.errors.__all__:
         if name.endswith(("Warning", "Error")):
             assert f"residmix.errors.{name}" in there, f"residmix.errors.{name} stands on no reference page"
+
+
+# Called by torch, by scikit-learn or by our own rooms, not by users.
+BEHIND = {
+    *("extra_repr", "get_extra_state", "set_extra_state", "initialise", "distribution", "gather", "settle"),
+    *("synchronize", "read", "representation", "to", "to_onnx", "log_cell_prob", "pooled", "fit_to", "open_rows"),
+    *("rows_of", "to_dict"),
+}
+
+
+def without_example(kind: type, page: str) -> list[str]:
+    """Return the public methods of ours that have neither a doctest nor a call in the python blocks of a page."""
+    code = "\n".join(block for block, _ in examples(page))
+    found = []
+    for name in dir(kind):
+        method = inspect.getattr_static(kind, name)
+        method = inspect.unwrap(getattr(method, "__func__", method)) if callable(getattr(kind, name)) else None
+        if name.startswith("_") or name in BEHIND or not str(getattr(method, "__module__", "")).startswith("residmix"):
+            continue
+        called = re.search(rf"\.{name}\(", code) or (name == "forward" and "layer(h, m)" in code)
+        if not called and ">>> " not in (method.__doc__ or ""):
+            found.append(f"{kind.__name__}.{name}")
+    return found
+
+
+def test_every_method_that_users_call_has_an_example():
+    page = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
+    kinds = [residmix.Residualizer, residmix.GaussianMixture, residmix.ResidualMixture, residmix.Eraser]
+    parts = importlib.import_module("residmix.nn")
+    kinds += [one for name in parts.__all__ if inspect.isclass(one := getattr(parts, name))]
+    assert [name for kind in kinds for name in without_example(kind, page)] == []
+    assert "Residualizer.tidy" in without_example(residmix.Residualizer, page.replace(".tidy(", ".untidy("))
 
 
 def test_a_name_that_stands_on_no_page_is_noticed():
