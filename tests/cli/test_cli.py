@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import residmix as rm
 from residmix.cli import main
+from residmix.cli.shared.telling import as_options
 from residmix.data import penguins
 
 
@@ -199,3 +200,20 @@ def test_row_numbers_under_an_empty_heading_are_no_feature(tmp_path):
     penguins().drop(columns="year").to_csv(tmp_path / "p.csv")
     summary = json.loads(run("fit", tmp_path / "p.csv", "--formula", "C(sex)", "--json").stdout)
     assert summary["feature_names"] == OPTIONS[3].split(",")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "Expected n_samples >= n_components but got n_components = 500, n_samples = 200",
+            "-k 500 asks for more components than there are rows (200); use a smaller -k",
+        ),
+        ("covariance= needs scale=True; set it, or leave covariance= out", "--covariances needs --scale; set it, or "
+         "leave --covariances out"),
+        ("or shrink their effects (shrinkage=)", "or shrink their effects (--shrinkage)"),
+        ('try covariance="shrunk".', "try --covariances shrunk."),
+    ],
+)  # fmt: skip
+def test_remedies_are_options_of_the_command(message, told):
+    assert as_options(message) == told

@@ -27,6 +27,16 @@ _REMEDIES = (
     (re.compile(r"\bcovariance=['\"](\w+)['\"]"), r"--covariances \1"),
     (re.compile(r"\bcovariance_type=['\"]?(\w+)['\"]?"), r"--family \1"),
     (re.compile(r"such as principal components"), "such as principal components (of an .h5ad file --basis X_pca)"),
+    (
+        re.compile(r"Expected n_samples >= n_components but got n_components = (\d+), n_samples = (\d+)"),
+        r"-k \1 asks for more components than there are rows (\2); use a smaller -k",
+    ),
+    (
+        re.compile(r"Found array with (\d+) sample\(s\) of positive weight while a minimum of (\d+) is required"),
+        r"rows to fit a mixture to: \1, of at least \2 that are needed",
+    ),
+    (re.compile(r"\bcovariance="), "--covariances"),
+    (re.compile(r"\bshrinkage=(?!['\"{])"), "--shrinkage"),
     (re.compile(r"\bn_components\b ?=? ?"), "-k "),
     (re.compile(r"\b(?:scale=True)\b"), "--scale"),
     (re.compile(r"\bscale=(?=['\"])"), "--scale-by "),
