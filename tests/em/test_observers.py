@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import residmix.rows.progress
-from residmix import Eraser, GaussianMixture, Residualizer, ResidualMixture
+from residmix import Eraser, GaussianMixture, Residualizer, ResidualMixture, association
 from residmix.em.loop import EMState, run_em
 from residmix.em.observers import FitProgress
 from residmix.mixture.iteration.step import MixtureEM
@@ -228,4 +228,8 @@ def test_a_visit_without_a_terminal_says_nothing(monkeypatch):
     monkeypatch.setattr(residmix.rows.progress, "PATIENCE", 0.0)
     stderr = screen(monkeypatch, io.StringIO())
     Residualizer().fit(rng.normal(size=(50, 2)), metadata=rng.normal(size=50))
+    association(rng.normal(size=(50, 2)), rng.normal(size=50), n_permutations=19)
+    with RowProgress(100, clock=Clock(3.0)) as progress:
+        for _ in range(4):
+            progress(25)
     assert stderr.getvalue() == ""

@@ -100,7 +100,7 @@ class RowProgress:
         self._first: tuple[float, float] | None = None
 
     def __call__(self, n_rows: float) -> None:
-        if not n_rows:
+        if not (self.shown and n_rows):
             return
         with self._lock:
             now = self._clock()
