@@ -206,7 +206,12 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         callback: Callable[[State], Any] | None = None,
         history: tuple[float, ...] = (),
     ) -> State:
-        how = {"tol": self.tol, "max_iter": self.max_iter, "moves": self.accelerate, "quiet": self._quiet}
+        how: dict[str, Any] = {
+            "tol": self.tol,
+            "max_iter": self.max_iter,
+            "moves": self.accelerate,
+            "quiet": self._quiet,
+        }
         return run_watched(em, start, callback=callback, history=history, **how)
 
     # ---- choosing ----------------------------------------------------------------------------------------------------

@@ -250,7 +250,8 @@ def _opened(path: Path) -> Any:
 
 def _place(file: Any) -> int:
     """Return how much of a file on disk has been read, packed or not."""
-    return int((file.fileobj if isinstance(file, gzip.GzipFile) else file).tell())
+    packed: Any = getattr(file, "fileobj", None)  # of a GzipFile
+    return int((file if packed is None else packed).tell())
 
 
 def _line_end(file: IO[bytes]) -> bytes:
