@@ -148,3 +148,16 @@ def test_a_folder_of_the_moment_that_a_killed_process_left_is_swept_too(tmp_path
     assert len(list(tmp_path.iterdir())) == 1
     subprocess.run([sys.executable, "-c", FOLDER, path], check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_left_by_a_dead_process_of_ones_own_number_is_swept_and_one_in_use_is_not(tmp_path):
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+        write(tmp_path / "b")
+        assert temporary.exists()
+    # numbers of processes are given again, as in containers, where it's always the same
+    (tmp_path / "other").mkdir()
+    left = tmp_path / "other" / temporary.name
+    left.write_text("half")
+    write(tmp_path / "other" / "c")
+    assert [path.name for path in left.parent.iterdir()] == ["c"]

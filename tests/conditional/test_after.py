@@ -103,3 +103,22 @@ def test_effects_by_component_are_judged_at_each_row():
     assert_allclose(model.outlier_pvalues(few), one_by_one, rtol=0.1)
     with pytest.raises(ValueError, match="use residmix"):
         model.standard_errors(frame)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a decision tree predicts")  # which it does if clusters follow the age
+def test_errors_of_a_gate_between_clusters_far_apart_are_those_of_logistic_regression():
+    from statsmodels.api import Logit
+
+    rng = np.random.default_rng(0)
+    age = rng.gamma(2.0, 10.0, 4000)
+    one = rng.random(4000) < 1 / (1 + np.exp(-(age - 50) / 10))
+    frame = pd.DataFrame({"x": rng.normal(size=4000) + 60 * one, "age": age})
+    model = rm.ResidualMixture(
+        2, formula="age", features=["x"], estimation="joint", gating="metadata", random_state=0, tol=1e-10
+    ).fit(frame)
+    errors = model.standard_errors(frame)
+    known = Logit(one.astype(float), np.column_stack([np.ones(4000), age])).fit(disp=0)
+    # log-odds of two components are twice what is about their mean
+    assert_allclose(2 * errors.gate_intercept, np.full(2, known.bse[0]), rtol=0.03)
+    assert_allclose(2 * errors.gate_coef, np.full((2, 1), known.bse[1]), rtol=0.03)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 import residmix as rm
 from residmix.errors import EntangledEffectsWarning
@@ -31,6 +32,12 @@ def test_sites_of_one_cluster_each_are_told():
         model = fit(1.0)
     told = [note for note in model.notes_ if note["kind"] == "entangled-effects"]
     assert told and told[0]["figures"]["bic_of_one"] < told[0]["figures"]["bic"]
+    X, site = sites(1.0)
+    residual = X - np.stack([X[site == s].mean(axis=0) for s in (0, 1)])[site.astype(int)]
+    covariance = residual.T @ residual / len(X)
+    density = multivariate_normal(np.zeros(2), covariance).logpdf(residual).sum()
+    # two means, two differences between sites, three covariances
+    np.testing.assert_allclose(told[0]["figures"]["bic_of_one"], -2 * density + 7 * np.log(len(X)), rtol=1e-9)
 
 
 def test_sites_that_share_clusters_are_not():

@@ -64,3 +64,31 @@ def test_groups_are_matched_by_the_cluster_they_share_though_each_is_mostly_anot
     mixture, shifts = likely_matches([one, two], [500.0, 400.0])[0]
     assert_allclose(shifts[1], shift)
     assert_allclose(np.sort(mixture.weights * 900), [180.0, 320.0, 400.0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_three_groups_matches_are_kept_by_the_cost_of_all_merges(seed):
+    sizes, every = [300.0, 200.0, 500.0], []
+    for k in range(3):
+        _, means, covariances = mixtures(1, 2, 2, seed=3 * seed + k)
+        every.append(make_params(np.array([0.4, 0.6]), means[0], covariances[0], "full"))
+
+    def joined(before, group, k, l):
+        rows, means, covariances, cost, shifts = before
+        more = every[group]
+        shift = more.means[l] - means[k]
+        parts = (
+            [rows, sizes[group] * more.weights],
+            [means, more.means - shift],
+            [covariances, more.full_covariances()],
+        )
+        paid, *left = merged_down(2, *(np.concatenate(part)[None] for part in parts))
+        return (*(part[0] for part in left), cost + paid[0], [*shifts, shift])
+
+    paths = [(sizes[0] * every[0].weights, every[0].means, every[0].full_covariances(), 0.0, [np.zeros(2)])]
+    for group in (1, 2):
+        paths = [joined(path, group, k, l) for path in paths for k in (0, 1) for l in (0, 1)]
+    found = likely_matches(every, sizes, kept=16)
+    assert len(found) == 16
+    for (_, shifts), path in zip(found, sorted(paths, key=lambda path: path[3]), strict=True):
+        assert_allclose(shifts, path[4])

@@ -52,6 +52,7 @@ def test_predicted_effects_and_variance_ratio_are_those_of_a_mixed_model():
         )
         np.testing.assert_allclose(same.effects[:, j], theirs, atol=1e-8)
         np.testing.assert_allclose(fit.coef[-1, j], mixed.fe_params[1], atol=1e-8)
+        np.testing.assert_allclose(same.noise[j], mixed.scale, rtol=1e-8)
 
 
 def test_the_variance_ratio_maximises_the_restricted_likelihood():

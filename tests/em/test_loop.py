@@ -140,3 +140,17 @@ def test_an_error_at_plain_parameters_is_not_swallowed():
 
     with pytest.raises(ValueError, match="singular"):
         run_em(step, 1.0, tol=1e-3, max_iter=5, accelerate=VECTOR)
+
+
+def test_an_earlier_runs_log_likelihoods_count_only_where_it_ended():
+    def step(k):  # gains shrink by a tenth each time
+        return 1e-3 * (1 - 0.9**k), k + 1
+
+    def iterations(*history):
+        return run_em(step, 0, tol=2e-4, max_iter=50, history=history).iteration
+
+    # one gain tells nothing of those to come, two do; the last step of the earlier run is the first of two
+    assert iterations() == 2
+    assert iterations(-1e-4 / 0.9, 0.0) == 1
+    # other data: these are no gains of this run
+    assert iterations(-1e-3, 0.1) == iterations(-1.0, 7.0) == 2

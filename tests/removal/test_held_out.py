@@ -288,3 +288,16 @@ def test_leave_one_out_with_a_penalty_and_gaps_equals_refitting(alpha):
             refitted = clone(model).fit(data.drop(index=i)).transform(data.iloc[[i]])[0]
         assert_allclose(loo[i], refitted, atol=1e-11)
     assert np.isnan(loo[3, 0]) and np.isnan(loo[:, 2]).all()
+
+
+def test_weights_count_in_the_fits_of_the_other_folds():
+    data, cv = table(), KFold(4, shuffle=True, random_state=1)
+    weight = np.random.default_rng(3).exponential(size=len(data))
+    model = Residualizer("age", features=FEATURES, residuals="cross-fitted", cv=cv)
+    found = model.fit_transform(data, sample_weight=weight)
+    age, X = data[["age"]].to_numpy(), data[FEATURES].to_numpy()
+    for train, test in cv.split(X):
+        line = LinearRegression().fit(age[train], X[train], sample_weight=weight[train])
+        # the residual has the mean of the rows of its fit
+        expected = X[test] - line.predict(age[test])
+        assert_allclose(found[test], expected, atol=1e-9)

@@ -83,6 +83,24 @@ def test_what_looks_numeric_is_warned_of_with_row_and_value(values, reason, reme
         assert set(told(model)) == {"iron"}
 
 
+@pytest.mark.parametrize(("numbers", "looks_numeric"), [(N // 2, True), (N // 2 - 1, False)])
+def test_text_is_taken_for_numbers_if_at_least_half_of_it_is(numbers, looks_numeric, frame):
+    table = as_table(frame.assign(iron=[f"{i}.5" if i < numbers else "low" for i in range(N)]))
+    if looks_numeric:
+        with pytest.warns(DesignWarning, match=rf"row {numbers} has 'low'"):
+            table.feature_names(exclude=("site",))
+    else:
+        table.feature_names(exclude=("site",))
+    assert table.left_out[0]["numeric"] is looks_numeric
+
+
+def test_labels_of_digits_are_labels_only_if_all_are_whole(frame, monkeypatch):
+    monkeypatch.setattr("residmix.sources.columns.left_out.LOOKED_AT", 10)
+    table = as_table(frame.assign(iron=[f"{i}.5" if i < 5 else f"{i}" for i in range(N)]))
+    with pytest.warns(DesignWarning, match="'iron' holds numbers as text"):
+        table.feature_names(exclude=("site",))
+
+
 def test_the_odd_value_may_come_late(frame, tmp_path, monkeypatch):
     monkeypatch.setattr("residmix.sources.columns.left_out.LOOKED_AT", 10)
     frame = frame.assign(iron=["?" if i == 55 else f"{i}.5" for i in range(N)])

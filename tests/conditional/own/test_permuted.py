@@ -71,3 +71,22 @@ def test_the_cost_of_trading_places_is_what_the_likelihood_loses():
     costs = {level: cost for level, _, _, cost in swap_costs(rows, model._params, 2, own=False)}
     # weights find a compromise afterwards, so the cost is a bound
     assert 0 < lost <= costs[1] and costs[1] < 3 * lost + 5
+
+
+@pytest.mark.slow
+def test_the_cost_of_another_slope_is_what_rows_of_known_components_lose_by_it():
+    table, cluster = two_sites(2, n=6000, slopes=(0.0, 1.0))
+    model = fitted(table, cluster, covariance_type="tied", gating="metadata", formula="C(site) + age")
+    design = model.residualizer_.design_
+    coded = design.level_rows(design.terms[0])
+    rows = model._feature_rows(table, None).mapped(replace(model._to_residual, levels=(0, coded)))
+    costs = {level: cost for level, _, _, cost in swap_costs(rows, model._params, 2, own=False)}
+    X, age, precision = table[["x", "y"]].to_numpy(), table["age"].to_numpy(), np.linalg.inv(model.covariances_)
+    for level, site in enumerate("ab"):
+        lost = 0.0
+        for k in (0, 1):
+            here = (table.site == site) & (cluster == k)
+            # each with the mean that suits it best
+            own, other = (np.cov((X - age[:, None] * model.coef_[one, 1])[here].T, ddof=0) for one in (k, 1 - k))
+            lost += 0.5 * here.sum() * np.trace(precision @ (other - own))
+        assert costs[level] == pytest.approx(lost, rel=0.05)

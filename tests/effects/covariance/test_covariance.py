@@ -261,3 +261,19 @@ def test_distances_after_are_those_of_the_products_that_the_maps_make():
         products = (X - X.mean(axis=0)).T @ (X - X.mean(axis=0))
         change = root(shrunk(products / (n - 1), n - 1), -0.5)
         assert_allclose(_even(products, change, n - 1.0), change @ products @ change.T, rtol=1e-9, atol=1e-9 * n)
+
+
+def test_variances_and_correlations_keep_what_is_more_than_their_sampling_error():
+    nu, sample = 40.0, np.array([[2.5, 0.2, -0.1], [0.2, 0.3, 0.15], [-0.1, 0.15, 1.6]])
+
+    def kept(places):
+        # of normal rows the entries of a covariance have such variances
+        noise = sum(sample[k, k] * sample[l, l] + sample[k, l] ** 2 for k, l in places) / nu
+        return 1 - min(1.0, noise / sum((sample[k, l] - (k == l)) ** 2 for k, l in places))
+
+    pairs = [(k, l) for k in range(3) for l in range(3)]
+    of_variances, of_others = kept([(k, k) for k in range(3)]), kept([(k, l) for k, l in pairs if k != l])
+    assert 0 < of_variances < 1 and of_others < of_variances
+    expected = np.eye(3) + of_variances * (np.diag(np.diag(sample)) - np.eye(3))
+    expected += of_others * (sample - np.diag(np.diag(sample)))
+    assert_allclose(shrunk(sample, nu), expected, rtol=1e-12)

@@ -5,10 +5,12 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kstwobign
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 import residmix as rm
+from residmix.erasure.transport.certificate import ERROR
 from residmix.erasure.transport.probes import probed
 
 
@@ -78,3 +80,17 @@ def test_a_heavy_tailed_site_has_more_components_but_the_same_clusters_which_sta
     assert reads(later, kind) - reads(moved, kind) < 0.005
     assert abs(reads(moved, site) - roc_auc_score(site, ~kind)) < 0.03
     assert np.abs(eraser.inverse_transform(moved, metadata=metadata_later) - later).max() < 1e-8
+
+
+@pytest.mark.slow
+def test_the_bounds_allow_for_the_rows_of_the_fit_as_smirnov_does_for_a_second_sample(rng):
+    site = rng.integers(3, size=2500)
+    metadata = pd.DataFrame({"site": np.array(["A", "B", "C"])[site]})
+    made = rm.Eraser("C(site)", method="spread", random_state=0).fit(rng.normal(size=(2500, 2)), metadata=metadata)
+    found = made.certificate_
+    fitted = 2500 - found.n_rows
+    errors = [
+        kstwobign.sf(row["bound"] * np.sqrt(row["rows"] * fitted / (fitted + found.n_rows))) for row in found.levels
+    ]
+    # one certificate in a hundred fails by chance, over three sites and two features
+    np.testing.assert_allclose(errors, ERROR / 6, rtol=0.4)

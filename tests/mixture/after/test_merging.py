@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import xlogy
 
 import residmix as rm
 
@@ -75,3 +76,14 @@ def test_noise_is_no_cluster():
     assert (merged.predict(X) == -1).any()
     with pytest.raises(ValueError, match="'n_clusters' parameter of merge_components"):
         model.merge_components(n_clusters=3)
+
+
+def test_the_entropy_is_that_of_the_rows_shares_with_the_noises():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + [3, 0], rng.uniform(-8, 8, (60, 2))])
+    model = rm.GaussianMixture(2, noise=True, random_state=0).fit(X)
+    shares = model.predict_proba(X)
+    shares = np.column_stack([shares, 1 - shares.sum(axis=1)]) if shares.shape[1] == 2 else shares
+    assert_allclose(shares.sum(axis=1), 1)
+    expected = -xlogy(shares, np.maximum(shares, 0)).sum()
+    assert_allclose(model.merge_components(X).entropy_["entropy"][-1], expected, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 import residmix as rm
+from residmix.mixture.iteration.estep import Problem
+from residmix.mixture.params import make_params, marginal
+from residmix.mixture.robust.tails import tail_joint
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 IRIS = np.array(json.loads((FIXTURES / "mclust.json").read_text())["iris"]["X"])
@@ -203,3 +207,22 @@ def test_few_patterns_at_a_time_are_the_same_fit(monkeypatch):
         assert_allclose(parts.impute(X), whole.impute(X), atol=1e-12)
     assert_allclose(parts.covariances_, whole.covariances_, rtol=1e-11)
     assert_allclose(parts.score_samples(X), whole.score_samples(X), atol=1e-12)
+
+
+def test_a_row_with_gaps_weighs_what_it_weighs_in_the_marginal_mixture_of_what_it_has(rng):
+    root = rng.normal(size=(2, 3, 5))
+    params = make_params(np.array([0.3, 0.7]), rng.normal(size=(2, 3)), root @ root.swapaxes(1, 2), "full")
+    params = replace(params, dof=np.array([2.5, 8.0]), missing=True)
+    X, none, prior = 3 * rng.normal(size=(40, 3)), np.empty((40, 0)), params.log_weights
+    for known in ([0], [2], [0, 1], [0, 2]):
+        gaps = np.full_like(X, np.nan)
+        gaps[:, known] = X[:, known]
+        joint, u, *_ = tail_joint(Problem.of(params), gaps, prior, none)
+        part = marginal(params, known)
+        expected, pull, *_ = tail_joint(Problem.of(part), X[:, known], prior, none)
+        assert_allclose(joint, expected, rtol=1e-9)
+        assert_allclose(u, pull, rtol=1e-9)
+        # a t distribution is a normal one whose precision has this expectation given the row
+        x = X[:, known] - part.means[1]
+        distance = np.einsum("ij,ij->i", x @ np.linalg.inv(part.full_covariances()[1]), x)
+        assert_allclose(u[:, 1], (8.0 + len(known)) / (8.0 + distance), rtol=1e-9)

@@ -159,3 +159,11 @@ def test_energy_score_tends_to_the_crps_and_agrees_with_scoringrules() -> None:
     assert scores.energy_score([[0.5]], single)[0] == pytest.approx(0.3314, abs=0.04)
     with pytest.raises(ValueError, match="at least 2 draws"):
         scores.energy_score(y, draws[:1])
+
+
+def test_the_randomised_pit_of_a_value_is_uniform_over_its_grid_cell(forecasts) -> None:
+    weights, means, scales = (part[0] for part in forecasts[1:])
+    ends = scores.mixture_cdf([0.75, 1.25], weights, means, scales)
+    found = scores.pit_mixture(np.full(5000, 1.0), weights, means, scales, width=0.5, random_state=0)
+    assert ends[0] <= found.min() and found.max() <= ends[1]
+    assert stats.kstest((found - ends[0]) / (ends[1] - ends[0]), "uniform").pvalue > 0.01
