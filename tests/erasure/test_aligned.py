@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import trapezoid
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
-from residmix.erasure.transport.aligned import aligned, find_groups
+from residmix.erasure.transport.aligned import aligned, find_groups, prior_rows
 from residmix.erasure.transport.groups import kept_patterns
 from residmix.erasure.transport.transport import Asked, fit_transport
 
@@ -95,6 +95,20 @@ def test_the_density_of_the_transport_integrates_to_one(rng):
     for level in (0.0, 1.0):
         density = np.exp(fitted.log_density(grid, np.full_like(grid, level)))
         assert trapezoid(density, grid[:, 0]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_direction_in_which_one_group_hardly_varies_is_aligned_by_its_own_rows(rng):
+    n = 2000
+    group = (np.arange(n) % 2).astype(float)[:, None]
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    x = rng.normal(size=(n, 4)) * np.where(group == 1, [1, 1, 1, 0.01], 1.0) @ turn
+    patterns = np.array([[0.0], [1.0]])
+    made = aligned(x, group, np.ones(n), 1, np.array([0]), np.array([], dtype=int), patterns)
+    u = made.into(x, group)
+    one, other = (np.cov(u[group[:, 0] == g].T) for g in (0, 1))
+    np.testing.assert_allclose(np.linalg.eigvals(np.linalg.solve(one, other)).real, 1.0, atol=0.02)
+    assert prior_rows(4, 0.0) == 6.0
+    assert prior_rows(4, 1000.0) < 1e-3
 
 
 def test_the_log_slope_is_that_of_finite_differences_where_groups_and_spreads_differ(rng):
