@@ -52,6 +52,19 @@ def test_a_component_on_a_few_equal_rows_is_named_with_them():
     assert told[0]["figures"]["rows"] == [3, 30, 77, 120]
 
 
+def test_a_component_on_one_rounded_value_is_named_though_the_ridge_makes_it_wider():
+    rng = np.random.default_rng(0)
+    X = np.vstack([0.2 * rng.normal(size=(150, 2)), np.full((40, 2), 1.0)])
+    # standard deviations of a 60th of the other component's, all of which is the ridge
+    with pytest.warns(DegenerateComponentWarning, match="sits on 40 nearly equal rows"):
+        GaussianMixture(2, random_state=0, reg_covar=1e-5).fit(X)
+    # the control: rows that have a spread as wide are no spike
+    X[150:] += 3e-3 * rng.normal(size=(40, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DegenerateComponentWarning)
+        GaussianMixture(2, random_state=0, reg_covar=1e-5).fit(X)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("estimation", ["two-stage", "joint"])
 def test_a_mixture_given_metadata_names_codes_and_components_on_few_rows_as_one_without_does(estimation):

@@ -175,7 +175,7 @@ def run(data: str, chosen: SimpleNamespace) -> None:
     model.notes_ = notes  # what was left out belongs to what the fit has to tell, here and in the file
     _write_model(model, source, chosen)
     tell_notes(chosen.quiet, [note for note in notes if note["kind"] != "left-out-columns"])
-    iterations = f", {model.n_iter_} iterations" if hasattr(model, "n_iter_") else ""
+    iterations = f", {model.n_iter_} iteration{'' if model.n_iter_ == 1 else 's'}" if hasattr(model, "n_iter_") else ""
     say(chosen.quiet, f"fitted in {seconds:.1f} s{iterations}")
     if chosen.moments_only:
         say(chosen.quiet, "\n".join(["sums of the data in this file:", *(f"  {line}" for line in leaving(model))]))

@@ -275,7 +275,7 @@ class ResidualMixture(ConditionalFit):
             self._keep_threshold(em, state.params)
             self._tell_of_effects(rows, state, raw)
         self._warn(revived)
-        tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params)
+        tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params, self._floor)
         tasks.end()
         return self
 

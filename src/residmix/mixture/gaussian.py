@@ -348,7 +348,8 @@ class GaussianMixture(GaussianRows):
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(revived)
         self._warn_of_scale(rows)
-        tell_of_doubts(rows, getattr(self, "feature_names_in_", None), rows, self._whole(rows), state.params)
+        names = getattr(self, "feature_names_in_", None)
+        tell_of_doubts(rows, names, rows, self._whole(rows), state.params, self._floor)
         tasks.end()
 
     def _starts(self, rows: Rows, given: dict[str, Floats | None], resume: bool) -> Iterator[MixtureParams]:

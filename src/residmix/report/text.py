@@ -33,7 +33,8 @@ def mixture_text(model: Any) -> Summary:
     lines = [
         f"{type(model).__name__} of {d} feature{'' if d == 1 else 's'}: {K} component{'' if K == 1 else 's'}, "
         f"{family_of(model)} covariance" + (f", {formula} removed" if formula else ""),
-        f"log-likelihood per row {model.lower_bound_:.6g}, {int(model.n_iter_)} iterations, "
+        f"log-likelihood per row {model.lower_bound_:.6g}, "
+        f"{int(model.n_iter_)} iteration{'' if model.n_iter_ == 1 else 's'}, "
         + ("converged" if model.converged_ else "not converged"),
         "",
     ]

@@ -104,7 +104,8 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
     if fit is not None and not fit["converged"] and all(note["kind"] != "convergence" for note in found):
         add(
             "convergence",
-            f"The fit stopped after {fit['n_iter']} iterations without converging: raise max_iter or tol.",
+            f"The fit stopped after {fit['n_iter']} iteration{'' if fit['n_iter'] == 1 else 's'} without converging: "
+            "raise max_iter or tol.",
             n_iter=fit["n_iter"],
         )
     _add_small(summary, add)

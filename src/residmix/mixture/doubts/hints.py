@@ -40,7 +40,9 @@ def _looked_at(rows: Rows) -> Block:
     return rows.take(regularly(rows.n_rows, LOOKED_AT))
 
 
-def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whole: Rows, params: MixtureParams) -> None:
+def tell_of_doubts(
+    measured: Rows, names: Sequence[Any] | None, rows: Rows, whole: Rows, params: MixtureParams, ridge: float
+) -> None:
     """Give all warnings about a fitted mixture.
 
     Parameters
@@ -53,9 +55,11 @@ def tell_of_doubts(measured: Rows, names: Sequence[Any] | None, rows: Rows, whol
     whole : Rows
         The same with missing values filled.
     params : MixtureParams
+    ridge : float
+        The regularisation in the covariances.
     """
     tell_of_codes(measured, names)
-    tell_of_spikes(rows, whole, params)
+    tell_of_spikes(rows, whole, params, ridge)
 
 
 def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
@@ -159,14 +163,16 @@ def spikes_amid(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) ->
     return spikes(params, total, far, ridge)
 
 
-def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams) -> None:
+def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) -> None:
     """Warn of components on a few nearly equal rows amid the others; add a note for those far outside.
 
-    `whole` are the rows with missing values filled.
+    `whole` are the rows with missing values filled, `ridge` is the regularisation in the covariances.
     """
     if params.n_components == 1 or params.family.shared:
         return
-    everything = spikes(params, count(rows))
+    total = count(rows)
+    # nearly equal, or no wider than what is added for all, which may be more than that
+    everything = sorted({*spikes(params, total), *spikes(params, total, ridge=ridge)})
     if not everything:
         return
     sample = Sample.of(_looked_at(whole), params.covariance_type)

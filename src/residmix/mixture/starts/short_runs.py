@@ -42,8 +42,6 @@ HOPE = 100.0
 RIDGE = 3e-4
 # The same of runs after moves: clusters that are flat in some direction show.
 MOVES_RIDGE = 3e-5
-# The same hope of them, and how far, in log-likelihood per row, the best of them may be behind the best run so far.
-MOVES_HOPE, MOVES_BEHIND = 20.0, 0.02
 # Share of the rows that may be of other components where no moves are needed.
 UNSURE = 0.01
 # Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
@@ -77,7 +75,7 @@ class Schedule:
 
 
 AMONG_MANY = Schedule(4, ((6, 8), (12, 3)), 30)
-AMONG_FEW = Schedule(8, ((3, 8), (6, 4)), 20, 2, ((3, 8), (5, 4)))
+AMONG_FEW = Schedule(8, ((6, 8), (6, 4)), 20, 3, ((5, 12), (8, 6)))
 # Numbers, products of features x rows, up to which these take less time than the loops.
 MOST_SQUARES = 1 << 18
 # Rows that are few.
@@ -145,9 +143,7 @@ def _after_moves(runs: Runs, sample: Sample, rows: Rows | QuadraticRows, K: int,
     columns, kind, bar = np.ascontiguousarray(sample.y.T), runs.covariance_type, float(runs.values.max())
     new = runs_from_labels(columns, sample.w, labels, K, kind, MOVES_RIDGE, _squares(rows))
     for iterations, kept in schedule.moved:
-        new = short_runs(rows, new, reg_covar=MOVES_RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=MOVES_HOPE, bar=bar)
-        if new.values.max() < bar - MOVES_BEHIND:
-            return runs
+        new = short_runs(rows, new, reg_covar=MOVES_RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=HOPE, bar=bar)
         new = new.only(_likeliest(new, kept, sample, MOVES_RIDGE))
     both = joined(runs, new)
     return both.only(_likeliest(both, kept, sample, MOVES_RIDGE))
