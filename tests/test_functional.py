@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 import residmix as rm
 from residmix.data import penguins
@@ -102,6 +103,14 @@ def test_every_covariance_type_gives_full_matrices_whose_density_is_the_log_like
         for w, m, s in zip(found["pi"], found["mu"], found["sigma"], strict=True)
     )
     np.testing.assert_allclose(np.log(density).sum(), found["log_likelihood"], rtol=1e-9)
+
+
+def test_a_number_of_iterations_is_asked_for_in_silence_and_a_tolerance_that_is_missed_is_told():
+    metadata = numbers()
+    X, start = problem(metadata)
+    rm.mdn_residualize(X, metadata, **start, tol=0, max_iter=2)
+    with pytest.warns(ConvergenceWarning):
+        rm.mdn_residualize(X, metadata, **start, max_iter=2)
 
 
 def test_the_default_start_finds_the_clusters_that_a_poor_one_misses():

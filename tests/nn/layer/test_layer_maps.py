@@ -70,6 +70,17 @@ def test_metadata_of_single_tokens_are_removed_token_by_token():
     assert (t.T @ flat).abs().max() < 1e-10
 
 
+def test_masked_positions_may_hold_what_is_not_a_number():
+    x, m = maps()
+    tokens, mask = x.flatten(2).transpose(1, 2).clone(), torch.ones(60, 16, dtype=torch.bool)
+    mask[:, 12:] = False
+    unknown = torch.where(mask[..., None], tokens, torch.nan)
+    layer, other = (Residualize(3, 2, maps="token") for _ in range(2))
+    layer.accumulate(tokens, m, mask=mask)
+    other.accumulate(unknown, m, mask=mask)
+    torch.testing.assert_close(other.coefficients(), layer.coefficients(), atol=1e-13, rtol=0)
+
+
 def test_masked_positions_have_no_say():
     x, m = maps()
     tokens, mask = x.flatten(2).transpose(1, 2).clone(), torch.ones(60, 16, dtype=torch.bool)

@@ -55,6 +55,15 @@ def test_the_score_is_the_density_in_the_units_of_y_constants_included() -> None
 
 
 @QUIET
+def test_the_score_of_weights_is_that_of_repeated_rows() -> None:
+    X, y = table()
+    model, times = MDNRegressor(**TINY).fit(X, y), np.arange(len(X)) % 4
+    repeated = model.score(np.repeat(X, times, axis=0), np.repeat(y, times))
+    assert model.score(X, y, sample_weight=times) == pytest.approx(repeated, rel=1e-9)
+    assert abs(model.score(X, y) - repeated) > 1e-6
+
+
+@QUIET
 @pytest.mark.slow
 def test_predictions_are_closed_forms_and_the_same_twice() -> None:
     import scoringrules  # which compiles for seconds
