@@ -36,6 +36,8 @@ Floats = NDArray[np.float64]
 
 # Design columns of no more values than this tell groups apart; others are numbers, along which laws vary smoothly.
 GROUP_VALUES = 2
+# Rows whose laws are in memory at a time where densities and scores are asked for.
+BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,12 @@ class Transport:
 
         Or, `of_target`, their scores under the law that they'd be brought to.
         """
-        where = self._referred(a) if of_target else a
-        return to_scores(self.coordinates(x, where), self._laws(a)[of_target], plain=plain)
+
+        def scored(x: Floats, a: Floats) -> Floats:
+            where = self._referred(a) if of_target else a
+            return to_scores(self.coordinates(x, where), self._laws(a)[of_target], plain=plain)
+
+        return _by_blocks(scored, x, a)
 
     def forward(self, x: Floats, a: Floats, *, plain: bool = False) -> Floats:
         own, target = self._laws(a)
@@ -125,20 +131,23 @@ class Transport:
         u: Floats = np.linalg.solve(self.by_group.basis.T, v.T).T.astype(np.float64, order="C")
         return self.aligned.out_of(u, a)
 
+    def _log_joint(self, x: Floats, a: Floats) -> Floats:
+        """Return log p(x, k | m), (n, K), less the slope of the alignment."""
+        return _by_blocks(lambda x, a: _log_joint(self.coordinates(x, a), self.by_group.at(a)), x, a)
+
     def labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
         """Return the most probable component of each row given its metadata, (n,)."""
-        return np.asarray(_log_joint(self.coordinates(x, a), self.by_group.at(a)).argmax(axis=1))
+        return np.asarray(self._log_joint(x, a).argmax(axis=1))
 
     def cluster_labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
         """Return the most probable cluster of each row given its metadata, (n,)."""
-        joint = _log_joint(self.coordinates(x, a), self.by_group.at(a))
-        clusters = self.clusters
+        joint, clusters = self._log_joint(x, a), self.clusters
         whole = [np.logaddexp.reduce(joint[:, clusters == c], axis=1) for c in range(clusters.max() + 1)]
         return np.asarray(np.stack(whole, axis=1).argmax(axis=1))
 
     def log_density(self, x: Floats, a: Floats) -> Floats:
         """Return log p(x | m), (n,)."""
-        joint = _log_joint(self.coordinates(x, a), self.by_group.at(a))
+        joint = self._log_joint(x, a)
         top = joint.max(axis=1)
         slope = self.aligned.log_slope(a) + np.linalg.slogdet(self.by_group.basis)[1]
         return np.asarray(top + np.log(np.exp(joint - top[:, None]).sum(axis=1)) + slope)
@@ -155,6 +164,12 @@ class Applied:
         x, a = (np.asarray(part, dtype=np.float64) for part in (block.X, block.design))
         made = self.function(x, a, plain=self.plain)
         return made.astype(block.X.dtype, copy=False)
+
+
+def _by_blocks(function: Callable[[Floats, Floats], Floats], x: Floats, a: Floats) -> Floats:
+    """Return function(x, a) of some rows at a time, since their laws are n K d numbers, and there are several."""
+    parts = [slice(start, start + BLOCK_ROWS) for start in range(0, max(len(x), 1), BLOCK_ROWS)]
+    return np.concatenate([function(x[part], a[part]) for part in parts])
 
 
 def _log_joint(x: Floats, given: Mixtures) -> Floats:
