@@ -2,6 +2,7 @@
 
 import ast
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_files_and_functions_can_be_read_at_once(path):
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 own -= first.end_lineno - first.lineno + 1
             assert own <= 60, f"{node.name} has {own} lines"
+
+
+def test_what_examples_write_is_not_kept():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout: nothing says which files are kept")
+    kept = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    folders = {"src", "tests", "docs", "benchmarks", "examples", ".ci", ".github"}
+    settings = {".editorconfig", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml", "hatch_build.py"}
+    texts = {name for name in kept if name.endswith((".md", ".cff", ".txt"))} | {"LICENSE"}
+    assert kept <= folders | settings | texts
 
 
 def test_tests_stand_where_what_they_test_stands():
