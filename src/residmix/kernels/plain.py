@@ -5,6 +5,7 @@ Rows are (n, m), weights (n,) or (0,) where all are 1, priors (n, K) or (0, 0) w
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,30 +116,36 @@ def full_parameters(
     return None if failed.any() else (weight / weight.sum(), means + e, covariances, factors)
 
 
+@lru_cache(maxsize=32)
+def _triangle(d: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows and columns of an upper triangle's entries, row by row, and which of these are on the diagonal."""
+    rows, columns = np.triu_indices(d)
+    return rows, columns, np.flatnonzero(rows == columns)
+
+
 def vector_of_full(weights: Floats, means: Floats, factors: Floats, scale: Floats) -> Floats:
     """Return log-weights, means over `scale` (d,), and the factors' upper triangles, row by row, times it.
 
-    On the diagonals of the factors (K, d, d) are logarithms.
+    On the diagonals of the factors, (K, d, d) or one for all (1, d, d), are logarithms.
     """
-    rows, columns = np.triu_indices(len(scale))
+    rows, columns, on = _triangle(len(scale))
     triangles = factors[:, rows, columns] * scale[rows]
-    triangles[:, rows == columns] = np.log(triangles[:, rows == columns])
+    triangles[:, on] = np.log(triangles[:, on])
     logs = np.log(np.maximum(weights, np.finfo(float).tiny))
     return np.concatenate([logs, (means / scale).ravel(), triangles.ravel()])
 
 
 def full_of_vector(vector: Floats, scale: Floats, K: int, largest: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the weights, means, covariances and factors that `vector_of_full` made a vector of.
+    """Return the weights, means, covariances and factors that `vector_of_full` made a vector of, of K components.
 
     Logarithms on the diagonals are cut off at `largest`; the weights add up to one whatever the vector.
     """
     d = len(scale)
-    rows, columns = np.triu_indices(d)
+    rows, columns, on = _triangle(d)
     weights, means = np.exp(vector[:K] - vector[:K].max()), vector[K : K + K * d].reshape(K, d) * scale
-    triangles = vector[K + K * d :].reshape(K, -1).copy()
-    on = rows == columns
+    triangles = vector[K + K * d :].reshape(-1, len(rows)).copy()
     triangles[:, on] = np.exp(np.clip(triangles[:, on], -largest, largest))
-    factors = np.zeros((K, d, d))
+    factors = np.zeros((len(triangles), d, d))
     factors[:, rows, columns] = triangles / scale[rows]
     inverses = inverse_triangles(factors)
     with np.errstate(over="ignore"):  # at the edge of what is valid

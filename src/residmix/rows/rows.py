@@ -221,19 +221,17 @@ class ArrayRows(Rows):
     def total(self, statistic: Statistic[T]) -> T:
         visit, merge = self._visit(statistic.step, statistic.sound), statistic.merge
         n_blocks = -(-self.n_rows // self.block_rows)
-        if n_blocks == 1:
-            with one_blas_thread():
-                only = visit(0)
-            if self._finite is not None:
-                self._finite.proven = True
-            return only
         size = group_blocks(n_blocks)
 
         def group(index: int) -> T:
             blocks = range(index * size, min((index + 1) * size, n_blocks))
             return reduce(merge, (visit(block * self.block_rows) for block in blocks))
 
-        total = ordered_sum(group, range(-(-n_blocks // size)), merge)
+        if n_blocks == 1:
+            with one_blas_thread():
+                total = visit(0)
+        else:
+            total = ordered_sum(group, range(-(-n_blocks // size)), merge)
         if self._finite is not None:
             self._finite.proven = True
         return total

@@ -15,6 +15,9 @@ __all__ = ["full_of_vector", "vector_of_full"]
 
 Floats = NDArray[np.float64]
 
+# What stands for a weight of 0, whose logarithm isn't finite.
+TINY = float(np.finfo(np.float64).tiny)
+
 
 def vector_of_full(weights: Floats, means: Floats, factors: Floats, scale: Floats) -> Floats:
     K, d = means.shape
@@ -28,7 +31,7 @@ def _fill_vector(weights, means, factors, scale, vector):
     K, d = means.shape
     entry = K
     for k in range(K):
-        vector[k] = np.log(max(weights[k], 2.2250738585072014e-308))
+        vector[k] = np.log(max(weights[k], TINY))
         for j in range(d):
             vector[entry] = means[k, j] / scale[j]
             entry += 1

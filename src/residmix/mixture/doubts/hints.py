@@ -101,7 +101,7 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
 
 
 def _ranges(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least and the largest value of each column, NaN where there is one or no row."""
+    """Return the least and the largest value of each column; NaN if it holds one, or if there are no rows."""
     n, d = x.shape
     if not n:
         return np.full(d, np.nan), np.full(d, np.nan)

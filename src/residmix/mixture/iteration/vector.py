@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,6 @@ Floats = NDArray[np.float64]
 
 # Logarithms beyond this would overflow, or make what can't be told from 0.
 LARGEST_LOG = 300.0
-
-
-@lru_cache(maxsize=32)
-def _triangle(d: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Return rows and columns of an upper triangle's entries, row by row, and which of these are on the diagonal."""
-    rows, columns = np.triu_indices(d)
-    return rows, columns, np.flatnonzero(rows == columns)
 
 
 def typical_spread(params: MixtureParams) -> Floats:
@@ -61,31 +54,23 @@ def pack(params: MixtureParams, like: MixtureParams, *, plain: bool = True) -> F
         given = _n_given(params) + params.n_components + params.means.size
         return np.concatenate([first, *(other[given:] for other in others)])
     scale = typical_spread(like)
-    factors, (K, d) = params.factors, params.means.shape
+    factors, d = params.factors, params.n_features
     if params.parts is not None and like.parts is not None:
         return _pack_parts(params, like)
-    n_given, compiled = _n_given(params), params.family.free and not plain
-    if compiled and not n_given:
-        found: Floats = vector_of_full(params.weights, params.means, factors, scale)
-        return found
-    matrices = params.family.matrices
-    n_matrices = factors.size // d**2
-    whole = np.empty(n_given + K + K * d + (n_matrices * d * (d + 1) // 2 if matrices else factors.size))
-    _pack_given(params, scale, whole[:n_given])
-    vector = whole[n_given:]
-    if compiled:
-        vector[:] = vector_of_full(params.weights, params.means, factors, scale)
-        return whole
-    np.log(np.maximum(params.weights, np.finfo(float).tiny), out=vector[:K])
-    np.divide(params.means, scale, out=vector[K : K + K * d].reshape(K, d))
-    if matrices:
-        triangles = vector[K + K * d :].reshape(n_matrices, -1)
-        rows, columns, on_diagonal = _triangle(d)
-        np.multiply(factors.reshape(-1, d, d)[:, rows, columns], scale[rows], out=triangles)
-        triangles[:, on_diagonal] = np.log(triangles[:, on_diagonal])
+    if params.family.matrices:
+        plain |= not params.family.free
+        vector: Floats = vector_of_full(params.weights, params.means, factors.reshape(-1, d, d), scale, plain=plain)
     else:
-        np.log(factors.ravel(), out=vector[K + K * d :])
-    return whole
+        vector = np.concatenate([_logs(params.weights), (params.means / scale).ravel(), np.log(factors.ravel())])
+    if _bare(params):
+        return vector
+    beside = np.empty(_n_given(params))
+    _pack_given(params, scale, beside)
+    return np.concatenate([beside, vector])
+
+
+def _logs(weights: Floats) -> Floats:
+    return np.log(np.maximum(weights, np.finfo(float).tiny))
 
 
 def _pack_parts(params: MixtureParams, like: MixtureParams) -> Floats:
@@ -96,8 +81,7 @@ def _pack_parts(params: MixtureParams, like: MixtureParams) -> Floats:
     parts[..., -1] = np.log(parts[..., -1])
     given = np.empty(_n_given(params))
     _pack_given(params, scale, given)
-    logs = np.log(np.maximum(params.weights, np.finfo(float).tiny))
-    return np.concatenate([given, logs, (params.means / scale).ravel(), parts.ravel()])
+    return np.concatenate([given, _logs(params.weights), (params.means / scale).ravel(), parts.ravel()])
 
 
 def _pack_given(params: MixtureParams, scale: Floats, given: Floats) -> None:
@@ -149,22 +133,18 @@ def unpack(whole: Floats, like: MixtureParams, *, plain: bool = True) -> Mixture
 def _unpack_components(vector: Floats, scale: Floats, like: MixtureParams, plain: bool) -> MixtureParams:
     """Return weights, means and covariances."""
     K, d = like.means.shape
-    if like.family.free and like.parts is None and not plain:
-        made: tuple[Floats, Floats, Floats, Floats] = full_of_vector(vector, scale, K, LARGEST_LOG)
-        return _nearest(MixtureParams(*made, like.covariance_type), like)
+    if like.family.matrices and like.parts is None:
+        made: tuple[Floats, ...] = full_of_vector(vector, scale, K, LARGEST_LOG, plain=plain or not like.family.free)
+        weights, means, covariances, factors = made
+        shape = like.factors.shape
+        covariances, factors = covariances.reshape(shape), factors.reshape(shape)
+        return _nearest(MixtureParams(weights, means, covariances, factors, like.covariance_type), like)
     weights = np.exp(vector[:K] - vector[:K].max())
     weights /= weights.sum()
     means, rest = vector[K : K + K * d].reshape(K, d) * scale, vector[K + K * d :]
     if like.parts is not None:
         return _unpack_parts(weights, means, rest, scale, like)
-    if like.family.matrices:
-        rows, columns, on_diagonal = _triangle(d)
-        triangles = rest.reshape(-1, len(rows)).copy()
-        triangles[:, on_diagonal] = np.exp(np.clip(triangles[:, on_diagonal], -LARGEST_LOG, LARGEST_LOG))
-        factors = np.zeros(like.factors.shape)
-        factors.reshape(-1, d, d)[:, rows, columns] = triangles / scale[rows]
-    else:
-        factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
+    factors = np.exp(np.clip(rest, -LARGEST_LOG, LARGEST_LOG)).reshape(like.factors.shape)
     return _nearest(params_from_factors(weights, means, factors, like.covariance_type), like)
 
 
