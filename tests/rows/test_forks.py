@@ -57,7 +57,7 @@ thread = threading.Thread(target=busy)
 thread.start()
 inside.wait()
 context, found = get_context("fork"), []
-for _ in range(2):
+for _ in range(20):  # a thread of BLAS more, and one of them waits for ever
     listen, tell = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(tell,))
     process.start()

@@ -35,6 +35,16 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
+def _free_control() -> None:
+    """Let any thread change the limit, which is the process's: threadpoolctl from 3.8 on heeds only the first that
+    did, for as long as that lives, and silently does nothing for the others.
+    """
+    from threadpoolctl import OpenBLASController
+
+    if hasattr(OpenBLASController, "clear_controlling_thread"):
+        OpenBLASController.clear_controlling_thread(force=True)
+
+
 class _BlasLimit:
     """One thread while anyone is inside, so that entering again costs nothing and threads may come and go."""
 
@@ -44,20 +54,29 @@ class _BlasLimit:
     def enter(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._limiter = _controller().limit(limits=1, user_api="blas")
+                controller = _controller()
+                _free_control()
+                self._limiter = controller.limit(limits=1, user_api="blas")
             self._inside += 1
 
     def leave(self) -> None:
         with self._lock:
             self._inside = max(0, self._inside - 1)
-            if self._inside == 0 and self._limiter is not None:
-                self._limiter.restore_original_limits()
+            if self._inside == 0:
+                self._restore()
 
     def forked(self) -> None:
         """Begin anew in a child: those who were inside, or held the lock, are threads of its parent only."""
-        if self._inside and self._limiter is not None:
-            self._limiter.restore_original_limits()
+        if self._inside:
+            self._restore()
         self.__init__()  # type: ignore[misc]
+
+    def _restore(self) -> None:
+        if self._limiter is not None:
+            _free_control()
+            self._limiter.restore_original_limits()
+            _free_control()  # nobody waits for us
+            self._limiter = None
 
 
 _LIMIT = _BlasLimit()
