@@ -61,7 +61,7 @@ class ToResidual:
 
 def to_residual(affine: Affine, moments: Moments, p: int, grouping: Grouping | None = None) -> ToResidual:
     """Return the map to least-squares residuals and to orthonormal, centred coordinates of the first p columns."""
-    levels = None if grouping is None else (grouping.columns.start, grouping.coded)
+    levels = None if grouping is None else (int(grouping.indices[0]), grouping.coded)
     if isinstance(moments, FactorMoments):  # effects of thousands of levels: two stages only, which need no basis
         return ToResidual(affine, np.empty((p, 0)), np.empty(0))
     scatter = moments.linear.s_aa[0][:p, :p] / moments.linear.weight[0]

@@ -33,19 +33,26 @@ class Grouping:
     Attributes
     ----------
     name : str
-    columns : slice
+    columns : slice or ndarray of int (w,)
         Its columns in the design.
     coded : ndarray (K, w)
         Its levels in them.
     """
 
     name: str
-    columns: slice
+    columns: slice | NDArray[np.intp]
     coded: Array
+
+    @property
+    def indices(self) -> NDArray[np.intp]:
+        """Its columns, one by one."""
+        if isinstance(self.columns, slice):
+            return np.arange(self.columns.start, self.columns.stop)
+        return self.columns
 
     def others(self, width: int) -> NDArray[np.intp]:
         """Return the other columns of a design of so many."""
-        return np.setdiff1d(np.arange(width), np.arange(self.columns.start, self.columns.stop))
+        return np.setdiff1d(np.arange(width), self.indices)
 
 
 @dataclass
@@ -89,7 +96,7 @@ class ByLevel(Dense):
         return _merge(one, two)
 
 
-def level_of(design: Array, columns: slice, coded: Array) -> NDArray[np.intp]:
+def level_of(design: Array, columns: slice | NDArray[np.intp], coded: Array) -> NDArray[np.intp]:
     """Return which of the levels, coded as the rows of `coded` (K, w) in some columns, each design row has, (b,)."""
     own = design[:, columns]
     distance = np.sum(coded**2, axis=1) - 2 * own @ coded.T

@@ -52,9 +52,17 @@ def counts(X: NDArray[Any]) -> NDArray[np.bool_]:
     >>> counts(np.array([[0.0, 1.0, 0.5], [7.0, 0.0, 1.0], [3.0, 1.0, np.nan]])).tolist()
     [True, False, False]
     """
-    whole = np.all(np.isnan(X) | ((X >= 0) & (np.floor(X) == X)), axis=0)
-    several = np.array([len(np.unique(column[~np.isnan(column)])) > 2 for column in X.T], dtype=bool)
-    return np.asarray(whole & several)
+    found = np.flatnonzero(_whole(X[:1]))  # nearly always none: then that's all
+    found = found[_whole(X[:, found])]
+    several = [len(np.unique(column[~np.isnan(column)])) > 2 for column in X[:, found].T]
+    mask = np.zeros(X.shape[1], dtype=bool)
+    mask[found] = several
+    return mask
+
+
+def _whole(X: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which features have whole numbers from 0 only, ignoring NaN."""
+    return np.asarray(np.all(np.isnan(X) | ((X >= 0) & (np.floor(X) == X)), axis=0))
 
 
 def raw_counts(X: NDArray[Any]) -> NDArray[np.bool_]:

@@ -128,6 +128,7 @@ POOLED = [
     ({"shrinkage": "eb", "scale": True, "reference": "b"}, "site", "age + scanner"),
     ({"shrinkage": "eb-one-row"}, "site + age", None),
     ({"shrinkage": {"site": "eb", "scanner": "eb"}}, "site + scanner", "age"),
+    ({"shrinkage": {"site": "eb", "scanner": "eb"}, "scale": True}, "scanner + site", "age"),
     ({"shrinkage": {"site": "eb", "scanner": "blup"}}, "site", "scanner"),
     ({"scale": True}, "site", None),
 ]
@@ -171,8 +172,30 @@ def test_fits_of_parts_add_up_to_the_fit_of_all_rows(options, formula, preserve,
     assert_allclose(models[0].transform(X, metadata=metadata), expected, atol=1e-8)
 
 
-def test_what_is_not_in_the_moments_refuses_to_go_on():
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_spreads_of_several_factors_are_the_same_from_sums_by_combination_and_from_the_rows(
+    gaps, weighted, monkeypatch
+):
     X, metadata = sites()
+    metadata.loc[metadata["site"] == "d", "scanner"] = "p"  # not all combinations occur
+    if gaps:
+        X[np.random.default_rng(1).random(X.shape) < 0.1] = np.nan
+    weight = np.arange(600) % 3 + 0.5 if weighted else None
+    formula = "C(site, levels=['a', 'b', 'c', 'd', 'none']) + scanner"
+    found = []
+    for most in (512, 14):
+        monkeypatch.setattr("residmix.effects.pooled.together.MOST_CELLS", most)
+        model = Residualizer(formula, preserve="age", scale=True, shrinkage={formula[:-10]: "eb", "scanner": "eb"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResidmixWarning)
+            found.append(model.fit(X, metadata=metadata, sample_weight=weight).transform(X, metadata=metadata))
+    assert_allclose(found[0], found[1], atol=1e-12)
+
+
+def test_what_is_not_in_the_moments_refuses_to_go_on(monkeypatch):
+    X, metadata = sites()
+    monkeypatch.setattr("residmix.effects.pooled.together.MOST_CELLS", 11)
     for formula, options in (
         ("site + age", {"scale": True}),
         ("site + scanner", {"scale": True, "shrinkage": {"site": "eb", "scanner": "eb"}}),

@@ -96,7 +96,7 @@ class Covariance:
             )
         else:
             known = by_rows(rows, grouping, found, within=within)
-        return replace(found, covariance=self._covariances(known, grouping))
+        return replace(found, covariance=self._covariances(known, term.columns, grouping.coded))
 
     def _grouped(self, design: Design) -> ByLevel | None:
         """Return the equations with moments by level of the factor, if the spreads depend on no other term."""
@@ -121,7 +121,7 @@ class Covariance:
             )
         return removed[0]
 
-    def _covariances(self, known: Standard, grouping: Grouping) -> Covariances:
+    def _covariances(self, known: Standard, columns: slice, coded: Array) -> Covariances:
         share = np.cumsum(known.variances) / max(known.variances.sum(), 1e-300)
         size = min(int(np.searchsorted(share, _SHARE[self.kind], side="right")) + 1, len(share))
         size = int(np.count_nonzero(known.variances[:size] > 1e-12 * known.variances.max(initial=0.0)))
@@ -136,9 +136,7 @@ class Covariance:
             maps.append(change * turn[:, None] / turn)
             shifts.append((mean if self.kind == "shrunk" else known.mean @ axes) - maps[-1] @ mean)
         distances = np.array([own for _, own in found])
-        return Covariances(
-            grouping.columns, grouping.coded, known.sd, axes, np.array(maps), np.array(shifts), distances
-        )
+        return Covariances(columns, coded, known.sd, axes, np.array(maps), np.array(shifts), distances)
 
 
 def _level(of_level: Callable[..., Array], own: tuple[Array, float]) -> tuple[Array, tuple[float, float]]:

@@ -13,27 +13,24 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
 from residmix.effects.effect import Effect, need_dense
-from residmix.effects.pooled.by_level import Still, level_sums, merge_sums, tell_still
+from residmix.effects.pooled.by_level import Still, tell_still
 from residmix.effects.pooled.covariates import BesideCovariates, beside_covariates
 from residmix.effects.pooled.free import free_posterior
 from residmix.effects.pooled.levels import Levels
 from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.effects.pooled.robust import robust_sums
+from residmix.effects.pooled.together import cells_of, pooled_together
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.spread.scale import Location, Scale
+from residmix.effects.spread.scale import Scale
 from residmix.effects.spread.terms import spread_terms
 from residmix.effects.unseen.batches import Frozen
 from residmix.errors import did_you_mean
-from residmix.moments.by_level import ByLevel, Grouping, level_of, residual_sums
-from residmix.rows.block import Block
-from residmix.rows.rows import Rows, fold
+from residmix.moments.by_level import ByLevel, Grouping, residual_sums
+from residmix.rows.rows import Rows
 
 __all__ = ["EmpiricalBayes"]
 
 Array = NDArray[np.float64]
-
-# Of several factors' spreads: each sweep is a pass for each factor.
-_MAX_SWEEPS = 50
 
 
 @dataclass(frozen=True)
@@ -120,25 +117,26 @@ class EmpiricalBayes:
     def merges(self, design: Design) -> bool:
         terms = self._terms(design)
         robust = any(kind == "eb-robust" for _, kind in self._named(terms))
-        return (
-            self.mean.merges(design)
-            and not robust
-            and not (self.spread and (len(terms) > 1 or self._covariates(design)))
-        )
+        many = len(terms) > 1 and cells_of(self._groupings(design)) is None
+        return self.mean.merges(design) and not robust and not (self.spread and (many or self._covariates(design)))
 
     def equations(self, design: Design) -> ByLevel:
-        return ByLevel(
-            tuple(Grouping(term.name, term.columns, design.level_rows(term)) for term in self._terms(design))
-        )
+        groupings = self._groupings(design)
+        cells = cells_of(groupings) if self.spread and len(groupings) > 1 else None
+        return ByLevel(groupings if cells is None else (*groupings, cells))
+
+    def _groupings(self, design: Design) -> tuple[Grouping, ...]:
+        return tuple(Grouping(term.name, term.columns, design.level_rows(term)) for term in self._terms(design))
 
     def estimate(
         self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
     ) -> LinearRemoval:
         found = self.mean.estimate(moments, design, features, rows)
-        groupings, terms = self.equations(design).groupings, self._terms(design)
+        groupings, terms = self._groupings(design), self._terms(design)
         sums = [residual_sums(moments, grouping, found.applied) for grouping in groupings]
         still = {
-            group.name: Still(group.columns, group.coded, own[3]) for group, own in zip(groupings, sums, strict=True)
+            term.name: Still(term.columns, group.coded, own[3])
+            for term, group, own in zip(terms, groupings, sums, strict=True)
         }
         tell_still(still, design, features, "as in sva, they are not adjusted at any level")
         left = np.any([own[3].any(axis=0) for own in sums], axis=0)
@@ -165,8 +163,9 @@ class EmpiricalBayes:
             self._posterior(own, usable, kind) for own, (_, kind) in zip(levels, self._named(terms), strict=True)
         ]
         if self.spread and len(terms) > 1:
-            assert rows is not None, "spreads of several factors aren't in the moments"
-            posterior = self._together(found, levels, groupings, usable, posterior, rows)
+            each = [partial(self._posterior, kind=kind) for _, kind in self._named(terms)]
+            cells = cells_of(groupings)
+            posterior = pooled_together(found, moments, levels, groupings, cells, posterior, each, usable, rows)
         return self._applied(found, design, terms, levels, usable, posterior, beside)
 
     def _terms(self, design: Design) -> list[Term]:
@@ -246,49 +245,6 @@ class EmpiricalBayes:
         stretched = beside.stretched(own, terms[0].columns, shifts)
         return replace(found, scale=beside.with_levels(scale_at, scale_of), stretched=stretched)
 
-    def _together(
-        self,
-        found: LinearRemoval,
-        levels: list[Levels],
-        groupings: tuple[Grouping, ...],
-        usable: NDArray[np.bool_],
-        posterior: list[tuple[Array, Array]],
-        rows: Rows,
-    ) -> list[tuple[Array, Array]]:
-        r"""Return the posterior where each factor's variance ratios are those beside the others'.
-
-        In turn, the residuals of each factor's levels are divided by the others' :math:`\delta^*`, until nothing moves.
-        The last factor's ratios are normed so that the spread left over all rows is the pooled one.
-        """
-        ratios, kinds = [np.ones_like(own.shift) for own in levels], [kind for _, kind in self.factors or ()]
-        for ratio, (_, delta) in zip(ratios, posterior, strict=True):
-            ratio[:, usable] = delta
-        for _ in range(_MAX_SWEEPS):
-            moved = 0.0
-            for f, own in enumerate(levels):
-                beside = [(groupings[g], own_g) for g, own_g in enumerate(ratios) if g != f]
-                step = partial(_sums_beside, found.everything(), groupings[f], beside)
-                n, _, squares = fold(rows, step, merge_sums)
-                present = n.max(axis=1) > 0
-                again = replace(own, squares=squares[present])
-                again = replace(again, pooled=np.sqrt(squares.sum(axis=0) / np.maximum(n.sum(axis=0), 1e-300)))
-                gamma, delta = self._posterior(again, usable, kinds[f])
-                posterior[f] = (gamma * again.pooled[usable] / own.pooled[usable], delta)
-                moved = max(moved, float(np.max(np.abs(np.log(delta / ratios[f][:, usable])), initial=0.0)))
-                ratios[f][:, usable] = delta
-            if moved < 1e-8:
-                break
-        beside = list(zip(groupings, ratios, strict=True))
-        n, mean, squares = fold(rows, partial(_sums_beside, found.everything(), groupings[0], beside), merge_sums)
-        left = (
-            (squares + n * mean**2).sum(axis=0)
-            / np.maximum(n.sum(axis=0), 1e-300)
-            / np.where(usable, levels[0].pooled, 1.0) ** 2
-        )
-        gamma, delta = posterior[-1]
-        posterior[-1] = gamma, delta * left[usable]
-        return posterior
-
     def _posterior(self, levels: Levels, usable: NDArray[np.bool_], kind: str) -> tuple[Array, Array]:
         """Return shifts and variance ratios (K, usable) given those of all features."""
         free = kind == "eb-nonparametric"
@@ -307,16 +263,6 @@ class EmpiricalBayes:
         if levels.reference is not None:
             gamma[levels.reference], delta[levels.reference] = 0.0, 1.0
         return gamma, delta
-
-
-def _sums_beside(
-    location: Location, grouping: Grouping, beside: list[tuple[Grouping, Array]], block: Block
-) -> tuple[Array, Array, Array]:
-    """Weight, mean and squares of the residuals by level, divided by the spreads of other factors' levels."""
-    e = np.array(location(block), dtype=np.float64)
-    for other, ratios in beside:
-        e /= np.sqrt(ratios[level_of(block.design, other.columns, other.coded)])
-    return level_sums(e, level_of(block.design, grouping.columns, grouping.coded), len(grouping.coded), block.weight)
 
 
 def _place(design: Design, factor: Term, level: Any) -> int:
