@@ -125,8 +125,11 @@ def test_a_constant_share_follows_a_stream_that_drifts():
 
 
 def test_columns_without_far_values_are_not_looked_at_one_by_one(rng, monkeypatch):
-    x = rng.normal(size=(60, hints.AT_ONCE + 500))
+    x = rng.normal(size=(600, 1500))
     x[:5, 1200], x[3, 7], x[:4, 9] = -999.0, np.nan, 1e6
+    x[10:13, 20], x[20:23, 20] = -999.0, 999.0  # at both ends
+    x[:3, 30], x[3, 30] = -999.0, -500.0  # no code: one value lies between, on no row that is looked at first
+    x[:, 40], x[:, 50], x[7:9, 60] = 3.0, rng.random(600) < 0.02, -999.0
     one_by_one = [(j, found) for j in range(x.shape[1]) if (found := hints._codes(x[:, j]))]
     looked, codes = [], hints._codes
 
@@ -137,6 +140,8 @@ def test_columns_without_far_values_are_not_looked_at_one_by_one(rng, monkeypatc
     monkeypatch.setattr(hints, "_codes", counted)
     with noting() as notes, pytest.warns(MissingCodeWarning):
         hints.tell_of_codes(ArrayRows(x))
-    told = [(own["column"], [(own["value"], own["rows"])]) for own in notes[0]["figures"]["values"]]
-    assert told == one_by_one and len(told) == 2
+    told = {}
+    for own in notes[0]["figures"]["values"]:
+        told.setdefault(own["column"], []).append((own["value"], own["rows"]))
+    assert list(told.items()) == one_by_one and list(told) == [9, 20, 1200]
     assert len(looked) < 10

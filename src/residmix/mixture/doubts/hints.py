@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
-from residmix.mixture.doubts.spikes import count, spikes
+from residmix.mixture.doubts.spikes import count, none_narrow, spikes
 from residmix.mixture.iteration.estep import Problem
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
@@ -27,11 +27,8 @@ LOOKED_AT = 10_000
 REPEATED = 3
 SPREADS = 10.0
 RANGES = 2.0
-# Columns whose quantiles are taken together, from how many of the rows, and how much closer than `SPREADS` a value must
-# lie by these to be left alone.
-AT_ONCE = 1024
-SIEVED = 1_000
-CLOSER = 0.8
+# Rows that nearly always suffice to see that a column has no codes.
+SIEVED = 64
 # Values, rows and components that a message names.
 SHOWN = 10
 
@@ -113,17 +110,23 @@ def _ranges(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _perhaps_coded(x: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[np.float64]) -> Iterator[int]:
-    """Yield the columns in which a value lies far outside: most have none, and are told so many at a time."""
-    few, closer = x[:: max(1, len(x) // SIEVED)], CLOSER * SPREADS
-    for start in range(0, x.shape[1], AT_ONCE):
-        columns = np.arange(start, min(start + AT_ONCE, x.shape[1]))
-        odd = ~(np.isfinite(least[columns]) & np.isfinite(most[columns]))
-        known = columns[~odd]
-        if known.size:
-            low, middle, high = np.quantile(few[:, known], (0.1, 0.5, 0.9), axis=0)
-            near = least[known] >= middle - closer * (middle - low)
-            odd[known - start] = ~(near & (most[known] <= middle + closer * (high - middle)))
-        yield from columns[odd].tolist()
+    """Yield the columns that may hold codes: most have none, and a few rows show it.
+
+    Beside a code, the end of a column's range is empty for more than twice what the values within span: if these span a
+    third of the range, there is none.
+    """
+    few = x[:: max(1, len(x) // SIEVED)]
+    for j in np.flatnonzero(~_spanned(few, least, most)).tolist():
+        if not _spanned(x[:, j], least[j], most[j]):
+            yield j
+
+
+def _spanned(x: NDArray[np.float64], least: Any, most: Any) -> NDArray[np.bool_]:
+    """Tell whether the values within span a third of the range, or there is none."""
+    within = (x > least) & (x < most)
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = np.where(within, x, -np.inf).max(axis=0) - np.where(within, x, np.inf).min(axis=0)
+        return np.asarray((3 * span >= most - least) | (most == least))
 
 
 def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
@@ -155,9 +158,10 @@ def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
 
 def spikes_amid(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) -> list[int]:
     """Return the components on a few rows amid the others; `whole` are the rows with missing values filled."""
+    if none_narrow(params):
+        return []
     total = count(rows)
-    found = spikes(params, total, ridge=ridge)
-    if not found:
+    if not spikes(params, total, ridge=ridge):
         return []
     far = Sample.of(_looked_at(whole), params.covariance_type).far(params.means)
     return spikes(params, total, far, ridge)
@@ -168,7 +172,7 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams, ridge: float)
 
     `whole` are the rows with missing values filled, `ridge` is the regularisation in the covariances.
     """
-    if params.n_components == 1 or params.family.shared:
+    if none_narrow(params):
         return
     total = count(rows)
     # nearly equal, or no wider than what is added for all, which may be more than that

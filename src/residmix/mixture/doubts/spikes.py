@@ -12,7 +12,7 @@ from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["count", "spikes", "spiky"]
+__all__ = ["count", "none_narrow", "spikes", "spiky"]
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +36,13 @@ def count(rows: Rows) -> float:
 
 def _weight(block: Block) -> float:
     return float(block.n_rows if block.weight is None else block.weight.sum())
+
+
+def none_narrow(params: MixtureParams) -> bool:
+    """Tell quickly that there are no spikes, whatever the rows; False where that isn't settled so."""
+    if params.family.shared or params.n_components == 1:
+        return True
+    return not params.family.diagonal and _all_wide(params, params.weights, np.full(params.n_components, NARROW))
 
 
 def spiky(

@@ -68,5 +68,13 @@ def _check_precisions(precisions: Floats, covariance_type: str) -> None:
             raise ValueError(f"'{covariance_type} precision' should be positive")
         return
     symmetric = np.allclose(precisions, np.swapaxes(precisions, -1, -2))
-    if not (symmetric and (np.linalg.eigvalsh(precisions) > 0).all()):
+    if not (symmetric and _positive(precisions)):
         raise ValueError(f"'{covariance_type} precision' should be symmetric, positive-definite")
+
+
+def _positive(matrices: Floats) -> bool:
+    try:
+        np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        return False
+    return True
