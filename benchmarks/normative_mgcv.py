@@ -1,8 +1,8 @@
 """Normative scores of many features, spread included, beside mgcv's gaulss (R with mgcv).
 
 Rows of twenty sites of very different size, ages that are far from uniform, curves and spreads that depend on age and
-site. All fit ``site + sex + s(age)`` to the mean. Log spreads have the same terms, with "blup" sites as random effects;
-with "eb" they are pooled over the features and those of sites only. What is compared is the log density of held-out
+site. All fit ``site + sex + s(age)`` to the mean. Log spreads have the same terms, with "blup" sites as random
+effects; with "eb" they are pooled over the features and those of sites only. What is compared is the log density of held-out
 rows, feature by feature, and the processor's seconds for each feature. And for ours, whether scores of held-out rows are
 standard normal at each site: the share of Kolmogorov-Smirnov tests, one a site and feature, with p < 0.05:
 
@@ -119,8 +119,8 @@ def main(n_theirs: int, path: str | None) -> None:
             found, own, z = ours(train, test, features, sites)
         mine = found[[features.index(name) for name in chosen]][known]
         print(
-            f"{sites or 'fixed':<7} log density {mine.mean():.3f}, {1e3 * own:.1f} ms ({seconds / own:.0f} times faster), "
-            f"no worse on {np.mean(mine >= score):.0%}"
+            f"{sites or 'fixed':<7} log density {mine.mean():.3f}, {1e3 * own:.1f} ms "
+            f"({seconds / own:.0f} times faster), no worse on {np.mean(mine >= score):.0%}"
         )
         off = odd(z, test["site"].to_numpy())
         print(f"        p < 0.05 in {off.mean():.1%} of tests by site and feature, {off.max():.1%} at the worst site")
