@@ -2,9 +2,10 @@
 
 Rows of twenty sites of very different size, ages that are far from uniform, curves and spreads that depend on age and
 site. All fit ``site + sex + s(age)`` to the mean. Log spreads have the same terms, with "blup" sites as random
-effects; with "eb" they are pooled over the features and those of sites only. What is compared is the log density of held-out
-rows, feature by feature, and the processor's seconds for each feature. And for ours, whether scores of held-out rows are
-standard normal at each site: the share of Kolmogorov-Smirnov tests, one a site and feature, with p < 0.05:
+effects; with "eb" they are pooled over the features and those of sites only. What is compared is the log density of
+held-out rows, feature by feature, and the processor's seconds for each feature. And for ours, whether scores of
+held-out rows are standard normal at each site: the share of Kolmogorov-Smirnov tests, one a site and feature, with
+p < 0.05:
 
     python benchmarks/normative_mgcv.py [features for mgcv]
 
