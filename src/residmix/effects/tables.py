@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.design.terms import find_term
 from residmix.design.transforms.curves import Curve
+from residmix.effects.covariance.distances import level_distances
 from residmix.effects.mean.bands import Posterior, residual_variance
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unseen.priors import level_estimates
@@ -72,7 +73,8 @@ def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame
     odd = _far_out(shift, rows, usable.sum(), upwards=True) | _far_out(np.log(spread), rows, usable.sum())
     table = {"level": known, "rows": rows, "shift": shift, "spread": spread, "distance": distance, "odd": odd}
     if found.covariance is not None and found.covariance.columns == own.columns:
-        before, after = found.covariance.distances[: len(known)].T
+        grouping = Grouping(own.name, own.columns, design.level_rows(own))
+        before, after = level_distances(found, grouping)[: len(known)].T
         table |= {"covariance": before, "covariance_after": after}
     return pd.DataFrame(table).sort_values("level", kind="stable", ignore_index=True)
 

@@ -90,10 +90,17 @@ class ByLevel(Dense):
 
     def moments(self, rows: Rows) -> LevelMoments:
         kept = self.scatter_of if rows.n_features <= MOST_FEATURES else ()
+        if kept:
+            rows = rows.with_block_rows(self._larger(rows))
         return fold(rows, partial(_moments, self.groupings, kept), _merge, lambda found: made_of_numbers(found.linear))
 
     def merge(self, one: LevelMoments, two: LevelMoments) -> LevelMoments:
         return _merge(one, two)
+
+    def _larger(self, rows: Rows) -> int:
+        """Return rows in a block that are about as many numbers as the products by level, which each block has."""
+        levels = sum(len(group.coded) for group in self.groupings if group.name in self.scatter_of)
+        return max(rows.block_rows, min(8192, 1 << int(np.log2(max(1, levels * rows.n_features)))))
 
 
 def level_of(design: Array, columns: slice | NDArray[np.intp], coded: Array) -> NDArray[np.intp]:
@@ -153,7 +160,8 @@ def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], block: 
 
 def _products(part: Block, moments: LinearMoments) -> Array:
     """Return the products (d, d) of features about their means; not numbers where values are missing."""
-    x = np.asarray(part.X, dtype=np.float64) - moments.origin_x - moments.offset_x
+    x = np.asarray(part.X, dtype=np.float64) - moments.origin_x
+    x -= moments.offset_x
     weighted = x if part.weight is None else x * part.weight[:, None]
     return np.asarray(weighted.T @ x)
 

@@ -9,13 +9,18 @@ from numpy.testing import assert_allclose
 
 import residmix.moments.by_level
 from residmix import Residualizer, load, save, scan
-from residmix.effects.covariance.covariance import _even
-from residmix.effects.covariance.shrinkage import divergence, root, shrunk
+from residmix.effects.covariance.distances import even
+from residmix.effects.covariance.shrinkage import divergence, shrunk, unit_map
 from residmix.errors import ResidmixWarning
 
 SIZES = {"a": 300, "b": 200, "c": 120, "d": 60, "e": 10, "f": 3}
 COMBAT = {"preserve": "age", "scale": True, "shrinkage": "eb", "check_leakage": False}
 SITES = f"C(site, levels={list(SIZES)})"
+
+
+def root(matrix, power):
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * values**power) @ vectors.T
 
 
 def covariances(d, rng):
@@ -259,8 +264,40 @@ def test_distances_after_are_those_of_the_products_that_the_maps_make():
     for n, d in ((30, 12), (200, 12), (2000, 5)):
         X = rng.normal(size=(n, d)) @ (np.eye(d) + 0.4 * rng.normal(size=(d, d)))
         products = (X - X.mean(axis=0)).T @ (X - X.mean(axis=0))
-        change = root(shrunk(products / (n - 1), n - 1), -0.5)
-        assert_allclose(_even(products, change, n - 1.0), change @ products @ change.T, rtol=1e-9, atol=1e-9 * n)
+        change = unit_map(shrunk(products / (n - 1), n - 1))
+        assert_allclose(even(products, change, n - 1.0), change @ products @ change.T, rtol=1e-9, atol=1e-9 * n)
+
+
+def test_the_shrunk_covariance_becomes_the_pooled_one_by_a_map_that_is_triangular_along_the_axes():
+    X, metadata = sites()
+    model = Residualizer(SITES, covariance=True, **COMBAT).fit(X, metadata=metadata)
+    found, combat = model._found.covariance, Residualizer(SITES, **COMBAT)
+    even_spread = rest(combat, combat.fit_transform(X, metadata=metadata), metadata)
+    site = metadata["site"].to_numpy()
+    centred = even_spread - pd.DataFrame(even_spread).groupby(site).transform("mean").to_numpy()
+    scores = centred / found.sd @ found.axes
+    pooled = np.sum(scores**2, axis=0) / (len(X) - len(SIZES))
+    for k, name in enumerate(SIZES):
+        assert_allclose(np.triu(found.maps[k], 1), 0.0, atol=0)
+        own = scores[site == name]
+        estimate = shrunk(own.T @ own / (len(own) - 1) / np.sqrt(np.outer(pooled, pooled)), len(own) - 1.0)
+        brought = found.maps[k] @ (estimate * np.sqrt(np.outer(pooled, pooled))) @ found.maps[k].T
+        assert_allclose(brought, np.diag(pooled), atol=1e-11 * pooled.max())
+
+
+def test_distances_are_the_same_from_moments_from_rows_and_after_a_file(monkeypatch, tmp_path):
+    X, metadata = sites()
+    for kind in (True, "scores"):
+        model = Residualizer(SITES, covariance=kind, **COMBAT).fit(X, metadata=metadata)
+        table = model.level_table(SITES)
+        assert np.ptp(table["covariance"]) > 0.01
+        save(model, tmp_path / "model.safetensors")
+        pd.testing.assert_frame_equal(load(tmp_path / "model.safetensors").level_table(SITES), table)
+        with monkeypatch.context() as patch:
+            patch.setattr(residmix.moments.by_level, "MOST_FEATURES", 4)
+            by_rows = Residualizer(SITES, covariance=kind, **COMBAT).fit(X, metadata=metadata)
+        assert by_rows._found.covariance.distances is not None
+        pd.testing.assert_frame_equal(by_rows.level_table(SITES), table, rtol=1e-9)
 
 
 def test_variances_and_correlations_keep_what_is_more_than_their_sampling_error():

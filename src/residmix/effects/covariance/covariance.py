@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.covariance.shrinkage import divergence, of_scores, root, shrunk, weights
+from residmix.effects.covariance.distances import distances
+from residmix.effects.covariance.shrinkage import is_identity, of_scores, shrunk, unit_map
 from residmix.effects.covariance.sums import Standard, by_moments, by_rows
-from residmix.effects.covariance.transport import Covariances, along_axes
+from residmix.effects.covariance.transport import Covariances
 from residmix.effects.effect import Effect, need_dense
 from residmix.effects.removal import LinearRemoval
 from residmix.moments.by_level import ByLevel, Grouping
@@ -39,8 +40,13 @@ class Covariance:
 
     "shrunk" brings the whole covariance there, in the directions that hold 99 % of the pooled variance, from an
     estimate that is shrunk towards the pooled one (:func:`residmix.effects.covariance.shrinkage.shrunk`): with
-    :math:`\tilde Z_k` in coordinates in which the pooled one is the identity, the map is :math:`\tilde Z_k^{-1/2}`, the
-    map that changes rows least. A level with few rows is shrunk so much that its rows hardly change.
+    :math:`\tilde Z_k = L L'` in coordinates in which the pooled one is the identity, the map is :math:`L^{-1}`. A level
+    with few rows is shrunk so much that its rows hardly change.
+
+    L is triangular, in the order of the directions' variances: a score changes given those of the directions before.
+    So leading scores don't depend on how many directions are looked at, and in the features' units rows change less
+    than by the symmetric root: in 25 simulated sites of 200 rows the squares of changes were two thirds as large, and
+    in a table of 22 real sites half as large.
 
     Attributes
     ----------
@@ -125,72 +131,37 @@ class Covariance:
         share = np.cumsum(known.variances) / max(known.variances.sum(), 1e-300)
         size = min(int(np.searchsorted(share, _SHARE[self.kind], side="right")) + 1, len(share))
         size = int(np.count_nonzero(known.variances[:size] > 1e-12 * known.variances.max(initial=0.0)))
-        axes, pooled = known.axes[:, :size], known.variances[:size] / known.degrees
-        turn = np.sqrt(pooled)
-        products = known.products(axes / turn)
-        of_level = _shrunk_map if self.kind == "shrunk" else partial(_scores_map, _within(known, products))
-        degrees = np.asarray(known.weight, dtype=np.float64) - 1.0
-        found = by_worker(partial(_level, of_level), list(zip(products, degrees.tolist(), strict=True)))
-        means, maps, shifts = known.means @ axes, [], []
-        for mean, (change, _) in zip(means, found, strict=True):
-            maps.append(change * turn[:, None] / turn)
-            shifts.append((mean if self.kind == "shrunk" else known.mean @ axes) - maps[-1] @ mean)
-        distances = np.array([own for _, own in found])
-        return Covariances(columns, coded, known.sd, axes, np.array(maps), np.array(shifts), distances)
+        axes, turn = known.axes[:, :size], np.sqrt(known.variances[:size] / known.degrees)
+        within, known = self.kind == "shrunk", known.along(axes / turn)
+        maps = np.zeros((len(known.weight), size, size))
+        if within:
+            by_worker(partial(_bring, known, turn, maps), range(len(maps)))
+        else:
+            _stretch(known, maps)
+        means = known.means @ axes
+        shifts = (means if within else known.mean @ axes) - np.einsum("kij,kj->ki", maps, means)
+        found = Covariances(columns, coded, known.sd, axes, maps, shifts, within=within)
+        # those of moments are computed when they are asked for
+        return found if known.parts is not None else replace(found, distances=distances(known, found))
 
 
-def _level(of_level: Callable[..., Array], own: tuple[Array, float]) -> tuple[Array, tuple[float, float]]:
-    """Return the map of a level, and distances, in coordinates in which the pooled covariance is the identity."""
-    products, degrees = own
-    change = of_level(products, degrees)
-    return change, _distances(products, change, degrees)
+def _bring(known: Standard, turn: Array, maps: Array, k: int) -> None:
+    """Fill in the map of level k: that of its shrunk covariance, where the pooled one is the identity, to this."""
+    degrees = float(known.weight[k]) - 1.0
+    products = known.products(k)
+    products /= max(degrees, 1.0)
+    estimate = shrunk(products, degrees)
+    # of most small levels: nothing to do
+    np.multiply(estimate if is_identity(estimate) else unit_map(estimate), turn[:, None], out=maps[k])
+    maps[k] /= turn
 
 
-def _within(known: Standard, products: Sequence[Array]) -> Array:
-    """Return the variances of scores within levels, over all rows."""
-    return np.asarray(np.sum([np.diagonal(own) for own in products], axis=0) / max(known.weight.sum(), 1e-300))
-
-
-def _shrunk_map(products: Array, degrees: float) -> Array:
-    estimate = shrunk(products / max(degrees, 1.0), degrees)
-    if _pooled(estimate):  # as of most small levels: nothing to do
-        return estimate
-    return root(estimate, -0.5)
-
-
-def _pooled(estimate: Array) -> bool:
-    """Tell whether an estimate is the pooled covariance itself, the identity."""
-    return bool(np.all(np.diagonal(estimate) == 1.0)) and np.count_nonzero(estimate) == len(estimate)
-
-
-def _scores_map(within: Array, products: Array, degrees: float) -> Array:
-    return np.diag(of_scores(products / max(degrees, 1.0), within, degrees))
-
-
-def _distances(products: Array, change: Array, degrees: float) -> tuple[float, float]:
-    """Return the distance of the shrunk covariance of each level from the pooled one, before and after."""
-
-    def far(own: Array) -> float:
-        estimate = shrunk(own / max(degrees, 1.0), degrees)
-        return 0.0 if _pooled(estimate) else divergence(estimate)
-
-    before = far(products)
-    if _pooled(change):
-        return before, before
-    stretch = along_axes(change)
-    changed = _even(products, change, degrees) if stretch is None else products * stretch[:, None] * stretch
-    return before, far(changed)
-
-
-def _even(products: Array, change: Array, degrees: float) -> Array:
-    r"""Return the products of scores to which the inverse root A of their shrunk covariance is applied, A Z A.
-
-    Of that covariance, :math:`\operatorname{diag}(\delta) + (1 - w_O) Z`, A makes the identity: one product is enough.
-    """
-    sample = np.diagonal(products) / degrees
-    w_d, w_o = weights(products / degrees, degrees)
-    half = change * np.sqrt(w_d + (w_o - w_d) * sample)
-    return np.asarray((np.eye(len(change)) - half @ half.T) * (degrees / (1.0 - w_o)))
+def _stretch(known: Standard, maps: Array) -> None:
+    """Fill in the maps that give the scores of each level the variances of scores within levels."""
+    squares = np.array(by_worker(known.squares, range(len(maps)))).reshape(maps.shape[:2])
+    within = squares.sum(axis=0) / max(known.weight.sum(), 1e-300)
+    for own, of_level, weight in zip(maps, squares, known.weight.tolist(), strict=True):
+        np.fill_diagonal(own, of_scores(of_level / max(weight - 1.0, 1.0), within, weight - 1.0))
 
 
 def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dtrtri
 
-__all__ = ["divergence", "of_scores", "root", "shrunk", "weights"]
+__all__ = ["divergence", "is_identity", "of_scores", "shrunk", "unit_map", "weights"]
 
 Array = NDArray[np.float64]
 
@@ -58,18 +59,27 @@ def _share(noise: float, distance: float) -> float:
     return float(min(1.0, noise / distance)) if distance > 0 else 1.0
 
 
-def of_scores(sample: Array, pooled: Array, degrees: float) -> Array:
+def of_scores(variance: Array, pooled: Array, degrees: float) -> Array:
     """Return the factors (K,) that give the scores of a level the pooled variances; Chen et al. (2022), eq. 5."""
-    variance = np.diagonal(sample)
     known = (degrees >= 1) & (variance > _NOTHING * pooled) & (pooled > 0)
     return np.sqrt(np.where(known, pooled, 1.0) / np.where(known, variance, 1.0))
 
 
-def root(matrix: Array, power: float) -> Array:
-    """Return a power of a positive definite matrix."""
-    values, vectors = np.linalg.eigh(matrix)
-    half = vectors * np.maximum(values, np.finfo(float).tiny) ** (0.5 * power)
-    return np.asarray(half @ half.T)  # exactly symmetric, and half the products
+def unit_map(matrix: Array) -> Array:
+    """Return the lower triangular A with A matrix A' = I, of a positive definite matrix.
+
+    Examples
+    --------
+    >>> unit_map(np.array([[4.0, 2.0], [2.0, 2.0]])).tolist()
+    [[0.5, 0.0], [-0.5, 1.0]]
+    """
+    inverse, _ = dtrtri(np.linalg.cholesky(matrix).T, lower=0, overwrite_c=1)  # columns first, so without a copy
+    return np.asarray(inverse.T)
+
+
+def is_identity(matrix: Array) -> bool:
+    """Tell whether a matrix is exactly the identity, as the shrunk covariance of most small levels is."""
+    return bool(np.all(np.diagonal(matrix) == 1.0)) and np.count_nonzero(matrix) == len(matrix)
 
 
 def divergence(matrix: Array) -> float:

@@ -25,6 +25,9 @@ __all__ = ["Standard", "by_moments", "by_rows"]
 
 Array = NDArray[np.float64]
 
+# Levels whose products are added up together.
+_AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class Standard:
@@ -42,9 +45,11 @@ class Standard:
         squares along them.
     degrees : float
         What these are divided by.
-    levels : list of ndarray (d, d) or None
-        Products about the level's mean; empty where `rows` holds the rows instead.
+    parts : list of _Products or None
+        Products about the levels' means; None where `rows` holds the rows instead.
     rows : tuple, optional
+    directions : ndarray (d, K), optional
+        Along which products of scores are looked at, those of rows in `of_scores` (L, K, K).
     """
 
     sd: Array
@@ -54,21 +59,80 @@ class Standard:
     axes: Array
     variances: Array
     degrees: float
-    levels: list[Array] | None = None
+    parts: list[_Products] | None = None
     rows: tuple[Rows, Any] | None = None
+    directions: Array | None = None
+    of_scores: Array | None = None
 
-    def products(self, axes: Array) -> Sequence[Array]:
-        """Return the products (K, K) of the scores along some directions (d, K), of each level."""
-        if self.levels is not None:
-            return by_worker(partial(_along, axes), self.levels)
-        assert self.rows is not None
+    def along(self, directions: Array) -> Standard:
+        """Return the same with the products of scores along some directions (d, K)."""
+        if self.rows is None:
+            return replace(self, directions=directions)
         rows, view = self.rows
-        (found,) = fold(rows, partial(_score_products, view, self.means @ axes, axes), _add)
-        return list(found)
+        (found,) = fold(rows, partial(_score_products, view, self.means @ directions, directions), _add)
+        return replace(self, directions=directions, of_scores=found)
+
+    def products(self, k: int) -> Array:
+        """Return the products (K, K) of the scores of a level."""
+        if self.of_scores is not None:
+            return np.array(self.of_scores[k])
+        assert self.parts is not None and self.directions is not None
+        return self.parts[k].along(self.directions)
+
+    def squares(self, k: int) -> Array:
+        """Return their diagonal, (K,)."""
+        if self.of_scores is not None:
+            return np.array(np.diagonal(self.of_scores[k]))
+        assert self.parts is not None and self.directions is not None
+        return self.parts[k].squares(self.directions)
 
 
-def _along(axes: Array, products: Array) -> Array:
-    return np.asarray(axes.T @ (products @ axes))
+@dataclass(frozen=True)
+class _Products:
+    """Products (d, d) of scaled residuals about their mean at a level, D (S - F'B - B'F) D.
+
+    With S, C and A the products of the features, of other design columns with them and of these columns, and B the
+    coefficients, S - C'B - B'C + B'AB has this form with F = C - AB/2. S is None without rows.
+    """
+
+    S: Array | None
+    F: Array
+    B: Array
+    scale: Array
+
+    def added_to(self, total: Array) -> None:
+        """Add these to others."""
+        if self.S is None:
+            return
+        with_scale = self.S * self.scale
+        if len(self.B):
+            half = self.F.T @ (self.B * self.scale)
+            with_scale -= half
+            with_scale -= self.B.T @ (self.F * self.scale)
+        with_scale *= self.scale[:, None]
+        total += with_scale
+
+    def along(self, axes: Array) -> Array:
+        """Return W'(S - F'B - B'F)W with W = D axes."""
+        if self.S is None:
+            return np.zeros((axes.shape[1], axes.shape[1]))
+        W = axes * self.scale[:, None]
+        found: Array = W.T @ (self.S @ W)
+        if len(self.B):
+            half = (self.F @ W).T @ (self.B @ W)
+            found -= half
+            found -= half.T
+        return found
+
+    def squares(self, axes: Array) -> Array:
+        """Return the diagonal of `along`."""
+        if self.S is None:
+            return np.zeros(axes.shape[1])
+        W = axes * self.scale[:, None]
+        found: Array = np.einsum("dk,dk->k", W, self.S @ W)
+        if len(self.B):
+            found -= 2.0 * np.einsum("qk,qk->k", self.F @ W, self.B @ W)
+        return np.maximum(found, 0.0)
 
 
 def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, *, within: bool) -> Standard:
@@ -81,33 +145,31 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
     inverse = np.where(sd > 0, 1.0, 0.0) / np.where(sd > 0, sd, 1.0)
     others = grouping.others(len(fit.coef))
     of_level = list(zip(moments.scatter[name], moments.levels[name], inverse / factor, strict=True))
-    levels = by_worker(partial(_residual_products, fit, others), of_level)
+    parts = [_residual_products(fit, others, *of) for of in of_level]
+    several = [parts[k : k + _AT_ONCE] for k in range(0, len(parts), _AT_ONCE)]
+    total = np.sum(by_worker(_sum, several), axis=0)
     means, mean = means * inverse, mean * inverse
-    total = np.sum(levels, axis=0)
     if not within:
         about = np.sqrt(weight)[:, None] * (means - mean)
         total += about.T @ about
     with one_blas_thread():
         variances, axes = np.linalg.eigh(total)
-    return Standard(
-        sd, weight, means, mean, axes[:, ::-1], np.maximum(variances[::-1], 0.0), _degrees(weight, within), levels
-    )
+    variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
+    return Standard(sd, weight, means, mean, axes, variances, _degrees(weight, within), parts)
 
 
-def _residual_products(fit: LinearFit, others: NDArray[np.intp], of_level: tuple[Array | None, Any, Array]) -> Array:
-    """Return the products (d, d) of scaled residuals about their mean at a level, from those of the features."""
-    products, level, scale = of_level
-    if products is None:
-        return np.zeros((len(scale), len(scale)))
-    B, products = fit.coef[others], products * scale
-    if len(B):
-        # S - C'B - B'C + B'AB = S - F'B - B'F with F = C - AB/2: two products
-        F = level.s_ax - 0.5 * (level.s_aa[0] @ B)
-        half = F.T @ (B * scale)
-        products -= half
-        products -= B.T @ (F * scale)
-    products *= scale[:, None]
-    return np.asarray(products)
+def _residual_products(
+    fit: LinearFit, others: NDArray[np.intp], products: Array | None, level: Any, scale: Array
+) -> _Products:
+    B = fit.coef[others]
+    return _Products(products, level.s_ax - 0.5 * (level.s_aa[0] @ B), B, scale)
+
+
+def _sum(parts: Sequence[_Products]) -> Array:
+    total = np.zeros((len(parts[0].scale), len(parts[0].scale)))
+    for own in parts:
+        own.added_to(total)
+    return total
 
 
 def _factors(found: LinearRemoval, grouping: Grouping, width: int) -> Array:

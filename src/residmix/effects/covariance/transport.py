@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.linalg.blas import dgemm
 
 from residmix.effects.spread.rescale import Rescaled
 from residmix.moments.by_level import level_of
@@ -42,8 +45,11 @@ class Covariances:
     axes : ndarray (d, K)
         V, orthonormal.
     maps, shifts : ndarray (L, K, K), (L, K)
-    distances : ndarray (L, 2)
-        Divergence of the level's covariance from the pooled one, before and after, in nats per direction.
+    distances : ndarray (L, 2) or None
+        Divergence of the level's covariance from the pooled one, before and after, in nats per direction; None if they
+        follow from the moments (:func:`residmix.effects.covariance.distances.level_distances`).
+    within : bool
+        Whether the pooled covariance is that about the means of the levels.
     """
 
     columns: slice
@@ -52,7 +58,13 @@ class Covariances:
     axes: Array
     maps: Array
     shifts: Array
-    distances: Array
+    distances: Array | None = None
+    within: bool = True
+
+    @cached_property
+    def stretches(self) -> list[Array | None]:
+        """The diagonals of the maps that have nothing else."""
+        return [along_axes(own) for own in self.maps]
 
     def levels(self, design: Array) -> NDArray[np.intp]:
         """Return the level index of each design row, (b,); L for none of them, as for levels that fit didn't see."""
@@ -80,20 +92,22 @@ class Recoloured:
     def __call__(self, block: Block) -> NDArray[Any]:
         exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
         if self.rescaled.affine.sign < 0:
-            residual = self.rescaled(exact)
-            out = residual + self._change(exact, residual, back=False)
+            out = np.ascontiguousarray(self.rescaled(exact))
+            self._add(self._change(exact, out, back=False), out)
         else:
-            out = self.rescaled(replace(exact, X=exact.X + self._change(exact, exact.X, back=True)))
+            out = np.array(exact.X, order="C")
+            self._add(self._change(exact, out, back=True), out)
+            out = self.rescaled(replace(exact, X=out))
         return np.asarray(out, dtype=block.X.dtype)
 
     def _change(self, block: Block, residual: Array, *, back: bool) -> Array:
-        """Return what is added to residuals (b, d)."""
+        """Return what is added to scores (b, K), of rows that have these residuals."""
         own = self.covariances
         used = own.sd > 0
-        u = residual - self.rescaled.kept(block)
-        u[:, ~used] = 0.0
-        scores = u @ ((np.where(used, 1.0, 0.0) / np.where(used, own.sd, 1.0))[:, None] * own.axes)
-        if np.isnan(scores).any():
+        to_scores = (np.where(used, 1.0, 0.0) / np.where(used, own.sd, 1.0))[:, None] * own.axes
+        scores = (residual if used.all() else np.where(used, residual, 0.0)) @ to_scores
+        scores -= self.rescaled.kept_along(block, to_scores)
+        if np.isnan(scores.sum()):
             rows = np.flatnonzero(np.isnan(scores).any(axis=1))
             raise ValueError(
                 f"covariance= allows no missing values, but {len(rows)} rows have some (the first is row "
@@ -103,12 +117,30 @@ class Recoloured:
         change = np.zeros_like(scores)
         levels = own.levels(block.design)
         for k in np.unique(levels[levels < len(own.maps)]):
-            at, stretch = levels == k, along_axes(own.maps[k])
-            if stretch is not None:
-                moved = (scores[at] - own.shifts[k]) / stretch if back else scores[at] * stretch + own.shifts[k]
-                change[at] = moved - scores[at]
-            elif back:
-                change[at] = np.linalg.solve(own.maps[k], (scores[at] - own.shifts[k]).T).T - scores[at]
-            else:
-                change[at] = scores[at] @ own.maps[k].T + own.shifts[k] - scores[at]
-        return np.asarray(change @ (own.sd[:, None] * own.axes).T)
+            at = np.flatnonzero(levels == k)
+            of_level = scores[at]
+            moved = _undone(own, k, of_level) if back else _done(own, k, of_level)
+            moved -= of_level
+            change[at] = moved
+        return change
+
+    def _add(self, change: Array, out: Array) -> Array:
+        """Add changes of scores (b, K) to rows (b, d), in place."""
+        from_scores = self.covariances.sd[:, None] * self.covariances.axes
+        # BLAS adds the product in place; it wants columns, hence the transposes
+        dgemm(1.0, from_scores, change.T, beta=1.0, c=out.T, overwrite_c=True)
+        return out
+
+
+def _done(own: Covariances, k: int, scores: Array) -> Array:
+    stretch = own.stretches[k]
+    moved: Array = scores @ own.maps[k].T if stretch is None else scores * stretch
+    moved += own.shifts[k]
+    return moved
+
+
+def _undone(own: Covariances, k: int, scores: Array) -> Array:
+    stretch = own.stretches[k]
+    if stretch is not None:
+        return np.asarray((scores - own.shifts[k]) / stretch)
+    return np.asarray(solve_triangular(own.maps[k], (scores - own.shifts[k]).T, lower=True, check_finite=False).T)

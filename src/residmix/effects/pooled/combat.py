@@ -155,7 +155,7 @@ class EmpiricalBayes:
             assert rows is not None, "spreads that depend on covariates aren't in the moments"
             ((_, kind),), (group,), (own,) = self._named(terms), groupings, levels
             beside = beside_covariates(
-                rows, found, design, [terms[0], *covariates], terms[0], still[group.name], left, features
+                rows, found, design, [terms[0], *covariates], terms[0], still[group.name], left, features, sums[0][:3]
             )
             levels = [beside.levels(own, found.applied.coef[group.columns], rows, found.everything(), group, kind)]
         usable = np.all([own.usable(features) for own in levels], axis=0)

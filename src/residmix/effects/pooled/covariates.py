@@ -96,13 +96,24 @@ def beside_covariates(
     still: Still,
     left: NDArray[np.bool_],
     features: Sequence[Any],
+    sums: tuple[Array, ...],
 ) -> BesideCovariates:
-    """Fit the spread to the terms, the pooled one among them, and return what depends on the others."""
+    """Fit the spread to the terms, the pooled one among them, and return what depends on the others.
+
+    `sums` are weight, mean and squares of residuals by the pooled factor's levels: their variances are a start.
+    """
     seen = (still,) if still.mask.any() else ()
-    fitted = log_variances(rows, found, design, terms, seen)
+    n, _, squares = sums
+    known = (n >= 2) & (squares > 0) & ~still.mask
+    all_squares, of_all = np.sum(squares * known, axis=0), np.sum(n * known, axis=0)
+    average = np.where(of_all > 0, all_squares, 1.0) / np.where(of_all > 0, of_all, 1.0)
+    log_variance = np.log(np.where(known, squares, average) / np.where(known, n - 1.0, 1.0))
+    start = (still.columns, still.coded, log_variance)
+    fitted = log_variances(rows, found, design, terms, seen, start)
     others = [term for term in terms if term is not pooled]
-    whole = fitted.scale(columns_of(others), len(design.column_names), features=features)
-    removed = fitted.scale(columns_of([term for term in others if not term.preserved]), design.n_removed)
+    gone = columns_of([term for term in others if not term.preserved])
+    parts = [(columns_of(others), len(design.column_names)), (gone, design.n_removed)]
+    whole, removed = fitted.scales(parts, features=features)
     return BesideCovariates(_without(whole, left), _without(removed, left))
 
 

@@ -57,10 +57,10 @@ def fit_curved_log_variances(
     mean, sd = passes._centre(rows)
     view = partial(passes._view, location, mean, sd, still)
     gram, squares, seen, size = fold(rows, partial(passes._sums, view), passes._add)
-    inverse = np.linalg.pinv(gram, rcond=1e-13, hermitian=True)
+    inverse = passes._pinv(gram, 1e-13)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
-    (free_gram,) = fold(rows, partial(passes._free_gram, view, inverse), passes._add)
+    (free_gram,) = fold(rows, partial(passes._free_gram, mean, sd, inverse), passes._add)
 
     smoother = _Smoother(coordinates(design, random, terms), sd, 0.5 * free_gram, rows.n_features)
     coef = _settled(rows, partial(passes._likelihood, view, inverse, pooled), smoother, gram)

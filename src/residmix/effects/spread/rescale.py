@@ -45,7 +45,10 @@ class Stretched:
         shift = block.design[:, self.columns] @ self.coef + self.constant
         for own, codes in zip(new, block.codes[len(block.codes) - len(new) :], strict=True):
             shift += own[codes]
-        return np.asarray((self.spread.factor(block.design) - 1.0) * shift)
+        beyond = self.spread.factor(block.design)
+        beyond -= 1.0
+        beyond *= shift
+        return beyond
 
     def select(self, features: NDArray[np.integer[Any]]) -> Stretched:
         """Return the same for a selection of the features."""
@@ -98,15 +101,30 @@ class Rescaled:
         exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
         more = 0.0 if self.stretched is None else self.stretched.beyond_average(block, self.beyond)
         if self.affine.sign < 0:
-            out = kept + (self.affine(exact) - more - kept) / factor
+            out = self.affine(exact)
+            for part in (more, kept):
+                out -= part
+            out /= factor
+            out += kept
         else:
-            out = self.affine(replace(exact, X=kept + (exact.X - kept) * factor)) + more
+            wide = exact.X - kept
+            wide *= factor
+            wide += kept
+            out = self.affine(replace(exact, X=wide))
+            out += more
         return out.astype(block.X.dtype, copy=False)
 
     def kept(self, block: Block) -> Array:
         """Return the preserved effects of rows, about their mean, (b, d)."""
-        kept = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved - self.offset
-        return np.asarray(kept)
+        kept: Array = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved
+        kept -= self.offset
+        return kept
+
+    def kept_along(self, block: Block, axes: Array) -> Array:
+        """Return the preserved effects along some axes (d, K), (b, K)."""
+        design = np.ones((block.n_rows, len(self.origin) + 1))
+        np.subtract(block.design[:, len(self.affine.coef) :], self.origin, out=design[:, :-1])
+        return np.asarray(design @ (np.vstack([self.preserved, -self.offset]) @ axes))
 
     def select(self, features: NDArray[np.integer[Any]]) -> Rescaled:
         """Return the map for some of the features only."""

@@ -16,6 +16,8 @@ from residmix.moments.erase import column_scale
 from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
+from residmix.rows.scratch import scratch
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["LogVariances", "Scale", "fit_log_variances", "tell_unsettled"]
 
@@ -29,8 +31,15 @@ _FLOOR = 1e-12
 # Weight of the pull towards equal spread. It decides only what the rows leave open, such as a level with a single row.
 _PULL = 1e-10
 _MAX_PASSES = 100
-# With few rows the expected and the observed information differ, and scoring crawls: then Newton's steps take over.
+# With few rows the expected and the observed information differ, and scoring crawls: then Newton's steps take over. Of
+# few columns and features they do so near the optimum, with the information of one pass for as long as it serves.
 _SCORING_PASSES = 10
+_NEAR, _QUICK = 0.1, 0.2
+_FEW_COLUMNS, _FEW_NUMBERS = 40, 1 << 23
+# Share of the expected information that is added to the observed one, which may be singular.
+_TINY = 1e-12
+# How far log variances may still be from where the steps lead.
+_AHEAD = 1e-8
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,9 @@ class Scale:
 
     def factor(self, design: Array) -> Array:
         """Return the factors (b, d): divide by them to remove the effect on the spread, multiply to restore it."""
-        factor: Array = np.exp(self.intercept + (design[:, : len(self.origin)] - self.origin) @ self.coef)
+        factor: Array = (design[:, : len(self.origin)] - self.origin) @ self.coef
+        factor += self.intercept
+        np.exp(factor, out=factor)
         for levels in self.still:
             factor[levels.at(design)] = 1.0
         return factor
@@ -110,9 +121,20 @@ class LogVariances:
         DesignWarning
             If features, where they are named, are constant at some metadata; these keep their spread (factor 1).
         """
-        removed = np.zeros((width, self.coef.shape[1]))
-        removed[columns] = self.coef[1 + columns]
-        left, lowest = fold(self.rows, partial(_norm, self.view, self.coef, removed), _add_and_lowest)
+        return self.scales([(columns, width)], still=still, features=features)[0]
+
+    def scales(
+        self,
+        parts: Sequence[tuple[NDArray[np.intp], int]],
+        *,
+        still: tuple[Still, ...] = (),
+        features: Sequence[Any] = (),
+    ) -> list[Scale]:
+        """Return `scale` of several columns and widths, in one pass over the rows."""
+        removed = [np.zeros((width, self.coef.shape[1])) for _, width in parts]
+        for own, (columns, _) in zip(removed, parts, strict=True):
+            own[columns] = self.coef[1 + columns]
+        found, lowest = fold(self.rows, partial(_norm, self.view, self.coef, removed), _add_and_lowest)
         flat = self.varying & (lowest < np.log(10 * _FLOOR))
         if flat.any() and len(features):
             some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(flat)[:5])
@@ -121,15 +143,21 @@ class LogVariances:
                 "spread can't be rescaled. For these features only the mean is adjusted",
                 DesignWarning,
             )
-        use = self.varying & ~flat
-        norm = np.log(np.where(use, left, 1.0) / np.where(use, self.squares, 1.0))
-        intercept = np.where(use, 0.5 * norm, 0.0)
-        slopes = np.where(use, 0.5 * removed / self.sd[:width, None], 0.0)
-        return Scale(self.mean[:width], intercept, slopes, still)
+        use, scales = self.varying & ~flat, []
+        for left, own in zip(found, removed, strict=True):
+            norm = np.log(np.where(use, left, 1.0) / np.where(use, self.squares, 1.0))
+            slopes = np.where(use, 0.5 * own / self.sd[: len(own), None], 0.0)
+            scales.append(Scale(self.mean[: len(own)], np.where(use, 0.5 * norm, 0.0), slopes, still))
+        return scales
 
 
 def fit_log_variances(
-    rows: Rows, location: Location, *, columns: NDArray[np.intp] | None = None, still: tuple[Still, ...] = ()
+    rows: Rows,
+    location: Location,
+    *,
+    columns: NDArray[np.intp] | None = None,
+    still: tuple[Still, ...] = (),
+    start: tuple[slice, Array, Array] | None = None,
 ) -> LogVariances:
     r"""Fit :math:`\log \operatorname{Var}(e_j \mid a) = g_{0j} + a'g_j` for every feature j.
 
@@ -153,6 +181,9 @@ def fit_log_variances(
         Design columns that the spread depends on. Default: all.
     still : tuple of Still
         Levels at which features are constant; these values are ignored and not rescaled.
+    start : tuple, optional
+        Columns of a factor, its levels in them (K, w), and log variances of these (K, d) to begin with. The result is
+        the same, after fewer passes.
 
     References
     ----------
@@ -162,20 +193,21 @@ def fit_log_variances(
     mean, sd = _centre(rows)
     view = partial(_view, location, mean, sd, still)
     gram, squares, seen, size = fold(rows, partial(_sums, view), _add)
-    inverse = np.linalg.pinv(gram, rcond=1e-13, hermitian=True)
+    inverse = _pinv(gram, 1e-13)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
 
     used = np.arange(len(gram)) if columns is None else np.concatenate([[0], 1 + np.sort(columns)])
     about_mean = gram - np.outer(gram[0], gram[0]) / gram[0, 0]
-    (free_gram,) = fold(rows, partial(_free_gram, view, inverse), _add)
+    (free_gram,) = fold(rows, partial(_free_gram, mean, sd, inverse), _add)
     among = np.ix_(used, used)
     pull, gram_used = _PULL * about_mean[among], gram[among]
-    solve = np.linalg.pinv(free_gram[among] + pull, rcond=1e-14, hermitian=True)
-    coef = np.zeros((len(gram), rows.n_features))
+    coef = _begin(start, mean, sd, pooled) if start is not None else np.zeros((len(gram), rows.n_features))
+    steps = _Steps(used, free_gram[among] + pull, pull, rows.n_features)
     step, best = np.zeros((len(used), rows.n_features)), np.full(rows.n_features, -np.inf)
+    moving = np.full(rows.n_features, np.inf)
     for turn in range(_MAX_PASSES):
-        trial, newton = coef.copy(), turn >= _SCORING_PASSES
+        trial, newton = coef.copy(), steps.look(turn, moving)
         trial[used] += step
         likelihood, score, observed = fold(rows, partial(_likelihood, view, inverse, pooled, trial, newton), _add)
         pulled = pull @ trial[used]
@@ -183,16 +215,69 @@ def fit_log_variances(
         # Rounding of a sum of many terms must not look like a fall.
         better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
         coef[:, better], best[better] = trial[:, better], likelihood[better]
-        slope = score[used] - pulled
-        fresh = _newton_step(observed, len(gram), used, pull, slope) if newton else solve @ slope
+        fresh = steps.of(score[used] - pulled, observed if newton else None)
         step = np.where(better, _bounded(fresh, gram_used), 0.5 * step)
-        moving = _spread(step, gram_used)
-        if moving.max(initial=0.0) < 1e-7:
+        before, moving = moving, _spread(step, gram_used)
+        # what a sequence of such steps would still move after this one
+        ahead = moving * np.minimum(moving / np.maximum(before - moving, 1e-300), 1.0)
+        if moving.max(initial=0.0) < 1e-7 or (turn and better.all() and ahead.max(initial=0.0) < _AHEAD):
             break
     else:
         tell_unsettled(moving, 1e-7, _MAX_PASSES)
     coef[used] += step
     return LogVariances(coef, mean, sd, rows, view, varying, squares)
+
+
+def _begin(start: tuple[slice, Array, Array], mean: Array, sd: Array, pooled: Array) -> Array:
+    """Return coefficients (q + 1, d) of [1, standardised design] with which levels have given log variances."""
+    columns, coded, of_level = start
+    effects = np.linalg.pinv(np.column_stack([coded, np.ones(len(coded))])) @ (of_level - np.log(pooled))
+    coef = np.zeros((1 + len(mean), len(pooled)))
+    coef[0] = effects[-1] + mean[columns] @ effects[:-1]
+    coef[1:][columns] = effects[:-1] * sd[columns, None]
+    return coef
+
+
+class _Steps:
+    """Scoring, then Newton's steps: with an information for each feature that is kept while steps shrink quickly."""
+
+    def __init__(self, used: NDArray[np.intp], expected: Array, pull: Array, d: int) -> None:
+        with one_blas_thread():
+            values, vectors = np.linalg.eigh(expected)
+        kept = values > 1e-14 * values.max(initial=0.0)
+        # coordinates in which the expected information is the identity
+        self.to = vectors[:, kept] / np.sqrt(values[kept])
+        self.used, self.pull, self.largest = used, pull, np.inf
+        self.inverse: Array | None = None
+        self.early = len(used) <= _FEW_COLUMNS and d * len(used) ** 2 <= _FEW_NUMBERS
+
+    def look(self, turn: int, moving: Array) -> bool:
+        """Tell whether the next pass should sum the observed information."""
+        largest, before = float(moving.max(initial=0.0)), self.largest
+        self.largest = largest
+        if turn >= _SCORING_PASSES or (self.early and self.inverse is None):
+            return turn >= _SCORING_PASSES or (turn > 0 and largest < _NEAR)
+        return self.inverse is not None and largest > _QUICK * before
+
+    def of(self, slope: Array, observed: Array | None) -> Array:
+        """Return the step (q, d) for a score, with the observed information (d, pairs) where that was summed."""
+        if observed is not None:
+            self.inverse = self._inverse(observed)
+        score = self.to.T @ slope
+        if self.inverse is not None:
+            score = np.matmul(self.inverse, score.T[:, :, None])[:, :, 0].T
+        return np.asarray(self.to @ score)
+
+    def _inverse(self, observed: Array) -> Array:
+        q = int(np.sqrt(2 * observed.shape[1]))
+        left, right = np.triu_indices(q)
+        information = np.empty((len(observed), q, q))
+        information[:, left, right] = information[:, right, left] = observed
+        information = information[:, self.used[:, None], self.used] + self.pull
+        with one_blas_thread():
+            own = self.to.T @ information @ self.to
+            own += _TINY * np.eye(own.shape[1])
+            return np.asarray(np.linalg.inv(own))
 
 
 def tell_unsettled(moving: Array, settled: float, passes: int) -> None:
@@ -216,19 +301,27 @@ def _design_scatter(block: Block) -> Scatter:
     return block_scatter(replace(block, X=np.empty((block.n_rows, 0))))
 
 
+def _centred(mean: Array, sd: Array, block: Block) -> tuple[Array, Array]:
+    """Return [1, standardised design], and weights."""
+    a = np.ones((block.n_rows, 1 + len(mean)))
+    np.subtract(block.design, mean, out=a[:, 1:])
+    a[:, 1:] /= sd
+    return a, np.ones(block.n_rows) if block.weight is None else block.weight
+
+
 def _view(
     location: Location, mean: Array, sd: Array, still: tuple[Still, ...], block: Block
 ) -> tuple[Array, Array, Array, Array]:
     """Return [1, standardised design], weights, squared residuals, and a mask of the values that aren't missing."""
-    a = np.ones((block.n_rows, 1 + len(mean)))
-    a[:, 1:] = (block.design - mean) / sd
-    weight = np.ones(block.n_rows) if block.weight is None else block.weight
-    squares = np.square(location(block), dtype=np.float64)
+    a, weight = _centred(mean, sd, block)
+    residual = location(block)
+    squares = residual if residual.dtype == np.float64 else scratch(residual.shape, np.float64)
+    np.square(residual, out=squares, dtype=np.float64)
     for levels in still:
         squares[levels.at(block.design)] = np.nan
-    missing = np.isnan(squares)
-    if not missing.any():
+    if not np.isnan(squares.sum()):
         return a, weight, squares, np.ones((1, 1))
+    missing = np.isnan(squares)
     squares[missing] = 0.0
     return a, weight, squares, (~missing).astype(np.float64)
 
@@ -244,17 +337,6 @@ def _add_and_lowest(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple
 def _spread(step: Array, gram: Array) -> Array:
     """Root mean square over the rows of the change of log variance that a step makes, (d,)."""
     return np.asarray(np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0]))
-
-
-def _newton_step(observed: Array, q: int, used: NDArray[np.intp], pull: Array, score: Array) -> Array:
-    """Solve the observed information (d, pairs), given by its upper triangles, for a score of the columns used."""
-    left, right = np.triu_indices(q)
-    information = np.empty((score.shape[1], q, q))
-    information[:, left, right] = information[:, right, left] = observed
-    information = information[:, used[:, None], used]
-    return np.asarray(
-        (np.linalg.pinv(information + pull, rcond=1e-14, hermitian=True) @ score.T[:, :, None])[:, :, 0].T
-    )
 
 
 def _bounded(step: Array, gram: Array) -> Array:
@@ -274,9 +356,9 @@ def _sums(view: View, block: Block) -> tuple[Array, Array, Array, Array]:
     return (a * weight[:, None]).T @ a, weight @ squares, weight @ np.broadcast_to(seen, squares.shape), size
 
 
-def _free_gram(view: View, inverse: Array, block: Block) -> tuple[Array]:
+def _free_gram(mean: Array, sd: Array, inverse: Array, block: Block) -> tuple[Array]:
     """Gram matrix of [1, design] with weights w (1 - h)."""
-    a, weight, _, _ = view(block)
+    a, weight = _centred(mean, sd, block)
     return ((a * (weight[:, None] * _free(a, weight, inverse))).T @ a,)
 
 
@@ -284,20 +366,42 @@ def _likelihood(
     view: View, inverse: Array, pooled: Array, coef: Array, newton: bool, block: Block
 ) -> tuple[Array, Array, Array]:
     """Log-likelihood (up to a constant), score and (if asked) observed information of a log variance."""
-    a, weight, squares, seen = view(block)
-    free = _free(a, weight, inverse) * seen
-    eta = a @ coef
-    u = (squares / pooled + _FLOOR * free) * np.exp(-eta)
-    likelihood, weighted = -0.5 * (weight @ (u + free * eta)), a * weight[:, None]
+    a, weight, u, seen = view(block)
+    free, whole = _free(a, weight, inverse), seen.shape == (1, 1)
+    u /= pooled
+    u += _FLOOR * free if whole else _FLOOR * free * seen
+    eta = np.matmul(a, coef, out=scratch(u.shape, np.float64))
+    weighted = a * weight[:, None]
+    # with nothing missing these are products of a column
+    likelihood = (weight * free[:, 0]) @ (eta if whole else eta * seen)
+    expected = weighted.T @ (free if whole else free * seen)
+    np.negative(eta, out=eta)
+    u *= np.exp(eta, out=eta)
+    likelihood += weight @ u
+    likelihood *= -0.5
     observed = np.zeros(0)
     if newton:
         left, right = np.triu_indices(a.shape[1])
         observed = u.T @ (weighted[:, left] * a[:, right])
-    return likelihood, weighted.T @ (u - free), observed
+    return likelihood, weighted.T @ u - expected, observed
 
 
-def _norm(view: View, coef: Array, removed: Array, block: Block) -> tuple[Array, Array]:
-    """Sum of squares after the removed part of the spread, and the lowest log variance ratio met."""
+def _norm(view: View, coef: Array, removed: Sequence[Array], block: Block) -> tuple[Array, Array]:
+    """Sums of squares after each of several removed parts of the spread, and the lowest log variance ratio met."""
     a, weight, squares, _ = view(block)
-    left = weight @ (squares * np.exp(-(a[:, 1 : 1 + len(removed)] @ removed)))
-    return left, (a @ coef).min(axis=0)
+    left = np.zeros((len(removed), squares.shape[1]))
+    eta = scratch(squares.shape, np.float64)
+    for own, part in zip(left, removed, strict=True):
+        if not part.any():
+            own += weight @ squares
+            continue
+        np.matmul(a[:, 1 : 1 + len(part)], -part, out=eta)
+        np.exp(eta, out=eta)
+        eta *= squares
+        own += weight @ eta
+    return left, np.matmul(a, coef, out=eta).min(axis=0)
+
+
+def _pinv(matrix: Array, rcond: float) -> Array:
+    with one_blas_thread():  # other threads would only wait for it
+        return np.asarray(np.linalg.pinv(matrix, rcond=rcond, hermitian=True))

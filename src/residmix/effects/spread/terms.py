@@ -57,11 +57,17 @@ def columns_of(terms: Sequence[Term]) -> NDArray[np.intp]:
 
 
 def log_variances(
-    rows: Rows, found: LinearRemoval, design: Design, terms: Sequence[Term], still: tuple[Still, ...]
+    rows: Rows,
+    found: LinearRemoval,
+    design: Design,
+    terms: Sequence[Term],
+    still: tuple[Still, ...],
+    start: tuple[slice, NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> LogVariances:
     """Return the log variances of what effects on the mean leave, as they depend on some terms.
 
-    Smooth terms are smooth and random effects random here as well.
+    Smooth terms are smooth and random effects random here as well. The others may `start` from log variances of a
+    factor's levels.
     """
     random = [term for term in terms if term.name in found.random]
     sloped = [term.name for term in random if term.kind == "interaction"]
@@ -72,4 +78,4 @@ def log_variances(
         )
     if random or any(term.kind == "smooth" for term in terms):
         return fit_curved_log_variances(rows, found.everything(), design, random, terms=terms, still=still)
-    return fit_log_variances(rows, found.everything(), columns=columns_of(terms), still=still)
+    return fit_log_variances(rows, found.everything(), columns=columns_of(terms), still=still, start=start)
