@@ -17,6 +17,7 @@ from residmix.effects.pooled.by_level import Still
 from residmix.effects.random.predicted import generalised_inverse
 from residmix.effects.spread import scale as passes
 from residmix.effects.spread.scale import Location, LogVariances
+from residmix.effects.spread.steps import bounded, pinv, spread_of
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
@@ -57,7 +58,7 @@ def fit_curved_log_variances(
     mean, sd = passes._centre(rows)
     view = partial(passes._view, location, mean, sd, still)
     gram, squares, seen, size = fold(rows, partial(passes._sums, view), passes._add)
-    inverse = passes._pinv(gram, 1e-13)
+    inverse = pinv(gram, 1e-13)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
     (free_gram,) = fold(rows, partial(passes._free_gram, mean, sd, inverse), passes._add)
@@ -72,9 +73,9 @@ def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Ar
     coef = np.zeros((len(gram), rows.n_features))
     for _ in range(_FREE_PASSES):
         _, score, _ = fold(rows, partial(sums, coef, False), passes._add)
-        step = passes._bounded(smoother.target(coef, 0.5 * score) - coef, gram)
+        step = bounded(smoother.target(coef, 0.5 * score) - coef, gram)
         coef = coef + step
-        if passes._spread(step, gram).max(initial=0.0) < _ROUGHLY:
+        if spread_of(step, gram).max(initial=0.0) < _ROUGHLY:
             break
     coef = smoother.without_faint(coef)
     step, best = np.zeros_like(coef), np.full(rows.n_features, -np.inf)
@@ -85,9 +86,9 @@ def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Ar
         # Rounding of a sum of many terms must not look like a fall.
         better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
         coef[:, better], best[better] = trial[:, better], likelihood[better]
-        fresh = passes._bounded(smoother.newton(trial, 0.5 * score, 0.5 * observed), gram)
+        fresh = bounded(smoother.newton(trial, 0.5 * score, 0.5 * observed), gram)
         step = np.where(better, fresh, 0.5 * step)
-        moving = passes._spread(step, gram)
+        moving = spread_of(step, gram)
         if moving.max(initial=0.0) < _SETTLED:
             break
     else:

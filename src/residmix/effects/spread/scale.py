@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.effects.pooled.by_level import Still
+from residmix.effects.spread.steps import Steps, beginning, bounded, pinv, spread_of
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
 from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.scratch import scratch
-from residmix.rows.threads import one_blas_thread
 
 __all__ = ["LogVariances", "Scale", "fit_log_variances", "tell_unsettled"]
 
@@ -31,13 +31,6 @@ _FLOOR = 1e-12
 # Weight of the pull towards equal spread. It decides only what the rows leave open, such as a level with a single row.
 _PULL = 1e-10
 _MAX_PASSES = 100
-# With few rows the expected and the observed information differ, and scoring crawls: then Newton's steps take over. Of
-# few columns and features they do so near the optimum, with the information of one pass for as long as it serves.
-_SCORING_PASSES = 10
-_NEAR, _QUICK = 0.1, 0.2
-_FEW_COLUMNS, _FEW_NUMBERS = 40, 1 << 23
-# Share of the expected information that is added to the observed one, which may be singular.
-_TINY = 1e-12
 # How far log variances may still be from where the steps lead.
 _AHEAD = 1e-8
 
@@ -193,7 +186,7 @@ def fit_log_variances(
     mean, sd = _centre(rows)
     view = partial(_view, location, mean, sd, still)
     gram, squares, seen, size = fold(rows, partial(_sums, view), _add)
-    inverse = _pinv(gram, 1e-13)
+    inverse = pinv(gram, 1e-13)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
 
@@ -202,8 +195,8 @@ def fit_log_variances(
     (free_gram,) = fold(rows, partial(_free_gram, mean, sd, inverse), _add)
     among = np.ix_(used, used)
     pull, gram_used = _PULL * about_mean[among], gram[among]
-    coef = _begin(start, mean, sd, pooled) if start is not None else np.zeros((len(gram), rows.n_features))
-    steps = _Steps(used, free_gram[among] + pull, pull, rows.n_features)
+    coef = beginning(start, mean, sd, pooled) if start is not None else np.zeros((len(gram), rows.n_features))
+    steps = Steps(used, free_gram[among] + pull, pull, rows.n_features)
     step, best = np.zeros((len(used), rows.n_features)), np.full(rows.n_features, -np.inf)
     moving = np.full(rows.n_features, np.inf)
     for turn in range(_MAX_PASSES):
@@ -216,8 +209,8 @@ def fit_log_variances(
         better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
         coef[:, better], best[better] = trial[:, better], likelihood[better]
         fresh = steps.of(score[used] - pulled, observed if newton else None)
-        step = np.where(better, _bounded(fresh, gram_used), 0.5 * step)
-        before, moving = moving, _spread(step, gram_used)
+        step = np.where(better, bounded(fresh, gram_used), 0.5 * step)
+        before, moving = moving, spread_of(step, gram_used)
         # what a sequence of such steps would still move after this one
         ahead = moving * np.minimum(moving / np.maximum(before - moving, 1e-300), 1.0)
         if moving.max(initial=0.0) < 1e-7 or (turn and better.all() and ahead.max(initial=0.0) < _AHEAD):
@@ -226,58 +219,6 @@ def fit_log_variances(
         tell_unsettled(moving, 1e-7, _MAX_PASSES)
     coef[used] += step
     return LogVariances(coef, mean, sd, rows, view, varying, squares)
-
-
-def _begin(start: tuple[slice, Array, Array], mean: Array, sd: Array, pooled: Array) -> Array:
-    """Return coefficients (q + 1, d) of [1, standardised design] with which levels have given log variances."""
-    columns, coded, of_level = start
-    effects = np.linalg.pinv(np.column_stack([coded, np.ones(len(coded))])) @ (of_level - np.log(pooled))
-    coef = np.zeros((1 + len(mean), len(pooled)))
-    coef[0] = effects[-1] + mean[columns] @ effects[:-1]
-    coef[1:][columns] = effects[:-1] * sd[columns, None]
-    return coef
-
-
-class _Steps:
-    """Scoring, then Newton's steps: with an information for each feature that is kept while steps shrink quickly."""
-
-    def __init__(self, used: NDArray[np.intp], expected: Array, pull: Array, d: int) -> None:
-        with one_blas_thread():
-            values, vectors = np.linalg.eigh(expected)
-        kept = values > 1e-14 * values.max(initial=0.0)
-        # coordinates in which the expected information is the identity
-        self.to = vectors[:, kept] / np.sqrt(values[kept])
-        self.used, self.pull, self.largest = used, pull, np.inf
-        self.inverse: Array | None = None
-        self.early = len(used) <= _FEW_COLUMNS and d * len(used) ** 2 <= _FEW_NUMBERS
-
-    def look(self, turn: int, moving: Array) -> bool:
-        """Tell whether the next pass should sum the observed information."""
-        largest, before = float(moving.max(initial=0.0)), self.largest
-        self.largest = largest
-        if turn >= _SCORING_PASSES or (self.early and self.inverse is None):
-            return turn >= _SCORING_PASSES or (turn > 0 and largest < _NEAR)
-        return self.inverse is not None and largest > _QUICK * before
-
-    def of(self, slope: Array, observed: Array | None) -> Array:
-        """Return the step (q, d) for a score, with the observed information (d, pairs) where that was summed."""
-        if observed is not None:
-            self.inverse = self._inverse(observed)
-        score = self.to.T @ slope
-        if self.inverse is not None:
-            score = np.matmul(self.inverse, score.T[:, :, None])[:, :, 0].T
-        return np.asarray(self.to @ score)
-
-    def _inverse(self, observed: Array) -> Array:
-        q = int(np.sqrt(2 * observed.shape[1]))
-        left, right = np.triu_indices(q)
-        information = np.empty((len(observed), q, q))
-        information[:, left, right] = information[:, right, left] = observed
-        information = information[:, self.used[:, None], self.used] + self.pull
-        with one_blas_thread():
-            own = self.to.T @ information @ self.to
-            own += _TINY * np.eye(own.shape[1])
-            return np.asarray(np.linalg.inv(own))
 
 
 def tell_unsettled(moving: Array, settled: float, passes: int) -> None:
@@ -332,16 +273,6 @@ def _add(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, ...]:
 
 def _add_and_lowest(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
     return one[0] + two[0], np.minimum(one[1], two[1])
-
-
-def _spread(step: Array, gram: Array) -> Array:
-    """Root mean square over the rows of the change of log variance that a step makes, (d,)."""
-    return np.asarray(np.sqrt(np.clip(np.sum(step * (gram @ step), axis=0), 0.0, None) / gram[0, 0]))
-
-
-def _bounded(step: Array, gram: Array) -> Array:
-    """Shorten steps that change the log variance by more than 2, which overshoot far from the optimum."""
-    return step * np.minimum(1.0, 2.0 / np.maximum(_spread(step, gram), 1e-300))
 
 
 def _free(a: Array, weight: Array, inverse: Array) -> Array:
@@ -400,8 +331,3 @@ def _norm(view: View, coef: Array, removed: Sequence[Array], block: Block) -> tu
         eta *= squares
         own += weight @ eta
     return left, np.matmul(a, coef, out=eta).min(axis=0)
-
-
-def _pinv(matrix: Array, rcond: float) -> Array:
-    with one_blas_thread():  # other threads would only wait for it
-        return np.asarray(np.linalg.pinv(matrix, rcond=rcond, hermitian=True))
