@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.pairs import small, squared_distances
+from residmix.kernels.pairs import squared_distances
 
 __all__ = ["cluster_moments", "lloyd", "seed"]
 
@@ -17,6 +17,9 @@ Floats = NDArray[np.float64]
 
 # Numbers, rows x clusters x runs, up to which runs go side by side.
 MOST_NUMBERS = 1 << 17
+# Numbers, rows x clusters x features, up to which seeds are found without a compiled loop: the whole search takes less
+# time than importing the compiler.
+FEW_NUMBERS = 1 << 16
 
 
 def seed(
@@ -42,7 +45,7 @@ def seed(
 
 def _seeded(columns: Floats, weight: Floats, shares: Floats) -> Floats:
     (d, n), (runs, K, _), every = columns.shape, shares.shape, np.arange(len(shares))
-    plain = small(n, K * d)
+    plain = n * K * d <= FEW_NUMBERS
     centres = np.empty((runs, K, d))
     chance, closest = np.broadcast_to(weight, (runs, n)), np.full((runs, n), np.inf)
     for k in range(K):

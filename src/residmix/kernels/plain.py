@@ -5,6 +5,7 @@ Rows are (n, m), weights (n,) or (0,) where all are 1, priors (n, K) or (0, 0) w
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -324,17 +325,18 @@ def turn_axes(W: Floats, D: Floats, precision: Floats) -> float:
     With the axis u = c e_i + s e_j in place of e_i the sum is u' M u and what doesn't depend on u, M the sum over k of
     (precision_ki - precision_kj) times the pair's block of W_k: so u is its eigenvector of the smaller eigenvalue.
     """
-    largest = 0.0
+    largest, unturned = 0.0, np.eye(len(D))
     for i in range(len(D)):
         for j in range(i + 1, len(D)):
-            more = precision[:, i] - precision[:, j]
-            own, cross, other = more @ W[:, i, i], more @ W[:, i, j], more @ W[:, j, j]
-            angle = 0.5 * np.arctan2(-2.0 * cross, other - own)
-            c, s = float(np.cos(angle)), float(np.sin(angle))
+            pair, more = slice(i, j + 1, j - i), precision[:, i] - precision[:, j]
+            own, _, cross, other = (more @ W[:, pair, pair].reshape(len(W), 4)).tolist()
+            angle = 0.5 * math.atan2(-2.0 * cross, other - own)
+            c, s = math.cos(angle), math.sin(angle)
             if not abs(s) > 0.0:
                 continue
-            largest, turn = max(largest, abs(float(s))), np.array([[c, -s], [s, c]])
-            D[:, [i, j]] = D[:, [i, j]] @ turn
-            W[:, :, [i, j]] = W[:, :, [i, j]] @ turn
-            W[:, [i, j]] = turn.T @ W[:, [i, j]]
+            largest, turn = max(largest, abs(s)), unturned.copy()
+            turn[i, i] = turn[j, j] = c
+            turn[i, j], turn[j, i] = -s, s
+            W[...] = turn.T @ (W @ turn)
+            D[...] = D @ turn
     return largest

@@ -1,6 +1,8 @@
 """Choosing families and numbers of components: mclust's choices, what counts, and what is never chosen."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -163,3 +165,14 @@ def test_a_choice_survives_saving_and_goes_on_with_a_stream(tmp_path):
 def test_what_cannot_be_searched_is_one_clear_error(setting, message):
     with pytest.raises(ValueError, match=message):
         rm.GaussianMixture(**setting).fit(three_clusters())
+
+
+def test_the_whole_search_on_few_rows_imports_no_compiler():
+    script = (
+        "import sys, warnings; import numpy as np; import residmix as rm; warnings.simplefilter('ignore')\n"
+        "X = np.random.default_rng(0).normal(size=(150, 4)); X[::2] += 4\n"
+        "rm.GaussianMixture('auto', covariance_type=['EVE', 'VVE', 'VVV', 'VEI'], random_state=0).fit(X)\n"
+        "assert 'numba' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

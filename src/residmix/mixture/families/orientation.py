@@ -6,11 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.pairs import turn_axes
-from residmix.mixture.families.axes import MOST, SETTLED, axis_variances, geometric_mean
+from residmix.mixture.families.axes import axis_variances, settled_sizes
 
 __all__ = ["common_axes", "common_form"]
 
 Floats = NDArray[np.float64]
+
+# Features up to which axes are turned without a compiled loop: so few pairs take less time than an E-step.
+FEW_AXES = 6
 
 
 def common_form(W: Floats, n: Floats, previous: Floats | None) -> Floats:
@@ -21,17 +24,22 @@ def common_form(W: Floats, n: Floats, previous: Floats | None) -> Floats:
     one minimum; the search begins at the volumes of `previous` (K, d, d).
     """
     d = W.shape[1]
-    size = np.ones(len(n)) if previous is None else geometric_mean(np.linalg.eigvalsh(previous))
-    for _ in range(MOST):
-        C = np.tensordot(n / size, W, 1)
-        sign, log = np.linalg.slogdet(C)
-        if not (sign > 0 and np.isfinite(log)):
-            return np.full(W.shape, np.nan)
-        C /= np.exp(log / d)
-        before, size = size, np.einsum("ij,kji->k", np.linalg.inv(C), W) / d
-        if not np.abs(size - before).max() > SETTLED * size.max():
-            break
-    return size[:, None, None] * C
+
+    def shares(size: Floats) -> tuple[Floats, float]:
+        each = (n / size)[:, None, None] * W
+        total = each.sum(axis=0)
+        sign, log = np.linalg.slogdet(total)
+        return (np.linalg.inv(total) @ each, float(log)) if sign > 0 and np.isfinite(log) else (each, np.nan)
+
+    begin = np.ones(len(n)) if previous is None else np.exp(np.linalg.slogdet(previous)[1] / d)
+    size = settled_sizes(begin, n, d, shares)
+    C = np.tensordot(n / size, W, 1)
+    sign, log = np.linalg.slogdet(C)
+    if not (sign > 0 and np.isfinite(log)):
+        return np.full(W.shape, np.nan)
+    C /= np.exp(log / d)
+    size = np.einsum("ij,kji->k", np.linalg.inv(C), W) / d
+    return np.asarray(size[:, None, None] * C)
 
 
 def common_axes(W: Floats, n: Floats, volume: str, previous: Floats | None) -> Floats:
@@ -57,6 +65,7 @@ def common_axes(W: Floats, n: Floats, volume: str, previous: Floats | None) -> F
     weight = n if previous is None else np.sqrt(np.arange(2.0, len(n) + 2)) / np.trace(previous, axis1=1, axis2=2)
     D = np.ascontiguousarray(np.linalg.eigh(np.tensordot(weight, W if previous is None else previous, 1))[1])
     turned = np.ascontiguousarray(D.T @ W @ D)
-    turn_axes(turned, D, n[:, None] / axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V"))
+    precision = n[:, None] / axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V")
+    turn_axes(turned, D, precision, plain=len(D) <= FEW_AXES)
     variances = axis_variances(np.diagonal(turned, axis1=1, axis2=2), n, volume, "V")
     return np.asarray((D * variances[:, None, :]) @ D.T)

@@ -191,7 +191,9 @@ class Family:
                     return common_form(W, n, previous)
                 return common_axes(W, n, self.volume, previous)
             values, axes = np.linalg.eigh(W)
-            before = None if previous is None else np.asarray(np.linalg.eigvalsh(previous), dtype=np.float64)
+            before = None
+            if previous is not None and self.name == "VEV":  # the one iteration, for a shape that all have
+                before = np.asarray(np.linalg.eigvalsh(previous[:1]), dtype=np.float64)
             values = axis_variances(values, n, self.volume, self.shape, before)
             return np.asarray((axes * values[:, None, :]) @ axes.swapaxes(1, 2))
 

@@ -138,16 +138,13 @@ def m_step(
 def _ordinary(
     moments: MixtureMoments, params: MixtureParams, floor: float, reg_covar: float | Floats
 ) -> tuple[Floats, Floats, Floats, Floats] | None:
-    """Return new weights, means, covariances and factors of full covariances if nothing special is asked or happens.
-
-    Small problems, for which nothing is compiled, go the general way.
-    """
+    """Return new weights, means, covariances and factors of full covariances if nothing special is asked or happens."""
     K, d = params.means.shape
     special = not params.family.free or d > FEW_FEATURES or params.restraint is not None or np.ndim(reg_covar) > 0
-    if special or small(moments.rows, K * d):
+    if special:
         return None
     given = moments.weight, moments.shift, moments.scatter, params.means, floor, CANCELLED, float(reg_covar)
-    found: tuple[Floats, Floats, Floats, Floats] | None = full_parameters(*given)
+    found: tuple[Floats, Floats, Floats, Floats] | None = full_parameters(*given, plain=small(moments.rows, K * d))
     return found
 
 

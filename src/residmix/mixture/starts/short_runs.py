@@ -198,10 +198,13 @@ def _alike(weights: Floats, means: Floats) -> list[list[bool]]:
     """Tell which of the runs, weights (r, K) and means (d, r, K), are on the same way: [r][s] if each component of run
     r has one of run s near it.
     """
-    apart = means[:, :, None, :, None] - means[:, None, :, None, :]
-    near = (apart * apart).sum(axis=0) <= SAME**2
-    near &= np.abs(weights[:, None, :, None] - weights[None, :, None, :]) <= SAME_WEIGHT
-    found: list[list[bool]] = near.any(axis=3).all(axis=2).tolist()
+    d, r, K = means.shape
+    flat = means.reshape(d, r * K)
+    squares = np.einsum("ij,ij->j", flat, flat)
+    # rows are centred and of unit variance: no digits are lost that matter here
+    near = (squares[:, None] + squares - 2 * (flat.T @ flat) <= SAME**2).reshape(r, K, r, K)
+    near &= np.abs(weights[:, :, None, None] - weights[None, None, :, :]) <= SAME_WEIGHT
+    found: list[list[bool]] = near.any(axis=3).all(axis=1).tolist()
     return found
 
 
