@@ -70,7 +70,7 @@ def _common_shape(B: Floats, n: Floats, a: Floats) -> Floats:
     size = settled_sizes((B / (a / geometric_mean(a))).mean(axis=1), n, B.shape[1], shares)
     a = n @ (B / size[:, None])
     a = a / geometric_mean(a)
-    return (B / a).mean(axis=1)[:, None] * a
+    return np.asarray((B / a).mean(axis=1)[:, None] * a)
 
 
 def settled_sizes(size: Floats, n: Floats, d: int, shares: Callable[[Floats], tuple[Floats, float]]) -> Floats:
@@ -105,7 +105,7 @@ def settled_sizes(size: Floats, n: Floats, d: int, shares: Callable[[Floats], tu
         last, last_size, away, safe = value, size, N * p - n, size * N * p / n
         left = float(np.abs(away).max())
         if left <= SETTLED * N or (left <= NOISE * N and left > 0.5 * before):
-            return safe
+            return np.asarray(safe)
         before, size = left, safe
         if np.abs(np.log(N * p / n)).max() < FAR:
             step = _newton(each, N * p, away, N / d)
@@ -114,7 +114,7 @@ def settled_sizes(size: Floats, n: Floats, d: int, shares: Callable[[Floats], tu
                 return np.asarray(last_size * np.exp(step))
             if far < FAR:
                 size = last_size * np.exp(step)
-    return safe
+    return np.asarray(safe)
 
 
 def _newton(each: Floats, rows: Floats, away: Floats, factor: float) -> Floats:
