@@ -88,6 +88,17 @@ def test_components_are_ellipses_at_two_standard_deviations_about_the_means(mixt
     np.testing.assert_allclose(drawn[np.lexsort(drawn.T)], residual[np.lexsort(residual.T)])
 
 
+def test_numbers_of_components_at_one_place_do_not_hide_each_other(rng):
+    X = np.concatenate([rng.normal(0, scale, size=(2000, 2)) for scale in (1.0, 4.0, 16.0)])
+    mixture = rm.GaussianMixture(3, random_state=0).fit(X)
+    assert np.ptp(mixture.means_, axis=0).max() < 1  # all of them lie together
+    ax = rm.plot_components(mixture, X)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_components_of_one_feature_are_densities_that_integrate_to_one(rng):
     X = np.concatenate([rng.normal(-3, 1, (300, 1)), rng.normal(3, 1, (300, 1))])
     ax = rm.plot_components(rm.GaussianMixture(2, random_state=0).fit(X), X)

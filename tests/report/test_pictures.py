@@ -5,8 +5,10 @@ import re
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
+import residmix as rm
 from residmix.plots.components import telling_plane
 from residmix.report.pictures import _bars, figure_svg
 
@@ -43,6 +45,19 @@ def test_the_ink_is_the_colour_of_the_page_and_identifiers_are_only_those_in_use
     assert "#1c2330" not in svg
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     assert set(re.findall(r' id="([^"]*)"', svg)) <= used
+
+
+def test_nothing_in_a_picture_has_a_ground_or_an_ink_of_its_own(rng):
+    table = pd.DataFrame(rng.normal(size=(200, 2)) * rng.choice([1.0, 5.0], 200)[:, None], columns=["a", "b"])
+    table["site"] = rng.choice(["x", "y"], 200)
+    figure = Figure()
+    model = rm.ResidualMixture(2, formula="site", random_state=0).fit(table)
+    rm.plot_components(model, table, groups="site", ax=figure.add_subplot())
+    svg = figure_svg(figure)
+    assert "site" in svg and "var(--card)" in svg
+    for fixed in ("#1c2330", "#fefefe", "#000000", "fill: #ffffff", "stroke: #ffffff"):
+        assert fixed not in svg
+    assert len(re.findall(r"<text[^>]*>", svg)) == len(re.findall(r"<text[^>]*currentColor[^>]*>", svg))
 
 
 def test_a_picture_that_is_laid_out_first_is_the_one_that_matplotlib_saves():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.plots.rows import Rows, covariances_of, features_of, means_of, residual_of, rows_of, telling_plane
-from residmix.plots.style import BEFORE, DASHES, INK, axes, colour, legend, marker, name
+from residmix.plots.style import BEFORE, DASHES, INK, PAPER, axes, colour, legend, marker, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ __all__ = ["plot_components"]
 Floats = NDArray[np.float64]
 
 MOST_POINTS = 800
+TOO_CLOSE = 0.06  # of the extent of the picture: numbers there overlap
 
 
 def plot_components(
@@ -145,9 +146,22 @@ def _ellipses(ax: Axes, means: Floats, covariances: Floats) -> None:
             Ellipse((float(mean[0]), float(mean[1])), float(width), float(height), angle=angle, fill=False,
                     edgecolor=colour(k), linewidth=1.8, linestyle=DASHES[k % len(DASHES)])
         )  # fmt: skip
-        ax.annotate(str(k), (float(mean[0]), float(mean[1])), ha="center", va="center", fontsize=10, weight="bold",
-                    color=INK, path_effects=[withStroke(linewidth=3, foreground="white", alpha=0.8)])  # fmt: skip
+        # numbers at means that lie together would hide each other: then each is on its own ellipse
+        turn = 2 * np.pi * (0.25 + k / len(means))
+        rim = 2 * np.sqrt(np.maximum(lengths, 0)) * (np.sin(turn), np.cos(turn)) @ directions.T
+        place = mean + rim if _together(means, covariances) else mean
+        ax.annotate(str(k), (float(place[0]), float(place[1])), ha="center", va="center", fontsize=10, weight="bold",
+                    color=INK, path_effects=[withStroke(linewidth=3, foreground=PAPER, alpha=0.8)])  # fmt: skip
     ax.autoscale_view()
+
+
+def _together(means: Floats, covariances: Floats) -> bool:
+    """Tell whether two means are so close, beside the extent of all ellipses, that numbers there would overlap."""
+    reach = 2 * np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
+    extent = (means + reach).max(axis=0) - (means - reach).min(axis=0)
+    scaled = means / np.where(extent > 0, extent, 1)
+    apart = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+    return bool((apart[~np.eye(len(means), dtype=bool)] < TOO_CLOSE).any())
 
 
 def _densities(ax: Axes, weights: Floats, means: Floats, variances: Floats) -> None:

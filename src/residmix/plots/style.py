@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "AFTER", "BEFORE", "COLOURS", "DASHES", "INK", "MARKERS",
+    "AFTER", "BEFORE", "COLOURS", "DASHES", "INK", "MARKERS", "PAPER",
     "axes", "caption", "colour", "legend", "marker", "name", "visible", "whole_numbers",
 ]  # fmt: skip
 
@@ -17,7 +17,7 @@ __all__ = [
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A7A00", "#6B6B6B")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
-INK = "#1c2330"  # pages in dark mode put their own text colour here
+INK, PAPER = "#1c2330", "#fefefe"  # pages put their own colours of text and ground here
 BEFORE, AFTER = "#8a8f98", "#0072B2"
 
 # marks, embeddings, overrides and isolates of the bidirectional algorithm (Unicode Annex 9)
@@ -83,7 +83,8 @@ def axes(ax: Axes | None, **size: Any) -> Axes:
 def legend(ax: Axes, **options: Any) -> None:
     """Add a legend without a box, of what has a label, if anything has."""
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8.5, title_fontsize=8.5, labelcolor=INK, **options)
+        found = ax.legend(frameon=False, fontsize=8.5, title_fontsize=8.5, labelcolor=INK, **options)
+        found.get_title().set_color(INK)
 
 
 def whole_numbers(ax: Axes) -> None:

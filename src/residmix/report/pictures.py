@@ -23,7 +23,7 @@ from residmix.plots.pit import plot_pit
 from residmix.plots.residuals import plot_residuals_vs_metadata
 from residmix.plots.rows import residualizer_of
 from residmix.plots.selection import plot_selection
-from residmix.plots.style import AFTER, INK, axes, caption, colour, legend, marker, name
+from residmix.plots.style import AFTER, INK, PAPER, axes, caption, colour, legend, marker, name
 from residmix.report.gather import Evidence
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def figure_svg(figure: Figure, salt: str = "residmix") -> str:
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's own
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
-    return text.replace(INK, "currentColor")
+    return text.replace(INK, "currentColor").replace(PAPER, "var(--card)")
 
 
 def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture]]:
