@@ -194,6 +194,9 @@ def test_missing_values_are_told_with_the_option_that_helps(tmp_path):
         result = run("fit", tmp_path / "p.csv", "--formula", formula, *OPTIONS[2:], code=1)
         assert "--drop-missing leaves such rows out" in result.stderr
         assert "missing=" not in result.stderr
+    features = run("fit", tmp_path / "p.csv", "--formula", "C(island)", *OPTIONS[2:], code=1).stderr
+    assert "--drop-missing leaves such rows out, --missing em keeps them" in features
+    run("fit", tmp_path / "p.csv", "--formula", "C(island)", *OPTIONS[2:], "--missing", "em")
 
 
 def test_row_numbers_under_an_empty_heading_are_no_feature(tmp_path):

@@ -50,6 +50,12 @@ def test_every_column_that_is_no_feature_is_named_with_its_reason(run, table, tm
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_column_without_a_value_is_left_out_as_such(run, table, tmp_path, ending):
+    first = fitted(run, table.assign(v09=None), tmp_path / f"t{ending}").stderr.splitlines()[0]
+    assert "v09 (no values)" in first or "v09 (text)" in first
+
+
 def test_a_numeric_sex_among_the_features_is_named(run, table, tmp_path):
     summary = json.loads(fitted(run, table, tmp_path / "t.csv", "--json").stdout)
     (note,) = [note for note in summary["notes"] if note["kind"] == "two-valued-features"]

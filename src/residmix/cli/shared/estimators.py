@@ -10,7 +10,7 @@ import click
 
 from residmix.cli.shared.erasing import make_eraser
 
-__all__ = ["components", "load_model", "make_estimator", "remover"]
+__all__ = ["components", "count", "load_model", "make_estimator", "remover"]
 
 HARMONIZING = ("scale", "scale_by", "covariances", "shrinkage", "reference")
 
@@ -46,8 +46,8 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
     """Return the unfitted estimator that options ask for: with a mixture, or to harmonize or erase without one."""
     if chosen.erase is not None:
         return make_eraser(chosen, features)
-    harmonizing = [f"--{name.replace('_', '-')}" for name in HARMONIZING if getattr(chosen, name)]
-    K = chosen.components if chosen.components is not None else 0 if harmonizing or chosen.moments_only else 3
+    harmonizing = _harmonizing(chosen)
+    K = count(chosen)
     if K and harmonizing:
         raise click.UsageError(
             f"{' and '.join(harmonizing)} work without a mixture only; write --residuals clean.parquet, then run:  "
@@ -72,6 +72,17 @@ def make_estimator(chosen: SimpleNamespace, features: tuple[str, ...]) -> Any:
             on_entangled=chosen.on_entangled,
         )
     return _mixture(chosen, K, features)
+
+
+def count(chosen: SimpleNamespace) -> Any:
+    """Return the numbers of components that options ask for; 0 for none."""
+    if chosen.components is not None:
+        return chosen.components
+    return 0 if _harmonizing(chosen) or chosen.moments_only else 3
+
+
+def _harmonizing(chosen: SimpleNamespace) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in HARMONIZING if getattr(chosen, name)]
 
 
 def _mixture(chosen: SimpleNamespace, K: Any, features: tuple[str, ...]) -> Any:
@@ -102,6 +113,7 @@ def _mixture(chosen: SimpleNamespace, K: Any, features: tuple[str, ...]) -> Any:
         distribution="t" if chosen.student else "gaussian",
         trim=chosen.trim,
         eigenvalue_ratio=chosen.eigenvalue_ratio,
+        reg_covar=chosen.reg_covar,
         prior=chosen.prior,
         missing="error" if chosen.missing == "em" else chosen.missing,
         missing_features="em" if chosen.missing == "em" else "error",
@@ -124,6 +136,7 @@ def _refuse_mixture(chosen: SimpleNamespace) -> None:
         "--trim": chosen.trim,
         "--eigenvalue-ratio": chosen.eigenvalue_ratio,
         "--prior": chosen.prior,
+        "--reg-covar": chosen.reg_covar != 1e-6,
         "--missing em": chosen.missing == "em",
     }
     for option, value in given.items():

@@ -144,6 +144,13 @@ MIXTURE = (
         help="Upper bound of the ratio of the largest to the smallest variance in any direction.",
     ),
     click.option(
+        "--reg-covar",
+        type=click.FloatRange(min=0),
+        default=1e-6,
+        show_default=True,
+        help="What is added to variances, so that no component collapses onto a few equal rows.",
+    ),
+    click.option(
         "--prior", type=click.Choice(["mclust"]), help="Use mclust's default prior for means and covariances."
     ),
 )

@@ -21,7 +21,9 @@ WARNED = "residmix.warned"  # in click's context: messages that were shown
 # Remedies that are keyword arguments in Python, as what one types on the command line.
 _REMEDIES = (
     (re.compile(r"; set missing='mean'[^;]*"), "; --drop-missing leaves such rows out, --missing mean keeps them"),
-    (re.compile(r"drop or impute such rows first"), "--drop-missing leaves such rows out"),
+    (re.compile(r"drop or impute such rows first"), "--drop-missing leaves such rows out, --missing em keeps them"),
+    (re.compile(r"\breg_covar\b"), "--reg-covar"),
+    (re.compile(r"\ban Eraser\b"), "--erase full"),
     (re.compile(r"estimation='joint' with gating='metadata'|estimation=\"joint\" with gating=\"metadata\""), "--joint"),
     (re.compile(r"estimation=['\"]joint['\"]"), "--joint"),
     (re.compile(r"\bcovariance=['\"](\w+)['\"]"), r"--covariances \1"),

@@ -54,6 +54,8 @@ def left_out(table: Table, names: Sequence[str]) -> list[Reason]:
                 reason = ("lists of numbers of unequal length", "make the lists equally long")
         elif kind.is_temporal():
             reason = ("dates or times", "")
+        elif kind == nw.Unknown and _is_empty(table, name):
+            reason = ("no values", "")
         found.append({"column": name, "reason": reason[0], "numeric": bool(reason[1]), "remedy": reason[1]})
     return found
 
@@ -119,6 +121,12 @@ def _text(table: Table, name: str) -> tuple[str, str]:
     if is_whole:  # labels such as "007"
         return "text", ""
     return "numbers as text", "convert to numbers (pandas: .astype(float))"
+
+
+def _is_empty(table: Table, name: str) -> bool:
+    """Tell whether all values of a column are missing."""
+    pieces = table.column_pieces(name, LOOKED_AT)
+    return all(nw.from_native(piece, eager_only=True).get_column(name).is_null().all() for piece in pieces)
 
 
 def _as_text(frame: Any, name: str) -> pa.Array | None:
