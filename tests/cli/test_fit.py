@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import residmix as rm
+from residmix.cli.shared.telling import as_options
 from residmix.data import penguins
 
 FEATURES = "bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g"
@@ -193,7 +194,7 @@ def test_a_checkpoint_is_only_gone_on_from_when_told(run, file, tmp_path):
     assert "use --resume to continue from it" in run(*options, code=1).stderr
     assert kept.read_bytes() == b"something"
     kept.unlink()
-    run(*options, "--resume", "-q")
+    assert f"there is no checkpoint {str(kept)!r} yet" in run(*options, "--resume").stderr
     assert "--resume needs --checkpoint" in run("fit", file, "--formula", "C(sex)", "--resume", code=2).stderr
 
 
@@ -295,6 +296,38 @@ def test_terms_are_chosen_step_by_step(run, file, tmp_path):
     assert set(found["formula"]) >= {"C(sex) + year", "C(sex)", "year"}
     assert model.formula == found["formula"][found["bic"].index(min(found["bic"]))]
     assert f"models: {model.formula}, constant weights, shared effects" in done.stderr
+
+
+def test_what_is_added_to_variances_is_asked_for_and_errors_name_the_option(run, file, tmp_path):
+    options = ("fit", file, "--formula", "C(sex)", "--features", FEATURES)
+    run(*options, "--reg-covar", 2.5, "-o", tmp_path / "m", "-q")
+    assert rm.load(tmp_path / "m").reg_covar == 2.5
+    assert "--reg-covar needs components" in run(*options, "-k", 0, "--reg-covar", 1, code=2).stderr
+    assert as_options("use fewer components, or raise reg_covar") == "use fewer components, or raise --reg-covar"
+    assert as_options("try splines, or an Eraser.") == "try splines, or --erase full."
+
+
+@pytest.mark.parametrize("data", ["csv", "parquet"])
+def test_one_line_tells_the_time_left_of_the_whole_command_and_results_are_the_same(run, tmp_path, monkeypatch, data):
+    table = penguins()
+    path = tmp_path / f"p.{data}"
+    table.to_csv(path, index=False) if data == "csv" else table.to_parquet(path)
+    options = ("--formula", "C(sex)", "--features", FEATURES, "-k", 2)
+    run("fit", path, *options, "-o", tmp_path / "m", "--residuals", tmp_path / "r.csv", "--report", tmp_path / "r.json")
+    monkeypatch.setenv("RESIDMIX_PROGRESS", "1")
+    monkeypatch.setattr("residmix.rows.progress.PATIENCE", 0.0)
+    told = run("fit", path, *options, "-o", tmp_path / "m2", "--residuals", tmp_path / "r2.csv", "--report",
+               tmp_path / "r2.json").stderr  # fmt: skip
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "m2").read_bytes()
+    assert (tmp_path / "r.csv").read_bytes() == (tmp_path / "r2.csv").read_bytes()
+    same = [json.loads((tmp_path / name).read_text()) for name in ("r.json", "r2.json")]
+    assert same[0]["association"] == same[1]["association"]
+    assert "100%, about" in told
+    shown = run("transform", tmp_path / "m", path, "-o", tmp_path / "c.csv").stderr.splitlines()
+    assert len(shown) > 1 and not [line for line in shown if "of this step" in line]
+    shown = run("report", tmp_path / "m", path, "-o", tmp_path / "c.html").stderr.splitlines()
+    lines = [line for line in shown if "%, about" in line]
+    assert len(lines) > 20 and all(line.endswith(" left") for line in lines)
 
 
 def test_covariances_by_a_factor_are_asked_for(run, file, tmp_path):

@@ -61,9 +61,10 @@ def test_line_leaves_the_terminal_when_the_fit_raises(monkeypatch):
     before = FitProgress(1, tol=0, max_iter=9, clock=Clock(3.0))
     with pytest.raises(ZeroDivisionError), before as progress:
         progress(EMState(0, (-1.0,), 1))
-        assert progress._line._status._live.is_started
+        live = progress._line._status._live
+        assert live.is_started
         raise ZeroDivisionError
-    assert not progress._line._status._live.is_started
+    assert not live.is_started
 
 
 def test_short_fit_says_nothing(monkeypatch):

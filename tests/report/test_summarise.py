@@ -347,6 +347,18 @@ def test_covariances_by_level_are_those_of_the_table_and_what_still_differs_is_a
     assert described(rm.Residualizer("C(site)", scale=True).fit(table))["covariances"] == []
 
 
+def test_what_metadata_still_say_is_measured_for_covariances_by_level_too(rng):
+    table = pd.DataFrame(rng.normal(size=(600, 3)), columns=list("abc"))
+    table["site"] = rng.choice(["x", "y"], 600)
+    table.loc[table["site"] == "y", "a"] *= 3
+    model = rm.ResidualMixture(
+        1, formula="C(site)", covariance_by="site", estimation="joint", features=list("abc"), random_state=0
+    ).fit(table)
+    found = gather(model, table)
+    assert found.association is not None and found.held_out is not None
+    assert not [note for note in found.notes if note["kind"] == "not-measured"]
+
+
 def test_components_that_follow_metadata_beyond_the_reference_are_told_from_those_that_do_not(rng, tmp_path):
     n = 900
     kind, site = rng.choice(["u", "v"], n), rng.choice(["a", "b"], n)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from residmix.cli.shared.columns import Columns, plan_columns
 from residmix.cli.shared.data import Data, complete_rows, open_data
 from residmix.cli.shared.erasing import METHODS, check_erasing
-from residmix.cli.shared.estimators import components, make_estimator, remover
+from residmix.cli.shared.estimators import components, count, make_estimator, remover
 from residmix.cli.shared.options import ATTENDED, FORMULA, MIXTURE, READING, Examples, options, seed, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
+from residmix.cli.shared.stages import converting, drawing, probing, reading, sampling, under_way, writing
 from residmix.cli.shared.summary import check_left, command_line, print_summary
 from residmix.cli.shared.sums import check_sums, fit_sums, leaving
 from residmix.cli.shared.telling import say, tell_notes, told_plainly
 
+if TYPE_CHECKING:
+    from residmix.rows.course import Course
+
 __all__ = ["fit", "run"]
+
+TYPICAL_LEVELS = 6  # of a column that nobody has looked at yet
 
 
 @click.command(
@@ -147,10 +154,37 @@ def fit(data: str, **chosen: Any) -> None:
 
 def run(data: str, chosen: SimpleNamespace) -> None:
     """Fit, write, describe."""
-    from residmix.errors import noting
-
     _check_options(chosen)
     _check_outputs(data, chosen, reads=())
+    with _under_way(data, chosen) as way:
+        _run(data, chosen, way)
+
+
+def _under_way(data: str, chosen: SimpleNamespace) -> AbstractContextManager[Course]:
+    """Show how far a fit is, and what is left; of a mixture's that's known once a first pass has been made."""
+    visits = 2 if chosen.scale or chosen.scale_by else 1
+    lone = (
+        isinstance(count(chosen), int) and not chosen.stepwise and "," not in chosen.family and chosen.family != "auto"
+    )
+    return under_way(
+        {
+            "reading": reading(data),
+            "fitting": None if count(chosen) or chosen.erase else visits * writing(data, Path("-")),
+            "residuals": writing(data, chosen.residuals),
+            "converting": converting(data, chosen.residuals),
+            "labels": writing(data, chosen.labels),
+            "sampling": sampling(data),
+            "measuring": 0.0,
+            "drawing": drawing(chosen.report),
+        },
+        quiet=chosen.quiet,
+        lone=lone,
+    )
+
+
+def _run(data: str, chosen: SimpleNamespace, way: Course) -> None:
+    from residmix.errors import noting
+
     with noting() as notes:
         source = open_data(data, chosen)
         if chosen.audit:
@@ -158,14 +192,19 @@ def run(data: str, chosen: SimpleNamespace) -> None:
             return
         _check_outputs(data, chosen, reads=source.paths)
         columns = plan_columns(source, chosen)
+        if chosen.report is not None or chosen.fail_if_left is not None:
+            way.expect("measuring", probing(len(columns.features), [TYPICAL_LEVELS] * len(columns.metadata)))
         say(chosen.quiet, columns.told())
         if chosen.drop_missing:
             source = complete_rows(source, columns.used, chosen.quiet)
         model = make_estimator(chosen, columns.features)
         tell_notes(chosen.quiet, [note for note in notes if note["kind"] != "left-out-columns"])
+        if chosen.resume and not chosen.checkpoint.exists():
+            say(chosen.quiet, f"there is no checkpoint {str(chosen.checkpoint)!r} yet: the fit begins anew")
         if chosen.dry_run:
             _tell_plan(source, columns, model, chosen)
             return
+        way.begin("fitting")
         began = time.perf_counter()
         if chosen.moments_only:
             fit_sums(model, source.table, chosen)
@@ -173,14 +212,14 @@ def run(data: str, chosen: SimpleNamespace) -> None:
             model = _fitted(model, source, chosen)
     seconds = time.perf_counter() - began
     model.notes_ = notes  # what was left out belongs to what the fit has to tell, here and in the file
-    _write_model(model, source, chosen)
+    _write_model(model, source, chosen, way)
     tell_notes(chosen.quiet, [note for note in notes if note["kind"] != "left-out-columns"])
     iterations = f", {model.n_iter_} iteration{'' if model.n_iter_ == 1 else 's'}" if hasattr(model, "n_iter_") else ""
     say(chosen.quiet, f"fitted in {seconds:.1f} s{iterations}")
     if chosen.moments_only:
         say(chosen.quiet, "\n".join(["sums of the data in this file:", *(f"  {line}" for line in leaving(model))]))
         return
-    _describe(model, source, chosen)
+    _describe(model, source, chosen, way)
 
 
 def _fitted(model: Any, source: Data, chosen: SimpleNamespace) -> Any:
@@ -234,7 +273,7 @@ def _check_outputs(data: str, chosen: SimpleNamespace, reads: Any) -> None:
         )
 
 
-def _write_model(model: Any, source: Data, chosen: SimpleNamespace) -> None:
+def _write_model(model: Any, source: Data, chosen: SimpleNamespace, way: Course) -> None:
     """Write what the fit gave before anything else is tried with it."""
     from residmix.persistence import save
 
@@ -243,16 +282,18 @@ def _write_model(model: Any, source: Data, chosen: SimpleNamespace) -> None:
         say(chosen.quiet, f"model: {chosen.output}")
     if chosen.residuals is not None:
         method = remover(model)
-        write_columns(chosen.residuals, lambda path: method(source.table, out=path))
+        way.begin("residuals")
+        write_columns(chosen.residuals, lambda path: method(source.table, out=path), lambda: way.begin("converting"))
         say(chosen.quiet, f"residuals: {chosen.residuals}")
     if chosen.labels is not None:
         if not hasattr(model, "predict"):
             raise click.UsageError("--labels needs components; set -k")
+        way.begin("labels")
         write_columns(chosen.labels, lambda path: model.predict(source.table, out=path))
         say(chosen.quiet, f"labels: {chosen.labels}")
 
 
-def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
+def _describe(model: Any, source: Data, chosen: SimpleNamespace, way: Course) -> None:
     from residmix.persistence import describe
     from residmix.report.gather import gather
     from residmix.report.summarise import summarise
@@ -260,7 +301,9 @@ def _describe(model: Any, source: Data, chosen: SimpleNamespace) -> None:
     probes = chosen.report is not None or chosen.fail_if_left is not None
     if probes and chosen.formula:
         say(chosen.quiet, "measuring the remaining association with metadata ...")
-    found = gather(model, source.table, reference=chosen.compare, probes=probes, command=command_line(chosen))
+    found = gather(
+        model, source.table, reference=chosen.compare, probes=probes, command=command_line(chosen), begun=way.begin
+    )
     if chosen.output is not None:
         found.model_checksum = describe(chosen.output)["checksum"]
     summary = summarise(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from residmix.cli.shared.data import is_h5ad, open_data
 from residmix.cli.shared.estimators import load_model
 from residmix.cli.shared.options import ATTENDED, COLUMN_FILES, READING, Examples, options, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
+from residmix.cli.shared.stages import reading, under_way, writing
 from residmix.cli.shared.telling import say, told_plainly
 
 __all__ = ["predict"]
@@ -51,19 +53,22 @@ def predict(model: Path, data: str, output: Path, what: str | None, **chosen: An
         raise click.ClickException(
             f"{str(model)!r} is a {type(fitted).__name__}, which has no components; fit one with -k"
         )
-    source = open_data(data, options)
-    require_features(source, features_of(fitted))
-    check_targets({"--output": output}, reads=source.paths, force=options.force)
-    method = {
-        None: fitted.predict,
-        "probabilities": fitted.predict_proba,
-        "density": fitted.score_samples,
-        "outliers": fitted.outlier_pvalues,
-    }[what]
-    if is_h5ad(output):
-        from residmix.anndata import write_h5ad
+    stages = {"reading": reading(data), "writing": writing(data, output), "converting": 0.0}
+    with under_way(stages, quiet=options.quiet) as way:
+        source = open_data(data, options)
+        require_features(source, features_of(fitted))
+        check_targets({"--output": output}, reads=source.paths, force=options.force)
+        method = {
+            None: fitted.predict,
+            "probabilities": fitted.predict_proba,
+            "density": fitted.score_samples,
+            "outliers": fitted.outlier_pvalues,
+        }[what]
+        way.begin("writing")
+        if is_h5ad(output):
+            from residmix.anndata import write_h5ad
 
-        write_h5ad(data, output, labels=fitted.predict(source.table), layer=options.layer, basis=options.basis)
-    else:
-        write_columns(output, lambda path: method(source.table, out=path))
+            write_h5ad(data, output, labels=fitted.predict(source.table), layer=options.layer, basis=options.basis)
+        else:
+            write_columns(output, lambda path: method(source.table, out=path), partial(way.begin, "converting"))
     say(options.quiet, f"{source.table.n_rows:,} rows: {output}")

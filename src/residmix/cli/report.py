@@ -14,6 +14,7 @@ from residmix.cli.shared.data import complete_rows, open_data
 from residmix.cli.shared.estimators import load_model
 from residmix.cli.shared.options import ATTENDED, READING, Examples, options, written
 from residmix.cli.shared.output import check_targets
+from residmix.cli.shared.stages import drawing, measuring, reading, sampling, under_way
 from residmix.cli.shared.summary import check_left, command_line, print_summary
 from residmix.cli.shared.telling import say, told_plainly
 
@@ -56,25 +57,27 @@ def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
         raise click.UsageError(f"--output {str(output)!r} must end in .html or .json")
     check_targets({"--output": output}, force=options.force)
     fitted = load_model(model)
-    source = None
-    with noting() as notes:
-        if data is not None:
-            source = open_data(data, options)
-            require_features(source, features_of(fitted))
-            check_targets({"--output": output}, reads=source.paths, force=options.force)
-            if options.drop_missing:
-                source = complete_rows(source, _used(fitted, options.compare), options.quiet)
-            say(options.quiet, "measuring the remaining association with metadata ...")
-    found = gather(
-        fitted,
-        None if source is None else source.table,
-        reference=options.compare,
-        notes=[*getattr(fitted, "notes_", []), *notes],
-        command=command_line(),
-    )
-    found.model_checksum = describe(model)["checksum"]
-    summary = summarise(found)
-    write(found, summary, output)
+    source, stages = None, {} if data is None else _stages(data, fitted, output)
+    with under_way(stages, quiet=options.quiet) as way:
+        with noting() as notes:
+            if data is not None:
+                source = open_data(data, options)
+                require_features(source, features_of(fitted))
+                check_targets({"--output": output}, reads=source.paths, force=options.force)
+                if options.drop_missing:
+                    source = complete_rows(source, _used(fitted, options.compare), options.quiet)
+                say(options.quiet, "measuring the remaining association with metadata ...")
+        found = gather(
+            fitted,
+            None if source is None else source.table,
+            reference=options.compare,
+            notes=[*getattr(fitted, "notes_", []), *notes],
+            command=command_line(),
+            begun=way.begin,
+        )
+        found.model_checksum = describe(model)["checksum"]
+        summary = summarise(found)
+        write(found, summary, output)
     say(options.quiet, f"report: {output}")
     if options.as_json:
         click.echo(json.dumps(summary, indent=1))
@@ -82,6 +85,12 @@ def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
         print_summary(summary)
     if options.fail_if_left is not None:
         check_left(summary, options.fail_if_left, options.quiet)
+
+
+def _stages(data: str, fitted: Any, output: Path) -> dict[str, float | None]:
+    return {
+        "reading": reading(data), "sampling": sampling(data), "measuring": measuring(fitted), "drawing": drawing(output)
+    }  # fmt: skip
 
 
 def _used(fitted: Any, compare: str | None) -> list[str]:

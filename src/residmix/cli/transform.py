@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from residmix.cli.shared.data import is_h5ad, open_data
 from residmix.cli.shared.estimators import load_model, remover
 from residmix.cli.shared.options import ATTENDED, COLUMN_FILES, READING, Examples, options, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
+from residmix.cli.shared.stages import converting, reading, under_way, writing
 from residmix.cli.shared.telling import say, told_plainly
 
 __all__ = ["transform"]
@@ -60,13 +62,16 @@ def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
         raise click.ClickException(
             f"{str(model)!r} is a {type(fitted).__name__}, which removes nothing; use residmix predict"
         )
-    source = open_data(data, options)
-    require_features(source, features_of(fitted))
-    check_targets({"--output": output}, reads=source.paths, force=options.force)
-    if is_h5ad(output):
-        from residmix.anndata import write_h5ad
+    stages = {"reading": reading(data), "writing": writing(data, output), "converting": converting(data, output)}
+    with under_way(stages, quiet=options.quiet) as way:
+        source = open_data(data, options)
+        require_features(source, features_of(fitted))
+        check_targets({"--output": output}, reads=source.paths, force=options.force)
+        way.begin("writing")
+        if is_h5ad(output):
+            from residmix.anndata import write_h5ad
 
-        write_h5ad(data, output, residual=method(source.table), layer=options.layer, basis=options.basis)
-    else:
-        write_columns(output, lambda path: method(source.table, out=path))
+            write_h5ad(data, output, residual=method(source.table), layer=options.layer, basis=options.basis)
+        else:
+            write_columns(output, lambda path: method(source.table, out=path), partial(way.begin, "converting"))
     say(options.quiet, f"{source.table.n_rows:,} rows: {output}")

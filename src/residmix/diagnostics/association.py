@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval
 from residmix.design.columns import open_metadata
 from residmix.design.fit import Design, fit_design
 from residmix.design.formula.parser import formula_columns
+from residmix.diagnostics.costs import REFIT, distance_seconds, measuring_seconds, probe_seconds
 from residmix.diagnostics.dependence import (
     Variable,
     counts_dependence,
@@ -140,13 +141,17 @@ def association(
     rows = table.rows(names, design=design, allow_nan=True)
     variables = _variables(table, design)
     stages, distances = (1, 1) if after is None else (2, 3 if hasattr(after, "fit") else 2)
-    with RowProgress(n_splits * (2 * stages * len(variables) + distances), unit="steps") as seen:
+    work = measuring_seconds(
+        len(sample), len(names), [len(variable.levels) for variable in variables], groups=1 + _singles(names),
+        n_splits=n_splits, n_permutations=n_permutations, stages=stages, distances=distances,
+    )  # fmt: skip
+    with RowProgress(work, unit="%") as seen:
         report = _Report(design, names, variables, folds, sample, n_permutations, confidence, random_state or 0, seen)
         before = np.asarray(rows.take(sample).X, dtype=np.float64)
         scores = _before(report, rows, before, n_splits)
         if after is not None:
             if hasattr(after, "fit"):
-                whole, by_fold = refitted(after, X, metadata, table, folds, n_splits)
+                whole, by_fold = refitted(after, X, metadata, table, folds, n_splits, partial(seen, REFIT))
                 components = predicted(after, X, metadata) if components is None else components
             else:
                 whole, by_fold = given(after, n), None
@@ -263,14 +268,15 @@ class _Report:
         if len(rows) < 10:
             return
         variables = [variable.take(rows) for variable in variables]
-        singles = len(self.names) if 1 < len(self.names) <= DISTANCE_FEATURES else 0
+        singles = _singles(self.names)
+        work = distance_seconds(len(rows), 1 + singles, len(variables), self.n_permutations)
         found = []
         for matrix in (in_sample, held_out):
             if matrix is not None:
                 matrix = matrix[rows]
                 groups = [matrix, *(matrix[:, [j]] for j in range(singles))]
                 found.append(distance_dependence(groups, variables, self.n_permutations, self.rng))
-                self.seen(int(self.folds.max()) + 1)  # takes as long as a probe
+                self.seen(work)
         for v, variable in enumerate(variables):
             for g, feature in enumerate(("(all)", *self.names[:singles])):
                 values = {"in_sample": found[0][0][g, v], "in_sample_p": found[0][1][g, v]}
@@ -284,7 +290,9 @@ class _Report:
         for variable in self.variables:
             own = variable.take(self.sample)
             for kind in ("linear", "nonlinear"):
-                result = probe(kind, features, own, folds, self.n_permutations, self.rng, self.seed, self.seen)
+                work = probe_seconds(kind, len(self.sample), len(self.names), len(variable.levels))
+                seen = partial(self._seen, work)
+                result = probe(kind, features, own, folds, self.n_permutations, self.rng, self.seed, seen)
                 results[variable.name, kind] = result
                 self.add(
                     stage, f"{kind}_probe", variable.name, "(all)", own.known.sum(),
@@ -292,6 +300,9 @@ class _Report:
                     held_out_chance_high=result.high, held_out_p=result.p_value,
                 )  # fmt: skip
         return results
+
+    def _seen(self, work: float, n_folds: float) -> None:
+        self.seen(work * n_folds)
 
     def components(self, stage: str, components: NDArray[Any]) -> None:
         if components.shape != (len(self.folds),) or components.dtype.kind not in "iu" or components.min() < 0:
@@ -308,6 +319,11 @@ class _Report:
                 self.add(
                     stage, measure, variable.name, feature, variable.known.sum(), in_sample=value, in_sample_p=chance
                 )  # fmt: skip
+
+
+def _singles(names: Sequence[str]) -> int:
+    """Return of how many features distance correlations are also taken one by one."""
+    return len(names) if 1 < len(names) <= DISTANCE_FEATURES else 0
 
 
 def _design_of(block: Block) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,18 @@ def _features_of(block: Any) -> Array:
 
 
 def refitted(
-    estimator: Any, X: Any, metadata: Any, table: Table, folds: NDArray[np.int8], n_splits: int
+    estimator: Any,
+    X: Any,
+    metadata: Any,
+    table: Table,
+    folds: NDArray[np.int8],
+    n_splits: int,
+    seen: Callable[[], None],
 ) -> tuple[Array, list[Array]]:
-    """Return the residuals of all rows by `estimator`, and by clones of it fitted without each fold."""
+    """Return the residuals of all rows by `estimator`, and by clones of it fitted without each fold.
+
+    `seen` is called after each fold.
+    """
     from sklearn.base import clone
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
@@ -52,6 +62,7 @@ def refitted(
         rows = np.flatnonzero(folds != fold)
         copy = _call(clone(estimator), "fit", _rows_of(X, rows), _rows_of(metadata, rows))
         by_fold.append(_left_by(copy, X, metadata))
+        seen()
     return _left_by(fitted, X, metadata), by_fold
 
 

@@ -8,13 +8,16 @@ from time import perf_counter
 from typing import Any, Self
 
 from residmix.em.loop import EMState
-from residmix.rows.progress import Line, duration
+from residmix.rows.progress import a_line, duration
 
 __all__ = ["FitProgress", "Progress"]
 
 
 # Two numbers of passes of which one is told.
 ALIKE = 1.3
+
+# Visits to all rows after EM has ended: they look for components on a few equal rows.
+AFTER = 1
 
 
 class FitProgress:
@@ -56,15 +59,16 @@ class FitProgress:
         self.rehearse: Callable[[EMState[Any]], tuple[int, int, bool] | None] | None = None
 
     def __enter__(self) -> Self:
-        self._line = Line(quiet=self._quiet, clock=self._clock)
+        self._within = a_line(quiet=self._quiet, clock=self._clock)
+        self._line, self._course = self._within.__enter__()
         self.shown = self._line.shown
         self._began = self._clock()
         self._passes = 0
         self._expected: tuple[int, int, bool] | None = None
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self._line.stop()
+    def __exit__(self, *raised: Any) -> None:
+        self._within.__exit__(*raised)
 
     def __call__(self, state: EMState[Any]) -> Any:
         self._passes += 1
@@ -78,7 +82,7 @@ class FitProgress:
                 self._began = self._clock()
             else:
                 pace = (now - self._began) / (self._passes - 1)
-            self._line.show(lambda: self._text(state, pace), now)
+            self._line.show(lambda: self._text(state, pace, now), now)
         return None if self._then is None else self._then(state)
 
     def _expect(self, state: EMState[Any]) -> None:
@@ -87,14 +91,18 @@ class FitProgress:
             low, high, ended = found
             self._expected = state.iteration + low, state.iteration + high, ended
 
-    def _text(self, state: EMState[Any], pace: float) -> str:
+    def _text(self, state: EMState[Any], pace: float, now: float) -> str:
         rows = self._n_rows / pace if pace > 0 else math.inf
-        how, *left = self._left(state.iteration)
-        when = " to ".join(dict.fromkeys(duration(passes * pace) for passes in left))
-        return (
-            f"iteration {state.iteration}, log-likelihood {state.log_likelihood:.6f} per row, "
-            f"{rows:,.0f} rows/s, {how} {when} left"
-        )
+        seen = f"iteration {state.iteration}, log-likelihood {state.log_likelihood:.6f} per row, {rows:,.0f} rows/s"
+        if self._passes == 1 and self._expected is not None:
+            return seen  # the next one is at hand, and tells the pace of the others
+        how, *passes = self._left(state.iteration)
+        seconds, whole = [each * pace for each in passes], True
+        if self._course is not None:
+            told = [self._course.left(0.0, now, each + AFTER * pace, ends=True) for each in seconds]
+            seconds, whole = [each for each, _ in told], all(all_of_it for _, all_of_it in told)
+        when = " to ".join(dict.fromkeys(map(duration, seconds)))
+        return f"{seen}, {how} {when} left{'' if whole else ' of this step'}"
 
     def _left(self, iteration: int) -> tuple[str, int] | tuple[str, int, int]:
         """Return how sure the number of passes to come is, and it; or the least and the most of them."""

@@ -343,14 +343,12 @@ class Eraser(Shown, MetadataTransformer):
             return self._moved(self.transport_.forward, X, metadata, out)
         table = self.open_rows(X, wanted=False)
         rows = self.rows_of(table, design=Design.empty(), block_rows=affine_block_rows(len(self.features_)))
-        with watched(rows) as seen:
-            return delivered(seen, AffineMap(self.mean_, self.left_, self.right_), self.features_, out)
+        return delivered(rows, AffineMap(self.mean_, self.left_, self.right_), self.features_, out)
 
     def _moved(self, function: Callable[..., Any], X: Any, metadata: Any, out: Any) -> Any:
         table = self.open_rows(X, metadata)
         rows = self.rows_of(table, preserved=True, block_rows=_MOVED_ROWS)
-        with watched(rows) as seen:
-            return delivered(seen, Applied(function, self.transport_.plain(rows.n_rows)), self.features_, out)
+        return delivered(rows, Applied(function, self.transport_.plain(rows.n_rows)), self.features_, out)
 
     @available_if(lambda self: self.method != "linear")
     def inverse_transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.rows.progress import RowProgress, observed
 from residmix.rows.sampled import every, regularly
 from residmix.sources.open import as_table
 
@@ -137,15 +138,17 @@ def sampled(
     n_rows = table.n_rows
     step = every(n_rows, most)
     names = tuple(features) if set(features) <= set(table.columns) else table.columns[: len(features)]
-    values = table.rows(names, allow_nan=True).take(regularly(n_rows, most)).X
     parts, seen = [], 0
-    for chunk in table.chunks(None if apart else list(beside)) if beside else ():
-        index = np.arange(-seen % step, len(chunk), step)
-        if isinstance(chunk, np.ndarray):
-            parts.append(pd.DataFrame(chunk[index], columns=list(table.metadata_columns)))
-        else:
-            parts.append(nw.from_native(chunk, eager_only=True)[index.tolist()].to_pandas())
-        seen += len(chunk)
+    with RowProgress(n_rows * (len(names) + len(beside)), unit="%") as read:
+        values = observed(table.rows(names, allow_nan=True), read, len(names)).take(regularly(n_rows, most)).X
+        for chunk in table.chunks(None if apart else list(beside)) if beside else ():
+            index = np.arange(-seen % step, len(chunk), step)
+            if isinstance(chunk, np.ndarray):
+                parts.append(pd.DataFrame(chunk[index], columns=list(table.metadata_columns)))
+            else:
+                parts.append(nw.from_native(chunk, eager_only=True)[index.tolist()].to_pandas())
+            seen += len(chunk)
+            read(len(chunk) * len(beside))
     told = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(index=range(len(values)))
     if apart:
         given = told.to_numpy() if isinstance(metadata, np.ndarray) else told

@@ -19,7 +19,6 @@ from residmix.removal.learner import Learner
 from residmix.removal.settings import CONSTRAINTS, effect_of, refuse_moments_alone, refuse_new_levels
 from residmix.removal.transformer import refuse_frames
 from residmix.removal.watch import Watch
-from residmix.rows.progress import watched
 from residmix.sources.open import as_table
 from residmix.sources.output import collect, delivered
 
@@ -376,8 +375,8 @@ class Residualizer(Learner):
         check_is_fitted(self)
         if out is not None:
             refuse_frames(self)
-        with watched(self._later_rows(self.open_rows(X, metadata))) as rows:
-            return delivered(rows, self._remover(), self.features_, out)
+        rows = self._later_rows(self.open_rows(X, metadata))
+        return delivered(rows, self._remover(), self.features_, out)
 
     def inverse_transform(self, X: Any, *, metadata: Any = None) -> NDArray[Any]:
         """Add the effects of the metadata back: features (n, d) from residuals.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,7 @@ def gather(
     probes: bool = True,
     notes: list[dict[str, Any]] | None = None,
     command: str | None = None,
+    begun: Callable[[str], Any] = lambda stage: None,
 ) -> Evidence:
     """Collect the data of a report.
 
@@ -100,6 +102,8 @@ def gather(
         Default: the model's own.
     command : str, optional
         The command that makes the report.
+    begun : callable
+        Called with "sampling", "measuring" and "drawing" when that begins.
     """
     found = Evidence(
         model,
@@ -111,15 +115,19 @@ def gather(
     )
     if X is None:
         return found
+    begun("sampling")
     found.rows = rows_of(model, X, metadata, () if reference is None else (reference,))
     with unnoted():
         found.residual = residual_of(model, found.rows)
         if hasattr(model, "predict"):
             found.labels = np.asarray(found.rows.call(model.predict))
+        begun("measuring")
         if probes:
             found.association = _association(found)
+            begun("drawing")  # what follows is as short
             found.held_out = _held_out(found)
             found.confounding = _confounding(found)
+    begun("drawing")
     return found
 
 
@@ -164,11 +172,17 @@ def _unfitted(model: Any, linear: Any, features: list[int]) -> Any:
     """Return an unfitted copy of what makes the residuals: the joint model where there is one, begun at its end."""
     names = [linear.features_[j] for j in features]
     if getattr(model, "estimation", None) != "joint":
-        return _fresh(linear, features=names, on_unknown="mean")
+        return _fresh(linear, features=names, **_lenient(linear))
     start: dict[str, Any] = {"weights_init": model.weights_, "means_init": model.means_[:, features]}
     chosen = {"n_components": len(model.weights_), "covariance_type": family_of(model), "n_init": 1}
     once = {"checkpoint": None, "warm_start": False, "labels_init": None, "precisions_init": None}
-    return _fresh(model, features=names, on_unknown="mean", **start, **chosen, **once)
+    return _fresh(model, features=names, **_lenient(model), **start, **chosen, **once)
+
+
+def _lenient(model: Any) -> dict[str, Any]:
+    """Return what lets a copy take rows of levels that its own rows lack, where that can be."""
+    apart = getattr(model, "covariance_by", None) is not None or not hasattr(model, "on_unknown")
+    return {} if apart else {"on_unknown": "mean"}
 
 
 def _fresh(estimator: Any, **changed: Any) -> Any:
@@ -207,8 +221,7 @@ def _held_out(found: Evidence) -> float | None:
     folds = np.random.default_rng(0).permutation(len(rows.X)) % 3
     scores = np.empty(len(rows.X))
     changed: dict[str, Any] = {"checkpoint": None, "warm_start": False, "n_init": 1}
-    if hasattr(model, "on_unknown"):
-        changed["on_unknown"] = "mean"
+    changed |= _lenient(model)
     chosen = {"n_components": len(model.weights_), "covariance_type": family_of(model)}
     start = {"weights_init": model.weights_, "means_init": means_of(model), **chosen}
     try:

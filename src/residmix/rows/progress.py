@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from time import perf_counter
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from residmix.rows.block import Block
+from residmix.rows.course import Course, current
 from residmix.rows.rows import ObservedRows, Rows
 
-__all__ = ["PATIENCE", "Line", "RowProgress", "duration", "watched"]
+__all__ = ["PATIENCE", "Line", "RowProgress", "a_line", "duration", "left", "observed", "watched"]
 
 # What takes less than this says nothing.
 PATIENCE = 2.0
 
 # A share of a visit that tells nothing of the others' pace: several threads end their first blocks at once.
 EARLY = 0.02
+
+# Whether progress is shown; a terminal can show one line that moves.
+_SHOWING = Lock()
 
 
 class Line:
@@ -59,9 +68,30 @@ class Line:
                 self._last = now
 
     def stop(self) -> None:
-        """Clear the line."""
+        """Clear the line, so that others can write; it may be shown again at once."""
         if self._status is not None:
             self._status.stop()
+            self._status, self._last = None, -math.inf
+
+
+@contextmanager
+def a_line(*, quiet: bool = False, clock: Callable[[], float] = perf_counter) -> Iterator[tuple[Line, Course | None]]:
+    """Give a line to show progress in; on a `Course` it's the one of the whole command.
+
+    There's one at a time: what goes on within something that shows its progress is silent.
+    """
+    course = current()
+    quiet = quiet or (course is not None and course.silent) or not _SHOWING.acquire(blocking=False)
+    try:
+        course = None if quiet else course
+        line = Line(quiet=quiet, clock=clock) if course is None else course.line
+        try:
+            yield line, course
+        finally:
+            line.stop()
+    finally:
+        if not quiet:
+            _SHOWING.release()
 
 
 class RowProgress:
@@ -77,7 +107,7 @@ class RowProgress:
     quiet, clock
         As in `Line`.
     unit : str
-        What it's called.
+        What it's called. "%": what is counted is work, all of which costs the same; its share is shown.
     """
 
     def __init__(
@@ -87,13 +117,15 @@ class RowProgress:
         self._lock = Lock()
 
     def __enter__(self) -> Self:
-        self._line = Line(quiet=self._quiet, clock=self._clock)
+        self._within = a_line(quiet=self._quiet, clock=self._clock)
+        self._line, self._course = self._within.__enter__()
+        self._began = self._clock()
         self._begin()
         self.shown = self._line.shown
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self._line.stop()
+    def __exit__(self, *raised: Any) -> None:
+        self._within.__exit__(*raised)
 
     def _begin(self) -> None:
         self._seen = 0.0
@@ -110,27 +142,50 @@ class RowProgress:
             if self._seen >= self._n_rows:  # the next visit begins
                 self._begin()
 
-    def observe(self, block: Block) -> list[Any]:
+    def observe(self, block: Block, each: float = 1.0) -> list[Any]:
         """Count the rows of a block that has been visited; nothing is kept of it."""
-        self(block.n_rows)
+        self(each * block.n_rows)
         return []
 
     def _text(self, now: float) -> str:
-        seen = f"{self._seen:,.0f} of {self._n_rows:,.0f} {self._unit}"
-        if self._first is None or self._seen < EARLY * self._n_rows:
-            return seen
-        began, before = self._first
+        share, done = self._seen / self._n_rows, self._unit == "%"
+        seen = f"{share:.0%}" if done else f"{self._seen:,.0f} of {self._n_rows:,.0f} {self._unit}"
+        began, before = (self._began, 0.0) if done else self._first or (now, self._seen)
         pace = (self._seen - before) / max(now - began, 1e-9)
-        left = duration((self._n_rows - self._seen) / pace)
-        return f"{seen}, {pace:,.0f} {self._unit}/s, about {left} left"
+        known = pace > 0 and share >= EARLY
+        of_this = (self._n_rows - self._seen) / pace if known else None
+        if self._course is None:
+            when = "" if of_this is None else f", about {duration(of_this)} left"
+        else:
+            when = left(*self._course.left(share, now, None if done else of_this))
+        return seen + (f", {pace:,.0f} {self._unit}/s" if known and not done else "") + when
 
 
 @contextmanager
 def watched(rows: Rows, *, quiet: bool = False) -> Iterator[Rows]:
     """Show how far visits to `rows` have come, where that can be shown; the rows to visit are those it gives."""
     with RowProgress(rows.n_rows, quiet=quiet) as progress:
-        # from a cluster nothing is heard before the end
-        yield ObservedRows(rows, progress.observe) if progress.shown and rows.local else rows
+        yield observed(rows, progress)
+
+
+def observed(rows: Rows, progress: RowProgress, each: float = 1.0) -> Rows:
+    """Return rows whose visits are counted, each row as so much, if that's shown to anybody."""
+    # from a cluster nothing is heard before the end
+    return _CountedRows(rows, partial(progress.observe, each=each)) if progress.shown and rows.local else rows
+
+
+class _CountedRows(ObservedRows):
+    """Rows that are counted when they are visited, also where only some are looked for."""
+
+    def take(self, index: NDArray[np.integer[Any]]) -> Block:
+        return Rows.take(self, index)
+
+
+def left(seconds: float, whole: bool, how: str = "about") -> str:
+    """Return how a time left on a course is told; nothing if nothing is known of it."""
+    if whole:
+        return f", {how} {duration(seconds)} left"
+    return f", {how} {duration(seconds)} left of this step" if seconds > 0 else ""
 
 
 def duration(seconds: float) -> str:

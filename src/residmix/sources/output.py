@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from residmix.atomic import atomic_path
 from residmix.rows.block import Block
+from residmix.rows.progress import RowProgress, watched
 from residmix.rows.rows import Rows
 
 __all__ = ["collect", "delivered", "write_parquet"]
@@ -61,6 +62,8 @@ def delivered(
 ) -> NDArray[Any] | Path:
     """Return ``function(block)`` of all blocks as one array (`out`, if it is one), or the path of the file `out`.
 
+    How far it has come shows in a line of progress.
+
     Parameters
     ----------
     rows : Rows
@@ -91,7 +94,8 @@ def delivered(
                 f"{dtype}; got shape {out.shape} and dtype {out.dtype}{order}"
             )
         _refuse_overlap(rows, out)
-        return collect(rows, function, out)
+        with watched(rows) as seen:
+            return collect(seen, function, out)
     return write_parquet(rows, function, [*map(str, names)], out)
 
 
@@ -172,7 +176,7 @@ def write_parquet(
     if os.path.exists(path) and any(os.path.samefile(path, source) for source in rows.paths):
         raise ValueError(f"the output {os.fspath(path)!r} is one of the input files; use another name")
     n_bytes = rows.n_rows * len(names) * rows.dtype.itemsize
-    with atomic_path(path, n_bytes) as temporary:
+    with RowProgress(rows.n_rows) as progress, atomic_path(path, n_bytes) as temporary:
         writer: ParquetWriter | None = None
         try:
             for columns in _grouped(rows.map(function)):
@@ -180,6 +184,7 @@ def write_parquet(
                 # a dictionary of numbers that are all different is work for nothing
                 writer = writer or ParquetWriter(temporary, table.schema, use_dictionary=False)
                 writer.write_table(table)
+                progress(len(table))  # rows that were computed ahead aren't done
         finally:
             if writer is not None:
                 writer.close()

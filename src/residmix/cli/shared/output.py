@@ -50,7 +50,7 @@ def check_columns_file(path: Path, option: str, *, h5ad: bool = False) -> None:
         raise click.ClickException(f"{option} {str(path)!r} must end in {', '.join(endings)}, or be - for CSV")
 
 
-def write_columns(path: Path, write: Callable[[Path], Any]) -> None:
+def write_columns(path: Path, write: Callable[[Path], Any], written: Callable[[], Any] | None = None) -> None:
     """Write columns to a file of the kind that its ending says, or as CSV to standard output ("-").
 
     Parameters
@@ -58,6 +58,8 @@ def write_columns(path: Path, write: Callable[[Path], Any]) -> None:
     path : path
     write : callable
         Writes them to the Parquet file that it's given; other kinds are made from that, some rows at a time.
+    written : callable, optional
+        Called before another kind is made.
     """
     if path.suffix.lower() in (".parquet", ".pq"):
         write(path)
@@ -65,6 +67,8 @@ def write_columns(path: Path, write: Callable[[Path], Any]) -> None:
     with scratch_folder(None if str(path) == "-" else path) as place:
         parquet = place / "columns.parquet"
         write(parquet)
+        if written is not None:
+            written()
         if str(path) == "-":
             _csv(_batches(parquet), sys.stdout.buffer, ",")
             return
@@ -84,8 +88,7 @@ def _convert(parquet: Path, temporary: Path, name: str) -> None:
     with _batches(parquet) as file:
         if name.endswith((".arrow", ".feather")):
             with pa.ipc.new_file(str(temporary), file.schema_arrow) as writer:
-                for batch in file.iter_batches():
-                    writer.write_batch(batch)
+                _copy(file, writer)
             return
         separator = "\t" if ".tsv" in name[-8:] else ","
         with open(temporary, "wb") as raw:
@@ -103,6 +106,15 @@ def _csv(file: Any, sink: Any, separator: str) -> None:
 
     options = csv.WriteOptions(delimiter=separator, quoting_style="needed")
     with csv.CSVWriter(sink, file.schema_arrow, write_options=options) as writer:
+        _copy(file, writer)
+    sink.flush()
+
+
+def _copy(file: Any, writer: Any) -> None:
+    """Copy what a Parquet file holds, and show how far it is."""
+    from residmix.rows.progress import RowProgress
+
+    with RowProgress(file.metadata.num_rows) as progress:
         for batch in file.iter_batches():
             writer.write_batch(batch)
-    sink.flush()
+            progress(batch.num_rows)

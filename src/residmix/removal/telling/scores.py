@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 from residmix.effects.removal import LinearRemoval
 from residmix.removal.transformer import MetadataTransformer, refuse_frames
 from residmix.rows.block import Block
-from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
 from residmix.sources.output import delivered
 
@@ -101,5 +100,4 @@ class Scores(MetadataTransformer):
         if out is not None:
             refuse_frames(self)
         score = Standardized(self._remover(), self._found.residual_sd, centiles)
-        with watched(self._later_rows(self.open_rows(X, metadata))) as rows:
-            return delivered(rows, score, self.features_, out)
+        return delivered(self._later_rows(self.open_rows(X, metadata)), score, self.features_, out)

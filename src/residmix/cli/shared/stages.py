@@ -1,0 +1,99 @@
+"""The stages of a command and what each may take, for its line of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from residmix.rows.course import Course
+
+__all__ = ["converting", "drawing", "measuring", "probing", "reading", "sampling", "under_way", "writing"]
+
+# Seconds of one core for a gigabyte of CSV text and of Parquet, of 22 columns. Only their proportions matter: what a
+# machine makes of them shows in its first stages.
+LOOK, VISIT, SAMPLE = 3.3, {"text": 1.1, "other": 2.8}, {"text": 0.55, "other": 1.2}
+# Gigabytes of numbers that come of one of text, or of Parquet; and seconds for a gigabyte of numbers to be written.
+NUMBERS = {"text": 0.4, "other": 0.8}
+CONVERTED = {".csv": 12.0, ".tsv": 12.0, ".arrow": 0.6, ".feather": 0.6}
+PACKED, UNPACKED = 150.0, 3.0
+DRAWN = 1.4
+
+
+@contextmanager
+def under_way(stages: Mapping[str, float | None], *, quiet: bool, lone: bool = False) -> Iterator[Course]:
+    """Let a command show how far it is in one line, with the time that is left of all of it."""
+    from residmix.rows.course import on_course
+    from residmix.rows.progress import Line
+
+    with on_course(stages, Line(quiet=quiet), lone=lone, silent=("drawing",)) as course:
+        yield course
+
+
+def reading(data: str) -> float:
+    """Return what it takes to look at text files; others say themselves what they hold."""
+    return sum(LOOK * size for kind, size in _sizes(data) if kind == "text")
+
+
+def sampling(data: str) -> float:
+    """Return what it takes to find some rows."""
+    return sum(SAMPLE[kind] * size for kind, size in _sizes(data))
+
+
+def writing(data: str, output: Path | None) -> float:
+    """Return what it takes to compute something for each row, and to write that to a Parquet file."""
+    return 0.0 if output is None else sum(VISIT[kind] * size for kind, size in _sizes(data))
+
+
+def converting(data: str, output: Path | None) -> float:
+    """Return what it takes to make another kind of file of that."""
+    if output is None:
+        return 0.0
+    name = ".csv" if str(output) == "-" else output.name.lower()
+    numbers = sum(NUMBERS[kind] * size for kind, size in _sizes(data))
+    if name.endswith(".gz"):
+        return PACKED * numbers
+    return next((seconds for ending, seconds in CONVERTED.items() if name.endswith(ending)), 0.0) * numbers
+
+
+def measuring(model: Any) -> float:
+    """Return what the probes of a report on a fitted model take."""
+    from residmix.plots.rows import features_of, transformer_of
+
+    linear = transformer_of(model)
+    if linear is None or not linear.design_.columns or hasattr(model, "certificate_"):
+        return 0.0
+    levels = [len(found.levels) if (found := linear.design_.levels_of(name)) else 0 for name in linear.design_.columns]
+    return probing(len(features_of(model)), levels)
+
+
+def probing(n_features: int, levels: Sequence[int]) -> float:
+    """Return what probes take for so many features and columns, each of so many levels, or 0 of a number."""
+    from residmix.diagnostics.costs import measuring_seconds
+    from residmix.report.gather import FOLDS, PERMUTATIONS, PROBED_FEATURES
+
+    d = min(n_features, PROBED_FEATURES)
+    return measuring_seconds(1500, d, levels, groups=1 + d * (d <= 32), n_splits=FOLDS, n_permutations=PERMUTATIONS)
+
+
+def drawing(output: Path | None) -> float:
+    """Return what pictures take."""
+    return 0.0 if output is None or output.suffix.lower() == ".json" else DRAWN
+
+
+def _sizes(data: str) -> list[tuple[str, float]]:
+    """Return kind and gigabytes of the files of DATA; nothing if there's nothing that has a size."""
+    from residmix.sources.files import find_files
+
+    try:
+        paths = find_files(data) if data != "-" else []
+        sizes = [(path.name.lower(), path.stat().st_size / 1e9) for path in paths if path.is_file()]
+    except OSError:
+        return []
+    found = []
+    for name, size in sizes:
+        text = name.removesuffix(".gz").endswith((".csv", ".tsv"))
+        found.append(("text" if text else "other", size * (UNPACKED if name.endswith(".gz") else 1.0)))
+    return found
