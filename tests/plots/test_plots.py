@@ -127,6 +127,36 @@ def test_levels_show_mean_and_spread_before_and_after(residualizer):
             np.testing.assert_allclose(bar, [middle - spread, middle + spread])
 
 
+VARIANCES = {
+    "full": lambda covariances: covariances[:, 1, 1],
+    "diag": lambda covariances: covariances[:, 1],
+    "spherical": lambda covariances: covariances,
+    "EEE": lambda covariances: np.repeat(covariances[1, 1], 2),
+}
+
+
+@pytest.mark.parametrize("family", VARIANCES)
+def test_components_are_as_wide_at_each_level_as_their_covariances_say(rng, family):
+    site, cluster = np.repeat(["a", "b", "c"], 300), np.tile([0, 1], 450)
+    wide = np.where(site == "b", 3.0, 1.0)[:, None]
+    X = 20.0 * cluster[:, None] + wide * rng.normal(size=(900, 2)) * [1.0, 0.5]
+    table = pd.DataFrame(X, columns=["x", "y"]).assign(site=site)
+    options = {"formula": "C(site)", "covariance_by": "site", "covariance_type": family, "estimation": "joint"}
+    model = rm.ResidualMixture(2, random_state=0, **options).fit(table)
+    ax = rm.plot_levels(model, show="components", feature="y")
+    drawn = np.array([line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 3])
+    own = [VARIANCES[family](model.at(table[site == level][:1]).covariances_) for level in "abc"]
+    np.testing.assert_allclose(drawn**2, np.transpose(own / VARIANCES[family](model.covariances_)), rtol=1e-9)
+    np.testing.assert_allclose(drawn[:, 1] / drawn[:, 0], 3.0, rtol=0.2)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert ax.get_xlabel().startswith("y: spread")
+
+
+def test_only_components_with_covariances_by_level_are_shown_by_level(mixture):
+    with pytest.raises(ValueError, match="needs a ResidualMixture with covariance_by="):
+        rm.plot_levels(mixture, show="components")
+
+
 def test_distances_of_covariances_are_the_numbers_of_the_table(residualizer, rng):
     turn = np.array([[1.0, 0.9], [0.9, 1.0]])
     X = np.concatenate(

@@ -201,6 +201,21 @@ def test_effects_by_component_are_listed_and_the_pit_knows_them(rng):
     assert "for each component" in summary["methods"]["text"]
 
 
+def test_spreads_by_group_are_multiples_of_the_average(rng):
+    site, cluster = np.repeat(["a", "b"], 300), np.tile([0, 1], 300)
+    wide = np.stack([np.where((site == "b") & (cluster == 1), 4.0, 1.0), np.ones(600)], axis=1)
+    table = pd.DataFrame(9.0 * cluster[:, None] + wide * rng.normal(size=(600, 2)), columns=["x", "y"])
+    options = {"formula": "site", "covariance_by": "site", "estimation": "joint", "random_state": 0}
+    model = rm.ResidualMixture(2, **options).fit(table.assign(site=site))
+    summary = described(model, table.assign(site=site))
+    first, second = summary["spreads_by_group"]
+    assert (first["levels"], second["levels"]) == (["a"], ["b"])
+    assert second["feature"] == "x"
+    wider = [row["number"] for row in summary["components"]].index(int(np.argmax(model.covariances_[:, 0, 0])))
+    assert second["spreads"][wider] / first["spreads"][wider] == pytest.approx(2.0, rel=0.1)  # of 4 and 1 the mean
+    assert second["spreads"][1 - wider] / first["spreads"][1 - wider] == pytest.approx(1.0, rel=0.1)
+
+
 @pytest.mark.slow
 def test_verdicts_tell_apart_what_is_gone_what_a_forest_reads_and_what_a_line_reads(rng):
     site = np.repeat(["a", "b"], 300)

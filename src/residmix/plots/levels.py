@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from residmix.plots.rows import features_of, metadata_of, residual_of, residualizer_of, rows_of
-from residmix.plots.style import AFTER, BEFORE, INK, axes, caption, legend, name
+from residmix.plots.rows import features_of, group_spreads_of, metadata_of, residual_of, residualizer_of, rows_of
+from residmix.plots.style import AFTER, BEFORE, INK, axes, caption, colour, legend, marker, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,21 +27,22 @@ def plot_levels(
     metadata: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw mean and spread of a feature in every level of a metadata column, before and after; or its covariance.
+    """Draw mean and spread of a feature in every level of a metadata column, before and after; or its covariances.
 
     Parameters
     ----------
     model : Residualizer or ResidualMixture
         Fitted.
     X, metadata
-        Rows, as for its `fit`; at most 5,000 are looked at. None are needed for covariances.
+        Rows, as for its `fit`; at most 5,000 are looked at. None are needed for covariances and components.
     column : str, optional
         Default: the first metadata column that has levels.
     feature : str, optional
-        Default: the one that the metadata explain most.
-    show : {"feature", "covariance"}, default "feature"
+        Default: the one that the metadata explain most; of components the one whose spreads differ most.
+    show : {"feature", "covariance", "components"}, default "feature"
         "covariance", of a Residualizer with ``covariance=``: how far the covariance of each level lies from the pooled
-        one, before and after, over all features (:meth:`residmix.Residualizer.level_table`).
+        one, before and after, over all features (:meth:`residmix.Residualizer.level_table`). "components", of a
+        ResidualMixture with ``covariance_by=``: how wide each component is at each level, as a multiple of its average.
     ax : matplotlib Axes, optional
         Default: of a new figure.
 
@@ -66,12 +67,16 @@ def plot_levels(
     >>> ax.get_xlabel(), [label.get_text() for label in ax.get_yticklabels()]
     ('bill_depth_mm, about its mean', ['Biscoe (163)', 'Dream (123)', 'Torgersen (47)'])
     """
-    if show not in ("feature", "covariance"):
-        raise ValueError(f"show must be 'feature' or 'covariance', not {show!r}")
+    if show not in ("feature", "covariance", "components"):
+        raise ValueError(f"show must be 'feature', 'covariance' or 'components', not {show!r}")
     if show == "covariance":
         return _distances(model, column, ax)
+    if show == "components":
+        return _spreads(model, column, feature, ax)
     if X is None:
-        raise ValueError("plot_levels needs the rows, X, to show a feature; without rows it can show='covariance'")
+        raise ValueError(
+            "plot_levels needs the rows, X, to show a feature; without rows it can show='covariance' or 'components'"
+        )
     rows = rows_of(model, X, metadata)
     column = metadata_column(model, rows.metadata, column, with_levels=True)
     j = feature_place(model, feature)
@@ -128,6 +133,40 @@ def _distances(model: Any, column: str | None, ax: Axes | None) -> Axes:
         caption(ax, f"{len(kept)} largest of {len(table)} levels of {name(term.name)}")
     legend(ax, title=None if len(kept) < len(table) else name(term.name))
     return ax
+
+
+def _spreads(model: Any, column: str | None, feature: str | None, ax: Axes | None) -> Axes:
+    """Draw the standard deviation of a feature in each component and group of levels, over the component's average."""
+    if not hasattr(model, "groups_"):
+        raise ValueError(
+            "show='components' needs a ResidualMixture with covariance_by=; set it and fit, or leave show= out"
+        )
+    if column not in (None, model.covariance_by):
+        raise ValueError(f"the covariances differ by {model.covariance_by!r}, not by {column!r}")
+    ratios = group_spreads_of(model)
+    j = int(np.ptp(np.log(ratios), axis=0).max(axis=0).argmax()) if feature is None else feature_place(model, feature)
+    shown, K = ratios[:MOST_LEVELS, :, j], ratios.shape[1]
+    ax = axes(ax, figsize=(4.8, 1.2 + 0.34 * len(shown)))
+    for k in range(K):
+        places = np.arange(len(shown)) + 0.5 * ((k + 0.5) / K - 0.5)
+        ax.plot(shown[:, k], places, marker(k), color=colour(k), markersize=5.5, label=f"component {k}")
+    ax.axvline(1, color=INK, linewidth=0.8, linestyle=":")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:.3g}")
+    ax.set_yticks(range(len(shown)), [_together(levels) for levels in model.groups_[:MOST_LEVELS]])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_xlabel(f"{name(features_of(model)[j])}: spread over the component's average")
+    ax.grid(axis="y", visible=False)
+    if len(shown) < len(ratios):
+        caption(ax, f"the first {len(shown)} of {len(ratios)} groups of {name(model.covariance_by)}")
+    legend(ax)
+    return ax
+
+
+def _together(levels: list[str]) -> str:
+    """Return the name of levels that share their covariances."""
+    first = name(levels[0], 22)
+    return first if len(levels) == 1 else f"{first} and {len(levels) - 1} more"
 
 
 def metadata_column(model: Any, metadata: Any, wanted: str | None, *, with_levels: bool = False) -> str:

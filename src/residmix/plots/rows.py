@@ -22,6 +22,7 @@ __all__ = [
     "covariances_of",
     "family_of",
     "features_of",
+    "group_spreads_of",
     "means_of",
     "metadata_of",
     "residual_of",
@@ -185,6 +186,17 @@ def variances_of(model: Any) -> Floats:
 
     found = family(family_of(model)).diagonals(np.asarray(model.covariances_))
     return np.broadcast_to(found, model.means_.shape)
+
+
+def group_spreads_of(model: Any) -> Floats:
+    """Return the standard deviations (G, K, d) of components in groups with covariances of their own, over those of
+    the components on average.
+    """
+    from residmix.mixture.families.family import family
+
+    of, shape = family(family_of(model)), model.means_.shape
+    each = [np.broadcast_to(of.diagonals(own), shape) for own in np.asarray(model.group_covariances_)]
+    return np.sqrt(np.stack(each) / variances_of(model))
 
 
 def family_of(model: Any) -> str:

@@ -8,16 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.plots.pit import BINS, pit_values
-from residmix.plots.rows import features_of, means_of, variances_of
+from residmix.plots.rows import features_of, group_spreads_of, means_of, variances_of
 from residmix.report.gather import Evidence
 from residmix.report.tables import number
 
-__all__ = ["agreement", "component_order", "component_rows", "fit_quality", "own_effect_rows", "selection_rows"]
+__all__ = [
+    "agreement",
+    "component_order",
+    "component_rows",
+    "fit_quality",
+    "group_spread_rows",
+    "own_effect_rows",
+    "selection_rows",
+]
 
 Floats = NDArray[np.float64]
 
 # Effects by component that a report shows: those that differ most.
 MOST_EFFECTS = 20
+# Groups of levels with covariances of their own that it shows.
+MOST_GROUPS = 50
 
 
 def component_order(model: Any) -> NDArray[np.integer[Any]]:
@@ -63,6 +73,24 @@ def own_effect_rows(model: Any) -> list[dict[str, Any]]:
             "estimates": [float(value) for value in coef[order, i, j]],
         }
         for i, j in zip(*np.unravel_index(foremost, size.shape), strict=True)
+    ]
+
+
+def group_spread_rows(model: Any) -> list[dict[str, Any]]:
+    """Return how wide each component is in each group of levels with covariances of its own.
+
+    As multiples of the component's average, the geometric mean over features; and the feature that differs most.
+    """
+    if not hasattr(model, "groups_"):
+        return []
+    logs, names = np.log(group_spreads_of(model))[:, component_order(model)], features_of(model)
+    return [
+        {
+            "levels": [str(level) for level in levels],
+            "spreads": [float(value) for value in np.exp(own.mean(axis=1))],
+            "feature": str(names[int(np.abs(own).max(axis=0).argmax())]),
+        }
+        for levels, own in zip(model.groups_[:MOST_GROUPS], logs, strict=False)
     ]
 
 

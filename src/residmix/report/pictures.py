@@ -111,6 +111,11 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
             "How well each column can be predicted: before (hollow), after (filled), by chance (grey).")  # fmt: skip
     if found.rows is not None and found.residual is not None and summary["metadata_columns"]:
         _of_metadata(found, summary, add)
+    if summary["spreads_by_group"]:
+        add("spreads", lambda ax: plot_levels(found.model, show="components", ax=ax),
+            (4.4, 1.2 + 0.34 * min(len(summary["spreads_by_group"]), 25)),
+            "Spread of a feature in each component and group, over the component's average.",
+            "Standard deviation over the component's average, of the feature in which these differ most.")  # fmt: skip
     if summary["selection"]:
         add("selection", lambda ax: plot_selection(found.model, ax=ax), (4.4, 3.4),
             "The criterion against the number of components, by family.",

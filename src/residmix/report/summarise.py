@@ -16,6 +16,7 @@ from residmix.report.mixture import (
     component_order,
     component_rows,
     fit_quality,
+    group_spread_rows,
     own_effect_rows,
     selection_rows,
 )
@@ -77,6 +78,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "certificate": certificate_of(model),
         "components": component_rows(found),
         "effects_by_component": own_effect_rows(model),
+        "spreads_by_group": group_spread_rows(model),
         "selection": selection_rows(model),
         "fit": fit_quality(found),
         "metadata": [
