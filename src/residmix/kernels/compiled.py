@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from residmix.errors import ResidmixWarning, warn_once
 
 __all__ = [
-    "CHUNK", "I64", "LINE", "REGISTERS", "WHOLE", "WIDTH", "ZERO", "Builder", "Value", "at", "broadcast", "choose",
-    "clear", "compiled", "everywhere", "fewer", "get", "integer", "kernel", "load", "load_four", "loop",
-    "multiply_add", "number", "part", "part_places", "pick", "piece", "prefetch", "put", "room", "splat", "store",
-    "subtract_square", "total", "whole",
+    "BROAD", "BROAD_ZERO", "CHUNK", "FEW_FLOATS", "FLOATS", "I64", "LINE", "REGISTERS", "WHOLE", "WIDTH", "ZERO",
+    "Builder", "Value", "at", "broadcast", "choose", "clear", "compiled", "everywhere", "fewer", "get", "integer",
+    "kernel", "load", "load_broad", "load_four", "loop", "multiply_add", "number", "part", "part_places", "pick",
+    "piece", "prefetch", "put", "room", "splat", "store", "subtract_square", "total", "whole",
 ]  # fmt: skip
 
 # -- loops -----------------------------------------------------------------------------------------------------------
@@ -140,6 +140,11 @@ def everywhere(value: float) -> Value:
 
 ZERO = everywhere(0.0)
 
+# a register of floats, and as many of them as doubles in one
+BROAD = 2 * WIDTH
+FLOATS, FEW_FLOATS = (ir.VectorType(ir.FloatType(), size) for size in (BROAD, WIDTH))
+BROAD_ZERO = ir.Constant(FLOATS, [0.0] * BROAD)
+
 # whole numbers of the size of a register's numbers
 WHOLE = ir.VectorType(I64, WIDTH)
 
@@ -176,10 +181,10 @@ def room(builder: Builder, size: int) -> Value:
 
 
 def load_four(builder: Builder, base: Value, *offset: Value | int) -> Value:
-    """Load four numbers, whatever a register holds."""
-    four = ir.VectorType(VECTOR.element, 4)
+    """Load four numbers, doubles or floats, whatever a register holds."""
+    four = ir.VectorType(base.type.pointee, 4)
     value = builder.load(builder.bitcast(builder.gep(base, [at(builder, *offset)]), four.as_pointer()))
-    value.align = 8
+    value.align = 4 if base.type.pointee == ir.FloatType() else 8
     return value
 
 
@@ -193,6 +198,13 @@ def load(builder: Builder, base: Value, *offset: Value | int) -> Value:
     return builder.fpext(value, VECTOR) if single else value
 
 
+def load_broad(builder: Builder, base: Value, *offset: Value | int) -> Value:
+    """Load a register of floats."""
+    value = builder.load(builder.bitcast(builder.gep(base, [at(builder, *offset)]), FLOATS.as_pointer()))
+    value.align = 4
+    return value
+
+
 def prefetch(builder: Builder, base: Value, *offset: Value | int) -> None:
     """Ask for a line of memory to be in the second cache when it is needed. Any address will do, even a wrong one."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -204,15 +216,15 @@ def prefetch(builder: Builder, base: Value, *offset: Value | int) -> None:
 
 def store(builder: Builder, value: Value, base: Value, *offset: Value | int) -> None:
     pointer = builder.gep(base, [at(builder, *offset)])
-    written = builder.store(value, builder.bitcast(pointer, VECTOR.as_pointer()))
-    written.align = 8
+    written = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    written.align = 4 if value.type.element == ir.FloatType() else 8
 
 
-def splat(builder: Builder, scalar: Value) -> Value:
+def splat(builder: Builder, scalar: Value, kind: Value = VECTOR) -> Value:
     """Return a vector that holds `scalar` everywhere."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+    undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+    return pick(builder, first, undefined, [0] * kind.count)
 
 
 def broadcast(builder: Builder, base: Value, *offset: Value | int) -> Value:
@@ -330,12 +342,14 @@ def kernel(emit: Callable[..., None], name: str | None = None) -> Any:
     return intrinsic(typed)
 
 
-def part_places(sizes: list[int]) -> NDArray[np.int64]:
-    """Return where the parts of an array begin that are to have such sizes, and how many doubles the array must have.
+def part_places(sizes: list[int], item: int = 8) -> NDArray[np.int64]:
+    """Return where the parts of an array begin that are to have such sizes, and how many numbers the array must have.
+
+    `item` is the size of a number in bytes.
 
     Each part begins with a line of the cache: vectors that lie across two of them are slow.
     """
-    line = LINE // 8
+    line = LINE // item
     places = np.cumsum([0, *(-(-size // line) * line for size in sizes)])
     places[-1] += line - 1
     return places
@@ -351,7 +365,7 @@ def _part(context: Any, work: Any, places: Any, index: Any) -> Any:
         )
         begin, end = (builder.load(builder.gep(bounds, [at(builder, values[2], after)])) for after in (0, 1))
         array = target.make_array(signature.return_type)(target, builder)
-        size, width = builder.sub(end, begin), integer(8)
+        size, width = builder.sub(end, begin), integer(work.dtype.bitwidth // 8)
         line = integer(LINE)
         address = builder.add(builder.ptrtoint(numbers, I64), builder.sub(line, integer(1)))
         first = builder.inttoptr(builder.and_(address, builder.neg(line)), numbers.type)

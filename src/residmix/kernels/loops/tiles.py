@@ -22,7 +22,7 @@ from residmix.kernels.writers.shares import share_rows, sum_shares
 __all__ = ["distances_block", "full_block", "full_sizes", "scaled_block", "scaled_sizes", "tied_block", "tied_sizes"]
 
 # Half a squared distance is the square of a distance times this.
-_HALF = 0.5**0.5
+HALF = 0.5**0.5
 
 
 @piece
@@ -116,7 +116,7 @@ def full_block(
     top, total, w = part(work, places, 9), part(work, places, 10), part(work, places, 11)
     lanes, lanes_top = part(work, places, 12), part(work, places, 13)
     clear(part(work, places, 0), places[5])
-    pack_factors(factors, K, d, _HALF, packed)
+    pack_factors(factors, K, d, HALF, packed)
     log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)

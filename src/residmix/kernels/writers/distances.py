@@ -30,7 +30,7 @@ from residmix.kernels.compiled import (
     subtract_square,
 )
 
-__all__ = ["join_full", "join_scaled", "load_columns", "rotate", "take_expected"]
+__all__ = ["join_full", "join_scaled", "load_columns", "products", "rotate", "take_expected"]
 
 # Columns up to which a group of columns of the factor takes the rows less their means, rather than copies of them:
 # subtracting twice is cheaper than to store and load.
@@ -157,7 +157,7 @@ def _groups(b: Builder, d: Value) -> Value:
     return b.sdiv(at(b, d, 3), integer(4))
 
 
-def _products(
+def products(
     b: Builder,
     row: Callable[[Value], list[Value]],
     packed: Value,
@@ -165,6 +165,9 @@ def _products(
     d: Value,
     carried: list[Value],
     finish: Callable[[list[Value], Value, int, list[Value]], list[Value]],
+    *,
+    zero: Value = ZERO,
+    broadcast: Callable[..., Value] = broadcast,
 ) -> list[Value]:
     """Multiply a chunk of rows with a packed triangular factor; `row` is one of the chunk's columns.
 
@@ -176,7 +179,7 @@ def _products(
     def group(g: Value, carried: list[Value]) -> list[Value]:
         above, entry = b.mul(g, integer(4)), carried[-1]
 
-        def products(width: int) -> list[Value]:
+        def columns(width: int) -> list[Value]:
             def multiply(j: Value, sums: list[Value], columns: range) -> list[Value]:
                 values, new = row(j), list(sums)
                 for c in columns:
@@ -185,14 +188,14 @@ def _products(
                         new[c * REGISTERS + r] = multiply_add(b, values[r], factor, new[c * REGISTERS + r])
                 return new
 
-            sums = loop(b, above, [ZERO] * (width * REGISTERS), lambda j, sums: multiply(j, sums, range(width)))
+            sums = loop(b, above, [zero] * (width * REGISTERS), lambda j, sums: multiply(j, sums, range(width)))
             for c in range(width):
                 sums = multiply(at(b, above, c), sums, range(c, width))
             done = finish(carried[:-1], above, width, sums)
             return [*done, at(b, entry, b.mul(integer(width), at(b, above, width)))]
 
         wide = fewer(b, integer(3), b.sub(b.sub(d, above), integer(1)))
-        return choose(b, wide, [partial(products, width) for width in (1, 2, 3, 4)])
+        return choose(b, wide, [partial(columns, width) for width in (1, 2, 3, 4)])
 
     return loop(b, _groups(b, d), [*carried, f0], group)[:-1]
 
@@ -209,7 +212,7 @@ def _distances(
                 new[r] = subtract_square(b, new[r], sums[c * REGISTERS + r])
         return new
 
-    return _products(b, row, packed, f0, d, [begin] * REGISTERS, squares)
+    return products(b, row, packed, f0, d, [begin] * REGISTERS, squares)
 
 
 @kernel
@@ -228,7 +231,7 @@ def rotate(b: Builder, x: Value, stride: Value, packed: Value, d: Value, out: Va
                     store(b, sums[c * REGISTERS + r], out, first, b.mul(at(b, above, c), stride), r * WIDTH)
             return []
 
-        return _products(b, row, packed, integer(0), d, [], keep)
+        return products(b, row, packed, integer(0), d, [], keep)
 
     loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from residmix.kernels.compiled import (
     I64,
@@ -22,7 +23,7 @@ from residmix.kernels.compiled import (
 )
 from residmix.kernels.plain import NOTHING
 
-__all__ = ["scatter_columns", "scatter_panels", "scatter_squares", "sift_panels"]
+__all__ = ["by_groups", "scatter_columns", "scatter_panels", "scatter_squares", "sift_panels"]
 
 # -- in columns -----------------------------------------------------------------------------------------------------
 
@@ -150,9 +151,13 @@ def scatter_columns(
     and paired with itself, then with the columns after it. `collect_columns` knows the order of the sums.
     """
     mean0, share, sums0 = b.mul(k, between), b.mul(k, stride), b.mul(k, m)
+    by_groups(b, _Columns(b, x, stride, centres, mean0, joint, share, weighted, scatter, shift, sums0), k, m)
+
+
+def by_groups(b: Builder, of: Any, k: Value, m: Value) -> None:
+    """Pair groups of four columns of component k with themselves and the later ones, as `collect_columns` has it."""
     entry = b.mul(k, b.mul(b.sdiv(b.mul(m, at(b, m, 1)), integer(2)), integer(WIDTH)))
     groups = b.sdiv(b.sub(m, integer(1)), integer(4))
-    of = _Columns(b, x, stride, centres, mean0, joint, share, weighted, scatter, shift, sums0)
 
     def group(g: Value, carried: list[Value]) -> list[Value]:
         j, entry = b.mul(g, integer(4)), carried[0]

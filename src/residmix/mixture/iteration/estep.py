@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from residmix.kernels.arrays import readable, readable_weight
 from residmix.kernels.cholesky import inverse_triangles
-from residmix.kernels.pairs import full_joint, full_sums, scaled_joint, scaled_sums, small, tied_gram
+from residmix.kernels.pairs import full_joint, full_sums, scaled_joint, scaled_sums, single_sums, small, tied_gram
 from residmix.mixture.given.by_component import joined_factors, joined_means, steep
 from residmix.mixture.given.by_group import at_group
 
@@ -40,6 +40,12 @@ LOG_2PI = float(np.log(2 * np.pi))
 
 # If no weight in a block is above this, they are magnified: shares below `NOTHING` of a row of weight 1 are left out.
 TINY_WEIGHT = 1e-6
+
+# Products of rows of float32 are taken in single precision from so many columns, where that begins to pay; if factors
+# times standard deviations are below the second, and factors and distances, up or down, within the third.
+SINGLE_FROM = 8
+STEEPEST = 100.0
+SINGLE_MOST = 1e18
 
 _NONE = np.empty((0, 0))
 
@@ -117,6 +123,8 @@ class Problem:
         effects are by component, `means` and `factors` are those of the row [u, x].
     groups : tuple of Problem
         Of each group of rows, where covariances differ by group: see `residmix.mixture.given.by_group`.
+    single : float
+        Products of float32 rows up to this size are taken in single precision.
     """
 
     params: MixtureParams
@@ -130,10 +138,21 @@ class Problem:
     runs: int = 1
     steep: bool = False
     groups: tuple[Problem, ...] = ()
+    single: float = 0.0
 
     @classmethod
-    def of(cls, params: MixtureParams, *, full: bool = False, n_rows: int | None = None, runs: int = 1) -> Problem:
+    def of(
+        cls,
+        params: MixtureParams,
+        *,
+        full: bool = False,
+        n_rows: int | None = None,
+        runs: int = 1,
+        single: bool = False,
+    ) -> Problem:
         """Prepare parameters for a total number of rows; with `full`, as full covariances.
+
+        With `single`, products of rows of float32 may be taken in single precision.
 
         The number of rows of a fit decides, with its shape, whether loops or their twins run; unknown is many.
         """
@@ -148,9 +167,9 @@ class Problem:
             joined = _plain(joined_means(params)), _plain(joined_factors(params))
             return cls(params, *joined, constant, True, plain=plain, steep=steep(params))
         if full or not (params.family.diagonal or (params.family.shared and _pooling_pays(K, d))):
-            return cls(
-                params, _plain(params.means), _plain(params.full_factors()), constant, True, plain=plain, runs=runs
-            )
+            single_to = _single_to(params) if single and not (full or plain or runs > 1) else 0.0
+            made = _plain(params.means), _plain(params.full_factors())
+            return cls(params, *made, constant, True, plain=plain, runs=runs, single=single_to)
         means, origin, rotation = params.means, None, None
         if params.family.diagonal:
             scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors), (K, d))
@@ -172,6 +191,22 @@ class Problem:
         if log_prior is None:
             return self.constant + self.params.log_weights, _NONE
         return self.constant, _plain(log_prior)
+
+
+def _single_to(params: MixtureParams) -> float:
+    r"""Return up to which size rows' products may be taken in single precision; 0 if that costs too many digits.
+
+    A covariance comes out with errors of :math:`10^{-8}` or so of its features' variances. So these mustn't be more
+    than `STEEPEST` squared times what is left of them given the other features; and squares must not overflow.
+    """
+    d, factors = params.n_features, np.abs(params.full_factors())
+    if d < SINGLE_FROM:
+        return 0.0
+    deviations = np.sqrt(np.diagonal(params.full_covariances(), axis1=1, axis2=2))
+    least, most = np.diagonal(factors, axis1=1, axis2=2).min(), factors.max()
+    if not ((factors * deviations[:, :, None]).max() < STEEPEST and least > 1 / SINGLE_MOST and most < SINGLE_MOST):
+        return 0.0
+    return float(SINGLE_MOST / (d * most) - np.abs(params.means).max())
 
 
 def _pooling_pays(K: int, d: int) -> bool:
@@ -270,8 +305,11 @@ def _own_moments(
         centre = np.zeros(q) if extra_centre is None else extra_centre
         centres = np.hstack([np.broadcast_to(centre, (len(centres), q)), centres])
         rows = np.hstack([extra, X])
-    if problem.full:
-        given: Any = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments, problem.runs
+    if extra is None and X.dtype == np.float32 and problem.single > 0 and _all_below(X, problem.single):
+        given: Any = readable(X), centres, problem.factors, *prior, weight, with_moments
+        log_likelihood, mass, shift, scatter = single_sums(*given)
+    elif problem.full:
+        given = _plain(rows), X.shape[1], centres, problem.factors, *prior, weight, with_moments, problem.runs
         log_likelihood, mass, shift, scatter = full_sums(*given, plain=problem.plain)
         of = problem.params.family
         if extra is None and of.shared and not of.diagonal and not problem.params.by_component:
@@ -280,6 +318,10 @@ def _own_moments(
         given = _plain(rows), centres, problem.factors, *prior, weight, problem.runs
         log_likelihood, mass, shift, scatter = scaled_sums(*given, plain=problem.plain)
     return MixtureMoments(mass, shift, scatter, log_likelihood, 0.0, 0)
+
+
+def _all_below(X: NDArray[np.floating], most: float) -> bool:
+    return bool(X.size and X.max() < most and X.min() > -most)
 
 
 def _unit(weight: Floats) -> float:

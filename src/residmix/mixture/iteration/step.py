@@ -66,6 +66,7 @@ class MixtureEM:
         Sum of the rows' weights, once they have been seen; else 0.
     errors : ndarray (n, d) or (n, d, d), optional
         Covariances of the rows' measurement errors.
+    single : bool, for `Problem.of`
     """
 
     rows: Rows
@@ -74,6 +75,7 @@ class MixtureEM:
     revived: list[list[int]] = field(default_factory=list)
     total: float = 0.0
     errors: Floats | None = None
+    single: bool = False
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
         moments = self.moments(params)
@@ -107,7 +109,7 @@ class MixtureEM:
     def moments(self, params: MixtureParams, *, with_moments: bool = True) -> MixtureMoments:
         """Return the moments of all rows: see :func:`block_moments`."""
         with_design = _joins(params, self.joint) or params.by_group is not None
-        problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows)
+        problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows, single=self.single)
         step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments, errors=self.errors)
         moments = fold(self.kept(params)[0], step, MixtureMoments.merge)
         self.total = moments.total

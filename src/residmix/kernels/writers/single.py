@@ -1,0 +1,270 @@
+"""Micro-kernels in single precision: what a row costs by the square of its columns (see `residmix.kernels.compiled`).
+
+Means are floats and what these leave out, so no offset costs digits. A vector holds twice as many numbers; sums over
+tiles are in double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from residmix.kernels.compiled import (
+    BROAD,
+    BROAD_ZERO,
+    FEW_FLOATS,
+    FLOATS,
+    I64,
+    REGISTERS,
+    WIDTH,
+    ZERO,
+    Builder,
+    Value,
+    at,
+    broadcast,
+    everywhere,
+    integer,
+    kernel,
+    load,
+    load_broad,
+    loop,
+    multiply_add,
+    number,
+    pick,
+    put,
+    splat,
+    store,
+)
+from residmix.kernels.writers.distances import products
+from residmix.kernels.writers.scatters import by_groups
+
+__all__ = ["BROAD_CHUNK", "centre_single", "join_single", "round_shares", "scatter_single", "sift_single"]
+
+# A share of a row that leaves no trace in single precision, and would be slow as a number without all its digits.
+FAINT = 1e-30
+
+# rows that share one load of a factor
+BROAD_CHUNK = BROAD * REGISTERS
+
+
+def _everywhere(b: Builder, base: Value, *offset: Value | int) -> Value:
+    return splat(b, b.load(b.gep(base, [at(b, *offset)])), FLOATS)
+
+
+def _halves(b: Builder, value: Value) -> list[Value]:
+    """Return the two halves of a vector of floats."""
+    return [pick(b, value, value, list(range(begin, begin + WIDTH))) for begin in (0, WIDTH)]
+
+
+@kernel
+def centre_single(
+    b: Builder, x: Value, m: Value, stride: Value, high: Value, low: Value, c0: Value, deviation: Value
+) -> None:
+    """deviation[j, i] = (x[j, i] - high[c0 + j]) - low[c0 + j], for m columns of `stride` rows.
+
+    With `high` the nearest float to a mean and `low` the rest of it, that's as exact as one rounding of the difference:
+    the first one is rounded by its own size at most, and the second takes no more than a float's last digit of `high`.
+    """
+
+    def column(j: Value, _: list[Value]) -> list[Value]:
+        first, parts = b.mul(j, stride), [_everywhere(b, each, c0, j) for each in (high, low)]
+
+        def rows(i: Value, _: list[Value]) -> list[Value]:
+            row = at(b, first, b.mul(i, integer(BROAD)))
+            store(b, b.fsub(b.fsub(load_broad(b, x, row), parts[0]), parts[1]), deviation, row)
+            return []
+
+        return loop(b, b.sdiv(stride, integer(BROAD)), [], rows)
+
+    loop(b, m, [], column)
+
+
+@kernel
+def round_shares(b: Builder, joint: Value, j0: Value, n: Value, index: Value, share: Value) -> None:
+    """share[i] = joint[j0 + i] for n rows, 0 where that is `FAINT`; index[0] = n."""
+
+    def rows(i: Value, _: list[Value]) -> list[Value]:
+        row = b.mul(i, integer(WIDTH))
+        value = load(b, joint, j0, row)
+        value = b.select(b.fcmp_ordered(">", value, everywhere(FAINT)), value, ZERO)
+        store(b, b.fptrunc(value, FEW_FLOATS), share, row)
+        return []
+
+    loop(b, b.sdiv(n, integer(WIDTH)), [], rows)
+    b.store(n, b.bitcast(index, I64.as_pointer()))
+
+
+@kernel
+def sift_single(
+    b: Builder,
+    x: Value,
+    m: Value,
+    stride: Value,
+    high: Value,
+    low: Value,
+    c0: Value,
+    joint: Value,
+    j0: Value,
+    n: Value,
+    index: Value,
+    share: Value,
+    deviation: Value,
+) -> None:
+    """Keep the rows of a tile whose share isn't `FAINT`, and m columns of them less a mean, as `centre_single`.
+
+    index[0] is how many there are in the end, whole vectors: what fills the last one has no share.
+    """
+    places = b.bitcast(index, I64.as_pointer())
+
+    def sift(i: Value, carried: list[Value]) -> list[Value]:
+        value = b.load(b.gep(joint, [at(b, j0, i)]))
+        b.store(i, b.gep(places, carried))
+        put(b, value, share, carried[0])
+        belongs = b.fcmp_ordered(">", value, number(FAINT))
+        return [b.add(carried[0], b.zext(belongs, I64))]
+
+    some = loop(b, n, [integer(0)], sift)[0]
+    vectors = b.sdiv(at(b, some, BROAD - 1), integer(BROAD))
+    used = b.mul(vectors, integer(BROAD))
+
+    def fill(i: Value, _: list[Value]) -> list[Value]:
+        b.store(integer(0), b.gep(places, [at(b, some, i)]))
+        put(b, number(0.0), share, some, i)
+        return []
+
+    loop(b, b.sub(used, some), [], fill)
+
+    def column(j: Value, _: list[Value]) -> list[Value]:
+        first, parts = b.mul(j, stride), [b.load(b.gep(each, [at(b, c0, j)])) for each in (high, low)]
+
+        def row(i: Value, _: list[Value]) -> list[Value]:
+            value = b.load(b.gep(x, [at(b, first, b.load(b.gep(places, [i])))]))
+            b.store(b.fsub(b.fsub(value, parts[0]), parts[1]), b.gep(deviation, [at(b, first, i)]))
+            return []
+
+        return loop(b, used, [], row)
+
+    loop(b, m, [], column)
+    b.store(used, places)
+
+
+@kernel
+def join_single(
+    b: Builder,
+    deviation: Value,
+    stride: Value,
+    packed: Value,
+    f0: Value,
+    d: Value,
+    constant: Value,
+    k: Value,
+    out: Value,
+) -> None:
+    """out[k, i] = constant[k] - half the squared Mahalanobis distance of `stride` deviations (d, stride) from 0."""
+    begin = broadcast(b, constant, k)
+
+    def rows(i: Value, _: list[Value]) -> list[Value]:
+        first = b.mul(i, integer(BROAD_CHUNK))
+
+        def row(j: Value) -> list[Value]:
+            return [load_broad(b, deviation, first, b.mul(j, stride), r * BROAD) for r in range(REGISTERS)]
+
+        def squares(left: list[Value], above: Value, width: int, sums: list[Value]) -> list[Value]:
+            new = list(left)
+            for r in range(REGISTERS):
+                for c in range(width):
+                    value = sums[c * REGISTERS + r]
+                    new[r] = multiply_add(b, value, value, new[r])
+            return new
+
+        taken = products(
+            b, row, packed, f0, d, [BROAD_ZERO] * REGISTERS, squares, zero=BROAD_ZERO, broadcast=_everywhere
+        )
+        for r, value in enumerate(taken):
+            for begin_at, half in zip((0, WIDTH), _halves(b, value), strict=True):
+                store(b, b.fsub(begin, b.fpext(half, begin.type)), out, b.mul(k, stride), first, r * BROAD + begin_at)
+        return []
+
+    loop(b, b.sdiv(stride, integer(BROAD_CHUNK)), [], rows)
+
+
+@dataclass(frozen=True)
+class _Broad:
+    """One component's part of a tile, and where its sums are; see `scatter_single`."""
+
+    b: Builder
+    deviation: Value
+    stride: Value
+    vectors: Value
+    share: Value
+    weighted: Value
+    scatter: Value
+    shift: Value
+    sums0: Value
+
+    def columns(self, j: Value, row: Value, width: int) -> list[Value]:
+        b, first = self.b, self.b.mul(j, self.stride)
+        return [load_broad(b, self.deviation, first, row, b.mul(self.stride, integer(c))) for c in range(width)]
+
+    def add(self, sums: list[Value], places: list[tuple[Value, Value]]) -> None:
+        """Add a tile's sums to those in double precision."""
+        b = self.b
+        for value, (base, place) in zip(sums, places, strict=True):
+            before = load(b, base, place)
+            store(b, b.fadd(before, b.fpext(b.fadd(*_halves(b, value)), before.type)), base, place)
+
+    def itself(self, j: Value, entry: Value, width: int, keep: bool) -> None:
+        """Pair a group of columns with itself, and keep it weighted."""
+        b = self.b
+        n_pairs, place = width * (width + 1) // 2, b.mul(at(b, self.sums0, j), integer(WIDTH))
+
+        def body(i: Value, sums: list[Value]) -> list[Value]:
+            row = b.mul(i, integer(BROAD))
+            shares, columns = load_broad(b, self.share, row), self.columns(j, row, width)
+            sums, pair = list(sums), 0
+            for c in range(width):
+                value = b.fmul(shares, columns[c])
+                if keep:
+                    store(b, value, self.weighted, row, b.mul(self.stride, integer(c)))
+                sums[n_pairs + c] = b.fadd(sums[n_pairs + c], value)
+                for other in columns[c:]:
+                    sums[pair] = multiply_add(b, value, other, sums[pair])
+                    pair += 1
+            return sums
+
+        sums = loop(b, self.vectors, [BROAD_ZERO] * (n_pairs + width), body)
+        places = [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(n_pairs)]
+        self.add(sums, places + [(self.shift, at(b, place, c * WIDTH)) for c in range(width)])
+
+    def others(self, j: Value, entry: Value, width: int) -> None:
+        """Pair the weighted group with the columns from j on."""
+        b = self.b
+
+        def body(i: Value, sums: list[Value]) -> list[Value]:
+            row = b.mul(i, integer(BROAD))
+            columns = self.columns(j, row, width)
+            new = []
+            for a in range(4):
+                value = load_broad(b, self.weighted, row, b.mul(self.stride, integer(a)))
+                new += [multiply_add(b, value, columns[c], sums[a * width + c]) for c in range(width)]
+            return new
+
+        sums = loop(b, self.vectors, [BROAD_ZERO] * (4 * width), body)
+        self.add(sums, [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(4 * width)])
+
+
+@kernel
+def scatter_single(
+    b: Builder,
+    deviation: Value,
+    m: Value,
+    stride: Value,
+    k: Value,
+    index: Value,
+    share: Value,
+    weighted: Value,
+    scatter: Value,
+    shift: Value,
+) -> None:
+    """Add component k's moments of index[0] rows of m columns less its mean, as `scatter_columns` does."""
+    vectors = b.sdiv(b.load(b.bitcast(index, I64.as_pointer())), integer(BROAD))
+    by_groups(b, _Broad(b, deviation, stride, vectors, share, weighted, scatter, shift, b.mul(k, m)), k, m)
