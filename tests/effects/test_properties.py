@@ -58,6 +58,65 @@ def test_a_feature_of_one_value_at_a_level_keeps_one_value_there(options, preser
         assert_allclose(residual[:, 2], X[:, 2] - X[:, 2].mean(), atol=1e-11 * size)
 
 
+COUNTED = [
+    ("site + age", {}),
+    ("site + age", {"alpha": 3.0}),
+    ("site + age", {"scale": True}),
+    ("site", {"scale": True}),
+    ("site", {"shrinkage": "eb", "preserve": "age"}),
+    ("site", {"shrinkage": "eb", "scale": True, "preserve": "age"}),
+    ("site", {"shrinkage": "eb", "scale": "site + age", "preserve": "age"}),
+    ("site", {"shrinkage": "eb", "scale": True, "reference": "b"}),
+    ("site", {"shrinkage": "eb-one-row"}),
+    ("site", {"shrinkage": "eb-nonparametric", "scale": True}),
+    ("site", {"shrinkage": "eb-robust", "scale": True}),
+    ("site + scanner", {"shrinkage": {"site": "eb", "scanner": "eb"}, "scale": True}),
+    ("site", {"shrinkage": "eb", "scale": True, "covariance": True}),
+    ("site", {"shrinkage": "eb", "scale": True, "covariance": "scores"}),
+]
+
+
+@pytest.mark.parametrize(("formula", "options"), COUNTED, ids=str)
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=4, deadline=None)
+def test_a_row_of_weight_two_is_two_rows(formula, options, seed):
+    X, metadata = table(seed)
+    metadata["scanner"] = np.random.default_rng(seed).choice(["p", "q"], len(X))
+    weight = np.random.default_rng(seed).integers(0, 4, len(X))
+    times = np.repeat(np.arange(len(X)), weight)
+    new = lambda: Residualizer(formula, check_leakage=False, **options)  # noqa: E731
+    weighted = quietly(lambda: new().fit(X, metadata=metadata, sample_weight=weight.astype(float)))
+    repeated = quietly(lambda: new().fit(X[times], metadata=metadata.iloc[times].reset_index(drop=True)))
+    seen = np.unique(times)
+    found = weighted.transform(X[seen], metadata=metadata.iloc[seen])
+    # log variances settle to about 1e-8
+    assert_allclose(found, repeated.transform(X[seen], metadata=metadata.iloc[seen]), atol=1e-7)
+    plain = quietly(lambda: new().fit(X, metadata=metadata))
+    assert np.abs(plain.transform(X[seen], metadata=metadata.iloc[seen]) - found).max() > 1e-3
+
+
+DIVIDED = [
+    ("site + age", {"shrinkage": {"site": "blup"}}),
+    ("site + s(age)", {}),
+    ("age + site + age:site", {"shrinkage": {"site": "blup", "age:site": "blup"}}),
+]
+
+
+@pytest.mark.parametrize(("formula", "options"), DIVIDED, ids=str)
+def test_of_random_effects_and_curves_only_ratios_of_weights_matter(formula, options):
+    """The noise variance of a row is a common factor over its weight, and the factor is estimated."""
+    X, metadata = table(3)
+    weight = np.random.default_rng(3).uniform(0.5, 2.0, len(X))
+    found = [
+        Residualizer(formula, check_leakage=False, **options)
+        .fit(X, metadata=metadata, sample_weight=own)
+        .transform(X, metadata=metadata)
+        for own in (weight, 7.0 * weight, np.ones(len(X)))
+    ]
+    assert_allclose(found[0], found[1], atol=1e-6)
+    assert np.abs(found[0] - found[2]).max() > 1e-3
+
+
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 159), min_size=1, max_size=4, unique=True), st.booleans())
 @settings(max_examples=8, deadline=None)

@@ -223,7 +223,9 @@ class Residualizer(Learner):
         y : ignored
         metadata : array (n,) or (n, p), or table, optional
         sample_weight : array (n,) or str, optional
-            Weights, or the name of the column of X that holds them.
+            Weights, or the name of the column of X that holds them. A row of weight 2 counts as two rows, but in
+            standard errors, random effects and smoothness as one row with half the noise variance, as in R's lm, lme4
+            and mgcv.
 
         Raises
         ------

@@ -205,21 +205,49 @@ def test_what_is_not_in_the_moments_refuses_to_go_on(monkeypatch):
         model = Residualizer(formula, **options).fit(X, metadata=metadata)
         with pytest.raises(ValueError, match="don't work with scale=True and this design"):
             model.merge(model)
-    weighted = Residualizer("site", scale=True).fit(X, metadata=metadata, sample_weight=np.arange(1.0, 601.0))
-    with pytest.raises(ValueError, match="partial_fit and merge work only with weights of 1"):
-        weighted.merge(weighted)
 
 
-def test_spreads_of_levels_are_the_sample_variances_however_they_are_found():
+def test_weighted_spreads_of_sites_add_up_too():
     X, metadata = sites()
-    model = Residualizer("site", scale=True).fit(X, metadata=metadata)
-    by_rows = Residualizer("site", scale=True).fit(X, metadata=metadata, sample_weight=np.full(600, 2.0))
-    spread = pd.DataFrame(X).groupby(metadata["site"].to_numpy()).std().to_numpy()
-    factor = model.scale_.factor(model.design_.matrix(pd.DataFrame({"site": SITES})).dense)
-    assert_allclose(factor / factor[0], spread / spread[0], rtol=1e-12)
-    # with weights the model is climbed in passes over the rows
-    again = by_rows.scale_.factor(by_rows.design_.matrix(pd.DataFrame({"site": SITES})).dense)
-    assert_allclose(again / again[0], spread / spread[0], rtol=0.01)
+    weight = np.random.default_rng(0).uniform(0.5, 3.0, len(X))
+    formula = "C(site, levels=['a', 'b', 'c', 'd'])"
+    parts = [np.arange(600) < 300, np.arange(600) >= 300]
+    new = lambda: Residualizer(formula, scale=True, check_leakage=False)  # noqa: E731
+    models = [new().fit(X[at], metadata=metadata[at], sample_weight=weight[at]) for at in parts]
+    whole = new().fit(X, metadata=metadata, sample_weight=weight)
+    merged = models[0].merge(models[1])
+    assert_allclose(
+        merged.transform(X, metadata=metadata), whole.transform(X, metadata=metadata), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_spreads_of_levels_are_the_sample_variances_however_they_are_found(weighted, monkeypatch):
+    X, metadata = sites()
+    weight = np.arange(600) % 3 + 1.0 if weighted else np.ones(600)
+
+    def factor():
+        model = Residualizer("site", scale=True).fit(X, metadata=metadata, sample_weight=weight)
+        return model.scale_.factor(model.design_.matrix(pd.DataFrame({"site": SITES})).dense)
+
+    times = np.repeat(np.arange(600), weight.astype(int))
+    spread = pd.DataFrame(X[times]).groupby(metadata["site"].to_numpy()[times]).std().to_numpy()
+    found = factor()
+    assert_allclose(found / found[0], spread / spread[0], rtol=1e-12)
+    # the model of log variances, climbed in passes over the rows
+    monkeypatch.setattr("residmix.effects.spread.spread._only_a_factor", lambda design: False)
+    again = factor()
+    assert_allclose(again / again[0], spread / spread[0], rtol=1e-7)
+    assert not np.array_equal(again, found)
+
+
+@pytest.mark.parametrize(
+    ("formula", "options"), [("site", {}), ("site + age", {}), ("site", {"shrinkage": "eb"})], ids=str
+)
+def test_weights_too_light_to_tell_a_spread_are_told(formula, options):
+    X, metadata = sites()
+    with pytest.warns(ResidmixWarning, match="weights of 600 rows sum to 1, which"):
+        Residualizer(formula, scale=True, **options).fit(X, metadata=metadata, sample_weight=np.full(600, 1 / 600))
 
 
 def test_what_cannot_be_pooled_is_told():

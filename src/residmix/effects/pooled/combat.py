@@ -21,7 +21,7 @@ from residmix.effects.pooled.posterior import posterior, posterior_shift
 from residmix.effects.pooled.robust import robust_sums
 from residmix.effects.pooled.together import cells_of, pooled_together
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.spread.scale import Scale
+from residmix.effects.spread.scale import Scale, tell_too_light
 from residmix.effects.spread.terms import spread_terms
 from residmix.effects.unseen.batches import Frozen
 from residmix.errors import did_you_mean
@@ -158,6 +158,9 @@ class EmpiricalBayes:
                 rows, found, design, [terms[0], *covariates], terms[0], still[group.name], left, features, sums[0][:3]
             )
             levels = [beside.levels(own, found.applied.coef[group.columns], rows, found.everything(), group, kind)]
+        linear = moments.linear
+        if self.spread and all(np.all(own.n < 2) for own in levels) and np.all(linear.weight < linear.count):
+            tell_too_light(float(linear.weight.max()), int(linear.count.max()))
         usable = np.all([own.usable(features) for own in levels], axis=0)
         posterior = [
             self._posterior(own, usable, kind) for own, (_, kind) in zip(levels, self._named(terms), strict=True)

@@ -19,7 +19,7 @@ from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 from residmix.rows.scratch import scratch
 
-__all__ = ["LogVariances", "Scale", "fit_log_variances", "tell_unsettled"]
+__all__ = ["LogVariances", "Scale", "fit_log_variances", "tell_too_light", "tell_unsettled"]
 
 Array = NDArray[np.float64]
 Location = Callable[[Block], Array]
@@ -193,6 +193,8 @@ def fit_log_variances(
     used = np.arange(len(gram)) if columns is None else np.concatenate([[0], 1 + np.sort(columns)])
     about_mean = gram - np.outer(gram[0], gram[0]) / gram[0, 0]
     (free_gram,) = fold(rows, partial(_free_gram, mean, sd, inverse), _add)
+    if gram[0, 0] <= np.trace(inverse @ gram):
+        tell_too_light(gram[0, 0], rows.n_rows)
     among = np.ix_(used, used)
     pull, gram_used = _PULL * about_mean[among], gram[among]
     coef = beginning(start, mean, sd, pooled) if start is not None else np.zeros((len(gram), rows.n_features))
@@ -227,6 +229,15 @@ def tell_unsettled(moving: Array, settled: float, passes: int) -> None:
         f"the spread of {np.sum(moving >= settled)} of {moving.size} features has not converged in {passes} passes "
         f"(last change of log variance {moving.max():.1e}). The last estimate is used; a simpler formula or fewer "
         "levels may help",
+        DesignWarning,
+    )
+
+
+def tell_too_light(weight: float, n_rows: int) -> None:
+    """Warn of weights that count as no more rows than there are effects."""
+    warn(
+        f"the weights of {n_rows} rows sum to {weight:.3g}, which is no more than there are effects, so the spread "
+        "can't be estimated: a row of weight 2 counts as two rows. Multiply the weights by a number",
         DesignWarning,
     )
 
@@ -275,9 +286,9 @@ def _add_and_lowest(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple
     return one[0] + two[0], np.minimum(one[1], two[1])
 
 
-def _free(a: Array, weight: Array, inverse: Array) -> Array:
-    """Share of each row's square that the fit of the mean leaves, 1 - h, (b, 1)."""
-    return np.asarray(np.clip(1.0 - weight * np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None])
+def _free(a: Array, inverse: Array) -> Array:
+    """Share of each row's square that the fit of the mean leaves, 1 - h, (b, 1); a row of weight 2 is two rows."""
+    return np.asarray(np.clip(1.0 - np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None])
 
 
 def _sums(view: View, block: Block) -> tuple[Array, Array, Array, Array]:
@@ -290,7 +301,7 @@ def _sums(view: View, block: Block) -> tuple[Array, Array, Array, Array]:
 def _free_gram(mean: Array, sd: Array, inverse: Array, block: Block) -> tuple[Array]:
     """Gram matrix of [1, design] with weights w (1 - h)."""
     a, weight = _centred(mean, sd, block)
-    return ((a * (weight[:, None] * _free(a, weight, inverse))).T @ a,)
+    return ((a * (weight[:, None] * _free(a, inverse))).T @ a,)
 
 
 def _likelihood(
@@ -298,7 +309,7 @@ def _likelihood(
 ) -> tuple[Array, Array, Array]:
     """Log-likelihood (up to a constant), score and (if asked) observed information of a log variance."""
     a, weight, u, seen = view(block)
-    free, whole = _free(a, weight, inverse), seen.shape == (1, 1)
+    free, whole = _free(a, inverse), seen.shape == (1, 1)
     u /= pooled
     u += _FLOOR * free if whole else _FLOOR * free * seen
     eta = np.matmul(a, coef, out=scratch(u.shape, np.float64))

@@ -14,12 +14,11 @@ from residmix.effects.effect import Effect, need_dense
 from residmix.effects.mean.blup import Blup
 from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
-from residmix.effects.spread.scale import Scale
+from residmix.effects.spread.scale import Scale, tell_too_light
 from residmix.effects.spread.terms import log_variances, spread_terms
 from residmix.effects.unmeasured.combinations import empty, with_sums
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
 from residmix.moments.equations import Equations
-from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows
 
 __all__ = ["Spread"]
@@ -70,7 +69,7 @@ class Spread:
         found = self.mean.estimate(moments, design, features, rows)
         if design.n_removed == 0:
             return found
-        if rows is None or (_only_a_factor(design) and _unweighted(moments.linear) and not found.random):
+        if rows is None or (_only_a_factor(design) and not found.random):
             return replace(found, scale=self._of_levels(found, moments, design, features))
         still = still_levels(rows, design)
         tell_still(still, design, features, _ONLY_MEAN)
@@ -88,19 +87,16 @@ class Spread:
     def _of_levels(self, found: LinearRemoval, moments: Any, design: Design, features: Sequence[Any]) -> Scale:
         r"""Return the sample variances :math:`\sum (x - \bar x_k)^2 / (n_k - 1)` of the levels as a log-linear model.
 
-        They maximise the restricted likelihood of `fit_log_variances`. A level with one row has no variance and gets
-        the average of the others.
+        They maximise the restricted likelihood of `fit_log_variances`, with weights for the numbers of rows. A level
+        with one row has no variance and gets the average of the others.
         """
-        if not _unweighted(moments.linear):
-            raise ValueError(
-                "with scale=True, partial_fit and merge work only with weights of 1; call fit on all "
-                "rows, or leave sample_weight out"
-            )
         grouping = self.equations(design).groupings[0]  # type: ignore[attr-defined]
         n, _, squares, mask = residual_sums(moments, grouping, found.applied)
         still = Still(grouping.columns, grouping.coded, mask)
         tell_still({grouping.name: still}, design, features, _ONLY_MEAN)
-        known = (n >= 2) & ~mask & (squares > 0)
+        known = (n > 1) & ~mask & (squares > 0)
+        if np.all(n <= 1) and moments.linear.weight.max() < moments.linear.count.max():
+            tell_too_light(float(moments.linear.weight.max()), int(moments.linear.count.max()))
         log_sd = 0.5 * np.log(np.where(known, squares, 1.0) / np.where(known, n - 1, 1.0))
         log_sd = np.where(known, log_sd, np.sum(log_sd * known, axis=0) / np.maximum(known.sum(axis=0), 1))
         left = np.sum(np.where(known, squares * np.exp(-2 * log_sd), 0.0), axis=0)
@@ -117,7 +113,3 @@ _ONLY_MEAN = "only the mean is adjusted there, not the spread"
 
 def _only_a_factor(design: Design) -> bool:
     return len(design.terms) == 1 and design.terms[0].kind == "factor" and not design.terms[0].preserved
-
-
-def _unweighted(moments: LinearMoments) -> bool:
-    return bool(np.all(moments.weight == moments.count))
