@@ -139,7 +139,7 @@ def _told(error: OSError, path: str | os.PathLike[str], n_bytes: int | None) -> 
     """Return an error that names the file, what went wrong, and how much room was needed."""
     reason = os.strerror(error.errno) if error.errno in _FULL else error.strerror or str(error)
     needs = "" if n_bytes is None else f"; the file needs {n_bytes:,} bytes"
-    kept = ", and the existing file is kept" if needs else "; the existing file is kept"
+    kept = (", and" if needs else ";") + " the existing file is kept" if os.path.exists(path) else ""
     return type(error)(error.errno or errno.EIO, f"{reason}{needs}{kept}", os.fspath(path))
 
 

@@ -169,6 +169,15 @@ def test_what_cannot_be_written_or_compared_is_told_before_the_fit(options, mess
     assert message.format(files) in result.stderr
 
 
+@pytest.mark.parametrize("option", ["-o", "--report", "--residuals", "--labels"])
+def test_a_folder_that_is_read_only_is_told_before_the_fit(option, files, monkeypatch):
+    monkeypatch.setattr(rm.ResidualMixture, "fit", lambda *args, **kwargs: pytest.fail("fitted"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    ending = {"--report": "html"}.get(option, "csv")
+    result = run("fit", files / "p.csv", *OPTIONS, option, files / f"new.{ending}", code=1)
+    assert f"the folder '{files}' is read-only; use a name in another folder" in result.stderr
+
+
 def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"[a]": rng.normal(size=80), "site": ["x", "[/y]"] * 40, "group": ["[u]", "[/v]"] * 40})

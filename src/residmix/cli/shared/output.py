@@ -38,6 +38,10 @@ def check_targets(targets: dict[str, Path | None], *, reads: Sequence[Any] = (),
             raise click.ClickException(f"{str(path)!r} exists; use another name, or --force to overwrite it")
         if not path.parent.is_dir():
             raise click.ClickException(f"can't write {str(path)!r}: the folder {str(path.parent)!r} doesn't exist")
+        if not os.access(path.parent, os.W_OK):
+            raise click.ClickException(
+                f"can't write {str(path)!r}: the folder {str(path.parent)!r} is read-only; use a name in another folder"
+            )
         other = seen.setdefault(path.resolve(), option)
         if other != option:
             raise click.ClickException(f"{other} and {option} are both {str(path)!r}; use different names")
