@@ -5,10 +5,12 @@ python benchmarks/erasure_probes.py --only age
 python benchmarks/erasure_probes.py --only wide --first 10 --seeds 5 --to seeds.jsonl  # in pieces; then
 python benchmarks/erasure_probes.py --tables seeds.jsonl
 
-Erasers are fitted on some rows, and judged on as many others: half of these train the probe, half are read. ``shares``
-is the AUC of the true clusters' proportions alone, which "component" leaves; ``cluster`` what a forest reads of the
-true cluster, and ``lost`` how much less than before. ``ill`` is what a forest reads of a protected effect that is
-associated with what is erased, after a linear eraser that preserves it, and after "full".
+Erasers are fitted on some rows, and judged on as many others: half of these train the probe, half are read. ``truth``
+is what the same probes read of the same rows without anything that metadata do, but for the proportions of clusters:
+what "component" must leave. ``cluster`` is what a forest reads of the true cluster, and ``lost`` how much less than
+before. ``ill`` is what a forest reads of a protected effect that is
+associated with what is erased, after a linear eraser that preserves it (least squares in two dimensions, which have no
+direction left for an eraser to keep), and after "full".
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows, what is to be erased, the cluster of each row, and what the truth says of its probability."""
+    """Rows, these without what metadata do within clusters, what is to be erased, and the cluster of each row."""
 
     x: Floats
+    alike: Floats
     metadata: pd.DataFrame
     formula: str
     target: NDArray[Any]
@@ -54,10 +57,11 @@ def experiment(rng: np.random.Generator, n: int) -> Drawn:
     kind = rng.random(n) < np.where(site == 0, 0.7, 0.3)
     x = rng.normal(size=(n, 4))
     x[:, 0] += np.where(kind, 2.5, -2.5)
+    alike = x @ mixing
     x[:, 1] *= np.where(site == 0, 1, 1.8)
     x[:, 2] = np.where(site == 0, x[:, 2], np.sign(x[:, 2]) * np.abs(x[:, 2]) ** 1.6)
     x[:, 3] += np.where(site == 0, 0.6, -0.6) * x[:, 0] + site
-    return Drawn(x @ mixing, pd.DataFrame({"site": np.where(site == 1, "B", "A")}), "C(site)", site, kind)
+    return Drawn(x @ mixing, alike, pd.DataFrame({"site": np.where(site == 1, "B", "A")}), "C(site)", site, kind)
 
 
 def wide(rng: np.random.Generator, n: int) -> Drawn:
@@ -69,8 +73,9 @@ def wide(rng: np.random.Generator, n: int) -> Drawn:
     weights = np.array([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.3, 0.2, 0.5]])
     site = rng.integers(3, size=n)
     cluster = (rng.random((n, 1)) > weights[site].cumsum(axis=1)).sum(axis=1)
-    x = np.einsum("nj,njk->nk", rng.normal(size=(n, d)), factors[site]) + means[cluster] + shift[site, cluster]
-    return Drawn(x, pd.DataFrame({"site": np.array(list("ABC"))[site]}), "C(site)", site, cluster)
+    e = rng.normal(size=(n, d))
+    x = np.einsum("nj,njk->nk", e, factors[site]) + means[cluster] + shift[site, cluster]
+    return Drawn(x, e + means[cluster], pd.DataFrame({"site": np.array(list("ABC"))[site]}), "C(site)", site, cluster)
 
 
 def age(rng: np.random.Generator, n: int) -> Drawn:
@@ -80,18 +85,32 @@ def age(rng: np.random.Generator, n: int) -> Drawn:
     years, sex = rng.uniform(20, 80, n), rng.integers(2, size=n)
     t = (years - 50) / 30
     cluster = rng.random(n) < 0.5 + 0.2 * t
-    x = rng.normal(size=(n, d)) * np.exp(0.6 * t)[:, None]
+    e = rng.normal(size=(n, d))
+    x = e * np.exp(0.6 * t)[:, None]
     x[:, :2] *= np.where(sex == 1, 1.5, 1)[:, None]
-    x += np.where(cluster, 3.0, -3.0)[:, None] * direction / np.linalg.norm(direction)
-    x += t[:, None] * truth.normal(size=d)
+    place = np.where(cluster, 3.0, -3.0)[:, None] * direction / np.linalg.norm(direction)
+    x += place + t[:, None] * truth.normal(size=d)
     metadata = pd.DataFrame({"age": years, "sex": np.where(sex == 1, "m", "f")})
-    return Drawn(x, metadata, "age + C(sex)", t, cluster)
+    return Drawn(x, e + place, metadata, "age + C(sex)", t, cluster)
+
+
+def plane(rng: np.random.Generator, n: int) -> Drawn:
+    """Two scanners of other proportions, location, spread, skewness and correlation, crossed with coils; d = 2."""
+    scanner, coil = rng.integers(2, size=n), rng.integers(2, size=n)
+    cluster = rng.random(n) < 0.6 - 0.3 * scanner + 0.1 * coil
+    e, place = rng.normal(size=(n, 2)), np.where(cluster, 1.0, -1.0)[:, None] * np.array([3.0, 1.5])
+    wide = np.where(scanner == 0, e[:, 0], np.expm1(0.4 * e[:, 0]) / 0.4)
+    x = np.column_stack([wide, np.where(scanner == 0, 1, 0.4) * e[:, 1] + np.where(scanner == 0, 1, -1) * wide])
+    x = x * np.where(coil == 0, 1, 1.3)[:, None] + place + scanner[:, None] * np.array([0.8, -0.5])
+    metadata = pd.DataFrame({"scanner": np.where(scanner == 1, "B", "A"), "coil": np.where(coil == 1, "head", "neck")})
+    return Drawn(x, e + place, metadata, "C(scanner) + C(coil)", scanner, cluster)
 
 
 GENERATORS: dict[str, Callable[[np.random.Generator, int], Drawn]] = {
     "experiment": experiment,
     "wide": wide,
     "age": age,
+    "plane": plane,
 }
 
 
@@ -127,8 +146,8 @@ def shares(known: Drawn, later: Drawn) -> float:
 
 def moved_by(method: str, known: Drawn, later: Drawn, full: rm.Eraser) -> Floats:
     """Return the later rows as a method leaves them. "component" is the transport of "full" with other weights."""
-    if method == "nothing":
-        return later.x
+    if method in {"nothing", "truth"}:
+        return later.x if method == "nothing" else later.alike
     if method == "least squares":
         fitted = rm.Residualizer(known.formula).fit(known.x, metadata=known.metadata)
         return np.asarray(fitted.transform(later.x, metadata=later.metadata))
@@ -138,8 +157,8 @@ def moved_by(method: str, known: Drawn, later: Drawn, full: rm.Eraser) -> Floats
     return replace(full.transport_, keeps_shares=method == "component").forward(later.x, design)
 
 
-METHODS = ("nothing", "least squares", "component", "full")
-CLUSTERS = {"experiment": 2, "wide": 3, "age": 2}
+METHODS = ("nothing", "least squares", "truth", "component", "full")
+CLUSTERS = {"experiment": 2, "wide": 3, "age": 2, "plane": 2}
 
 
 def main() -> None:
@@ -196,8 +215,10 @@ def protected(name: str, known: Drawn, later: Drawn, seed: int) -> list[float]:
         halves.append((part.x + ill[:, None] * push / np.sqrt(len(push)), part.metadata.assign(ill=ill * 1.0), ill))
     (x, metadata, _), (x_later, metadata_later, ill) = halves
     said = []
-    for options in ({"method": "linear"}, {"method": "full", "n_components": CLUSTERS[name]}):
-        eraser = rm.Eraser(known.formula, preserve="ill", random_state=seed, **options)
+    formula = known.formula
+    linear = rm.Residualizer(formula, preserve="ill") if name == "plane" else rm.Eraser(formula, preserve="ill")
+    full = rm.Eraser(formula, preserve="ill", method="full", n_components=CLUSTERS[name], random_state=seed)
+    for eraser in (linear, full):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CertificateWarning)
             eraser.fit(x, metadata=metadata)
@@ -228,6 +249,10 @@ def tables(found: list[dict[str, Any]]) -> None:
         counts = ", ".join(f"{k} ({sizes.count(k)})" for k in sorted(set(sizes)))
         print(f"components (seeds): {counts}; {sum(not row['failures'] for row in rows)} of {len(rows)} certificates "
               "passed")  # fmt: skip
+        told = np.array([row["component"] for row in rows]) - np.array([row["truth"] for row in rows])
+        print("component less truth, mean (farthest): " + ", ".join(
+            f"{what} {gap.mean():.4f} ({gap[np.abs(gap).argmax()]:.4f})"
+            for what, gap in zip(("forest", "network"), told.T, strict=False)))  # fmt: skip
         ill = np.array([row["ill"] for row in rows])
         print(f"protected effect, AUC: linear {ill[:, 0].mean():.3f}, full {ill[:, 1].mean():.3f}, lost "
               f"{(ill[:, 0] - ill[:, 1]).mean():.4f} ({(ill[:, 0] - ill[:, 1]).max():.4f})")  # fmt: skip

@@ -6,7 +6,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from residmix.erasure.transport.clusters import MISTAKEN, divided, kept_shares, merged, telling
+from residmix.erasure.transport.clusters import MISTAKEN, apart, divided, kept_shares, merged, telling
 
 
 def shares_at(distance, rng, n=40_000):
@@ -32,6 +32,15 @@ def test_a_small_component_inside_a_large_one_is_of_its_cluster_and_a_far_one_is
     x = np.concatenate([rng.normal(size=9500), 3 * rng.normal(size=500), rng.normal(14, 1, 3000)])
     dense = np.stack([9500 * norm.pdf(x), 3000 * norm.pdf(x, 14), 500 * norm.pdf(x, scale=3)], axis=1)
     assert merged(dense / dense.sum(axis=1, keepdims=True), np.ones(len(x))).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("distance", [2.0, 4.0])
+def test_components_are_apart_where_rows_of_one_are_not_taken_for_the_other_and_rare_ones_do_not_count(rng, distance):
+    share, weight = shares_at(distance, rng), np.ones(40_000)
+    assert apart(share, weight, 2) == (mistaken(distance) < MISTAKEN)
+    rare = np.column_stack([0.99 * share[:, 0], 0.01 * share[:, 0], share[:, 1]])  # in the middle of the first
+    assert apart(rare, weight, 2) == apart(share, weight, 2)
+    assert not apart(np.column_stack([0.7 * share[:, 0], 0.3 * share[:, 0], share[:, 1]]), weight, 2)
 
 
 def test_kept_shares_are_the_rows_own_between_clusters_and_the_targets_within(rng):

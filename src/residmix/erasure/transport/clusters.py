@@ -7,7 +7,9 @@ with a probability of more than `MISTAKEN` (Hennig 2010),
 
 .. math:: \max_{ij} \sum_n w_n t_{ni} t_{nj} / \sum_n w_n t_{ni}
 
-with t the probabilities of components given the rows; the pair with the largest one is merged, repeatedly.
+with t the probabilities of components given the rows; the pair with the largest one is merged, repeatedly. A mixture of
+several groups is one of clusters if no two of its components would be merged in any group, and a division is one of
+clusters if all parts of each would be. Others may be likelier, with parts of a cluster here and another cluster there.
 
 Rosenblatt's transform goes through coordinates in turn. In one that mixes the clusters, rows of one may end in another;
 where the first coordinates tell them apart, they stay. Each direction in turn is therefore the one that leaves least
@@ -31,12 +33,14 @@ from scipy.optimize import minimize
 from residmix.errors import unnoted
 from residmix.mixture.gaussian import GaussianMixture
 
-__all__ = ["divided", "kept_shares", "merged", "telling"]
+__all__ = ["apart", "divided", "kept_shares", "merged", "telling"]
 
 Floats = NDArray[np.float64]
 
 # Two components of unit spread and equal weight are mistaken for each other so often at a distance of 3.
 MISTAKEN = 0.1
+# Components of a smaller share of a group's rows say nothing of it.
+SMALL = 0.02
 # Directions that are tried before the best one is improved, and the most that are chosen for what they tell.
 TRIED, MOST = 500, 8
 # Directions between means whose length is below this share of the longest are rounding.
@@ -57,6 +61,13 @@ def merged(share: Floats, weight: Floats) -> NDArray[np.intp]:
         clusters = np.where(clusters == two, one, clusters)
         clusters = clusters - (clusters > two)
     return np.asarray(clusters, dtype=np.intp)
+
+
+def apart(share: Floats, weight: Floats, d: int) -> bool:
+    """Tell whether no two components are one cluster in these rows, but for such as hardly any of them are of."""
+    mass = weight @ share
+    here = mass > max(d + 2.0, SMALL * float(mass.sum()))
+    return len(np.unique(merged(share[:, here], weight))) == here.sum()
 
 
 def divided(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.erasure.transport.certificate import PROBED, Certificate, measured
 from residmix.erasure.transport.groups import COVARIANCES
-from residmix.erasure.transport.transport import Asked, Transport, fit_transport
+from residmix.erasure.transport.transport import STARTS, Asked, Transport, fit_transport
 from residmix.rows.sampled import evenly
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 FIT_ROWS = 200_000
 HELD_OUT = 0.3
 CANDIDATES = (1, 2, 3, 4, 6, 8)
-# Components that a cluster may be divided into, and the most of all together.
-PARTS, MOST = (1, 2, 3, 4), 16
+# Components that a cluster may be divided into, that all rows may be, and the most of all together.
+PARTS, ALONE, MOST = (1, 2, 3, 4), (1, 2, 3, 4, 6, 8), 16
 # A division that moves a larger share of the rows to another cluster isn't one.
 STRAYED = 0.03
 # A further component must be worth this much of the log-likelihood of a held-out row.
@@ -61,7 +61,9 @@ def _certified(
     search = _Search(asked.only(~held), asked.only(held))
     behind = 0
     for k in _tried(n_components, method, n, d):
-        better = search.look(k, PARTS if n_components == "auto" and k > 1 else PARTS[:1])
+        better = search.look(
+            k, PARTS[:1] if n_components != "auto" or method == "spread" else PARTS if k > 1 else ALONE
+        )
         behind = 0 if better else behind + 1
         if behind > PATIENCE:
             break
@@ -89,27 +91,45 @@ class _Search:
 
     def look(self, k: int, parts: tuple[int, ...]) -> bool:
         """Try k clusters, of one and of more components each; tell whether one of these is the best so far."""
-        base, better, ahead = None, False, -np.inf
+        base = self._base(k, len(parts) == 1)
+        if base is None:
+            return False
+        better, ahead = False, -np.inf
         for covariances in COVARIANCES if k > 1 else COVARIANCES[:1]:
-            made = fit_transport(self.known, k, covariances=covariances, begun=base)
+            made = base if covariances == base.covariances else fit_transport(
+                self.known, k, covariances=covariances, begun=base
+            )  # fmt: skip
             assert made is not None
-            base = made if base is None else base
             better |= self._kept(made)
             ahead = max(ahead, self.candidates[-1]["log_likelihood"])
-        assert base is not None
         if ahead < self.undivided + WORTH:
             return better
         self.undivided = ahead
-        n, d = self.known.x.shape
-        behind = 0
-        for part in parts[1:]:
+        return self._divide(base, k, parts[1:], ahead) or better
+
+    def _base(self, k: int, asked: bool) -> Transport | None:
+        """Return the mixture of k clusters with a component each; None if rows deny them, from wherever it begins.
+
+        Rows aren't heard where k components were `asked` for.
+        """
+        for start in range(1 if asked or k == 1 else len(STARTS)):
+            made = fit_transport(self.known, k, covariances=COVARIANCES[0], start=start)
+            assert made is not None
+            if asked or self._sound(made):
+                return made
+        return None
+
+    def _divide(self, base: Transport, k: int, parts: tuple[int, ...], ahead: float) -> bool:
+        """Try more components for each of the k clusters of `base`; tell whether one of these is the best so far."""
+        (n, d), behind, better = self.known.x.shape, 0, False
+        for part in parts:
             if not _enough(k * part, n, d) or k * part > MOST or behind > PATIENCE:
                 break
             made, found = base, -np.inf
             for covariances in COVARIANCES[:2]:
                 began = base if made.parts != part else made
                 one = fit_transport(self.known, k * part, covariances=covariances, parts=part, begun=began)
-                if one is None:
+                if one is None or not self._sound(one):
                     break
                 made = one
                 if self._strayed(base, made) <= STRAYED:
@@ -118,6 +138,11 @@ class _Search:
             behind = 0 if found > ahead + WORTH else behind + 1
             ahead = max(found, ahead)
         return better
+
+    def _sound(self, made: Transport) -> bool:
+        """Tell whether the clusters of this mixture are what rows say."""
+        rows = evenly(len(self.known.x), PROBED)
+        return made.sound(self.known.x[rows], self.known.a[rows], self.known.weight[rows])
 
     def _kept(self, made: Transport) -> bool:
         weight = self.held.weight

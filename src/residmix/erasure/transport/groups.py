@@ -51,6 +51,7 @@ Floats = NDArray[np.float64]
 JOINT_ROWS = 20_000
 # Of a group: fewer rows than this have what the joint mixture gives them.
 FEWEST = 5
+SMALLEST = 1e-12
 MOST_STEPS, TOL, SPREAD_ROUNDS = 100, 1e-5, 5
 # Families: what has a covariance of its own, from many parameters to few.
 COVARIANCES = ("by-group", "by-component", "tied")
@@ -85,6 +86,8 @@ class ByGroup:
         these.
     clusters : ndarray of int (K,)
         The cluster of each component; None in files from before there were any: each is one.
+    usual_shift, usual_factors, usual_tilt : ndarray (K, d), (K, d, d), (K,)
+        Of the average group; None in files from before there were any: means over groups.
     """
 
     to_residual: ToResidual
@@ -98,6 +101,9 @@ class ByGroup:
     share: Floats
     basis: Floats
     clusters: NDArray[np.intp] | None = None
+    usual_shift: Floats | None = None
+    usual_factors: Floats | None = None
+    usual_tilt: Floats | None = None
 
     def group_of(self, a: Floats) -> NDArray[np.intp]:
         """Return the group of each design row (n,); G for none."""
@@ -125,11 +131,36 @@ class ByGroup:
     def average(self, a: Floats) -> Mixtures:
         """Return the mixture of each design row as the average group has it: the reference."""
         log_weights, means = self.base(a)
-        covariances = np.einsum("g,gkij,gklj->kil", self.share, self.factors, self.factors)
-        factors = np.linalg.cholesky(covariances)[None]
-        shift, tilt = (np.tensordot(self.share, part, 1) for part in (self.shift, self.tilt))
-        return Mixtures(normalised(log_weights + tilt), means + shift, factors, np.zeros(len(a), dtype=np.intp),
+        if self.usual_shift is None or self.usual_factors is None or self.usual_tilt is None:
+            covariances = np.einsum("g,gkij,gklj->kil", self.share, self.factors, self.factors)
+            factors: Floats = np.linalg.cholesky(covariances)
+            shift, tilt = (np.tensordot(self.share, part, 1) for part in (self.shift, self.tilt))
+        else:
+            shift, factors, tilt = self.usual_shift, self.usual_factors, self.usual_tilt
+        return Mixtures(normalised(log_weights + tilt), means + shift, factors[None], np.zeros(len(a), dtype=np.intp),
                         self.along.at(a))  # fmt: skip
+
+    def with_usual(self, mass: Floats, a: Floats) -> ByGroup:
+        """Return the same with an average group: at design row a (q,), of groups with rows `mass` (G, K).
+
+        Each component is the mean of what it is at the groups, counted by its rows there. Where a group has none of
+        it, its place there is made up, and a mean that counts it lies anywhere, in another cluster for one. Weights
+        are those of all rows together: a mean of logarithms has next to nothing of what one group lacks.
+        """
+        if not len(self.patterns):
+            return self
+        rows = np.repeat(a[None], len(self.patterns), axis=0)
+        rows[:, self.columns] = self.patterns
+        means, (log_weights, origin) = self.base(rows)[1] + self.shift[:-1], self.base(a[None])
+        mass = mass + SMALLEST
+        counted = mass / mass.sum(axis=0)
+        covariances = np.einsum("gk,gkij,gklj->kil", counted, self.factors[:-1], self.factors[:-1])
+        return replace(
+            self,
+            usual_shift=np.einsum("gk,gkd->kd", counted, means) - origin[0],
+            usual_factors=np.ascontiguousarray(np.linalg.cholesky(covariances)),
+            usual_tilt=np.log(mass.sum(axis=0) / mass.sum()) - log_weights[0],
+        )
 
 
 def normalised(log_weights: Floats) -> Floats:
@@ -183,12 +214,14 @@ def fit_groups(
     covariances: str,
     clusters: NDArray[np.intp] | None = None,
     begun: ByGroup | None = None,
+    told: Floats | None = None,
 ) -> ByGroup:
     """Fit the mixtures to aligned rows u (n, d) with design rows a (n, q).
 
     `columns` tell groups of the given `patterns` apart, along `numbers` laws vary. The joint mixture begins at
     `labels`, of the rows that `joint_rows` names. `covariances` is one of `COVARIANCES`; `clusters` (K,), the cluster
-    of each component, if that's known. `begun` was fitted to some of the rows; its joint mixture is taken over.
+    of each component, if that's known. `begun` was fitted to some of the rows; its joint mixture is taken over. With
+    `told` (n, C), the probabilities of the clusters, components of a cluster describe its rows only.
     """
     rows = joint_rows(len(u))
     if begun is None:
@@ -208,19 +241,20 @@ def fit_groups(
     )  # fmt: skip
     v, group = u @ basis, own.group_of(a)
     own = replace(own, along=_spreads(own, v[rows], a[rows], weight[rows], shared, numbers))
-    scatter, mass = np.zeros((K, d, d)), np.zeros(K)
+    scatter, mass = np.zeros((K, d, d)), np.zeros((G, K))
     for g in range(G):
         here = np.flatnonzero(group == g)
         log_weights, means = own.base(a[here])
-        own.shift[g], own.factors[g], own.tilt[g], inside, rows_of = _own(
-            v[here], log_weights, means, shared, weight[here], own.along.at(a[here]), covariances == "by-group"
-        )
-        own.share[g], scatter, mass = weight[here].sum(), scatter + inside, mass + rows_of
+        own.shift[g], own.factors[g], own.tilt[g], inside, mass[g] = _own(
+            v[here], log_weights, means, shared, weight[here], own.along.at(a[here]), covariances == "by-group",
+            None if told is None else _Told(told[here], clusters),
+        )  # fmt: skip
+        own.share[g], scatter = weight[here].sum(), scatter + inside
     if covariances != "by-group":
-        own.factors[:] = _pooled(scatter, mass, shared, covariances == "tied")
+        own.factors[:] = _pooled(scatter, mass.sum(axis=0), shared, covariances == "tied")
     own.share[-1] = weight.sum() - own.share[:-1].sum()
     own.share[:] /= own.share.sum()
-    return own
+    return own.with_usual(mass, weight @ a / weight.sum())
 
 
 def _told(to_residual: ToResidual, params: MixtureParams, a: Floats, clusters: NDArray[np.intp]) -> Floats:
@@ -232,15 +266,16 @@ def _told(to_residual: ToResidual, params: MixtureParams, a: Floats, clusters: N
 
 
 def common_labels(
-    u: Floats, a: Floats, weight: Floats, n_components: int, random_state: int
+    u: Floats, a: Floats, weight: Floats, n_components: int, random_state: int, family: str
 ) -> NDArray[np.intp] | None:
-    """Return the component of each row (n,) of a joint mixture with effects that all components share; None for one.
+    """Return the component of each row (n,) of a joint mixture with effects that all components share.
 
-    With effects of their own, components could be named differently in each group and be as likely.
+    None if one of them has no row. With effects of their own, components could be named differently in each group and
+    be as likely.
     """
-    if n_components == 1:
-        return None
-    shared = ResidualMixture(n_components, estimation="joint", gating="metadata", random_state=random_state)
+    shared = ResidualMixture(
+        n_components, estimation="joint", gating="metadata", covariance_type=family, random_state=random_state
+    )
     with unnoted():
         labels = shared.fit(u, metadata=a, sample_weight=weight).predict(u, metadata=a)
     return np.asarray(labels, dtype=np.intp) if len(np.unique(labels)) == n_components else None
@@ -270,8 +305,48 @@ def _joint(
     return model._to_residual, model._params, share
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Probabilities of the clusters (n, C) of rows, and the cluster of each component (K,)."""
+
+    probability: Floats
+    clusters: NDArray[np.intp]
+
+    def within(self, joint: Floats) -> tuple[Floats, Floats]:
+        """Return probabilities of components (n, K), and each row's log-likelihood (n,), given those of the clusters.
+
+        A component that a group has hardly any rows of may lie anywhere there, so also where another cluster is, and
+        would then take that one's rows: clusters' shares would be wrong, with a density that is right.
+        """
+        share, now = np.empty_like(joint), np.zeros(len(joint))
+        for cluster in range(self.probability.shape[1]):
+            here = np.flatnonzero(self.clusters == cluster)
+            top = joint[:, here].max(axis=1, keepdims=True)
+            inside = np.exp(joint[:, here] - top)
+            total = inside.sum(axis=1, keepdims=True)
+            share[:, here] = self.probability[:, [cluster]] * inside / total
+            now += self.probability[:, cluster] * (top + np.log(total))[:, 0]
+        return share, now
+
+
+def _shares(joint: Floats) -> tuple[Floats, Floats]:
+    """Return probabilities of components (n, K), and the log-likelihood of each row (n,)."""
+    top = joint.max(axis=1, keepdims=True)
+    share = np.exp(joint - top)
+    total = share.sum(axis=1, keepdims=True)
+    share /= total
+    return share, (top + np.log(total))[:, 0]
+
+
 def _own(
-    x: Floats, log_weights: Floats, means: Floats, shared: Floats, weight: Floats, spread: Floats, free: bool
+    x: Floats,
+    log_weights: Floats,
+    means: Floats,
+    shared: Floats,
+    weight: Floats,
+    spread: Floats,
+    free: bool,
+    told: _Told | None,
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Go on from the joint mixture on the rows of one group, by EM; return shift, factors, tilt, scatter and mass.
 
@@ -285,11 +360,9 @@ def _own(
         joint = log_prior + np.stack(
             [log_normal(x - means[:, k] - shift[k], factors[k], spread[:, k]) for k in range(K)], axis=1
         )
-        top = joint.max(axis=1, keepdims=True)
-        share = np.exp(joint - top)
-        total = share.sum(axis=1, keepdims=True)
-        now = float(weight @ (top + np.log(total))[:, 0] / weight.sum())
-        share *= weight[:, None] / total
+        share, likely = _shares(joint) if told is None else told.within(joint)
+        now = float(weight @ likely / weight.sum())
+        share *= weight[:, None]
         mass = share.sum(axis=0)
         tilt = tilt + np.log((mass + 1.0 / K) / (weight @ np.exp(log_prior) + 1.0 / K))
         last = abs(now - before) < TOL or step == MOST_STEPS - 1

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.erasure.transport.aligned import Aligned, aligned, find_groups
-from residmix.erasure.transport.clusters import divided, kept_shares
+from residmix.erasure.transport.clusters import apart, divided, kept_shares, merged
 from residmix.erasure.transport.groups import (
     ByGroup,
     common_labels,
@@ -25,17 +25,20 @@ from residmix.erasure.transport.groups import (
     joint_rows,
     kept_patterns,
     log_normal,
+    normalised,
 )
 from residmix.erasure.transport.rosenblatt import Mixtures, from_scores, to_scores
 from residmix.kernels.pairs import small
 from residmix.rows.block import Block
 
-__all__ = ["Applied", "Asked", "Transport", "fit_transport"]
+__all__ = ["STARTS", "Applied", "Asked", "Transport", "fit_transport"]
 
 Floats = NDArray[np.float64]
 
 # Design columns of no more values than this tell groups apart; others are numbers, along which laws vary smoothly.
 GROUP_VALUES = 2
+# Ways to a first matching: covariances of the components, and alignments and labels in turns.
+STARTS = (("full", 1), ("tied", 2), ("full", 2))
 # Rows whose laws are in memory at a time where densities and scores are asked for.
 BLOCK_ROWS = 8192
 
@@ -141,9 +144,29 @@ class Transport:
 
     def cluster_labels(self, x: Floats, a: Floats) -> NDArray[np.intp]:
         """Return the most probable cluster of each row given its metadata, (n,)."""
-        joint, clusters = self._log_joint(x, a), self.clusters
-        whole = [np.logaddexp.reduce(joint[:, clusters == c], axis=1) for c in range(clusters.max() + 1)]
-        return np.asarray(np.stack(whole, axis=1).argmax(axis=1))
+        return np.asarray(self.cluster_shares(x, a).argmax(axis=1))
+
+    def cluster_shares(self, x: Floats, a: Floats) -> Floats:
+        """Return the probability of each cluster given row and metadata, (n, C)."""
+        each, clusters = self.component_shares(x, a), self.clusters
+        return np.stack([each[:, clusters == c].sum(axis=1) for c in range(clusters.max() + 1)], axis=1)
+
+    def component_shares(self, x: Floats, a: Floats) -> Floats:
+        """Return the probability of each component given row and metadata, (n, K)."""
+        return np.exp(normalised(self._log_joint(x, a)))
+
+    def sound(self, x: Floats, a: Floats, weight: Floats) -> bool:
+        """Tell whether its clusters are what rows say: apart from each other in each group, and none falls apart.
+
+        A mixture may be as likely whose components describe one cluster at one site and another one, or a part of
+        one, at another.
+        """
+        share, clusters, group = self.component_shares(x, a), self.clusters, self.by_group.group_of(a)
+        if self.parts == 1:
+            return len(np.unique(clusters)) == len(clusters) and all(
+                apart(share[group == g], weight[group == g], x.shape[1]) for g in np.unique(group)
+            )
+        return all(merged(share[:, clusters == c], weight).max() == 0 for c in np.unique(clusters))
 
     def log_density(self, x: Floats, a: Floats) -> Floats:
         """Return log p(x | m), (n,)."""
@@ -205,13 +228,48 @@ class Asked:
         return replace(self, x=self.x[rows], a=self.a[rows], weight=self.weight[rows])
 
 
+def _matched(
+    x: Floats,
+    a: Floats,
+    weight: Floats,
+    n_removed: int,
+    columns: NDArray[np.intp],
+    numbers: NDArray[np.intp],
+    patterns: Floats,
+    n_components: int,
+    random_state: int,
+    start: int,
+) -> tuple[Aligned, NDArray[np.intp] | None]:
+    """Return what aligns groups, and the component of each row, None where some have no rows.
+
+    Groups whose components have other shares have other covariances, even if components are the same: what turns these
+    covariances to one may bring a component to where another one is. So there are several of `STARTS`.
+    """
+    family, rounds = STARTS[start]
+    alike, found = aligned(x, a, weight, n_removed, columns, numbers, patterns), None
+    for _ in range(rounds if n_components > 1 else 0):
+        labels = common_labels(alike.into(x, a), a, weight, n_components, random_state, family)
+        if labels is None:
+            break
+        found = labels
+        alike = aligned(x, a, weight, n_removed, columns, numbers, patterns, labels)
+    return alike, found
+
+
 def fit_transport(
-    asked: Asked, n_components: int, *, covariances: str = "by-group", parts: int = 1, begun: Transport | None = None
+    asked: Asked,
+    n_components: int,
+    *,
+    covariances: str = "by-group",
+    parts: int = 1,
+    begun: Transport | None = None,
+    start: int = 0,
 ) -> Transport | None:
     """Fit the laws, with `parts` components to each of the clusters; None if these can't be divided.
 
     `begun` was fitted to some of the rows. If it's of the same kind, what aligns groups and the joint mixture are taken
-    over; if not, they are fitted again from the components that it gives rows. Clusters are those of `begun`.
+    over; if not, they are fitted again from the components that it gives rows. Clusters are those of `begun`. Without
+    it, `start` is one of `STARTS`.
     """
     x, a, weight, n_removed = asked.x, asked.a, asked.weight, asked.n_removed
     few = np.array([len(np.unique(a[:, j])) <= GROUP_VALUES for j in range(n_removed)], dtype=bool)
@@ -220,10 +278,8 @@ def fit_transport(
     told, labels, clusters, joint = (a[rows], weight[rows]), None, None, None
 
     if begun is None:
-        alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns)
-        labels = common_labels(alike.into(x[rows], a[rows]), *told, n_components, asked.random_state)
-        if labels is not None:
-            alike = aligned(x[rows], *told, n_removed, columns, numbers, patterns, labels)
+        told_of = n_removed, columns, numbers, patterns
+        alike, labels = _matched(x[rows], *told, *told_of, n_components, asked.random_state, start)
     elif begun.parts == parts and (parts > 1 or begun.covariances == covariances):
         alike, joint, clusters = begun.aligned, begun.by_group, begun.clusters
     else:
@@ -242,7 +298,7 @@ def fit_transport(
             labels, clusters = labels * parts + part, np.repeat(begun.clusters, parts)
     groups = fit_groups(
         alike.into(x, a), a, columns, numbers, patterns, weight, n_components, asked.random_state, labels, covariances,
-        clusters, joint,
+        clusters, joint, begun.cluster_shares(x, a) if begun is not None and parts > 1 else None,
     )  # fmt: skip
     reference = weight @ a[:, :n_removed] / weight.sum() if asked.reference is None else asked.reference
     return Transport(alike, groups, n_removed, reference, asked.reference is not None, asked.keeps_shares, covariances,
