@@ -67,7 +67,7 @@ def apart(share: Floats, weight: Floats, d: int) -> bool:
     """Tell whether no two components are one cluster in these rows, but for such as hardly any of them are of."""
     mass = weight @ share
     here = mass > max(d + 2.0, SMALL * float(mass.sum()))
-    return len(np.unique(merged(share[:, here], weight))) == here.sum()
+    return bool(len(np.unique(merged(share[:, here], weight))) == here.sum())
 
 
 def divided(

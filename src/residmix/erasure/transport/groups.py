@@ -247,7 +247,7 @@ def fit_groups(
         log_weights, means = own.base(a[here])
         own.shift[g], own.factors[g], own.tilt[g], inside, mass[g] = _own(
             v[here], log_weights, means, shared, weight[here], own.along.at(a[here]), covariances == "by-group",
-            None if told is None else _Told(told[here], clusters),
+            None if told is None or clusters is None else _Told(told[here], clusters),
         )  # fmt: skip
         own.share[g], scatter = weight[here].sum(), scatter + inside
     if covariances != "by-group":

@@ -278,8 +278,9 @@ def fit_transport(
     told, labels, clusters, joint = (a[rows], weight[rows]), None, None, None
 
     if begun is None:
-        told_of = n_removed, columns, numbers, patterns
-        alike, labels = _matched(x[rows], *told, *told_of, n_components, asked.random_state, start)
+        alike, labels = _matched(
+            x[rows], *told, n_removed, columns, numbers, patterns, n_components, asked.random_state, start
+        )
     elif begun.parts == parts and (parts > 1 or begun.covariances == covariances):
         alike, joint, clusters = begun.aligned, begun.by_group, begun.clusters
     else:
