@@ -157,6 +157,18 @@ def test_only_components_with_covariances_by_level_are_shown_by_level(mixture):
         rm.plot_levels(mixture, show="components")
 
 
+def test_legends_lie_on_nothing_that_is_drawn(residualizer, rng):
+    site = rng.integers(3, size=900)
+    x = rng.normal(size=(900, 2)) * (1.0 + site)[:, None] + 5000
+    table = pd.DataFrame(x, columns=["x", "y"]).assign(site=site)
+    eraser = rm.Eraser("C(site)", method="full", n_components=1).fit(table)
+    for ax in (rm.plot_levels(residualizer, penguins(), "island"), rm.plot_certificate(eraser)):
+        ax.figure.canvas.draw()
+        assert not ax.get_legend().get_window_extent().overlaps(ax.patch.get_window_extent().shrunk(0.999, 0.999))
+    bars = [line.get_xdata() for line in rm.plot_levels(eraser, table).lines if line.get_linewidth() > 2]
+    assert np.abs(np.mean(bars, axis=1)).max() < 1  # about the mean also after an eraser, which keeps it
+
+
 def test_distances_of_covariances_are_the_numbers_of_the_table(residualizer, rng):
     turn = np.array([[1.0, 0.9], [0.9, 1.0]])
     X = np.concatenate(

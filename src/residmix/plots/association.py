@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from residmix.plots.style import AFTER, BEFORE, INK, axes, legend, name
+from residmix.plots.style import ABOVE, AFTER, BEFORE, INK, axes, legend, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,5 +77,5 @@ def plot_association(association: Any, *, ax: Axes | None = None) -> Axes:
     ax.set_xlim(min(-0.05, ax.get_xlim()[0]), 1.03)
     ax.set_xlabel("AUC (groups) or share (numbers)")
     ax.grid(axis="y", visible=False)
-    legend(ax, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, columnspacing=1.0)
+    legend(ax, **ABOVE)
     return ax

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from residmix.plots.style import INK, axes, caption, colour, legend, name
+from residmix.plots.style import BELOW, INK, axes, caption, colour, legend, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def plot_certificate(eraser: Any, *, ax: Axes | None = None) -> Axes:
         )
     if not levels:
         raise ValueError("there are too few held-out rows to compare levels; fit on more rows")
-    ax = axes(ax, figsize=(4.8, 3.4))
+    ax = axes(ax, figsize=(4.8, 3.4 + 0.2 * min(len(levels), MOST_LEVELS)))
     farthest = np.argsort([-_distance(row["before"]) for row in levels], kind="stable")[:MOST_LEVELS]
     bins = len(levels[0]["before"])
     edges = np.linspace(0, 1, bins + 1)
@@ -74,7 +74,7 @@ def plot_certificate(eraser: Any, *, ax: Axes | None = None) -> Axes:
     caption(
         ax, "dashed before, full after" + (f"; {MOST_LEVELS} of {len(levels)}" if len(levels) > MOST_LEVELS else "")
     )
-    legend(ax)
+    legend(ax, **BELOW)  # names of levels and features are long: inside they would lie on the lines
     return ax
 
 

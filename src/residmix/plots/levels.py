@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from residmix.plots.rows import features_of, group_spreads_of, metadata_of, residual_of, residualizer_of, rows_of
-from residmix.plots.style import AFTER, BEFORE, INK, axes, caption, colour, legend, marker, name
+from residmix.plots.style import ABOVE, AFTER, BEFORE, INK, axes, caption, colour, legend, marker, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +81,8 @@ def plot_levels(
     column = metadata_column(model, rows.metadata, column, with_levels=True)
     j = feature_place(model, feature)
     before = np.asarray(rows.X[:, j], dtype=float)
-    before, after = before - np.nanmean(before), residual_of(model, rows)[:, j]
+    after = residual_of(model, rows)[:, j]  # of an eraser with its mean
+    before, after = before - np.nanmean(before), after - np.nanmean(after)
     values = rows.metadata[column]
     own = np.asarray(values if values.dtype.kind in "fiu" else values.astype(str))
     levels, counts = np.unique(own[np.asarray(values.notna())], return_counts=True)
@@ -101,7 +102,7 @@ def plot_levels(
     ax.grid(axis="y", visible=False)
     if len(kept) < len(levels):
         caption(ax, f"{len(kept)} largest of {len(levels)} levels of {name(column)}")
-    legend(ax, title=None if len(kept) < len(levels) else name(column))
+    legend(ax, title=None if len(kept) < len(levels) else name(column), **ABOVE)
     return ax
 
 
@@ -131,7 +132,7 @@ def _distances(model: Any, column: str | None, ax: Axes | None) -> Axes:
     ax.grid(axis="y", visible=False)
     if len(kept) < len(table):
         caption(ax, f"{len(kept)} largest of {len(table)} levels of {name(term.name)}")
-    legend(ax, title=None if len(kept) < len(table) else name(term.name))
+    legend(ax, title=None if len(kept) < len(table) else name(term.name), **ABOVE)
     return ax
 
 

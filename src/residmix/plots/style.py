@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "AFTER", "BEFORE", "COLOURS", "DASHES", "INK", "MARKERS", "PAPER",
+    "ABOVE", "AFTER", "BEFORE", "BELOW", "COLOURS", "DASHES", "INK", "MARKERS", "PAPER",
     "axes", "caption", "colour", "legend", "marker", "name", "visible", "whole_numbers",
 ]  # fmt: skip
 
@@ -19,6 +19,12 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
 INK, PAPER = "#1c2330", "#fefefe"  # pages put their own colours of text and ground here
 BEFORE, AFTER = "#8a8f98", "#0072B2"
+
+# Where a legend lies on nothing: in a line above the axes, or below them
+ABOVE: dict[str, Any] = {
+    "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3, "borderaxespad": 0.2, "columnspacing": 1.0
+}  # fmt: skip
+BELOW: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.16)}
 
 # marks, embeddings, overrides and isolates of the bidirectional algorithm (Unicode Annex 9)
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -88,7 +88,7 @@ def pictures(found: Evidence, summary: dict[str, Any]) -> dict[str, list[Picture
     if found.rows is not None and summary["components"]:
         _of_mixture(found, add)
     if summary["certificate"] is not None and found.model.certificate_.levels:
-        add("certificate", lambda ax: plot_certificate(found.model, ax=ax), (4.6, 3.6),
+        add("certificate", lambda ax: plot_certificate(found.model, ax=ax), (4.6, 5.0),
             "How far F(x) is from uniform at each level, before and after.",
             "F of the reference at each level, minus what it is where levels don't differ: dashed before, full after; "
             "lines of the reference's law stay in the band.")  # fmt: skip
