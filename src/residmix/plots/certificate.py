@@ -63,7 +63,7 @@ def plot_certificate(eraser: Any, *, ax: Axes | None = None) -> Axes:
         row = levels[i]
         for stage, dash in (("before", "--"), ("after", "-")):
             away = np.concatenate([[0.0], np.cumsum(row[stage])]) - edges
-            label = f"{name(row['where'], 26)}: {name(row['feature'], 18)}" if stage == "after" else None
+            label = f"{name(row['where'], 24)}: {name(row['feature'], 32)}" if stage == "after" else None
             ax.plot(edges, away, dash, color=colour(k), linewidth=1 if stage == "before" else 1.8, label=label)
     reach = max(row["bound"] for row in levels)
     ax.fill_between([0, 1], -reach, reach, color=INK, alpha=0.12, linewidth=0, zorder=0)
