@@ -189,6 +189,15 @@ def left(seconds: float, whole: bool, how: str = "about") -> str:
 
 
 def duration(seconds: float) -> str:
+    """Return a time in words; below ten seconds to half of one, since a second is a third of three.
+
+    Examples
+    --------
+    >>> [duration(seconds) for seconds in (0.1, 3.4, 9.6, 63.2, 400.0)]
+    ['0 s', '3.5 s', '9.5 s', '63 s', '7 min']
+    """
+    if seconds < 10:
+        return f"{round(2 * seconds) / 2:g} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
