@@ -226,3 +226,13 @@ def test_a_row_with_gaps_weighs_what_it_weighs_in_the_marginal_mixture_of_what_i
         x = X[:, known] - part.means[1]
         distance = np.einsum("ij,ij->i", x @ np.linalg.inv(part.full_covariances()[1]), x)
         assert_allclose(u[:, 1], (8.0 + len(known)) / (8.0 + distance), rtol=1e-9)
+
+
+def test_no_component_sits_on_one_rounded_value_where_values_are_missing():
+    X, rng = IRIS.copy(), np.random.default_rng(16)
+    rows = rng.choice(150, 30, replace=False)
+    X[rows, rng.integers(0, 4, 30)] = np.nan
+    model = rm.GaussianMixture(3, missing="em", random_state=0).fit(X)
+    # petal widths of .2 alone have a variance of 1e-6, what is added, over the share of them that is there
+    assert np.linalg.eigvalsh(model.covariances_).min() > 1e-3
+    assert not model.notes_

@@ -23,8 +23,9 @@ FEW = 2.0
 EQUAL = 1e-3
 # How many times as wide as in its narrowest direction the typical component may be, squared, for that one to count.
 FLATTEST = 1e12
-# A variance of rows below this share of what is added to it is none.
-OWN = 1e-3
+# A variance of rows below this share of what is added to it is none; and where values may be missing, of which each is
+# as uncertain as the component is wide, so that of one half missing the variance is twice what is added.
+OWN, OWN_WITH_GAPS = 1e-3, 1.0
 # Above so many rows, weights don't decide whether a component has few.
 MANY = 100_000
 
@@ -125,7 +126,7 @@ def spikes(
     least, more = (_along_features if of.diagonal else _along_axes)(params, shares, 0.0 if ridge is None else ridge)
     narrowest = np.sqrt(np.maximum(least, 0.0))
     # where nothing is added, nothing tells a plane from rows that are equal
-    bare = (narrowest < NARROW) & (least - more <= OWN * more)
+    bare = (narrowest < NARROW) & (least - more <= (OWN_WITH_GAPS if params.missing else OWN) * more)
     equal = np.where(more > 0, bare, narrowest < EQUAL)
     chosen = (few & (narrowest < NARROW)) | equal
     if far is not None:
