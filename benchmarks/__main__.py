@@ -37,6 +37,7 @@ TABLE = re.compile(r"<!-- summary -->\n.*?<!-- end of summary -->\n", re.DOTALL)
 NUMBER = r" *([\d.]+) ?x"
 RATIOS = {
     "em_speed": {"scikit-learn": "scikit-learn" + NUMBER, "oneDAL": "oneDAL" + NUMBER},
+    "em_single": {"float64": "float64" + NUMBER, "oneDAL's float32": "oneDAL's float32" + NUMBER},
     "em_peers": {name: rf"{name} +[\d.]+ ms/iteration" + NUMBER for name in ("pomegranate", "Spark mllib", "Spark ml")},
     "em_defaults": {
         "scikit-learn": r"scikit-learn +[\d.]+ s \(\S+\)" + NUMBER,
