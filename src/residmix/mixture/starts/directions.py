@@ -47,7 +47,8 @@ def directions(y: Floats, w: Floats, wanted: int) -> Floats:
     u = _sharpened(y, w, np.concatenate([vectors[:, :m], vectors[:, -1:]], axis=1), np.r_[np.full(m, -1.0), 1.0])
     u = np.concatenate([u, _skewest(y, w, squared @ y)[:, None]], axis=1)
     # each the way that rows are skewed
-    return np.where(w @ (y @ u) ** 3 >= 0, u, -u)
+    p = y @ u
+    return np.where(w @ (p * p * p) >= 0, u, -u)
 
 
 def _sharpened(y: Floats, w: Floats, u: Floats, sign: Floats) -> Floats:

@@ -4,7 +4,8 @@ two are cut in another way.
 Where EM ends short of the best, one component most often has the rows of two clusters while two have those of one
 (Chen, Song & Xi 2024, "Local minima structures in Gaussian mixture models", IEEE Trans. Inform. Theory 70). Ueda,
 Nakano, Ghahramani & Hinton (2000), "SMEM algorithm for mixture models", Neural Computation 12, merge and split at a
-time; here all pairs go side by side, and the likelihood tells which of them pay.
+time; here all pairs go side by side, and the likelihood tells which of them pay. Rows are cut across axes, and into a
+core and what lies around it, as where a dense cluster lies within a wide one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Labels = NDArray[np.int64]
 ENOUGH = 4.0
 # Moves up to which all ways to cut are tried.
 MOST_MOVES = 120
+# Squared distance, in standard deviations, that a row in the middle of a core counts as.
+MIDDLE = 1e-3
 # Steps towards the two clusters along a direction.
 STEPS = 8
 # Share of the largest variance below which rows lie in a plane.
@@ -74,19 +77,21 @@ def _halves(
     weighted = centred * share[:, :, None]
     covariance = weighted.swapaxes(1, 2) @ centred / total[:, None, None]
     values, axes = np.linalg.eigh(covariance)
-    # along the longest axis, and where they are least normal: see `residmix.mixture.starts.directions`
-    along = [axes[:, :, -1]]
-    d = y.shape[1]
-    if d > 1 and ways > 1:
-        flat = values <= FLAT * values[:, -1:]
-        to = axes / np.sqrt(np.where(flat, np.inf, values))[:, None]
-        white = centred @ to
-        squared = share * (white**2).sum(axis=2)
+    flat = values <= FLAT * values[:, -1:]
+    to = axes / np.sqrt(np.where(flat, np.inf, values))[:, None]
+    white = centred @ to
+    square = (white**2).sum(axis=2)
+    # along the longest axis; a core and what lies around it; and where rows are least normal, see
+    # `residmix.mixture.starts.directions`
+    cuts = [np.einsum("gnj,gj->gn", centred, axes[:, :, -1]), np.log(square + MIDDLE)][:ways]
+    if y.shape[1] > 1 and ways > len(cuts):
+        squared = share * square
         _, vectors = np.linalg.eigh((white * squared[:, :, None]).swapaxes(1, 2) @ white)
         skew = np.einsum("gn,gnj->gj", squared, white)
-        along += [np.einsum("gij,gj->gi", to, v) for v in (vectors[:, :, 0], vectors[:, :, -1], skew)]
-    p = np.stack([np.einsum("gnj,gj->gn", centred, v) for v in along[:ways]], axis=1).reshape(-1, len(y))
-    whose = np.repeat(np.arange(len(chosen)), min(ways, len(along)))
+        rest = [vectors[:, :, 0], vectors[:, :, -1], skew][: ways - len(cuts)]
+        cuts += [np.einsum("gnj,gj->gn", white, v) for v in rest]
+    p = np.stack(cuts, axis=1).reshape(-1, len(y))
+    whose = np.repeat(np.arange(len(chosen)), len(cuts))
     return _parted(p, share[whose], groups[chosen][whose]), chosen[whose]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,8 +137,11 @@ class Sample:
 
     def beyond(self, points: Floats) -> NDArray[np.bool_]:
         """Tell which points of y (..., d) lie farther out than every row inside."""
-        reach = np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max())
-        return np.asarray(np.sqrt((points**2).sum(axis=-1)) > reach)
+        return np.asarray(np.sqrt((points**2).sum(axis=-1)) > self._reach)
+
+    @cached_property
+    def _reach(self) -> float:
+        return float(np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max()))
 
     def far(self, means: Floats) -> NDArray[np.bool_]:
         """Tell which means of a mixture of x lie farther out than every row inside."""
@@ -168,9 +172,17 @@ def _apply(values: Floats, to: Floats) -> Floats:
 
 def quantiles(values: Floats, w: Floats, shares: NDArray[np.float64]) -> Floats:
     """Return the smallest values that such shares of the weights don't exceed."""
+    if (w == 1).all():
+        places = _places(len(values), shares)
+        return np.asarray(np.partition(values, np.unique(places))[places])
     order = np.argsort(values, kind="stable")
     sums = np.cumsum(w[order])
     return np.asarray(values[order[np.searchsorted(sums, shares * sums[-1])]])
+
+
+def _places(n: int, shares: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return where, among n sorted values of weight 1, the first is that such shares don't exceed."""
+    return np.maximum(np.ceil(shares * n).astype(np.intp) - 1, 0)
 
 
 def _distinct(x: Floats) -> int:
@@ -180,17 +192,15 @@ def _distinct(x: Floats) -> int:
 
 def _robust(x: Floats, w: Floats) -> tuple[Floats, Floats]:
     """Return the columns' medians and spreads: distances of quantiles, the closest that isn't 0."""
-    order = np.argsort(x, axis=0, kind="stable")
-    sums = np.cumsum(w[order], axis=0)
-    columns = np.arange(x.shape[1])
-
-    def each(q: float) -> Floats:
-        at = np.minimum((sums < q * sums[-1]).sum(axis=0), len(x) - 1)
-        return np.asarray(x[order[at, columns], columns])
-
-    middle, spread = each(0.5), np.zeros(x.shape[1])
-    for below, above, normal in QUANTILES:
-        distance = (each(above) - each(below)) / normal
+    shares = np.array([0.5, *(share for below, above, _ in QUANTILES for share in (below, above))])
+    if (w == 1).all():
+        places = _places(len(x), shares)
+        found = np.partition(x, np.unique(places), axis=0)[places]
+    else:
+        found = np.stack([quantiles(column, w, shares) for column in x.T], axis=1)
+    middle, spread = found[0], np.zeros(x.shape[1])
+    for (_, _, normal), below, above in zip(QUANTILES, found[1::2], found[2::2], strict=True):
+        distance = (above - below) / normal
         spread = np.where(spread > 0, spread, np.where(distance > 1e-12 * np.abs(middle), distance, 0.0))
     missing = ~(spread > 0)
     if missing.any():
@@ -229,4 +239,8 @@ def _order(x: Floats, y: Floats, w: Floats, inside: NDArray[np.bool_]) -> NDArra
     length = float(np.linalg.norm(skew))
     along = y @ (skew / length) if length > 1e-8 * y.shape[1] else squared
     # rounding must not decide what comes first
-    return np.lexsort((x[:, 0], np.round(squared, 7), np.round(along, 8)))
+    first = np.round(along, 8)
+    order = np.argsort(first, kind="stable")
+    if (np.diff(first[order]) > 0).all():
+        return order
+    return np.lexsort((x[:, 0], np.round(squared, 7), first))

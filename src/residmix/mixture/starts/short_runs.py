@@ -42,8 +42,10 @@ HOPE = 100.0
 RIDGE = 3e-4
 # The same of runs after moves: clusters that are flat in some direction show.
 MOVES_RIDGE = 3e-5
-# Share of the rows that may be of other components where no moves are needed.
-UNSURE = 0.01
+# K-means clusters are clear if it finds them from this share of its starts, but for this share of the rows...
+MOST, UNLIKE = 0.75, 0.02
+# ... and this share of the rows may be of other components.
+UNSURE = 0.001
 # Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
 # of so like a weight.
 SAME, SAME_WEIGHT = 0.25, 0.05
@@ -75,7 +77,7 @@ class Schedule:
 
 
 AMONG_MANY = Schedule(4, ((6, 8), (12, 3)), 30)
-AMONG_FEW = Schedule(8, ((6, 8), (6, 4)), 20, 3, ((5, 12), (8, 6)))
+AMONG_FEW = Schedule(8, ((6, 8), (6, 4)), 20, 3, ((3, 24), (10, 6)))
 # Numbers, products of features x rows, up to which these take less time than the loops.
 MOST_SQUARES = 1 << 18
 # Rows that are few.
@@ -112,18 +114,23 @@ def best_short_runs(
     if len(few.w) <= FEW_ROWS:
         schedule = AMONG_FEW
     columns, diagonal = np.ascontiguousarray(few.y.T), family(covariance_type).diagonal
-    labels, clear = _labels(columns, few, sample, wide, K, schedule.drawn, random_state)
-    labels = _different(labels, K)
     everything = _rows(sample, K, diagonal)
     rows = everything if few is sample else _rows(few, K, diagonal)
-    runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
-    for iterations, kept in schedule.rounds:
-        runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=HOPE)
-        runs, rows = runs.only(_likeliest(runs, kept, sample, RIDGE)), everything
-    for _ in range(0 if clear and _sure(sample, runs.one(0)) else schedule.moves):
-        before = runs.values[0]
-        runs = _after_moves(runs, sample, everything, K, schedule)
-        if not runs.values[0] > before + SHORT_TOL:
+    clusters = lloyd(columns, few.w, seed(columns, few.w, K, random_state, schedule.drawn), LLOYD_ITERATIONS)
+    usual, agree = _usual(clusters, few.w, K)
+    runs = None
+    if sample.inside.all() and (agree == 1 or (schedule.moves and agree >= MOST)):
+        runs = _settled(clusters[usual : usual + 1], few, rows, K, covariance_type, schedule)
+    if runs is None:
+        agree = 0.0
+        labels = _different(_labels(clusters, columns, few, sample, wide, schedule.drawn, random_state, K), K)
+        runs = runs_from_labels(columns, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
+        for iterations, kept in schedule.rounds:
+            runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=iterations, hope=HOPE)
+            runs, rows = runs.only(_likeliest(runs, kept, sample, RIDGE)), everything
+    for _ in range(schedule.moves if agree < 1 else 0):
+        before, runs = runs, _after_moves(runs, sample, everything, K, schedule)
+        if not runs.values[0] > before.values[0] + SHORT_TOL or _same_way(runs, before):
             break
     # the last round is without the ridge, which blurs clusters that are flat in some direction: as the fit will be
     ridge = sample.ridge(reg_covar)
@@ -149,10 +156,29 @@ def _after_moves(runs: Runs, sample: Sample, rows: Rows | QuadraticRows, K: int,
     return both.only(_likeliest(both, kept, sample, MOVES_RIDGE))
 
 
-def _sure(sample: Sample, params: MixtureParams) -> bool:
-    """Tell whether hardly a row could be of two components."""
-    shares = responsibilities(log_joint(sample.y, Problem.of(params, n_rows=len(sample.y))))
-    return bool(np.average(shares.max(axis=1), weights=sample.w) > 1 - UNSURE)
+def _usual(labels: Labels, w: Floats, K: int) -> tuple[int, float]:
+    """Return which of some clusterings (runs, n) most are like, and how many are, as a share."""
+    runs = len(labels)
+    member = (labels[:, None] == np.arange(K)[:, None]).reshape(runs * K, -1).astype(np.float64)
+    common = ((member * w) @ member.T).reshape(runs, K, runs, K)
+    like = common.max(axis=3).sum(axis=1) >= (1 - UNLIKE) * w.sum()
+    counts = like.sum(axis=1)
+    usual = int(counts.argmax())
+    return usual, float(counts[usual] / runs)
+
+
+def _settled(
+    labels: Labels, few: Sample, rows: Rows | QuadraticRows, K: int, covariance_type: str, schedule: Schedule
+) -> Runs | None:
+    """Return the run that begins at the clusters that k-means finds from nearly everywhere, if these are so clear that
+    others needn't be tried: no component sits on a few rows, and hardly a row could be of two of them.
+    """
+    runs = runs_from_labels(few.y.T, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
+    runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=schedule.rounds[0][0])
+    if _spiky(runs, few, RIDGE)[0]:
+        return None
+    shares = responsibilities(log_joint(few.y, Problem.of(runs.one(0), n_rows=len(few.y))))
+    return runs if np.average(shares.max(axis=1), weights=few.w) > 1 - UNSURE else None
 
 
 def _squares(rows: Rows | QuadraticRows) -> QuadraticRows | None:
@@ -172,49 +198,58 @@ def _rows(sample: Sample, K: int, diagonal: bool) -> Rows | QuadraticRows:
 
 def _likeliest(runs: Runs, wanted: int, sample: Sample, ridge: float) -> NDArray[np.intp]:
     """Return the likeliest runs that differ, in a component's weight or in where it is, those with spikes last."""
+    order = np.argsort(-runs.values, kind="stable")
     weights, means = runs.weights.reshape(runs.n_runs, -1), runs.means.reshape(len(runs.means), runs.n_runs, -1)
-    few = _spiky(runs, weights, means, sample, ridge)
-    order = np.lexsort((-runs.values, few))
-    chosen: list[int] = []
     # those behind are seldom asked for
     for size in (2 * wanted, len(order)):
-        same = _alike(weights[order[:size]], means[:, order[:size]])
-        chosen = []
-        for place, alike in enumerate(same):
-            if not any(alike[other] for other in chosen):
-                chosen.append(place)
-            if len(chosen) == wanted:
-                break
-        if len(chosen) == wanted or size >= len(order):
+        front = order[:size]
+        few = _spiky(runs.only(front), sample, ridge)
+        first = front[~few] if size < len(order) else front[np.argsort(few, kind="stable")]
+        found = first[_different_runs(weights[first], means[:, first], wanted)]
+        if len(found) == wanted or size >= len(order):
             break
-    found = order[chosen]
     # what sits on a few rows now may grow yet: the likeliest one goes on, too
-    if few[best := int(np.argmax(runs.values))] and best not in found:
-        found = np.append(found, best)
+    if few[0] and order[0] not in found:
+        found = np.append(found, order[0])
     return found
 
 
-def _alike(weights: Floats, means: Floats) -> list[list[bool]]:
-    """Tell which of the runs, weights (r, K) and means (d, r, K), are on the same way: [r][s] if each component of run
-    r has one of run s near it.
+def _different_runs(weights: Floats, means: Floats, wanted: int) -> NDArray[np.intp]:
+    """Return the first runs, weights (r, K) and means (d, r, K), that aren't on the way of one before them: where each
+    component has one of that run near it.
     """
-    d, r, K = means.shape
-    flat = means.reshape(d, r * K)
-    squares = np.einsum("ij,ij->j", flat, flat)
     # rows are centred and of unit variance: no digits are lost that matter here
-    near = (squares[:, None] + squares - 2 * (flat.T @ flat) <= SAME**2).reshape(r, K, r, K)
-    near &= np.abs(weights[:, :, None, None] - weights[None, None, :, :]) <= SAME_WEIGHT
-    found: list[list[bool]] = near.any(axis=3).all(axis=1).tolist()
-    return found
+    (d, r, K), chosen = means.shape, list[int]()
+    flat = means.reshape(d, -1)
+    squared = np.einsum("dc,dc->c", flat, flat).reshape(r, K, 1)
+    left = np.ones(r, dtype=bool)
+    while left.any():
+        one = int(left.argmax())
+        chosen.append(one)
+        if len(chosen) == wanted:
+            break
+        near = (squared - 2.0 * (flat.T @ means[:, one]).reshape(r, K, K)) <= SAME**2 - squared[one].T
+        near &= np.abs(weights[:, :, None] - weights[one]) <= SAME_WEIGHT
+        left &= ~near.any(axis=2).all(axis=1)
+        left[one] = False
+    return np.array(chosen, dtype=np.intp)
 
 
-def _spiky(runs: Runs, weights: Floats, means: Floats, sample: Sample, ridge: float) -> NDArray[np.bool_]:
+def _same_way(runs: Runs, before: Runs) -> bool:
+    """Tell whether the first run of each is on the way to the same optimum."""
+    K = runs.n_components
+    weights = np.stack([runs.weights[:K], before.weights[:K]])
+    return len(_different_runs(weights, np.stack([runs.means[:, :K], before.means[:, :K]], axis=1), 2)) == 1
+
+
+def _spiky(runs: Runs, sample: Sample, ridge: float) -> NDArray[np.bool_]:
     """Tell which runs have a component on a few rows amid the others."""
-    of = family(runs.covariance_type)
+    of, (d, K) = family(runs.covariance_type), (len(runs.means), runs.n_components)
     if of.shared:
         return np.zeros(runs.n_runs, dtype=bool)
-    far = sample.beyond(np.moveaxis(means, 0, -1))
-    return spiky(weights, runs.full(), ridge, float(sample.w.sum()), far, of.rows_needed(len(means)))
+    far = sample.beyond(runs.means.T).reshape(-1, K)
+    weights = runs.weights.reshape(-1, K)
+    return spiky(weights, runs.full(), ridge, float(sample.w.sum()), far, of.rows_needed(d))
 
 
 def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
@@ -228,27 +263,23 @@ def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[
 
 
 def _labels(
+    clusters: Labels,
     columns: Floats,
     few: Sample,
     sample: Sample,
     wide: Sample,
-    K: int,
     drawn: int,
     random_state: np.random.RandomState,
-) -> tuple[Labels, bool]:
-    """Return clusterings (runs, n) of few of a sample's rows, in all directions and in some; and whether k-means finds
-    the same from everywhere.
-    """
-    w = few.w
-    moved = _different(lloyd(columns, w, seed(columns, w, K, random_state, drawn), LLOYD_ITERATIONS), K)
-    labels = [moved]
-    if len(moved) > 1:  # else clusters lie so clearly apart that k-means finds them from everywhere
-        labels.append(lloyd(columns, w, seed(columns, w, K, random_state, drawn), 0))
+    K: int,
+) -> Labels:
+    """Return clusterings (runs, n) of few of a sample's rows, in all directions, those given included, and in some."""
+    w, moved = few.w, _different(clusters, K)
+    labels = [moved, lloyd(columns, w, seed(columns, w, K, random_state, drawn), 0)]
     if few.whitened:
         labels.append(_in_their_own_metric(columns, w, moved, K))
         if len(columns) > 1:
             labels.append(_in_directions(few, sample, wide, K, random_state))
-    return np.concatenate(labels), len(moved) == 1
+    return np.concatenate(labels)
 
 
 def _different(labels: Labels, K: int) -> Labels:
@@ -275,11 +306,11 @@ def _in_directions(few: Sample, sample: Sample, wide: Sample, K: int, random_sta
     ends = along[few.inside].min(axis=0), along[few.inside].max(axis=0)
     bounded = np.ascontiguousarray(np.clip(along, *ends).T)
     evenly = np.stack([_evenly(one, few.w, K) for one in bounded])
-    labels = lloyd(bounded[:, None], few.w, evenly[:, :, None], 30)
+    labels = lloyd(bounded[:, None], few.w, evenly[:, :, None], LLOYD_ITERATIONS)
     if K == 2:
         return labels
     first = bounded[: min(K - 1, d, MOST_DIRECTIONS)]
-    return np.concatenate([labels, lloyd(first, few.w, seed(first, few.w, K, random_state), 30)])
+    return np.concatenate([labels, lloyd(first, few.w, seed(first, few.w, K, random_state), LLOYD_ITERATIONS)])
 
 
 def _in_their_own_metric(columns: Floats, w: Floats, labels: Labels, K: int) -> Labels:
