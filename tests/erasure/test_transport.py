@@ -222,3 +222,19 @@ def test_clusters_arrays_and_anndata_give_what_one_table_does(sites):
         rows = from_anndata(adata, "C(site)")
         assert np.array_equal(rm.Eraser("C(site)", method="spread").fit(rows).transform(rows), expected)
     assert np.abs(arrays.inverse_transform(expected, metadata=site) - x).max() < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["component", "full"])
+def test_features_in_any_units_are_carried_alike(method):
+    table, _ = two_sites(2, 600)
+
+    def carried(units):
+        scaled = table.assign(**{name: table[name] * unit for name, unit in zip("xyz", units, strict=True)})
+        return rm.Eraser("C(site)", method=method, n_components=2).fit_transform(scaled) / units
+
+    expected = carried(np.ones(3))
+    for units in (np.full(3, 1e-30), np.full(3, 1e-4), np.full(3, 1e30)):
+        np.testing.assert_allclose(carried(units), expected, atol=1e-6)
+    # what is added to covariances is a millionth of the smallest variance
+    np.testing.assert_allclose(carried(np.array([1e-4, 1.0, 1e4])), expected, atol=1e-3)

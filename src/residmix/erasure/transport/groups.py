@@ -274,8 +274,9 @@ def common_labels(
     be as likely.
     """
     shared = ResidualMixture(
-        n_components, estimation="joint", gating="metadata", covariance_type=family, random_state=random_state
-    )
+        n_components, estimation="joint", gating="metadata", covariance_type=family, reg_covar="relative",
+        random_state=random_state,
+    )  # fmt: skip
     with unnoted():
         labels = shared.fit(u, metadata=a, sample_weight=weight).predict(u, metadata=a)
     return np.asarray(labels, dtype=np.intp) if len(np.unique(labels)) == n_components else None
@@ -297,7 +298,7 @@ def _joint(
     model = ResidualMixture(
         n_components, estimation="joint", gating="metadata" if n_components > 1 else "constant",
         effects="by-component", covariance_type="tied" if covariances == "tied" else "full", labels_init=labels,
-        random_state=random_state,
+        reg_covar="relative", random_state=random_state,
     )  # fmt: skip
     with unnoted():
         model.fit(u, metadata=a, sample_weight=weight)
