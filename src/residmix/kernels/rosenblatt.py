@@ -23,7 +23,7 @@ __all__ = ["MOST_STEPS", "NEAR", "NOISE", "rows_of_scores", "scores_of_rows"]
 
 Floats = NDArray[np.float64]
 
-# A bracket that Newton's steps don't narrow is halved; 200 halvings exhaust double precision from any width.
+# A bracket that Newton's steps leave, or don't narrow, is halved; 200 halvings exhaust double precision from any width.
 MOST_STEPS = 200
 # Scores are known to about NOISE (of one, or of their size); roots to NEAR of theirs. Steps beyond that find nothing.
 NOISE, NEAR = 4e-16, 1e-15
@@ -123,6 +123,7 @@ def _root(z: Floats, share: Floats, centre: Floats, spread: Floats) -> Floats:
     low, high = quantiles.min(axis=0), quantiles.max(axis=0)
     x = (np.exp(share) * quantiles).sum(axis=0).clip(low, high)
     active = np.arange(len(z))
+    last, before = high - low, high - low
     for _ in range(MOST_STEPS):
         here, s, c, own = x[active], share[:, active], centre[:, active], spread[:, active]
         e = (here - c) / own
@@ -134,8 +135,12 @@ def _root(z: Floats, share: Floats, centre: Floats, spread: Floats) -> Floats:
             step = here - off / slope
         inside = (step > low[active]) & (step < high[active])
         middle = low[active] + 0.5 * (high[active] - low[active])
-        nearer = np.where(inside, step, middle)
         near = np.abs(off) <= NOISE * np.maximum(1.0, np.abs(value))
+        move = np.abs(step - here)
+        # steps that don't shrink may go to and fro for ever
+        shrinks = near | (move <= NEAR * np.abs(here)) | (move <= 0.5 * before[active])
+        nearer = np.where(inside & shrinks, step, middle)
+        before[active], last[active] = last[active], np.abs(nearer - here)
         x[active] = np.where(near & ~inside, here, nearer)
         active = active[~(near | (np.abs(nearer - here) <= NEAR * np.abs(here)))]
         if not len(active):

@@ -150,6 +150,7 @@ def _root(z, share, weight, centre, own, e, j):
         low, high = min(low, quantile), max(high, quantile)
         x += weight[k] * quantile
     x = min(max(x, low), high)
+    last = before = high - low
     for _ in range(MOST_STEPS):
         for k in range(K):
             e[k, j] = (x - centre[k]) / own[k]
@@ -164,11 +165,15 @@ def _root(z, share, weight, centre, own, e, j):
             slope += exp(share[k] - 0.5 * e[k, j] * e[k, j] + 0.5 * value * value) / own[k]
         near = abs(off) <= NOISE * max(1.0, abs(value))
         step = x - off / slope
-        if not (step > low and step < high):
+        inside = step > low and step < high
+        done = near or (inside and abs(step - x) <= NEAR * abs(x))
+        # steps that don't shrink may go to and fro for ever
+        if not inside or (not done and abs(step - x) > 0.5 * before):
             if near:
                 break
             step = low + 0.5 * (high - low)
-        done = near or abs(step - x) <= NEAR * abs(x)
+            done = abs(step - x) <= NEAR * abs(x)
+        before, last = last, abs(step - x)
         x = step
         if done:
             break
