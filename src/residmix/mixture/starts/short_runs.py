@@ -77,7 +77,7 @@ class Schedule:
 
 
 AMONG_MANY = Schedule(4, ((6, 8), (12, 3)), 30)
-AMONG_FEW = Schedule(8, ((6, 8), (6, 4)), 20, 3, ((3, 24), (10, 6)))
+AMONG_FEW = Schedule(8, ((6, 8), (6, 4)), 20, 3, ((5, 12), (8, 6)))
 # Numbers, products of features x rows, up to which these take less time than the loops.
 MOST_SQUARES = 1 << 18
 # Rows that are few.
