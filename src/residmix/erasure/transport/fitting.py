@@ -149,17 +149,10 @@ class _Search:
         score = float(weight @ made.log_density(self.held.x, self.held.a) / weight.sum())
         self.candidates.append({"n_components": made.by_group.params.n_components, "parts": made.parts,
                                 "covariances": made.covariances, "log_likelihood": score})  # fmt: skip
-        if self.best is None:
-            self.best, self.score = made, score
-            return True
-        better, fewer = (
-            score > self.score + WORTH,
-            made.by_group.params.n_components < self.best.by_group.params.n_components,
-        )
-        # fewer components that come next are kept, too, but are no news: more of them must be worth it
-        if better or (fewer and score > self.score - WORTH):
-            self.best, self.score = made, score
-        return better
+        if not score > self.score + WORTH and self.best is not None:
+            return False
+        self.best, self.score = made, score
+        return True
 
     def _strayed(self, base: Transport, made: Transport) -> float:
         """Return the share of rows whose cluster changed when clusters were divided."""
