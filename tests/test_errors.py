@@ -1,5 +1,7 @@
 """What a fit has to tell stands in the model as well as in its warnings."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -10,6 +12,11 @@ from residmix.errors import DesignWarning, keeps_notes, noting, unnoted, warn
 
 RNG = np.random.default_rng(0)
 X, AGE = RNG.normal(size=(60, 2)), RNG.normal(size=60)
+
+
+def test_warnings_are_found_by_name_before_anything_else_is_loaded():
+    code = "import residmix; print(residmix.errors.DesignWarning.__name__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "DesignWarning\n"
 
 
 def test_every_warning_of_a_fit_is_a_note_of_the_model():

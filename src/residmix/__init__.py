@@ -38,7 +38,7 @@ _HOMES = {
     "show_versions": "persistence.versions",
     "stepwise": "conditional.stepwise",
 }
-_ROOMS = ("nn",)
+_ROOMS = ("errors", "nn")
 
 __all__ = [
     "Eraser",
