@@ -52,6 +52,30 @@ def test_a_component_on_a_few_equal_rows_is_named_with_them():
     assert told[0]["figures"]["rows"] == [3, 30, 77, 120]
 
 
+@pytest.mark.parametrize("kind", ["full", "diag", "spherical"])
+@pytest.mark.parametrize("rows", ["as many as components", "two, repeated", "one, repeated", "three of positive weight"])
+def test_no_more_distinct_rows_than_components_are_told(rows, kind):
+    rng = np.random.default_rng(0)
+    X, weight = rng.normal(size=(3, 2)), None
+    if rows == "two, repeated":
+        X = np.repeat(X[:2], 20, axis=0)
+    elif rows == "one, repeated":
+        X = np.repeat(X[:1], 20, axis=0)
+    elif rows == "three of positive weight":
+        X, weight = np.vstack([X, rng.normal(size=(40, 2))]), np.r_[np.ones(3), np.zeros(40)]
+    with pytest.warns(DegenerateComponentWarning, match="no more distinct rows than components: each of the 3"):
+        GaussianMixture(3, covariance_type=kind, random_state=0).fit(X, sample_weight=weight)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_rows_that_differ_are_more_than_components(scale):
+    X = scale * np.random.default_rng(0).normal(size=(60, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", DegenerateComponentWarning)
+        GaussianMixture(3, random_state=0).fit(X)
+
+
 def test_a_component_on_one_rounded_value_is_named_though_the_ridge_makes_it_wider():
     rng = np.random.default_rng(0)
     X = np.vstack([0.2 * rng.normal(size=(150, 2)), np.full((40, 2), 1.0)])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
-from residmix.mixture.doubts.spikes import count, none_narrow, spikes
+from residmix.mixture.doubts.spikes import all_bare, count, none_narrow, spikes
 from residmix.mixture.iteration.estep import Problem
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
@@ -172,6 +172,15 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams, ridge: float)
 
     `whole` are the rows with missing values filled, `ridge` is the regularisation in the covariances.
     """
+    if all_bare(params, ridge):
+        warn(
+            f"there are no more distinct rows than components: each of the {params.n_components} sits on nearly equal "
+            "rows, where the likelihood is unbounded. Use fewer components",
+            DegenerateComponentWarning,
+            kind="spike",
+            components=params.n_components,
+        )
+        return
     if none_narrow(params):
         return
     total = count(rows)
@@ -208,4 +217,5 @@ def _rows_of(rows: Rows, params: MixtureParams, k: int) -> list[int]:
 
 
 def _of_component(problem: Problem, k: int, block: Block) -> NDArray[np.intp]:
-    return block.start + np.flatnonzero(block_log_joint(problem, block).argmax(axis=1) == k)
+    mine = block_log_joint(problem, block).argmax(axis=1) == k
+    return block.start + np.flatnonzero(mine if block.weight is None else mine & (block.weight > 0))

@@ -12,7 +12,7 @@ from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["count", "none_narrow", "spikes", "spiky"]
+__all__ = ["all_bare", "count", "none_narrow", "spikes", "spiky"]
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +37,21 @@ def count(rows: Rows) -> float:
 
 def _weight(block: Block) -> float:
     return float(block.n_rows if block.weight is None else block.weight.sum())
+
+
+def all_bare(params: MixtureParams, ridge: float | Floats) -> bool:
+    """Tell whether all components sit on equal rows: as many components as distinct rows, or more.
+
+    Beside each other none of them is narrow, so `spikes` doesn't see that.
+    """
+    more = np.diag(ridge) if np.ndim(ridge) == 2 else np.broadcast_to(ridge, params.n_features)
+    if params.n_components == 1 or params.family.shared or not more.max() > 0:
+        return False
+    full = np.diagonal(params.full_covariances(), axis1=1, axis2=2)
+    apart = np.ptp(params.means, axis=0)
+    # rows that differ by less than the ridge everywhere are a matter of scale, unless they don't differ at all
+    differ = (apart**2 > more).any() or not (apart > 1e-9 * np.abs(params.means).max(axis=0)).any()
+    return bool(differ and (params.weights @ full - more <= OWN * more).all())
 
 
 def none_narrow(params: MixtureParams) -> bool:
