@@ -190,3 +190,14 @@ def test_a_fit_has_the_same_bits_with_any_number_of_threads(threads, monkeypatch
     monkeypatch.setenv("RESIDMIX_NUM_THREADS", threads)
     many = GaussianMixture(2, random_state=0, max_iter=20, tol=1e-3).fit(X)
     assert np.array_equal(one.means_, many.means_) and np.array_equal(one.covariances_, many.covariances_)
+
+
+def test_masked_values_are_missing_values(rng):
+    X = rng.normal(size=(200, 2))
+    hidden = np.ma.array(X, mask=rng.random(X.shape) < 0.1)
+    with pytest.raises(ValueError, match="NaN"):
+        GaussianMixture(2).fit(hidden)
+    gaps = np.where(hidden.mask, np.nan, X)
+    one, two = (GaussianMixture(2, missing="em", random_state=0).fit(each) for each in (hidden, gaps))
+    np.testing.assert_array_equal(one.means_, two.means_)
+    np.testing.assert_array_equal(one.score_samples(hidden), two.score_samples(gaps))

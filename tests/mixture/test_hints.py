@@ -53,14 +53,12 @@ def test_a_component_on_a_few_equal_rows_is_named_with_them():
 
 
 @pytest.mark.parametrize("kind", ["full", "diag", "spherical"])
-@pytest.mark.parametrize("rows", ["as many as components", "two, repeated", "one, repeated", "three of positive weight"])
+@pytest.mark.parametrize("rows", ["as many as components", "two, repeated", "three of positive weight"])
 def test_no_more_distinct_rows_than_components_are_told(rows, kind):
     rng = np.random.default_rng(0)
     X, weight = rng.normal(size=(3, 2)), None
     if rows == "two, repeated":
         X = np.repeat(X[:2], 20, axis=0)
-    elif rows == "one, repeated":
-        X = np.repeat(X[:1], 20, axis=0)
     elif rows == "three of positive weight":
         X, weight = np.vstack([X, rng.normal(size=(40, 2))]), np.r_[np.ones(3), np.zeros(40)]
     with pytest.warns(DegenerateComponentWarning, match="no more distinct rows than components: each of the 3"):

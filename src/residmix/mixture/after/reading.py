@@ -11,6 +11,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from residmix.mixture.after.using import GaussianDensity
 from residmix.mixture.selection.candidates import sizes
 from residmix.rows.rows import ArrayRows, Rows
+from residmix.sources.frames import unmasked
 from residmix.sources.open import as_table, is_source
 
 __all__ = ["GaussianRows"]
@@ -33,7 +34,7 @@ class GaussianRows(GaussianDensity):
             )
         finite = self._finite()
         least = 2 if reset else 1
-        dtype = [np.float64, np.float32]
+        X, dtype = unmasked(X), [np.float64, np.float32]
         X = validate_data(self, X, dtype=dtype, ensure_min_samples=least, ensure_all_finite=finite, reset=reset)
         weight, counted = None, len(X)
         if sample_weight is not None:

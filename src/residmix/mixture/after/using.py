@@ -24,6 +24,7 @@ from residmix.mixture.robust.tails import expected
 from residmix.mixture.starts import check_given
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows, Rows
+from residmix.sources.frames import unmasked
 from residmix.sources.open import as_table, is_source
 from residmix.sources.output import collect
 from residmix.sources.table import Table
@@ -109,7 +110,8 @@ class GaussianDensity(AfterPlainFit, MixtureFit):
         check_is_fitted(self)
         if is_source(X):
             return self._source_rows(as_table(X))
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=self._finite(), reset=False)
+        kinds = [np.float64, np.float32]
+        X = validate_data(self, unmasked(X), dtype=kinds, ensure_all_finite=self._finite(), reset=False)
         return ArrayRows(X, block_rows=self._block_rows(X.shape[1]))
 
     def _gaps_allowed(self) -> bool:

@@ -48,10 +48,9 @@ def all_bare(params: MixtureParams, ridge: float | Floats) -> bool:
     if params.n_components == 1 or params.family.shared or not more.max() > 0:
         return False
     full = np.diagonal(params.full_covariances(), axis1=1, axis2=2)
-    apart = np.ptp(params.means, axis=0)
-    # rows that differ by less than the ridge everywhere are a matter of scale, unless they don't differ at all
-    differ = (apart**2 > more).any() or not (apart > 1e-9 * np.abs(params.means).max(axis=0)).any()
-    return bool(differ and (params.weights @ full - more <= OWN * more).all())
+    # rows that differ by less than the ridge everywhere are a matter of scale
+    apart = (np.ptp(params.means, axis=0) ** 2 > more).any()
+    return bool(apart and (params.weights @ full - more <= OWN * more).all())
 
 
 def none_narrow(params: MixtureParams) -> bool:
