@@ -197,10 +197,8 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams, ridge: float)
             if not index:  # one that died has been told of
                 continue
             shown = ", ".join(map(str, index[:SHOWN])) + (", ..." if len(index) > SHOWN else "")
-            message = (
-                f"component {k} sits on {len(index)} nearly equal rows (rows {shown}), where the likelihood is "
-                "unbounded. "
-            )
+            few = f"{len(index)} nearly equal rows (rows {shown})" if len(index) > 1 else f"row {shown} alone"
+            message = f"component {k} sits on {few}, where the likelihood is unbounded. "
             figures = {"component": k, "rows": index[:1000], "count": len(index)}
             if told:
                 remedy = "Use fewer components, or raise reg_covar to the square of the values' precision"
