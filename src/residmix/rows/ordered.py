@@ -41,11 +41,12 @@ def ordered_sum(function: Callable[[Any], T], items: Iterable[Any], merge: Calla
     Exception
         Of the first item, in order, that failed.
     """
-    pool = None if length_hint(items, 2) == 1 else worker_pool()
+    most = length_hint(items, 1 << 30)
+    pool = None if most == 1 else worker_pool()
     with one_blas_thread():
         if pool is None:
             return reduce(merge, map(function, items))
-        hands = min(n_threads(), length_hint(items, n_threads()))
+        hands = min(n_threads(), most)
         crew = _Crew(function, items, AHEAD * hands)
         total: list[T] = []
 
@@ -173,6 +174,8 @@ class _Crew(Generic[T]):
 
     def _has_room(self) -> bool:
         """Wait until few enough results wait for an earlier one."""
+        if self._taken - self._given < self.ahead:  # others only make room
+            return not self._stopped
         with self._changed:
             while not self._stopped and self._taken - self._given >= self.ahead:
                 self._changed.wait()

@@ -223,15 +223,15 @@ class ArrayRows(Rows):
         n_blocks = -(-self.n_rows // self.block_rows)
         size = group_blocks(n_blocks)
 
-        def group(index: int) -> T:
-            blocks = range(index * size, min((index + 1) * size, n_blocks))
-            return reduce(merge, (visit(block * self.block_rows) for block in blocks))
+        def group(start: int) -> T:
+            blocks = range(start, min(start + size * self.block_rows, self.n_rows), self.block_rows)
+            return reduce(merge, map(visit, blocks))
 
         if n_blocks == 1:
             with one_blas_thread():
                 total = visit(0)
         else:
-            total = ordered_sum(group, range(-(-n_blocks // size)), merge)
+            total = ordered_sum(visit if size == 1 else group, range(0, self.n_rows, size * self.block_rows), merge)
         if self._finite is not None:
             self._finite.proven = True
         return total
