@@ -5,7 +5,7 @@ import threading
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from residmix.rows.threads import one_blas_thread
+from residmix.rows.threads import lazy, one_blas_thread
 
 
 def threads_of_blas():
@@ -60,3 +60,29 @@ def test_whoever_leaves_last_restores(two):
     leave.set()
     thread.join()
     assert set(threads_of_blas()) == {2}
+
+
+class Slow:
+    """Something whose value takes as long as somebody wants."""
+
+    def __init__(self, wait):
+        self.wait, self.computed = wait, 0
+
+    @lazy
+    def value(self):
+        self.computed += 1
+        self.wait()
+        return 3
+
+
+def test_a_lazy_property_is_computed_once_and_waits_for_no_other_object():
+    entered, leave = threading.Event(), threading.Event()
+    slow, quick = Slow(lambda: (entered.set(), leave.wait(60))), Slow(lambda: None)
+    thread = threading.Thread(target=lambda: slow.value)
+    thread.start()
+    entered.wait()
+    assert quick.value == quick.value == 3 and quick.computed == 1
+    assert thread.is_alive()  # with one lock for all, the other one had to end first
+    leave.set()
+    thread.join()
+    assert slow.value == 3 and slow.computed == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from copy import copy
-from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -25,6 +24,7 @@ from residmix.design.transforms.curves import Curve, curves_of, smooth_label
 from residmix.errors import did_you_mean
 from residmix.rows.checks import all_finite
 from residmix.rows.scratch import scratch
+from residmix.rows.threads import lazy
 
 __all__ = ["Design"]
 
@@ -126,7 +126,7 @@ class Design:
         later = dict.fromkeys(name for term in terms if term.preserved for name in term.variables)
         self.preserved_columns = tuple(name for name in later if name not in used)
 
-    @cached_property
+    @lazy
     def curves(self) -> tuple[Curve, ...]:
         """Its smooth functions; a term by the levels of a factor has one for each."""
         return curves_of(self._plans, self.terms, self._learned.levels, self._learned.states)
@@ -232,7 +232,7 @@ class Design:
             raise ValueError("n_rows must be given if metadata is None")
         return DesignMatrix(np.empty((n_rows, 0)))
 
-    @cached_property
+    @lazy
     def _plain(self) -> bool:
         """Whether design rows are the columns of an array as they are."""
         return self.array_width is not None and self.column_names == tuple(f"m{j}" for j in range(self.array_width))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from residmix.design.columns import Labels, absent, spotted
 from residmix.design.formula.expressions import Contrast
 from residmix.errors import did_you_mean
+from residmix.rows.threads import lazy
 
 __all__ = ["Levels", "sorted_levels"]
 
@@ -53,7 +53,7 @@ class Levels:
     def labels(self) -> tuple[str, ...]:
         return (*map(str, self.levels), *(("(missing)",) if self.with_missing else ()))
 
-    @cached_property
+    @lazy
     def _index(self) -> dict[Label, int]:
         return {level: index for index, level in enumerate(self.levels)}
 
@@ -138,7 +138,7 @@ class Levels:
             )
         return self._index[self.contrast.base]
 
-    @cached_property
+    @lazy
     def _rows(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Rows by code, reduced and full; the last one, which code -1 indexes, is the mean over the known levels."""
         L = self.n_levels

@@ -8,12 +8,38 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ContextDecorator, contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
-__all__ = ["as_worker", "by_worker", "n_threads", "one_blas_thread", "worker_pool"]
+__all__ = ["as_worker", "by_worker", "lazy", "n_threads", "one_blas_thread", "worker_pool"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+
+class lazy(Generic[Result]):
+    """A property that is computed once, as `functools.cached_property`, without a lock.
+
+    That of Python 3.11 has one lock for all objects: threads wait for each other's, and a process that was forked while
+    one was computed waits for ever. Here two threads may compute the same value, and one of the two is kept.
+    """
+
+    def __init__(self, function: Callable[[Any], Result]) -> None:
+        self._function, self.__doc__ = function, function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> lazy[Result]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> Result: ...
+
+    def __get__(self, instance: object | None, owner: type) -> lazy[Result] | Result:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name] = self._function(instance)
+        return value
 
 
 def n_threads() -> int:

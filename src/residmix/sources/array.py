@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import narwhals.stable.v2 as nw
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows
+from residmix.rows.threads import lazy
 from residmix.sources.columns.blocks import column_kinds
 from residmix.sources.frames import (
     as_frame,
@@ -103,8 +103,8 @@ class MemoryTable(Table):
             return MemoryTable(self.X[:, [place[name] for name in columns]], self.M, columns)
         return MemoryTable(self.X.select(list(columns)), self.M)
 
-    @cached_property
-    def numeric_columns(self) -> tuple[str, ...]:  # type: ignore[override]
+    @lazy
+    def numeric_columns(self) -> tuple[str, ...]:
         """Those that hold numbers; settled when asked, which a piece of a file never is."""
         return self.columns if isinstance(self.X, np.ndarray) else numeric_names(self.X)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from scipy.linalg.blas import dgemm
 from residmix.effects.spread.rescale import Rescaled
 from residmix.moments.by_level import level_of
 from residmix.rows.block import Block
+from residmix.rows.threads import lazy
 
 __all__ = ["Covariances", "Recoloured", "along_axes"]
 
@@ -61,7 +61,7 @@ class Covariances:
     distances: Array | None = None
     within: bool = True
 
-    @cached_property
+    @lazy
     def stretches(self) -> list[Array | None]:
         """The diagonals of the maps that have nothing else."""
         return [along_axes(own) for own in self.maps]

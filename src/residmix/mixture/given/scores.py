@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from residmix.mixture.given.by_group import at_group, groups_of
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
+from residmix.rows.threads import lazy
 
 __all__ = ["MarginalScores"]
 
@@ -35,7 +35,7 @@ class MarginalScores:
     params: MixtureParams
     centiles: bool = False
 
-    @cached_property
+    @lazy
     def _spread(self) -> Floats:
         return np.sqrt(np.diagonal(self.params.full_covariances(), axis1=1, axis2=2))
 

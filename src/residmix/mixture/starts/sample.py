@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import at_random
+from residmix.rows.threads import lazy
 
 __all__ = ["Sample", "quantiles", "subsample", "subsample_rows"]
 
@@ -139,7 +139,7 @@ class Sample:
         """Tell which points of y (..., d) lie farther out than every row inside."""
         return np.asarray(np.sqrt((points**2).sum(axis=-1)) > self._reach)
 
-    @cached_property
+    @lazy
     def _reach(self) -> float:
         return float(np.sqrt((self.y[self.inside] ** 2).sum(axis=1).max()))
 

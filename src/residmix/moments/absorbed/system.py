@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +14,7 @@ from residmix.moments.absorbed.aliases import FactorAliases
 from residmix.moments.absorbed.schur import ALIASED, schur_solver
 from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.solving.aliased import Part, absorbed_first
+from residmix.rows.threads import lazy
 
 __all__ = ["System", "system_of"]
 
@@ -47,7 +47,7 @@ class System:
         own = {f: slice(*at) for f, at in zip(self.others, pairwise(self.starts), strict=True)}
         return own | {-1: slice(self.starts[-1], len(self.kept))}
 
-    @cached_property
+    @lazy
     def aliases(self) -> FactorAliases:
         """Null directions: each unknown without a pivot, less its combination of the others."""
         places = self.places

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from residmix.moments.linear import LinearMoments
 from residmix.moments.solving.aliased import Aliases, Part, aliases_of, own_columns
 from residmix.moments.solving.second_pass import Triangle
-from residmix.rows.threads import one_blas_thread
+from residmix.rows.threads import lazy, one_blas_thread
 
 __all__ = ["Spectrum", "Spread", "spectra_of", "triangular"]
 
@@ -57,7 +56,7 @@ class Spectrum:
         scaled = np.where(self.spread.varies[:, None], products, 0.0) / (scale * self.spread.weight)
         return self.settled(self.vectors @ ((self.vectors.T @ scaled) / self.values[:, None])) / scale
 
-    @cached_property
+    @lazy
     def aliases(self) -> Aliases:
         return aliases_of(self.roots, self.null, self.parts, 16 * self.tolerance)
 
