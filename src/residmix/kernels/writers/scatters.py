@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 from residmix.kernels.compiled import (
     I64,
@@ -23,7 +25,7 @@ from residmix.kernels.compiled import (
 )
 from residmix.kernels.plain import NOTHING
 
-__all__ = ["by_groups", "scatter_columns", "scatter_panels", "scatter_squares", "sift_panels"]
+__all__ = ["Columns", "by_groups", "scatter_columns", "scatter_panels", "scatter_squares", "sift_panels"]
 
 # -- in columns -----------------------------------------------------------------------------------------------------
 
@@ -63,40 +65,49 @@ def scatter_squares(
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """One component's part of a tile in columns, and where its sums are; see `scatter_columns`."""
+class Columns(ABC):
+    """One component's part of a tile in columns, and where its sums are; in single precision see `writers.single`."""
 
     b: Builder
-    x: Value
     stride: Value
-    centres: Value
-    mean0: Value
-    joint: Value
-    share: Value
+    vectors: Value
     weighted: Value
     scatter: Value
     shift: Value
     sums0: Value
 
-    def deviations(self, j: Value, row: Value, means: list[Value]) -> list[Value]:
-        """Return a vector of rows of each column from j on, less the columns' means."""
-        b, first = self.b, self.b.mul(j, self.stride)
-        places = [b.mul(self.stride, integer(c)) for c in range(len(means))]
-        return [b.fsub(load(b, self.x, first, row, c), mean) for c, mean in zip(places, means, strict=True)]
+    lanes: ClassVar[int] = WIDTH
+
+    @abstractmethod
+    def deviations(self, j: Value, width: int) -> Callable[[Value], list[Value]]:
+        """Return what gives a vector of rows of each column from j on, less the columns' means, for a row."""
+
+    @abstractmethod
+    def shares(self, row: Value) -> Value:
+        """Return the component's shares in a vector of rows."""
+
+    def load(self, base: Value, *offset: Value | int) -> Value:
+        return load(self.b, base, *offset)
+
+    def begin(self, places: list[tuple[Value, Value]]) -> list[Value]:
+        """Return what a tile's sums begin with."""
+        return [load(self.b, base, place) for base, place in places]
+
+    def keep(self, sums: list[Value], places: list[tuple[Value, Value]]) -> None:
+        for value, (base, place) in zip(sums, places, strict=True):
+            store(self.b, value, base, place)
 
     def itself(self, j: Value, entry: Value, width: int, keep: bool) -> None:
         """Pair a group of columns with itself, and keep it weighted."""
-        b, vectors = self.b, self.b.sdiv(self.stride, integer(WIDTH))
-        means = [broadcast(b, self.centres, self.mean0, j, c) for c in range(width)]
+        b, deviations = self.b, self.deviations(j, width)
         n_pairs, place = width * (width + 1) // 2, b.mul(at(b, self.sums0, j), integer(WIDTH))
 
         def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(WIDTH))
-            share_i = load(b, self.joint, self.share, row)
-            columns = self.deviations(j, row, means)
+            row = b.mul(i, integer(self.lanes))
+            shares, columns = self.shares(row), deviations(row)
             sums, pair = list(sums), 0
             for c in range(width):
-                value = b.fmul(share_i, columns[c])
+                value = b.fmul(shares, columns[c])
                 if keep:
                     store(b, value, self.weighted, row, b.mul(self.stride, integer(c)))
                 sums[n_pairs + c] = b.fadd(sums[n_pairs + c], value)
@@ -105,30 +116,49 @@ class _Columns:
                     pair += 1
             return sums
 
-        sums = [load(b, self.scatter, entry, pair * WIDTH) for pair in range(n_pairs)]
-        sums = loop(b, vectors, sums + [load(b, self.shift, place, c * WIDTH) for c in range(width)], body)
-        for pair in range(n_pairs):
-            store(b, sums[pair], self.scatter, entry, pair * WIDTH)
-        for c in range(width):
-            store(b, sums[n_pairs + c], self.shift, place, c * WIDTH)
+        places = [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(n_pairs)]
+        places += [(self.shift, at(b, place, c * WIDTH)) for c in range(width)]
+        self.keep(loop(b, self.vectors, self.begin(places), body), places)
 
     def others(self, j: Value, entry: Value, width: int) -> None:
         """Pair the weighted group with the columns from j on."""
-        b, vectors = self.b, self.b.sdiv(self.stride, integer(WIDTH))
-        means = [broadcast(b, self.centres, self.mean0, j, c) for c in range(width)]
+        b, deviations = self.b, self.deviations(j, width)
 
         def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(WIDTH))
-            columns = self.deviations(j, row, means)
-            new = []
+            row = b.mul(i, integer(self.lanes))
+            columns, new = deviations(row), []
             for a in range(4):
-                value = load(b, self.weighted, row, b.mul(self.stride, integer(a)))
+                value = self.load(self.weighted, row, b.mul(self.stride, integer(a)))
                 new += [multiply_add(b, value, columns[c], sums[a * width + c]) for c in range(width)]
             return new
 
-        sums = loop(b, vectors, [load(b, self.scatter, entry, pair * WIDTH) for pair in range(4 * width)], body)
-        for pair in range(4 * width):
-            store(b, sums[pair], self.scatter, entry, pair * WIDTH)
+        places = [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(4 * width)]
+        self.keep(loop(b, self.vectors, self.begin(places), body), places)
+
+
+@dataclass(frozen=True)
+class _Double(Columns):
+    """In double precision, less the means on the way."""
+
+    x: Value
+    centres: Value
+    mean0: Value
+    joint: Value
+    share: Value
+
+    def deviations(self, j: Value, width: int) -> Callable[[Value], list[Value]]:
+        b = self.b
+        means = [broadcast(b, self.centres, self.mean0, j, c) for c in range(width)]
+
+        def columns(row: Value) -> list[Value]:
+            first = b.mul(j, self.stride)
+            places = [b.mul(self.stride, integer(c)) for c in range(width)]
+            return [b.fsub(load(b, self.x, first, row, c), mean) for c, mean in zip(places, means, strict=True)]
+
+        return columns
+
+    def shares(self, row: Value) -> Value:
+        return load(self.b, self.joint, self.share, row)
 
 
 @kernel
@@ -151,10 +181,12 @@ def scatter_columns(
     and paired with itself, then with the columns after it. `collect_columns` knows the order of the sums.
     """
     mean0, share, sums0 = b.mul(k, between), b.mul(k, stride), b.mul(k, m)
-    by_groups(b, _Columns(b, x, stride, centres, mean0, joint, share, weighted, scatter, shift, sums0), k, m)
+    vectors = b.sdiv(stride, integer(WIDTH))
+    of = _Double(b, stride, vectors, weighted, scatter, shift, sums0, x, centres, mean0, joint, share)
+    by_groups(b, of, k, m)
 
 
-def by_groups(b: Builder, of: Any, k: Value, m: Value) -> None:
+def by_groups(b: Builder, of: Columns, k: Value, m: Value) -> None:
     """Pair groups of four columns of component k with themselves and the later ones, as `collect_columns` has it."""
     entry = b.mul(k, b.mul(b.sdiv(b.mul(m, at(b, m, 1)), integer(2)), integer(WIDTH)))
     groups = b.sdiv(b.sub(m, integer(1)), integer(4))

@@ -6,7 +6,9 @@ tiles are in double precision.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from residmix.kernels.compiled import (
     BROAD,
@@ -35,7 +37,7 @@ from residmix.kernels.compiled import (
     store,
 )
 from residmix.kernels.writers.distances import products
-from residmix.kernels.writers.scatters import by_groups
+from residmix.kernels.writers.scatters import Columns, by_groups
 
 __all__ = ["BROAD_CHUNK", "centre_single", "join_single", "round_shares", "scatter_single", "sift_single"]
 
@@ -188,68 +190,38 @@ def join_single(
 
 
 @dataclass(frozen=True)
-class _Broad:
-    """One component's part of a tile, and where its sums are; see `scatter_single`."""
+class _Broad(Columns):
+    """In single precision, of columns less the means; a tile's sums are added to those in double precision."""
 
-    b: Builder
     deviation: Value
-    stride: Value
-    vectors: Value
     share: Value
-    weighted: Value
-    scatter: Value
-    shift: Value
-    sums0: Value
 
-    def columns(self, j: Value, row: Value, width: int) -> list[Value]:
-        b, first = self.b, self.b.mul(j, self.stride)
-        return [load_broad(b, self.deviation, first, row, b.mul(self.stride, integer(c))) for c in range(width)]
+    lanes: ClassVar[int] = BROAD
 
-    def add(self, sums: list[Value], places: list[tuple[Value, Value]]) -> None:
-        """Add a tile's sums to those in double precision."""
+    def deviations(self, j: Value, width: int) -> Callable[[Value], list[Value]]:
+        def columns(row: Value) -> list[Value]:
+            first = self.b.mul(j, self.stride)
+            return [
+                load_broad(self.b, self.deviation, first, row, self.b.mul(self.stride, integer(c)))
+                for c in range(width)
+            ]
+
+        return columns
+
+    def shares(self, row: Value) -> Value:
+        return load_broad(self.b, self.share, row)
+
+    def load(self, base: Value, *offset: Value | int) -> Value:
+        return load_broad(self.b, base, *offset)
+
+    def begin(self, places: list[tuple[Value, Value]]) -> list[Value]:
+        return [BROAD_ZERO] * len(places)
+
+    def keep(self, sums: list[Value], places: list[tuple[Value, Value]]) -> None:
         b = self.b
         for value, (base, place) in zip(sums, places, strict=True):
             before = load(b, base, place)
             store(b, b.fadd(before, b.fpext(b.fadd(*_halves(b, value)), before.type)), base, place)
-
-    def itself(self, j: Value, entry: Value, width: int, keep: bool) -> None:
-        """Pair a group of columns with itself, and keep it weighted."""
-        b = self.b
-        n_pairs, place = width * (width + 1) // 2, b.mul(at(b, self.sums0, j), integer(WIDTH))
-
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(BROAD))
-            shares, columns = load_broad(b, self.share, row), self.columns(j, row, width)
-            sums, pair = list(sums), 0
-            for c in range(width):
-                value = b.fmul(shares, columns[c])
-                if keep:
-                    store(b, value, self.weighted, row, b.mul(self.stride, integer(c)))
-                sums[n_pairs + c] = b.fadd(sums[n_pairs + c], value)
-                for other in columns[c:]:
-                    sums[pair] = multiply_add(b, value, other, sums[pair])
-                    pair += 1
-            return sums
-
-        sums = loop(b, self.vectors, [BROAD_ZERO] * (n_pairs + width), body)
-        places = [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(n_pairs)]
-        self.add(sums, places + [(self.shift, at(b, place, c * WIDTH)) for c in range(width)])
-
-    def others(self, j: Value, entry: Value, width: int) -> None:
-        """Pair the weighted group with the columns from j on."""
-        b = self.b
-
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(BROAD))
-            columns = self.columns(j, row, width)
-            new = []
-            for a in range(4):
-                value = load_broad(b, self.weighted, row, b.mul(self.stride, integer(a)))
-                new += [multiply_add(b, value, columns[c], sums[a * width + c]) for c in range(width)]
-            return new
-
-        sums = loop(b, self.vectors, [BROAD_ZERO] * (4 * width), body)
-        self.add(sums, [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(4 * width)])
 
 
 @kernel
@@ -267,4 +239,4 @@ def scatter_single(
 ) -> None:
     """Add component k's moments of index[0] rows of m columns less its mean, as `scatter_columns` does."""
     vectors = b.sdiv(b.load(b.bitcast(index, I64.as_pointer())), integer(BROAD))
-    by_groups(b, _Broad(b, deviation, stride, vectors, share, weighted, scatter, shift, b.mul(k, m)), k, m)
+    by_groups(b, _Broad(b, stride, vectors, weighted, scatter, shift, b.mul(k, m), deviation, share), k, m)
