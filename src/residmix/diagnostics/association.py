@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval
 from residmix.design.columns import open_metadata
 from residmix.design.fit import Design, fit_design
 from residmix.design.formula.parser import formula_columns
-from residmix.diagnostics.costs import REFIT, distance_seconds, measuring_seconds, probe_seconds
+from residmix.diagnostics.costs import REFIT, distance_seconds, measuring_seconds, one_by_one, probe_seconds
 from residmix.diagnostics.dependence import (
     Variable,
     counts_dependence,
@@ -41,7 +41,6 @@ Array = NDArray[np.float64]
 
 MOST_LEVELS = 2000  # of a factor whose columns are written out
 DISTANCE_ROWS = 700  # distances are held between all pairs of them
-DISTANCE_FEATURES = 32  # above so many, distance correlations are of all features together only
 FEW_VALUES = 0.1  # distinct values per row below which a feature counts as few-valued
 
 
@@ -142,7 +141,7 @@ def association(
     variables = _variables(table, design)
     stages, distances = (1, 1) if after is None else (2, 3 if hasattr(after, "fit") else 2)
     work = measuring_seconds(
-        len(sample), len(names), [len(variable.levels) for variable in variables], groups=1 + _singles(names),
+        len(sample), len(names), [len(variable.levels) for variable in variables], groups=1 + one_by_one(len(names)),
         n_splits=n_splits, n_permutations=n_permutations, stages=stages, distances=distances,
     )  # fmt: skip
     with RowProgress(work, unit="%") as seen:
@@ -268,7 +267,7 @@ class _Report:
         if len(rows) < 10:
             return
         variables = [variable.take(rows) for variable in variables]
-        singles = _singles(self.names)
+        singles = one_by_one(len(self.names))
         work = distance_seconds(len(rows), 1 + singles, len(variables), self.n_permutations)
         found = []
         for matrix in (in_sample, held_out):
@@ -319,11 +318,6 @@ class _Report:
                 self.add(
                     stage, measure, variable.name, feature, variable.known.sum(), in_sample=value, in_sample_p=chance
                 )  # fmt: skip
-
-
-def _singles(names: Sequence[str]) -> int:
-    """Return of how many features distance correlations are also taken one by one."""
-    return len(names) if 1 < len(names) <= DISTANCE_FEATURES else 0
 
 
 def _design_of(block: Block) -> Array:

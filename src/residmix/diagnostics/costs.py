@@ -9,10 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["distance_seconds", "measuring_seconds", "probe_seconds"]
+__all__ = ["distance_seconds", "measuring_seconds", "one_by_one", "probe_seconds"]
 
 SAMPLE, PAIRED, PERMUTED = 1500, 700, 49  # rows of probes and of distances, permutations
+DISTANCE_FEATURES = 32  # above so many, distance correlations are of all features together only
 REFIT = 0.05  # what makes the residuals, fitted to the training rows of a fold
+
+
+def one_by_one(n_features: int) -> int:
+    """Return of how many features distance correlations are also taken one by one."""
+    return n_features if 1 < n_features <= DISTANCE_FEATURES else 0
 
 
 def probe_seconds(kind: str, n: int, d: int, levels: int) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,12 @@ PACKED, UNPACKED = 150.0, 3.0
 DRAWN = 1.4
 
 
-@contextmanager
-def under_way(stages: Mapping[str, float | None], *, quiet: bool, lone: bool = False) -> Iterator[Course]:
+def under_way(stages: Mapping[str, float | None], *, quiet: bool, lone: bool = False) -> AbstractContextManager[Course]:
     """Let a command show how far it is in one line, with the time that is left of all of it."""
     from residmix.rows.course import on_course
     from residmix.rows.progress import Line
 
-    with on_course(stages, Line(quiet=quiet), lone=lone, silent=("drawing",)) as course:
-        yield course
+    return on_course(stages, Line(quiet=quiet), lone=lone, silent=("drawing",))
 
 
 def reading(data: str) -> float:
@@ -71,11 +69,12 @@ def measuring(model: Any) -> float:
 
 def probing(n_features: int, levels: Sequence[int]) -> float:
     """Return what probes take for so many features and columns, each of so many levels, or 0 of a number."""
-    from residmix.diagnostics.costs import measuring_seconds
+    from residmix.diagnostics.costs import SAMPLE, measuring_seconds, one_by_one
     from residmix.report.gather import FOLDS, PERMUTATIONS, PROBED_FEATURES
 
     d = min(n_features, PROBED_FEATURES)
-    return measuring_seconds(1500, d, levels, groups=1 + d * (d <= 32), n_splits=FOLDS, n_permutations=PERMUTATIONS)
+    groups = 1 + one_by_one(d)
+    return measuring_seconds(SAMPLE, d, levels, groups=groups, n_splits=FOLDS, n_permutations=PERMUTATIONS)
 
 
 def drawing(output: Path | None) -> float:

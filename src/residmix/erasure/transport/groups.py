@@ -30,6 +30,7 @@ from residmix.erasure.transport.along import Along, along
 from residmix.erasure.transport.clusters import merged, telling
 from residmix.erasure.transport.rosenblatt import Mixtures
 from residmix.errors import unnoted
+from residmix.mixture.iteration.estep import normalised as shared_out
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.sampled import evenly
@@ -330,15 +331,6 @@ class _Told:
         return share, now
 
 
-def _shares(joint: Floats) -> tuple[Floats, Floats]:
-    """Return probabilities of components (n, K), and the log-likelihood of each row (n,)."""
-    top = joint.max(axis=1, keepdims=True)
-    share = np.exp(joint - top)
-    total = share.sum(axis=1, keepdims=True)
-    share /= total
-    return share, (top + np.log(total))[:, 0]
-
-
 def _own(
     x: Floats,
     log_weights: Floats,
@@ -361,7 +353,7 @@ def _own(
         joint = log_prior + np.stack(
             [log_normal(x - means[:, k] - shift[k], factors[k], spread[:, k]) for k in range(K)], axis=1
         )
-        share, likely = _shares(joint) if told is None else told.within(joint)
+        share, likely = shared_out(joint) if told is None else told.within(joint)
         now = float(weight @ likely / weight.sum())
         share *= weight[:, None]
         mass = share.sum(axis=0)

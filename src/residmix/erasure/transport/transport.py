@@ -29,6 +29,7 @@ from residmix.erasure.transport.groups import (
 )
 from residmix.erasure.transport.rosenblatt import Mixtures, from_scores, to_scores
 from residmix.kernels.pairs import small
+from residmix.mixture.iteration.estep import normalised as shared_out
 from residmix.rows.block import Block
 
 __all__ = ["STARTS", "Applied", "Asked", "Transport", "fit_transport"]
@@ -170,10 +171,8 @@ class Transport:
 
     def log_density(self, x: Floats, a: Floats) -> Floats:
         """Return log p(x | m), (n,)."""
-        joint = self._log_joint(x, a)
-        top = joint.max(axis=1)
         slope = self.aligned.log_slope(a) + np.linalg.slogdet(self.by_group.basis)[1]
-        return np.asarray(top + np.log(np.exp(joint - top[:, None]).sum(axis=1)) + slope)
+        return np.asarray(shared_out(self._log_joint(x, a))[1] + slope)
 
 
 @dataclass(frozen=True)
