@@ -60,6 +60,17 @@ def test_levels_that_differ_by_noise_alone_have_no_variance_of_their_own():
     assert_allclose(prior.mean, rows[:, 0] @ [0.01, -0.01, 0.0] / 35)
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e-8, 1e12])
+def test_the_prior_does_not_depend_on_the_unit(unit):
+    rng = np.random.default_rng(0)
+    effects, rows, noise = rng.normal(size=(6, 3)), np.full((6, 3), 10.0), np.array([0.0, 0.3, 1e-9])
+    prior, other = level_prior(effects, rows, noise), level_prior(unit * effects, rows, noise * unit**2)
+    assert_allclose(other.mean, unit * prior.mean, rtol=1e-12)
+    assert_allclose(other.ratio[1:], prior.ratio[1:], rtol=1e-12)
+    # without noise the levels keep their own estimates
+    assert max(prior.ratio[0], other.ratio[0]) < 1e-25
+
+
 def test_shrink_gives_an_unseen_level_the_precision_weighted_mean_of_the_known():
     table, _ = sites(6, [3, 4, 5, 200, 300, 400], noise=3.0)
     mean = rm.Residualizer("site", features=["x0", "x1", "x2"], on_unknown="mean").fit(table)

@@ -65,6 +65,24 @@ def test_no_more_distinct_rows_than_components_are_told(rows, kind):
         GaussianMixture(3, covariance_type=kind, random_state=0).fit(X, sample_weight=weight)
 
 
+@pytest.mark.parametrize("kind", ["full", "tied", "diag"])
+def test_rows_that_are_all_equal_are_told_once(kind):
+    X = np.full((50, 3), 2.5)
+    with pytest.warns(DegenerateComponentWarning, match="all rows are equal, so the 2 components") as told:
+        model = GaussianMixture(2, covariance_type=kind, random_state=0).fit(X)
+    assert len(told) == 1
+    assert [note["kind"] for note in model.notes_] == ["equal-rows"]
+    # the controls: rows of weight 0 don't count, and one that differs by little does
+    other = np.vstack([X, [[0.0, 1.0, 2.0]]])
+    with pytest.warns(DegenerateComponentWarning, match="all rows are equal"):
+        GaussianMixture(2, covariance_type=kind, random_state=0).fit(other, sample_weight=np.r_[np.ones(50), 0.0])
+    X[7, 1] += 1e-5
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        GaussianMixture(2, covariance_type=kind, random_state=0).fit(X)
+    assert not any("all rows are equal" in str(warning.message) for warning in told)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
 def test_rows_that_differ_are_more_than_components(scale):
     X = scale * np.random.default_rng(0).normal(size=(60, 2))

@@ -162,9 +162,18 @@ def refuse_moments_alone(model: Any) -> None:
 
 
 def warn_of_nothing(model: Any, y: Any) -> None:
-    """Warn if nothing is removed: without metadata, or if no term has columns."""
+    """Warn if nothing is removed: without metadata, or if no term has columns; add a note for a factor of one level."""
     design = model.design_
+    single = [term for term in design.terms if len(term.levels) == 1 and term.columns.start == term.columns.stop]
     if design.n_removed or design.factors:
+        for term in single:
+            what = "kept" if term.preserved else "removed"
+            note(
+                "one-level",
+                f"{term.name!r} has one level only ({term.levels[0]!r}), so there is nothing to be {what} for it",
+                term=term.name,
+                level=str(term.levels[0]),
+            )
         return
     given = model._apart or model.formula is not None
     if not given and y is not None:
@@ -175,9 +184,9 @@ def warn_of_nothing(model: Any, y: Any) -> None:
     elif not given:
         message = "there is no metadata, so only the means are removed; pass metadata=, or a formula"
     else:
-        single = [f"{term.name!r} has one level only ({term.levels[0]!r})" for term in design.terms if term.levels]
+        shown = [f"{term.name!r} has one level only ({term.levels[0]!r})" for term in single if not term.preserved]
         message = (
-            f"there is nothing to remove, so only the means are removed: {' and '.join(single) or 'no term is named'}"
+            f"there is nothing to remove, so only the means are removed: {' and '.join(shown) or 'no term is named'}"
         )
     if given or y is not None or model._named:
         warn(message, DesignWarning, kind="nothing-removed")

@@ -103,6 +103,19 @@ def test_without_metadata_it_is_welchs_test_of_the_second_part():
     assert found["clusters"].tolist() == [(0, 1)] * 3
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6, np.array([1e-9, 1e5])], ids=["small", "large", "one of each"])
+def test_differences_do_not_depend_on_the_units_of_features(unit):
+    X = np.random.default_rng(0).normal(size=(160, 2)) @ [[1.0, 0.4], [0.0, 1.0]]
+    X[:80, 0] += 4
+    found, other = (rm.cluster_differences(x, 2, random_state=3) for x in (X, X * unit))
+    assert found["p_value"][0] < 1e-6
+    assert_allclose(other["p_value"], found["p_value"], rtol=1e-6)
+    assert_allclose(other["difference"], found["difference"] * unit, rtol=1e-6)
+    covariances = [within_covariance(x, 0) for x in (X, X * unit)]
+    assert [K for _, K in covariances] == [2, 2]
+    assert_allclose(covariances[1][0], covariances[0][0] * unit * np.reshape(unit, (-1, 1)), rtol=1e-6)
+
+
 def test_data_simulated_with_the_same_seed_are_not_the_noise():
     X = np.random.default_rng(5).normal(size=(100, 2))
     first, second = thinned(X, np.eye(2), 0.5, noise_stream(5))

@@ -71,6 +71,20 @@ def test_a_fit_with_nothing_to_remove_says_so_once(fit, message):
     assert [note["kind"] for note in model.notes_] == ["nothing-removed"]
 
 
+@pytest.mark.parametrize("preserved", [False, True])
+def test_a_factor_of_one_level_among_others_is_noted(preserved):
+    one = table().assign(scanner="b")
+    options = {"preserve": "scanner"} if preserved else {}
+    model = rm.Residualizer("site" if preserved else "site + scanner", **options).fit(one)
+    (note,) = model.notes_
+    assert note["kind"] == "one-level"
+    assert note["figures"] == {"term": "scanner", "level": "b"}
+    assert f"nothing to be {'kept' if preserved else 'removed'} for it" in note["message"]
+    # the control: two levels
+    one.loc[::2, "scanner"] = "c"
+    assert rm.Residualizer("site" if preserved else "site + scanner", **options).fit(one).notes_ == []
+
+
 def test_features_alone_are_noted_and_not_warned_of():
     X = table()[["f0", "f1"]].to_numpy()
     model = rm.Residualizer().fit(X)

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval
 
 from residmix.design.fit import fit_design
 from residmix.design.formula.parser import formula_columns
-from residmix.diagnostics.clusters.thinning import noise_stream, plausible, thinned, within_covariance
+from residmix.diagnostics.clusters.thinning import noise_stream, plausible, thinned, units, within_covariance
 from residmix.errors import ResidmixWarning, check_arguments, unnoted, warn
 from residmix.mixture.gaussian import GaussianMixture
 from residmix.sources.open import as_table
@@ -159,7 +159,7 @@ def _covariance(
 def _clustered(clusterer: Any, x: Floats, random_state: int) -> NDArray[Any]:
     if clusterer is None or isinstance(clusterer, int | np.integer):
         K: Any = "auto" if clusterer is None else int(clusterer)
-        clusterer = GaussianMixture(K, random_state=random_state)
+        clusterer, x = GaussianMixture(K, random_state=random_state), x / units(x)
     if not hasattr(clusterer, "fit_predict"):
         raise TypeError(
             f"clusterer must be a number of clusters or an estimator with fit_predict, not {type(clusterer).__name__}"

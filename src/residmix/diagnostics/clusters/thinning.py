@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from residmix.errors import unnoted
 from residmix.mixture.gaussian import GaussianMixture
 
-__all__ = ["noise_stream", "plausible", "thinned", "within_covariance"]
+__all__ = ["noise_stream", "plausible", "thinned", "units", "within_covariance"]
 
 Floats = NDArray[np.float64]
 
@@ -57,31 +57,43 @@ def plausible(covariance: Floats, degrees: float, random: np.random.Generator) -
     # Bartlett's decomposition of a Wishart matrix W = T T'; then L inv(T)' inv(T) L' with the scatter L L'
     lower = np.tril(random.standard_normal((d, d)), -1)
     lower[np.diag_indices(d)] = np.sqrt(random.chisquare(degrees - np.arange(d)))
-    values, vectors = np.linalg.eigh(covariance * degrees)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    half = np.linalg.solve(lower, root.T)
+    half = np.linalg.solve(lower, _root(covariance * degrees).T)
     return np.asarray(half.T @ half)
 
 
 def thinned(X: Floats, covariance: Floats, share: float, random: np.random.Generator) -> tuple[Floats, Floats]:
     """Return the two parts, both in the units of X: divided by their shares."""
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    noise = random.standard_normal(X.shape) @ root.T * np.sqrt((1 - share) / share)
+    noise = random.standard_normal(X.shape) @ _root(covariance).T * np.sqrt((1 - share) / share)
     return X + noise, X - noise * share / (1 - share)
+
+
+def _root(covariance: Floats) -> Floats:
+    """Return a matrix R with R R' the covariance, whatever units each feature has."""
+    spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    # powers of 2, which cost no digit
+    unit = np.exp2(np.round(np.log2(np.where(spread > 0, spread, 1.0))))
+    values, vectors = np.linalg.eigh(covariance / unit / unit[:, None])
+    return np.asarray(unit[:, None] * vectors * np.sqrt(np.maximum(values, 0.0)))
+
+
+def units(X: Floats) -> Floats:
+    """Return the features' standard deviations, 1 where there is none."""
+    spread = X.std(axis=0)
+    return np.where(spread > 0, spread, 1.0)
 
 
 def within_covariance(X: Floats, random_state: int) -> tuple[Floats, int]:
     """Return the covariance within clusters, and their number.
 
     It is that of a mixture with one covariance, of as many components as the BIC asks for. Where there are no clusters
-    that is one, and the covariance is that of all rows.
+    that is one, and the covariance is that of all rows. What the mixture adds to covariances is in units of the
+    features' spreads.
     """
-    d = X.shape[1]
+    d, unit = X.shape[1], units(X)
     most = max(min(MOST, len(X) // (ROWS_EACH * (d + 1))), 1)
     model = GaussianMixture(list(range(1, most + 1)), covariance_type="tied", random_state=random_state)
     with unnoted():
-        model.fit(X)
+        model.fit(X / unit)
     K = model.n_components_
     # maximum likelihood divides by n; K means were estimated
-    return np.asarray(model.covariances_ * len(X) / max(len(X) - K, 1)), K
+    return np.asarray(model.covariances_ * len(X) / max(len(X) - K, 1)) * unit * unit[:, None], K

@@ -95,8 +95,11 @@ def level_prior(effects: Array, weight: Array, noise: Array) -> LevelPrior:
     """
     have = weight > 0
     degrees = have.sum(axis=0) - 1.0
+    # in units, powers of 2, in which the larger of the effects' range and the noise is about 1
+    size = np.maximum(np.ptp(effects, axis=0), np.sqrt(noise))
+    unit = np.exp2(np.round(np.log2(np.where(size > 0, size, 1.0))))
     # a noise of 0 would make weights infinite: one that can't matter stands for it
-    noise = np.maximum(noise, 1e-30 * (1.0 + effects.max(axis=0) - effects.min(axis=0)) ** 2)
+    effects, noise = effects / unit, np.maximum(noise / unit / unit, 1e-30)
     variance = np.where(have, noise / np.where(have, weight, 1.0), np.inf)
     tau2 = np.zeros(len(noise))
     for _ in range(100):
@@ -110,7 +113,7 @@ def level_prior(effects: Array, weight: Array, noise: Array) -> LevelPrior:
             break
         tau2 += step
     with np.errstate(divide="ignore"):
-        return LevelPrior(mean, np.where(tau2 > 0, noise / tau2, np.inf))
+        return LevelPrior(mean * unit, np.where(tau2 > 0, noise / tau2, np.inf))
 
 
 def removed_factors(design: Design) -> list[Term]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
-from residmix.mixture.doubts.spikes import all_bare, count, none_narrow, spikes
+from residmix.mixture.doubts.spikes import all_bare, count, none_apart, none_narrow, spikes
 from residmix.mixture.iteration.estep import Problem
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
@@ -178,6 +178,15 @@ def tell_of_spikes(rows: Rows, whole: Rows, params: MixtureParams, ridge: float)
             "rows, where the likelihood is unbounded. Use fewer components",
             DegenerateComponentWarning,
             kind="spike",
+            components=params.n_components,
+        )
+        return
+    if none_apart(whole, params, ridge):
+        warn(
+            f"all rows are equal, so the {params.n_components} components lie on one point. Use one component, or "
+            "features that vary",
+            DegenerateComponentWarning,
+            kind="equal-rows",
             components=params.n_components,
         )
         return

@@ -12,7 +12,7 @@ from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["all_bare", "count", "none_narrow", "spikes", "spiky"]
+__all__ = ["all_bare", "count", "none_apart", "none_narrow", "spikes", "spiky"]
 
 Floats = NDArray[np.float64]
 
@@ -44,13 +44,36 @@ def all_bare(params: MixtureParams, ridge: float | Floats) -> bool:
 
     Beside each other none of them is narrow, so `spikes` doesn't see that.
     """
+    # rows that differ by less than the ridge everywhere are a matter of scale
+    return not params.family.shared and _no_spread(params, ridge, apart=True)
+
+
+def none_apart(rows: Rows, params: MixtureParams, ridge: float | Floats) -> bool:
+    """Tell whether all rows are equal, so that all components lie on one point."""
+    if not _no_spread(params, ridge, apart=False):
+        return False
+    least, most = rows.fold(_ends, _wider)
+    return bool((least == most).all())
+
+
+def _no_spread(params: MixtureParams, ridge: float | Floats, *, apart: bool) -> bool:
+    """Tell whether the covariances of components, one or no point apart, are nothing but the ridge."""
     more = np.diag(ridge) if np.ndim(ridge) == 2 else np.broadcast_to(ridge, params.n_features)
-    if params.n_components == 1 or params.family.shared or not more.max() > 0:
+    if params.n_components == 1 or not more.max() > 0:
+        return False
+    if apart != bool((np.ptp(params.means, axis=0) ** 2 > more).any()):
         return False
     full = np.diagonal(params.full_covariances(), axis1=1, axis2=2)
-    # rows that differ by less than the ridge everywhere are a matter of scale
-    apart = (np.ptp(params.means, axis=0) ** 2 > more).any()
-    return bool(apart and (params.weights @ full - more <= OWN * more).all())
+    return bool((params.weights @ full - more <= OWN * more).all())
+
+
+def _ends(block: Block) -> tuple[Floats, Floats]:
+    x = block.X if block.weight is None else block.X[block.weight > 0]
+    return x.min(axis=0, initial=np.inf), x.max(axis=0, initial=-np.inf)
+
+
+def _wider(one: tuple[Floats, Floats], two: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    return np.minimum(one[0], two[0]), np.maximum(one[1], two[1])
 
 
 def none_narrow(params: MixtureParams) -> bool:
