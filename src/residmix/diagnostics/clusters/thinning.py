@@ -68,12 +68,13 @@ def thinned(X: Floats, covariance: Floats, share: float, random: np.random.Gener
 
 
 def _root(covariance: Floats) -> Floats:
-    """Return a matrix R with R R' the covariance, whatever units each feature has."""
+    """Return a matrix R with R R' the covariance: in units of the standard deviations the symmetric one, which rounding
+    doesn't turn about.
+    """
     spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    # powers of 2, which cost no digit
-    unit = np.exp2(np.round(np.log2(np.where(spread > 0, spread, 1.0))))
+    unit = np.where(spread > 0, spread, 1.0)
     values, vectors = np.linalg.eigh(covariance / unit / unit[:, None])
-    return np.asarray(unit[:, None] * vectors * np.sqrt(np.maximum(values, 0.0)))
+    return np.asarray(unit[:, None] * ((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T))
 
 
 def units(X: Floats) -> Floats:
