@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from residmix import GaussianMixture
+from residmix.em.loop import Acceleration, run_em
 from residmix.em.rest import look_ahead
 
 
@@ -72,3 +73,22 @@ def test_parameters_at_the_edge_of_what_is_valid_are_no_error():
     x = np.array([1.0, 2.0])
     found = look_ahead(step, lambda y: step(y)[0], lambda y, like: y, lambda v, like: v, x, 0.0, 0.9 * x)
     assert found.params is x and found.value == 0.0
+
+
+def passes_of(bar, rate=0.9):
+    """Return how many steps a slow linear iteration takes, and how it ended."""
+    taken = [0]
+
+    def step(x):
+        taken[0] += 1
+        return float(-0.5 * x @ x), rate * x
+
+    vectors = Acceleration(lambda x, like: x, lambda v, like: v, moves=False)
+    ended = run_em(step, np.ones(3), tol=1e-6, max_iter=1000, accelerate=vectors, bar=bar)
+    return taken[0], ended
+
+
+def test_a_run_behind_another_is_spared_the_outlook_and_nothing_else():
+    (taken, ended), (ahead, looked) = passes_of(0.0), passes_of(-1.0)
+    assert ended.converged and ended.log_likelihoods == looked.log_likelihoods
+    assert taken == len(ended.log_likelihoods) < ahead

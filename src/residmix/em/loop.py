@@ -144,6 +144,7 @@ def run_em(
     history: tuple[float, ...] = (),
     evaluate: Callable[[P], float] | None = None,
     callback: Callable[[EMState[P]], Any] | None = None,
+    bar: float = -inf,
 ) -> EMState[P]:
     r"""Iterate :math:`\theta \leftarrow step(\theta)` until the log-likelihood has converged.
 
@@ -169,6 +170,8 @@ def run_em(
         Returns just the log-likelihood: a cheaper last pass.
     callback : callable, optional
         Receives an `EMState` after each iteration; the loop ends early when it returns True.
+    bar : float
+        No outlook is taken of a run that Aitken's estimate leaves below this, because another one is ahead.
     """
     state = start if isinstance(start, EMState) else EMState(start)
     if accelerate is not None and state.memory is None:
@@ -198,7 +201,7 @@ def run_em(
             slow |= accelerate is not None and not accelerate.moves  # who wants textbook iterations has the time
         else:
             following, memory, converged, slow = _accelerated(accelerate, state.params, memory, judged, following, tol)
-        if converged and slow and accelerate is not None and memory is not None:
+        if converged and slow and accelerate is not None and memory is not None and value > bar:
             if state.iteration < memory.quiet_until:
                 converged = False
             else:

@@ -60,6 +60,9 @@ def many_inverse_cholesky(matrices: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 
 def inverse_triangles(triangles: Floats) -> Floats:
     """Return the inverses (K, d, d) of upper triangular matrices."""
+    if triangles.shape[-1] <= SMALL_MATRIX and (triangles.diagonal(0, -2, -1) != 0).all():
+        # no pivot is ever better than the diagonal above zeros: this is back substitution, of all at once
+        return np.asarray(np.linalg.inv(triangles), dtype=np.float64)
     inverses = np.empty(triangles.shape)
     for k, triangle in enumerate(triangles):
         # lower of the transpose: the same memory; what lies on the other side isn't touched

@@ -87,7 +87,7 @@ def full_sums(
     """
     joint = _joined(_full_squares(rows, centres[:, -d:], factors), constant, prior)
     log_likelihood, shares = _shares(joint, weight, runs=runs)
-    gap = np.ascontiguousarray(rows.T) - centres[:, :, None]
+    gap = _gaps(rows, centres)
     weighted = shares[:, None] * gap
     return log_likelihood, shares.sum(axis=1), weighted.sum(axis=2), weighted @ gap.transpose(0, 2, 1)
 
@@ -170,19 +170,20 @@ def full_of_vector(vector: Floats, scale: Floats, K: int, largest: float) -> tup
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
     """Return ``constant[k] + prior[i, k] - |(x_i - mean_k) * factor_k|**2``, (n, K)."""
-    return _joined(_scaled_squares(rows, means, factors), constant, prior).T
+    return _joined(_scaled_squares(_gaps(rows, means), factors), constant, prior).T
 
 
 def scaled_sums(
     rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats, weight: Floats, runs: int = 1
 ) -> tuple[Any, Floats, Floats, Floats]:
     """Return what `full_sums` does, with the diagonals (K, d) of the scatters alone."""
-    joint = _joined(_scaled_squares(rows, means, factors), constant, prior)
+    gap = _gaps(rows, means)
+    joint = _joined(_scaled_squares(gap, factors), constant, prior)
     log_likelihood, shares = _shares(joint, weight, runs=runs)
-    gap = rows - means[:, None]
-    weighted = shares[:, :, None] * gap
-    scatter = np.einsum("kij,kij->kj", weighted, gap)
-    return log_likelihood, shares.sum(axis=1), (shares[:, None] @ gap)[:, 0], scatter
+    weighted = shares[:, None] * gap
+    with np.errstate(over="ignore"):
+        scatter = np.multiply(weighted, gap, out=gap).sum(axis=2)
+    return log_likelihood, shares.sum(axis=1), weighted.sum(axis=2), scatter
 
 
 def tied_gram(
@@ -193,7 +194,7 @@ def tied_gram(
     The density is that of `scaled_joint`, with factors of 1, for ``y = (row - origin)' rotation``.
     """
     y = (rows - origin) @ rotation
-    joint = _joined(_scaled_squares(y, means, np.ones(means.shape)), constant, prior)
+    joint = _joined(_scaled_squares(_gaps(y, means), np.ones(means.shape)), constant, prior)
     log_likelihood, shares = _shares(joint, weight, weighted=False)
     # a row that no component reaches has no share in anything
     rest = np.where(shares.any(axis=0), (y - shares.T @ means).T, 0.0)
@@ -211,10 +212,15 @@ def _full_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
         return np.asarray(-0.5 * np.square(z, out=z).reshape(K, d, len(rows)).sum(axis=1))
 
 
-def _scaled_squares(rows: Floats, means: Floats, factors: Floats) -> Floats:
+def _gaps(rows: Floats, means: Floats) -> Floats:
+    """Return the rows less each mean, (K, d, n): numpy is quick along long rows."""
+    return np.asarray(np.ascontiguousarray(rows.T) - means[:, :, None])
+
+
+def _scaled_squares(gap: Floats, factors: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
-        z = (rows - means[:, None]) * factors[:, None]
-        return np.asarray(-np.einsum("kij,kij->ki", z, z))
+        z = gap * factors[:, :, None]
+        return np.asarray(-np.square(z, out=z).sum(axis=1))
 
 
 def _joined(logs: Floats, constant: Floats, prior: Floats) -> Floats:

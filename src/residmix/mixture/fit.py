@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -21,8 +20,8 @@ from residmix.em.callbacks import CallbackSupportMixin, FitTasks
 from residmix.em.loop import EMState, run_em
 from residmix.em.observers import Progress
 from residmix.em.runs import run_starts
-from residmix.errors import DeadComponentWarning, note, warn
-from residmix.mixture.density import MixtureDensity
+from residmix.errors import note
+from residmix.mixture.after.keeping import MixtureKept
 from residmix.mixture.doubts.hints import spikes_amid
 from residmix.mixture.families.family import COVARIANCE_TYPES, FACTOR, family
 from residmix.mixture.iteration.step import MixtureEM, log_prior_density
@@ -48,12 +47,15 @@ State = EMState[MixtureParams]
 # Folds of the cross-validated likelihood.
 N_FOLDS = 5
 
+# Runs that end within this many times `tol` of another's likelihood have found nothing more.
+SAME = 25.0
+
 
 def _weight(block: Block) -> float:
     return float(block.n_rows if block.weight is None else block.weight.sum())
 
 
-class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
+class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
     """The part of a mixture's estimator that runs EM."""
 
     criterion: str
@@ -72,7 +74,6 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
     verbose: int
     verbose_interval: int
     checkpoint: str | PathLike[str] | None
-    converged_: bool
 
     _parameter_constraints: dict[str, list[Any]] = MixtureSettings._settings_constraints | {
         "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), "array-like"],
@@ -130,12 +131,15 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         fingerprint: str,
         history: tuple[float, ...] = (),
         wanted: int | None = None,
+        race: bool = False,
     ) -> State:
         """Run every start to the end; return the likeliest without spikes. Those after the number `wanted` are run only
-        as long as all have some.
+        as long as all have some. In a race, those that seem to end behind an earlier one aren't looked at further.
         """
+        bar = -np.inf
 
         def run(i: int, start: MixtureParams | State, keep: Callable[[State], Any] | None) -> State:
+            nonlocal bar
             report = Progress(self.verbose, self.verbose_interval, i)
 
             def callback(state: State) -> bool:
@@ -147,11 +151,13 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
             told = nullcontext(lambda state: False) if wanted is not None and i >= wanted else None
             with told or tasks.start(self.max_iter) as iterated:
                 try:
-                    ended = self._run(em, start, callback, history)
+                    ended = self._run(em, start, callback, history, bar)
                 except SingularCovarianceError:
                     self._failed += 1
                     raise
             report.end(ended)
+            if race and ended.converged and not spiky(ended):
+                bar = max(bar, ended.log_likelihood + SAME * self.tol)
             return ended
 
         begin = partial(self._tail_starts, em.rows, starts) if self._has_tails() else starts
@@ -210,6 +216,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         start: MixtureParams | State,
         callback: Callable[[State], Any] | None = None,
         history: tuple[float, ...] = (),
+        bar: float = -np.inf,
     ) -> State:
         how: dict[str, Any] = {
             "tol": self.tol,
@@ -217,7 +224,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
             "moves": self.accelerate,
             "quiet": self._quiet,
         }
-        return run_watched(em, start, callback=callback, history=history, **how)
+        return run_watched(em, start, callback=callback, history=history, bar=bar, **how)
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
@@ -315,7 +322,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
         n_parameters = self._count(K, kind, rows.n_features)
         try:
             starts = list(self._candidate_starts(rows, K, kind, begun))
-            state = self._best(em, lambda: starts, tasks, "") if starts else None
+            state = self._best(em, lambda: starts, tasks, "", race=True) if starts else None
         except SingularCovarianceError:
             state = None
         total *= 1 - self.trim
@@ -341,59 +348,3 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureDensity):
                 return None
             total += MixtureEM(mine, self._floor, **options).moments(params, with_moments=False).log_likelihood
         return total
-
-    def _keep_mixture(self, params: MixtureParams, state: State) -> None:
-        self._keep_params(params)
-        self.converged_, self.n_iter_ = state.converged, state.iteration
-        self.lower_bound_, self.lower_bounds_ = state.log_likelihood, list(state.log_likelihoods[1:])
-
-    def _keep_params(self, params: MixtureParams) -> None:
-        self.n_components_, self.covariance_type_ = params.n_components, params.covariance_type
-        self.weights_, self.means_ = params.weights, params.means
-        for name in (
-            "noise_weight_",
-            "noise_box_",
-            "dof_",
-            "n_factors_",
-            "loadings_",
-            "own_variances_",
-            "trim_threshold_",
-        ):
-            self.__dict__.pop(name, None)
-        if params.parts is not None:
-            self.covariance_type_, self.n_factors_ = FACTOR, params.parts.shape[2] - 1
-            self.loadings_, self.own_variances_ = params.parts[..., :-1], params.parts[..., -1] ** 2
-        if params.noise is not None:
-            self.noise_weight_, self.noise_box_ = params.noise
-            self.weights_ = params.weights * (1 - self.noise_weight_)
-        if params.dof is not None:
-            self.dof_ = params.dof
-        self.covariances_, self.precisions_cholesky_ = params.covariances, params.factors
-        self.precisions_ = params.precisions()
-
-    def _warn(self, revived: list[list[int]]) -> None:
-        if self._failed and not self._is_search():
-            several = f"{self._failed} starts" if self._failed > 1 else "1 start"
-            note(
-                "failed-starts",
-                f"{several} led to a singular covariance and {'were' if self._failed > 1 else 'was'} left out. Use "
-                "fewer components, or raise reg_covar",
-                count=self._failed,
-            )
-        self.__dict__.pop("_failed", None)
-        self.__dict__.pop("_restraint", None)
-        if revived and not self.trim:  # a component whose rows are trimmed begins anew, as it should
-            warn(
-                f"components {revived[-1]} of {self.n_components_} lost all their rows and were re-seeded "
-                f"({len(revived)} times in this fit). Use fewer components",
-                DeadComponentWarning,
-                components=revived[-1],
-                times=len(revived),
-            )
-        if not self.converged_ and self.max_iter > 0 and self.tol > 0:
-            warn(
-                "Best performing initialization did not converge. Try different init parameters, or increase "
-                "max_iter, tol, or check for degenerate data.",
-                ConvergenceWarning,
-                iterations=self.max_iter,
-            )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,14 @@ def run_watched(
     quiet: bool = False,
     callback: Callable[[State], Any] | None = None,
     history: tuple[float, ...] = (),
+    bar: float = -inf,
 ) -> State:
     """Run EM, and show how far it is; the result is the same whether that shows or not.
 
     Parameters
     ----------
     em : MixtureEM
-    start, tol, max_iter, callback, history
+    start, tol, max_iter, callback, history, bar
         As in :func:`residmix.em.loop.run_em`.
     moves : bool
         Whether steps are extrapolated.
@@ -65,7 +67,7 @@ def run_watched(
     }
     progress = FitProgress(em.rows.n_rows, tol=tol, max_iter=max_iter, then=callback, quiet=quiet)
     with progress, _rehearsing(em, progress, params, how):
-        return run_em(em, start, history=history, evaluate=em.evaluate, callback=progress, **how)
+        return run_em(em, start, history=history, evaluate=em.evaluate, callback=progress, bar=bar, **how)
 
 
 @contextmanager
