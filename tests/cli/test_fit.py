@@ -43,6 +43,18 @@ def test_residuals_are_written_in_the_kind_that_the_ending_says(run, file, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.parquet", out.name]
 
 
+def test_what_probes_take_is_guessed_by_kinds_of_columns_and_then_known(run, file, monkeypatch):
+    from residmix.cli import fit
+    from residmix.cli.shared import stages
+
+    guessed, expected = [], []
+    monkeypatch.setattr(fit, "probing", lambda d, levels: guessed.append(list(levels)) or stages.probing(d, levels))
+    monkeypatch.setattr("residmix.rows.course.Course.expect", lambda way, name, seconds: expected.append(seconds))
+    run("fit", file, "--formula", "C(sex) + year", "--features", FEATURES, "-k", 0, "--fail-if-left", 1.0, "-q")
+    assert guessed == [[fit.TYPICAL_LEVELS, 0]]
+    assert expected == [stages.probing(4, [fit.TYPICAL_LEVELS, 0]), stages.probing(4, [2, 0])]
+
+
 def test_data_go_to_standard_output_and_nothing_else_does(run, file):
     result = run("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", 0, "--residuals", "-")
     lines = result.stdout.splitlines()

@@ -8,7 +8,8 @@ import pytest
 
 from residmix import GaussianMixture, ResidualMixture
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, noting
-from residmix.mixture.doubts import hints
+from residmix.mixture.doubts import floor, hints
+from residmix.mixture.doubts.floor import overwhelmed_columns
 from residmix.rows.rows import ArrayRows
 
 
@@ -185,3 +186,15 @@ def test_columns_without_far_values_are_not_looked_at_one_by_one(rng, monkeypatc
         told.setdefault(own["column"], []).append((own["value"], own["rows"]))
     assert list(told.items()) == one_by_one and list(told) == [9, 20, 1200]
     assert len(looked) < 10
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_sieve_for_columns_that_the_floor_overwhelms_passes_the_right_ones(rng, monkeypatch, missing):
+    X = rng.normal(size=(5000, 6)) * [1.0, 1e-2, 4e-3, 3e-3, 1e-4, 0.0]
+    X[:, 0] *= rng.uniform(size=5000) < 0.01
+    if missing:
+        X[::7] = np.nan
+    found = [overwhelmed_columns(ArrayRows(X), added).tolist() for added in (0.0, 1e-9, 1e-6, 2e-5, 1e-1)]
+    assert found[:1] + found[2:] == [[], [3, 4], [1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    monkeypatch.setattr(floor, "SIEVED", 1)  # a single row has no range
+    assert [overwhelmed_columns(ArrayRows(X), added).tolist() for added in (0.0, 1e-9, 1e-6, 2e-5, 1e-1)] == found

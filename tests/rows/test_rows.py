@@ -32,6 +32,19 @@ def test_a_contiguous_array_is_never_copied(rng):
     assert all(np.shares_memory(block.X, X) for block in ArrayRows(X, block_rows=32).map(lambda block: block))
 
 
+def test_rows_that_are_taken_are_copied_only_if_they_are_some(rng):
+    X = rng.normal(size=(1000, 3))
+    rows = ArrayRows(X, weight=np.arange(1000.0))
+    everything = rows.take(np.arange(1000))
+    assert np.shares_memory(everything.X, X)
+    assert everything.start == 0
+    for index in (np.arange(0, 1000, 7), np.arange(1000)[::-1], np.r_[np.arange(999), 0]):
+        taken = rows.take(index)
+        assert not np.shares_memory(taken.X, X)
+        assert np.array_equal(taken.X, X[index])
+        assert np.array_equal(taken.weight, index)
+
+
 def test_columns_are_gathered_block_by_block(rng):
     X = rng.normal(size=(100, 4))
     rows = ArrayRows(X, block_rows=32, columns=np.array([2, 0]))

@@ -17,7 +17,7 @@ from residmix.cli.shared.erasing import METHODS, check_erasing
 from residmix.cli.shared.estimators import components, count, make_estimator, remover
 from residmix.cli.shared.options import ATTENDED, FORMULA, MIXTURE, READING, Examples, options, seed, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
-from residmix.cli.shared.stages import converting, drawing, probing, reading, sampling, under_way, writing
+from residmix.cli.shared.stages import converting, drawing, measuring, probing, reading, sampling, under_way, writing
 from residmix.cli.shared.summary import check_left, command_line, print_summary
 from residmix.cli.shared.sums import check_sums, fit_sums, leaving
 from residmix.cli.shared.telling import say, tell_notes, told_plainly
@@ -193,7 +193,9 @@ def _run(data: str, chosen: SimpleNamespace, way: Course) -> None:
         _check_outputs(data, chosen, reads=source.paths)
         columns = plan_columns(source, chosen)
         if chosen.report is not None or chosen.fail_if_left is not None:
-            way.expect("measuring", probing(len(columns.features), [TYPICAL_LEVELS] * len(columns.metadata)))
+            numbers = set(source.table.numeric_columns) if source.table.named else set()
+            levels = [0 if name in numbers else TYPICAL_LEVELS for name in columns.metadata]
+            way.expect("measuring", probing(len(columns.features), levels))
         say(chosen.quiet, columns.told())
         if chosen.drop_missing:
             source = complete_rows(source, columns.used, chosen.quiet)
@@ -300,6 +302,7 @@ def _describe(model: Any, source: Data, chosen: SimpleNamespace, way: Course) ->
 
     probes = chosen.report is not None or chosen.fail_if_left is not None
     if probes and chosen.formula:
+        way.expect("measuring", measuring(model))
         say(chosen.quiet, "measuring the remaining association with metadata ...")
     found = gather(
         model, source.table, reference=chosen.compare, probes=probes, command=command_line(chosen), begun=way.begin

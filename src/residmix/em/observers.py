@@ -10,7 +10,7 @@ from typing import Any, Self
 from residmix.em.loop import EMState
 from residmix.rows.progress import a_line, duration
 
-__all__ = ["FitProgress", "Progress"]
+__all__ = ["ALIKE", "FitProgress", "Progress"]
 
 
 # Two numbers of passes of which one is told.

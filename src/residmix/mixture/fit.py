@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -96,6 +96,12 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
         "checkpoint": [str, PathLike, None],
     }
+
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        """Return the names of the parameters; scikit-learn reads the signature anew each time."""
+        return super()._get_param_names()  # type: ignore[no-any-return]
 
     @property
     def _quiet(self) -> bool:

@@ -16,11 +16,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
-from residmix.errors import ScaleWarning, keeps_notes, warn
+from residmix.errors import keeps_notes
 from residmix.mixture.after.reading import GaussianRows
+from residmix.mixture.doubts.floor import tell_of_scale
 from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.fit import MixtureFit, State
-from residmix.mixture.iteration.step import MixtureEM, overwhelmed_columns, stepwise
+from residmix.mixture.iteration.step import MixtureEM, stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.robust.errors import local_errors
 from residmix.mixture.starts import check_goes_on, find_starts
@@ -347,7 +348,7 @@ class GaussianMixture(GaussianRows):
         self._keep_threshold(MixtureEM(rows, self._floor, errors=errors), state.params)
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(revived)
-        self._warn_of_scale(rows)
+        tell_of_scale(rows, self._floor)
         names = getattr(self, "feature_names_in_", None)
         tell_of_doubts(rows, names, rows, self._whole(rows), state.params, self._floor)
         tasks.end()
@@ -388,13 +389,3 @@ class GaussianMixture(GaussianRows):
     def _keep(self, state: State) -> None:
         self._keep_mixture(state.params, state)
         self._history = (*getattr(self, "_history", ())[:-1], *state.log_likelihoods)[-3:]
-
-    def _warn_of_scale(self, rows: Rows) -> None:
-        columns = overwhelmed_columns(rows, self._floor)
-        if columns.size:
-            warn(
-                f"reg_covar={self._floor:g} is more than a tenth of the variance of columns {columns[:10].tolist()}, "
-                "so it dominates the covariances. Scale the columns, or lower reg_covar",
-                ScaleWarning,
-                columns=columns.tolist(),
-            )

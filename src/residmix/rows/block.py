@@ -50,7 +50,7 @@ class Block:
     def select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
         """Return some rows of this block, as views if `rows` is a slice; ``start`` moves with a slice."""
         return Block(
-            self.start + (rows.start if isinstance(rows, slice) else 0),
+            self.start + ((rows.start or 0) if isinstance(rows, slice) else 0),
             self.X[rows],
             self.design[rows],
             tuple(code[rows] for code in self.codes),

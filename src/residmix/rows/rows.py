@@ -195,7 +195,8 @@ class ArrayRows(Rows):
 
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         index = np.asarray(index)
-        taken = self._select(index)
+        everything = len(index) == self.n_rows and bool((index == np.arange(self.n_rows)).all())
+        taken = self._select(slice(None) if everything else index)  # all rows need no copy
         if self._finite is not None and not self._finite.proven:
             self._finite(taken.X, 0, index)
         return taken

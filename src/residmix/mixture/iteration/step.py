@@ -37,7 +37,6 @@ __all__ = [
     "block_log_joint",
     "block_moments",
     "ecm_step",
-    "overwhelmed_columns",
     "stepwise",
     "with_prior_rows",
 ]
@@ -324,20 +323,6 @@ def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
     shift = moments.shift[:, q:] - (moments.shift[:, None, :q] @ step)[:, 0]
     scatter = np.swapaxes(change, -1, -2) @ moments.scatter @ change
     return replace(moments, weight=moments.weight.copy(), shift=shift, scatter=scatter)
-
-
-def overwhelmed_columns(rows: Rows, reg_covar: float) -> NDArray[np.intp]:
-    """Return the columns whose variance, on a thousand rows, is mostly `reg_covar`; constant ones don't count."""
-    x = np.asarray(rows.take(np.arange(0, rows.n_rows, max(1, rows.n_rows // 1000))).X, dtype=np.float64)
-    missing = np.isnan(x)
-    if missing.any():
-        mean, variance = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-        there = ~missing.all(axis=0)
-        mean[there], variance[there] = np.nanmean(x[:, there], axis=0), np.nanvar(x[:, there], axis=0)
-    else:
-        mean, variance = x.mean(axis=0), x.var(axis=0)
-    constant = variance <= (1e-12 * mean) ** 2
-    return np.flatnonzero(~constant & (variance < 10 * reg_covar))
 
 
 def stepwise(

@@ -4,7 +4,7 @@ Gains tell little of how long EM will go on: after a tenth of the iterations the
 or more on each of 32 mixtures. The same run on some of the rows, begun at the same parameters and stopped by the
 same rule, costs a small share of a pass an iteration. Where the data tell components apart it takes as many iterations.
 Whether the curvature is looked at in the end (`residmix.em.rest`), which takes ten passes more, may be a close call:
-two runs on different rows show where it is.
+two runs on different rows show where it is, and a third one, on the rows of both, which of them is to be believed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from residmix.em.loop import EMState, run_em
-from residmix.em.observers import FitProgress
+from residmix.em.observers import ALIKE, FitProgress
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.iteration.vector import acceleration
 from residmix.mixture.params import MixtureParams
@@ -29,7 +29,7 @@ __all__ = ["run_watched"]
 
 State = EMState[MixtureParams]
 
-# Rows of both rehearsals: this share of all, between these numbers; at least so many for each component and feature.
+# Rows of the rehearsals: this share of all, between these numbers; at least so many for each component and feature.
 SHARE, LEAST, MOST, EACH = 1 / 50, 20_000, 100_000, 20
 # They take no more than this share of a pass an iteration, no more passes than this in all, and this room.
 SMALL, PASSES, BYTES = 1 / 10, 2, 1 << 25
@@ -92,22 +92,29 @@ def _rehearsed(
 ) -> tuple[int, int, bool] | None:
     """Return the least and most passes that runs on halves of the sample take, and whether all came to their end.
 
-    They begin where the run itself began, one pass before `state`. None if one fails.
+    Halves that differ are judged by a run on the whole sample: it and the half that's closer to it count. They begin
+    where the run itself began, one pass before `state`. None if one fails.
     """
     block = sampled.sample()
     most = max(1, int(PASSES * em.rows.n_rows / block.n_rows))
-    runs = []
-    for first in range(2):
-        half = block.select(np.arange(first, block.n_rows, 2))
-        few = ArrayRows(half.X, half.design, half.codes, half.weight, em.rows.block_rows)
-        try:
-            at_most = min(most, how["max_iter"] - state.iteration + 1)
-            passes, ended = _passes(MixtureEM(few, em.reg_covar, em.joint), start, {**how, "max_iter": at_most})
-            runs.append((max(passes - 1, 1), ended or at_most < most))
-        except ValueError:
-            return None
-    counts, all_of_them = zip(*runs, strict=True)
-    return min(counts), max(counts), all(all_of_them)
+    at_most = min(most, how["max_iter"] - state.iteration + 1)
+
+    def rehearsal(index: slice) -> tuple[int, bool]:
+        part = block.select(np.arange(block.n_rows)[index])
+        few = ArrayRows(part.X, part.design, part.codes, part.weight, em.rows.block_rows)
+        passes, ended = _passes(MixtureEM(few, em.reg_covar, em.joint), start, {**how, "max_iter": at_most})
+        return max(passes - 1, 1), ended or at_most < most
+
+    try:
+        runs = [rehearsal(slice(first, None, 2)) for first in range(2)]
+        counts = [passes for passes, _ in runs]
+        if max(counts) > ALIKE * min(counts):
+            whole = rehearsal(slice(None))
+            runs = [whole, min(runs, key=lambda run: abs(run[0] - whole[0]))]
+    except ValueError:
+        return None
+    counts = [passes for passes, _ in runs]
+    return min(counts), max(counts), all(ended for _, ended in runs)
 
 
 def _passes(em: MixtureEM, start: MixtureParams, how: dict[str, Any]) -> tuple[int, bool]:
