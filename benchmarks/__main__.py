@@ -45,8 +45,12 @@ RATIOS = {
     },
     "em_converge": {"scikit-learn": r"s \(-[\d.]+\):" + NUMBER},
     "residualize_speed": {"scikit-learn": "fit_transform [\\d.]+ s:" + NUMBER},
-    "residualize_lstsq": {"numpy.linalg.lstsq": "s:" + NUMBER},
+    "residualize_lstsq": {
+        "numpy.linalg.lstsq": "lstsq [\\d.]+ s, residmix [\\d.]+ s:" + NUMBER,
+        "four lines of normal equations": "equations [\\d.]+ s, residmix [\\d.]+ s:" + NUMBER,
+    },
     "residualize_factors": {"pyfixest": "s:" + NUMBER},
+    "association_speed": {"one forest of 100 trees": r"trees [\d.]+ s:" + NUMBER},
     "residualize_scanpy": {"scanpy": "in place [\\d.]+ s:" + NUMBER},
 }
 SHORT = [

@@ -14,10 +14,9 @@ from residmix.diagnostics.association import association
 from residmix.diagnostics.dependence import (
     Variable,
     counts_dependence,
-    distance_correlation,
-    distance_dependence,
     share_interval,
 )
+from residmix.diagnostics.distances import distance_correlation, distance_dependence
 from residmix.errors import BelowChanceWarning, LeakageWarning, RareLevelWarning
 
 FAST = {"n_permutations": 39, "max_rows": 400, "n_splits": 3}

@@ -193,6 +193,21 @@ def rows_of_scores(rng):
         yield np.clip(x, -6.0, 6.0), *law
 
 
+def split_nodes(rng):
+    for n, d, width, min_leaf in [(1, 1, 1, 1), (60, 3, 1, 5), (211, 4, 3, 1), (300, 9, 20, 5)]:
+        codes = rng.integers(0, 64, (d, n)).astype(np.uint8)
+        codes[-1] = rng.integers(0, 2, n) * 63
+        if d > 3:
+            codes[0] = 7  # of no use, and not counted as tried
+        slots = rng.integers(0, width, n)
+        values = np.ones(n, dtype=np.int64) if width > 1 else rng.integers(-(1 << 20), 1 << 20, n)
+        counts = np.array([n, n - n // 3, 0, 1, n // 4])
+        rows = np.concatenate([rng.permutation(n)[:count] for count in counts])
+        counts, order = counts[counts > 0], rng.random(((counts > 0).sum(), d)).argsort(axis=1)
+        for tries in {1, max(1, d - 1)}:
+            yield codes, rows, counts, order, (slots, values, width), tries, min_leaf
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -211,7 +226,16 @@ CASES = {
             subtract_rows,
             add_effects,
         ),
-        *(locate_levels, sum_levels, residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores),
+        *(
+            locate_levels,
+            sum_levels,
+            residual_twice,
+            products_twice,
+            turn_axes,
+            scores_of_rows,
+            rows_of_scores,
+            split_nodes,
+        ),
     )
 }
 
@@ -220,7 +244,7 @@ ROUNDING = 1e-11
 # In single precision.
 SINGLE = {"single_sums": 1e-6}
 # These add in the same order: no difference at all. What they do may depend on how many rows there are, then.
-SAME_BITS = {"subtract_rows", "add_effects", "locate_levels"}
+SAME_BITS = {"subtract_rows", "add_effects", "locate_levels", "split_nodes"}
 
 TWICE = {"residual_twice", "products_twice"}
 

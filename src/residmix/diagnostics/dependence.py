@@ -1,4 +1,4 @@
-"""Measures of dependence: shares of variance, distance correlation, tables of counts."""
+"""Measures of dependence: shares of variance, tables of counts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,12 @@ __all__ = [
     "Shares",
     "Variable",
     "counts_dependence",
-    "distance_correlation",
-    "distance_dependence",
     "fold_moments",
     "share_interval",
     "variance_shares",
 ]
 
 Array = NDArray[np.float64]
-
-# Permutations whose distances are held together, for one matrix product.
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -223,84 +218,6 @@ def share_interval(share: Array, numerator: Array, denominator: Array, confidenc
             low, high = np.where(above, middle, low), np.where(above, high, middle)
         limits.append(np.where(possible, (low + high) / 2, np.nan))
     return limits[0], limits[1]
-
-
-# ---- distance correlation --------------------------------------------------------------------------------------------
-
-
-def distance_dependence(
-    groups: Sequence[Array], variables: Sequence[Variable], n_permutations: int, rng: np.random.Generator
-) -> tuple[Array, Array]:
-    r"""Return bias-corrected squared distance correlations (groups, variables), and permutation p-values.
-
-    :math:`\langle \tilde A, \tilde B \rangle / \sqrt{\langle \tilde A, \tilde A \rangle \langle \tilde B, \tilde B
-    \rangle}` with :math:`\tilde A` the U-centred distances among the rows of a group of features, and
-    :math:`\tilde B` among the values of a variable: absolute differences of numbers, 0 or 1 for equal or other levels
-    (Székely and Rizzo 2014, Annals of Statistics 42:2382). It is 0 on average without dependence, may be negative, and
-    is positive for dependence of any form once rows are many. U-centring is a projection, so permuting the rows of
-    the variable needs no new centring: :math:`\langle \tilde A, \pi(\tilde B) \rangle = \langle \tilde A, \pi(B)
-    \rangle`.
-
-    Parameters
-    ----------
-    groups : list of ndarray (n, k)
-        Features without missing values. n squared numbers are held per group.
-    """
-    from scipy.spatial.distance import pdist, squareform
-
-    n = len(groups[0])
-    upper = np.triu_indices(n, 1)
-    vectors = np.array([_u_centred(squareform(pdist(_spread_one(group))))[upper] for group in groups])
-    others = np.array([_u_centred(squareform(_distances(variable, np.arange(n))))[upper] for variable in variables])
-    # Twice the sum over pairs is the sum over the matrix; the factor drops out of the ratio.
-    norms = np.sqrt(np.einsum("gp,gp->g", vectors, vectors)[:, None] * np.einsum("vp,vp->v", others, others))
-    # A constant leaves rounding only: no distances, no dependence.
-    scale = np.where(norms > 1e-12 * n * n, norms, np.inf)
-    products = vectors @ others.T
-    # Sums of the same terms in another order must count as equal.
-    reached = products - 1e-12 * norms
-    exceeding = np.zeros(products.shape)
-    for begin in range(0, n_permutations, _AT_ONCE):
-        orders = [rng.permutation(n) for _ in range(min(_AT_ONCE, n_permutations - begin))]
-        for v, variable in enumerate(variables):
-            permuted = np.array([_distances(variable, order) for order in orders])
-            exceeding[:, v] += np.sum(vectors @ permuted.T >= reached[:, v, None], axis=1)
-    return products / scale, (1 + exceeding) / (1 + n_permutations)
-
-
-def distance_correlation(x: Array, y: Array) -> float:
-    """Return the bias-corrected squared distance correlation of rows of x (n, k) and y (n, l), Euclidean distances.
-
-    The statistic of :func:`distance_dependence`, for columns taken as they are; 0 if one of the two is constant.
-    """
-    from scipy.spatial.distance import pdist, squareform
-
-    a, b = (_u_centred(squareform(pdist(values))) for values in (x, y))
-    norm = float(np.sqrt(np.vdot(a, a) * np.vdot(b, b)))
-    return float(np.vdot(a, b)) / norm if norm > 0 else 0.0
-
-
-def _spread_one(features: Array) -> Array:
-    spread = features.std(axis=0)
-    return np.asarray((features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
-
-
-def _distances(variable: Variable, order: NDArray[np.integer]) -> Array:
-    """Return the distances of all pairs of the variable's rows in some order, as `pdist` lists them."""
-    from scipy.spatial.distance import pdist
-
-    values = variable.values[order, None]
-    if variable.levels:
-        return np.asarray(pdist(values, "hamming"))
-    return np.asarray(pdist(values, "cityblock")) / (np.ptp(values) or 1.0)
-
-
-def _u_centred(distances: Array) -> Array:
-    n = len(distances)
-    rows = distances.sum(axis=0)
-    centred = distances - rows / (n - 2) - rows[:, None] / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(centred, 0.0)
-    return np.asarray(centred)
 
 
 # ---- components ------------------------------------------------------------------------------------------------------

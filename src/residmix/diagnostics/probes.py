@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 
 from residmix.diagnostics.dependence import Variable
+from residmix.diagnostics.forest import Forest
 from residmix.removal.probing import Errors, Ranks, learner_of
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["ProbeResult", "probe"]
 
 Array = NDArray[np.float64]
 Features = Callable[[int], Array]
-
-# Rows of a forest that one thread grows sooner than several are begun.
-_FEW = 1_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class ProbeResult:
     excess: float
 
 
+@one_blas_thread()
 def probe(
     kind: str,
     features: Features,
@@ -64,7 +65,7 @@ def probe(
     Parameters
     ----------
     kind : {"linear", "nonlinear"}
-        Logistic or ridge regression, or a random forest.
+        Logistic or ridge regression, or a random forest (:class:`~residmix.diagnostics.forest.Forest`).
     features : callable
         Function from a fold to the features (n, d) of all rows, for a model tested on that fold: if the features come
         from a fit, then from one without the fold.
@@ -87,15 +88,14 @@ def probe(
             continue
         X = features(int(fold))
         X = _filled(X, X[train])
-        with warnings.catch_warnings():
+        classifies = bool(variable.levels)
+        learner = (
+            Forest(classifies=classifies, seed=seed) if kind == "nonlinear" else learner_of(kind, classifies, seed)
+        )
+        with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
             # a factor of nearly a level a row is one still
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than")
-            learner = learner_of(kind, bool(variable.levels), seed)
-            if kind == "nonlinear" and train.sum() < _FEW:
-                learner.set_params(n_jobs=1)
             learner.fit(X[train], target[train])
-        if kind == "nonlinear":
-            learner.set_params(n_jobs=1)  # threads add the trees' votes in the order in which they finish
         if variable.levels:
             scorers.append(Ranks(learner.predict_proba(X[test]), learner.classes_, target[test]))
         else:
@@ -104,10 +104,9 @@ def probe(
             seen(1)
     if not scorers:
         return ProbeResult(*[np.nan] * 6)
-    score = _mean(scorers, [scorer.target for scorer in scorers])
-    chances = np.array(
-        [_mean(scorers, [rng.permutation(scorer.target) for scorer in scorers]) for _ in range(n_permutations)]
-    )
+    # The rows as they are come first, and are scored as all others.
+    scores = _scores(scorers, n_permutations, rng)
+    score, chances = float(scores[0]), scores[1:]
     low, high = np.quantile(chances, [0.025, 0.975])
     spread = float(chances.std())
     return ProbeResult(
@@ -115,7 +114,7 @@ def probe(
         chance=float(chances.mean()),
         low=float(low),
         high=float(high),
-        p_value=float((1 + np.sum(chances >= score)) / (1 + n_permutations)),
+        p_value=float((1 + np.sum(chances >= score - 1e-12)) / (1 + n_permutations)),
         # A learner that predicts a constant scores alike for all labels, up to rounding.
         excess=(score - float(chances.mean())) / spread if spread > 1e-9 else 0.0,
     )
@@ -131,9 +130,14 @@ def _filled(X: Array, train: Array) -> Array:
     return np.where(gaps, means, X)
 
 
-def _mean(scorers: Sequence[_Scorer], targets: Sequence[NDArray[Any]]) -> float:
-    weights = [len(target) for target in targets]
-    return float(np.average([s.score(t) for s, t in zip(scorers, targets, strict=True)], weights=weights))
+def _scores(scorers: Sequence[_Scorer], n_permutations: int, rng: np.random.Generator) -> Array:
+    """Return the mean over folds of the scores of the labels, and of permutations of these within folds."""
+    total = np.zeros(1 + n_permutations)
+    for scorer in scorers:
+        targets: NDArray[Any] = np.tile(scorer.target, (1 + n_permutations, 1))
+        targets[1:] = rng.permuted(targets[1:], axis=1)
+        total += len(scorer.target) * scorer.scores(targets)
+    return np.asarray(total / sum(len(scorer.target) for scorer in scorers))
 
 
 _Scorer = Ranks | Errors

@@ -13,7 +13,7 @@ from residmix.sources.array import MemoryTable
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
 
-__all__ = ["given", "predicted", "refitted"]
+__all__ = ["given", "held_out", "predicted", "refitted"]
 
 Array = NDArray[np.float64]
 
@@ -64,6 +64,14 @@ def refitted(
         by_fold.append(_left_by(copy, X, metadata))
         seen()
     return _left_by(fitted, X, metadata), by_fold
+
+
+def held_out(by_fold: list[Array], folds: NDArray[np.int8]) -> Array:
+    """Return for each row the residuals of the fit without its fold."""
+    held = np.empty_like(by_fold[0])
+    for fold, residual in enumerate(by_fold):
+        held[folds == fold] = residual[folds == fold]
+    return held
 
 
 def _left_by(estimator: Any, X: Any, metadata: Any) -> Array:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from residmix.errors import ResidmixWarning, warn_once
-from residmix.kernels import plain, rosenblatt, twice
+from residmix.kernels import plain, rosenblatt, trees, twice
 
 __all__ = [
     "PAIRS",
@@ -33,6 +33,7 @@ __all__ = [
     "scores_of_rows",
     "single_sums",
     "small",
+    "split_nodes",
     "squared_distances",
     "subtract_rows",
     "sum_levels",
@@ -148,6 +149,7 @@ full_of_vector = Pair(plain.full_of_vector, "residmix.kernels.loops.vectors")
 turn_axes = Pair(plain.turn_axes, "residmix.kernels.loops.orientation")
 scores_of_rows = Pair(rosenblatt.scores_of_rows, _ROSENBLATT)
 rows_of_scores = Pair(rosenblatt.rows_of_scores, _ROSENBLATT)
+split_nodes = Pair(trees.split_nodes, "residmix.kernels.loops.trees")
 
 #: All of them, for whoever checks them.
 PAIRS = (
@@ -164,5 +166,5 @@ PAIRS = (
         squared_distances,
     ),
     *(centred_products, subtract_rows, add_effects, locate_levels, sum_levels),
-    *(residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores),
+    *(residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores, split_nodes),
 )

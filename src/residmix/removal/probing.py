@@ -59,12 +59,15 @@ class Ranks:
         self._ranks = rankdata(np.round(probabilities, 9), axis=0)
 
     def score(self, target: NDArray[np.intp]) -> float:
-        areas = []
+        return float(self.scores(target[None])[0])
+
+    def scores(self, targets: NDArray[np.intp]) -> Array:
+        """Return the areas for each row of `targets`, which have the fold's levels in other orders."""
+        total = np.zeros(len(targets))
         for k, level in self._classes:
-            own = target == level
-            m = int(own.sum())
-            areas.append((self._ranks[own, k].sum() - m * (m + 1) / 2) / (m * (len(own) - m)))
-        return float(np.mean(areas)) if areas else 0.5
+            m = int(np.sum(self.target == level))
+            total += ((targets == level) @ self._ranks[:, k] - m * (m + 1) / 2) / (m * (targets.shape[1] - m))
+        return total / len(self._classes) if self._classes else np.full(len(targets), 0.5)
 
 
 class Errors:
@@ -72,7 +75,13 @@ class Errors:
 
     def __init__(self, predicted: Array, target: Array, mean: float) -> None:
         self.target = target
-        self._predicted, self._mean = predicted, mean
+        self._predicted, self._mean = predicted - mean, mean
 
     def score(self, target: Array) -> float:
-        return float(1 - np.square(target - self._predicted).sum() / np.square(target - self._mean).sum())
+        return float(self.scores(target[None])[0])
+
+    def scores(self, targets: Array) -> Array:
+        """Return the share for each row of `targets`, which have the fold's values in other orders."""
+        spread = targets - self._mean
+        total = np.square(self.target - self._mean).sum()
+        return np.asarray((2 * spread @ self._predicted - np.square(self._predicted).sum()) / total)

@@ -71,5 +71,5 @@ def _half(kind: str, features: Floats, target: NDArray[Any], known: NDArray[np.b
     else:
         judge = Errors(fitted.predict(rest), held, float(held.mean()))
     random = np.random.default_rng(0)
-    by_chance = [judge.score(random.permutation(held)) for _ in range(PERMUTED)]
+    by_chance = judge.scores(np.array([random.permutation(held) for _ in range(PERMUTED)]))
     return Reading(judge.score(held), float(np.mean(by_chance)), float(np.std(by_chance)))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from residmix.diagnostics.dependence import distance_correlation
+from residmix.diagnostics.distances import distance_correlation
 from residmix.erasure.transport.certificate import Certificate
 from residmix.nn.layer import maps as mapping
 from residmix.nn.layer.finalization import call, evaluating, residualizers, unspoken
