@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from residmix import GaussianMixture, ResidualMixture
-from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, noting
-from residmix.mixture.doubts import floor, hints
+from residmix.errors import DegenerateComponentWarning, MissingCodeWarning
+from residmix.mixture.doubts import floor
 from residmix.mixture.doubts.floor import overwhelmed_columns
 from residmix.rows.rows import ArrayRows
 
@@ -163,29 +163,6 @@ def test_a_constant_share_follows_a_stream_that_drifts():
             model.partial_fit(X)
         off[forgetting] = np.abs(np.sort(model.means_[:, 0]) - [5.9, 10.9]).max()
     assert off[0.5] < 0.5 < 2 < off[None]
-
-
-def test_columns_without_far_values_are_not_looked_at_one_by_one(rng, monkeypatch):
-    x = rng.normal(size=(600, 1500))
-    x[:5, 1200], x[3, 7], x[:4, 9] = -999.0, np.nan, 1e6
-    x[10:13, 20], x[20:23, 20] = -999.0, 999.0  # at both ends
-    x[:3, 30], x[3, 30] = -999.0, -500.0  # no code: one value lies between, on no row that is looked at first
-    x[:, 40], x[:, 50], x[7:9, 60] = 3.0, rng.random(600) < 0.02, -999.0
-    one_by_one = [(j, found) for j in range(x.shape[1]) if (found := hints._codes(x[:, j]))]
-    looked, codes = [], hints._codes
-
-    def counted(column):
-        looked.append(column)
-        return codes(column)
-
-    monkeypatch.setattr(hints, "_codes", counted)
-    with noting() as notes, pytest.warns(MissingCodeWarning):
-        hints.tell_of_codes(ArrayRows(x))
-    told = {}
-    for own in notes[0]["figures"]["values"]:
-        told.setdefault(own["column"], []).append((own["value"], own["rows"]))
-    assert list(told.items()) == one_by_one and list(told) == [9, 20, 1200]
-    assert len(looked) < 10
 
 
 @pytest.mark.parametrize("missing", [False, True])

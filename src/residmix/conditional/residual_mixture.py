@@ -237,7 +237,7 @@ class ResidualMixture(ConditionalFit):
             missing=self.missing,
         )
         least_squares_rows, _ = residualizer.fit_to(
-            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=self._gaps_allowed()
+            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=self._gaps_allowed(), codes=False
         )
         self.residualizer_ = residualizer
         if residualizer.x_is_features:

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.columns import Metadata, open_metadata
+from residmix.design.doubts.codes import find_codes, tell_of_codes
+from residmix.design.doubts.labels import warn_of_labels, warn_of_text
 from residmix.design.formula.expressions import Call, Column, Contrast, Terms
 from residmix.design.formula.tokens import FormulaError
-from residmix.design.labels import warn_of_text
 from residmix.design.levels import Levels, missing_error, sorted_levels
 from residmix.design.transforms.apply import evaluate, learn, recut
 from residmix.errors import DesignWarning, RareLevelWarning, warn
 from residmix.rows.checks import all_finite
+from residmix.rows.sampled import every
 
 if TYPE_CHECKING:
     from residmix.design.terms import Term
@@ -29,6 +31,7 @@ KEPT_ROWS = 1 << 22  # rows up to which numeric columns are kept between the pas
 FEW = 12  # distinct integers below which a numeric column looks like codes
 _FIRST = 256
 RARE = 3
+LOOKED_AT = 10_000  # rows of the first chunk in which codes for missing values are looked for
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class _Tally:
         self.kind = "empty"
         self.counts: Counter[Any] = Counter()
         self.few: set[float] | None = set()
+        self.sample: NDArray[Any] = np.empty(0)
+        self.sampled = 0  # rows that it's of
         self.rows = self.missing = 0
         self.first_missing = -1
 
@@ -105,7 +110,9 @@ class _Tally:
         self._look_for_codes(values)
 
     def _look_for_codes(self, values: NDArray[Any]) -> None:
-        """Note the distinct values while they are few whole numbers."""
+        """Note the distinct values while they are few whole numbers, and some of the first."""
+        if not self.sampled:
+            self.sample, self.sampled = values[:: every(len(values), LOOKED_AT)], len(values)
         for part in (values[:_FIRST], values):  # most columns show at once that they aren't
             if self.few is not None:
                 part = part[~np.isnan(part)] if part.dtype.kind == "f" else part
@@ -134,9 +141,12 @@ class Survey:
     def warn(self, terms: Iterable[Term]) -> None:
         """Warn of codes used as numbers, of numbers and dates used as labels, and of levels with too few rows."""
         terms = list(terms)
+        coded = self._warn_of_codes()
+        for name, seen in self.tallies.items():
+            warn_of_labels(name, seen.counts)
         for term in terms:
             tally = self.tallies.get(term.name)
-            if term.kind == "numeric" and tally is not None and tally.few is not None:
+            if term.kind == "numeric" and tally is not None and tally.few is not None and term.name not in coded:
                 distinct = len(tally.few)
                 if distinct >= 3 and tally.rows >= 5 * distinct:
                     warn(
@@ -164,6 +174,19 @@ class Survey:
                 "Merge such levels, or shrink their effects (shrinkage=)",
                 RareLevelWarning,
             )
+
+    def _warn_of_codes(self) -> set[str]:
+        """Warn of numbers that may be codes for missing values; return the columns that hold some."""
+        looked = [tally for tally in self.tallies.values() if len(tally.sample)]
+        if not looked:
+            return set()
+        # of one length, as columns of a table are
+        x = np.column_stack([tally.sample for tally in looked]).astype(np.float64, copy=False)
+        found, names = find_codes(x), [tally.name for tally in looked]
+        share = looked[0].rows / len(x)
+        remedy = "replace them by NaN (see missing=), or leave these rows out"
+        tell_of_codes(found, "metadata column", names, share, remedy)
+        return {names[j] for j, _, _ in found}
 
 
 def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, missing: str) -> Survey:

@@ -14,6 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from residmix.design.design import Design
+from residmix.design.doubts.codes import find_codes, tell_of_codes
 from residmix.erasure.linear import AffineMap, affine_block_rows, tell_of
 from residmix.erasure.transport.fitting import FIT_ROWS, certified, referred
 from residmix.erasure.transport.transport import Applied
@@ -305,10 +306,14 @@ class Eraser(Shown, MetadataTransformer):
         if block.n_rows < rows.n_rows:
             note("sample", f"the transport was fitted on {block.n_rows:,} of {rows.n_rows:,} rows, evenly spaced",
                  rows=rows.n_rows, used=block.n_rows)  # fmt: skip
+        X, names = np.asarray(block.X, dtype=np.float64)[seen], [str(name) for name in self.features_]
+        tell_of_codes(
+            find_codes(X), "column", names, rows.n_rows / len(seen), "replace them by NaN or leave these rows out"
+        )
         self.transport_, self.certificate_ = certified(
-            np.asarray(block.X, dtype=np.float64)[seen], np.asarray(block.design, dtype=np.float64)[seen], weight[seen],
+            X, np.asarray(block.design, dtype=np.float64)[seen], weight[seen],
             n_removed, self.n_components, method=self.method, reference=referred(self.design_, self.reference),
-            features=[str(name) for name in self.features_], columns=[str(name) for name in design.column_names],
+            features=names, columns=[str(name) for name in design.column_names],
             random_state=self.random_state or 0,
         )  # fmt: skip
         if not self.certificate_.passed:

@@ -49,6 +49,7 @@ class Learner(Scores, Told):
         quiet: bool = False,
         allow_nan: bool = True,
         further: bool = False,
+        codes: bool = True,
     ) -> tuple[Rows, NDArray[Any] | None]:
         """Fit to a table; return its rows, and their residuals if the fit computes them.
 
@@ -58,8 +59,9 @@ class Learner(Scores, Told):
         table : Table
         weight : array or str, optional
         y : ignored, but for a warning
-        quiet, allow_nan, further : bool
-            Whether no line of progress is shown, features may have gaps, and further rows may come.
+        quiet, allow_nan, further, codes : bool
+            Whether no line of progress is shown, features may have gaps, further rows may come, and codes for missing
+            values are looked for in a sample of the features.
         """
         self._validate_params()
         effect = effect_of(self)
@@ -89,6 +91,8 @@ class Learner(Scores, Told):
                 effect, seen, self.design_, list(self.features_), Watch(active=self.check_leakage)
             )
         self._keep(found, watch)
+        if codes:
+            watch.tell_of_codes(list(self.features_))
         return rows, residual
 
     def _refit(self, moments: Any, watch: Watch) -> None:

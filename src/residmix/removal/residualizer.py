@@ -104,7 +104,8 @@ class Residualizer(Learner):
         What to do with missing metadata: raise; use the mean; or use the mean and estimate an effect of missingness.
         Missing *features* are always allowed: each feature is fitted on its rows with values, and NaN stays NaN.
     check_leakage : bool, default True
-        Whether to check if a decision tree can predict metadata from the residuals.
+        Whether to check, on a sample of the rows, if a decision tree can predict metadata from the residuals, and if
+        features hold codes for missing values.
 
     Attributes
     ----------

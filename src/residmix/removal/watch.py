@@ -1,4 +1,4 @@
-"""The leakage check of a fit: a sample of its rows, tested from time to time."""
+"""The checks of a fit on a sample of its rows: leakage, tested from time to time, and codes for missing values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
+from residmix.design.doubts.codes import find_codes, tell_of_codes
 from residmix.effects.removal import LinearRemoval
 from residmix.errors import LeakageWarning, note, warn
 from residmix.removal.lattices import counts, raw_counts
@@ -61,6 +62,16 @@ class Watch:
     def merged(self, other: Watch) -> Watch:
         """Return the check on the rows of both."""
         return replace(self, sample=self.sample.merged(other.sample, _ROWS))
+
+    def tell_of_codes(self, features: Sequence[Any]) -> None:
+        """Warn of values in the sample that repeat far outside all others."""
+        block = self.sample.block
+        if block is None:
+            return
+        x = np.asarray(block.X if block.weight is None else block.X[block.weight > 0], dtype=np.float64)
+        names = [str(features[j]) for j in evenly(len(features), _FEATURES)]
+        share = self.sample.n_rows / block.n_rows
+        tell_of_codes(find_codes(x), "column", names, share, "replace them by NaN or leave these rows out")
 
     def look(self, removal: LinearRemoval, design: Design, features: Sequence[Any]) -> Watch:
         """Warn if residuals of the sample leak metadata; repeat the test only when the number of rows has doubled."""

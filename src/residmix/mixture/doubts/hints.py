@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.design.doubts.codes import find_codes, ranges, tell_of_codes
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
 from residmix.mixture.doubts.spikes import all_bare, count, none_apart, none_narrow, spikes
 from residmix.mixture.iteration.estep import Problem
@@ -19,16 +20,10 @@ from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import regularly
 
-__all__ = ["spikes_amid", "tell_of_codes", "tell_of_doubts", "tell_of_spikes"]
+__all__ = ["spikes_amid", "tell_of_doubts", "tell_of_spikes", "tell_of_values"]
 
 # Rows that are looked at, evenly spread.
 LOOKED_AT = 10_000
-# How often a value must repeat to be a code, and how far off the others it must lie, in their spreads and their range.
-REPEATED = 3
-SPREADS = 10.0
-RANGES = 2.0
-# Rows that nearly always suffice to see that a column has no codes.
-SIEVED = 64
 # Values, rows and components that a message names.
 SHOWN = 10
 
@@ -55,35 +50,20 @@ def tell_of_doubts(
     ridge : float
         The regularisation in the covariances.
     """
-    tell_of_codes(measured, names)
+    tell_of_values(measured, names)
     tell_of_spikes(rows, whole, params, ridge)
 
 
-def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
-    """Warn of repeated values like -999 far outside the others of a column, which may be codes for missing values.
-
-    Such a value occurs at least three times, at a distance from all other values of at least twice their range.
-    """
+def tell_of_values(rows: Rows, names: Sequence[Any] | None = None) -> None:
+    """Warn of values that may be codes for missing values, and of some that are too large to count."""
     block = _looked_at(rows)
     x = np.asarray(block.X, dtype=np.float64)
     if block.weight is not None:
         x = x[block.weight > 0]
-    share = rows.n_rows / max(block.n_rows, 1)
-    found: list[dict[str, Any]] = []
-    least, most = _ranges(x)
-    for j in _perhaps_coded(x, least, most):
-        for value, times in _codes(x[:, j]):
-            name = j if names is None else str(names[j])
-            found.append({"column": name, "value": value, "rows": round(times * share)})
-    if found:
-        shown = ", ".join(f"{one['value']:g} in column {one['column']!r} ({one['rows']} rows)" for one in found[:SHOWN])
-        about = "" if share == 1 else "about "
-        warn(
-            f"values repeat far outside all others: {about}{shown}. If they are codes for missing values, replace "
-            "them by NaN or leave these rows out",
-            MissingCodeWarning,
-            values=found,
-        )
+    least, most = ranges(x)
+    columns = range(x.shape[1]) if names is None else [str(name) for name in names]
+    remedy = "replace them by NaN or leave these rows out"
+    tell_of_codes(find_codes(x, least, most), "column", columns, rows.n_rows / max(block.n_rows, 1), remedy)
     # NaN may hide others
     unsure = ~((least > -LARGEST) & (most < LARGEST))
     beyond = int((np.abs(x[:, unsure]) >= LARGEST).any(axis=1).sum())
@@ -95,65 +75,6 @@ def tell_of_codes(rows: Rows, names: Sequence[Any] | None = None) -> None:
             kind="overflow",
             rows=beyond,
         )
-
-
-def _ranges(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least and the largest value of each column; NaN if it holds one, or if there are no rows."""
-    n, d = x.shape
-    if not n:
-        return np.full(d, np.nan), np.full(d, np.nan)
-    # numpy is quick along long rows only
-    many = max(1, min(n, 256 // max(d, 1)))
-    folded, rest = x[: n - n % many].reshape(-1, many * d), x[n - n % many :]
-    least, most = (np.vstack([f(folded, axis=0).reshape(many, d), rest]) for f in (np.min, np.max))
-    return least.min(axis=0), most.max(axis=0)
-
-
-def _perhaps_coded(x: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[np.float64]) -> Iterator[int]:
-    """Yield the columns that may hold codes: most have none, and a few rows show it.
-
-    Beside a code, the end of a column's range is empty for more than twice what the values within span: if these span a
-    third of the range, there is none.
-    """
-    few = x[:: max(1, len(x) // SIEVED)]
-    for j in np.flatnonzero(~_spanned(few, least, most)).tolist():
-        if not _spanned(x[:, j], least[j], most[j]):
-            yield j
-
-
-def _spanned(x: NDArray[np.float64], least: Any, most: Any) -> NDArray[np.bool_]:
-    """Tell whether the values within span a third of the range, or there is none."""
-    within = (x > least) & (x < most)
-    with np.errstate(over="ignore", invalid="ignore"):
-        span = np.where(within, x, -np.inf).max(axis=0) - np.where(within, x, np.inf).min(axis=0)
-        return np.asarray((3 * span >= most - least) | (most == least))
-
-
-def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return the values of a column that look like codes, and how often they occur."""
-    x = x[np.isfinite(x)]
-    if len(x) < REPEATED:
-        return []
-    low, middle, high = np.quantile(x, (0.1, 0.5, 0.9))
-    if x.min() >= middle - SPREADS * (middle - low) and x.max() <= middle + SPREADS * (high - middle):
-        return []
-    values, counts = np.unique(x, return_counts=True)
-    # from both ends inwards, values that repeat and have a gap to all that's within
-    first, last, found = 0, len(values) - 1, []
-    while last - first >= 2:
-        gaps = values[first + 1] - values[first], values[last] - values[last - 1]
-        end = first if gaps[0] >= gaps[1] else last
-        inner = (values[first + 1], values[last]) if end == first else (values[first], values[last - 1])
-        if counts[end] < REPEATED or not max(gaps) > RANGES * (inner[1] - inner[0]):
-            # the other end may hold the codes that make the range
-            end = last if end == first else first
-            gap = gaps[0] if end == first else gaps[1]
-            if counts[end] < REPEATED or not gap > RANGES * (values[last - 1] - values[first + 1]):
-                break
-        found.append((float(values[end]), int(counts[end])))
-        first, last = (first + 1, last) if end == first else (first, last - 1)
-    # what is left must be most of the column: else it's a cluster, not a code
-    return found if sum(times for _, times in found) < 0.5 * len(x) else []
 
 
 def spikes_amid(rows: Rows, whole: Rows, params: MixtureParams, ridge: float) -> list[int]:
