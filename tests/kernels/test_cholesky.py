@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.kernels.cholesky import inverse_cholesky, inverse_triangles, many_inverse_cholesky, swept
+from residmix.kernels.cholesky import (
+    inverse_cholesky,
+    inverse_factor,
+    inverse_triangles,
+    many_inverse_cholesky,
+    swept,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -34,6 +40,26 @@ def test_what_has_no_factor_is_told(d, factored):
     assert factored(matrices)[1].tolist() == [False, True, True, True]
     # of positive diagonals too
     assert factored(matrices[:2])[1].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("d", [0, 1, 64, 65, 130, 301])
+def test_the_inverse_factor_by_halves_is_that_of_lapack(d):
+    root = RNG.normal(size=(d, 2 * d))
+    matrix = root @ root.T / max(d, 1) + np.eye(d)
+    kept = matrix.copy()
+    found = inverse_factor(matrix)
+    assert_allclose(found, np.linalg.inv(np.linalg.cholesky(matrix)), atol=1e-13)
+    assert not np.triu(found, 1).any()
+    assert_allclose(matrix, kept, rtol=0)
+
+
+@pytest.mark.parametrize("place", [0, 70, 199])
+def test_the_inverse_factor_refuses_what_is_not_positive_definite_wherever_it_shows(place):
+    for value in (-1.0, np.nan):
+        matrix = np.eye(200)
+        matrix[place, place] = value
+        with pytest.raises(np.linalg.LinAlgError, match="200 rows is not positive definite"):
+            inverse_factor(matrix)
 
 
 @pytest.mark.parametrize("d", [1, 4, 12])

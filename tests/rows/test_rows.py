@@ -7,6 +7,7 @@ import operator
 import numpy as np
 import pytest
 
+from residmix.rows.block import Block
 from residmix.rows.checks import Finite, check_weight
 from residmix.rows.ordered import group_blocks
 from residmix.rows.rows import ArrayRows, fold
@@ -43,6 +44,16 @@ def test_rows_that_are_taken_are_copied_only_if_they_are_some(rng):
         assert not np.shares_memory(taken.X, X)
         assert np.array_equal(taken.X, X[index])
         assert np.array_equal(taken.weight, index)
+
+
+@pytest.mark.parametrize(("n", "d"), [(0, 3), (7, 3), (1000, 400), (40, 90_000)])
+def test_tiles_are_the_rows_of_a_block_in_order(n, d):
+    block = Block(5, np.empty((n, d)), design=np.arange(n, dtype=float)[:, None])
+    tiles = list(block.tiles())
+    assert [row for run, _ in tiles for row in range(n)[run]] == list(range(n))
+    assert all(np.array_equal(tile.design[:, 0], np.arange(n)[run]) for run, tile in tiles)
+    assert all(np.shares_memory(tile.X, block.X) for _, tile in tiles)
+    assert len(tiles) == {0: 0, 7: 1, 1000: 4, 40: 3}[n]
 
 
 def test_columns_are_gathered_block_by_block(rng):

@@ -17,6 +17,7 @@ from residmix.removal.lattices import counts, raw_counts
 from residmix.removal.leakage import effect_leakage, leakage
 from residmix.rows.rows import Rows
 from residmix.rows.sampled import Sample, SampledRows, evenly
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["Watch", "look_at_predictions", "warn_of_leakage"]
 
@@ -73,6 +74,7 @@ class Watch:
         share = self.sample.n_rows / block.n_rows
         tell_of_codes(find_codes(x), "column", names, share, "replace them by NaN or leave these rows out")
 
+    @one_blas_thread()  # of so few rows: others would only wait for it
     def look(self, removal: LinearRemoval, design: Design, features: Sequence[Any]) -> Watch:
         """Warn if residuals of the sample leak metadata; repeat the test only when the number of rows has doubled."""
         block = self.sample.block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,9 @@ __all__ = ["NO_COLUMNS", "Block", "concatenate", "gather"]
 
 # A design without columns, of as many rows as the features have.
 NO_COLUMNS: NDArray[np.float64] = np.empty((0, 0))
+
+# Of a tile: 800 kilobytes, so that two or three such arrays are in the second cache of a processor.
+_NUMBERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,13 @@ class Block:
             tuple(code[rows] for code in self.codes),
             None if self.weight is None else self.weight[rows],
         )
+
+    def tiles(self) -> Iterator[tuple[slice, Block]]:
+        """Yield runs of rows that are few enough to stay near the processor over several steps, and where they are."""
+        size = max(16, _NUMBERS // max(1, self.X.shape[1]))
+        for first in range(0, self.n_rows, size):
+            run = slice(first, min(first + size, self.n_rows))
+            yield run, self if size >= self.n_rows else self.select(run)
 
 
 def gather(index: NDArray[np.integer[Any]], features: NDArray[np.integer[Any]] | None, block: Block) -> list[Block]:

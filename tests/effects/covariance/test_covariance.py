@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
+import residmix.effects.covariance.sums
 import residmix.moments.by_level
 from residmix import Residualizer, load, save, scan
 from residmix.effects.covariance.distances import even
@@ -179,6 +180,34 @@ def test_rows_and_moments_give_the_same_also_with_more_features_than_rows(kind, 
         model.merge(model)
     assert np.isfinite(expected).all()
     assert np.abs(Residualizer(SITES, **COMBAT).fit_transform(X, metadata=metadata) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_of_scores_from_rows_are_those_from_moments(weighted, monkeypatch):
+    sizes = dict(zip(SIZES, (40, 30, 20, 12, 8, 6), strict=True))
+    X, metadata = sites(30, sizes=sizes)
+    X += 1e3
+    weight = np.random.default_rng(0).integers(1, 4, len(X)).astype(float) if weighted else None
+    options = {**COMBAT, "covariance": True}
+    assert len(X) < len(SIZES) * X.shape[1]
+    passes = []
+    scores = residmix.effects.covariance.sums._centred_products
+    monkeypatch.setattr(
+        residmix.effects.covariance.sums, "_centred_products", lambda *given: passes.append(1) or scores(*given)
+    )
+    by_rows = Residualizer(SITES, **options).fit(X, metadata=metadata, sample_weight=weight)
+    assert passes
+    halves = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResidmixWarning)  # of small sites
+        for part in (slice(None, None, 2), slice(1, None, 2)):
+            own = None if weight is None else weight[part]
+            halves.append(Residualizer(SITES, **options).fit(X[part], metadata=metadata[part], sample_weight=own))
+    passes.clear()
+    by_moments = halves[0].merge(halves[1])
+    assert not passes
+    assert_allclose(by_rows._found.covariance.maps, by_moments._found.covariance.maps, atol=1e-8)
+    assert np.abs(by_rows._found.covariance.maps[0] - np.eye(by_rows._found.covariance.maps.shape[1])).max() > 0.1
 
 
 def test_of_several_factors_one_is_named_and_its_spread_may_depend_on_other_columns():

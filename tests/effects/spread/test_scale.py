@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from residmix import Residualizer
+from residmix.effects.spread.steps import Pairs
 from residmix.errors import DesignWarning, LeakageWarning
 
 SITE_SD = np.array([1.0, 2.0, 0.1, 5.0])
@@ -162,3 +163,18 @@ def test_partial_fit_and_merge_refuse_since_they_see_no_rows_again():
     X, dummies, _ = sites(n=100)
     with pytest.raises(ValueError, match="don't work with scale=True"):
         Residualizer(scale=True).partial_fit(X, metadata=dummies)
+
+
+def test_information_of_a_factors_own_columns_is_that_of_all_pairs():
+    rng = np.random.default_rng(0)
+    site, age = rng.integers(0, 6, 400), rng.normal(50.0, 8.0, 400)
+    design = np.column_stack([np.eye(6)[site][:, 1:], age])
+    mean, sd, u = design.mean(axis=0), design.std(axis=0), rng.gamma(1.0, size=(400, 3))
+    a = np.column_stack([np.ones(400), (design - mean) / sd])
+    few, all_pairs = Pairs.of(mean, sd, slice(0, 5), np.eye(6)[:, 1:]), Pairs.of(mean, sd)
+    assert len(few.left) == 18 and len(all_pairs.left) == 28
+    found = [
+        pairs.turn.T @ pairs.information(u.T @ pairs.products(a, design)) @ pairs.turn for pairs in (few, all_pairs)
+    ]
+    assert_allclose(*found, rtol=1e-9, atol=1e-9)
+    assert_allclose(found[0], np.einsum("nj,np,nq->jpq", u, a, a), rtol=1e-9, atol=1e-9)

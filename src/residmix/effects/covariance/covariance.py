@@ -21,7 +21,7 @@ from residmix.effects.removal import LinearRemoval
 from residmix.moments.by_level import ByLevel, Grouping
 from residmix.moments.equations import Equations
 from residmix.rows.rows import Rows
-from residmix.rows.threads import by_worker
+from residmix.rows.threads import by_worker, one_blas_thread
 
 __all__ = ["Covariance"]
 
@@ -94,7 +94,7 @@ class Covariance:
         grouping = Grouping(term.name, term.columns, design.level_rows(term))
         within = self.kind == "shrunk"
         if self._grouped(design) is not None and getattr(moments, "scatter", {}).get(term.name):
-            known = by_moments(moments, grouping, found, within=within)
+            known = by_moments(moments, grouping, found, within=within, rows=rows)
         elif rows is None:
             raise ValueError(
                 f"covariance= with {len(features)} features can't be updated by partial_fit or merge, since it would "
@@ -127,15 +127,18 @@ class Covariance:
             )
         return removed[0]
 
+    @one_blas_thread()
     def _covariances(self, known: Standard, columns: slice, coded: Array) -> Covariances:
         share = np.cumsum(known.variances) / max(known.variances.sum(), 1e-300)
         size = min(int(np.searchsorted(share, _SHARE[self.kind], side="right")) + 1, len(share))
         size = int(np.count_nonzero(known.variances[:size] > 1e-12 * known.variances.max(initial=0.0)))
         axes, turn = known.axes[:, :size], np.sqrt(known.variances[:size] / known.degrees)
         within, known = self.kind == "shrunk", known.along(axes / turn)
-        maps = np.zeros((len(known.weight), size, size))
+        # products of scores that nobody needs any more give way to the maps, level by level
+        spare = known.of_scores if known.parts is not None else None
+        maps = np.zeros((len(known.weight), size, size)) if spare is None else spare
         if within:
-            by_worker(partial(_bring, known, turn, maps), range(len(maps)))
+            by_worker(partial(_bring, known, turn[:, None] / turn, maps), range(len(maps)))
         else:
             _stretch(known, maps)
         means = known.means @ axes
@@ -145,15 +148,12 @@ class Covariance:
         return found if known.parts is not None else replace(found, distances=distances(known, found))
 
 
-def _bring(known: Standard, turn: Array, maps: Array, k: int) -> None:
+def _bring(known: Standard, to_units: Array, maps: Array, k: int) -> None:
     """Fill in the map of level k: that of its shrunk covariance, where the pooled one is the identity, to this."""
     degrees = float(known.weight[k]) - 1.0
-    products = known.products(k)
-    products /= max(degrees, 1.0)
-    estimate = shrunk(products, degrees)
+    estimate = shrunk(known.products(k) / max(degrees, 1.0), degrees)
     # of most small levels: nothing to do
-    np.multiply(estimate if is_identity(estimate) else unit_map(estimate), turn[:, None], out=maps[k])
-    maps[k] /= turn
+    np.multiply(estimate if is_identity(estimate) else unit_map(estimate), to_units, out=maps[k])
 
 
 def _stretch(known: Standard, maps: Array) -> None:

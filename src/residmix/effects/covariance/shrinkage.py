@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dtrtri
+
+from residmix.kernels.cholesky import inverse_factor
 
 __all__ = ["divergence", "is_identity", "of_scores", "shrunk", "unit_map", "weights"]
 
@@ -73,8 +74,7 @@ def unit_map(matrix: Array) -> Array:
     >>> unit_map(np.array([[4.0, 2.0], [2.0, 2.0]])).tolist()
     [[0.5, 0.0], [-0.5, 1.0]]
     """
-    inverse, _ = dtrtri(np.linalg.cholesky(matrix).T, lower=0, overwrite_c=1)  # columns first, so without a copy
-    return np.asarray(inverse.T)
+    return inverse_factor(matrix)
 
 
 def is_identity(matrix: Array) -> bool:

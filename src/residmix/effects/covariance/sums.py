@@ -16,17 +16,16 @@ from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.rescale import Rescaled
 from residmix.moments.by_level import Grouping, LevelMoments, level_of, residual_sums
 from residmix.moments.fit import LinearFit
+from residmix.moments.linear import LinearMoments
 from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import NO_COLUMNS, Block
 from residmix.rows.rows import Rows, fold
-from residmix.rows.threads import by_worker, one_blas_thread
+from residmix.rows.scratch import scratch
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["Standard", "by_moments", "by_rows"]
 
 Array = NDArray[np.float64]
-
-# Levels whose products are added up together.
-_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,10 @@ class Standard:
     degrees : float
         What these are divided by.
     parts : list of _Products or None
-        Products about the levels' means; None where `rows` holds the rows instead.
-    rows : tuple, optional
+        Products about the levels' means; None where only `rows` tells them.
+    rows : tuple of Rows and callable, optional
+        The rows, and the function of directions that returns the function of a block for products of its scores; where
+        these cost less than those of `parts`.
     directions : ndarray (d, K), optional
         Along which products of scores are looked at, those of rows in `of_scores` (L, K, K).
     """
@@ -68,21 +69,21 @@ class Standard:
         """Return the same with the products of scores along some directions (d, K)."""
         if self.rows is None:
             return replace(self, directions=directions)
-        rows, view = self.rows
-        (found,) = fold(rows, partial(_score_products, view, self.means @ directions, directions), _add)
+        rows, products_of = self.rows
+        (found,) = fold(rows, products_of(directions), _add)
         return replace(self, directions=directions, of_scores=found)
 
     def products(self, k: int) -> Array:
         """Return the products (K, K) of the scores of a level."""
         if self.of_scores is not None:
-            return np.array(self.of_scores[k])
+            return np.asarray(self.of_scores[k])
         assert self.parts is not None and self.directions is not None
         return self.parts[k].along(self.directions)
 
     def squares(self, k: int) -> Array:
         """Return their diagonal, (K,)."""
         if self.of_scores is not None:
-            return np.array(np.diagonal(self.of_scores[k]))
+            return np.asarray(np.diagonal(self.of_scores[k]))
         assert self.parts is not None and self.directions is not None
         return self.parts[k].squares(self.directions)
 
@@ -99,18 +100,6 @@ class _Products:
     F: Array
     B: Array
     scale: Array
-
-    def added_to(self, total: Array) -> None:
-        """Add these to others."""
-        if self.S is None:
-            return
-        with_scale = self.S * self.scale
-        if len(self.B):
-            half = self.F.T @ (self.B * self.scale)
-            with_scale -= half
-            with_scale -= self.B.T @ (self.F * self.scale)
-        with_scale *= self.scale[:, None]
-        total += with_scale
 
     def along(self, axes: Array) -> Array:
         """Return W'(S - F'B - B'F)W with W = D axes."""
@@ -135,8 +124,15 @@ class _Products:
         return np.maximum(found, 0.0)
 
 
-def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, *, within: bool) -> Standard:
-    """Return the sums from moments by level, where the spreads are those of the same levels."""
+@one_blas_thread()
+def by_moments(
+    moments: LevelMoments, grouping: Grouping, found: LinearRemoval, *, within: bool, rows: Rows | None = None
+) -> Standard:
+    """Return the sums from moments by level, where the spreads are those of the same levels.
+
+    With fewer `rows` than the products by level have, the products of scores are those of the rows: S_k W, with d^2 K
+    multiplications for each level, costs more than the scores, with d K for each row.
+    """
     fit, name = found.applied, grouping.name
     n, means, squares, _ = residual_sums(moments, grouping, fit)
     factor = _factors(found, grouping, len(fit.coef))
@@ -146,16 +142,19 @@ def by_moments(moments: LevelMoments, grouping: Grouping, found: LinearRemoval, 
     others = grouping.others(len(fit.coef))
     of_level = list(zip(moments.scatter[name], moments.levels[name], inverse / factor, strict=True))
     parts = [_residual_products(fit, others, *of) for of in of_level]
-    several = [parts[k : k + _AT_ONCE] for k in range(0, len(parts), _AT_ONCE)]
-    total = np.sum(by_worker(_sum, several), axis=0)
+    total = _total(parts)
     means, mean = means * inverse, mean * inverse
     if not within:
         about = np.sqrt(weight)[:, None] * (means - mean)
         total += about.T @ about
-    with one_blas_thread():
-        variances, axes = np.linalg.eigh(total)
+    variances, axes = np.linalg.eigh(total)
     variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
-    return Standard(sd, weight, means, mean, axes, variances, _degrees(weight, within), parts)
+    by_row = None
+    if within and rows is not None and rows.n_rows < len(parts) * rows.n_features:
+        # a block's sums are as many numbers as its rows: fewer blocks, fewer of them
+        rows = rows.with_block_rows(max(rows.block_rows, 8192))
+        by_row = rows, partial(_of_centred, grouping, others, moments.levels[name], parts)
+    return Standard(sd, weight, means, mean, axes, variances, _degrees(weight, within), parts, by_row)
 
 
 def _residual_products(
@@ -165,10 +164,18 @@ def _residual_products(
     return _Products(products, level.s_ax - 0.5 * (level.s_aa[0] @ B), B, scale)
 
 
-def _sum(parts: Sequence[_Products]) -> Array:
-    total = np.zeros((len(parts[0].scale), len(parts[0].scale)))
-    for own in parts:
-        own.added_to(total)
+def _total(parts: Sequence[_Products]) -> Array:
+    """Return the sum of products D (S - F'B - B'F) D."""
+    total, scaled = np.zeros((2, len(parts[0].scale), len(parts[0].scale)))
+    seen = [(own, own.S) for own in parts if own.S is not None]
+    for own, products in seen:
+        np.multiply(products, own.scale, out=scaled)
+        scaled *= own.scale[:, None]
+        total += scaled
+    if seen and len(parts[0].B):
+        half = np.vstack([own.F * own.scale for own, _ in seen]).T @ np.vstack([own.B * own.scale for own, _ in seen])
+        total -= half
+        total -= half.T
     return total
 
 
@@ -223,7 +230,7 @@ def by_rows(rows: Rows, grouping: Grouping, found: LinearRemoval, *, within: boo
         axes,
         variances,
         _degrees(weight, within),
-        rows=(rows, partial(_at, by_level, grouping)),
+        rows=(rows, partial(_of_scores, partial(_at, by_level, grouping), means)),
     )
 
 
@@ -264,6 +271,11 @@ def _scatter(centred: Any, block: Block) -> Scatter:
     return block_scatter(replace(block, X=centred(block), design=NO_COLUMNS))
 
 
+def _of_scores(view: Any, means: Array, directions: Array) -> Any:
+    """Return the function of blocks for products of scores of standardised rows, about their levels' means."""
+    return partial(_score_products, view, means @ directions, directions)
+
+
 def _score_products(view: Any, means: Array, axes: Array, block: Block) -> tuple[Array]:
     """Return the products (L, K, K) of scores about their levels' means."""
     u, own = view(block)
@@ -273,6 +285,47 @@ def _score_products(view: Any, means: Array, axes: Array, block: Block) -> tuple
     for k in np.unique(own):
         at = own == k
         out[k] = weighted[at].T @ scores[at]
+    return (out,)
+
+
+def _of_centred(
+    grouping: Grouping,
+    others: NDArray[np.intp],
+    levels: Sequence[LinearMoments],
+    parts: Sequence[_Products],
+    directions: Array,
+) -> Any:
+    """Return the function of blocks for products of scores of rows that are as in fit."""
+    slim = [replace(part, S=None, F=part.F[:0]) for part in parts]
+    return partial(_centred_products, grouping, others, levels, slim, directions)
+
+
+def _centred_products(
+    grouping: Grouping,
+    others: NDArray[np.intp],
+    levels: Sequence[LinearMoments],
+    parts: Sequence[_Products],
+    directions: Array,
+    block: Block,
+) -> tuple[Array]:
+    """Return the products (L, K, K) of the scores of x - a'B, about their means at the rows' levels."""
+    own = level_of(block.design, grouping.columns, grouping.coded)
+    order, size = np.argsort(own, kind="stable"), directions.shape[1]
+    starts = np.searchsorted(own[order], np.arange(len(levels) + 1))
+    out = np.zeros((len(levels), size, size))
+    # level by level: rows and scores stay near the processor
+    for k in np.flatnonzero(np.diff(starts)).tolist():
+        at, level, part = order[starts[k] : starts[k + 1]], levels[k], parts[k]
+        x = np.array(block.X[at], dtype=np.float64)
+        x -= level.origin_x
+        x -= level.offset_x
+        if len(others):
+            x -= ((block.design[at[:, None], others] - level.origin_a) - level.offset_a) @ part.B
+        x *= part.scale
+        if block.weight is not None:
+            x *= np.sqrt(block.weight[at])[:, None]
+        scores = np.matmul(x, directions, out=scratch((len(at), size), np.float64))
+        np.matmul(scores.T, scores, out=out[k])
     return (out,)
 
 

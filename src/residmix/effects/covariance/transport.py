@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from scipy.linalg.blas import dgemm
+from scipy.linalg.blas import dgemm, dtrmm
 
 from residmix.effects.spread.rescale import Rescaled
 from residmix.moments.by_level import level_of
 from residmix.rows.block import Block
+from residmix.rows.scratch import scratch
 from residmix.rows.threads import lazy
 
 __all__ = ["Covariances", "Recoloured", "along_axes"]
@@ -23,6 +24,8 @@ Array = NDArray[np.float64]
 def along_axes(change: Array) -> Array | None:
     """Return the diagonal (K,) of a map that has nothing else; None if it has."""
     diagonal = np.diagonal(change)
+    if change[-1:, :-1].any():
+        return None  # as a glance tells, nearly always
     return diagonal if np.count_nonzero(change) == np.count_nonzero(diagonal) else None
 
 
@@ -105,7 +108,8 @@ class Recoloured:
         own = self.covariances
         used = own.sd > 0
         to_scores = (np.where(used, 1.0, 0.0) / np.where(used, own.sd, 1.0))[:, None] * own.axes
-        scores = (residual if used.all() else np.where(used, residual, 0.0)) @ to_scores
+        scores = scratch((len(residual), own.axes.shape[1]), np.float64)
+        np.matmul(residual if used.all() else np.where(used, residual, 0.0), to_scores, out=scores)
         scores -= self.rescaled.kept_along(block, to_scores)
         if np.isnan(scores.sum()):
             rows = np.flatnonzero(np.isnan(scores).any(axis=1))
@@ -114,15 +118,17 @@ class Recoloured:
                 f"{block.start + rows[0]}); fill them, as with GaussianMixture(missing='em').impute, or leave these "
                 "rows out"
             )
-        change = np.zeros_like(scores)
         levels = own.levels(block.design)
-        for k in np.unique(levels[levels < len(own.maps)]):
+        for k in np.unique(levels):
             at = np.flatnonzero(levels == k)
+            if k == len(own.maps):
+                scores[at] = 0.0
+                continue
             of_level = scores[at]
             moved = _undone(own, k, of_level) if back else _done(own, k, of_level)
             moved -= of_level
-            change[at] = moved
-        return change
+            scores[at] = moved
+        return scores
 
     def _add(self, change: Array, out: Array) -> Array:
         """Add changes of scores (b, K) to rows (b, d), in place."""
@@ -134,7 +140,11 @@ class Recoloured:
 
 def _done(own: Covariances, k: int, scores: Array) -> Array:
     stretch = own.stretches[k]
-    moved: Array = scores @ own.maps[k].T if stretch is None else scores * stretch
+    if stretch is not None:
+        moved: Array = scores * stretch
+    else:
+        # lower triangular: half the multiplications
+        moved = dtrmm(1.0, own.maps[k].T, scores.T, lower=0, trans_a=1).T
     moved += own.shifts[k]
     return moved
 

@@ -37,11 +37,18 @@ def level_sums(values: Array, own: NDArray[np.intp], size: int, weight: Array | 
     """
     member = np.zeros((len(values), size))
     member[np.arange(len(member)), own] = 1.0 if weight is None else weight
-    have = ~np.isnan(values)
-    values[~have] = 0.0
-    n = member.T @ have.astype(np.float64)
+    missing = np.isnan(values) if np.isnan(values.sum()) else None
+    if missing is None:
+        n = np.repeat(member.sum(axis=0)[:, None], values.shape[1], axis=1)
+    else:
+        values[missing] = 0.0
+        n = member.T @ (~missing).astype(np.float64)
     mean = member.T @ values / np.where(n > 0, n, 1.0)
-    return n, mean, member.T @ np.where(have, values - mean[own], 0.0) ** 2
+    values -= mean[own]
+    if missing is not None:
+        values[missing] = 0.0
+    np.square(values, out=values)
+    return n, mean, member.T @ values
 
 
 def merge_sums(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, Array, Array]:

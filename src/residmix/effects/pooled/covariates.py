@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -125,10 +125,17 @@ def _without(scale: Scale, left: NDArray[np.bool_]) -> Scale:
 def _in_units(location: Location, effect: Array, spread: Scale, grouping: Grouping, block: Block) -> Array:
     """Return y (b, d): residuals with the effects of their levels, in units of the spread."""
     own = level_of(block.design, grouping.columns, grouping.coded)
-    return np.asarray((location(block) + effect[own]) / spread.factor(block.design))
+    units = np.array(location(block))
+    units += effect[own]
+    units /= spread.factor(block.design)
+    return units
 
 
 def _sums(view: Location, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:
+    return reduce(merge_sums, (_sums_of(view, grouping, tile) for _, tile in block.tiles()))
+
+
+def _sums_of(view: Location, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:
     exact = replace(block, X=np.asarray(block.X, dtype=np.float64))
     own = level_of(block.design, grouping.columns, grouping.coded)
     return level_sums(view(exact), own, len(grouping.coded), block.weight)

@@ -17,7 +17,7 @@ from residmix.effects.pooled.by_level import Still
 from residmix.effects.random.predicted import generalised_inverse
 from residmix.effects.spread import scale as passes
 from residmix.effects.spread.scale import Location, LogVariances
-from residmix.effects.spread.steps import bounded, pinv, spread_of
+from residmix.effects.spread.steps import Pairs, bounded, pinv, spread_of
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
@@ -64,15 +64,15 @@ def fit_curved_log_variances(
     (free_gram,) = fold(rows, partial(passes._free_gram, mean, sd, inverse), passes._add)
 
     smoother = _Smoother(coordinates(design, random, terms), sd, 0.5 * free_gram, rows.n_features)
-    coef = _settled(rows, partial(passes._likelihood, view, inverse, pooled), smoother, gram)
+    coef = _settled(rows, partial(passes._likelihood, view, inverse, pooled), smoother, gram, Pairs.of(mean, sd))
     return LogVariances(coef, mean, sd, rows, view, varying, squares)
 
 
-def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Array) -> Array:
+def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Array, pairs: Pairs) -> Array:
     """Return the coefficients (q + 1, d): by scoring, and once smoothness has settled by Newton's method."""
     coef = np.zeros((len(gram), rows.n_features))
     for _ in range(_FREE_PASSES):
-        _, score, _ = fold(rows, partial(sums, coef, False), passes._add)
+        _, score, _ = fold(rows, partial(sums, coef, None), passes._add)
         step = bounded(smoother.target(coef, 0.5 * score) - coef, gram)
         coef = coef + step
         if spread_of(step, gram).max(initial=0.0) < _ROUGHLY:
@@ -81,12 +81,12 @@ def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Ar
     step, best = np.zeros_like(coef), np.full(rows.n_features, -np.inf)
     for _ in range(_MAX_PASSES):
         trial = coef + step
-        likelihood, score, observed = fold(rows, partial(sums, trial, True), passes._add)
+        likelihood, score, observed = fold(rows, partial(sums, trial, pairs), passes._add)
         likelihood -= smoother.penalty(trial)
         # Rounding of a sum of many terms must not look like a fall.
         better = likelihood >= best - 1e-12 * np.abs(np.where(np.isfinite(best), best, 0.0))
         coef[:, better], best[better] = trial[:, better], likelihood[better]
-        fresh = bounded(smoother.newton(trial, 0.5 * score, 0.5 * observed), gram)
+        fresh = bounded(smoother.newton(trial, 0.5 * score, 0.5 * observed, pairs), gram)
         step = np.where(better, fresh, 0.5 * step)
         moving = spread_of(step, gram)
         if moving.max(initial=0.0) < _SETTLED:
@@ -133,14 +133,12 @@ class _Smoother:
         u = self.back @ coef
         return np.asarray(coef - self.turn @ np.where(self._root() > _STRAIGHT, 0.0, u))
 
-    def newton(self, coef: Array, score: Array, observed: Array) -> Array:
-        """Return Newton's step (q + 1, d), given the upper triangles (d, pairs) of the observed information."""
+    def newton(self, coef: Array, score: Array, observed: Array, pairs: Pairs) -> Array:
+        """Return Newton's step (q + 1, d), given the sums of `pairs` (d, p) in the observed information."""
         width, (q, d) = self.fixed.shape[1], coef.shape
-        left, right = np.triu_indices(q)
         root, bends, step = self._root(), self._bends(coef), np.empty_like(coef)
         for at in chunks((q, d)):
-            information = np.empty((len(root[0, at]), q, q))
-            information[:, left, right] = information[:, right, left] = observed[at]
+            information = pairs.information(observed[at])
             to = np.concatenate(
                 [
                     np.broadcast_to(self.fixed, (len(information), *self.fixed.shape)),

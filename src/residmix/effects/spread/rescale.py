@@ -94,6 +94,12 @@ class Rescaled:
     beyond: tuple[Array, ...] = ()
 
     def __call__(self, block: Block) -> NDArray[Any]:
+        out = np.empty(block.X.shape, block.X.dtype)
+        for run, tile in block.tiles():
+            out[run] = self._rescaled(tile)
+        return out
+
+    def _rescaled(self, block: Block) -> Array:
         factor = self.scale.factor(block.design)
         for spread, codes in zip(self.spreads, block.codes[len(block.codes) - len(self.spreads) :], strict=True):
             factor *= np.exp(spread[codes])
@@ -112,7 +118,7 @@ class Rescaled:
             wide += kept
             out = self.affine(replace(exact, X=wide))
             out += more
-        return out.astype(block.X.dtype, copy=False)
+        return out
 
     def kept(self, block: Block) -> Array:
         """Return the preserved effects of rows, about their mean, (b, d)."""

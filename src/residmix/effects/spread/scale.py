@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.effects.pooled.by_level import Still
-from residmix.effects.spread.steps import Steps, beginning, bounded, pinv, spread_of
+from residmix.effects.spread.steps import Pairs, Steps, beginning, bounded, pinv, spread_of
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
 from residmix.moments.scatter import Scatter, block_scatter
@@ -198,11 +198,12 @@ def fit_log_variances(
     among = np.ix_(used, used)
     pull, gram_used = _PULL * about_mean[among], gram[among]
     coef = beginning(start, mean, sd, pooled) if start is not None else np.zeros((len(gram), rows.n_features))
-    steps = Steps(used, free_gram[among] + pull, pull, rows.n_features)
+    pairs = Pairs.of(mean, sd, *(() if start is None else start[:2]))
+    steps = Steps(used, free_gram[among] + pull, pull, rows.n_features, pairs)
     step, best = np.zeros((len(used), rows.n_features)), np.full(rows.n_features, -np.inf)
     moving = np.full(rows.n_features, np.inf)
     for turn in range(_MAX_PASSES):
-        trial, newton = coef.copy(), steps.look(turn, moving)
+        trial, newton = coef.copy(), pairs if steps.look(turn, moving) else None
         trial[used] += step
         likelihood, score, observed = fold(rows, partial(_likelihood, view, inverse, pooled, trial, newton), _add)
         pulled = pull @ trial[used]
@@ -278,6 +279,11 @@ def _view(
     return a, weight, squares, (~missing).astype(np.float64)
 
 
+def _by_tile(function: Callable[[Block], tuple[Array, ...]], block: Block) -> tuple[Array, ...]:
+    """Return the sums of a block, of which a tile after the other stays near the processor."""
+    return reduce(_add, (function(tile) for _, tile in block.tiles()))
+
+
 def _add(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(a + b for a, b in zip(one, two, strict=True))
 
@@ -291,11 +297,18 @@ def _free(a: Array, inverse: Array) -> Array:
     return np.asarray(np.clip(1.0 - np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None])
 
 
-def _sums(view: View, block: Block) -> tuple[Array, Array, Array, Array]:
+def _sums(view: View, block: Block) -> tuple[Array, ...]:
     """Gram matrix of [1, design], sums of squared residuals, the weight they come from, and sums of squares of x."""
+    return _by_tile(partial(_sums_of, view), block)
+
+
+def _sums_of(view: View, block: Block) -> tuple[Array, ...]:
     a, weight, squares, seen = view(block)
-    size = weight @ np.nan_to_num(np.square(block.X, dtype=np.float64))
-    return (a * weight[:, None]).T @ a, weight @ squares, weight @ np.broadcast_to(seen, squares.shape), size
+    size = weight @ np.square(block.X, dtype=np.float64)
+    if np.isnan(size.sum()):
+        size = weight @ np.nan_to_num(np.square(block.X, dtype=np.float64))
+    whole = np.full(len(size), weight.sum()) if seen.shape == (1, 1) else weight @ seen
+    return (a * weight[:, None]).T @ a, weight @ squares, whole, size
 
 
 def _free_gram(mean: Array, sd: Array, inverse: Array, block: Block) -> tuple[Array]:
@@ -305,31 +318,37 @@ def _free_gram(mean: Array, sd: Array, inverse: Array, block: Block) -> tuple[Ar
 
 
 def _likelihood(
-    view: View, inverse: Array, pooled: Array, coef: Array, newton: bool, block: Block
-) -> tuple[Array, Array, Array]:
-    """Log-likelihood (up to a constant), score and (if asked) observed information of a log variance."""
+    view: View, inverse: Array, pooled: Array, coef: Array, pairs: Pairs | None, block: Block
+) -> tuple[Array, ...]:
+    """Log-likelihood (up to a constant), score and (given pairs) observed information of a log variance."""
+    return _by_tile(partial(_likelihood_of, view, inverse, pooled, -coef, pairs), block)
+
+
+def _likelihood_of(
+    view: View, inverse: Array, pooled: Array, minus_coef: Array, pairs: Pairs | None, block: Block
+) -> tuple[Array, ...]:
     a, weight, u, seen = view(block)
     free, whole = _free(a, inverse), seen.shape == (1, 1)
     u /= pooled
     u += _FLOOR * free if whole else _FLOOR * free * seen
-    eta = np.matmul(a, coef, out=scratch(u.shape, np.float64))
+    eta = np.matmul(a, minus_coef, out=scratch(u.shape, np.float64))
     weighted = a * weight[:, None]
     # with nothing missing these are products of a column
     likelihood = (weight * free[:, 0]) @ (eta if whole else eta * seen)
     expected = weighted.T @ (free if whole else free * seen)
-    np.negative(eta, out=eta)
     u *= np.exp(eta, out=eta)
-    likelihood += weight @ u
-    likelihood *= -0.5
-    observed = np.zeros(0)
-    if newton:
-        left, right = np.triu_indices(a.shape[1])
-        observed = u.T @ (weighted[:, left] * a[:, right])
+    likelihood -= weight @ u
+    likelihood *= 0.5
+    observed = np.zeros(0) if pairs is None else u.T @ (pairs.products(a, block.design) * weight[:, None])
     return likelihood, weighted.T @ u - expected, observed
 
 
 def _norm(view: View, coef: Array, removed: Sequence[Array], block: Block) -> tuple[Array, Array]:
     """Sums of squares after each of several removed parts of the spread, and the lowest log variance ratio met."""
+    return reduce(_add_and_lowest, (_norm_of(view, coef, removed, tile) for _, tile in block.tiles()))
+
+
+def _norm_of(view: View, coef: Array, removed: Sequence[Array], block: Block) -> tuple[Array, Array]:
     a, weight, squares, _ = view(block)
     left = np.zeros((len(removed), squares.shape[1]))
     eta = scratch(squares.shape, np.float64)

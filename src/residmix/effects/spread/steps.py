@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.rows.threads import one_blas_thread
 
-__all__ = ["Steps", "beginning", "bounded", "pinv", "spread_of"]
+__all__ = ["Pairs", "Steps", "beginning", "bounded", "pinv", "spread_of"]
 
 Array = NDArray[np.float64]
 
@@ -30,16 +32,65 @@ def beginning(start: tuple[slice, Array, Array], mean: Array, sd: Array, pooled:
     return coef
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Which products of columns the observed information needs, and of which columns.
+
+    The columns are those of [1, standardised design]; those of a factor as they are in the design, where at most rows
+    the product of two of them is 0.
+
+    Attributes
+    ----------
+    left, right : ndarray of int (p,)
+    turn : ndarray (q, q)
+        From these columns to the standardised ones.
+    plain : slice or None
+        Columns of the design that are taken as they are.
+    """
+
+    left: NDArray[np.intp]
+    right: NDArray[np.intp]
+    turn: Array
+    plain: slice | None = None
+
+    @classmethod
+    def of(cls, mean: Array, sd: Array, factor: slice | None = None, coded: Array | None = None) -> Pairs:
+        """Return the pairs of columns with such means and standard deviations, one factor's levels coded like that."""
+        q = 1 + len(mean)
+        wanted, turn = np.triu(np.ones((q, q), dtype=bool)), np.eye(q)
+        if factor is not None and coded is not None:
+            own = np.arange(q)[1:][factor]
+            wanted[np.ix_(own, own)] &= (coded != 0).T @ (coded != 0)
+            turn[own, own] = 1.0 / sd[factor]
+            turn[0, own] = -mean[factor] / sd[factor]
+        left, right = np.nonzero(wanted)
+        return cls(left, right, turn, factor)
+
+    def products(self, a: Array, design: Array) -> Array:
+        """Return the products of pairs, (b, p), given [1, standardised design] and the design."""
+        if self.plain is not None:
+            a = a.copy()
+            a[:, 1:][:, self.plain] = design[:, self.plain]
+        return np.asarray(a[:, self.left] * a[:, self.right])
+
+    def information(self, observed: Array) -> Array:
+        """Return the information (d, q, q) in these columns from sums of products (d, p)."""
+        found = np.zeros((len(observed), *self.turn.shape))
+        found[:, self.left, self.right] = found[:, self.right, self.left] = observed
+        return found
+
+
 class Steps:
     """Scoring, then Newton's steps: with an information for each feature that is kept while steps shrink quickly."""
 
-    def __init__(self, used: NDArray[np.intp], expected: Array, pull: Array, d: int) -> None:
+    def __init__(self, used: NDArray[np.intp], expected: Array, pull: Array, d: int, pairs: Pairs) -> None:
         with one_blas_thread():
             values, vectors = np.linalg.eigh(expected)
         kept = values > 1e-14 * values.max(initial=0.0)
         # coordinates in which the expected information is the identity
         self.to = vectors[:, kept] / np.sqrt(values[kept])
-        self.used, self.pull, self.largest = used, pull, np.inf
+        self.pull, self.largest, self.pairs = self.to.T @ pull @ self.to, np.inf, pairs
+        self.turned = pairs.turn[:, used] @ self.to
         self.inverse: Array | None = None
         self.early = len(used) <= _FEW_COLUMNS and d * len(used) ** 2 <= _FEW_NUMBERS
 
@@ -52,7 +103,7 @@ class Steps:
         return self.inverse is not None and largest > _QUICK * before
 
     def of(self, slope: Array, observed: Array | None) -> Array:
-        """Return the step (q, d) for a score, with the observed information (d, pairs) where that was summed."""
+        """Return the step (q, d) for a score, with the observed information (d, p) where that was summed."""
         if observed is not None:
             self.inverse = self._inverse(observed)
         score = self.to.T @ slope
@@ -61,14 +112,9 @@ class Steps:
         return np.asarray(self.to @ score)
 
     def _inverse(self, observed: Array) -> Array:
-        q = int(np.sqrt(2 * observed.shape[1]))
-        left, right = np.triu_indices(q)
-        information = np.empty((len(observed), q, q))
-        information[:, left, right] = information[:, right, left] = observed
-        information = information[:, self.used[:, None], self.used] + self.pull
         with one_blas_thread():
-            own = self.to.T @ information @ self.to
-            own += _TINY * np.eye(own.shape[1])
+            own = self.turned.T @ self.pairs.information(observed) @ self.turned
+            own += self.pull + _TINY * np.eye(own.shape[1])
             return np.asarray(np.linalg.inv(own))
 
 
