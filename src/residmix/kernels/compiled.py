@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from residmix.errors import ResidmixWarning, warn_once
 
 __all__ = [
-    "BROAD", "BROAD_ZERO", "CHUNK", "FEW_FLOATS", "FLOATS", "I64", "LINE", "REGISTERS", "WHOLE", "WIDTH", "ZERO",
-    "Builder", "Value", "at", "broadcast", "choose", "clear", "compiled", "everywhere", "fewer", "get", "integer",
-    "kernel", "load", "load_broad", "load_four", "loop", "multiply_add", "number", "part", "part_places", "pick",
-    "piece", "prefetch", "put", "room", "splat", "store", "subtract_square", "total", "whole",
+    "BROAD", "BROAD_ZERO", "CHUNK", "FEW_FLOATS", "FLOATS", "I64", "LINE", "REGISTERS", "VECTOR", "WHOLE", "WIDTH",
+    "ZERO", "Builder", "Value", "at", "broadcast", "choose", "clear", "compiled", "everywhere", "fewer", "get",
+    "integer", "kernel", "load", "load_broad", "load_four", "loop", "multiply_add", "number", "part", "part_places",
+    "pick", "piece", "prefetch", "put", "room", "splat", "store", "subtract_square", "total", "whole",
 ]  # fmt: skip
 
 # -- loops -----------------------------------------------------------------------------------------------------------

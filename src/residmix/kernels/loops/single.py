@@ -19,7 +19,7 @@ from residmix.kernels.arrays import readable
 from residmix.kernels.compiled import WIDTH, clear, compiled, part, part_places, piece
 from residmix.kernels.loops.tiles import HALF, weigh
 from residmix.kernels.plain import NOTHING
-from residmix.kernels.writers.collect import add_lanes, collect_columns, column_pairs
+from residmix.kernels.writers.collect import column_pairs
 from residmix.kernels.writers.distances import load_columns
 from residmix.kernels.writers.prepare import add_prior, pack_factors
 from residmix.kernels.writers.shares import sum_shares
@@ -57,9 +57,7 @@ def _plan(tile: int, d: int, K: int, moments: bool) -> tuple[NDArray[np.int64], 
     """Return where the buffers begin, of double precision and of single, and the order of the sums."""
     m = d if moments else 0
     # the first two begin as zeros
-    places = part_places(
-        [K * m * WIDTH, K * (m * (m + 1) // 2) * WIDTH, K * tile, tile, tile, tile, WIDTH, WIDTH, tile + 2 * WIDTH]
-    )
+    places = part_places([K * m, K * (m * (m + 1) // 2), K * tile, tile, tile, tile, WIDTH, WIDTH, tile + 2 * WIDTH])
     narrow = part_places([d * tile, d * tile, K * d * d, K * d, K * d, 4 * tile, tile + 2 * WIDTH], item=4)
     return places, narrow, column_pairs(m)
 
@@ -83,6 +81,19 @@ def _add_tile(n, tile_rows, d, K, places, work, narrow_places, narrow, mass):
         else:
             sift_single(x, d, tile_rows, high, low, k * d, joint, k * tile_rows, n, index, share, deviation)
         scatter_single(deviation, d, tile_rows, k, index, share, weighted, sums, shift)
+
+
+@piece
+def _collect(shifts, sums, pairs, shift, scatter):
+    """Put the sums of all tiles where they belong: shift (K, d) and scatter (K, d, d)."""
+    K, d = shift.shape
+    for k in range(K):
+        for j in range(d):
+            shift[k, j] = shifts[k * d + j]
+        for i in range(len(pairs)):
+            value = sums[k * len(pairs) + i]
+            scatter[k, pairs[i, 0], pairs[i, 1]] = value
+            scatter[k, pairs[i, 1], pairs[i, 0]] = value
 
 
 @compiled
@@ -128,8 +139,7 @@ def single_block(
         if places[2] > 0:
             _add_tile(n, tile_rows, d, K, places, work, narrow_places, narrow, mass)
     if places[2] > 0:
-        add_lanes(part(work, places, 0), K * d, shift)
-        collect_columns(part(work, places, 1), pairs, len(pairs), K, d, scatter)
+        _collect(part(work, places, 0), part(work, places, 1), pairs, shift, scatter)
     return log_likelihood
 
 

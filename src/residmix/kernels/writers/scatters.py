@@ -77,6 +77,8 @@ class Columns(ABC):
     sums0: Value
 
     lanes: ClassVar[int] = WIDTH
+    #: Numbers that a sum takes in memory.
+    size: ClassVar[int] = WIDTH
 
     @abstractmethod
     def deviations(self, j: Value, width: int) -> Callable[[Value], list[Value]]:
@@ -100,7 +102,7 @@ class Columns(ABC):
     def itself(self, j: Value, entry: Value, width: int, keep: bool) -> None:
         """Pair a group of columns with itself, and keep it weighted."""
         b, deviations = self.b, self.deviations(j, width)
-        n_pairs, place = width * (width + 1) // 2, b.mul(at(b, self.sums0, j), integer(WIDTH))
+        n_pairs, place = width * (width + 1) // 2, b.mul(at(b, self.sums0, j), integer(self.size))
 
         def body(i: Value, sums: list[Value]) -> list[Value]:
             row = b.mul(i, integer(self.lanes))
@@ -116,8 +118,8 @@ class Columns(ABC):
                     pair += 1
             return sums
 
-        places = [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(n_pairs)]
-        places += [(self.shift, at(b, place, c * WIDTH)) for c in range(width)]
+        places = [(self.scatter, at(b, entry, pair * self.size)) for pair in range(n_pairs)]
+        places += [(self.shift, at(b, place, c * self.size)) for c in range(width)]
         self.keep(loop(b, self.vectors, self.begin(places), body), places)
 
     def others(self, j: Value, entry: Value, width: int) -> None:
@@ -132,7 +134,7 @@ class Columns(ABC):
                 new += [multiply_add(b, value, columns[c], sums[a * width + c]) for c in range(width)]
             return new
 
-        places = [(self.scatter, at(b, entry, pair * WIDTH)) for pair in range(4 * width)]
+        places = [(self.scatter, at(b, entry, pair * self.size)) for pair in range(4 * width)]
         self.keep(loop(b, self.vectors, self.begin(places), body), places)
 
 
@@ -188,19 +190,19 @@ def scatter_columns(
 
 def by_groups(b: Builder, of: Columns, k: Value, m: Value) -> None:
     """Pair groups of four columns of component k with themselves and the later ones, as `collect_columns` has it."""
-    entry = b.mul(k, b.mul(b.sdiv(b.mul(m, at(b, m, 1)), integer(2)), integer(WIDTH)))
+    entry = b.mul(k, b.mul(b.sdiv(b.mul(m, at(b, m, 1)), integer(2)), integer(of.size)))
     groups = b.sdiv(b.sub(m, integer(1)), integer(4))
 
     def group(g: Value, carried: list[Value]) -> list[Value]:
         j, entry = b.mul(g, integer(4)), carried[0]
         of.itself(j, entry, 4, True)
-        after, entry = at(b, j, 4), at(b, entry, 10 * WIDTH)
+        after, entry = at(b, j, 4), at(b, entry, 10 * of.size)
         left = b.sub(m, after)
         fours = b.sdiv(left, integer(4))
 
         def four(o: Value, carried: list[Value]) -> list[Value]:
             of.others(at(b, after, b.mul(o, integer(4))), carried[0], 4)
-            return [at(b, carried[0], 16 * WIDTH)]
+            return [at(b, carried[0], 16 * of.size)]
 
         entry = loop(b, fours, [entry], four)[0]
         done = b.mul(fours, integer(4))
@@ -208,7 +210,7 @@ def by_groups(b: Builder, of: Columns, k: Value, m: Value) -> None:
         def rest(width: int) -> list[Value]:
             if width:
                 of.others(at(b, after, done), entry, width)
-            return [at(b, entry, 4 * width * WIDTH)]
+            return [at(b, entry, 4 * width * of.size)]
 
         return choose(b, b.sub(left, done), [partial(rest, width) for width in range(4)])
 

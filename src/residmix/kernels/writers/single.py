@@ -17,6 +17,7 @@ from residmix.kernels.compiled import (
     FLOATS,
     I64,
     REGISTERS,
+    VECTOR,
     WIDTH,
     ZERO,
     Builder,
@@ -24,6 +25,7 @@ from residmix.kernels.compiled import (
     at,
     broadcast,
     everywhere,
+    get,
     integer,
     kernel,
     load,
@@ -35,6 +37,7 @@ from residmix.kernels.compiled import (
     put,
     splat,
     store,
+    total,
 )
 from residmix.kernels.writers.distances import products
 from residmix.kernels.writers.scatters import Columns, by_groups
@@ -197,6 +200,7 @@ class _Broad(Columns):
     share: Value
 
     lanes: ClassVar[int] = BROAD
+    size: ClassVar[int] = 1
 
     def deviations(self, j: Value, width: int) -> Callable[[Value], list[Value]]:
         def columns(row: Value) -> list[Value]:
@@ -218,10 +222,32 @@ class _Broad(Columns):
         return [BROAD_ZERO] * len(places)
 
     def keep(self, sums: list[Value], places: list[tuple[Value, Value]]) -> None:
-        b = self.b
-        for value, (base, place) in zip(sums, places, strict=True):
-            before = load(b, base, place)
-            store(b, b.fadd(before, b.fpext(b.fadd(*_halves(b, value)), before.type)), base, place)
+        """Add up the lanes, so that what tiles are added to stays in the cache; `WIDTH` sums that lie side by side."""
+        b, begin = self.b, 0
+        while begin < len(sums):
+            base, place = places[begin]
+            several = [value for value, there in zip(sums[begin:], places[begin:], strict=True) if there[0] is base]
+            if len(several) >= WIDTH:
+                added = _across(b, [_doubles(b, value) for value in several[:WIDTH]])
+                store(b, b.fadd(load(b, base, place), added), base, place)
+                begin += WIDTH
+            else:
+                put(b, b.fadd(get(b, base, place), total(b, _doubles(b, several[0]))), base, place)
+                begin += 1
+
+
+def _doubles(b: Builder, value: Value) -> Value:
+    """Return the sum of the two halves of a vector of floats, as doubles."""
+    return b.fpext(b.fadd(*_halves(b, value)), VECTOR)
+
+
+def _across(b: Builder, vectors: list[Value]) -> Value:
+    """Return the sums of `WIDTH` vectors' lanes, as a vector."""
+    lanes = list(range(2 * WIDTH))
+    while len(vectors) > 1:
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [b.fadd(pick(b, one, two, lanes[::2]), pick(b, one, two, lanes[1::2])) for one, two in pairs]
+    return vectors[0]
 
 
 @kernel
