@@ -234,3 +234,30 @@ def test_a_feature_without_values_does_no_harm(bladder):
     alone = model.fit_transform(X[:, others], metadata=bladder[["batch"]])
     assert_allclose(residual[:, others], alone, atol=1e-11)
     assert np.isnan(residual[:, 3]).all()
+
+
+@pytest.mark.parametrize("reference", [1, 3, 5])
+@pytest.mark.parametrize("options", [{"scale": True, "shrinkage": "eb"}, {"shrinkage": "eb-one-row"}])
+def test_batches_apart_from_the_reference_add_up_to_the_fit_of_all_rows(bladder, reference, options):
+    X, batch = matrix(bladder, "x"), bladder[["batch"]]
+    formula = "C(batch, levels=[1, 2, 3, 4, 5])"
+    options = {**options, "reference": reference, "check_leakage": False}
+    expected = Residualizer(formula, **options).fit_transform(X, metadata=batch)
+    parts = []
+    for own in range(1, 6):
+        at = (batch["batch"] == own).to_numpy()
+        parts.append(Residualizer(formula, **options).fit(X[at], metadata=batch[at]))
+    told = ["reference" in [note["kind"] for note in part.notes_] for part in parts]
+    assert told == [own != reference for own in range(1, 6)]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
+    assert_allclose(whole.transform(X, metadata=batch), expected, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore::residmix.errors.RareLevelWarning")
+def test_a_reference_of_one_row_is_refused(bladder):
+    some = np.r_[0, np.flatnonzero(bladder["batch"] != bladder["batch"][0])]
+    X, batch = matrix(bladder, "x")[some], bladder[["batch"]].iloc[some]
+    with pytest.raises(ValueError, match=r"reference=3 has rows of weight 1, within which no feature varies"):
+        Residualizer("C(batch)", scale=True, shrinkage="eb", reference=3, check_leakage=False).fit(X, metadata=batch)

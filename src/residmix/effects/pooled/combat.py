@@ -24,7 +24,7 @@ from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.scale import Scale, tell_too_light
 from residmix.effects.spread.terms import spread_terms
 from residmix.effects.unseen.batches import Frozen
-from residmix.errors import did_you_mean
+from residmix.errors import did_you_mean, note
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
 from residmix.rows.rows import Rows
 
@@ -142,6 +142,8 @@ class EmpiricalBayes:
         left = np.any([own[3].any(axis=0) for own in sums], axis=0)
         noise = next((effects.noise for effects in found.random.values()), None)
         reference = None if self.reference is None else _place(design, terms[0], self.reference)
+        if reference is not None:
+            self._look_at_reference(float(sums[0][0][reference].max()), sums[0][2][reference])
         for f, (_, kind) in enumerate(self._named(terms)):
             if kind == "eb-robust":
                 assert rows is not None, "medians aren't in the moments"
@@ -170,6 +172,21 @@ class EmpiricalBayes:
             cells = cells_of(groupings)
             posterior = pooled_together(found, moments, levels, groupings, cells, posterior, each, usable, rows)
         return self._applied(found, design, terms, levels, usable, posterior, beside)
+
+    def _look_at_reference(self, weight: float, squares: Array) -> None:
+        """Raise if the reference has a single row; tell of one that has none yet, as at the other sites of several."""
+        if weight == 0:
+            note(
+                "reference",
+                f"no row has the level reference={self.reference!r}, so batches are adjusted to their own mean until "
+                "rows of it are added",
+                reference=str(self.reference),
+            )
+        elif not squares.any():
+            raise ValueError(
+                f"reference={self.reference!r} has rows of weight {weight:g}, within which no feature varies; their "
+                "standard deviation is the unit of the other batches' effects, so name a level with more rows"
+            )
 
     def _terms(self, design: Design) -> list[Term]:
         if self.factors is None:

@@ -35,7 +35,7 @@ class Levels:
     left : ndarray of bool (d,)
         Features that aren't adjusted.
     reference : int or None
-        Which level it is.
+        Which level it is; None also if it has no rows.
     """
 
     coded: Array
@@ -66,6 +66,8 @@ class Levels:
         total = np.where(n.sum(axis=0) > 0, n.sum(axis=0), 1.0)
         grand = np.sum(n * effect, axis=0) / total
         pooled = np.sqrt(np.sum(squares, axis=0) / total if noise is None else noise)
+        if reference is not None and not present[reference]:
+            reference = None
         if reference is not None:
             reference = int(np.count_nonzero(present[:reference]))
             grand = effect[reference]
