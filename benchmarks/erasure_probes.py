@@ -4,13 +4,15 @@ python benchmarks/erasure_probes.py --seeds 20
 python benchmarks/erasure_probes.py --only age
 python benchmarks/erasure_probes.py --only wide --first 10 --seeds 5 --to seeds.jsonl  # in pieces; then
 python benchmarks/erasure_probes.py --tables seeds.jsonl
+python benchmarks/erasure_probes.py --only wide --given --sets 4  # as many clusters as there are; chance of the probes
 
 Erasers are fitted on some rows, and judged on as many others: half of these train the probe, half are read. ``truth``
 is what the same probes read of the same rows without anything that metadata do, but for the proportions of clusters:
-what "component" must leave. ``cluster`` is what a forest reads of the true cluster, and ``lost`` how much less than
-before. ``ill`` is what a forest reads of a protected effect that is
-associated with what is erased, after a linear eraser that preserves it (least squares in two dimensions, which have no
-direction left for an eraser to keep), and after "full".
+what "component" must leave. How far it is from that hangs on the rows that are read, too: with ``--sets`` the same fit
+is read on several sets of rows, and the standard deviation between these is printed. ``cluster`` is what a forest reads
+of the true cluster, and ``lost`` how much less than before. ``ill`` is what a forest reads of a protected effect that
+is associated with what is erased, after a linear eraser that preserves it (least squares in two dimensions, which have
+no direction left for an eraser to keep), and after "full".
 """
 
 from __future__ import annotations
@@ -167,6 +169,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rows", type=int, default=8000, help="of fit, and as many to judge on")
+    parser.add_argument("--sets", type=int, default=1, help="of rows to judge on, for component less truth")
+    parser.add_argument("--given", action="store_true", help="the number of clusters isn't chosen")
     parser.add_argument("--only", choices=[*GENERATORS, "noise"])
     parser.add_argument("--to", type=Path, help="file that gets a line a seed, as JSON")
     parser.add_argument("--tables", type=Path, help="print the tables of such a file")
@@ -177,20 +181,24 @@ def main() -> None:
     for name in [asked.only] if asked.only else [*GENERATORS, "noise"]:
         found = []
         for seed in range(asked.first, asked.first + asked.seeds):
-            found.append((noise if name == "noise" else one)(name, seed, asked.rows))
+            if name == "noise":
+                found.append(noise(name, seed, asked.rows))
+            else:
+                found.append(one(name, seed, asked.rows, asked.sets, asked.given))
             if asked.to:
                 with asked.to.open("a") as file:
                     file.write(json.dumps(found[-1]) + "\n")
         tables(found)
 
 
-def one(name: str, seed: int, n: int) -> dict[str, Any]:
+def one(name: str, seed: int, n: int, sets: int, given: bool) -> dict[str, Any]:
     """Return what probes read of one seed."""
     rng = np.random.default_rng(100 + seed)
     known, later = GENERATORS[name](rng, n), GENERATORS[name](rng, n)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
-        full = rm.Eraser(known.formula, method="full", random_state=seed).fit(known.x, metadata=known.metadata)
+        full = rm.Eraser(known.formula, method="full", n_components=CLUSTERS[name] if given else "auto",
+                         random_state=seed).fit(known.x, metadata=known.metadata)  # fmt: skip
     found: dict[str, Any] = {
         "generator": name, "seed": seed, "rows": n, "features": known.x.shape[1],
         "measure": "R2" if known.target.dtype.kind == "f" else "AUC", "shares": shares(known, later),
@@ -201,8 +209,17 @@ def one(name: str, seed: int, n: int) -> dict[str, Any]:
         x = moved_by(method, known, later, full)
         found[method] = [*(read(kind, x, later.target) for kind in ("forest", "network")),
                          read("forest", x, later.cluster)]  # fmt: skip
+    found["gaps"] = [[found["component"][j] - found["truth"][j] for j in (0, 1)]]
+    for again in range(1, sets):
+        found["gaps"].append(gaps(known, GENERATORS[name](np.random.default_rng((seed, again)), n), full))
     found["ill"] = protected(name, known, later, seed)
     return found
+
+
+def gaps(known: Drawn, later: Drawn, full: rm.Eraser) -> list[float]:
+    """Return how much more forest and network read of the later rows after "component" than of the truth."""
+    moved = moved_by("component", known, later, full)
+    return [read(kind, moved, later.target) - read(kind, later.alike, later.target) for kind in ("forest", "network")]
 
 
 def protected(name: str, known: Drawn, later: Drawn, seed: int) -> list[float]:
@@ -249,10 +266,15 @@ def tables(found: list[dict[str, Any]]) -> None:
         counts = ", ".join(f"{k} ({sizes.count(k)})" for k in sorted(set(sizes)))
         print(f"components (seeds): {counts}; {sum(not row['failures'] for row in rows)} of {len(rows)} certificates "
               "passed")  # fmt: skip
-        told = np.array([row["component"] for row in rows]) - np.array([row["truth"] for row in rows])
+        told = [np.array(row["gaps"]) for row in rows]
+        means = np.array([gap.mean(axis=0) for gap in told])
         print("component less truth, mean (farthest): " + ", ".join(
             f"{what} {gap.mean():.4f} ({gap[np.abs(gap).argmax()]:.4f})"
-            for what, gap in zip(("forest", "network"), told.T, strict=False)))  # fmt: skip
+            for what, gap in zip(("forest", "network"), means.T, strict=True)))  # fmt: skip
+        if len(told[0]) > 1:
+            chance = np.sqrt(np.mean([gap.var(axis=0, ddof=1) for gap in told], axis=0))
+            print(f"  each seed on {len(told[0])} sets of rows, standard deviation of one: forest {chance[0]:.4f}, "
+                  f"network {chance[1]:.4f}")  # fmt: skip
         ill = np.array([row["ill"] for row in rows])
         print(f"protected effect, AUC: linear {ill[:, 0].mean():.3f}, full {ill[:, 1].mean():.3f}, lost "
               f"{(ill[:, 0] - ill[:, 1]).mean():.4f} ({(ill[:, 0] - ill[:, 1]).max():.4f})")  # fmt: skip

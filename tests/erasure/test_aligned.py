@@ -125,3 +125,26 @@ def test_the_log_slope_is_that_of_finite_differences_where_groups_and_spreads_di
     slopes = np.linalg.slogdet(np.stack(columns, axis=1))[1]
     assert np.ptp(slopes) > 1
     np.testing.assert_allclose(fitted.log_slope(a[some]), slopes, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_fit_to_all_rows_aligns_groups_by_all_of_them(drawn):
+    x, a, _ = drawn
+    asked = Asked(x, a, np.ones(len(x)), 1, None, False, 0)
+    begun = fit_transport(asked.only(np.arange(300)), 2)
+    whole = fit_transport(asked, 2, begun=begun)
+    share = begun.cluster_shares(x, a)
+
+    def unlike(fitted):
+        """Return how far covariances within clusters are from those of the other group."""
+        within = []
+        for level in (0, 1):
+            here = a[:, 0] == level
+            u, each = fitted.aligned.into(x[here], a[here]), share[here]
+            means = (each.T @ u) / each.sum(axis=0)[:, None]
+            away = u[:, None] - means
+            within.append(np.einsum("nk,nki,nkj->ij", each, away, away) / here.sum())
+        return np.abs(np.linalg.eigvals(np.linalg.solve(*within)).real - 1).max()
+
+    assert unlike(whole) < 0.02
+    assert unlike(begun) > 0.1

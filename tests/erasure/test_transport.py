@@ -238,3 +238,21 @@ def test_features_in_any_units_are_carried_alike(method):
         np.testing.assert_allclose(carried(units), expected, atol=1e-6)
     # what is added to covariances is a millionth of the smallest variance
     np.testing.assert_allclose(carried(np.array([1e-4, 1.0, 1e4])), expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::residmix.errors.CertificateWarning")  # of few rows
+def test_constant_features_stay_as_they_are_and_take_no_part(sites):
+    table, names = sites[0][:1500], ["x", "y", "z"]
+    weight = np.full(len(table), 0.3)  # with which the mean of a constant is a rounding away from it
+    with_constants = table.assign(low=0.1, none=0.0)[["low", *names, "none", "site"]]
+    one = rm.Eraser("C(site)", method="full", n_components=2).fit(with_constants, sample_weight=weight)
+    two = rm.Eraser("C(site)", method="full", n_components=2).fit(table, sample_weight=weight)
+    moved = one.transform(with_constants)
+    assert np.array_equal(moved[:, 1:4], two.transform(table))
+    assert np.array_equal(moved[:, [0, 4]], with_constants[["low", "none"]])
+    assert any(note["kind"] == "constant" and note["features"] == ["low", "none"] for note in one.notes_)
+    back = one.inverse_transform(moved, metadata=table[["site"]])
+    assert np.abs(back - with_constants.drop(columns="site").to_numpy()).max() < 1e-8
+    with pytest.raises(ValueError, match=r"all features are constant \(low, none\)"):
+        rm.Eraser("C(site)", method="full").fit(with_constants[["low", "none", "site"]])

@@ -135,8 +135,9 @@ class Eraser(Shown, MetadataTransformer):
     A transport is fitted on at most 200,000 rows, evenly spaced, held in memory; transforms read blocks. Columns of the
     design with two values define groups, each with its own location, covariance and weight of each component. Along
     other columns, location and log spread are linear, and means and weights of components vary with them. Components
-    are matched by the joint likelihood of all groups. Within the bulk of the rows the inverse is exact to 1e-8; a row a
-    million standard deviations away stays finite, and is recovered unless the density there is 0 in double precision.
+    are matched by the joint likelihood of all groups. Features that are constant in fit stay as they are. Within the
+    bulk of the rows the inverse is exact to 1e-8; a row a million standard deviations away stays finite, and is
+    recovered unless the density there is 0 in double precision.
 
     The linear erasure is exact for the training rows only; on new rows, sampling error remains.
 

@@ -97,7 +97,8 @@ class Certificate:
         return not self.failures
 
     def __str__(self) -> str:
-        several = "" if self.n_components == 1 else f" (covariances {self.covariances}) of {self.n_clusters} clusters"
+        clusters = _counted(self.n_clusters, "cluster")
+        several = "" if self.n_components == 1 else f" (covariances {self.covariances}) of {clusters}"
         lines = [f"{'passed' if self.passed else 'FAILED'}: {self.method}, "
                  f"{_counted(self.n_components, 'component')}{several}, {self.n_rows} held-out rows"]  # fmt: skip
         lines += [f"  {failure}" for failure in self.failures]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from residmix.design.design import Design
 from residmix.erasure.transport.certificate import PROBED, Certificate, measured
 from residmix.erasure.transport.groups import COVARIANCES
 from residmix.erasure.transport.transport import STARTS, Asked, Transport, fit_transport
+from residmix.errors import note
+from residmix.moments.erase import column_scale
 from residmix.rows.sampled import evenly
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
@@ -47,10 +49,31 @@ def certified(
     columns: list[str],
     random_state: int,
 ) -> tuple[Transport, Certificate]:
-    """Return the transport of all rows, and the certificate of one that was fitted without the held-out rows."""
+    """Return the transport of all rows, and the certificate of one that was fitted without the held-out rows.
+
+    Raises
+    ------
+    ValueError
+        If no feature varies.
+    """
+    varies = _varying(x, weight)
+    if not varies.any():
+        raise ValueError(f"all features are constant ({', '.join(features[:8])}), so there is nothing to transport")
+    if not varies.all():
+        x, same = x[:, varies], [name for name, v in zip(features, varies, strict=True) if not v]
+        features = [name for name in features if name not in same]
+        note("constant", f"constant features stay as they are: {', '.join(same[:8])}", features=same)
     asked = Asked(x, a, weight, n_removed, reference, method == "component", random_state)
     with one_blas_thread():  # whose products are small: two threads wait for each other longer than they work
-        return _certified(asked, n_components, method, features, columns)
+        made, certificate = _certified(asked, n_components, method, features, columns)
+    return (made if varies.all() else replace(made, varies=varies)), certificate
+
+
+def _varying(x: Floats, weight: Floats) -> NDArray[np.bool_]:
+    """Return which features vary by more than the rounding of their mean."""
+    mean = weight @ x / weight.sum()
+    variance = weight @ (x - mean) ** 2 / weight.sum()
+    return column_scale(mean, np.diag(variance)) > 0
 
 
 def _certified(

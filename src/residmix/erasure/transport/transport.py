@@ -40,6 +40,8 @@ Floats = NDArray[np.float64]
 GROUP_VALUES = 2
 # Ways to a first matching: covariances of the components, and alignments and labels in turns.
 STARTS = (("full", 1), ("tied", 2), ("full", 2))
+# A row isn't counted with a cluster that is less probable than this.
+HARDLY = 1e-6
 # Rows whose laws are in memory at a time where densities and scores are asked for.
 BLOCK_ROWS = 8192
 
@@ -65,6 +67,8 @@ class Transport:
         The family, see `residmix.erasure.transport.groups.COVARIANCES`.
     parts : int
         Components that each cluster was divided into.
+    varies : ndarray of bool (d,) or None
+        The features that aren't constant; laws are of these, and the others stay as they are. None: all of them.
     """
 
     aligned: Aligned
@@ -75,6 +79,7 @@ class Transport:
     keeps_shares: bool
     covariances: str = "by-group"
     parts: int = 1
+    varies: NDArray[np.bool_] | None = None
 
     @property
     def clusters(self) -> NDArray[np.intp]:
@@ -118,22 +123,26 @@ class Transport:
 
     def forward(self, x: Floats, a: Floats, *, plain: bool = False) -> Floats:
         own, target = self._laws(a)
-        return self._out_of(
-            from_scores(to_scores(self.coordinates(x, a), own, plain=plain), target, plain=plain), self._referred(a)
-        )
+        z = to_scores(self.coordinates(x, a), own, plain=plain)
+        return self._out_of(from_scores(z, target, plain=plain), self._referred(a), x)
 
     def backward(self, y: Floats, a: Floats, *, plain: bool = False) -> Floats:
         own, target = self._laws(a)
         z = to_scores(self.coordinates(y, self._referred(a)), target, plain=plain)
-        return self._out_of(from_scores(z, own, plain=plain), a)
+        return self._out_of(from_scores(z, own, plain=plain), a, y)
 
     def coordinates(self, x: Floats, a: Floats) -> Floats:
         """Return the coordinates that laws are in: aligned, components told apart by the first ones."""
-        return self.aligned.into(x, a) @ self.by_group.basis
+        return self.aligned.into(x if self.varies is None else x[:, self.varies], a) @ self.by_group.basis
 
-    def _out_of(self, v: Floats, a: Floats) -> Floats:
+    def _out_of(self, v: Floats, a: Floats, before: Floats) -> Floats:
         u: Floats = np.linalg.solve(self.by_group.basis.T, v.T).T.astype(np.float64, order="C")
-        return self.aligned.out_of(u, a)
+        made = self.aligned.out_of(u, a)
+        if self.varies is None:
+            return made
+        whole = before.copy()
+        whole[:, self.varies] = made
+        return whole
 
     def _log_joint(self, x: Floats, a: Floats) -> Floats:
         """Return log p(x, k | m), (n, K), less the slope of the alignment."""
@@ -255,6 +264,28 @@ def _matched(
     return alike, found
 
 
+def _realigned(
+    begun: Transport,
+    x: Floats,
+    a: Floats,
+    weight: Floats,
+    columns: NDArray[np.intp],
+    numbers: NDArray[np.intp],
+    patterns: Floats,
+) -> Aligned:
+    """Return what aligns groups, given the probabilities of the clusters that `begun` finds in these rows.
+
+    Labels instead would cut off the tails in which clusters overlap.
+    """
+    if begun.by_group.params.n_components == 1:
+        return aligned(x, a, weight, begun.n_removed, columns, numbers, patterns)
+    share = begun.cluster_shares(x, a)
+    row, cluster = np.nonzero(share > HARDLY)
+    return aligned(
+        x[row], a[row], weight[row] * share[row, cluster], begun.n_removed, columns, numbers, patterns, cluster
+    )
+
+
 def fit_transport(
     asked: Asked,
     n_components: int,
@@ -281,13 +312,14 @@ def fit_transport(
             x[rows], *told, n_removed, columns, numbers, patterns, n_components, asked.random_state, start
         )
     elif begun.parts == parts and (parts > 1 or begun.covariances == covariances):
-        alike, joint, clusters = begun.aligned, begun.by_group, begun.clusters
+        joint, clusters = begun.by_group, begun.clusters
+        alike = _realigned(begun, x, a, weight, columns, numbers, patterns)
     else:
         whole = begun.labels(x, a)
         labels = whole[rows] if len(np.unique(whole[rows])) == n_components // parts else None
         alike = begun.aligned
         if labels is not None:
-            alike = aligned(x, a, weight, n_removed, columns, numbers, patterns, whole)
+            alike = _realigned(begun, x, a, weight, columns, numbers, patterns)
         if parts > 1:
             group = find_groups(a[rows], columns, patterns)
             part = None if labels is None else divided(
