@@ -248,6 +248,8 @@ def test_ctrl_c_is_status_130_and_the_checkpoint_leads_to_the_same_model(tmp_pat
         (("--formula", "C(sex)", "--layer", "raw"), 2, "is for .h5ad files"),
         (("--formula", "C(sex)", "--labels", "{}/l.txt"), 1, "must end in .parquet"),
         (("--formula", "C(sex)", "-k", 0, "--labels", "{}/l.csv"), 2, "needs components; set -k"),
+        (("--formula", "C(sex)", "--search", "near"), 2, "--search must be all, nearest or a number"),
+        (("--formula", "C(sex)", "--search", 2, "--noise"), 1, "doesn't work with --noise"),
         (("--formula", "C(sex)", "--family", "fulll"), 1, "did you mean 'full'"),
         (("--formula", "species", "--joint", "--preserve", "C(sex)"), 1, "joint"),
     ],
@@ -255,6 +257,14 @@ def test_ctrl_c_is_status_130_and_the_checkpoint_leads_to_the_same_model(tmp_pat
 def test_usage_errors_are_status_2_and_others_1(run, file, tmp_path, options, code, told):
     given = [str(option).format(tmp_path) for option in options]
     assert told in run("fit", file, *given, code=code).stderr
+
+
+def test_near_components_are_asked_for_by_number(run, file, tmp_path):
+    given = ("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", 4, "--search", 3, "-q")
+    run(*given, "-o", tmp_path / "m", "--report", tmp_path / "r.html")
+    model = rm.load(tmp_path / "m")
+    assert model.search == 3 and model.lower_bound_ <= model.score(pd.read_parquet(file))
+    assert "with the components near it only" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.slow

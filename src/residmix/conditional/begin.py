@@ -167,7 +167,7 @@ class ConditionalFit(ConditionalDensity):
         }
         width, joint = self._to_residual.basis.shape[1], self._joint
         shared = conditional_starts(
-            rows, K, width=width, joint=joint, init_params=self.init_params, given=given, **alike
+            rows, K, width=width, joint=joint, init_params=self._init_params, given=given, **alike
         )
         if self.effects == "shared":
             return shared

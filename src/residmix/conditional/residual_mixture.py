@@ -65,7 +65,7 @@ class ResidualMixture(ConditionalFit):
         priors or gaps.
     covariance_type, n_factors, criterion, noise, distribution, trim, eigenvalue_ratio, prior
         As in :class:`~residmix.GaussianMixture`; the prior applies to the mixture of the residual.
-    tol, reg_covar, max_iter, n_init, init_params
+    tol, reg_covar, max_iter, n_init, init_params, search
         As in :class:`~residmix.GaussianMixture`.
     weights_init, means_init, precisions_init, labels_init
         As in :class:`~residmix.GaussianMixture`; `means_init` are means of the residual.
@@ -167,6 +167,7 @@ class ResidualMixture(ConditionalFit):
         max_iter: int = 1000,
         n_init: int = 1,
         init_params: str = "short-em",
+        search: str | int = "all",
         weights_init: ArrayLike | None = None,
         means_init: ArrayLike | None = None,
         precisions_init: ArrayLike | None = None,
@@ -188,7 +189,7 @@ class ResidualMixture(ConditionalFit):
         self.noise, self.distribution, self.trim = noise, distribution, trim
         self.eigenvalue_ratio, self.prior = eigenvalue_ratio, prior
         self.tol, self.reg_covar, self.max_iter = tol, reg_covar, max_iter
-        self.n_init, self.init_params = n_init, init_params
+        self.n_init, self.init_params, self.search = n_init, init_params, search
         self.weights_init = weights_init
         self.means_init = means_init
         self.precisions_init = precisions_init
@@ -276,6 +277,7 @@ class ResidualMixture(ConditionalFit):
             self._tell_of_effects(rows, state, raw)
         self._warn(revived)
         tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params, self._floor)
+        self._tell_of_gap(rows, state.params)
         tasks.end()
         return self
 

@@ -115,7 +115,8 @@ def conditional_starts(
             with suppress(SingularCovarianceError):
                 start = finish(MixtureEM(rows, reg_covar, joint=False), start).params
         starts.append(start)
-        if joint and all(value is None for value in given.values()):
+        # with hundreds of components the search among groups takes too long
+        if joint and init_params != "many" and all(value is None for value in given.values()):
             starts += joint_starts(
                 rows,
                 n_components,

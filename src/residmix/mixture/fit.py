@@ -24,6 +24,7 @@ from residmix.errors import note
 from residmix.mixture.after.keeping import MixtureKept
 from residmix.mixture.doubts.hints import spikes_amid
 from residmix.mixture.families.family import COVARIANCE_TYPES, FACTOR, family
+from residmix.mixture.iteration.refreshed import run_near
 from residmix.mixture.iteration.step import MixtureEM, log_prior_density
 from residmix.mixture.iteration.watched import run_watched
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
@@ -65,6 +66,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
     max_iter: int
     n_init: int
     init_params: str
+    search: str | int
     weights_init: ArrayLike | None
     means_init: ArrayLike | None
     precisions_init: ArrayLike | None
@@ -85,6 +87,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions(set(INIT_PARAMS))],
+        "search": [StrOptions({"all", "nearest"}), Interval(Integral, 1, None, closed="left")],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
         "precisions_init": ["array-like", None],
@@ -229,8 +232,11 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
             "max_iter": self.max_iter,
             "moves": self.accelerate,
             "quiet": self._quiet,
+            "callback": callback,
         }
-        return run_watched(em, start, callback=callback, history=history, bar=bar, **how)
+        if self._n_near and isinstance(start, MixtureParams):
+            return run_near(em, start, self._n_near, **how)
+        return run_watched(em, start, history=history, bar=bar, **how)
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 

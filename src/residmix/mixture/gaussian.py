@@ -21,7 +21,8 @@ from residmix.mixture.after.reading import GaussianRows
 from residmix.mixture.doubts.floor import tell_of_scale
 from residmix.mixture.doubts.hints import tell_of_doubts
 from residmix.mixture.fit import MixtureFit, State
-from residmix.mixture.iteration.step import MixtureEM, stepwise
+from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.iteration.stepwise import stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.robust.errors import local_errors
 from residmix.mixture.starts import check_goes_on, find_starts
@@ -89,6 +90,10 @@ class GaussianMixture(GaussianRows):
     init_params : {"short-em", "kmeans", "k-means++", "random", "random_from_data"}, default="short-em"
         How starts are found. ``"short-em"`` takes the best of many short EM runs, and doesn't depend on the units of
         the features. The others are scikit-learn's, and do. With many rows, all use a subsample.
+    search : {"all", "nearest"} or int, default="all"
+        Components that the E-step looks at for each row; for hundreds of components. "nearest": the 8 likeliest, as far
+        as is known from earlier iterations; an int is their number. `lower_bound_` is that of the log-likelihood over
+        these, and a note says what so many miss if that's more than 0.1 %. Methods of the fitted model look at all.
     weights_init : array-like (K,), optional
     means_init : array-like (K, d), optional
     precisions_init : array-like, optional
@@ -187,6 +192,7 @@ class GaussianMixture(GaussianRows):
         max_iter: int = 1000,
         n_init: int = 1,
         init_params: str = "short-em",
+        search: str | int = "all",
         weights_init: ArrayLike | None = None,
         means_init: ArrayLike | None = None,
         precisions_init: ArrayLike | None = None,
@@ -215,6 +221,7 @@ class GaussianMixture(GaussianRows):
         self.max_iter = max_iter
         self.n_init = n_init
         self.init_params = init_params
+        self.search = search
         self.weights_init = weights_init
         self.means_init = means_init
         self.precisions_init = precisions_init
@@ -273,7 +280,7 @@ class GaussianMixture(GaussianRows):
         """Update the fit with one batch of rows of a stream.
 
         The first batch is fitted as by `fit`, so it should have some hundred rows per component. Each further one is a
-        step of stepwise EM (`residmix.mixture.iteration.step.stepwise`), with the weight :math:`t^{-decay}`, or
+        step of stepwise EM (`residmix.mixture.iteration.stepwise`), with the weight :math:`t^{-decay}`, or
         `forgetting` if that is given; smaller batches than average have less weight. A fitted model is updated; `fit`
         starts anew. If X is a source of batches, or a table larger than memory, each batch is a step.
 
@@ -351,6 +358,7 @@ class GaussianMixture(GaussianRows):
         tell_of_scale(rows, self._floor)
         names = getattr(self, "feature_names_in_", None)
         tell_of_doubts(rows, names, rows, self._whole(rows), state.params, self._floor)
+        self._tell_of_gap(rows, state.params)
         tasks.end()
 
     def _starts(self, rows: Rows, given: dict[str, Floats | None], resume: bool) -> Iterator[MixtureParams]:
@@ -371,7 +379,7 @@ class GaussianMixture(GaussianRows):
                     self.n_components,
                     covariance_type=self._kind(),
                     reg_covar=self._start_floor,
-                    init_params=self.init_params,
+                    init_params=self._init_params,
                     random_state=random_state,
                     **given,
                 )

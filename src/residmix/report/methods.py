@@ -158,12 +158,14 @@ def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
 
 
 def _robust(setting: dict[str, Any]) -> str:
-    """Return sentences on noise, trimming, priors and bounds."""
+    """Return sentences on noise, trimming, near components, priors and bounds."""
     told = []
     if setting.get("noise"):
         told.append("Rows that belong to no component have a uniform density over the bounding box of all rows.")
     if setting.get("trim"):
         told.append(f"The least likely {100 * setting['trim']:g} % of the rows were trimmed.")
+    if setting.get("search", "all") != "all":
+        told.append("In the E-step each row was compared with the components near it only (Forster and Lucke 2018).")
     if setting.get("eigenvalue_ratio") is not None:
         told.append(f"The ratio of any two eigenvalues of covariances was at most {setting['eigenvalue_ratio']:g}.")
     if setting.get("prior") is not None:

@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 import residmix as rm
 from residmix.mixture.iteration.estep import mixture_block
 from residmix.mixture.iteration.mstep import m_step
-from residmix.mixture.iteration.step import stepwise
+from residmix.mixture.iteration.stepwise import stepwise
 from residmix.mixture.params import make_params
 
 FAMILIES = ["full", "tied", "diag", "spherical"]

@@ -25,7 +25,7 @@ def check_erasing(chosen: SimpleNamespace) -> None:
         "--joint": chosen.joint, "--effects": chosen.effects != "shared", "--family": chosen.family != "full",
         "--factors": chosen.factors, "--noise": chosen.noise, "--t": chosen.student, "--trim": chosen.trim,
         "--eigenvalue-ratio": chosen.eigenvalue_ratio, "--prior": chosen.prior,
-        "--reg-covar": chosen.reg_covar != 1e-6,
+        "--reg-covar": chosen.reg_covar != 1e-6, "--search": chosen.search != "all",
         "--missing em": chosen.missing == "em",
         "--labels": chosen.labels, "--checkpoint": chosen.checkpoint, "--moments-only": chosen.moments_only,
         "--criterion": chosen.criterion != "bic", "--on-entangled": chosen.on_entangled != "warn",

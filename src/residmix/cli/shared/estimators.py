@@ -113,6 +113,7 @@ def _mixture(chosen: SimpleNamespace, K: Any, features: tuple[str, ...]) -> Any:
         distribution="t" if chosen.student else "gaussian",
         trim=chosen.trim,
         eigenvalue_ratio=chosen.eigenvalue_ratio,
+        search=_search(chosen.search),
         reg_covar=chosen.reg_covar,
         prior=chosen.prior,
         missing="error" if chosen.missing == "em" else chosen.missing,
@@ -137,11 +138,21 @@ def _refuse_mixture(chosen: SimpleNamespace) -> None:
         "--eigenvalue-ratio": chosen.eigenvalue_ratio,
         "--prior": chosen.prior,
         "--reg-covar": chosen.reg_covar != 1e-6,
+        "--search": chosen.search != "all",
         "--missing em": chosen.missing == "em",
     }
     for option, value in given.items():
         if value:
             raise click.UsageError(f"{option} needs components; set -k")
+
+
+def _search(text: str) -> str | int:
+    """Return which components are looked at, as the estimator takes it."""
+    if text in ("all", "nearest"):
+        return text
+    if not text.isdigit() or not int(text):
+        raise click.UsageError(f"--search must be all, nearest or a number above 0, not {text!r}")
+    return int(text)
 
 
 def _shrinkage(chosen: SimpleNamespace) -> Any:

@@ -151,6 +151,14 @@ MIXTURE = (
         help="What is added to variances, so that no component collapses onto a few equal rows.",
     ),
     click.option(
+        "--search",
+        default="all",
+        show_default=True,
+        metavar="all|nearest|N",
+        help="Components that the fit looks at for each row: all, the nearest 8, or the nearest N; for hundreds of "
+        "components.",
+    ),
+    click.option(
         "--prior", type=click.Choice(["mclust"]), help="Use mclust's default prior for means and covariances."
     ),
 )

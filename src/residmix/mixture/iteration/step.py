@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_prior
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block, normalised
 from residmix.mixture.iteration.groups import grouped_joint, grouped_moments, grouped_step, over_groups
 from residmix.mixture.iteration.mstep import dead_components, m_step
+from residmix.mixture.iteration.near import near_block, own_problems
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import chunk_rows
 from residmix.mixture.robust.tails import as_normal, has_tails, tail_block, tail_joint, with_new_tails
@@ -37,7 +39,6 @@ __all__ = [
     "block_log_joint",
     "block_moments",
     "ecm_step",
-    "stepwise",
     "with_prior_rows",
 ]
 
@@ -66,6 +67,8 @@ class MixtureEM:
     errors : ndarray (n, d) or (n, d, d), optional
         Covariances of the rows' measurement errors.
     single : bool, for `Problem.of`
+    near : ndarray of int (n, C), optional
+        The components that are looked at for each row; by default all.
     """
 
     rows: Rows
@@ -75,6 +78,7 @@ class MixtureEM:
     total: float = 0.0
     errors: Floats | None = None
     single: bool = False
+    near: NDArray[np.int32] | None = None
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
         moments = self.moments(params)
@@ -109,7 +113,9 @@ class MixtureEM:
         """Return the moments of all rows: see :func:`block_moments`."""
         with_design = _joins(params, self.joint) or params.by_group is not None
         problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows, single=self.single)
-        step = partial(block_moments, problem, with_design=with_design, with_moments=with_moments, errors=self.errors)
+        near = None if self.near is None else (own_problems(problem, weighted=params.gate is None), self.near)
+        how: dict[str, Any] = {"with_design": with_design, "with_moments": with_moments}
+        step = partial(block_moments, problem, **how, errors=self.errors, near=near)
         moments = fold(self.kept(params)[0], step, MixtureMoments.merge)
         self.total = moments.total
         return moments
@@ -132,7 +138,13 @@ def _joins(params: MixtureParams, joint: bool) -> bool:
 
 
 def block_moments(
-    problem: Problem, block: Block, *, with_design: bool, with_moments: bool = True, errors: Floats | None = None
+    problem: Problem,
+    block: Block,
+    *,
+    with_design: bool,
+    with_moments: bool = True,
+    errors: Floats | None = None,
+    near: tuple[list[Problem], NDArray[np.int32]] | None = None,
 ) -> MixtureMoments:
     """E-step and moments of one block.
 
@@ -147,6 +159,8 @@ def block_moments(
         False for the likelihood alone, to the same bits.
     errors : ndarray (n, d) or (n, d, d), optional
         Of measurement, of all rows.
+    near : tuple of list of Problem and ndarray of int (n, C), optional
+        The components alone, and which to look at, of all rows.
     """
     params, u = problem.params, block.design
     if problem.groups:
@@ -160,10 +174,15 @@ def block_moments(
         given = params.log_weights if prior is None else prior
         own = _own_errors(errors, block)
         moments, weight = tail_block(problem, block, x, given, extra, with_moments, own)
-    elif params.by_component:
-        moments = mixture_block(_joined(block), problem, log_prior=prior, weight=weight, with_moments=with_moments)
     else:
-        moments = mixture_block(x, problem, log_prior=prior, weight=weight, extra=extra, with_moments=with_moments)
+        if params.by_component:
+            x, extra = _joined(block), None
+        how: dict[str, Any] = {"log_prior": prior, "weight": weight, "extra": extra, "with_moments": with_moments}
+        if near is None:
+            moments = mixture_block(x, problem, **how)
+        else:
+            alone, sets = near
+            moments = near_block(x, problem, alone, sets[block.start : block.start + block.n_rows], **how)
     if gate is not None and prior is not None and with_moments:
         moments.gate = gate_moments(u, prior, weight, curvature=gate.needs_curvature())
     return moments
@@ -323,63 +342,3 @@ def residual_moments(moments: MixtureMoments, step: Floats) -> MixtureMoments:
     shift = moments.shift[:, q:] - (moments.shift[:, None, :q] @ step)[:, 0]
     scatter = np.swapaxes(change, -1, -2) @ moments.scatter @ change
     return replace(moments, weight=moments.weight.copy(), shift=shift, scatter=scatter)
-
-
-def stepwise(
-    params: MixtureParams, moments: MixtureMoments, share: float, *, reg_covar: float, n_rows: int
-) -> MixtureParams:
-    r"""Return the parameters whose expected moments are a mean of the old ones and a batch's.
-
-    .. math:: s \leftarrow (1 - \gamma) s + \gamma \hat s(batch; \theta), \quad \theta = M(s)
-
-    The old moments need no memory of their own. By component they are :math:`\pi_k`, 0 and
-    :math:`\pi_k (\Sigma_k - reg)` about the current mean, the point that the batch's moments are taken about, too:
-    they add up without cancellation.
-
-    Parameters
-    ----------
-    params : MixtureParams
-    moments : MixtureMoments
-        Of the batch, at `params`.
-    share : float
-        :math:`\gamma`, between 0 and 1.
-    reg_covar : float
-        What every M-step adds to the diagonals of the covariances.
-    n_rows : int
-        Rows seen in all; components of less than 1e-8 of a row are re-seeded.
-
-    References
-    ----------
-    Cappe and Moulines, "On-line expectation-maximization algorithm for latent data models", J. R. Stat. Soc. B 71
-    (2009).
-    """
-    of, weights = params.family, params.weights
-    before = of.moments_of(params.covariances)
-    if of.diagonal:
-        scatter = weights[:, None] * np.broadcast_to(np.maximum(before - reg_covar, 0.0), params.means.shape)
-    else:
-        scatter = before - reg_covar * np.eye(params.n_features)
-        scatter = scatter[0] if of.shared else weights[:, None, None] * scatter
-    told = moments
-    if moments.tails is not None:
-        moments = as_normal(moments)
-        if of.diagonal:
-            moments.scatter = np.array(np.diagonal(moments.scatter, axis1=1, axis2=2))
-        elif of.shared:
-            moments.scatter = moments.scatter.sum(axis=0)
-    part = share / moments.total
-    blended = MixtureMoments(
-        (1 - share) * weights + part * moments.weight,
-        part * moments.shift,
-        (1 - share) * scatter + part * moments.scatter,
-        moments.log_likelihood,
-        1.0,
-        n_rows,
-    )
-    following = m_step(blended, params, reg_covar=reg_covar)
-    if told.tails is None:
-        return following
-    noise = params.noise
-    if noise is not None:
-        noise = ((1 - share) * noise[0] + part * told.tails.noise, noise[1])
-    return replace(following, noise=noise, dof=params.dof, missing=params.missing)

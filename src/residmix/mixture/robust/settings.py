@@ -15,9 +15,10 @@ from residmix.errors import check_number, did_you_mean
 from residmix.mixture.families.factor import most_factors
 from residmix.mixture.families.family import FACTOR, factor_name, family
 from residmix.mixture.families.restraint import BOUNDED, Prior, Restraint
+from residmix.mixture.iteration.refreshed import tell_of_gap
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
-from residmix.mixture.selection.candidates import kinds, sizes
+from residmix.mixture.selection.candidates import is_search, kinds, sizes
 from residmix.rows.block import Block
 from residmix.rows.memory import machine_bytes, told_bytes
 from residmix.rows.rows import Rows
@@ -30,6 +31,8 @@ Floats = NDArray[np.float64]
 MOST_FACTORS = 6
 # What `reg_covar="relative"` is of the least variance of a feature.
 RELATIVE = 1e-6
+# Components that are looked at for a row with search="nearest".
+NEAREST = 8
 # mclust's: rows that the prior of a mean counts for.
 SHRINKAGE = 0.01
 PRIOR_KEYS = ("mean", "shrinkage", "dof", "scale", "dirichlet")
@@ -46,6 +49,9 @@ class MixtureSettings:
     trim: float
     eigenvalue_ratio: float | None
     prior: Any
+    search: str | int = "all"  # models of earlier versions have none
+    init_params: str
+    checkpoint: Any
     reg_covar: Any
     reg_covar_: float
     trim_threshold_: float
@@ -90,6 +96,20 @@ class MixtureSettings:
         """Return the same for starts, which need one where a restraint keeps the fit itself regular."""
         return self._floor if self._restraint is None else max(self._floor, 1e-300)
 
+    @property
+    def _n_near(self) -> int:
+        """How many components are looked at for each row; 0 for all."""
+        search, K = getattr(self, "search", "all"), self.n_components
+        if search == "all":
+            return 0
+        size = NEAREST if search == "nearest" else int(search)
+        return 0 if size >= K else size
+
+    @property
+    def _init_params(self) -> str:
+        """How starts are found."""
+        return "many" if self._n_near and self.init_params == "short-em" else self.init_params
+
     def _gaps_allowed(self) -> bool:
         """Whether features may be missing."""
         return False
@@ -117,8 +137,26 @@ class MixtureSettings:
             raise ValueError(f"trim={self.trim:g} can't be combined with noise=True; use one of them")
         if self.prior is not None and self.distribution == "t":
             raise ValueError('prior= needs distribution="gaussian", not "t"')
+        if self.search != "all":
+            self._check_near(errors)
         if errors and self.distribution == "t":
             raise ValueError('error_covariance= needs distribution="gaussian", not "t"')
+
+    def _check_near(self, errors: bool) -> None:
+        """Raise for settings whose E-step looks at all components."""
+        given = {
+            "noise=True": self.noise,
+            'distribution="t"': self.distribution == "t",
+            f"trim={self.trim:g}": self.trim,
+            "missing values": self._gaps_allowed(),
+            "error_covariance=": errors,
+            "covariance_by=": getattr(self, "covariance_by", None) is not None,
+            "checkpoint=": self.checkpoint is not None,
+            "several candidates": is_search(self.n_components, self.covariance_type) or self._kind() == FACTOR,
+        }
+        for name, there in given.items():
+            if there:
+                raise ValueError(f"search={self.search!r} doesn't work with {name}; use search='all'")
 
     def _whole(self, rows: Rows) -> Rows:
         raise AssertionError
@@ -126,6 +164,8 @@ class MixtureSettings:
     def _prepare(self, rows: Rows, errors: Floats | None = None) -> None:
         """Check the settings, and learn from the rows what they leave to them."""
         self._check_settings(rows.n_features, errors=errors is not None)
+        if self.search != "all" and not rows.local:
+            raise ValueError(f"search={self.search!r} needs rows in this process, not on a cluster; use search='all'")
         for name in ("reg_covar_", "_restraint", "_failed"):
             self.__dict__.pop(name, None)
         centre, scatter, n = None, None, 0.0
@@ -156,6 +196,11 @@ class MixtureSettings:
         """Keep the log-density below which rows are trimmed."""
         if self.trim:
             self.trim_threshold_ = em.kept(params)[1]
+
+    def _tell_of_gap(self, rows: Rows, params: MixtureParams) -> None:
+        """Note what near components miss."""
+        if self._n_near:
+            tell_of_gap(rows, params, self._n_near)
 
     def _check_streams(self) -> None:
         """Raise where a stream's steps wouldn't be what the settings say."""

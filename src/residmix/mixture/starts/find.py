@@ -16,6 +16,7 @@ from residmix.mixture.params import MixtureParams, SingularCovarianceError, make
 from residmix.mixture.starts.clusters import from_labels, from_shares
 from residmix.mixture.starts.directions import enough_rows
 from residmix.mixture.starts.factors import factor_start
+from residmix.mixture.starts.many import many_start
 from residmix.mixture.starts.sample import Sample, subsample, subsample_rows
 from residmix.mixture.starts.short_runs import best_short_runs
 from residmix.rows.rows import Rows
@@ -54,7 +55,7 @@ def find_starts(
     init_params : str
         ``"short-em"``: the best of several short EM runs; ``"kmeans"``: k-means clusters; ``"k-means++"``: rows
         nearest to seeds far apart; ``"random_from_data"``: rows nearest to random rows; ``"random"``: random shares.
-        Distances are in the features' own units but for the first.
+        Distances are in the features' own units but for the first. ``"many"``: `many_start`, where others take long.
     weights, means, precisions : ndarray, optional
         Given parameters; the others are found, from clusters around `means` if these are given.
     """
@@ -66,6 +67,9 @@ def find_starts(
         with one_blas_thread():
             found = factor_start(block, n_components, covariance_type, reg_covar, find)
         return [found if weights is None else replace(found, weights=weights)]
+    if init_params == "many" and means is None:
+        found = many_start(rows, n_components, covariance_type, reg_covar, random_state)
+        return [_with_given(found, weights, means, precisions)]
     sample = Sample.of(subsample(rows, n_components, random_state), covariance_type)
     # one BLAS thread: the number of threads must not change where a start lies
     with one_blas_thread():
