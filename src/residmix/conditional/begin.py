@@ -49,6 +49,7 @@ class ConditionalFit(ConditionalDensity):
         return self.estimation == "joint" or own
 
     def _tell_of_effects(self, rows: Rows, state: State, raw: Rows) -> None:
+        self._tell_of_gap(rows, state.params)
         # what rows tell of effects is asked of the covariances' averages
         params = replace(state.params, by_group=None)
         basis, columns = self._to_residual.basis, self.design_columns_

@@ -277,7 +277,6 @@ class ResidualMixture(ConditionalFit):
             self._tell_of_effects(rows, state, raw)
         self._warn(revived)
         tell_of_doubts(raw, list(residualizer.features_), rows, self._whole(rows), state.params, self._floor)
-        self._tell_of_gap(rows, state.params)
         tasks.end()
         return self
 
