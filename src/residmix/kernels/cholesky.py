@@ -9,12 +9,22 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, dtrmm
 from scipy.linalg.lapack import dpotrf, dtrtri
 
-__all__ = ["inverse_cholesky", "inverse_factor", "inverse_triangles", "many_inverse_cholesky", "swept"]
+__all__ = [
+    "inverse_cholesky",
+    "inverse_factor",
+    "inverse_triangles",
+    "inverted",
+    "many_inverse_cholesky",
+    "swept",
+]
 
 Floats = NDArray[np.float64]
 
 # Size up to which a call of LAPACK costs more than its arithmetic.
 SMALL_MATRIX = 12
+# Matrices up to which LAPACK, one by one, takes less time than operations on all of them, of which there are more for
+# larger ones: so many for each row of one.
+FEW_MATRICES = 3
 
 # Size above which the factor of a large matrix is made from those of its halves.
 _HALVED = 64
@@ -114,6 +124,23 @@ def inverse_triangles(triangles: Floats) -> Floats:
         # lower of the transpose: the same memory; what lies on the other side isn't touched
         inverses[k] = dtrtri(triangle.T, lower=1)[0].T
     return np.triu(inverses)
+
+
+def inverted(matrices: Floats) -> tuple[Floats, Floats]:
+    """Return the inverses of symmetric matrices (d, d, C), and pivots (d, C) as `swept` does: all are positive, and
+    their product is the determinant, where there is an inverse that is positive definite.
+    """
+    if matrices.shape[2] <= FEW_MATRICES * len(matrices):
+        each = matrices.transpose(2, 0, 1)
+        try:
+            lower = np.linalg.cholesky(each)
+            inverse = np.linalg.inv(each)
+        except np.linalg.LinAlgError:
+            return swept(matrices.copy())
+        return np.asarray(inverse.transpose(1, 2, 0), dtype=np.float64), np.square(
+            lower.diagonal(0, 1, 2), dtype=np.float64
+        ).T
+    return swept(matrices.copy())
 
 
 def swept(matrices: Floats) -> tuple[Floats, Floats]:

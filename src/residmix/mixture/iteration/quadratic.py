@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.kernels.cholesky import swept
+from residmix.kernels.cholesky import inverted
 from residmix.mixture.iteration.estep import LOG_2PI
 
 __all__ = ["QuadraticRows"]
@@ -142,7 +142,7 @@ class QuadraticRows:
                 np.multiply(precision, -0.5, out=out[d + 1 :])
                 linear = precision * means
             else:
-                precision, pivots = swept(covariances.copy())
+                precision, pivots = inverted(covariances)
                 np.multiply(precision[self.above, self.below], self.twice, out=out[d + 1 :])
                 linear = (precision * means).sum(axis=1)
             out[1 : d + 1] = linear

@@ -45,7 +45,9 @@ class Runs:
         Made to those of the family, whole.
     covariance_type : str
     values : ndarray (n_runs,)
-        Log-likelihoods per row; -inf if they aren't known.
+        Log-likelihoods per row. Of clusters that have met no row as mixtures yet, how likely rows are where each
+        belongs to its cluster alone, but for a constant: :math:`\\sum_k \\pi_k (\\log \\pi_k - \\log |\\Sigma_k| / 2)`
+        (Symons 1981, Biometrics 37).
     rows : Rows, QuadraticRows or None
         On which these are known, and the next three.
     mass, centres, within : ndarray (C,), (d, C), (d, d, C) or (d, C)
@@ -88,8 +90,11 @@ class Runs:
         of, n = family(covariance_type), mass.reshape(-1, K)
         covariances = _fitted(of, W, n if counts is None else counts, None)
         weights = (n / n.sum(axis=1, keepdims=True)).ravel()
-        runs = cls(K, weights, means, covariances, covariance_type, np.full(len(n), -np.inf))
-        sound = _sound(covariances).reshape(n.shape).all(axis=1)
+        pivots = _pivots(covariances)
+        sound = _positive(pivots).reshape(n.shape).all(axis=1)
+        with np.errstate(all="ignore"):
+            each = weights * (np.log(weights) - 0.5 * np.log(pivots).sum(axis=0))
+        runs = cls(K, weights, means, covariances, covariance_type, each.reshape(n.shape).sum(axis=1))
         if sound.all():
             return runs
         if not sound.any():
@@ -114,6 +119,17 @@ class Runs:
         """Return the mixture of a run, in its family."""
         return params_as(self.only(np.array([run])).params()[0], self.covariance_type)
 
+    def each(self) -> list[MixtureParams]:
+        """Return the mixtures of all runs, in their family."""
+        if self.covariance_type != "full":
+            return [self.one(run) for run in range(self.n_runs)]
+        whole, found = self.params()[0], list[MixtureParams]()
+        for begin in range(0, len(whole.weights), self.n_components):
+            own = slice(begin, begin + self.n_components)
+            arrays = whole.weights[own], whole.means[own], whole.covariances[own], whole.factors[own]
+            found.append(MixtureParams(*arrays, "full"))
+        return found
+
     def params(self) -> tuple[MixtureParams, NDArray[np.bool_]]:
         """Return the components of all runs as those of one mixture of free covariances, or free variances, and which
         are sound; factors of the others are 1.
@@ -122,7 +138,7 @@ class Runs:
         if covariances.ndim == 3:
             kind, (factors, failed) = "full", many_inverse_cholesky(covariances)
         else:
-            kind, failed = "diag", ~_sound(self.covariances)
+            kind, failed = "diag", ~_positive(self.covariances)
             with np.errstate(all="ignore"):
                 factors = 1.0 / np.sqrt(covariances)
         if failed.any():
@@ -157,6 +173,7 @@ def short_runs(
     max_iter: int,
     hope: float = np.inf,
     bar: float = -np.inf,
+    reach: float = 1.0,
 ) -> Runs:
     """Return runs some iterations of EM further, those left out that become singular.
 
@@ -174,6 +191,10 @@ def short_runs(
         Multiple of its last gain that a run may still gain.
     bar : float
         Log-likelihood of another run to catch up with.
+    reach : float
+        How many times as far as EM's own a step goes, below 2. EM's steps end short of the optimum, the more so the
+        more clusters overlap; up to twice as far it converges from nearby as well (Peters & Walker 1978, SIAM J. Appl.
+        Math. 35). The likelihood may fall for once.
 
     Raises
     ------
@@ -186,19 +207,24 @@ def short_runs(
     live, before, last = np.arange(runs.n_runs), np.full(runs.n_runs, np.nan), runs.values
     best, ended = max(bar, float(last.max())), list[tuple[NDArray[np.intp], Runs]]()
     for iteration in range(max_iter + 1):
-        done = np.full(len(live), iteration == max_iter)
-        if 0 < iteration < max_iter and tol > 0:
+        if iteration == max_iter:
+            ended.append((live, runs))
+            break
+        if iteration > 0 and tol > 0:
             best = max(best, float(runs.values.max()))
             done = _done(before, last, runs.values, tol, best, hope)
-        going, before, last = np.flatnonzero(~done), last, runs.values
-        # to part takes as long as some iterations of a few runs
-        if len(going) <= PART * len(live):
-            places = np.flatnonzero(done)
-            ended.append((live[places], runs.only(places)))
+            going = (~done).nonzero()[0]
+            # to part takes as long as some iterations of a few runs
             if not len(going):
+                ended.append((live, runs))
                 break
-            runs, live, before, last = runs.only(going), live[going], before[going], last[going]
-        runs, sound = _judged(rows, _stepped(rows, runs, ridge))
+            if len(going) <= PART * len(live):
+                places = done.nonzero()[0]
+                ended.append((live[places], runs.only(places)))
+                runs, live, last = runs.only(going), live[going], last[going]
+        before, last = last, runs.values
+        # the first step from clusters is a long one
+        runs, sound = _moved_on(rows, runs, ridge, reach if iteration else 1.0)
         if not sound.all():
             kept = np.flatnonzero(sound)
             if not len(kept):
@@ -209,6 +235,31 @@ def short_runs(
     if len(ended) == 1:
         return ended[0][1]
     return joined(*(part for _, part in ended)).only(np.argsort(np.concatenate([places for places, _ in ended])))
+
+
+def _moved_on(rows: Rows | QuadraticRows, runs: Runs, ridge: Floats, reach: float) -> tuple[Runs, NDArray[np.bool_]]:
+    """Return runs an iteration further, judged, and which aren't singular; plain ones if one is by a longer step."""
+    to = _stepped(rows, runs, ridge)
+    if reach > 1.0 and _linear(family(runs.covariance_type)):
+        found, sound = _judged(rows, _further(runs, to, reach))
+        if sound.all():
+            return found, sound
+    return _judged(rows, to)
+
+
+def _linear(of: Family) -> bool:
+    """Tell whether sums and multiples of a family's covariances are of it."""
+    return of.shared or of.name in ("VVV", "VVI", "VII")
+
+
+def _further(runs: Runs, to: Runs, reach: float) -> Runs:
+    """Return what lies beyond an iteration's answer, in its direction; weights no nearer to 0 than by a factor of 5."""
+    more = reach - 1.0
+    n = np.maximum(to.weights + more * (to.weights - runs.weights), 0.2 * to.weights).reshape(-1, runs.n_components)
+    weights = (n / n.sum(axis=1, keepdims=True)).ravel()
+    means = to.means + more * (to.means - runs.means)
+    covariances = to.covariances + more * (to.covariances - runs.covariances)
+    return Runs(runs.n_components, weights, means, covariances, runs.covariance_type, runs.values)
 
 
 def _done(before: Floats, last: Floats, now: Floats, tol: float, best: float, hope: float) -> NDArray[np.bool_]:
@@ -328,7 +379,11 @@ def _fitted(of: Family, W: Floats, n: Floats, previous: Floats | None) -> Floats
     return fitted
 
 
-def _sound(covariances: Floats) -> NDArray[np.bool_]:
+def _pivots(covariances: Floats) -> Floats:
+    """Return what the determinants of covariances are the products of, (d, C)."""
+    return covariances if covariances.ndim == 2 else swept(covariances.copy())[1]
+
+
+def _positive(pivots: Floats) -> NDArray[np.bool_]:
     """Tell which covariances are positive definite."""
-    pivots = covariances if covariances.ndim == 2 else swept(covariances.copy())[1]
     return np.asarray((pivots.min(axis=0) > 0) & (pivots.max(axis=0) < np.inf))
