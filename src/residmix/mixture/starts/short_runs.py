@@ -126,14 +126,16 @@ def best_short_runs(
     few, schedule = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), AMONG_MANY
     if len(few.w) <= FEW_ROWS:
         parameters = family(covariance_type).n_parameters(K, few.y.shape[1]) + K * (few.y.shape[1] + 1)
-        schedule = AMONG_FEWEST if len(few.w) < FEWEST * parameters else AMONG_FEW
+        schedule = AMONG_FEWEST if few.w.sum() < FEWEST * parameters else AMONG_FEW
     columns, diagonal = np.ascontiguousarray(few.y.T), family(covariance_type).diagonal
     everything = _rows(sample, K, diagonal)
     rows = everything if few is sample else _rows(few, K, diagonal)
     clusters = lloyd(columns, few.w, seed(columns, few.w, K, random_state, schedule.drawn), LLOYD_ITERATIONS)
     usual, agree = _usual(clusters, few.w, K)
     runs, unsure = None, 1.0
-    if sample.inside.all() and (agree == 1 or (schedule.moves and agree >= MOST)):
+    # components that fit what they like are sure of any rows
+    settles = schedule is not AMONG_FEWEST and sample.inside.all()
+    if settles and (agree == 1 or (schedule.moves and agree >= MOST)):
         runs, unsure = _settled(clusters[usual : usual + 1], few, rows, K, covariance_type, schedule)
     if runs is None:
         labels = _different(_labels(clusters, columns, few, sample, wide, schedule.drawn, random_state, K), K)
