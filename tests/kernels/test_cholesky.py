@@ -8,6 +8,7 @@ from residmix.kernels.cholesky import (
     inverse_cholesky,
     inverse_factor,
     inverse_triangles,
+    inverted,
     many_inverse_cholesky,
     swept,
 )
@@ -75,3 +76,16 @@ def test_a_matrix_that_is_not_positive_definite_has_a_pivot_that_says_so():
     matrices = np.stack([np.eye(3), np.ones((3, 3)) - 0.1 * np.eye(3), np.full((3, 3), np.nan), -np.eye(3)])
     pivots = swept(np.moveaxis(matrices, 0, -1).copy())[1]
     assert (pivots.min(axis=0) > 0).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("count", [2, 200])
+def test_few_and_many_matrices_have_the_same_inverses_and_determinants(count):
+    roots = np.random.default_rng(0).normal(size=(count, 4, 6))
+    matrices = np.ascontiguousarray((roots @ roots.swapaxes(1, 2)).transpose(1, 2, 0))
+    inverse, pivots = inverted(matrices)
+    assert_allclose(
+        inverse.transpose(2, 0, 1) @ matrices.transpose(2, 0, 1), np.eye(4) * np.ones((count, 1, 1)), atol=1e-9
+    )
+    assert_allclose(pivots.prod(axis=0), np.linalg.det(matrices.transpose(2, 0, 1)), rtol=1e-9)
+    matrices[:, :, 1] = -np.eye(4)
+    assert inverted(matrices)[1][:, 1].min() <= 0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import multivariate_normal
 
 from residmix.em.loop import run_em
 from residmix.mixture.iteration.short import short_runs
@@ -53,3 +54,42 @@ def test_a_run_that_becomes_singular_is_left_out_and_if_all_do_it_is_an_error():
     assert ended.n_runs == 1
     with pytest.raises(SingularCovarianceError):
         short_runs(rows, starts.only(np.array([0])), reg_covar=0.0, tol=0.0, max_iter=3)
+
+
+@pytest.mark.parametrize("family", ["full", "tied", "diag", "spherical"])
+def test_longer_steps_come_nearer_to_the_same_optimum(family):
+    rows = ArrayRows(X, weight=W)
+    starts = runs_from_labels(COLUMNS, W, LABELS[:1], 3, family, 1e-3)
+    end = short_runs(rows, starts, reg_covar=1e-3, tol=0.0, max_iter=400)
+    far = short_runs(rows, starts, reg_covar=1e-3, tol=0.0, max_iter=400, reach=1.7)
+    assert_allclose(far.values, end.values, rtol=1e-9)
+    assert_allclose(far.means, end.means, atol=1e-5)
+    plain, longer = (
+        short_runs(rows, starts, reg_covar=1e-3, tol=0.0, max_iter=12, reach=reach) for reach in (1.0, 1.7)
+    )
+    assert (end.values - longer.values)[0] < 0.5 * (end.values - plain.values)[0]
+
+
+def test_families_that_are_no_linear_space_keep_to_plain_steps():
+    rows = ArrayRows(X, weight=W)
+    starts = runs_from_labels(COLUMNS, W, LABELS, 3, "VEV", 1e-3)
+    plain, longer = (short_runs(rows, starts, reg_covar=1e-3, tol=0.0, max_iter=5, reach=reach) for reach in (1.0, 1.7))
+    assert_allclose(longer.means, plain.means, rtol=0)
+
+
+def test_clusters_alone_are_as_likely_as_the_densities_of_their_own_rows():
+    # many rows a cluster, so that what steadies them hardly counts
+    labels = np.stack([LABELS[0], LABELS[0] ^ (np.arange(200) < 1)]) % 3
+    starts = runs_from_labels(COLUMNS, np.ones(200), labels, 3, "full", 0.0)
+    expected = []
+    for one in labels:
+        own = [(X[one == k], (one == k).mean()) for k in range(3)]
+        expected.append(
+            sum(
+                np.log(share) * len(x) + multivariate_normal(x.mean(axis=0), np.cov(x.T, bias=True)).logpdf(x).sum()
+                for x, share in own
+            )
+            / 200
+        )
+    constant = 1.5 * (1 + np.log(2 * np.pi))
+    assert_allclose(starts.values - constant, expected, atol=0.03)
