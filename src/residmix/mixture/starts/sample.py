@@ -119,6 +119,10 @@ class Sample:
         y, w = np.ascontiguousarray(self.y[::step]), np.ascontiguousarray(self.w[::step])
         return replace(self, y=y, w=w, inside=self.inside[::step])
 
+    def distinct(self) -> int:
+        """Return how many rows differ by more than rounding, whatever their weights are and however often they come."""
+        return _distinct(np.round(self.y, 8))
+
     def lowered(self, points: Floats) -> Floats:
         """Return points of x in the coordinates of y."""
         return np.ascontiguousarray(_apply(points - self.centre, self.to))

@@ -87,14 +87,12 @@ class Schedule:
 
 AMONG_MANY = Schedule(3, ((4, 3), (4, 2)), 8)
 AMONG_FEW = Schedule(4, ((4, 8), (4, 6)), 20, 3, 100, ((2, 12), (5, 6)))
-# Where rows are so few that components fit what they like, optima are many.
-AMONG_FEWEST = Schedule(4, ((6, 8), (6, 6)), 20, 4, 500, ((4, 12), (6, 6)))
 # Numbers, products of features x rows, up to which these take less time than the loops.
 MOST_SQUARES = 1 << 18
 # Rows that are few.
 FEW_ROWS = 500
-# Rows for each parameter that are fewest.
-FEWEST = 3.0
+# Different rows for each parameter from which on clusters may be clear.
+ENOUGH = 3.0
 
 
 def best_short_runs(
@@ -125,8 +123,7 @@ def best_short_runs(
     """
     few, schedule = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), AMONG_MANY
     if len(few.w) <= FEW_ROWS:
-        parameters = family(covariance_type).n_parameters(K, few.y.shape[1]) + K * (few.y.shape[1] + 1)
-        schedule = AMONG_FEWEST if few.w.sum() < FEWEST * parameters else AMONG_FEW
+        schedule = AMONG_FEW
     columns, diagonal = np.ascontiguousarray(few.y.T), family(covariance_type).diagonal
     everything = _rows(sample, K, diagonal)
     rows = everything if few is sample else _rows(few, K, diagonal)
@@ -134,7 +131,8 @@ def best_short_runs(
     usual, agree = _usual(clusters, few.w, K)
     runs, unsure = None, 1.0
     # components that fit what they like are sure of any rows
-    settles = schedule is not AMONG_FEWEST and sample.inside.all()
+    parameters = family(covariance_type).n_parameters(K, len(columns)) + K * (len(columns) + 1)
+    settles = sample.inside.all() and (not schedule.moves or few.distinct() >= ENOUGH * parameters)
     if settles and (agree == 1 or (schedule.moves and agree >= MOST)):
         runs, unsure = _settled(clusters[usual : usual + 1], few, rows, K, covariance_type, schedule)
     if runs is None:
@@ -166,7 +164,7 @@ def _after_moves(runs: Runs, sample: Sample, rows: Rows | QuadraticRows, K: int,
     columns, kind, bar = np.ascontiguousarray(sample.y.T), runs.covariance_type, float(runs.values.max())
     new = runs_from_labels(columns, sample.w, labels, K, kind, MOVES_RIDGE, _squares(rows))
     # clusters alone tell nearly as well as some iterations what a move may gain
-    new = new.only(np.argsort(-new.values, kind="stable")[: schedule.tried])
+    new = new.only(np.sort(_order(new.values)[: schedule.tried]))
     run = partial(short_runs, reg_covar=MOVES_RIDGE, tol=SHORT_TOL, hope=HOPE, bar=bar, reach=REACH)
     for iterations, kept in schedule.moved:
         new = run(rows, new, max_iter=iterations)
@@ -219,7 +217,7 @@ def _rows(sample: Sample, K: int, diagonal: bool) -> Rows | QuadraticRows:
 
 def _likeliest(runs: Runs, wanted: int, sample: Sample, ridge: float) -> NDArray[np.intp]:
     """Return the likeliest runs that differ, in a component's weight or in where it is, those with spikes last."""
-    order = np.argsort(-runs.values, kind="stable")
+    order = _order(runs.values)
     weights, means = runs.weights.reshape(runs.n_runs, -1), runs.means.reshape(len(runs.means), runs.n_runs, -1)
     # those behind are seldom asked for
     for size in (2 * wanted, len(order)):
@@ -233,6 +231,11 @@ def _likeliest(runs: Runs, wanted: int, sample: Sample, ridge: float) -> NDArray
     if few[0] and order[0] not in found:
         found = np.append(found, order[0])
     return found
+
+
+def _order(values: Floats) -> NDArray[np.intp]:
+    """Sort runs, the likeliest first; rounding must not decide which of two that are alike is."""
+    return np.argsort(-np.round(values, 9), kind="stable")
 
 
 def _different_runs(weights: Floats, means: Floats, wanted: int) -> NDArray[np.intp]:
@@ -275,7 +278,7 @@ def _spiky(runs: Runs, sample: Sample, ridge: float) -> NDArray[np.bool_]:
 
 def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
     total, ridge = float(sample.w.sum()), sample.ridge(reg_covar)
-    found = runs.only(np.argsort(-runs.values, kind="stable")).each()
+    found = runs.only(_order(runs.values)).each()
 
     def spiky(params: MixtureParams) -> bool:
         return bool(spikes(params, total, sample.far_from_rest(params), ridge))
