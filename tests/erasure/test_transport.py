@@ -251,7 +251,7 @@ def test_constant_features_stay_as_they_are_and_take_no_part(sites):
     moved = one.transform(with_constants)
     assert np.array_equal(moved[:, 1:4], two.transform(table))
     assert np.array_equal(moved[:, [0, 4]], with_constants[["low", "none"]])
-    assert any(note["kind"] == "constant" and note["features"] == ["low", "none"] for note in one.notes_)
+    assert any(note["kind"] == "constant" and note["figures"]["features"] == ["low", "none"] for note in one.notes_)
     back = one.inverse_transform(moved, metadata=table[["site"]])
     assert np.abs(back - with_constants.drop(columns="site").to_numpy()).max() < 1e-8
     with pytest.raises(ValueError, match=r"all features are constant \(low, none\)"):
