@@ -22,11 +22,12 @@ def test_p_values_of_rows_that_come_from_the_mixture_are_uniform(settings, K):
     if "noise" in settings:
         X = np.concatenate([X, rng.uniform(-10, 10, size=(60, 3))])
     model = rm.GaussianMixture(K, random_state=0, **settings).fit(X)
-    fresh = model.set_params(random_state=8).sample(20_000)[0]
-    p = model.outlier_pvalues(fresh)
-    assert stats.kstest(p, "uniform").pvalue > 0.01
+    several = [model.set_params(random_state=seed).sample(20_000)[0] for seed in range(5)]
+    # one such test fails by chance in 1 % of the seeds, and a little more often as tails are integrals by sampling
+    uniform = [stats.kstest(model.outlier_pvalues(fresh), "uniform").pvalue for fresh in several]
+    assert np.median(uniform) > 0.05
     # the test sees rows from elsewhere
-    assert stats.kstest(model.outlier_pvalues(1.3 * fresh), "uniform").pvalue < 1e-10
+    assert stats.kstest(model.outlier_pvalues(1.3 * several[0]), "uniform").pvalue < 1e-10
 
 
 def test_one_normal_component_is_a_chi_squared_test():

@@ -35,7 +35,7 @@ def test_whoever_asks_for_k_means_gets_it_in_the_units_of_the_features():
 def test_a_start_too_flat_for_the_units_of_the_features_leaves_the_others():
     rng, iris = np.random.default_rng(0), load_iris().data
     drawn = [(iris[rng.permutation(150)[:100]], int(rng.integers(3, 6))) for _ in range(150)]
-    for seed in (61, 96):  # whose last candidate was singular
+    for seed in (17, 47, 49, 50, 56, 62, 94, 139, 142, 146):  # whose last candidate was singular
         rows, K = drawn[seed]
         found = GaussianMixture(K, random_state=seed, max_iter=0, tol=0.0, reg_covar=0).fit(rows)
         assert (np.linalg.eigvalsh(found.covariances_) > 0).all()
