@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 FLAT = 1e-9
 # So many rows for each that a prior would count are enough without one.
 ENOUGH, LEAST = 10.0, 1e-4
+# Rows that are turned into a triangle at once.
+AT_ONCE = 1 << 14
 
 
 def prior_rows(d: int, mass: float) -> float:
@@ -133,7 +135,9 @@ def aligned(
     cells = np.eye(labels.max() + 1)[labels] if labels is not None else np.empty((len(x), 0))
     design = np.hstack([a - mean, cells - weight @ cells / total])
     coef = _least_squares(design, x - centre, weight)
-    rest = x - centre - design @ coef
+    rest = x - centre
+    rest -= design @ coef
+    del cells, design  # as large as the rows
     if labels is not None:
         rest = _within(rest, weight, group * (labels.max() + 1) + labels)
     spread = along(rest[:, None], weight[:, None], a, numbers)
@@ -159,9 +163,15 @@ def aligned(
 
 
 def _least_squares(design: Floats, x: Floats, weight: Floats) -> Floats:
+    """Return the coefficients of weighted least squares, from the triangle of [design, x] made some rows at a time."""
+    q = design.shape[1]
     scale = np.where(design.std(axis=0) > 0, design.std(axis=0), 1.0)
-    root = np.sqrt(weight)[:, None]
-    return np.asarray(np.linalg.lstsq(root * design / scale, root * x, rcond=1e-10)[0] / scale[:, None])
+    triangle = np.empty((0, q + x.shape[1]))
+    for first in range(0, len(x), AT_ONCE):
+        rows = slice(first, first + AT_ONCE)
+        some = np.hstack([design[rows] / scale, x[rows]]) * np.sqrt(weight[rows])[:, None]
+        triangle = np.linalg.qr(np.vstack([triangle, some]), mode="r")
+    return np.asarray(np.linalg.lstsq(triangle[:q, :q], triangle[:q, q:], rcond=1e-10)[0] / scale[:, None])
 
 
 def _within(rows: Floats, weight: Floats, cell: NDArray[np.intp]) -> Floats:
