@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import norm
 
-from residmix.diagnostics.dependence import distance_correlation
+from residmix.diagnostics.distances import distance_correlation
 
 __all__ = ["OPTIMUM", "balanced_accuracy", "dcor2", "images", "pool", "probe", "shifting_images"]
 

@@ -51,7 +51,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Note = dict[str, Any]
 
 # Whose frames may lie between a line of the user's and what it leads to.
-_BETWEEN = frozenset({"residmix", "sklearn", "joblib", "torch"})
+_BETWEEN = frozenset({"residmix", "contextlib", "sklearn", "joblib", "torch"})
 
 
 class ResidmixWarning(UserWarning):
