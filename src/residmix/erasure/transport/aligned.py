@@ -170,7 +170,7 @@ def _least_squares(design: Floats, x: Floats, weight: Floats) -> Floats:
     for first in range(0, len(x), AT_ONCE):
         rows = slice(first, first + AT_ONCE)
         some = np.hstack([design[rows] / scale, x[rows]]) * np.sqrt(weight[rows])[:, None]
-        triangle = np.linalg.qr(np.vstack([triangle, some]), mode="r")
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, some]), mode="r"))
     return np.asarray(np.linalg.lstsq(triangle[:q, :q], triangle[:q, q:], rcond=1e-10)[0] / scale[:, None])
 
 
