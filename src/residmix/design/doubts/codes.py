@@ -38,7 +38,7 @@ def find_codes(x: NDArray[np.float64], least: Any = None, most: Any = None) -> l
     Examples
     --------
     >>> import numpy as np
-    >>> age = np.array([41.0, 63, 55, 38, -999, 70, -999, 47, 59, -999])
+    >>> age = np.array([41.0, 63, 55, 38, -999, 70, -999, 47, 59, 62, 44, 51, 66, -999])
     >>> find_codes(age[:, None])
     [(0, -999.0, 3)]
     """
@@ -112,7 +112,7 @@ def _codes(x: NDArray[np.float64]) -> list[tuple[float, int]]:
     x = x[np.isfinite(x)]
     if len(x) < REPEATED:
         return []
-    low, middle, high = np.quantile(x, (0.1, 0.5, 0.9))
+    low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
     if x.min() >= middle - SPREADS * (middle - low) and x.max() <= middle + SPREADS * (high - middle):
         return []
     values, counts = np.unique(x, return_counts=True)
