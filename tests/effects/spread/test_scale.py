@@ -133,6 +133,7 @@ def test_a_feature_without_spread_somewhere_keeps_its_own_and_is_named():
     assert factor[:, 0].max() > 1.5
 
 
+@pytest.mark.filterwarnings("ignore:values repeat far outside")
 @pytest.mark.parametrize("value", [0.0, 0.3, -1e6])
 def test_a_feature_of_one_value_at_a_site_keeps_one_value_there(value):
     """There is no spread to bring anywhere; without that, the preserved effect would be blown up into the zeros."""
