@@ -14,12 +14,12 @@ __all__ = ["converting", "drawing", "measuring", "probing", "reading", "sampling
 
 # Seconds of one core for a gigabyte of CSV text and of Parquet, of 22 columns. Only their proportions matter: what a
 # machine makes of them shows in its first stages.
-LOOK, VISIT, SAMPLE = 3.3, {"text": 1.1, "other": 2.8}, {"text": 0.55, "other": 1.2}
+LOOK, VISIT, SAMPLE = 3.3, {"text": 1.5, "other": 2.8}, {"text": 0.55, "other": 1.2}
 # Gigabytes of numbers that come of one of text, or of Parquet; and seconds for a gigabyte of numbers to be written.
 NUMBERS = {"text": 0.4, "other": 0.8}
 CONVERTED = {".csv": 12.0, ".tsv": 12.0, ".arrow": 0.6, ".feather": 0.6}
 PACKED, UNPACKED = 150.0, 3.0
-DRAWN = 1.4
+DRAWN = 1.8
 
 
 def under_way(stages: Mapping[str, float | None], *, quiet: bool, lone: bool = False) -> AbstractContextManager[Course]:
