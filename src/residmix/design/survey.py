@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.columns import Metadata, open_metadata
-from residmix.design.doubts.codes import find_codes, tell_of_codes
+from residmix.design.doubts.codes import tell_of_codes
 from residmix.design.doubts.labels import warn_of_labels, warn_of_text
 from residmix.design.formula.expressions import Call, Column, Contrast, Terms
 from residmix.design.formula.tokens import FormulaError
@@ -78,7 +78,6 @@ class _Tally:
         self.counts: Counter[Any] = Counter()
         self.few: set[float] | None = set()
         self.sample: NDArray[Any] = np.empty(0)
-        self.sampled = 0  # rows that it's of
         self.rows = self.missing = 0
         self.first_missing = -1
 
@@ -111,8 +110,8 @@ class _Tally:
 
     def _look_for_codes(self, values: NDArray[Any]) -> None:
         """Note the distinct values while they are few whole numbers, and some of the first."""
-        if not self.sampled:
-            self.sample, self.sampled = values[:: every(len(values), LOOKED_AT)], len(values)
+        if not len(self.sample):
+            self.sample = values[:: every(len(values), LOOKED_AT)]
         for part in (values[:_FIRST], values):  # most columns show at once that they aren't
             if self.few is not None:
                 part = part[~np.isnan(part)] if part.dtype.kind == "f" else part
@@ -177,16 +176,16 @@ class Survey:
 
     def _warn_of_codes(self) -> set[str]:
         """Warn of numbers that may be codes for missing values; return the columns that hold some."""
-        looked = [tally for tally in self.tallies.values() if len(tally.sample)]
-        if not looked:
-            return set()
-        # of one length, as columns of a table are
-        x = np.column_stack([tally.sample for tally in looked]).astype(np.float64, copy=False)
-        found, names = find_codes(x), [tally.name for tally in looked]
-        share = looked[0].rows / len(x)
-        remedy = "replace them by NaN (see missing=), or leave these rows out"
-        tell_of_codes(found, "metadata column", names, share, remedy)
-        return {names[j] for j, _, _ in found}
+        # columns are looked at together, but for those whose first values came later
+        by_length: dict[int, list[_Tally]] = {}
+        for tally in self.tallies.values():
+            if len(tally.sample):
+                by_length.setdefault(len(tally.sample), []).append(tally)
+        coded: set[str] = set()
+        for n, looked in by_length.items():
+            x = np.column_stack([tally.sample for tally in looked]).astype(np.float64, copy=False)
+            coded |= tell_of_codes(x, [tally.name for tally in looked], looked[0].rows / n, metadata=True)
+        return coded
 
 
 def survey(chunks: Callable[[], Iterator[Any]], removed: Terms, kept: Terms, missing: str) -> Survey:

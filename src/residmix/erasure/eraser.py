@@ -14,7 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from residmix.design.design import Design
-from residmix.design.doubts.codes import find_codes, tell_of_codes
+from residmix.design.doubts.codes import tell_of_codes
 from residmix.erasure.linear import AffineMap, affine_block_rows, tell_of
 from residmix.erasure.transport.fitting import FIT_ROWS, certified, referred
 from residmix.erasure.transport.transport import Applied
@@ -308,9 +308,7 @@ class Eraser(Shown, MetadataTransformer):
             note("sample", f"the transport was fitted on {block.n_rows:,} of {rows.n_rows:,} rows, evenly spaced",
                  rows=rows.n_rows, used=block.n_rows)  # fmt: skip
         X, names = np.asarray(block.X, dtype=np.float64)[seen], [str(name) for name in self.features_]
-        tell_of_codes(
-            find_codes(X), "column", names, rows.n_rows / len(seen), "replace them by NaN or leave these rows out"
-        )
+        tell_of_codes(X, names, rows.n_rows / len(seen))
         self.transport_, self.certificate_ = certified(
             X, np.asarray(block.design, dtype=np.float64)[seen], weight[seen],
             n_removed, self.n_components, method=self.method, reference=referred(self.design_, self.reference),

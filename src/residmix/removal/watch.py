@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
-from residmix.design.doubts.codes import find_codes, tell_of_codes
+from residmix.design.doubts.codes import tell_of_codes
 from residmix.effects.removal import LinearRemoval
 from residmix.errors import LeakageWarning, note, warn
 from residmix.removal.lattices import counts, raw_counts
@@ -71,8 +71,7 @@ class Watch:
             return
         x = np.asarray(block.X if block.weight is None else block.X[block.weight > 0], dtype=np.float64)
         names = [str(features[j]) for j in evenly(len(features), _FEATURES)]
-        share = self.sample.n_rows / block.n_rows
-        tell_of_codes(find_codes(x), "column", names, share, "replace them by NaN or leave these rows out")
+        tell_of_codes(x, names, self.sample.n_rows / block.n_rows)
 
     @one_blas_thread()  # of so few rows: others would only wait for it
     def look(self, removal: LinearRemoval, design: Design, features: Sequence[Any]) -> Watch:

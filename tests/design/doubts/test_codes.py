@@ -85,6 +85,15 @@ def test_codes_are_found_in_arrays_and_from_the_first_rows_of_files(rng, tmp_pat
         rm.Residualizer("site + age", features=["x", "y"]).fit(rm.scan(tmp_path / "t.parquet"))
 
 
+def test_a_column_whose_first_values_come_in_a_later_batch_is_looked_at_too(rng):
+    data = table(rng).assign(dose=rng.uniform(size=N))
+    data.loc[:199, "dose"] = np.nan
+    data.loc[200::10, "dose"] = -99.0
+    model = rm.Residualizer("age + dose", features=["x", "y"], missing="mean")
+    with pytest.warns(MissingCodeWarning, match=r"-99 in metadata column 'dose'"):
+        model.fit(lambda: iter([data[:200], data[200:]]))
+
+
 def test_whole_numbers_with_a_code_are_not_called_codes_of_categories(rng):
     data = table(rng).assign(age=rng.integers(1, 5, N))
     data.loc[::20, "age"] = -999

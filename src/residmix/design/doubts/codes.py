@@ -24,7 +24,9 @@ SIEVED = 64
 SHOWN = 10
 
 
-def find_codes(x: NDArray[np.float64], least: Any = None, most: Any = None) -> list[tuple[int, float, int]]:
+def find_codes(
+    x: NDArray[np.float64], ends: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+) -> list[tuple[int, float, int]]:
     """Return column, value and number of rows of what looks like codes in x (n, d), which may hold NaN.
 
     A code occurs at least three times, at a distance from all other values of more than twice their range, or of more
@@ -32,7 +34,7 @@ def find_codes(x: NDArray[np.float64], least: Any = None, most: Any = None) -> l
 
     Parameters
     ----------
-    least, most : ndarray (d,), optional
+    ends : (ndarray (d,), ndarray (d,)), optional
         What `ranges` says of x.
 
     Examples
@@ -42,37 +44,45 @@ def find_codes(x: NDArray[np.float64], least: Any = None, most: Any = None) -> l
     >>> find_codes(age[:, None])
     [(0, -999.0, 3)]
     """
-    if least is None or most is None:
-        least, most = ranges(x)
+    least, most = ranges(x) if ends is None else ends
     return [(j, value, times) for j in _perhaps_coded(x, least, most) for value, times in _codes(x[:, j])]
 
 
 def tell_of_codes(
-    found: list[tuple[int, float, int]], what: str, names: Sequence[Any], share: float, remedy: str
-) -> None:
-    """Warn of codes that `find_codes` found, if any.
+    x: NDArray[np.float64],
+    names: Sequence[Any],
+    share: float,
+    *,
+    metadata: bool = False,
+    ends: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> set[Any]:
+    """Warn of what looks like codes in x (n, d); return the names of the columns that hold some.
 
     Parameters
     ----------
-    found : list
-    what : str
-        What the columns are, as "column".
     names : sequence
         Of the columns.
     share : float
-        Rows in all for each row that was looked at.
-    remedy : str
+        Rows in all for each row of x.
+    metadata : bool
+        Whether these are columns of the metadata, not features.
+    ends : (ndarray (d,), ndarray (d,)), optional
+        What `ranges` says of x.
     """
+    found = find_codes(x, ends)
     if not found:
-        return
+        return set()
+    what, see = ("metadata column", " (see missing=),") if metadata else ("column", "")
     values = [{"column": names[j], "value": value, "rows": round(times * share)} for j, value, times in found]
     shown = ", ".join(f"{one['value']:g} in {what} {one['column']!r} ({one['rows']} rows)" for one in values[:SHOWN])
     about = "" if share == 1 else "about "
     warn(
-        f"values repeat far outside all others: {about}{shown}. If they are codes for missing values, {remedy}",
+        f"values repeat far outside all others: {about}{shown}. If they are codes for missing values, replace them by "
+        f"NaN{see} or leave these rows out",
         MissingCodeWarning,
         values=values,
     )
+    return {names[j] for j, _, _ in found}
 
 
 def ranges(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

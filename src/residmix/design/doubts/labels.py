@@ -72,7 +72,7 @@ def warn_of_labels(name: str, counts: Mapping[Any, int]) -> None:
     alike: dict[str, list[str]] = {}
     for label in labels:
         alike.setdefault(_folded(label), []).append(label)
-    absent = [label for label in labels if _folded(label) in _NONE]
+    absent = sorted(label for folded in _NONE for label in alike.get(folded, ()))
     several = [same for folded, same in alike.items() if len(same) > 1 and folded not in _NONE]
     if several:
         shown = "; ".join(" and ".join(map(repr, same)) for same in several[:_SHOWN])

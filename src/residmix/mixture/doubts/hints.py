@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.design.doubts.codes import find_codes, ranges, tell_of_codes
+from residmix.design.doubts.codes import ranges, tell_of_codes
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning, note, warn
 from residmix.mixture.doubts.spikes import all_bare, count, none_apart, none_narrow, spikes
 from residmix.mixture.iteration.estep import Problem
@@ -60,10 +60,9 @@ def tell_of_values(rows: Rows, names: Sequence[Any] | None = None) -> None:
     x = np.asarray(block.X, dtype=np.float64)
     if block.weight is not None:
         x = x[block.weight > 0]
-    least, most = ranges(x)
+    least, most = ends = ranges(x)
     columns = range(x.shape[1]) if names is None else [str(name) for name in names]
-    remedy = "replace them by NaN or leave these rows out"
-    tell_of_codes(find_codes(x, least, most), "column", columns, rows.n_rows / max(block.n_rows, 1), remedy)
+    tell_of_codes(x, columns, rows.n_rows / max(block.n_rows, 1), ends=ends)
     # NaN may hide others
     unsure = ~((least > -LARGEST) & (most < LARGEST))
     beyond = int((np.abs(x[:, unsure]) >= LARGEST).any(axis=1).sum())
