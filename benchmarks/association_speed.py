@@ -102,8 +102,9 @@ def reads(seeds: int, n: int = 1500) -> None:
             options: dict[str, Any] = {"min_samples_leaf": 5, "random_state": seed}
             theirs = (RandomForestRegressor(50, max_features=1 / 3, **options) if numbers
                       else RandomForestClassifier(50, **options))  # fmt: skip
-            both = (read(one, x, target, folds) for one in (Forest(classifies=not numbers, seed=seed), theirs))
-            found.setdefault(f"{name} ({'R2' if numbers else 'AUC'})", []).append(tuple(both))  # type: ignore[arg-type]
+            ours = Forest(classifies=not numbers, seed=seed)
+            both = read(ours, x, target, folds), read(theirs, x, target, folds)
+            found.setdefault(f"{name} ({'R2' if numbers else 'AUC'})", []).append(both)
     print(f"{'':28}{'ours':>8}{'theirs':>8}{'error of the difference':>26}")
     for name, pairs in found.items():
         ours, theirs = np.array(pairs).T

@@ -104,7 +104,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
     @cache
     def _get_param_names(cls) -> list[str]:
         """Return the names of the parameters; scikit-learn reads the signature anew each time."""
-        return super()._get_param_names()  # type: ignore[no-any-return]
+        return list(super()._get_param_names())
 
     @property
     def _quiet(self) -> bool:

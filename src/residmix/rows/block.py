@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import reduce
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["NO_COLUMNS", "Block", "concatenate", "gather"]
+
+T = TypeVar("T")
 
 # A design without columns, of as many rows as the features have.
 NO_COLUMNS: NDArray[np.float64] = np.empty((0, 0))
@@ -54,7 +57,7 @@ class Block:
     def select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
         """Return some rows of this block, as views if `rows` is a slice; ``start`` moves with a slice."""
         return Block(
-            self.start + ((rows.start or 0) if isinstance(rows, slice) else 0),
+            self.start + (rows.start if isinstance(rows, slice) else 0),
             self.X[rows],
             self.design[rows],
             tuple(code[rows] for code in self.codes),
@@ -67,6 +70,10 @@ class Block:
         for first in range(0, self.n_rows, size):
             run = slice(first, min(first + size, self.n_rows))
             yield run, self if size >= self.n_rows else self.select(run)
+
+    def by_tile(self, function: Callable[[Block], T], merge: Callable[[T, T], T]) -> T:
+        """Return ``function(block)``, merged from those of one tile after the other."""
+        return reduce(merge, (function(tile) for _, tile in self.tiles()))
 
 
 def gather(index: NDArray[np.integer[Any]], features: NDArray[np.integer[Any]] | None, block: Block) -> list[Block]:

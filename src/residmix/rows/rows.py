@@ -196,7 +196,7 @@ class ArrayRows(Rows):
     def take(self, index: NDArray[np.integer[Any]]) -> Block:
         index = np.asarray(index)
         everything = len(index) == self.n_rows and bool((index == np.arange(self.n_rows)).all())
-        taken = self._select(slice(None) if everything else index)  # all rows need no copy
+        taken = self._select(slice(0, self.n_rows) if everything else index)  # all rows need no copy
         if self._finite is not None and not self._finite.proven:
             self._finite(taken.X, 0, index)
         return taken

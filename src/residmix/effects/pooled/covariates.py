@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def _in_units(location: Location, effect: Array, spread: Scale, grouping: Groupi
 
 
 def _sums(view: Location, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:
-    return reduce(merge_sums, (_sums_of(view, grouping, tile) for _, tile in block.tiles()))
+    return block.by_tile(partial(_sums_of, view, grouping), merge_sums)
 
 
 def _sums_of(view: Location, grouping: Grouping, block: Block) -> tuple[Array, Array, Array]:

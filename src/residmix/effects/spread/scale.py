@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -279,11 +279,6 @@ def _view(
     return a, weight, squares, (~missing).astype(np.float64)
 
 
-def _by_tile(function: Callable[[Block], tuple[Array, ...]], block: Block) -> tuple[Array, ...]:
-    """Return the sums of a block, of which a tile after the other stays near the processor."""
-    return reduce(_add, (function(tile) for _, tile in block.tiles()))
-
-
 def _add(one: tuple[Array, ...], two: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(a + b for a, b in zip(one, two, strict=True))
 
@@ -299,7 +294,7 @@ def _free(a: Array, inverse: Array) -> Array:
 
 def _sums(view: View, block: Block) -> tuple[Array, ...]:
     """Gram matrix of [1, design], sums of squared residuals, the weight they come from, and sums of squares of x."""
-    return _by_tile(partial(_sums_of, view), block)
+    return block.by_tile(partial(_sums_of, view), _add)
 
 
 def _sums_of(view: View, block: Block) -> tuple[Array, ...]:
@@ -321,7 +316,7 @@ def _likelihood(
     view: View, inverse: Array, pooled: Array, coef: Array, pairs: Pairs | None, block: Block
 ) -> tuple[Array, ...]:
     """Log-likelihood (up to a constant), score and (given pairs) observed information of a log variance."""
-    return _by_tile(partial(_likelihood_of, view, inverse, pooled, -coef, pairs), block)
+    return block.by_tile(partial(_likelihood_of, view, inverse, pooled, -coef, pairs), _add)
 
 
 def _likelihood_of(
@@ -345,7 +340,7 @@ def _likelihood_of(
 
 def _norm(view: View, coef: Array, removed: Sequence[Array], block: Block) -> tuple[Array, Array]:
     """Sums of squares after each of several removed parts of the spread, and the lowest log variance ratio met."""
-    return reduce(_add_and_lowest, (_norm_of(view, coef, removed, tile) for _, tile in block.tiles()))
+    return block.by_tile(partial(_norm_of, view, coef, removed), _add_and_lowest)
 
 
 def _norm_of(view: View, coef: Array, removed: Sequence[Array], block: Block) -> tuple[Array, Array]:

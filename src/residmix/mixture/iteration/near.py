@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint
+from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, normalised
 
 __all__ = ["likeliest", "near_block", "near_block_rows", "near_joint", "own_problems"]
 
@@ -110,7 +110,7 @@ def near_block(
         As in `mixture_block`.
     """
     joint = near_joint(X, own, sets, log_prior)
-    density, counts = _log_sums(joint), np.ones(len(X)) if weight is None else weight
+    (shares, density), counts = normalised(joint), np.ones(len(X)) if weight is None else weight
     counted = counts > 0
     params = problem.params
     pooled = params.family.shared and not params.family.diagonal and extra is None and not params.by_component
@@ -128,8 +128,7 @@ def near_block(
         int(np.count_nonzero(counted)),
     )
     if with_moments:
-        with np.errstate(invalid="ignore"):
-            shares = np.where(np.isfinite(density)[:, None], np.exp(joint - density[:, None]) * counts[:, None], 0.0)
+        shares = np.where(np.isfinite(density)[:, None], shares * counts[:, None], 0.0)
         there = np.where(shares > NO_SHARE * counts.max(initial=0.0), sets, -1)
         _add(moments, X, extra, centres, there, shares, pooled)
     return moments
@@ -165,15 +164,7 @@ def _add(
             scatter[k] = share @ np.square(away, out=away)
 
 
-def _log_sums(joint: Floats) -> Floats:
-    """Return the logarithms of the sums of exponentials over the last axis."""
-    most = joint.max(axis=1)
-    reached = np.where(np.isfinite(most), most, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.asarray(reached + np.log(np.exp(joint - reached[:, None]).sum(axis=1)))
-
-
 def likeliest(joint: Floats, size: int) -> tuple[Sets, Floats]:
     """Return the `size` likeliest of all components, joint (b, K), in their order, and the log-density over them."""
     near = np.sort(np.argpartition(-joint, size - 1, axis=1)[:, :size], axis=1)
-    return near.astype(np.int32), _log_sums(np.take_along_axis(joint, near, 1))
+    return near.astype(np.int32), normalised(np.take_along_axis(joint, near, 1))[1]

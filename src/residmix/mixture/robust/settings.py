@@ -99,11 +99,10 @@ class MixtureSettings:
     @property
     def _n_near(self) -> int:
         """How many components are looked at for each row; 0 for all."""
-        search, K = getattr(self, "search", "all"), self.n_components
-        if search == "all":
+        if self.search == "all":
             return 0
-        size = NEAREST if search == "nearest" else int(search)
-        return 0 if size >= K else size
+        size = NEAREST if self.search == "nearest" else int(self.search)
+        return 0 if size >= self.n_components else size
 
     @property
     def _init_params(self) -> str:

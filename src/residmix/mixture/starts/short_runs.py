@@ -77,6 +77,8 @@ class Schedule:
         share of the rows may be of other components.
     sure : tuple of (float, float)
         The latter up to which moves aren't tried either: if k-means always finds these clusters, and if it doesn't.
+    enough : float
+        Different rows for each parameter that this takes: components that fit what they like are sure of any rows.
     """
 
     drawn: int
@@ -89,10 +91,11 @@ class Schedule:
     agreed: float = 1.0
     unsure: float = 0.005
     sure: tuple[float, float] = (0.005, 0.005)
+    enough: float = 0.0
 
 
 AMONG_MANY = Schedule(3, ((4, 3), (4, 2)), 8)
-AMONG_FEW = Schedule(4, ((4, 8), (4, 6)), 20, 3, 100, ((2, 12), (5, 6)), agreed=0.5, unsure=0.02)
+AMONG_FEW = Schedule(4, ((4, 8), (4, 6)), 20, 3, 100, ((2, 12), (5, 6)), agreed=0.5, unsure=0.02, enough=3.0)
 # Where rows are fewest optima are many, and haste costs some of them: with the schedule for few rows, fits of 200 small
 # random data sets ended as much as 9.7 below scikit-learn's.
 AMONG_FEWEST = Schedule(
@@ -102,8 +105,6 @@ AMONG_FEWEST = Schedule(
 MOST_SQUARES = 1 << 18
 # Rows that are few once as many are left out as can be spared, and rows in all that are fewest.
 FEW_ROWS, FEWEST_ROWS = 500, 800
-# Different rows for each parameter from which on clusters may be clear.
-ENOUGH = 3.0
 
 
 def best_short_runs(
@@ -141,9 +142,8 @@ def best_short_runs(
     clusters = lloyd(columns, few.w, seed(columns, few.w, K, random_state, schedule.drawn), LLOYD_ITERATIONS)
     usual, agree = _usual(clusters, few.w, K)
     runs, unsure, reach = None, 1.0, schedule.reach
-    # components that fit what they like are sure of any rows
     parameters = family(covariance_type).n_parameters(K, len(columns)) + K * (len(columns) + 1)
-    enough = schedule is not AMONG_FEW or few.distinct() >= ENOUGH * parameters
+    enough = not schedule.enough or few.distinct() >= schedule.enough * parameters
     if sample.inside.all() and agree >= schedule.agreed and enough:
         runs, unsure = _settled(clusters[usual : usual + 1], few, rows, K, covariance_type, schedule)
     if runs is None:
