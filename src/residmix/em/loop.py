@@ -104,6 +104,11 @@ class Memory(Generic[P]):
     quiet_until: int = 0
     flats: int = 0
 
+    def after(self, base: P) -> Memory[P]:
+        """Return the memory after a plain iteration from `base`."""
+        # not by `replace`, which takes as long as all else between two passes
+        return Memory(base, None, self.reach, self.ratios, self.quiet_until, self.flats)
+
 
 @dataclass(frozen=True)
 class EMState(Generic[P]):
@@ -264,7 +269,7 @@ def _accelerated(
     SQUAREM: Varadhan & Roland (2008), eq. 15.
     """
     if memory.base is None:
-        return following, replace(memory, base=params, fallback=None), False, False
+        return following, memory.after(params), False, False
     x0, x1, x2 = (accelerate.pack(point, memory.base) for point in (memory.base, params, following))
     first, second = x1 - x0, x2 - x1
     bend = second - first
@@ -275,11 +280,12 @@ def _accelerated(
     converged = _settled(gain, max(ratios), values[-1], tol) or gain < NOTHING * tol
     length = min(math.sqrt(squared / max(float(bend @ bend), 1e-300)), memory.reach)
     trial = x0 + 2 * length * first + length**2 * bend
-    slow, then = max(ratios) > SWIFT, replace(memory, base=None, fallback=None, ratios=ratios)
+    slow, quiet, flats = max(ratios) > SWIFT, memory.quiet_until, memory.flats
     if length <= 1 or not np.isfinite(trial).all():
-        return following, then, converged, slow
+        return following, Memory(None, None, memory.reach, ratios, quiet, flats), converged, slow
     reach = memory.reach * 4 if length == memory.reach else memory.reach
-    return accelerate.unpack(trial, memory.base), replace(then, fallback=following, reach=reach), converged, slow
+    then = Memory(None, following, reach, ratios, quiet, flats)
+    return accelerate.unpack(trial, memory.base), then, converged, slow
 
 
 def has_converged(values: tuple[float, ...], tol: float) -> tuple[bool, bool]:

@@ -99,6 +99,13 @@ class MixtureParams:
     by_group: ByGroup | None = None
 
     @property
+    def bare(self) -> bool:
+        """Whether there is nothing but components of a family."""
+        given = self.coef is not None or self.gate is not None or self.by_group is not None
+        tails = self.noise is not None or self.dof is not None or self.missing
+        return not (given or tails or self.trim is not None or self.restraint is not None)
+
+    @property
     def n_design(self) -> int:
         """Columns of u that have effects."""
         return 0 if self.coef is None else self.coef.shape[-2]

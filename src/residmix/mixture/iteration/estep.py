@@ -109,6 +109,8 @@ class Problem:
         Triangles (K, d, d), or scales (K, d) divided by sqrt(2).
     constant : ndarray (K,)
         Logarithm of a component's density at its mean.
+    weighted : ndarray (K,)
+        The same with the component's weight.
     full : bool
         Which of the two `factors` are.
     origin, rotation : ndarray or None
@@ -131,6 +133,7 @@ class Problem:
     means: Floats
     factors: Floats
     constant: Floats
+    weighted: Floats
     full: bool
     origin: Floats | None = None
     rotation: Floats | None = None
@@ -163,13 +166,14 @@ class Problem:
             groups = tuple(replace(cls.of(part, full=full, n_rows=n_rows), steep=False) for part in parts)
             return replace(groups[0], params=params, groups=groups)
         constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K // runs * d)
+        at_means = constant, constant + params.log_weights
         if params.by_component:
             joined = _plain(joined_means(params)), _plain(joined_factors(params))
-            return cls(params, *joined, constant, True, plain=plain, steep=steep(params))
+            return cls(params, *joined, *at_means, True, plain=plain, steep=steep(params))
         if full or not (params.family.diagonal or (params.family.shared and _pooling_pays(K, d))):
             single_to = _single_to(params) if single and not (full or plain or runs > 1) else 0.0
             made = _plain(params.means), _plain(params.full_factors())
-            return cls(params, *made, constant, True, plain=plain, runs=runs, single=single_to)
+            return cls(params, *made, *at_means, True, plain=plain, runs=runs, single=single_to)
         means, origin, rotation = params.means, None, None
         if params.family.diagonal:
             scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors), (K, d))
@@ -178,7 +182,7 @@ class Problem:
             # digits. Over sqrt(2), so that a squared distance is half of what it was.
             origin, rotation = means.mean(axis=0), np.sqrt(0.5) * params.factors
             means, scaled = (means - origin) @ rotation, np.ones((K, d))
-        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation, plain, runs)
+        return cls(params, _plain(means), _plain(scaled), *at_means, False, origin, rotation, plain, runs)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:
         """Return the rows that `means` and `factors` are about."""
@@ -189,7 +193,7 @@ class Problem:
     def prior(self, log_prior: Floats | None) -> tuple[Floats, Floats]:
         """Return what is added to the log-densities: a constant per component, and what each row brings."""
         if log_prior is None:
-            return self.constant + self.params.log_weights, _NONE
+            return self.weighted, _NONE
         return self.constant, _plain(log_prior)
 
 

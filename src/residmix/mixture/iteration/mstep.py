@@ -22,6 +22,7 @@ __all__ = [
     "dead_components",
     "keep_where_cancelled",
     "m_step",
+    "ordinary_step",
     "with_ridge",
 ]
 
@@ -104,12 +105,11 @@ def m_step(
     SingularCovarianceError
         If a component's rows don't span the space and `reg_covar` is 0.
     """
-    floor = DEAD_ROWS * moments.total / moments.rows
-    ordinary = _ordinary(moments, params, floor, reg_covar)
-    if ordinary is not None:
-        return MixtureParams(*ordinary, params.covariance_type)
+    if (ordinary := ordinary_step(moments, params, reg_covar)) is not None:
+        return ordinary
     dead, weight, weights = dead_components(moments), moments.weight, moments.weight
     if dead.any():
+        floor = DEAD_ROWS * moments.total / moments.rows
         weight, weights = np.maximum(weight, floor), np.where(dead, 0.0, weights)
         e = np.where(dead[:, None], 0.0, moments.shift / weight[:, None])
     else:
@@ -135,17 +135,18 @@ def m_step(
     return made if params.restraint is None else replace(made, restraint=params.restraint)
 
 
-def _ordinary(
-    moments: MixtureMoments, params: MixtureParams, floor: float, reg_covar: float | Floats
-) -> tuple[Floats, Floats, Floats, Floats] | None:
-    """Return new weights, means, covariances and factors of full covariances if nothing special is asked or happens."""
+def ordinary_step(moments: MixtureMoments, params: MixtureParams, reg_covar: float | Floats) -> MixtureParams | None:
+    """Return the M-step of a few full covariances, unless something special is asked or happens: then None.
+
+    What stands beside the components isn't looked at.
+    """
     K, d = params.means.shape
-    special = not params.family.free or d > FEW_FEATURES or params.restraint is not None or np.ndim(reg_covar) > 0
-    if special:
+    if not params.family.free or d > FEW_FEATURES or params.restraint is not None or isinstance(reg_covar, np.ndarray):
         return None
+    floor = DEAD_ROWS * moments.total / moments.rows
     given = moments.weight, moments.shift, moments.scatter, params.means, floor, CANCELLED, float(reg_covar)
     found: tuple[Floats, Floats, Floats, Floats] | None = full_parameters(*given, plain=small(moments.rows, K * d))
-    return found
+    return None if found is None else MixtureParams(*found, params.covariance_type)
 
 
 def dead_components(moments: MixtureMoments) -> NDArray[np.bool_]:

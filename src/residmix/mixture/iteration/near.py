@@ -40,7 +40,7 @@ def near_block_rows(n_components: int, n_features: int) -> int:
 def own_problems(problem: Problem, *, weighted: bool) -> list[Problem]:
     """Return the mixtures of each component alone; `weighted` with its weight, or a prior by row will replace it."""
     even = replace(problem.params, weights=np.ones(1))
-    constant = problem.constant + (problem.params.log_weights if weighted else 0.0)
+    constant = problem.weighted if weighted else problem.constant
     return [
         replace(
             problem,
@@ -48,6 +48,7 @@ def own_problems(problem: Problem, *, weighted: bool) -> list[Problem]:
             means=problem.means[k : k + 1],
             factors=problem.factors[k : k + 1],
             constant=constant[k : k + 1],
+            weighted=constant[k : k + 1],
         )
         for k in range(len(problem.means))
     ]

@@ -25,7 +25,7 @@ from residmix.mixture.given.coefficients import coefficient_step
 from residmix.mixture.given.gate import Gate, gate_moments, gate_step, log_priors
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, mixture_block, normalised
 from residmix.mixture.iteration.groups import grouped_joint, grouped_moments, grouped_step, over_groups
-from residmix.mixture.iteration.mstep import dead_components, m_step
+from residmix.mixture.iteration.mstep import dead_components, m_step, ordinary_step
 from residmix.mixture.iteration.near import near_block, own_problems
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import chunk_rows
@@ -82,6 +82,8 @@ class MixtureEM:
 
     def __call__(self, params: MixtureParams) -> tuple[float, MixtureParams]:
         moments = self.moments(params)
+        if params.bare and (ordinary := ordinary_step(moments, params, self.reg_covar)) is not None:
+            return moments.log_likelihood / moments.total, ordinary
         if params.by_group is not None:
             return self._objective(moments, params), ecm_step(moments, params, reg_covar=self.reg_covar)
         dead, revive = dead_components(moments), len(self.revived) < MAX_REVIVALS
@@ -115,8 +117,9 @@ class MixtureEM:
         problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows, single=self.single)
         near = None if self.near is None else (own_problems(problem, weighted=params.gate is None), self.near)
         how: dict[str, Any] = {"with_design": with_design, "with_moments": with_moments}
-        step = partial(block_moments, problem, **how, errors=self.errors, near=near)
-        moments = fold(self.kept(params)[0], step, MixtureMoments.merge)
+        if self.errors is not None or near is not None:
+            how |= {"errors": self.errors, "near": near}
+        moments = fold(self.kept(params)[0], partial(block_moments, problem, **how), MixtureMoments.merge)
         self.total = moments.total
         return moments
 
