@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from pyarrow.parquet import ParquetWriter
 
+import residmix.cli.shared.stages
 import residmix.rows.progress
 from residmix import Residualizer
+from residmix.cli.shared.stages import LOADED, under_way
 from residmix.em.loop import EMState
 from residmix.em.observers import AFTER, FitProgress
 from residmix.rows.course import Course, current, on_course
@@ -51,6 +53,27 @@ def test_after_a_tenth_the_time_left_of_all_stages_is_within_thirty_percent_on_a
         if 0.1 * (ended - warm) <= now - warm <= 0.9 * (ended - warm):
             assert whole
             assert abs(left - (ended - now)) <= 0.3 * (ended - now)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_how_slow_a_machine_is_may_be_known_before_the_first_stage(known):
+    """Of a machine four times as slow, what is told after two seconds is within a quarter only if that is known."""
+    clock = Clock()
+    course = Course({"reading": 1.0, "drawing": 9.0}, None, clock=clock, slowness=4.0 if known else 1.0)
+    course.begin("reading")
+    course.left(0.0, clock.now)
+    clock.now += 0.6
+    left, whole = course.left(0.15, clock.now)
+    assert whole
+    assert (abs(left - 39.4) < 0.25 * 39.4) == known
+
+
+@pytest.mark.parametrize(("seconds", "slowness"), [(0.0, 1.0), (2 * LOADED, 2.0)])
+def test_the_time_in_which_modules_are_loaded_tells_how_slow_a_machine_is(monkeypatch, seconds, slowness):
+    monkeypatch.setattr(residmix.cli.shared.stages, "process_time", lambda: 3.0 + seconds)
+    with under_way({"reading": 0.0, "drawing": 5.0}, quiet=True, began=3.0) as course:
+        course.begin("reading")
+        assert course.left(0.0, 0.0, of_this=0.0) == (pytest.approx(5.0 * slowness), True)
 
 
 def test_before_a_stage_that_nobody_can_guess_only_the_time_of_the_step_is_told(monkeypatch):

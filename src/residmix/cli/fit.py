@@ -17,7 +17,7 @@ from residmix.cli.shared.erasing import METHODS, check_erasing
 from residmix.cli.shared.estimators import components, count, make_estimator, remover
 from residmix.cli.shared.options import ATTENDED, FORMULA, MIXTURE, READING, Examples, options, seed, written
 from residmix.cli.shared.output import check_columns_file, check_targets, write_columns
-from residmix.cli.shared.stages import converting, drawing, measuring, probing, reading, sampling, under_way, writing
+from residmix.cli.shared.stages import converting, drawing, measuring, preparing, probing, sampling, under_way, writing
 from residmix.cli.shared.summary import check_left, command_line, print_summary
 from residmix.cli.shared.sums import check_sums, fit_sums, leaving
 from residmix.cli.shared.telling import say, tell_notes, told_plainly
@@ -168,7 +168,7 @@ def _under_way(data: str, chosen: SimpleNamespace) -> AbstractContextManager[Cou
     )
     return under_way(
         {
-            "reading": reading(data),
+            "reading": preparing(data),
             "fitting": None if count(chosen) or chosen.erase else visits * writing(data, Path("-")),
             "residuals": writing(data, chosen.residuals),
             "converting": converting(data, chosen.residuals),

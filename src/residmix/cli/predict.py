@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,13 +49,13 @@ def predict(model: Path, data: str, output: Path, what: str | None, **chosen: An
     options = SimpleNamespace(**chosen)
     check_columns_file(output, "--output", h5ad=is_h5ad(data))
     check_targets({"--output": output}, force=options.force)
-    fitted = load_model(model)
+    began, fitted = process_time(), load_model(model)
     if not hasattr(fitted, "predict_proba"):
         raise click.ClickException(
             f"{str(model)!r} is a {type(fitted).__name__}, which has no components; fit one with -k"
         )
     stages = {"reading": reading(data), "writing": writing(data, output), "converting": 0.0}
-    with under_way(stages, quiet=options.quiet) as way:
+    with under_way(stages, quiet=options.quiet, began=began) as way:
         source = open_data(data, options)
         require_features(source, features_of(fitted))
         check_targets({"--output": output}, reads=source.paths, force=options.force)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,9 +57,9 @@ def report(model: Path, data: str | None, output: Path, **chosen: Any) -> None:
     if output.suffix.lower() not in (".html", ".htm", ".json"):
         raise click.UsageError(f"--output {str(output)!r} must end in .html or .json")
     check_targets({"--output": output}, force=options.force)
-    fitted = load_model(model)
+    began, fitted = process_time(), load_model(model)
     source, stages = None, {} if data is None else _stages(data, fitted, output)
-    with under_way(stages, quiet=options.quiet) as way:
+    with under_way(stages, quiet=options.quiet, began=began) as way:
         with noting() as notes:
             if data is not None:
                 source = open_data(data, options)

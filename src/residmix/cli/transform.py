@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +52,7 @@ def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
     options = SimpleNamespace(**chosen)
     check_columns_file(output, "--output", h5ad=is_h5ad(data))
     check_targets({"--output": output}, force=options.force)
-    fitted = load_model(model)
+    began, fitted = process_time(), load_model(model)
     method = remover(fitted) if options.scores is None else getattr(fitted, options.scores, None)
     if method is None and options.scores is not None:
         kind = type(fitted).__name__
@@ -63,7 +64,7 @@ def transform(model: Path, data: str, output: Path, **chosen: Any) -> None:
             f"{str(model)!r} is a {type(fitted).__name__}, which removes nothing; use residmix predict"
         )
     stages = {"reading": reading(data), "writing": writing(data, output), "converting": converting(data, output)}
-    with under_way(stages, quiet=options.quiet) as way:
+    with under_way(stages, quiet=options.quiet, began=began) as way:
         source = open_data(data, options)
         require_features(source, features_of(fitted))
         check_targets({"--output": output}, reads=source.paths, force=options.force)

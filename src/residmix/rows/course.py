@@ -19,10 +19,10 @@ class Course:
     """What is left of a command.
 
     Each stage has a guess of its seconds on some machine. Guesses needn't be right, only in proportion: how much slower
-    this machine is follows from the stages so far.
+    this machine is follows from the stages so far, and at first from what is known before, :math:`s_0`.
 
     .. math:: \\text{left} = \\text{left of this stage} + s \\sum_{\\text{later}} g_i, \\qquad
-        s = \\frac{\\text{seconds so far} + P}{\\text{guesses of what they were for} + P}
+        s = \\frac{\\text{seconds so far} + s_0 P}{\\text{guesses of what they were for} + P}
 
     Parameters
     ----------
@@ -34,6 +34,8 @@ class Course:
         Whether a stage without a guess is one run of EM, so that a rehearsal tells when it ends.
     silent : container of str
         Stages of many small parts, whose own lines would only flicker.
+    slowness : float
+        How many times slower than the one of the guesses this machine seems to be before the first stage.
     clock : callable
         Seconds.
     """
@@ -45,12 +47,13 @@ class Course:
         *,
         lone: bool = False,
         silent: Container[str] = (),
+        slowness: float = 1.0,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._stages, self._order, self.line, self._clock = dict(stages), list(stages), line, clock
         self._name = next(iter(stages), "")
         self._first: tuple[float, float] | None = None
-        self._spent = self._guessed = PRIOR
+        self._spent, self._guessed = PRIOR * slowness, PRIOR
         self._lone, self._silent = lone, silent
 
     def begin(self, name: str) -> None:

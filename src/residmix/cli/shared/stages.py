@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from residmix.rows.course import Course
 
-__all__ = ["converting", "drawing", "measuring", "probing", "reading", "sampling", "under_way", "writing"]
+__all__ = ["converting", "drawing", "measuring", "preparing", "probing", "reading", "sampling", "under_way", "writing"]
 
 # Seconds of one core for a gigabyte of CSV text and of Parquet, of 22 columns. Only their proportions matter: what a
 # machine makes of them shows in its first stages.
@@ -20,14 +21,34 @@ NUMBERS = {"text": 0.4, "other": 0.8}
 CONVERTED = {".csv": 12.0, ".tsv": 12.0, ".arrow": 0.6, ".feather": 0.6}
 PACKED, UNPACKED = 150.0, 3.0
 DRAWN = 1.8
+# Seconds that loading modules takes, for a model from a file and for a fit; below a share they had been loaded before.
+LOADED, LOADED_TO_FIT, WARM = 1.05, 1.35, 0.4
 
 
-def under_way(stages: Mapping[str, float | None], *, quiet: bool, lone: bool = False) -> AbstractContextManager[Course]:
-    """Let a command show how far it is in one line, with the time that is left of all of it."""
+def under_way(
+    stages: Mapping[str, float | None], *, quiet: bool, lone: bool = False, began: float | None = None
+) -> AbstractContextManager[Course]:
+    """Let a command show how far it is in one line, with the time that is left of all of it.
+
+    Parameters
+    ----------
+    stages, lone
+        As for `residmix.rows.course.Course`.
+    quiet : bool
+    began : float, optional
+        `process_time` before a model was loaded: what that took tells how slow this machine is.
+    """
     from residmix.rows.course import on_course
     from residmix.rows.progress import Line
 
-    return on_course(stages, Line(quiet=quiet), lone=lone, silent=("drawing",))
+    loaded = 0.0 if began is None else process_time() - began
+    slowness = loaded / LOADED if loaded > WARM * LOADED else 1.0
+    return on_course(stages, Line(quiet=quiet), lone=lone, silent=("drawing",), slowness=slowness)
+
+
+def preparing(data: str) -> float:
+    """Return what it takes to load what a fit needs, and to look at the columns."""
+    return LOADED_TO_FIT + reading(data) + sampling(data)
 
 
 def reading(data: str) -> float:
