@@ -110,6 +110,7 @@ class _Search:
     best: Transport | None = None
     score: float = -np.inf
     undivided: float = -np.inf
+    undivided_by_group: float = -np.inf
     candidates: list[dict[str, Any]] = field(default_factory=list)
 
     def look(self, k: int, parts: tuple[int, ...]) -> bool:
@@ -117,6 +118,7 @@ class _Search:
         base = self._base(k, len(parts) == 1)
         if base is None:
             return False
+        self.undivided_by_group = max(self.undivided_by_group, self._likelihood(base))
         better, ahead = False, -np.inf
         for covariances in COVARIANCES if k > 1 else COVARIANCES[:1]:
             made = base if covariances == base.covariances else fit_transport(
@@ -133,13 +135,16 @@ class _Search:
     def _base(self, k: int, asked: bool) -> Transport | None:
         """Return the mixture of k clusters with a component each; None if rows deny them, from wherever it begins.
 
-        Rows aren't heard where k components were `asked` for.
+        Rows aren't heard where k components were `asked` for. Where the first start finds components that aren't
+        clusters, others are tried only if held-out rows are likelier with it than with fewer of the same family.
         """
         for start in range(1 if asked or k == 1 else len(STARTS)):
             made = fit_transport(self.known, k, covariances=COVARIANCES[0], start=start)
             assert made is not None
             if asked or self._sound(made):
                 return made
+            if start == 0 and self._likelihood(made) < self.undivided_by_group + WORTH:
+                return None
         return None
 
     def _divide(self, base: Transport, k: int, parts: tuple[int, ...], ahead: float) -> bool:
@@ -167,9 +172,13 @@ class _Search:
         rows = evenly(len(self.known.x), PROBED)
         return made.sound(self.known.x[rows], self.known.a[rows], self.known.weight[rows])
 
-    def _kept(self, made: Transport) -> bool:
+    def _likelihood(self, made: Transport) -> float:
+        """Return the log-likelihood of a held-out row."""
         weight = self.held.weight
-        score = float(weight @ made.log_density(self.held.x, self.held.a) / weight.sum())
+        return float(weight @ made.log_density(self.held.x, self.held.a) / weight.sum())
+
+    def _kept(self, made: Transport) -> bool:
+        score = self._likelihood(made)
         self.candidates.append({"n_components": made.by_group.params.n_components, "parts": made.parts,
                                 "covariances": made.covariances, "log_likelihood": score})  # fmt: skip
         if not score > self.score + WORTH and self.best is not None:
