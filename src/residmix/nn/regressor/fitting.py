@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from residmix.nn._fast.trainer import SideBySide
 from residmix.nn.density.head import MixtureDensityHead
 from residmix.nn.density.network import DenseTrunk, MemberWise, MixtureDensityNetwork
 from residmix.nn.layer.residualize import Residualize
+from residmix.nn.regressor.apart import train_apart
 from residmix.nn.regressor.training import (
     History,
     Running,
@@ -174,9 +176,9 @@ def _settle(network: MixtureDensityNetwork, sample: Sample) -> Tensor:
 
 
 def fit_ensemble(
-    plan: Plan, sample: Sample, schedule: Schedule, *, validation_fraction: float, seed: int
+    plan: Plan, sample: Sample, schedule: Schedule, *, validation_fraction: float, seed: int, hands: int
 ) -> tuple[MixtureDensityNetwork, list[History]]:
-    """Train an ensemble; with metadata, then refit its residuals exactly and its head on them.
+    """Train an ensemble, by at most so many threads; with metadata, then refit its residuals exactly and its head.
 
     Returns the history of each of these one or two stages.
     """
@@ -188,14 +190,15 @@ def fit_ensemble(
     _start(network, sample, held_out, seed)
     seeds = np.random.SeedSequence(seed).generate_state(2 * plan.members).tolist()
     running = SideBySide if _fast.enabled() else Running
-    stages = [train(network, sample, held_out, schedule, seeds[: plan.members], running)]
+    learn = partial(train_apart, hands=hands) if _apart(plan, schedule, sample) else train
+    stages = [(train if plan.removal else learn)(network, sample, held_out, schedule, seeds[: plan.members], running)]
     if plan.removal is not None:
         # The trunk moved while the coefficients were learned, so they lag behind it. With the trunk frozen they are
         # exact, and the head learns what they leave.
         h = _settle(network, sample)
         tail = MixtureDensityNetwork(nn.Identity(), network.head)
         rest = replace(sample, X=h, metadata=None, protected=None)
-        stages.append(train(tail, rest, held_out, schedule, seeds[plan.members :], running))
+        stages.append(learn(tail, rest, held_out, schedule, seeds[plan.members :], running))
         network.eval()
     return network, stages
 
@@ -215,19 +218,31 @@ def fit_best(
     """
     fitted, loss = {}, {}
     for k in candidates:
+        hands = min(n_threads(), torch.get_num_threads())
         with thread_scope(_threads(plan, schedule.batch_size)):
-            fitted[k] = fit_ensemble(
-                replace(plan, n_components=k), sample, schedule, validation_fraction=validation_fraction, seed=seed
-            )
+            own, how = replace(plan, n_components=k), {"seed": seed, "hands": hands}
+            fitted[k] = fit_ensemble(own, sample, schedule, validation_fraction=validation_fraction, **how)
         loss[k] = float(np.mean(fitted[k][1][-1].best_loss))
     return (*fitted[min(loss, key=lambda k: loss[k])], loss)
 
 
 def _threads(plan: Plan, batch: int) -> int:
-    """Threads worth having: one, unless the products of a step are so large that they take most of its time.
+    """Threads worth having in each operation: one, unless the products of a step are so large that they take most of
+    its time.
 
     Of many small operations, threads mostly wait for each other; where other processes want the cores, they wait for
     the scheduler, twenty times as long as the work takes.
     """
-    widest = max(plan.hidden, default=1) * max((plan.n_features, *plan.hidden))
-    return 1 if plan.members * batch * widest < 2e8 else n_threads()
+    return 1 if plan.members * batch * _widest(plan) < 2e8 else n_threads()
+
+
+def _apart(plan: Plan, schedule: Schedule, sample: Sample) -> bool:
+    """Tell whether members may be trained apart: where Python, which threads share, isn't most of an operation, and one
+    thread is all an operation gets.
+    """
+    one = _threads(plan, schedule.batch_size) == 1 and sample.X.device.type == "cpu"
+    return one and schedule.batch_size * _widest(plan) >= 5e5
+
+
+def _widest(plan: Plan) -> int:
+    return max(plan.hidden, default=1) * max((plan.n_features, *plan.hidden))

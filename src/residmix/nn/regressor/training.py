@@ -183,6 +183,7 @@ def train(
     schedule: Schedule,
     seeds: Sequence[int],
     running: type[Running] | None = None,
+    whose: str = "",
 ) -> History:
     """Minimise the negative log-likelihood of every member on its own rows; leave each at its best held-out epoch.
 
@@ -199,6 +200,8 @@ def train(
         One per member.
     running : type, default=Running
         Who takes the steps: autograd and an optimiser of torch, or something quicker that gives the same.
+    whose : str
+        Added to the losses that are printed.
     """
     members = len(held_out)
     rows = [np.flatnonzero(~own) for own in held_out]
@@ -235,7 +238,7 @@ def train(
             history.validation.append(record)
             history.n_epochs = epoch
             if schedule.report_every and epoch % schedule.report_every == 0:
-                print(f"epoch {epoch:4d}  held-out loss {np.mean(loss_now):.4f}", file=sys.stderr)
+                print(f"epoch {epoch:4d}  held-out loss {np.mean(loss_now):.4f}{whose}", file=sys.stderr)
             going = [epoch - history.best_epoch[m] < schedule.patience for m in state.members]
             if not any(going):
                 break
