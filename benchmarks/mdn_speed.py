@@ -13,8 +13,9 @@ import argparse
 import multiprocessing
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,23 +49,25 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def seconds(X: np.ndarray, y: np.ndarray, threads: int | None, epochs: int) -> float:
-    """One epoch of training, without what a fit does before and after."""
-    own, train = fitting._threads, fitting.train_apart
-    taken = []
+    """One epoch of training, without what a fit does before and after; with `threads`, of all members together."""
+    names = ("train", "train_apart", "_threads", "_apart")
+    before, taken = {name: getattr(fitting, name) for name in names}, []
 
-    def timed(*given: object, hands: int) -> training.History:
+    def timed(train: Callable[..., training.History], *given: object, **how: object) -> training.History:
         start = time.perf_counter()
-        history = train(*given, hands=hands if threads is None else 1)  # type: ignore[arg-type]
+        history = train(*given, **how)
         taken.append((time.perf_counter() - start) / history.n_epochs)
         return history
 
-    fitting.train_apart = timed  # type: ignore[assignment]
+    for name in ("train", "train_apart"):
+        setattr(fitting, name, partial(timed, before[name]))
     if threads is not None:
-        fitting._threads = lambda *_: threads  # type: ignore[assignment]
+        fitting._threads, fitting._apart = lambda *_: threads, lambda *_: False  # type: ignore[assignment]
     try:
         MDNRegressor(max_epochs=epochs, random_state=0).fit(X, y)
     finally:
-        fitting._threads, fitting.train_apart = own, train
+        for name, function in before.items():
+            setattr(fitting, name, function)
     return taken[0]
 
 
