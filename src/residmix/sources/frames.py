@@ -40,6 +40,8 @@ _FILL_ROWS = 4096  # rows filled at a time across all columns: the target stays 
 
 def is_frame(data: Any) -> bool:
     """Tell whether `data` is a data frame or series of a library we read, without importing any of them."""
+    if isinstance(data, np.ndarray):  # which takes long to be told from a frame
+        return False
     known = nw.dependencies
     return known.is_into_dataframe(data) or known.is_into_series(data) or known.is_polars_lazyframe(data)
 
