@@ -156,6 +156,24 @@ def test_scale_by_names_what_the_spread_depends_on(run, spread, tmp_path, rng):
     assert "leave one of them out" in run(*given, "--scale", "--scale-by", "site", code=2).stderr
 
 
+def test_weights_depend_on_terms_of_their_own(run, file, tmp_path):
+    given = ("fit", file, "--formula", "C(sex)", "--gating", "C(island)", "-k", 2, "--family", "EEE", "--seed", 0)
+    summary = json.loads(run(*given, "-o", tmp_path / "m", "--report", tmp_path / "r.html", "--json").stdout)
+    assert (summary["gating"], summary["estimation"]) == ("C(island)", "joint")
+    assert "weights depending on C(island)" in summary["methods"]["text"]
+    assert "<dt>proportions of components by</dt>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    model = rm.load(tmp_path / "m")
+    assert model.gate_coef_.any(axis=0).tolist() == [False, True, True]
+    run("predict", tmp_path / "m", file, "-o", tmp_path / "p.csv", "-q")
+    run("sample", tmp_path / "m", file, "-o", tmp_path / "d.csv", "-q")
+    assert len(pd.read_csv(tmp_path / "d.csv")) == len(pd.read_csv(tmp_path / "p.csv")) == 333
+    assert "island" in run("sample", tmp_path / "m", "-o", tmp_path / "e.csv", code=2).stderr
+    assert "--gating (columns of" in run("fit", file, "--formula", "C(sex)", "--gating", "iland", code=1).stderr
+    assert "--gating" in run("fit", file, "--formula", "C(sex)", "--gating", "island", "-k", 0, code=2).stderr
+    told = run(*given, "--stepwise", "--features", FEATURES, "-o", tmp_path / "s").stderr
+    assert "weights by C(island)" in told
+
+
 def test_the_command_that_an_error_names_works(run, spread, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("fit", spread, "--formula", "site", "--scale", "--residuals", "clean.parquet", "-q")

@@ -293,7 +293,7 @@ def test_weights_count_rows():
     ("change", "message"),
     [
         ({"estimation": "jont"}, "'estimation' parameter of ResidualMixture must be a str among .*'joint'"),
-        ({"gating": "site"}, "'gating' parameter .* must be a str among"),
+        ({"gating": 3}, "'gating' parameter .* must be an instance of 'str'"),
         ({"n_components": 0}, "'n_components' parameter .* range \\[1, inf\\)"),
         ({"tol": -1.0}, "'tol' parameter .* range \\[0.0, inf\\)"),
         ({"means_init": np.zeros((3, 3))}, "means"),

@@ -63,12 +63,16 @@ TYPICAL_LEVELS = 6  # of a column that nobody has looked at yet
         "--joint", is_flag=True, help="Estimate effects and mixture together, with weights that depend on the metadata."
     ),
     click.option(
+        "--gating", metavar="FORMULA", help="As --joint, for weights that depend on these terms, not --formula's."
+    ),
+    click.option(
         "--effects", type=click.Choice(["shared", "by-component"]), default="shared", show_default=True,
         help="Whether all components have the same effects, or each its own.",
     ),
     click.option(
         "--stepwise", is_flag=True,
-        help="Choose the formula's terms, --joint's weights and --effects by --criterion, one step at a time.",
+        help="Choose the formula's terms, --joint's weights (or --gating's terms) and --effects by --criterion, one "
+             "step at a time.",
     ),
     click.option(
         "--covariance-by", metavar="FACTOR",
@@ -232,7 +236,8 @@ def _fitted(model: Any, source: Data, chosen: SimpleNamespace) -> Any:
 
     found = stepwise(model, source.table)
     tried = len(dict.fromkeys(zip(*(found.selection_[name] for name in ("formula", "gating", "effects")), strict=True)))
-    say(chosen.quiet, f"chosen of {tried} models: {found.formula}, {found.gating} weights, {found.effects} effects")
+    weights = f"{found.gating} weights" if found.gating in ("constant", "metadata") else f"weights by {found.gating}"
+    say(chosen.quiet, f"chosen of {tried} models: {found.formula}, {weights}, {found.effects} effects")
     return found
 
 

@@ -46,7 +46,7 @@ def sample(model: Path, data: str | None, output: Path, rows: int | None, seed: 
         )
     fitted.random_state = seed
     linear = getattr(fitted, "residualizer_", None)
-    needed = () if linear is None else tuple(linear.design_.columns)
+    needed = () if linear is None else tuple(getattr(fitted, "_design", linear.design_).columns)
     if needed and data is None:
         raise click.UsageError(f"the model was fitted with metadata; pass DATA with the columns {', '.join(needed)}")
     if needed and rows is not None:

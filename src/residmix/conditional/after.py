@@ -66,9 +66,8 @@ class AfterFitGiven(AfterFit):
     def _errors(self, found: Information) -> Bunch:
         errors, params, d = shown_errors(found), found.params, found.params.n_features
         errors["means"] = np.sqrt(_of_centred(found)).reshape(-1, d)
-        basis = self._to_residual.basis
-        q = basis.shape[1]
-        shift = self._to_residual.offset + basis.T @ self._affine.origin_a if q else np.zeros(0)
+        basis = self._to_residual.effects_basis
+        q, shift = basis.shape[1], self._shift()[len(self._shift()) - basis.shape[1] :]
         if found.layout.coef.stop > found.layout.coef.start:
             of_coef = found.covariance[found.layout.coef, found.layout.coef].reshape(q, d, q, d)
         elif self.estimation == "joint":
@@ -80,8 +79,14 @@ class AfterFitGiven(AfterFit):
         errors["coef"] = np.sqrt(np.einsum("pa,iab,pb->pi", basis, own, basis))
         errors["intercept"] = np.sqrt(np.diag(_of_common(found)) + np.einsum("a,iab,b->i", shift, own, shift))
         if params.gate is not None:
-            self._gate_errors(errors, found, basis, shift)
+            r = params.gate.coef.shape[1] - 1
+            self._gate_errors(errors, found, self._to_residual.basis[:, :r], self._shift()[:r])
         return errors
+
+    def _shift(self) -> Floats:
+        """Return the negative of u where the design is 0."""
+        basis = self._to_residual.basis
+        return self._to_residual.offset + basis.T @ self._affine.origin_a if basis.shape[1] else np.zeros(0)
 
     def _gate_errors(self, errors: Bunch, found: Information, basis: Floats, shift: Floats) -> None:
         K, width = found.params.n_components, basis.shape[1] + 1

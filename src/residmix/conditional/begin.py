@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
-from residmix.conditional.by_group import check_by_group, grouped_starts
+from residmix.conditional.by_group import check_by_group, grouped_starts, grouping_of
+from residmix.conditional.coordinates import ToResidual, independent, to_residual, with_gate_columns
 from residmix.conditional.density import ConditionalDensity
 from residmix.conditional.entangled import tell_of_entangled
 from residmix.conditional.own.labels import own_params_of_labels
@@ -18,8 +19,9 @@ from residmix.conditional.own.permuted import tell_of_permuted
 from residmix.conditional.own.starts import own_starts, with_own_effects
 from residmix.conditional.own.unseen import tell_of_unseen
 from residmix.conditional.starts import conditional_starts, constant_gate
-from residmix.design.design import Design
-from residmix.errors import note
+from residmix.design.fit import Design, fit_design, joined_designs
+from residmix.design.formula.parser import formula_columns
+from residmix.errors import CollinearityWarning, note, warn
 from residmix.mixture.doubts.spikes import count
 from residmix.mixture.fit import State
 from residmix.mixture.iteration.step import MixtureEM
@@ -27,11 +29,37 @@ from residmix.mixture.params import MixtureParams
 from residmix.mixture.selection.candidates import sizes
 from residmix.mixture.starts import check_goes_on
 from residmix.mixture.starts.labels import check_labels
+from residmix.moments.scatter import joint_scatter
+from residmix.rows.block import Block
 from residmix.rows.rows import Rows
+from residmix.sources.table import Table
 
 __all__ = ["ConditionalFit"]
 
 Floats = NDArray[np.float64]
+
+# Names in a warning.
+SHOWN = 5
+
+
+def _design_alone(block: Block) -> Block:
+    return replace(block, X=block.X[:, :0])
+
+
+def _tell_of_aliased(covariance: Floats, gate: NDArray[np.bool_], design: Design, to_residual: ToResidual) -> None:
+    """Warn if columns of the gate, of that covariance, are determined by others before them."""
+    lost = len(covariance) - to_residual.widths.gate
+    if not lost:
+        return
+    names = [name for name, there in zip(design.column_names, gate, strict=True) if there]
+    ranks = [0, *(independent(covariance[:j, :j]) for j in range(1, len(names) + 1))]
+    found = [name for name, one, two in zip(names, ranks, ranks[1:], strict=False) if one == two]
+    warn(
+        f"{lost} of {len(names)} design columns of gating are aliased: {', '.join(found[:SHOWN])}. Many coefficients "
+        "give the same weights, and one set is chosen; leave terms out",
+        CollinearityWarning,
+        columns=found,
+    )
 
 
 class ConditionalFit(ConditionalDensity):
@@ -52,20 +80,58 @@ class ConditionalFit(ConditionalDensity):
         self._tell_of_gap(rows, state.params)
         # what rows tell of effects is asked of the covariances' averages
         params = replace(state.params, by_group=None)
-        basis, columns = self._to_residual.basis, self.design_columns_
-        tell_of_unseen(rows, params, basis, columns)
+        columns = self.design_columns_
+        tell_of_unseen(rows, params, self._to_residual.effects_basis, columns)
         design, own = self.residualizer_.design_, self.covariance_by is not None
         tell_of_permuted(self._whole(raw), self._to_residual, params, design, own)
-        if self._joint and self.gating == "metadata":
+        if self._joint and self._gated:
             total = count(rows)
             bic = self._n_parameters() * np.log(total) - 2 * total * state.log_likelihood
             coef = self.coef_ if self.coef_.ndim == 2 else np.tensordot(params.weights, self.coef_, 1)
-            tell_of_entangled(rows, params, basis, columns, coef, bic, total)
+            tell_of_entangled(rows, params, self._to_residual, columns, coef, bic, total)
 
     def _keep_threshold(self, em: MixtureEM, params: MixtureParams) -> None:
         super()._keep_threshold(em, params)
         if self.trim:
             self._params = replace(self._params, trim=(self.trim, self.trim_threshold_))
+
+    def _given_rows(self, table: Table, sample_weight: Any, rows: Rows) -> Rows:
+        """Return rows with the designs of effects and gate, and keep how the mixture's coordinates come of them."""
+        residualizer = self.residualizer_
+        self.__dict__.pop("_whole_design", None)
+        self._check_columns_of_levels(residualizer.design_)
+        p = len(residualizer.coef_)
+        grouping = None if self.covariance_by is None else grouping_of(residualizer.design_, self.covariance_by)
+        self._to_residual = to_residual(residualizer.applied_.affine(p), residualizer.moments_, p, grouping)
+        if self._gate_terms:
+            design, gate = self._design_with_gate(table)
+            self._check_columns_of_levels(design)
+            effects = np.arange(len(gate)) < residualizer.design_.n_removed
+            if not np.array_equal(effects, gate):
+                self._whole_design = design
+                rows = residualizer.rows_of(table, sample_weight, design=design, allow_nan=self._gaps_allowed())
+                seen = joint_scatter(rows.mapped(_design_alone))
+                self._to_residual = with_gate_columns(self._to_residual, seen, effects, gate)
+                _tell_of_aliased(
+                    seen.covariance[: len(gate), : len(gate)][gate][:, gate], gate, design, self._to_residual
+                )
+        return rows.with_block_rows(self._block_rows(len(residualizer.features_)))
+
+    def _design_with_gate(self, table: Table) -> tuple[Design, NDArray[np.bool_]]:
+        """Return the design of effects and gate, and which of its columns the gate has."""
+        if not table.has_metadata and self.formula is None:
+            raise ValueError(
+                f"gating={self.gating!r} is taken as a formula, which needs metadata; give metadata=, or formula='1' "
+                "for metadata without effects"
+            )
+        design, named = self.residualizer_.design_, formula_columns(self.gating)
+        how: dict[str, Any] = {"on_unknown": design.on_unknown, "missing": design.missing}
+        try:
+            own = fit_design(lambda: table.chunks(named), formula=self.gating, **how)
+        except (ValueError, TypeError) as error:
+            error.add_note(f"gating={self.gating!r} is taken as a formula; else it's 'constant' or 'metadata'")
+            raise
+        return joined_designs(design, own)
 
     def _check_columns_of_levels(self, design: Design) -> None:
         if design.curves and (self._joint or self.gating != "constant"):
@@ -136,19 +202,20 @@ class ConditionalFit(ConditionalDensity):
 
     def _with_metadata(self, start: MixtureParams) -> MixtureParams:
         """Return a start whose coefficients are those of least squares and whose weights are constant."""
-        width = self._to_residual.basis.shape[1]
-        gate = constant_gate(start.weights, width) if self.gating == "metadata" else None
+        widths = self._to_residual.widths
+        gate = constant_gate(start.weights, widths.gate) if self._gated else None
         if start.coef is not None:
             return replace(start, gate=gate)
-        start = replace(start, coef=np.zeros((width, start.n_features)), gate=gate)
-        return start if self.effects == "shared" or not width else with_own_effects(start)
+        start = replace(start, coef=np.zeros((widths.effects, start.n_features)), gate=gate)
+        return start if self.effects == "shared" else with_own_effects(start)
 
     def _labelled(self, rows: Rows, K: int, kind: str) -> MixtureParams:
         shared = super()._labelled(rows, K, kind)
-        if self.effects == "shared" or not self._to_residual.basis.shape[1]:
+        if self.effects == "shared" or not self._to_residual.widths.effects:
             return shared
         labels = check_labels(self.labels_init, rows.n_rows, K)
-        return own_params_of_labels(self._whole(rows), labels, K, covariance_type=kind, reg_covar=self._floor)
+        how: dict[str, Any] = {"covariance_type": kind, "reg_covar": self._floor}
+        return own_params_of_labels(self._whole(rows), labels, K, n_effects=self._to_residual.widths.effects, **how)
 
     def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
         starts = [self._with_metadata(start) for start in super()._candidate_starts(rows, K, kind, begun)]
@@ -161,29 +228,27 @@ class ConditionalFit(ConditionalDensity):
         alike: dict[str, Any] = {
             "covariance_type": kind,
             "reg_covar": self._start_floor,
-            "gated": self.gating == "metadata",
+            "gated": self._gated,
+            "widths": self._to_residual.widths,
             "n_init": self.n_init,
             "finish": self._run,
             "random_state": random_state,
         }
-        width, joint = self._to_residual.basis.shape[1], self._joint
-        shared = conditional_starts(
-            rows, K, width=width, joint=joint, init_params=self._init_params, given=given, **alike
-        )
+        shared = conditional_starts(rows, K, joint=self._joint, init_params=self._init_params, given=given, **alike)
         if self.effects == "shared":
             return shared
         return own_starts(rows, shared, more=all(value is None for value in given.values()), **alike)
 
     def _last_params(self, n_features: int) -> MixtureParams:
         """Return where the last fit ended, if this one can go on from there."""
-        params, width = self._params, self._to_residual.basis.shape[1]
+        params, widths = self._params, self._to_residual.widths
         check_goes_on(params.means, params.covariances, self._kind(), self.n_components, n_features, "warm_start")
-        gated = self.gating == "metadata"
-        if params.n_design != width or (params.gate is not None) != gated:
+        last = None if params.gate is None else params.gate.coef.shape[1] - 1
+        if params.n_design != widths.effects or last != (widths.gate if self._gated else None):
             raise ValueError(
                 f"warm_start continues the last fit, but that has {params.n_design} independent design columns and "
-                f"{'no' if params.gate is None else 'a'} gate, and this one {width} with gating={self.gating!r}; fit "
-                "a clone of the estimator instead"
+                f"{'no gate' if last is None else f'a gate of {last}'}, and this one {widths.effects} with "
+                f"gating={self.gating!r}; fit a clone of the estimator instead"
             )
         if self.effects == "by-component":
             return with_own_effects(params)
@@ -193,4 +258,4 @@ class ConditionalFit(ConditionalDensity):
                 "a clone of the estimator instead"
             )
         # two stages keep the coefficients of least squares, also after a joint fit
-        return params if self._joint else replace(params, coef=np.zeros((width, n_features)))
+        return params if self._joint else replace(params, coef=np.zeros((widths.effects, n_features)))

@@ -11,15 +11,27 @@ from residmix.moments.absorbed.sums import FactorMoments
 from residmix.moments.affine import Affine
 from residmix.moments.by_level import Grouping, level_of
 from residmix.moments.linear import Moments
+from residmix.moments.scatter import Scatter
 from residmix.rows.block import Block
 from residmix.rows.scratch import scratch
 
-__all__ = ["ToResidual", "to_residual"]
+__all__ = ["ToResidual", "Widths", "independent", "to_residual", "with_gate_columns"]
 
 Floats = NDArray[np.float64]
 
 # Directions of the design whose variance is below this share of the largest are aliased.
 ALIASED = 1e-12
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Of a design row u, how many of the first columns the weights depend on, and how many of the last have effects.
+
+    Columns between are of both; where gate and effects have the same terms, all are.
+    """
+
+    gate: int
+    effects: int
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,29 @@ class ToResidual:
     offset : ndarray (r,)
     levels : tuple of int and ndarray (L, w), or None
         The first column of a factor and the codes of its levels there, by which covariances differ.
+    split : Widths or None
+        Which columns of u gate and effects have; None for all. Columns of the one are orthonormal, and those of the
+        other.
     """
 
     affine: Affine
     basis: Floats
     offset: Floats
     levels: tuple[int, Floats] | None = None
+    split: Widths | None = None
+
+    @property
+    def widths(self) -> Widths:
+        return self.split or Widths(self.basis.shape[1], self.basis.shape[1])
+
+    @property
+    def effects_basis(self) -> Floats:
+        """The columns of `basis` whose u have effects, (p, r)."""
+        return self.basis[:, self.basis.shape[1] - self.widths.effects :]
+
+    @property
+    def effects_offset(self) -> Floats:
+        return self.offset[len(self.offset) - self.widths.effects :]
 
     def codes(self, design: Floats) -> tuple[NDArray[np.intp], ...]:
         """Return the level of each design row, if covariances differ by level."""
@@ -64,10 +93,71 @@ def to_residual(affine: Affine, moments: Moments, p: int, grouping: Grouping | N
     levels = None if grouping is None else (int(grouping.indices[0]), grouping.coded)
     if isinstance(moments, FactorMoments):  # effects of thousands of levels: two stages only, which need no basis
         return ToResidual(affine, np.empty((p, 0)), np.empty(0))
-    scatter = moments.linear.s_aa[0][:p, :p] / moments.linear.weight[0]
+    basis = _orthonormal(moments.linear.s_aa[0][:p, :p] / moments.linear.weight[0])
+    return ToResidual(affine, basis, (moments.linear.mean_a[0][:p] - affine.origin_a) @ basis, levels)
+
+
+def _orthonormal(scatter: Floats, left: Floats | None = None) -> Floats:
+    """Return the matrix (p, r) that makes columns of a covariance orthonormal, aliased directions left out.
+
+    With `left`, it is for what is left of the columns, of that covariance, and `scatter` says what rounding errors are.
+    """
+    if not len(scatter):
+        return np.empty((0, 0))
     scale = np.sqrt(np.diag(scatter))
     scale = np.where(scale > 0, scale, 1.0)
-    values, vectors = np.linalg.eigh(scatter / scale[:, None] / scale) if p else (np.empty(0), np.empty((0, 0)))
-    kept = values > ALIASED * max(values[-1], 0.0) if p else np.zeros(0, dtype=bool)
-    basis = vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None]
-    return ToResidual(affine, basis, (moments.linear.mean_a[0][:p] - affine.origin_a) @ basis, levels)
+    values, vectors = np.linalg.eigh((scatter if left is None else left) / scale[:, None] / scale)
+    kept = values > ALIASED * max(values[-1] if left is None else 1.0, 0.0)
+    return np.asarray(vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None])
+
+
+def independent(covariance: Floats) -> int:
+    """Return how many directions columns of a covariance have."""
+    return int(_orthonormal(covariance).shape[1])
+
+
+def with_gate_columns(
+    own: ToResidual, seen: Scatter, effects: NDArray[np.bool_], gate: NDArray[np.bool_]
+) -> ToResidual:
+    r"""Return the map where gate and effects have different columns of the design.
+
+    Columns u are, in this order, those of the gate alone, those of both, and those of the effects alone; the first and
+    the last are less what the second explain, :math:`a - S_{ab} S_{bb}^{-1} b`, so that columns of the gate are
+    orthonormal and those of the effects as well.
+
+    Parameters
+    ----------
+    own : ToResidual
+        For the columns of the effects.
+    seen : Scatter
+        Of the whole design, the effects' columns first.
+    effects, gate : ndarray of bool (p,)
+        Which columns each has.
+    """
+    p, old = len(effects), own.affine
+    covariance, mean = seen.scatter[:p, :p] / seen.weight, seen.mean[:p]
+    both = np.flatnonzero(effects & gate)
+    common = np.zeros((p, 0))
+    if len(both):
+        found = _orthonormal(covariance[np.ix_(both, both)])
+        common = np.zeros((p, found.shape[1]))
+        common[both] = found
+
+    def beside(columns: NDArray[np.intp]) -> Floats:
+        across = covariance[columns] @ common
+        whole = covariance[np.ix_(columns, columns)]
+        left = _orthonormal(whole, whole - across @ across.T)
+        basis = -common @ (across.T @ left)
+        basis[columns] += left
+        return basis
+
+    parts = [beside(np.flatnonzero(gate & ~effects)), common, beside(np.flatnonzero(effects & ~gate))]
+    basis, (first, shared, last) = np.hstack(parts), (part.shape[1] for part in parts)
+    more = p - len(old.coef)
+    affine = replace(
+        old,
+        origin_a=np.append(old.origin_a, mean[p - more :]),
+        coef=np.vstack([old.coef, np.zeros((more, old.coef.shape[1]))]),
+    )
+    split = Widths(first + shared, shared + last)
+    return ToResidual(affine, basis, (mean - affine.origin_a) @ basis, own.levels, split)

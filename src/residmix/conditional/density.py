@@ -17,6 +17,9 @@ from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.given import components_given, covariances_given, located, weighed
 from residmix.conditional.own.effect import ExpectedEffect
+from residmix.design.design import Design
+from residmix.design.formula.expressions import Terms
+from residmix.design.formula.parser import parse_formula
 from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.families.family import family
@@ -51,7 +54,7 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
     residual = seen.X.copy()
     effect: Any = 0.0
     if params.coef is not None and not params.by_component:
-        effect = seen.design @ params.coef
+        effect = params.columns_of(seen.design) @ params.coef
     filled = expected(problem, residual - effect, prior, seen.design) + effect
     whole = replace(to_residual.affine, sign=1)(replace(block, X=filled))
     return np.where(np.isnan(x), whole, x)
@@ -74,13 +77,30 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
     def _model(self) -> MixtureParams:
         return self._params
 
+    @property
+    def _gated(self) -> bool:
+        """Whether the weights depend on metadata."""
+        return self.gating == "metadata" or bool(self._gate_terms)
+
+    @property
+    def _gate_terms(self) -> Terms:
+        """The terms of a gate that has its own."""
+        return () if self.gating in ("constant", "metadata") else parse_formula(self.gating)
+
+    @property
+    def _design(self) -> Design:
+        """The design of effects and gate."""
+        found: Design = self.__dict__.get("_whole_design", self.residualizer_.design_)
+        return found
+
     def _gaps_allowed(self) -> bool:
         return getattr(self, "missing_features", "error") == "em"
 
     def _table_rows(self, table: Any, sample_weight: Any = None) -> Rows:
         residualizer = self.residualizer_
         block_rows, allow_nan = self._block_rows(len(residualizer.features_)), self._gaps_allowed()
-        rows = residualizer.rows_of(table, sample_weight, block_rows=block_rows, allow_nan=allow_nan)
+        how: dict[str, Any] = {"design": self._design, "block_rows": block_rows, "allow_nan": allow_nan}
+        rows = residualizer.rows_of(table, sample_weight, **how)
         check = None
         if residualizer.on_unknown == "error":
             check = refused(residualizer.design_, residualizer.fit_, residualizer.moments_)
@@ -90,7 +110,7 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
 
     def _feature_rows(self, X: Any, metadata: Any) -> Rows:
         check_is_fitted(self)
-        table = self.residualizer_.open_rows(X, metadata, check=False)
+        table = self.residualizer_.open_rows(X, metadata, check=False, design=self._design)
         if self.residualizer_.x_is_features:
             validate_data(self, X, reset=False, skip_check_array=True)
         return self._table_rows(table)
@@ -301,7 +321,7 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
 
     def _design_rows(self, metadata: Any, n: int) -> tuple[Floats, tuple[NDArray[np.integer[Any]], ...]]:
         """Return the design rows of metadata and the codes of absorbed factors; n empty rows without metadata."""
-        design = self.residualizer_.design_
+        design = self._design
         if not design.columns:
             return np.empty((n, 0)), ()
         if metadata is None:
@@ -366,10 +386,10 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
 
         A curve counts with its effective degrees of freedom.
         """
-        r, design = self._to_residual.basis.shape[1], self.residualizer_.design_
+        widths, design = self._to_residual.widths, self.residualizer_.design_
         times = K if self.effects == "by-component" else 1
-        gate = (K - 1) * r if self.gating == "metadata" else 0
-        regression: float = times * r * d - self.residualizer_.saved_degrees
+        gate = (K - 1) * widths.gate if self._gated else 0
+        regression: float = times * widths.effects * d - self.residualizer_.saved_degrees
         if design.factors:  # least squares, whose effects all components share
             regression = int(removed_degrees(self.residualizer_.fit_, design.n_removed).sum())
         more = (self._n_groups - 1) * family(kind).n_parameters(K, d)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.conditional.coordinates import ToResidual
 from residmix.errors import EntangledEffectsWarning, warn
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams
@@ -24,23 +25,31 @@ CARRIES = 0.5
 
 
 def tell_of_entangled(
-    rows: Rows, params: MixtureParams, basis: Floats, columns: Sequence[str], coef: Floats, bic: float, n_rows: float
+    rows: Rows,
+    params: MixtureParams,
+    to_residual: ToResidual,
+    columns: Sequence[str],
+    coef: Floats,
+    bic: float,
+    n_rows: float,
 ) -> None:
     r"""Warn if a shift and a difference in proportions fit equally well, as with one cluster per site.
 
-    This is so if components don't differ within sites: either the metadata hardly vary within components, by :math:`W =
-    \sum_{ik} r_{ik} (u_i - \bar u_k)(u_i - \bar u_k)' / n` of the orthonormal design rows u, which is the identity
-    where components and metadata are unrelated; or one normal about the shifts has the lower BIC.
+    Asked of the metadata that both depend on. This is so if components don't differ within sites: either the metadata
+    hardly vary within components, by :math:`W = \sum_{ik} r_{ik} (u_i - \bar u_k)(u_i - \bar u_k)' / n` of the
+    orthonormal design rows u, which is the identity where components and metadata are unrelated; or one normal about
+    the shifts has the lower BIC.
     """
-    r = basis.shape[1]
-    if params.n_components == 1 or r == 0:
+    widths, m = to_residual.widths, to_residual.basis.shape[1]
+    both = slice(m - widths.effects, widths.gate)
+    if params.n_components == 1 or both.stop <= both.start:
         return
-    moments = MixtureEM(rows, 0.0).moments(params)
+    moments, basis = MixtureEM(rows, 0.0).moments(params), to_residual.basis[:, both]
     held = moments.weight > 0
-    shift = moments.shift[held, :r]
-    within = moments.scatter[held, :r, :r].sum(axis=0) - (shift / moments.weight[held, None]).T @ shift
+    shift = moments.shift[held, both]
+    within = moments.scatter[held, both, both].sum(axis=0) - (shift / moments.weight[held, None]).T @ shift
     values, vectors = np.linalg.eigh(0.5 * (within + within.T) / moments.total)
-    alone = _bic_of_one(rows, r, n_rows, np.linalg.pinv(basis) @ coef)
+    alone = _bic_of_one(rows, widths.effects, n_rows, np.linalg.pinv(to_residual.effects_basis) @ coef)
     if values[0] >= WITHIN and alone > bic:
         return
     inverse = np.linalg.pinv(basis)

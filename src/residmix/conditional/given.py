@@ -108,7 +108,7 @@ def located(
     if away is not None:
         where = where + away
     if params.coef is not None and params.n_design:
-        u = orthonormal(to_residual, a)
+        u = params.columns_of(orthonormal(to_residual, a))
         own = params.coef[labels] if params.by_component else params.coef
         where = where + (u[:, None] @ own)[:, 0]
     return replace(to_residual.affine, sign=1)(Block(0, where, a, codes))

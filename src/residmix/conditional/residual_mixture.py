@@ -15,8 +15,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 
 from residmix.conditional.begin import ConditionalFit
-from residmix.conditional.by_group import grouping_of, tell_of_pooled
-from residmix.conditional.coordinates import to_residual
+from residmix.conditional.by_group import tell_of_pooled
 from residmix.design.terms import find_term
 from residmix.em.callbacks import FitTasks, with_callbacks
 from residmix.em.runs import fingerprint
@@ -53,8 +52,10 @@ class ResidualMixture(ConditionalFit):
         "two-stage": B by least squares, then the mixture on the residual. "joint": everything together by maximum
         likelihood (ECM). If the *proportions* of the components differ between sites, least squares mistakes this for a
         shift; joint estimation with ``gating="metadata"`` doesn't.
-    gating : {"constant", "metadata"}, default "constant"
-        Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`.
+    gating : "constant", "metadata" or str, default "constant"
+        Whether the weights depend on the metadata, :math:`\pi_k(m) \propto \exp(\gamma_{k0} + \gamma_k' a(m))`:
+        "metadata" with the terms of `formula`, any other string is a formula of their own terms, as ``"age"`` beside
+        ``formula="C(site)"``. Its terms needn't be those of the effects, and ``formula="1"`` is for none.
     effects : {"shared", "by-component"}, default "shared"
         Whether all components have the same B or each its own B_k, as if a batch shifts each cell type differently.
         Effects by component are always estimated jointly.
@@ -80,7 +81,7 @@ class ResidualMixture(ConditionalFit):
     Attributes
     ----------
     coef_ : ndarray (p, d)
-        B; with effects by component (K, p, d).
+        B; with effects by component (K, p, d). Rows of columns that the weights alone depend on are 0.
     intercept_ : ndarray (d,)
         b_0: residuals are ``x - intercept_ - a(m) @ coef_`` and have mean zero, so ``weights_ @ means_`` is zero too.
     weights_ : ndarray (K,)
@@ -94,7 +95,7 @@ class ResidualMixture(ConditionalFit):
     residual_means_ : ndarray (K, d)
         With effects by component, means of the components among the :meth:`residuals`; else the same as `means_`.
     gate_coef_ : ndarray (K, p) or None
-        gamma; rows sum to zero over components.
+        gamma; rows sum to zero over components. Columns that have effects only are 0.
     gate_intercept_ : ndarray (K,) or None
     residualizer_ : Residualizer
         The least-squares fit.
@@ -135,7 +136,7 @@ class ResidualMixture(ConditionalFit):
         "preserve": [str, None],
         "features": ["array-like", None],
         "estimation": [StrOptions({"two-stage", "joint"})],
-        "gating": [StrOptions({"constant", "metadata"})],
+        "gating": [str],
         "effects": [StrOptions({"shared", "by-component"})],
         "covariance_by": [str, None],
         "on_unknown": [StrOptions({"error", "mean", "shrink"})],
@@ -238,18 +239,15 @@ class ResidualMixture(ConditionalFit):
             missing=self.missing,
         )
         least_squares_rows, _ = residualizer.fit_to(
-            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=self._gaps_allowed(), codes=False
-        )
+            table, table, sample_weight, y=y, quiet=self._quiet, allow_nan=self._gaps_allowed(), codes=False,
+            beside=[name for term in self._gate_terms for factor in term for name in factor.columns()],
+        )  # fmt: skip
         self.residualizer_ = residualizer
         if residualizer.x_is_features:
             validate_data(self, X, reset=True, skip_check_array=True)
         else:
             self.feature_names_in_, self.n_features_in_ = residualizer.features_, len(residualizer.features_)
-        self._check_columns_of_levels(residualizer.design_)
-        p = len(residualizer.coef_)
-        grouping = None if self.covariance_by is None else grouping_of(residualizer.design_, self.covariance_by)
-        self._to_residual = to_residual(residualizer.applied_.affine(p), residualizer.moments_, p, grouping)
-        raw = least_squares_rows.with_block_rows(self._block_rows(len(residualizer.features_)))
+        raw = self._given_rows(table, sample_weight, least_squares_rows)
         self._check_enough(int(residualizer.fit_.count.max(initial=0)))
         rows = raw.mapped(self._to_residual)
         errors = local_errors(error_covariance, rows)
@@ -294,7 +292,7 @@ class ResidualMixture(ConditionalFit):
         # residuals have mean zero by convention: what the components' means share belongs to the intercept
         common = params.weights @ params.means
         self._params, self._common = replace(params, restraint=None), common
-        affine, basis, offset = to_residual.affine, to_residual.basis, to_residual.offset
+        affine, basis, offset = to_residual.affine, to_residual.effects_basis, to_residual.effects_offset
         self.coef_ = affine.coef + basis @ params.coef
         constant, means = affine.constant - offset @ params.coef + common, params.means - common
         if params.by_component:
@@ -313,9 +311,10 @@ class ResidualMixture(ConditionalFit):
         self.gate_coef_ = self.gate_intercept_ = None
         if params.gate is not None:
             gate = params.gate.coef
-            self.gate_coef_ = gate[:, :-1] @ basis.T
+            self.gate_coef_ = gate[:, :-1] @ params.gate.columns_of(to_residual.basis).T
+            offset = params.gate.columns_of(to_residual.offset[None])[0]
             self.gate_intercept_ = gate[:, -1] - gate[:, :-1] @ offset - self.gate_coef_ @ affine.origin_a
-        self.design_columns_ = self.residualizer_.design_columns_
+        self.design_columns_ = list(self._design.column_names[: len(to_residual.basis)])
         self._n_rows = n_rows
 
     def _keep_groups(self, params: MixtureParams) -> None:

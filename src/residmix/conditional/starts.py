@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.conditional.coordinates import Widths
 from residmix.conditional.matches import likely_matches
 from residmix.em.loop import EMState, run_em
 from residmix.kernels.clusters import lloyd, seed
@@ -62,7 +63,7 @@ def conditional_starts(
     rows: Rows,
     n_components: int,
     *,
-    width: int,
+    widths: Widths,
     covariance_type: str,
     reg_covar: float,
     joint: bool,
@@ -81,8 +82,8 @@ def conditional_starts(
     ----------
     rows, n_components, covariance_type, reg_covar, gated, random_state
         As in :func:`joint_starts`.
-    width : int
-        Columns of the orthonormal design.
+    widths : Widths
+        Columns of the orthonormal design that gate and effects have.
     joint : bool
         Whether the coefficients are estimated with the mixture.
     n_init, init_params, given
@@ -94,8 +95,8 @@ def conditional_starts(
     spare: list[MixtureParams] = []
 
     def with_metadata(mixture: MixtureParams) -> MixtureParams:
-        gate = constant_gate(mixture.weights, width) if gated else None
-        return replace(mixture, coef=np.zeros((width, rows.n_features)), gate=gate)
+        gate = constant_gate(mixture.weights, widths.gate) if gated else None
+        return replace(mixture, coef=np.zeros((widths.effects, rows.n_features)), gate=gate)
 
     for _ in range(n_init):
         mixture, *others = find_starts(
@@ -124,6 +125,7 @@ def conditional_starts(
                 reg_covar=reg_covar,
                 gated=gated,
                 random_state=random_state,
+                widths=widths,
             )
     return starts + spare
 
@@ -136,6 +138,7 @@ def joint_starts(
     reg_covar: float,
     gated: bool,
     random_state: np.random.RandomState,
+    widths: Widths | None = None,
 ) -> list[MixtureParams]:
     """Return the most promising starts, the best first.
 
@@ -149,10 +152,13 @@ def joint_starts(
     gated : bool
         Whether mixing weights depend on the metadata.
     random_state : RandomState
+    widths : Widths, optional
+        Columns of the design that gate and effects have. Default: all.
     """
     block = subsample(rows, n_components, random_state)
     u = block.design
-    if n_components == 1 or u.shape[1] == 0:
+    widths = widths or Widths(u.shape[1], u.shape[1])
+    if n_components == 1 or widths.effects == 0:
         return []
     groups = groups_of(u, n_components, block.X.shape[1], random_state)
     if len(groups) < 2:
@@ -163,8 +169,8 @@ def joint_starts(
         with suppress(SingularCovarianceError):
             parts = [Group.of(block, index, n_components, kind, reg_covar, random_state) for index in groups]
             for lead in range(min(len(parts), LEADS)):
-                found += _join(parts, lead, covariance_type, reg_covar, gated, random_state)
-            found += _matched(parts, covariance_type, gated)
+                found += _join(parts, lead, covariance_type, reg_covar, gated, random_state, widths)
+            found += _matched(parts, covariance_type, gated, widths)
     few = ArrayRows(block.X, u, (), block.weight, mixture_block_rows(block.X.shape[1], n_components))
     em = MixtureEM(few, reg_covar)
     for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
@@ -278,6 +284,7 @@ def _join(
     reg_covar: float,
     gated: bool,
     random_state: np.random.RandomState,
+    widths: Widths,
 ) -> list[MixtureParams]:
     """Return the starts that come of the groups' joining a leading one, the largest first.
 
@@ -305,7 +312,7 @@ def _join(
     centres = np.stack([group.centre for group in order])
     sizes = np.array([len(group.x) for group in order], dtype=float)
     return [
-        _start_from(mixture, np.stack(shifts), np.stack(weights), centres, sizes, covariance_type, gated),
+        _start_from(mixture, np.stack(shifts), np.stack(weights), centres, sizes, covariance_type, gated, widths),
         _start_from(
             anew,
             np.stack([shift for shift, _ in again]),
@@ -314,11 +321,12 @@ def _join(
             sizes,
             covariance_type,
             gated,
+            widths,
         ),
     ]
 
 
-def _matched(groups: list[Group], covariance_type: str, gated: bool) -> list[MixtureParams]:
+def _matched(groups: list[Group], covariance_type: str, gated: bool, widths: Widths) -> list[MixtureParams]:
     """Return the starts that come of the likeliest matches of the groups' components, any with any."""
     rows = [float(len(group.x) if group.weight is None else group.weight.sum()) for group in groups]
     centres = np.stack([group.centre for group in groups])
@@ -327,7 +335,7 @@ def _matched(groups: list[Group], covariance_type: str, gated: bool) -> list[Mix
     for mixture, shifts in likely_matches([group.mixture for group in groups], rows):
         again = [group.shifted(mixture, shift)[1:] for group, shift in zip(groups, shifts, strict=True)]
         found = np.stack([shift for shift, _ in again]), np.stack([share for _, share in again])
-        starts.append(_start_from(mixture, *found, centres, sizes, covariance_type, gated))
+        starts.append(_start_from(mixture, *found, centres, sizes, covariance_type, gated, widths))
     return starts
 
 
@@ -339,8 +347,10 @@ def _start_from(
     sizes: Floats,
     covariance_type: str,
     gated: bool,
+    widths: Widths,
 ) -> MixtureParams:
     """Regress the groups' shifts and the logarithms of their weights on where they are."""
+    places, centres = centres[:, : widths.gate], centres[:, centres.shape[1] - widths.effects :]
     about = centres - np.average(centres, axis=0, weights=sizes)
     common = np.average(shifts, axis=0, weights=sizes)
     root = np.sqrt(sizes)[:, None]
@@ -351,7 +361,7 @@ def _start_from(
     start = replace(params_as(mixture, covariance_type), weights=total / total.sum(), means=means)
     if not gated:
         return replace(start, coef=coef)
-    return replace(start, coef=coef, gate=gate_from(start.weights, weights, centres, sizes))
+    return replace(start, coef=coef, gate=gate_from(start.weights, weights, places, sizes))
 
 
 def gate_from(common: Floats, weights: Floats, centres: Floats, sizes: Floats) -> Gate:

@@ -18,9 +18,10 @@ from residmix.errors import check_arguments, unnoted
 
 __all__ = ["stepwise"]
 
-# A term as the names of its factors; a state as terms, gating and effects.
+# A term as the names of its factors; a state as terms, gating (its own terms, where it has some) and effects.
 Term = frozenset[str]
-State = tuple[frozenset[Term], str, str]
+Gate = str | frozenset[Term]
+State = tuple[frozenset[Term], Gate, str]
 
 
 def stepwise(
@@ -29,7 +30,7 @@ def stepwise(
     *,
     metadata: Any = None,
     sample_weight: ArrayLike | None = None,
-    gating: Sequence[str] = ("constant", "metadata"),
+    gating: Sequence[str] | None = None,
     effects: Sequence[str] = ("shared", "by-component"),
     max_steps: int = 50,
 ) -> ResidualMixture:
@@ -38,6 +39,8 @@ def stepwise(
     From the model as it is, the steps are: a term of its formula less; a term that isn't there any more, again; the
     weights depending on the metadata or not; effects shared or by component. The one that lowers the criterion most is
     taken, until none lowers it. A term stays as long as an interaction has it; the factor of `covariance_by` stays.
+    Where the gate has a formula of its own, or ``gating=["formula"]``, its terms are chosen apart from those of the
+    effects: a term of the gate less, or one more.
 
     Parameters
     ----------
@@ -46,14 +49,19 @@ def stepwise(
         are searched at each step. `criterion` is "bic", "icl" or "aic".
     X, metadata, sample_weight
         As for :meth:`residmix.ResidualMixture.fit`.
-    gating, effects : sequence of str
-        What may be chosen; one value each to keep it.
+    gating : sequence of str, optional
+        What may be chosen, of "constant" and "metadata" (the terms of the effects); one value to keep it. Or "formula":
+        any terms that the model's gating has, or its formula, where the gating is "constant" or "metadata". Default:
+        "formula" where the model's gating is one, else the other two.
+    effects : sequence of str
+        What may be chosen; one value to keep it.
     max_steps : int, default=50
 
     Returns
     -------
     ResidualMixture
-        Fitted, its formula, gating and effects those chosen; formula is "1" if no term is worth its parameters.
+        Fitted, its formula, gating and effects those chosen; formula is "1" if no term is worth its parameters, and
+        gating "constant".
         `selection_` has all fits, with the columns formula, gating and effects before the usual ones.
 
     Raises
@@ -63,8 +71,7 @@ def stepwise(
 
     Notes
     -----
-    Gate and effects have the same terms. Warnings of fits that aren't chosen aren't shown; those of the chosen one are
-    in its `notes_`.
+    Warnings of fits that aren't chosen aren't shown; those of the chosen one are in its `notes_`.
 
     References
     ----------
@@ -82,6 +89,8 @@ def stepwise(
     >>> chosen.formula, len(chosen.selection_["bic"])
     ('C(sex) + year', 3)
     """
+    if gating is None:
+        gating = GATES[:2] if model.gating in GATES[:2] else GATES[2:]
     check_arguments("stepwise", max_steps=([Interval(Integral, 1, None, closed="left")], max_steps))
     for name, values, known in (("gating", gating, GATES), ("effects", effects, EFFECTS)):
         for value in values:
@@ -90,10 +99,15 @@ def stepwise(
         raise ValueError("stepwise chooses terms of a formula, and the model has none; give all that may be chosen")
     if model.criterion == "cv":
         raise ValueError('stepwise chooses by "bic", "icl" or "aic"; the model has criterion="cv"')
+    if "formula" in gating and len(gating) > 1:
+        raise ValueError(
+            f'gating={list(gating)!r}: with "formula" the weights may be constant, or have the terms of the effects, '
+            "as well; leave the others out"
+        )
     return _Steps(model, (X, metadata, sample_weight), tuple(gating), tuple(effects)).run(max_steps)
 
 
-GATES, EFFECTS = ("constant", "metadata"), ("shared", "by-component")
+GATES, EFFECTS = ("constant", "metadata", "formula"), ("shared", "by-component")
 
 
 class _Steps:
@@ -103,7 +117,9 @@ class _Steps:
         self, model: ResidualMixture, data: tuple[Any, Any, Any], gating: tuple[str, ...], effects: tuple[str, ...]
     ) -> None:
         self.model, self.data, self.gating, self.effects = model, data, gating, effects
-        self.terms = {frozenset(f.text for f in term): term for term in parse_formula(str(model.formula))}
+        self.terms = _by_factors(str(model.formula))
+        self.apart = gating == ("formula",)
+        self.of_gate = self.terms if model.gating in GATES[:2] else _by_factors(model.gating)
         self.features: Any = model.features
         self.fits: dict[State, ResidualMixture] = {}
         # one component has one weight, and effects that nobody could share
@@ -111,7 +127,9 @@ class _Steps:
 
     def run(self, max_steps: int) -> ResidualMixture:
         model = self.model
-        first = model.gating if model.gating in self.gating else self.gating[0]
+        first: Gate = model.gating if model.gating in self.gating else self.gating[0]
+        if self.apart:
+            first = frozenset() if model.gating == "constant" else frozenset(self.of_gate)
         own = model.effects if model.effects in self.effects else self.effects[0]
         state = self._plain(frozenset(self.terms), first, own)
         value = self._value(state)
@@ -126,22 +144,24 @@ class _Steps:
         chosen.selection_ = self._table()
         return chosen
 
-    def _plain(self, terms: frozenset[Term], gating: str, effects: str) -> State:
+    def _plain(self, terms: frozenset[Term], gating: Gate, effects: str) -> State:
         """Return a state; without terms or several components nothing depends on gate and effects."""
-        return (terms, GATES[0], EFFECTS[0]) if self.single or not terms else (terms, gating, effects)
+        none: Gate = frozenset() if self.apart else GATES[0]
+        if self.single or not terms:
+            return terms, gating if self.apart and not self.single else none, EFFECTS[0]
+        return terms, gating, effects
 
     def _steps(self, state: State) -> Iterator[State]:
         terms, gating, effects = state
         kept = self.model.covariance_by
-        for term in self.terms:
-            if term in terms:
-                held = any(term < other for other in terms)
-                by = kept is not None and any(kept in factor.columns() for factor in self.terms[term])
-                if not held and not by:
-                    yield self._plain(terms - {term}, gating, effects)
-            elif all(part in terms for part in self.terms if part < term):
-                yield terms | {term}, gating, effects
-        for gate, own in product(self.gating, self.effects):
+        for term, following in _changed(self.terms, terms):
+            by = kept is not None and any(kept in factor.columns() for factor in self.terms[term])
+            if not by:
+                yield self._plain(following, gating, effects)
+        if isinstance(gating, frozenset) and not self.single:
+            for _, others in _changed(self.of_gate, gating):
+                yield terms, others, effects
+        for gate, own in product((gating,) if self.apart else self.gating, self.effects):
             # one of the two at a time
             if terms and not self.single and (gate == gating) != (own == effects):
                 yield terms, gate, own
@@ -159,7 +179,7 @@ class _Steps:
         size = model.n_components
         model.set_params(
             formula=self._formula(terms),
-            gating=gating,
+            gating=self._gating(gating),
             effects=effects,
             features=self.features,
             # so that each fit tells its criteria
@@ -174,15 +194,37 @@ class _Steps:
         return model
 
     def _formula(self, terms: frozenset[Term]) -> str:
-        return " + ".join(":".join(f.text for f in self.terms[term]) for term in self.terms if term in terms) or "1"
+        return _written(self.terms, terms) or "1"
+
+    def _gating(self, gating: Gate) -> str:
+        return gating if isinstance(gating, str) else _written(self.of_gate, gating) or GATES[0]
 
     def _table(self) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}
         for (terms, gating, effects), model in self.fits.items():
             found = model.selection_
             for _ in found["bic"]:
-                for name, value in (("formula", self._formula(terms)), ("gating", gating), ("effects", effects)):
+                kind = {"formula": self._formula(terms), "gating": self._gating(gating), "effects": effects}
+                for name, value in kind.items():
                     columns.setdefault(name, []).append(value)
             for name, values in found.items():
                 columns.setdefault(name, []).extend(values)
         return columns
+
+
+def _by_factors(formula: str) -> dict[Term, Any]:
+    return {frozenset(factor.text for factor in term): term for term in parse_formula(formula)}
+
+
+def _written(every: dict[Term, Any], terms: frozenset[Term]) -> str:
+    return " + ".join(":".join(factor.text for factor in own) for term, own in every.items() if term in terms)
+
+
+def _changed(every: dict[Term, Any], terms: frozenset[Term]) -> Iterator[tuple[Term, frozenset[Term]]]:
+    """Yield which term may go or come, and the terms then: an interaction comes after its parts, and goes first."""
+    for term in every:
+        if term in terms:
+            if not any(term < other for other in terms):
+                yield term, terms - {term}
+        elif all(part in terms for part in every if part < term):
+            yield term, terms | {term}

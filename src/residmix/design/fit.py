@@ -7,7 +7,11 @@ it), plus one level index per absorbed factor: a factor with so many levels that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from residmix.design.coding import coded_terms
 from residmix.design.columns import Metadata, open_metadata
@@ -16,9 +20,9 @@ from residmix.design.formula.expressions import Column, Terms
 from residmix.design.formula.parser import parse_formula
 from residmix.design.formula.tokens import FormulaError
 from residmix.design.survey import Learned, survey
-from residmix.design.terms import DesignMatrix, Factor, Term
+from residmix.design.terms import DesignMatrix, Factor, Plan, Term
 
-__all__ = ["Design", "DesignMatrix", "Factor", "Term", "fit_design"]
+__all__ = ["Design", "DesignMatrix", "Factor", "Term", "fit_design", "joined_designs"]
 
 # Columns of interactions that are always let through.
 MAX_CROSSED = 300
@@ -118,6 +122,33 @@ def fit_design(
     _check_cost(design, found.n_rows)
     found.warn(design.terms)
     return design
+
+
+def joined_designs(one: Design, other: Design) -> tuple[Design, NDArray[np.bool_]]:
+    """Return a design of the removed columns of one, and of those of another that it lacks; and which the other has.
+
+    Both are of the same table. A term counts as the same where its factors are coded alike.
+    """
+
+    def removed(design: Design) -> dict[Any, tuple[Plan, int]]:
+        pairs = zip(design._plans, design.terms, strict=True)
+        widths = [(plan, term.columns.stop - term.columns.start) for plan, term in pairs if not plan.preserved]
+        return {(tuple(f.text for f in plan.factors), plan.coding, plan.kind): (plan, width) for plan, width in widths}
+
+    first, second = removed(one), removed(other)
+    every = first | {key: value for key, value in second.items() if key not in first}
+    has = [np.full(width, key in second) for key, (_, width) in every.items()]
+    mine, theirs = one._learned, other._learned
+    learned = replace(
+        mine,
+        levels=theirs.levels | mine.levels,
+        fills=theirs.fills | mine.fills,
+        states=theirs.states | mine.states,
+        widths=theirs.widths | mine.widths,
+    )
+    plans = tuple(plan for plan, _ in every.values())
+    design = Design(one.formula, None, one.on_unknown, one.missing, one.array_width, plans, learned)
+    return design, np.concatenate([np.zeros(0, dtype=bool), *has])
 
 
 def _check_cost(design: Design, n_rows: int) -> None:

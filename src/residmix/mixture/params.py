@@ -64,7 +64,8 @@ class MixtureParams:
     covariance_type : str
         Name of the family.
     coef : ndarray (r, d), (K, r, d) or None
-        D: effects of the design row u, which is centred; of all components, or of each.
+        D: effects of the last r columns of the design row u, which is centred; of all components, or of each. The gate
+        has the first columns of u, and both may have the same ones.
     gate : Gate or None
         None for constant weights.
     noise : tuple of float and ndarray (2, d), or None
@@ -109,6 +110,10 @@ class MixtureParams:
     def n_design(self) -> int:
         """Columns of u that have effects."""
         return 0 if self.coef is None else self.coef.shape[-2]
+
+    def columns_of(self, u: Floats) -> Floats:
+        """Return the columns of u that have effects."""
+        return u[:, u.shape[1] - self.n_design :]
 
     @property
     def by_component(self) -> bool:

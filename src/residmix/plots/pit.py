@@ -94,14 +94,14 @@ def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
 
 def _metadata(model: Any, rows: Rows) -> Any:
     where = rows.apart if rows.apart is not None else rows.frame
-    return where[list(model.residualizer_.design_.columns)] if hasattr(where, "columns") else where
+    return where[list(model._design.columns)] if hasattr(where, "columns") else where
 
 
 def _weights(model: Any, rows: Rows) -> NDArray[np.float64]:
     """Return the mixing weights of each row: with a gate they depend on its metadata."""
     if getattr(model, "gate_coef_", None) is None:
         return np.tile(np.asarray(model.weights_, dtype=np.float64), (len(rows.X), 1))
-    a = model.residualizer_.design_.matrix(_metadata(model, rows)).dense
+    a = model._design.matrix(_metadata(model, rows)).dense
     logits = model.gate_intercept_ + a @ model.gate_coef_.T
     logits = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(logits / logits.sum(axis=1, keepdims=True))

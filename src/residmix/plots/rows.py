@@ -99,13 +99,14 @@ def features_of(model: Any) -> tuple[str, ...]:
 
 
 def metadata_of(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the metadata columns that a model removes, and those that it preserves."""
+    """Return the metadata columns that a model removes, and those that it uses but doesn't remove."""
     linear = transformer_of(model)
     if linear is None:
         return (), ()
     design = linear.design_
     removed = tuple(design.columns)
-    return removed, tuple(name for name in design.preserved_columns if name not in removed)
+    others = dict.fromkeys([*design.preserved_columns, *getattr(model, "_design", design).columns])
+    return removed, tuple(name for name in others if name not in removed)
 
 
 def rows_of(model: Any, X: Any, metadata: Any = None, beside: Sequence[str] = (), most: int = SHOWN_ROWS) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -50,6 +51,7 @@ class Learner(Scores, Told):
         allow_nan: bool = True,
         further: bool = False,
         codes: bool = True,
+        beside: Sequence[str] = (),
     ) -> tuple[Rows, NDArray[Any] | None]:
         """Fit to a table; return its rows, and their residuals if the fit computes them.
 
@@ -62,6 +64,8 @@ class Learner(Scores, Told):
         quiet, allow_nan, further, codes : bool
             Whether no line of progress is shown, features may have gaps, further rows may come, and codes for missing
             values are looked for in a sample of the features.
+        beside : sequence of str
+            Columns of X that are metadata for another purpose.
         """
         self._validate_params()
         effect = effect_of(self)
@@ -71,12 +75,14 @@ class Learner(Scores, Told):
             X,
             table,
             weight,
+            beside,
             on_unknown=known_only,
             missing=self.missing,
             absorb_above=effect.columns_up_to,
         )
         effect.check(self.design_)
-        warn_of_nothing(self, y)
+        if not beside:
+            warn_of_nothing(self, y)
         if further:
             refuse_moments_alone(self)
         if self.residuals == "loo":

@@ -38,10 +38,14 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     _apart: bool
     _named: bool
 
-    def _learn(self, X: Any, table: Table, sample_weight: Any, **options: Any) -> None:
-        """Find the features and fit the design; `options` go to :func:`residmix.design.fit.fit_design`."""
+    def _learn(self, X: Any, table: Table, sample_weight: Any, beside: Sequence[str] = (), **options: Any) -> None:
+        """Find the features, `beside` not among them, and fit the design; `options` go to `fit_design`."""
         self.design_, used = self._learned_design(table, options)
-        used = (*used, *(name for name in (sample_weight, getattr(self, "groups", None)) if isinstance(name, str)))
+        used = (
+            *used,
+            *beside,
+            *(name for name in (sample_weight, getattr(self, "groups", None)) if isinstance(name, str)),
+        )
         self._apart, self._named = table.has_metadata, table.named
         self.features_ = np.asarray(table.feature_names(self.features, exclude=used), dtype=object)
         if self.x_is_features:
@@ -83,7 +87,14 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
     # ---- later rows --------------------------------------------------------------------------------------------------
 
     def open_rows(
-        self, X: Any, metadata: Any = None, *, check: bool = True, fitting: bool = False, wanted: bool = True
+        self,
+        X: Any,
+        metadata: Any = None,
+        *,
+        check: bool = True,
+        fitting: bool = False,
+        wanted: bool = True,
+        design: Design | None = None,
     ) -> Table:
         """Return new rows, after fit, as a table with the metadata that are needed, or raise.
 
@@ -97,6 +108,8 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
             Whether these are further training rows, which must have the metadata that the first rows had.
         wanted : bool
             Whether the metadata are used at all.
+        design : Design, optional
+            Another design for the same metadata.
 
         Raises
         ------
@@ -107,7 +120,8 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"metadata= is given, but this {type(self).__name__} was fitted without it; call fit with metadata="
             )
-        if not wanted or not (self.design_.columns or fitting):
+        design = self.design_ if design is None else design
+        if not wanted or not (design.columns or fitting):
             metadata = None
         elif metadata is None and self._apart and hasattr(X, "shape"):
             raise ValueError(

@@ -141,6 +141,9 @@ def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
     if setting.get("gating") == "metadata":
         cited.append("gate")
         weights = ", its weights depending on the metadata"
+    elif setting.get("gating", "constant") != "constant":
+        cited.append("gate")
+        weights = f", its weights depending on {setting['gating']}"
     if setting.get("covariance_by") is not None:
         weights += f", of each component at each level of {setting['covariance_by']}"
     chosen = ""

@@ -55,7 +55,7 @@ def verdict(summary: dict[str, Any]) -> dict[str, str]:
     probes = [row for row in summary["association"] if row["held_out"]]
     if not probes:
         return {"headline": f"{share}; the remaining association was not measured.", "advice": ""}
-    gated = summary["gating"] == "metadata" and summary["estimation"] == "joint"
+    gated = summary["gating"] != "constant" and summary["estimation"] == "joint"
     left = {kind: [row for row in probes if row["probe"] == kind and still_there(row)] for kind in ("linear", "forest")}
     if not left["linear"] and not left["forest"]:
         return {"headline": f"{share}; linear and forest probes find no association in the residuals.", "advice": ""}

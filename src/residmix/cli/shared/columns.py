@@ -107,8 +107,10 @@ def plan_columns(data: Data, options: Any) -> Columns:
 
     known = data.table.columns
     metadata, preserved = metadata_columns(options.formula), metadata_columns(options.preserve)
-    for option, names in (("--formula", metadata), ("--preserve", preserved)):
+    weighing = metadata_columns(getattr(options, "gating", None))
+    for option, names in (("--formula", metadata), ("--preserve", preserved), ("--gating", weighing)):
         require_columns(names, known, f"{option} (columns of {data.name})")
+    preserved = tuple(dict.fromkeys([*preserved, *(name for name in weighing if name not in metadata)]))
     if options.compare is not None:
         require_columns((options.compare,), known, data.name)
     taken = {*metadata, *preserved, options.compare}

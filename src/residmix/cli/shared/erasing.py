@@ -22,7 +22,8 @@ def check_erasing(chosen: SimpleNamespace) -> None:
     given = {
         "--scale": chosen.scale, "--scale-by": chosen.scale_by, "--covariances": chosen.covariances,
         "--shrinkage": chosen.shrinkage,
-        "--joint": chosen.joint, "--effects": chosen.effects != "shared", "--family": chosen.family != "full",
+        "--joint": chosen.joint, "--gating": chosen.gating,
+        "--effects": chosen.effects != "shared", "--family": chosen.family != "full",
         "--factors": chosen.factors, "--noise": chosen.noise, "--t": chosen.student, "--trim": chosen.trim,
         "--eigenvalue-ratio": chosen.eigenvalue_ratio, "--prior": chosen.prior,
         "--reg-covar": chosen.reg_covar != 1e-6, "--search": chosen.search != "all",

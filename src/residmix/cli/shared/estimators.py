@@ -102,8 +102,8 @@ def _mixture(chosen: SimpleNamespace, K: Any, features: tuple[str, ...]) -> Any:
         formula=chosen.formula or "1",  # without one the mean alone is taken out
         preserve=chosen.preserve,
         features=list(features),
-        estimation="joint" if own or chosen.joint else "two-stage",
-        gating="metadata" if chosen.joint else "constant",
+        estimation="joint" if own or chosen.joint or chosen.gating else "two-stage",
+        gating=chosen.gating or ("metadata" if chosen.joint else "constant"),
         effects=chosen.effects,
         covariance_by=chosen.covariance_by,
         covariance_type=family if len(family) > 1 else family[0],
@@ -128,6 +128,7 @@ def _refuse_mixture(chosen: SimpleNamespace) -> None:
     """Raise for options of a mixture if there is none."""
     given = {
         "--joint": chosen.joint,
+        "--gating": chosen.gating,
         "--stepwise": chosen.stepwise,
         "--covariance-by": chosen.covariance_by,
         "--effects": chosen.effects != "shared",

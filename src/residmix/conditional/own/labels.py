@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,15 @@ __all__ = ["own_params_of_labels"]
 
 
 def own_params_of_labels(
-    rows: Rows, labels: NDArray[np.intp], n_components: int, *, covariance_type: str, reg_covar: float
+    rows: Rows,
+    labels: NDArray[np.intp],
+    n_components: int,
+    *,
+    covariance_type: str,
+    reg_covar: float,
+    n_effects: int | None = None,
 ) -> MixtureParams:
-    """Return the regression of each label's rows on u, and the mixture of the residuals.
+    """Return the regression of each label's rows on u, or on its last `n_effects` columns, and the mixture of the rest.
 
     Raises
     ------
@@ -30,7 +37,7 @@ def own_params_of_labels(
     SingularCovarianceError
         If the rows of a label don't span the space although the family needs it, and `reg_covar` is 0.
     """
-    moments, centres = moments_of_labels(rows.mapped(_joined), labels, n_components)
+    moments, centres = moments_of_labels(rows.mapped(partial(_joined, n_effects)), labels, n_components)
     d = rows.n_features
     r = centres.shape[1] - d
     coef = own_coefficients(moments, np.zeros((n_components, r, d)))
@@ -42,5 +49,6 @@ def own_params_of_labels(
     return replace(made, coef=coef)
 
 
-def _joined(block: Block) -> Block:
-    return replace(block, X=np.hstack([block.design, block.X]))
+def _joined(n_effects: int | None, block: Block) -> Block:
+    u = block.design if n_effects is None else block.design[:, block.design.shape[1] - n_effects :]
+    return replace(block, X=np.hstack([u, block.X]))

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from residmix.conditional.coordinates import ToResidual
 from residmix.design.design import Design
 from residmix.errors import DesignWarning, warn
+from residmix.mixture.iteration.estep import MixtureMoments
 from residmix.mixture.iteration.groups import with_groups
-from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.iteration.step import MixtureEM, with_effects_only
 from residmix.mixture.params import MixtureParams
 from residmix.rows.rows import Rows
 
@@ -56,7 +57,9 @@ def tell_of_permuted(raw: Rows, to_residual: ToResidual, params: MixtureParams, 
             continue
         coded = design.level_rows(term)
         rows = raw.mapped(replace(to_residual, levels=(term.columns.start, coded)))
-        found = swap_costs(rows, params, len(coded), own=own)
+        # a gate without this factor ties the components together across its levels, as constant weights do
+        free = params.gate is not None and bool(to_residual.basis[term.columns, : to_residual.widths.gate].any())
+        found = swap_costs(rows, params, len(coded), own=own, free=free)
         cheap = sorted((cost, level, k, l) for level, k, l, cost in found if cost < LIKELY)
         if not cheap:
             continue
@@ -73,18 +76,25 @@ def tell_of_permuted(raw: Rows, to_residual: ToResidual, params: MixtureParams, 
         )
 
 
-def swap_costs(rows: Rows, params: MixtureParams, n_levels: int, *, own: bool) -> list[tuple[int, int, int, float]]:
-    """Return level, two components that are there, and the log-likelihood that their trading places costs."""
+def swap_costs(
+    rows: Rows, params: MixtureParams, n_levels: int, *, own: bool, free: bool | None = None
+) -> list[tuple[int, int, int, float]]:
+    """Return level, two components that are there, and the log-likelihood that their trading places costs.
+
+    `free` tells whether weights depend on the level. Default: if they depend on metadata.
+    """
+    free = params.gate is not None if free is None else free
     K, r, d = params.n_components, params.n_design, params.n_features
     every = with_groups(params, np.zeros((n_levels, K)), np.arange(n_levels))
-    moments = MixtureEM(rows, 0.0).moments(every)
+    whole = MixtureEM(rows, 0.0).moments(every)
+    moments, tied = with_effects_only(whole, params), _prior_costs(whole, params, n_levels)
     n = moments.weight.reshape(n_levels, K)
     shift = moments.shift[:, :r].reshape(n_levels, K, r)
     scatter = moments.scatter[:, :r, :r].reshape(n_levels, K, r, r)
     safe = np.where(n > 0, n, 1.0)
     within = scatter - shift[..., :, None] * shift[..., None, :] / safe[..., None, None]
     full, factors, coef = params.full_covariances(), params.full_factors(), np.asarray(params.coef)
-    precisions, log_det, logs = factors @ np.swapaxes(factors, 1, 2), params.log_det, params.log_weights
+    precisions, log_det = factors @ np.swapaxes(factors, 1, 2), params.log_det
     found = []
     for k, l in combinations(range(K), 2):
         apart = coef[k] - coef[l]
@@ -93,11 +103,23 @@ def swap_costs(rows: Rows, params: MixtureParams, n_levels: int, *, own: bool) -
                 continue
             cost = 0.0
             for one, other in ((k, l), (l, k)):
-                if params.gate is None:
-                    cost += n[level, one] * (logs[one] - logs[other])
+                if not free:
+                    cost += tied[level, one, other]
                 if not own:
                     trace = np.sum(precisions[other] * full[one]) - d
                     cost += n[level, one] * (0.5 * trace + log_det[one] - log_det[other])
                 cost += 0.5 * np.sum((apart.T @ within[level, one] @ apart) * precisions[other])
             found.append((level, k, l, float(cost)))
     return found
+
+
+def _prior_costs(moments: MixtureMoments, params: MixtureParams, n_levels: int) -> Floats:
+    r"""Return :math:`\sum_i r_{ik} \log(\pi_k(u_i) / \pi_l(u_i))` over each level's rows, (L, K, K)."""
+    K = params.n_components
+    n = moments.weight.reshape(n_levels, K)
+    if params.gate is None:
+        logs = params.log_weights
+        return np.asarray(n[:, :, None] * (logs[:, None] - logs))
+    sums = np.column_stack([params.gate.columns_of(moments.shift), moments.weight]).reshape(n_levels, K, -1)
+    apart = params.gate.coef[:, None] - params.gate.coef
+    return np.asarray(np.einsum("gkm,klm->gkl", sums, apart))

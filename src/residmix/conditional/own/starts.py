@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from residmix.conditional.coordinates import Widths
 from residmix.conditional.own.labels import own_params_of_labels
 from residmix.conditional.starts import Group, constant_gate, gate_from, groups_of
 from residmix.em.loop import EMState, run_em
@@ -58,6 +59,7 @@ def own_starts(
     covariance_type: str,
     reg_covar: float,
     gated: bool,
+    widths: Widths,
     n_init: int,
     finish: Callable[[MixtureEM, MixtureParams], State],
     random_state: np.random.RandomState,
@@ -72,7 +74,7 @@ def own_starts(
         Where fits with a shared effect begin.
     more : bool
         Whether other starts are looked for, too: not where the user gave one.
-    covariance_type, reg_covar, gated, n_init, finish, random_state
+    covariance_type, reg_covar, gated, widths, n_init, finish, random_state
         As in :func:`residmix.conditional.starts.conditional_starts`.
     """
     ended: list[State] = []
@@ -88,9 +90,9 @@ def own_starts(
         return [with_own_effects(best)]
     block = subsample(rows, K, random_state)
     found = [with_own_effects(start) for start in shared]
-    found += _matched_groups(block, K, covariance_type, reg_covar, gated, random_state)
+    found += _matched_groups(block, K, covariance_type, reg_covar, gated, random_state, widths)
     for _ in range(n_init):
-        found += _partitioned(block, K, covariance_type, reg_covar, gated, random_state)
+        found += _partitioned(block, K, covariance_type, reg_covar, gated, random_state, widths)
     few = ArrayRows(block.X, block.design, (), block.weight, mixture_block_rows(block.X.shape[1], K))
     em = MixtureEM(few, reg_covar)
     for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
@@ -104,7 +106,13 @@ def own_starts(
 
 
 def _matched_groups(
-    block: Block, K: int, covariance_type: str, reg_covar: float, gated: bool, random_state: np.random.RandomState
+    block: Block,
+    K: int,
+    covariance_type: str,
+    reg_covar: float,
+    gated: bool,
+    random_state: np.random.RandomState,
+    widths: Widths,
 ) -> Iterator[MixtureParams]:
     """Yield the starts that come of mixtures of rows with like metadata, matched with the largest group's."""
     u = block.design
@@ -118,7 +126,7 @@ def _matched_groups(
             order = [np.arange(K)] + [linear_sum_assignment(cost(first, other, gated))[1] for other in others]
             mixtures = zip([first, *others], order, strict=True)
             means, weights = zip(*((one.means[own], one.weights[own]) for one, own in mixtures), strict=True)
-            yield _regressed(parts, np.stack(means), np.stack(weights), covariance_type, gated)
+            yield _regressed(parts, np.stack(means), np.stack(weights), covariance_type, gated, widths)
 
 
 def _look(one: MixtureParams, other: MixtureParams, gated: bool) -> Floats:
@@ -140,9 +148,12 @@ def _place(one: MixtureParams, other: MixtureParams, gated: bool) -> Floats:
     return np.asarray(np.einsum("kli,kli->kl", apart, np.linalg.solve(pooled, apart[..., None])[..., 0]))
 
 
-def _regressed(parts: list[Group], means: Floats, weights: Floats, covariance_type: str, gated: bool) -> MixtureParams:
+def _regressed(
+    parts: list[Group], means: Floats, weights: Floats, covariance_type: str, gated: bool, widths: Widths
+) -> MixtureParams:
     """Regress the means (G, K, d) and weights (G, K) of groups on where they are, component by component."""
-    centres = np.stack([part.centre for part in parts])
+    every = np.stack([part.centre for part in parts])
+    places, centres = every[:, : widths.gate], every[:, every.shape[1] - widths.effects :]
     sizes = np.array([len(part.x) for part in parts], dtype=float)
     middle, root = np.average(centres, axis=0, weights=sizes), np.sqrt(sizes)[:, None]
     common = np.average(means, axis=0, weights=sizes)
@@ -152,16 +163,22 @@ def _regressed(parts: list[Group], means: Floats, weights: Floats, covariance_ty
     total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
     start = params_as(parts[0].mixture, covariance_type)
     start = replace(start, weights=total / total.sum(), means=common - middle @ coef, coef=np.ascontiguousarray(coef))
-    return replace(start, gate=gate_from(start.weights, weights, centres, sizes)) if gated else start
+    return replace(start, gate=gate_from(start.weights, weights, places, sizes)) if gated else start
 
 
 def _partitioned(
-    block: Block, K: int, covariance_type: str, reg_covar: float, gated: bool, random_state: np.random.RandomState
+    block: Block,
+    K: int,
+    covariance_type: str,
+    reg_covar: float,
+    gated: bool,
+    random_state: np.random.RandomState,
+    widths: Widths,
 ) -> Iterator[MixtureParams]:
     """Yield the starts that come of clusterwise regressions from several partitions."""
     step = -(-block.n_rows // PARTITION_ROWS)
     block = block.select(np.arange(0, block.n_rows, step))
-    u = block.design
+    u = block.design[:, block.design.shape[1] - widths.effects :]
     w = np.ones(block.n_rows) if block.weight is None else block.weight
     x = np.asarray(block.X, dtype=np.float64)
     scale = np.sqrt(np.average(x**2, axis=0, weights=w))
@@ -179,7 +196,7 @@ def _partitioned(
             continue
         with suppress(SingularCovarianceError, ValueError):
             start = own_params_of_labels(rows, found, K, covariance_type=covariance_type, reg_covar=reg_covar)
-            yield replace(start, gate=constant_gate(start.weights, r)) if gated else start
+            yield replace(start, gate=constant_gate(start.weights, widths.gate)) if gated else start
 
 
 def _clusterwise(v: Floats, x: Floats, w: Floats, labels: NDArray[np.integer], K: int) -> NDArray[np.intp] | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.errors import DesignWarning, warn
-from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.iteration.step import MixtureEM, with_effects_only
 from residmix.mixture.params import MixtureParams
 from residmix.rows.rows import Rows
 
@@ -28,7 +28,8 @@ def tell_of_unseen(rows: Rows, params: MixtureParams, basis: Floats, columns: Se
     """Warn of effects by component with less than half a row, which are replaced by least squares on all rows."""
     if not params.by_component:
         return
-    r, moments, inverse = params.n_design, MixtureEM(rows, 0.0).moments(params), np.linalg.pinv(basis)
+    r, inverse = params.n_design, np.linalg.pinv(basis)
+    moments = with_effects_only(MixtureEM(rows, 0.0).moments(params), params)
     scale = np.linalg.norm(inverse, axis=0)
     found: dict[int, list[str]] = {}
     for k in range(params.n_components):

@@ -94,7 +94,7 @@ class OutlierTest:
         found = np.empty(len(density))
         for number, u in enumerate(every):
             weights = params.weights if params.gate is None else np.exp(log_priors(u[None], params.gate.coef)[0])
-            means = params.means + np.einsum("q,kqd->kd", u, coef)
+            means = params.means + np.einsum("q,kqd->kd", params.columns_of(u[None])[0], coef)
             at = Problem.of(replace(params, weights=weights, means=means, coef=None, gate=None))
             rows = which.ravel() == number
             there = ~np.isnan(block.X[rows])

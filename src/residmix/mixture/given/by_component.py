@@ -63,7 +63,7 @@ def steep(params: MixtureParams) -> bool:
 def effects_of(params: MixtureParams, u: Floats) -> Floats:
     """Return each component's effect of design rows (b, r): (K, b, d)."""
     assert params.coef is not None
-    return u @ params.coef
+    return params.columns_of(u) @ params.coef
 
 
 def own_coefficients(moments: MixtureMoments, base: Floats) -> Floats:

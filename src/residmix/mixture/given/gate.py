@@ -35,7 +35,8 @@ class Gate:
     Attributes
     ----------
     coef : ndarray (K, r + 1)
-        Rows sum to 0 over components; the last column belongs to the constant.
+        Rows sum to 0 over components; the last column belongs to the constant. The others belong to the first r columns
+        of u: further ones have effects only.
     curvature : ndarray or None
         Of the negative log-likelihood, per unit of weight: the Hessian ((K-1)(r+1), (K-1)(r+1)) for logits relative to
         the last component's, or a bound of it by one block per component (K, r+1, r+1).
@@ -49,6 +50,10 @@ class Gate:
     curvature: Floats | None = None
     seen_at: Floats | None = None
     reach: Floats | None = None
+
+    def columns_of(self, u: Floats) -> Floats:
+        """Return the columns of u that the weights depend on."""
+        return u[:, : self.coef.shape[1] - 1]
 
     def needs_curvature(self) -> bool:
         """Tell whether the curvature is missing or too far from where it was computed."""
@@ -93,11 +98,12 @@ def log_priors(u: Floats, coef: Floats) -> Floats:
 
     Parameters
     ----------
-    u : ndarray (b, r)
+    u : ndarray (b, m)
+        Of which the first r columns count.
     coef : ndarray (K, r + 1)
     """
     # components first: reductions over a short last axis are slow
-    logits = coef[:, :-1] @ u.T
+    logits = coef[:, :-1] @ u[:, : coef.shape[1] - 1].T
     logits += coef[:, -1:]
     logits -= logits.max(axis=0)
     logits -= np.log(np.exp(logits).sum(axis=0))

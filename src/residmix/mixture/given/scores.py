@@ -47,7 +47,7 @@ class MarginalScores:
             return found
         params, x, u = self.params, np.asarray(block.X, dtype=np.float64), block.design
         if params.coef is not None:
-            x = x - u @ params.coef
+            x = x - params.columns_of(u) @ params.coef
         weights = np.tile(params.weights, (len(x), 1))
         if params.gate is not None:
             weights = np.exp(log_priors(u, params.gate.coef))

@@ -34,7 +34,7 @@ CYCLES = 2
 def grouped_moments(problem: Problem, block: Block, step: Callable[[Problem, Block], MixtureMoments]) -> MixtureMoments:
     """Return the moments of a block by group and component: arrays of G K, group by group."""
     params, G = problem.params, len(problem.groups)
-    K, m = params.n_components, params.n_features + params.n_design
+    K, m = params.n_components, params.n_features + block.design.shape[1]
     found = MixtureMoments(np.zeros(G * K), np.zeros((G * K, m)), np.zeros((G * K, m, m)), 0.0, 0.0, 0)
     for g, rows in groups_of(params, block):
         own, at = step(problem.groups[g], block.select(rows)), slice(g * K, (g + 1) * K)

@@ -179,7 +179,8 @@ def block_moments(
         moments, weight = tail_block(problem, block, x, given, extra, with_moments, own)
     else:
         if params.by_component:
-            x, extra = _joined(block), None
+            x, extra = _joined(block, params), u[:, : u.shape[1] - params.n_design] if with_design else None
+            extra = extra if extra is not None and extra.shape[1] else None
         how: dict[str, Any] = {"log_prior": prior, "weight": weight, "extra": extra, "with_moments": with_moments}
         if near is None:
             moments = mixture_block(x, problem, **how)
@@ -187,7 +188,7 @@ def block_moments(
             alone, sets = near
             moments = near_block(x, problem, alone, sets[block.start : block.start + block.n_rows], **how)
     if gate is not None and prior is not None and with_moments:
-        moments.gate = gate_moments(u, prior, weight, curvature=gate.needs_curvature())
+        moments.gate = gate_moments(gate.columns_of(u), prior, weight, curvature=gate.needs_curvature())
     return moments
 
 
@@ -213,18 +214,27 @@ def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None
         )
     if has_tails(params):
         return tail_joint(problem, x, given, block.design)[0]
-    return log_joint(_joined(block) if params.by_component else x, problem, log_prior=prior)
+    return log_joint(_joined(block, params) if params.by_component else x, problem, log_prior=prior)
 
 
 def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:
     """Return the rows less the effect that components share, if there is one."""
     if params.coef is None or params.by_component or not params.coef.any():
         return block.X
-    return block.X - block.design @ params.coef
+    return block.X - params.columns_of(block.design) @ params.coef
 
 
-def _joined(block: Block) -> Floats:
-    return np.hstack([block.design, block.X])
+def _joined(block: Block, params: MixtureParams) -> Floats:
+    return np.hstack([params.columns_of(block.design), block.X])
+
+
+def with_effects_only(moments: MixtureMoments, params: MixtureParams) -> MixtureMoments:
+    """Return moments of [u, x] without the first columns of u, where these belong to the gate alone."""
+    lead = moments.shift.shape[1] - params.n_features - params.n_design
+    if params.coef is None or lead <= 0:
+        return moments
+    shift, scatter = moments.shift[:, lead:], moments.scatter[:, lead:, lead:]
+    return replace(moments, shift=np.ascontiguousarray(shift), scatter=np.ascontiguousarray(scatter))
 
 
 def ecm_step(
@@ -254,14 +264,16 @@ def ecm_step(
         If a component's rows don't span the space and `reg_covar` is 0.
     """
     if params.by_group is not None:
-        following = grouped_step(moments, params, reg_covar)
-        whole, r = over_groups(moments, params.n_components), params.n_design
-        return replace(following, gate=_gate_after(whole, params, whole.shift[:, :r]))
-    r, gate, coef, told = moments.shift.shape[1] - params.n_features, params.gate, params.coef, moments
+        following = grouped_step(with_effects_only(moments, params), params, reg_covar)
+        whole = over_groups(moments, params.n_components)
+        return replace(following, gate=_gate_after(whole, params, whole.shift))
+    gate, coef, told = params.gate, params.coef, moments
     if moments.tails is not None:
         moments = as_normal(moments)
     if params.restraint is not None and params.restraint.prior is not None:
         moments = with_prior_rows(moments, params, params.restraint.prior)
+    whole, moments = moments, with_effects_only(moments, params)
+    r = moments.shift.shape[1] - params.n_features
     if not r:
         mixture = m_step(moments, params, reg_covar=reg_covar, revive=revive)
     elif params.by_component:
@@ -275,7 +287,7 @@ def ecm_step(
             mixture = m_step(residual_moments(moments, step), params, reg_covar=reg_covar, revive=revive)
         coef = step if coef is None else coef + step
     if gate is not None and moments.gate is not None:
-        gate = _gate_after(moments, params, moments.shift[:, :r] if told.tails is None else told.tails.design)
+        gate = _gate_after(moments, params, whole.shift if told.tails is None else told.tails.design)
         dead = dead_components(told)
         if dead.any() and revive:
             assert gate is not None
@@ -288,10 +300,11 @@ def ecm_step(
 
 
 def _gate_after(moments: MixtureMoments, params: MixtureParams, design: Floats) -> Gate | None:
-    """Return the gate after a step; `design` is the weighted sum of u by component."""
+    """Return the gate after a step; `design` begins with the weighted sum of u by component."""
     if params.gate is None or moments.gate is None:
         return params.gate
-    return gate_step(params.gate, np.column_stack([design, moments.weight]), moments.gate, moments.total)
+    target = np.column_stack([params.gate.columns_of(design), moments.weight])
+    return gate_step(params.gate, target, moments.gate, moments.total)
 
 
 def _own_step(

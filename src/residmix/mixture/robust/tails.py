@@ -107,7 +107,7 @@ def tail_joint(
         gaps = gaps_of(params, np.asarray(x, dtype=np.float64), effects, fill=fill)
         distance, log_det, size = gaps.distance, gaps.log_det, (~np.isnan(x)).sum(axis=1, keepdims=True)
     else:
-        rows = x if effects is None else np.hstack([design, x])
+        rows = x if effects is None else np.hstack([params.columns_of(design), x])
         distance = 2 * np.maximum(problem.constant - log_joint(rows, problem, log_prior=np.zeros((len(x), K))), 0.0)
     u = np.ones((len(x), K))
     if params.dof is None:

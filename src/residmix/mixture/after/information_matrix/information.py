@@ -160,7 +160,7 @@ def _complete_squares(problem: Problem, layout: Layout, directions: Floats | Non
     factors = params.full_factors()
     x = np.asarray(block.X, dtype=np.float64)
     if params.coef is not None:
-        x = x - block.design @ params.coef
+        x = x - params.columns_of(block.design) @ params.coef
     for k in range(rw.shape[1]):
         own, places = np.empty((len(rw), 0)), np.empty(0, dtype=np.intp)
         if k < K:

@@ -91,9 +91,10 @@ def block_scores(problem: Problem, layout: Layout, directions: Floats | None, bl
     flat = (spread * twice).reshape(len(r), -1)
     scores[:, layout.covariances] = flat if directions is None else flat @ directions
     if layout.coef.stop > layout.coef.start:
-        scores[:, layout.coef] = (block.design[:, :, None] * drawn.sum(axis=1)[:, None, :]).reshape(len(r), -1)
+        u = params.columns_of(block.design)
+        scores[:, layout.coef] = (u[:, :, None] * drawn.sum(axis=1)[:, None, :]).reshape(len(r), -1)
     if params.gate is not None:
-        v = np.column_stack([block.design, np.ones(len(r))])
+        v = np.column_stack([params.gate.columns_of(block.design), np.ones(len(r))])
         rest = r[:, :K] - np.exp(log_priors(block.design, params.gate.coef)) * r[:, :K].sum(axis=1, keepdims=True)
         scores[:, layout.gate] = (rest[:, :-1, None] * v[:, None, :]).reshape(len(r), -1)
     return scores, r
@@ -103,7 +104,7 @@ def _away(params: MixtureParams, block: Block) -> tuple[Floats, Floats]:
     """Return precisions times distances to the means, (b, K, d), and precisions (1 or b, K, d, d); of what is there."""
     x = np.asarray(block.X, dtype=np.float64)
     if params.coef is not None:
-        x = x - block.design @ params.coef
+        x = x - params.columns_of(block.design) @ params.coef
     centred = x[:, None, :] - params.means
     factors = params.full_factors()
     if not np.isnan(x).any():

@@ -81,7 +81,7 @@ class Refits:
         model.__dict__.update(self.model.__dict__)
         model.random_state = seed
         regressor = getattr(self.model, "residualizer_", None)
-        if regressor is None or not regressor.design_.columns:
+        if regressor is None or not self.model._design.columns:
             X = model.sample(self.n_rows)[0]
             names = getattr(self.model, "feature_names_in_", None)
             return X if names is None or not is_frame(self.X) else _put(self.X, names, X), {}
