@@ -15,11 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
 
 from residmix.conditional.coordinates import ToResidual
+from residmix.design.design import Design
+from residmix.design.formula.expressions import Terms
+from residmix.design.formula.parser import parse_formula
 from residmix.kernels.cholesky import inverse_cholesky
 from residmix.mixture.after.information_matrix.information import Information, shown_errors
 from residmix.mixture.after.merged import MergedMixture
 from residmix.mixture.after.methods import AfterFit
 from residmix.mixture.params import MixtureParams
+from residmix.removal.residualizer import Residualizer
 
 __all__ = ["AfterFitGiven"]
 
@@ -27,11 +31,29 @@ Floats = NDArray[np.float64]
 
 
 class AfterFitGiven(AfterFit):
-    """Methods of a fitted estimator with metadata."""
+    """Methods of a fitted estimator with metadata, and what its weights depend on."""
 
     estimation: str
+    gating: str
+    residualizer_: Residualizer
     _to_residual: ToResidual
     _affine: Any
+
+    @property
+    def _gated(self) -> bool:
+        """Whether the weights depend on metadata."""
+        return self.gating == "metadata" or bool(self._gate_terms)
+
+    @property
+    def _gate_terms(self) -> Terms:
+        """The terms of a gate that has its own."""
+        return () if self.gating in ("constant", "metadata") else parse_formula(self.gating)
+
+    @property
+    def _design(self) -> Design:
+        """The design of effects and gate."""
+        found: Design = self.__dict__.get("_whole_design", self.residualizer_.design_)
+        return found
 
     def outlier_pvalues(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return a p-value for each row, (n,): the probability of a less likely row, given the metadata.

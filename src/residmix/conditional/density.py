@@ -17,9 +17,6 @@ from residmix.conditional.after import AfterFitGiven
 from residmix.conditional.coordinates import ToResidual
 from residmix.conditional.given import components_given, covariances_given, located, weighed
 from residmix.conditional.own.effect import ExpectedEffect
-from residmix.design.design import Design
-from residmix.design.formula.expressions import Terms
-from residmix.design.formula.parser import parse_formula
 from residmix.effects.unmeasured.later import refused
 from residmix.mixture.density import log_density, most_probable
 from residmix.mixture.families.family import family
@@ -33,7 +30,6 @@ from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.tails import expected
 from residmix.moments.affine import Affine
 from residmix.moments.inference import removed_degrees
-from residmix.removal.residualizer import Residualizer
 from residmix.removal.transformer import refuse_frames
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
@@ -63,10 +59,8 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
 class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
     """Methods of a fitted :class:`residmix.ResidualMixture`."""
 
-    gating: str
     effects: str
     gate_coef_: Floats | None
-    residualizer_: Residualizer
     _to_residual: ToResidual
     _affine: Affine
     _params: MixtureParams
@@ -76,22 +70,6 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
 
     def _model(self) -> MixtureParams:
         return self._params
-
-    @property
-    def _gated(self) -> bool:
-        """Whether the weights depend on metadata."""
-        return self.gating == "metadata" or bool(self._gate_terms)
-
-    @property
-    def _gate_terms(self) -> Terms:
-        """The terms of a gate that has its own."""
-        return () if self.gating in ("constant", "metadata") else parse_formula(self.gating)
-
-    @property
-    def _design(self) -> Design:
-        """The design of effects and gate."""
-        found: Design = self.__dict__.get("_whole_design", self.residualizer_.design_)
-        return found
 
     def _gaps_allowed(self) -> bool:
         return getattr(self, "missing_features", "error") == "em"
