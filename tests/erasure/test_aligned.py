@@ -74,7 +74,7 @@ def test_it_does_not_depend_on_units_and_mixing_of_the_features(rng, drawn):
 @pytest.mark.slow
 def test_components_are_the_clusters_that_sites_share_not_the_sites(drawn, rng):
     x, a, cluster = drawn
-    fitted = fit_transport(Asked(x, a, np.ones(len(x)), 1, None, True, 0), 2)
+    fitted = fit_transport(Asked(x, a, np.ones(len(x)), np.array([True]), None, True, 0), 2)
     labels = fitted.labels(x, a)
     assert adjusted_rand_score(cluster, labels) > 0.95  # over both sites: the same number is the same cluster
     # and in a component transport rows stay in theirs
@@ -90,7 +90,7 @@ def test_the_density_of_the_transport_integrates_to_one(rng):
     x = np.where(rng.random(2000) < 0.4, rng.normal(-2, 0.5, 2000), rng.normal(2, 1.0, 2000))[:, None]
     a = rng.integers(2, size=(2000, 1)).astype(float)
     x = x * np.where(a == 1, 1.7, 1.0) + a
-    fitted = fit_transport(Asked(x, a, np.ones(2000), 1, None, False, 0), 2)
+    fitted = fit_transport(Asked(x, a, np.ones(2000), np.array([True]), None, False, 0), 2)
     grid = np.linspace(-15, 15, 4001)[:, None]
     for level in (0.0, 1.0):
         density = np.exp(fitted.log_density(grid, np.full_like(grid, level)))
@@ -130,7 +130,7 @@ def test_the_log_slope_is_that_of_finite_differences_where_groups_and_spreads_di
 @pytest.mark.slow
 def test_a_fit_to_all_rows_aligns_groups_by_all_of_them(drawn):
     x, a, _ = drawn
-    asked = Asked(x, a, np.ones(len(x)), 1, None, False, 0)
+    asked = Asked(x, a, np.ones(len(x)), np.array([True]), None, False, 0)
     begun = fit_transport(asked.only(np.arange(300)), 2)
     whole = fit_transport(asked, 2, begun=begun)
     share = begun.cluster_shares(x, a)

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from residmix.design.design import Design
 from residmix.design.doubts.codes import tell_of_codes
 from residmix.erasure.linear import AffineMap, affine_block_rows, tell_of
-from residmix.erasure.transport.fitting import FIT_ROWS, certified, referred
+from residmix.erasure.transport.fitting import FIT_ROWS, certified, discrete_columns, referred
 from residmix.erasure.transport.transport import Applied
 from residmix.errors import CertificateWarning, keeps_notes, note, warn
 from residmix.moments.erase import column_scale, erasure
@@ -132,12 +132,12 @@ class Eraser(Shown, MetadataTransformer):
     The linear method makes one pass over the moments of [a(m), x]: (q + d)^2 numbers. Tolerances are relative to the
     scale of each column, so small and large units and rare levels are erased equally well.
 
-    A transport is fitted on at most 200,000 rows, evenly spaced, held in memory; transforms read blocks. Columns of the
-    design with two values define groups, each with its own location, covariance and weight of each component. Along
-    other columns, location and log spread are linear, and means and weights of components vary with them. Components
-    are matched by the joint likelihood of all groups. Features that are constant in fit stay as they are. Within the
-    bulk of the rows the inverse is exact to 1e-8; a row a million standard deviations away stays finite, and is
-    recovered unless the density there is 0 in double precision.
+    A transport is fitted on at most 200,000 rows, evenly spaced, held in memory; transforms read blocks. Levels of
+    factors and columns with two values define groups, each with its own location, covariance and weight of each
+    component. Along other columns, location and log spread are linear, and means and weights of components vary with
+    them. Components are matched by the joint likelihood of all groups. Features that are constant in fit stay as they
+    are. Weights may have any unit. Within the bulk of the rows the inverse is exact to 1e-8; a row a million standard
+    deviations away stays finite, and is recovered unless the density there is 0 in double precision.
 
     The linear erasure is exact for the training rows only; on new rows, sampling error remains.
 
@@ -294,8 +294,8 @@ class Eraser(Shown, MetadataTransformer):
         tell_of(map_, n_erased, self.design_.columns, bool(varies))
 
     def _transport(self, rows: Rows) -> None:
-        n_removed, design = self.design_.n_removed, self.design_
-        if not n_removed:
+        design = self.design_
+        if not design.n_removed:
             raise ValueError("there is no metadata to erase; pass metadata=, or a formula")
         block = rows.take(evenly(rows.n_rows, FIT_ROWS))
         weight = np.ones(block.n_rows) if block.weight is None else np.asarray(block.weight, dtype=np.float64)
@@ -308,12 +308,12 @@ class Eraser(Shown, MetadataTransformer):
             note("sample", f"the transport was fitted on {block.n_rows:,} of {rows.n_rows:,} rows, evenly spaced",
                  rows=rows.n_rows, used=block.n_rows)  # fmt: skip
         X, names = np.asarray(block.X, dtype=np.float64)[seen], [str(name) for name in self.features_]
+        a = np.asarray(block.design, dtype=np.float64)[seen]
         tell_of_codes(X, names, rows.n_rows / len(seen))
         self.transport_, self.certificate_ = certified(
-            X, np.asarray(block.design, dtype=np.float64)[seen], weight[seen],
-            n_removed, self.n_components, method=self.method, reference=referred(self.design_, self.reference),
-            features=names, columns=[str(name) for name in design.column_names],
-            random_state=self.random_state or 0,
+            X, a, weight[seen], discrete_columns(design, a), self.n_components, method=self.method,
+            reference=referred(self.design_, self.reference), features=names,
+            columns=[str(name) for name in design.column_names], random_state=self.random_state or 0,
         )  # fmt: skip
         if not self.certificate_.passed:
             more = len(self.certificate_.failures) - 1

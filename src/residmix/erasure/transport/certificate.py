@@ -235,7 +235,9 @@ def _compared(
     scores = transport.scores(x, a, plain=plain)
     # what the features before a feature determine, to rounding, has no law of its own
     widest = np.diagonal(transport.by_group.factors, axis1=2, axis2=3).max(axis=(0, 1))
-    told = np.flatnonzero(scores.std(axis=0) * widest > DETERMINED * transport.coordinates(x, a).std(axis=0))
+    # of what adds up to a direction, since the features in it may cancel but for rounding
+    spread = transport.aligned.into(x, a).std(axis=0) @ np.abs(transport.by_group.basis)
+    told = np.flatnonzero(scores.std(axis=0) * widest > DETERMINED * spread)
     if not len(told):
         return _Compared([], [])
     own = ndtr(scores)

@@ -18,13 +18,15 @@ from residmix.rows.sampled import evenly
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table
 
-__all__ = ["FIT_ROWS", "certified", "referred"]
+__all__ = ["FIT_ROWS", "certified", "discrete_columns", "referred"]
 
 Floats = NDArray[np.float64]
 
 # Rows that laws are fitted on and measured with, evenly spaced: in memory, and enough for a dozen components a group.
 FIT_ROWS = 200_000
 HELD_OUT = 0.3
+# Numbers of no more values than this tell groups apart, as levels do; along others laws vary smoothly.
+GROUP_VALUES = 2
 CANDIDATES = (1, 2, 3, 4, 6, 8)
 # Components that a cluster may be divided into, that all rows may be, and the most of all together.
 PARTS, ALONE, MOST = (1, 2, 3, 4), (1, 2, 3, 4, 6, 8), 16
@@ -40,7 +42,7 @@ def certified(
     x: Floats,
     a: Floats,
     weight: Floats,
-    n_removed: int,
+    discrete: NDArray[np.bool_],
     n_components: int | str,
     *,
     method: str,
@@ -50,6 +52,8 @@ def certified(
     random_state: int,
 ) -> tuple[Transport, Certificate]:
     """Return the transport of all rows, and the certificate of one that was fitted without the held-out rows.
+
+    Weights have any unit: since priors count rows, they stand for Kish's effective number, (sum w)^2 / sum w^2.
 
     Raises
     ------
@@ -63,7 +67,9 @@ def certified(
         x, same = x[:, varies], [name for name, v in zip(features, varies, strict=True) if not v]
         features = [name for name in features if name not in same]
         note("constant", f"constant features stay as they are: {', '.join(same[:8])}", features=same)
-    asked = Asked(x, a, weight, n_removed, reference, method == "component", random_state)
+    weight = weight / weight.max()
+    weight = weight * (weight.sum() / (weight @ weight))
+    asked = Asked(x, a, weight, discrete, reference, method == "component", random_state)
     with one_blas_thread():  # whose products are small: two threads wait for each other longer than they work
         made, certificate = _certified(asked, n_components, method, features, columns)
     return (made if varies.all() else replace(made, varies=varies)), certificate
@@ -203,6 +209,22 @@ def _tried(n_components: int | str, method: str, n: int, d: int) -> list[int]:
     if isinstance(n_components, int):
         return [n_components]
     return [k for k in CANDIDATES if _enough(k, n, d)]
+
+
+def discrete_columns(design: Design, a: Floats) -> NDArray[np.bool_]:
+    """Return which removed columns (n_removed,) of design rows a (n, q) tell groups apart.
+
+    These are columns of levels, and others of two values. Levels have more in some contrasts, and where some are
+    missing: these rows have the average of all levels, as numbers that are missing are filled with their mean.
+    """
+    told = np.zeros(design.n_removed, dtype=bool)
+    for term in design.terms:
+        crossed = term.kind == "interaction" and not term.preserved and design.combinations(term) is not None
+        if not term.preserved and (crossed or term.kind in ("factor", "missing")):
+            told[term.columns] = True
+    most = GROUP_VALUES + (design.missing != "error")
+    few = [len(np.unique(column)) <= most for column in a.T[: design.n_removed]]
+    return np.asarray(told | np.array(few, dtype=bool), dtype=bool)
 
 
 def referred(design: Design, reference: dict[str, Any] | None) -> Floats | None:

@@ -36,8 +36,6 @@ __all__ = ["STARTS", "Applied", "Asked", "Transport", "fit_transport"]
 
 Floats = NDArray[np.float64]
 
-# Design columns of no more values than this tell groups apart; others are numbers, along which laws vary smoothly.
-GROUP_VALUES = 2
 # Ways to a first matching: covariances of the components, and alignments and labels in turns.
 STARTS = (("full", 1), ("tied", 2), ("full", 2))
 # A row isn't counted with a cluster that is less probable than this.
@@ -217,8 +215,9 @@ class Asked:
 
     Attributes
     ----------
-    n_removed : int
-        Design columns that are removed: the first ones.
+    discrete : ndarray of bool (n_removed,)
+        Of the design columns that are removed, the first ones: whether they tell groups apart. Along others, numbers,
+        laws vary smoothly.
     reference : ndarray (n_removed,) or None
     keeps_shares : bool
     random_state : int
@@ -227,7 +226,7 @@ class Asked:
     x: Floats
     a: Floats
     weight: Floats
-    n_removed: int
+    discrete: NDArray[np.bool_]
     reference: Floats | None
     keeps_shares: bool
     random_state: int
@@ -301,9 +300,8 @@ def fit_transport(
     over; if not, they are fitted again from the components that it gives rows. Clusters are those of `begun`. Without
     it, `start` is one of `STARTS`.
     """
-    x, a, weight, n_removed = asked.x, asked.a, asked.weight, asked.n_removed
-    few = np.array([len(np.unique(a[:, j])) <= GROUP_VALUES for j in range(n_removed)], dtype=bool)
-    columns, numbers = np.flatnonzero(few), np.flatnonzero(~few)
+    x, a, weight, n_removed = asked.x, asked.a, asked.weight, len(asked.discrete)
+    columns, numbers = np.flatnonzero(asked.discrete), np.flatnonzero(~asked.discrete)
     patterns, rows = kept_patterns(a, columns), joint_rows(len(x))
     told, labels, clusters, joint = (a[rows], weight[rows]), None, None, None
 
