@@ -317,6 +317,17 @@ def test_an_eraser_is_fitted_with_its_certificate_and_a_model_that_transforms(ru
     assert summary["certificate"]["method"] == "full"
 
 
+def test_all_commands_print_a_certificate_line_by_line(run, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(200, 2)), columns=["x", "y"]).assign(site=["A", "B"] * 100)
+    table.to_parquet(tmp_path / "t.parquet")
+    options = ("--formula", "C(site)", "--erase", "spread", "-o", tmp_path / "m")
+    printed = [run("fit", tmp_path / "t.parquet", *options).stdout, run("inspect", tmp_path / "m").stdout,
+               run("report", tmp_path / "m", tmp_path / "t.parquet", "-o", tmp_path / "r.html").stdout]  # fmt: skip
+    made = str(rm.load(tmp_path / "m").certificate_)
+    assert "\n" in made and all(made in text for text in printed)
+
+
 def test_options_that_an_eraser_has_no_use_for_are_refused(run, file):
     def refused(*options):
         return run("fit", file, "--features", FEATURES, *options, code=2).stderr

@@ -64,7 +64,7 @@ def inspect(model: Path, as_json: bool, quiet: bool, force: bool) -> None:
     for note in summary["notes"]:
         click.echo(f"{'note':<14} {plain(note['message'])}")
     if erased:
-        click.echo(f"\n{fitted.certificate_}")
+        click.echo(f"\n{plain(str(fitted.certificate_), lines=True)}")
     if summary["components"]:
         click.echo()
         names = summary["feature_names"][:6]

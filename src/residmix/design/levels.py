@@ -110,7 +110,8 @@ class Levels:
         return MetadataValueError(
             f"metadata column {self.column!r} has levels that fit did not see: {shown}, in "
             f"{spotted(unknown, 'row')}{hint}; the known levels are {known}",
-            "set on_unknown='mean' to use the average of the known levels, or call adapt with rows of the new level",
+            "set on_unknown='mean' to use the average of the known levels, or call a Residualizer's adapt with rows of "
+            "the new level",
         )
 
     def coded(self, codes: NDArray[np.int32], *, full: bool) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from residmix.design.fit import Design, fit_design
 from residmix.design.formula.parser import formula_columns
 from residmix.moments.linear import linear_block_rows
 from residmix.rows.rows import Rows
+from residmix.sources.frames import refuse_unread
 from residmix.sources.open import as_table
 from residmix.sources.table import Table
 
@@ -124,6 +125,7 @@ class MetadataTransformer(TransformerMixin, BaseEstimator):
         if not wanted or not (design.columns or fitting):
             metadata = None
         elif metadata is None and self._apart and hasattr(X, "shape"):
+            refuse_unread(X, "X")
             raise ValueError(
                 f"metadata is needed: this {type(self).__name__} was fitted with metadata=; pass it here too"
             )

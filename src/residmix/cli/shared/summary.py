@@ -29,7 +29,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             click.echo(as_options(summary["verdict"]["advice"]))
         click.echo()
     if summary["certificate"]:
-        click.echo(plain(summary["certificate"]["text"]))
+        click.echo(plain(summary["certificate"]["text"], lines=True))
         click.echo()
     elif summary["metadata_columns"]:
         _print_features(summary["features"])
