@@ -59,6 +59,7 @@ SHORT = [
     "python benchmarks/residualize_speed.py",
     "python benchmarks/residualize_factors.py",
     "python benchmarks/em_gaps.py",
+    "python benchmarks/em_cells.py",
     "python benchmarks/joint_speed.py",
 ]
 

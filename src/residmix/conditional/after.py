@@ -62,6 +62,13 @@ class AfterFitGiven(AfterFit):
         """
         return self._outlier_pvalues(out, X, metadata)
 
+    def outlier_cells(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
+        """Return which values are set aside as wrong, given the others of their row and the metadata, (n, d).
+
+        See :meth:`residmix.GaussianMixture.outlier_cells`; `metadata` as in fit. The model needs `cells`.
+        """
+        return self._outlier_cells(self.residualizer_.features_, out, X, metadata)
+
     def merge_components(
         self,
         X: Any = None,

@@ -27,6 +27,7 @@ from residmix.mixture.given.gate import log_priors
 from residmix.mixture.given.scores import MarginalScores
 from residmix.mixture.iteration.estep import Problem, responsibilities
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.cells import believed
 from residmix.mixture.robust.tails import expected
 from residmix.moments.affine import Affine
 from residmix.moments.inference import removed_degrees
@@ -53,7 +54,8 @@ def _imputed(problem: Problem, to_residual: ToResidual, block: Block) -> Floats:
         effect = params.columns_of(seen.design) @ params.coef
     filled = expected(problem, residual - effect, prior, seen.design) + effect
     whole = replace(to_residual.affine, sign=1)(replace(block, X=filled))
-    return np.where(np.isnan(x), whole, x)
+    out = np.isnan(x if params.cells is None else believed(params, residual - effect, prior)[0])
+    return np.where(out, whole, x)
 
 
 class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
@@ -241,13 +243,15 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
     def impute(self, X: Any, *, metadata: Any = None) -> Floats:
         """Return the features with missing values replaced by their expectation, given all else, (n, d).
 
+        With `cells`, values that are set aside as wrong are replaced, too.
+
         Parameters
         ----------
         X, metadata
-            As in fit; NaN is a missing value. The model needs ``missing_features="em"``.
+            As in fit; NaN is a missing value. The model needs ``missing_features="em"`` or `cells`.
         """
-        if not self._gaps_allowed():
-            raise ValueError('impute needs missing_features="em"')
+        if not self._has_gaps():
+            raise ValueError('impute needs missing_features="em", or cells=; set one of them and fit again')
         rows, params = self._feature_rows(X, metadata), self._params
         problem = Problem.of(params, n_rows=rows.n_rows)
         return collect(rows, partial(_imputed, problem, self._to_residual))

@@ -64,7 +64,7 @@ class ResidualMixture(ConditionalFit):
         estimated jointly with all else. Levels in which some component has fewer than 2 (d + 1) rows share theirs, and
         `notes_` names them. Normal components with or without gate and effects by component; no noise, tails, trimming,
         priors or gaps.
-    covariance_type, n_factors, criterion, noise, distribution, trim, eigenvalue_ratio, prior
+    covariance_type, n_factors, criterion, noise, distribution, trim, cells, eigenvalue_ratio, prior
         As in :class:`~residmix.GaussianMixture`; the prior applies to the mixture of the residual.
     tol, reg_covar, max_iter, n_init, init_params, search
         As in :class:`~residmix.GaussianMixture`.
@@ -161,6 +161,7 @@ class ResidualMixture(ConditionalFit):
         noise: bool = False,
         distribution: str = "gaussian",
         trim: float = 0.0,
+        cells: float = 0.0,
         eigenvalue_ratio: float | None = None,
         prior: str | dict[str, Any] | None = None,
         tol: float = 1e-5,
@@ -188,6 +189,7 @@ class ResidualMixture(ConditionalFit):
         self.covariance_by = covariance_by
         self.covariance_type, self.n_factors, self.criterion = covariance_type, n_factors, criterion
         self.noise, self.distribution, self.trim = noise, distribution, trim
+        self.cells = cells
         self.eigenvalue_ratio, self.prior = eigenvalue_ratio, prior
         self.tol, self.reg_covar, self.max_iter = tol, reg_covar, max_iter
         self.n_init, self.init_params, self.search = n_init, init_params, search
@@ -270,6 +272,7 @@ class ResidualMixture(ConditionalFit):
                 self.__dict__.pop("selection_", None)
                 starts, found = partial(self._starts, rows), fingerprint(self, raw)
                 state, revived = self._best(em, starts, tasks, found, wanted=self._wanted()), em.revived
+            state = self._with_own_penalties(em, state)
             self._keep(state, rows.n_rows)
             self._keep_threshold(em, state.params)
             self._tell_of_effects(rows, state, raw)

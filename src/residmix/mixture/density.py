@@ -96,6 +96,8 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
         params = self._model()
         problem = Problem.of(params, n_rows=rows.n_rows)
         own = None if errors is None else check_errors(errors, rows.n_rows, rows.n_features)
+        if own is not None and params.cells is not None:
+            raise ValueError("error_covariance= doesn't work with cells=; leave it out, or fit without cells")
         function = partial(_finished, problem, finish, own)
         if finish is responsibilities:
             names = [f"probability_{k}" for k in range(params.n_components)]

@@ -28,7 +28,10 @@ from residmix.mixture.iteration.refreshed import run_near
 from residmix.mixture.iteration.step import MixtureEM, log_prior_density
 from residmix.mixture.iteration.watched import run_watched
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
+from residmix.mixture.robust.aside import run_aside
+from residmix.mixture.robust.cells import penalties_of
 from residmix.mixture.robust.gaps import single_normal, without_gaps
+from residmix.mixture.robust.margins import Margins
 from residmix.mixture.robust.settings import MixtureSettings
 from residmix.mixture.robust.starts import tail_starts
 from residmix.mixture.selection.candidates import is_search, sizes
@@ -192,26 +195,35 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
 
     def _has_tails(self) -> bool:
         special = bool(self.noise or self.trim) or self.distribution == "t" or self._restraint is not None
-        return special or self._gaps_allowed()
+        return special or self._has_gaps()
 
     def _whole(self, rows: Rows) -> Rows:
         """Return rows without gaps, where starts are looked for: one normal fills them."""
-        if not self._gaps_allowed():
+        if not self._has_gaps():
             return rows
+        return self._filled(rows.mapped(self._margins(rows).rare(self.cells)) if self.cells else rows)
+
+    def _margins(self, rows: Rows) -> Margins:
+        return Margins.of(subsample(rows, 1, check_random_state(0)))
+
+    def _filled(self, rows: Rows) -> Rows:
+        """Return rows whose gaps one normal fills."""
         block = subsample(rows, 1, check_random_state(0))
         start = replace(single_normal(np.asarray(block.X, float), block.weight, self._floor), missing=True)
         few = ArrayRows(block.X, weight=block.weight)
         return without_gaps(rows, run_em(MixtureEM(few, self._floor), start, tol=1e-4, max_iter=20).params)
 
     def _tail_starts(self, rows: Rows, starts: Callable[[], Iterable[MixtureParams]]) -> Iterator[MixtureParams]:
+        near = rows.mapped(self._margins(rows).far(self.cells)) if self.cells else rows
         return tail_starts(
-            rows,
-            self._whole(rows),
+            near,
+            self._filled(near) if self.cells else self._whole(rows),
             starts(),
             noise=self.noise,
             student=self.distribution == "t",
-            missing=self._gaps_allowed(),
+            missing=self._has_gaps(),
             trim=self.trim,
+            cells=bool(self.cells),
             search=self.labels_init is None
             and any(given is None for given in (self.weights_init, self.means_init, self.precisions_init)),
             restraint=self._restraint_of,
@@ -234,9 +246,25 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
             "quiet": self._quiet,
             "callback": callback,
         }
+        if self.cells and isinstance(start, MixtureParams):
+            penalties = self._margins(em.rows).penalties()
+            return run_aside(em, start, penalties, self.cells, run_watched, **how)[0]
         if self._n_near and isinstance(start, MixtureParams):
             return run_near(em, start, self._n_near, **how)
         return run_watched(em, start, history=history, bar=bar, **how)
+
+    def _with_own_penalties(self, em: MixtureEM, state: State) -> State:
+        """Return where the fit ends if values are set aside at the prices that belong to it; the same if none are.
+
+        Until then prices are those of features by themselves, so that all starts and candidates have the same.
+        """
+        self.__dict__.pop("cell_shares_", None)
+        if not self.cells:
+            return state
+        how: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "moves": self.accelerate, "quiet": True}
+        state, choice = run_aside(em, state.params, penalties_of(state.params), self.cells, run_watched, **how)
+        self.cell_shares_ = choice.shares
+        return state
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 

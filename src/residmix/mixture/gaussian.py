@@ -25,7 +25,7 @@ from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.iteration.stepwise import stepwise
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
 from residmix.mixture.robust.errors import local_errors
-from residmix.mixture.starts import check_goes_on, find_starts
+from residmix.mixture.starts import find_starts
 from residmix.rows.rows import Rows
 from residmix.rows.threads import one_blas_thread
 from residmix.sources.open import as_table, is_source
@@ -64,6 +64,9 @@ class GaussianMixture(GaussianRows):
     trim : float, default=0.0
         Share of the rows to leave out, those with the lowest density; below 0.5. Their label is -1, and the last column
         of `predict_proba` is for them. Criteria count the remaining rows.
+    cells : float, default=0.0
+        Largest share of each feature's values to set aside as wrong amid rows that are right; below 0.5, such as 0.25.
+        They count as missing, at a price each: see :meth:`outlier_cells`.
     eigenvalue_ratio : float, optional
         Upper bound of the ratio of the largest to the smallest eigenvalue, over all covariances, which prevents
         components on a few rows. For "full", "tied", "diag", "spherical", "EII" and "EEI"; it depends on the units of
@@ -132,6 +135,8 @@ class GaussianMixture(GaussianRows):
         Only of "factor": each covariance is ``loadings_ @ loadings_.T + diag(own_variances_)``; q is `n_factors_`.
     trim_threshold_ : float
         Only with `trim`: the lowest log-density of the rows that are kept.
+    cell_penalties_, cell_shares_ : ndarray (d,)
+        Only with `cells`: twice what a value that is set aside costs its row's log-density, and how many were in `fit`.
     noise_weight_, noise_box_ : float, ndarray (2, d)
         Only with noise. `weights_` are those of the components, and add up to ``1 - noise_weight_``.
     dof_ : ndarray (K,)
@@ -184,6 +189,7 @@ class GaussianMixture(GaussianRows):
         noise: bool = False,
         distribution: str = "gaussian",
         trim: float = 0.0,
+        cells: float = 0.0,
         eigenvalue_ratio: float | None = None,
         prior: str | dict[str, Any] | None = None,
         missing: str = "error",
@@ -212,7 +218,7 @@ class GaussianMixture(GaussianRows):
         self.criterion = criterion
         self.noise = noise
         self.distribution = distribution
-        self.trim = trim
+        self.trim, self.cells = trim, cells
         self.eigenvalue_ratio = eigenvalue_ratio
         self.prior = prior
         self.missing = missing
@@ -227,8 +233,7 @@ class GaussianMixture(GaussianRows):
         self.precisions_init = precisions_init
         self.labels_init = labels_init
         self.accelerate = accelerate
-        self.learning_decay = learning_decay
-        self.forgetting = forgetting
+        self.learning_decay, self.forgetting = learning_decay, forgetting
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
@@ -301,12 +306,6 @@ class GaussianMixture(GaussianRows):
                     self._step(rows)
         return self
 
-    def _check_goes_on(self, method: str, n_features: int) -> None:
-        K, kind = self.n_components, self._kind()
-        if self._is_search():
-            K, kind = self.n_components_, self._family_name
-        check_goes_on(self.means_, self.covariances_, kind, K, n_features, method)
-
     def _step(self, rows: Rows) -> None:
         self._check_streams()
         self._check_goes_on("partial_fit", rows.n_features)
@@ -351,13 +350,15 @@ class GaussianMixture(GaussianRows):
     def _ended(
         self, rows: Rows, tasks: FitTasks, state: State, revived: list[list[int]], errors: Floats | None
     ) -> None:
+        state = self._with_own_penalties(MixtureEM(rows, self._floor, single=self._coarse), state)
         self._keep(state)
         self._keep_threshold(MixtureEM(rows, self._floor, errors=errors), state.params)
         self.n_batches_, self.n_samples_seen_ = 1, rows.n_rows
         self._warn(revived)
         tell_of_scale(rows, self._floor)
-        names = getattr(self, "feature_names_in_", None)
-        tell_of_doubts(rows, names, rows, self._whole(rows), state.params, self._floor)
+        tell_of_doubts(
+            rows, getattr(self, "feature_names_in_", None), rows, self._whole(rows), state.params, self._floor
+        )
         self._tell_of_gap(rows, state.params)
         tasks.end()
 

@@ -82,6 +82,8 @@ class MixtureParams:
         Constraints on the M-step besides the family.
     by_group : ByGroup or None
         Covariances that differ by group of rows; `covariances` are their average then.
+    cells : ndarray (d,) or None
+        Prices of a value of each feature that is set aside: see `residmix.mixture.robust.cells`.
     """
 
     weights: Floats
@@ -98,12 +100,13 @@ class MixtureParams:
     trim: tuple[float, float] | None = None
     restraint: Restraint | None = None
     by_group: ByGroup | None = None
+    cells: Floats | None = None
 
     @property
     def bare(self) -> bool:
         """Whether there is nothing but components of a family."""
         given = self.coef is not None or self.gate is not None or self.by_group is not None
-        tails = self.noise is not None or self.dof is not None or self.missing
+        tails = self.noise is not None or self.dof is not None or self.missing or self.cells is not None
         return not (given or tails or self.trim is not None or self.restraint is not None)
 
     @property
@@ -239,6 +242,7 @@ def like(params: MixtureParams, other: MixtureParams) -> MixtureParams:
         dof=other.dof,
         missing=other.missing,
         trim=other.trim,
+        cells=other.cells,
         restraint=other.restraint,
     )
 

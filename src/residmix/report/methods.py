@@ -161,12 +161,17 @@ def _mixture(summary: dict[str, Any], setting: dict[str, Any], cited: list[str])
 
 
 def _robust(setting: dict[str, Any]) -> str:
-    """Return sentences on noise, trimming, near components, priors and bounds."""
+    """Return sentences on noise, trimming, values set aside, near components, priors and bounds."""
     told = []
     if setting.get("noise"):
         told.append("Rows that belong to no component have a uniform density over the bounding box of all rows.")
     if setting.get("trim"):
         told.append(f"The least likely {100 * setting['trim']:g} % of the rows were trimmed.")
+    if setting.get("cells"):
+        told.append(
+            "Values that are unlikely given the others of their row were set aside, at most "
+            f"{100 * setting['cells']:g} % of each feature (after Raymaekers and Rousseeuw 2023)."
+        )
     if setting.get("search", "all") != "all":
         told.append("In the E-step each row was compared with the components near it only (Forster and Lucke 2018).")
     if setting.get("eigenvalue_ratio") is not None:

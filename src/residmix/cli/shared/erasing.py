@@ -25,6 +25,7 @@ def check_erasing(chosen: SimpleNamespace) -> None:
         "--joint": chosen.joint, "--gating": chosen.gating,
         "--effects": chosen.effects != "shared", "--family": chosen.family != "full",
         "--factors": chosen.factors, "--noise": chosen.noise, "--t": chosen.student, "--trim": chosen.trim,
+        "--cells": chosen.cells,
         "--eigenvalue-ratio": chosen.eigenvalue_ratio, "--prior": chosen.prior,
         "--reg-covar": chosen.reg_covar != 1e-6, "--search": chosen.search != "all",
         "--missing em": chosen.missing == "em",

@@ -139,6 +139,14 @@ MIXTURE = (
         help="Share of the least likely rows to leave out; their label is -1.",
     ),
     click.option(
+        "--cells",
+        type=click.FloatRange(0, 0.5, max_open=True),
+        default=0.0,
+        metavar="SHARE",
+        help="Set values aside that are wrong amid a row that is right, at most this share of each feature, such as "
+        "0.25.",
+    ),
+    click.option(
         "--eigenvalue-ratio",
         type=click.FloatRange(min=1),
         help="Upper bound of the ratio of the largest to the smallest variance in any direction.",

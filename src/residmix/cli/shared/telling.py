@@ -44,6 +44,7 @@ _REMEDIES = (
     (re.compile(r"\bscale=(?=['\"])"), "--scale-by "),
     (re.compile(r"\bn_factors=(\d+)"), r"--factors \1"),
     (re.compile(r"\btrim=([\d.]+)"), r"--trim \1"),
+    (re.compile(r"\bcells=([\d.]+)"), r"--cells \1"),
     (re.compile(r"\bnoise=True\b"), "--noise"),
     (re.compile(r"\bsearch=['\"]?(\w+)['\"]?"), r"--search \1"),
     (re.compile(r"\beigenvalue_ratio=([\d.]+)"), r"--eigenvalue-ratio \1"),

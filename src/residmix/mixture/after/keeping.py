@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from residmix.em.loop import EMState
@@ -12,6 +14,9 @@ from residmix.mixture.params import MixtureParams
 
 __all__ = ["MixtureKept"]
 
+# Features that a note names, and the share of the limit from which on it counts as reached.
+SHOWN, ALMOST = 10, 0.98
+
 State = EMState[MixtureParams]
 
 
@@ -21,6 +26,8 @@ class MixtureKept(MixtureDensity):
     max_iter: int
     tol: float
     trim: float
+    cells: float
+    cell_shares_: NDArray[np.float64]
     converged_: bool
     # of a fit under way
     _failed: int = 0
@@ -44,6 +51,7 @@ class MixtureKept(MixtureDensity):
             "loadings_",
             "own_variances_",
             "trim_threshold_",
+            "cell_penalties_",
         ):
             self.__dict__.pop(name, None)
         if params.parts is not None:
@@ -52,10 +60,32 @@ class MixtureKept(MixtureDensity):
         if params.noise is not None:
             self.noise_weight_, self.noise_box_ = params.noise
             self.weights_ = params.weights * (1 - self.noise_weight_)
+        if params.cells is not None:
+            self.cell_penalties_ = params.cells
         if params.dof is not None:
             self.dof_ = params.dof
         self.covariances_, self.precisions_cholesky_ = params.covariances, params.factors
         self.precisions_ = params.precisions()
+
+    def _tell_of_cells(self) -> None:
+        """Note how many values of which features were set aside."""
+        shares = getattr(self, "cell_shares_", np.zeros(0))
+        if not shares.any():
+            return
+        called = [str(name) for name in getattr(self, "feature_names_in_", range(len(shares)))]
+        order = np.argsort(-shares, kind="stable")
+        most = ", ".join(f"{called[j]} ({100 * shares[j]:.2g} %)" for j in order[:SHOWN] if shares[j] > 0)
+        figures = {"share": float(shares.mean()), "features": dict(zip(called, shares.tolist(), strict=True))}
+        message = f"{100 * shares.mean():.2g} % of the values were set aside as wrong, by feature: {most}"
+        note("cells-set-aside", message + (", ..." if np.count_nonzero(shares) > SHOWN else ""), **figures)
+        full = [called[j] for j in order if shares[j] > ALMOST * self.cells]
+        if full:
+            note(
+                "cells-at-limit",
+                f"as many values of {', '.join(full[:SHOWN])} were set aside as cells={self.cells:g} allows. Raise it, "
+                "or look at these features",
+                features=full,
+            )
 
     def _warn(self, revived: list[list[int]]) -> None:
         if self._failed and not self._is_search():
@@ -68,6 +98,7 @@ class MixtureKept(MixtureDensity):
             )
         self.__dict__.pop("_failed", None)
         self.__dict__.pop("_restraint", None)
+        self._tell_of_cells()
         if revived and not self.trim:  # a component whose rows are trimmed begins anew, as it should
             warn(
                 f"components {revived[-1]} of {self.n_components_} lost all their rows and were re-seeded "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -24,6 +25,8 @@ from residmix.mixture.after.merging import elbow, merge_by_entropy
 from residmix.mixture.after.outliers import OutlierTest
 from residmix.mixture.density import MixtureDensity
 from residmix.mixture.iteration.estep import Problem
+from residmix.mixture.iteration.step import believed_block
+from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
 from residmix.rows.rows import ArrayRows, Rows
@@ -39,9 +42,22 @@ class AfterFit(MixtureDensity):
     """Outliers, merging and standard errors."""
 
     def _outlier_pvalues(self, out: Any, X: Any, *given: Any) -> Any:
-        rows = self._rows(X, *given)
-        test = OutlierTest(Problem.of(self._model(), n_rows=rows.n_rows))
+        rows, params = self._believed(self._rows(X, *given))
+        test = OutlierTest(Problem.of(params, n_rows=rows.n_rows))
         return delivered(rows, test, ["p_value"], out, dtype=np.float64, flat=True)
+
+    def _believed(self, rows: Rows) -> tuple[Rows, MixtureParams]:
+        """Return rows in which values that are set aside are missing, and the parameters of a mixture of such rows."""
+        params = self._model()
+        if params.cells is None:
+            return rows, params
+        return rows.mapped(partial(believed_block, params)), replace(params, cells=None)
+
+    def _outlier_cells(self, names: Any, out: Any, X: Any, *given: Any) -> Any:
+        params = self._model()
+        if params.cells is None:
+            raise ValueError("outlier_cells needs cells=, such as cells=0.25; set it and fit again")
+        return delivered(self._rows(X, *given), partial(_set_aside, params), names, out, dtype=np.bool_)
 
     def _merge_components(
         self, n_clusters: int | None, sample_weight: ArrayLike | None, X: Any, *given: Any
@@ -92,10 +108,16 @@ class AfterFit(MixtureDensity):
         return float(getattr(self, "_weight_seen", getattr(self, "n_samples_seen_", getattr(self, "_n_rows", 0))))
 
     def _standard_errors(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> Bunch:
-        return self._errors(observed_information(self._weighted(self._rows(X, *given), sample_weight), self._model()))
+        rows, params = self._believed(self._rows(X, *given))
+        return self._errors(observed_information(self._weighted(rows, sample_weight), params))
 
     def _errors(self, found: Information) -> Bunch:
         return shown_errors(found)
+
+
+def _set_aside(params: MixtureParams, block: Block) -> NDArray[np.bool_]:
+    out: NDArray[np.bool_] = np.isnan(believed_block(params, block).X) & ~np.isnan(block.X)
+    return out
 
 
 class _Weigh:

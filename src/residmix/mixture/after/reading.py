@@ -10,6 +10,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from residmix.mixture.after.using import GaussianDensity
 from residmix.mixture.selection.candidates import sizes
+from residmix.mixture.starts import check_goes_on
 from residmix.rows.rows import ArrayRows, Rows
 from residmix.sources.frames import unmasked
 from residmix.sources.open import as_table, is_source
@@ -45,6 +46,12 @@ class GaussianRows(GaussianDensity):
         if reset:
             self._check_enough(counted)
         return ArrayRows(X, weight=weight, block_rows=self._block_rows(X.shape[1]))
+
+    def _check_goes_on(self, method: str, n_features: int) -> None:
+        K, kind = self.n_components, self._kind()
+        if self._is_search():
+            K, kind = self.n_components_, self._family_name
+        check_goes_on(self.means_, self.covariances_, kind, K, n_features, method)
 
     def _check_enough(self, n_rows: int) -> None:
         largest = 1 if isinstance(self.n_components, str) else sizes(self.n_components)[-1]

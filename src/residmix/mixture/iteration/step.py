@@ -28,6 +28,7 @@ from residmix.mixture.iteration.groups import grouped_joint, grouped_moments, gr
 from residmix.mixture.iteration.mstep import dead_components, m_step, ordinary_step
 from residmix.mixture.iteration.near import near_block, own_problems
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.cells import believed
 from residmix.mixture.robust.errors import chunk_rows
 from residmix.mixture.robust.tails import as_normal, has_tails, tail_block, tail_joint, with_new_tails
 from residmix.mixture.robust.trimming import Masked, kept_weights
@@ -36,9 +37,11 @@ from residmix.rows.rows import Rows, fold
 
 __all__ = [
     "MixtureEM",
+    "believed_block",
     "block_log_joint",
     "block_moments",
     "ecm_step",
+    "rows_and_priors",
     "with_prior_rows",
 ]
 
@@ -165,10 +168,18 @@ def block_moments(
     near : tuple of list of Problem and ndarray of int (n, C), optional
         The components alone, and which to look at, of all rows.
     """
+    how: dict[str, Any]
     params, u = problem.params, block.design
     if problem.groups:
         step = partial(block_moments, with_design=with_design, with_moments=with_moments)
         return grouped_moments(problem, block, step)
+    if params.cells is not None:
+        seen, without = believed_block(params, block), replace(problem, params=replace(params, cells=None))
+        how = {"with_design": with_design, "with_moments": with_moments}
+        moments = block_moments(without, seen, **how)
+        cost = (np.isnan(seen.X) & ~np.isnan(block.X)) @ params.cells / 2
+        moments.log_likelihood -= float(cost.sum() if block.weight is None else block.weight @ cost)
+        return moments
     gate = params.gate
     prior = None if gate is None else log_priors(u, gate.coef)
     x, extra = _without_effect(block, params), u if with_design else None
@@ -181,7 +192,7 @@ def block_moments(
         if params.by_component:
             x, extra = _joined(block, params), u[:, : u.shape[1] - params.n_design] if with_design else None
             extra = extra if extra is not None and extra.shape[1] else None
-        how: dict[str, Any] = {"log_prior": prior, "weight": weight, "extra": extra, "with_moments": with_moments}
+        how = {"log_prior": prior, "weight": weight, "extra": extra, "with_moments": with_moments}
         if near is None:
             moments = mixture_block(x, problem, **how)
         else:
@@ -201,6 +212,10 @@ def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None
     params = problem.params
     if problem.groups:
         return grouped_joint(problem, block, block_log_joint)
+    if params.cells is not None:
+        rest, given = rows_and_priors(params, block)
+        seen, cost = believed(params, rest, given)
+        return tail_joint(problem, seen, given, block.design)[0] - cost[:, None]
     prior = None if params.gate is None else log_priors(block.design, params.gate.coef)
     x = _without_effect(block, params)
     given = params.log_weights if prior is None else prior
@@ -215,6 +230,18 @@ def block_log_joint(problem: Problem, block: Block, errors: Floats | None = None
     if has_tails(params):
         return tail_joint(problem, x, given, block.design)[0]
     return log_joint(_joined(block, params) if params.by_component else x, problem, log_prior=prior)
+
+
+def rows_and_priors(params: MixtureParams, block: Block) -> tuple[Floats, Floats]:
+    """Return rows less the effect that components share, and the components' log-probabilities (K,) or (b, K)."""
+    x = np.asarray(_without_effect(block, params), dtype=np.float64)
+    return x, params.log_weights if params.gate is None else log_priors(block.design, params.gate.coef)
+
+
+def believed_block(params: MixtureParams, block: Block) -> Block:
+    """Return a block with NaN for the values that are set aside."""
+    out = np.isnan(believed(params, *rows_and_priors(params, block))[0])
+    return replace(block, X=np.where(out, np.nan, block.X))
 
 
 def _without_effect(block: Block, params: MixtureParams) -> NDArray[np.floating]:

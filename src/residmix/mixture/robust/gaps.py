@@ -19,7 +19,17 @@ from residmix.mixture.params import MixtureParams, make_params
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows
 
-__all__ = ["Gaps", "by_patterns", "gaps_of", "single_normal", "without_gaps"]
+__all__ = [
+    "CACHED",
+    "Gaps",
+    "by_patterns",
+    "gaps_of",
+    "inverse_roots",
+    "patterns",
+    "single_normal",
+    "times",
+    "without_gaps",
+]
 
 Floats = NDArray[np.float64]
 
@@ -68,7 +78,7 @@ def gaps_of(params: MixtureParams, x: Floats, effects: Floats | None = None, *, 
     if independent of the others, of variance 1, and seen where it is expected.
     """
     (K, d), full = params.means.shape, params.full_covariances()
-    there, which = _patterns(x)
+    there, which = patterns(x)
     order, ends = np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))
     log_det, distance = np.empty((len(there), K)), np.empty((len(x), K))
     filled, rest = np.empty((len(x) if fill else 0, K, d)), np.empty((len(there) if fill else 0, K, d, d))
@@ -76,22 +86,22 @@ def gaps_of(params: MixtureParams, x: Floats, effects: Floats | None = None, *, 
     for start in range(0, len(there), step):
         own = slice(start, start + step)
         seen = there[own, None]
-        inverse = _inverse_roots(np.where(seen[..., None] & seen[:, :, None], full, np.eye(d)))
+        inverse = inverse_roots(np.where(seen[..., None] & seen[:, :, None], full, np.eye(d)))
         log_det[own] = np.log(np.diagonal(inverse, axis1=2, axis2=3)).sum(axis=2)
         rows = order[ends[start - 1] if start else 0 : ends[own][-1]]
         at = which[rows] - start
         away = x[rows, None] - params.means
         away = np.where(np.isnan(away), 0.0, away if effects is None else away - effects[:, rows].swapaxes(0, 1))
-        white = _times(away, inverse, at)
+        white = times(away, inverse, at)
         distance[rows] = np.einsum("bki,bki->bk", white, white)
         if fill:
             gain = inverse.swapaxes(2, 3) @ np.where(seen[..., None] & ~seen[:, :, None], full, 0.0)
-            filled[rows] = away + _times(away, inverse @ gain, at)
+            filled[rows] = away + times(away, inverse @ gain, at)
             rest[own] = np.where(seen[..., None] | seen[:, :, None], 0.0, full) - gain.swapaxes(2, 3) @ gain
     return Gaps(which, log_det[which], distance, filled, rest)
 
 
-def _inverse_roots(matrices: Floats) -> Floats:
+def inverse_roots(matrices: Floats) -> Floats:
     """Return inv(L)' for each matrix L L' of a stack (P, K, d, d)."""
     inverse, failed = many_inverse_cholesky(matrices.reshape(-1, *matrices.shape[2:]))
     if failed.any():
@@ -101,7 +111,7 @@ def _inverse_roots(matrices: Floats) -> Floats:
 
 def by_patterns(x: NDArray[np.floating], n_components: int) -> Iterator[NDArray[np.intp] | slice]:
     """Return the rows (b, d) in parts of few patterns, so that what is held of a part is of bounded size."""
-    there, which = _patterns(x)
+    there, which = patterns(x)
     step = max(1, CHUNK // (n_components * x.shape[1] ** 2))
     if step >= len(there):
         yield slice(0, len(x))
@@ -110,7 +120,7 @@ def by_patterns(x: NDArray[np.floating], n_components: int) -> Iterator[NDArray[
         yield np.flatnonzero((which >= start) & (which < start + step))
 
 
-def _patterns(x: NDArray[np.floating]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+def patterns(x: NDArray[np.floating]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
     """Return which features are there, each pattern once (P, d), and the pattern of each row (b,)."""
     there = ~np.isnan(x)
     bits = np.packbits(there, axis=1)
@@ -122,7 +132,7 @@ def _patterns(x: NDArray[np.floating]) -> tuple[NDArray[np.bool_], NDArray[np.in
     return there[first], which.ravel()
 
 
-def _times(rows: Floats, matrices: Floats, which: NDArray[np.intp]) -> Floats:
+def times(rows: Floats, matrices: Floats, which: NDArray[np.intp]) -> Floats:
     """Return each row (b, K, d) times the matrices (P, K, d, d) of its pattern; rows in the order of patterns."""
     if len(rows) < MANY * len(matrices):
         return np.asarray((rows[:, :, None] @ matrices[which])[:, :, 0])

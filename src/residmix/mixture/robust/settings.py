@@ -47,6 +47,7 @@ class MixtureSettings:
     noise: bool
     distribution: str
     trim: float
+    cells: float = 0.0  # models of earlier versions have none
     eigenvalue_ratio: float | None
     prior: Any
     search: str | int = "all"  # models of earlier versions have none
@@ -62,6 +63,7 @@ class MixtureSettings:
     _settings_constraints: dict[str, list[Any]] = {
         "n_factors": [Interval(Integral, 1, None, closed="left"), None],
         "trim": [Interval(Real, 0.0, 0.5, closed="left")],
+        "cells": [Interval(Real, 0.0, 0.5, closed="left")],
         "eigenvalue_ratio": [Interval(Real, 1.0, None, closed="left"), None],
         "prior": [StrOptions({"mclust"}), dict, None],
         "reg_covar": [Interval(Real, 0.0, None, closed="left"), StrOptions({"relative"})],
@@ -113,6 +115,10 @@ class MixtureSettings:
         """Whether features may be missing."""
         return False
 
+    def _has_gaps(self) -> bool:
+        """Whether some values don't count, as they are missing or set aside."""
+        return self._gaps_allowed() or bool(self.cells)
+
     def _check_settings(self, n_features: int, *, errors: bool = False) -> None:
         """Raise for settings that contradict each other."""
         tried = [family(kind) for kind in self._kinds(n_features)]
@@ -138,8 +144,25 @@ class MixtureSettings:
             raise ValueError('prior= needs distribution="gaussian", not "t"')
         if self.search != "all":
             self._check_near(errors)
+        if self.cells:
+            self._check_cells(errors)
         if errors and self.distribution == "t":
             raise ValueError('error_covariance= needs distribution="gaussian", not "t"')
+
+    def _check_cells(self, errors: bool) -> None:
+        """Raise for settings that setting values aside doesn't go with."""
+        given = {
+            "noise=True": self.noise,
+            'distribution="t"': self.distribution == "t",
+            f"trim={self.trim:g}": self.trim,
+            "error_covariance=": errors,
+            'effects="by-component"': getattr(self, "effects", "shared") != "shared",
+            "covariance_by=": getattr(self, "covariance_by", None) is not None,
+            "checkpoint=": self.checkpoint is not None,
+        }
+        for name, there in given.items():
+            if there:
+                raise ValueError(f"cells={self.cells:g} doesn't work with {name}; leave one of them out")
 
     def _check_near(self, errors: bool) -> None:
         """Raise for settings whose E-step looks at all components."""
@@ -147,6 +170,7 @@ class MixtureSettings:
             "noise=True": self.noise,
             'distribution="t"': self.distribution == "t",
             f"trim={self.trim:g}": self.trim,
+            f"cells={self.cells:g}": self.cells,
             "missing values": self._gaps_allowed(),
             "error_covariance=": errors,
             "covariance_by=": getattr(self, "covariance_by", None) is not None,
@@ -165,6 +189,8 @@ class MixtureSettings:
         self._check_settings(rows.n_features, errors=errors is not None)
         if self.search != "all" and not rows.local:
             raise ValueError(f"search={self.search!r} needs rows in this process, not on a cluster; use search='all'")
+        if self.cells and not rows.local:
+            raise ValueError(f"cells={self.cells:g} needs rows in this process, not on a cluster; load X, or use trim")
         for name in ("reg_covar_", "_restraint", "_failed"):
             self.__dict__.pop(name, None)
         centre, scatter, n = None, None, 0.0
@@ -203,7 +229,12 @@ class MixtureSettings:
 
     def _check_streams(self) -> None:
         """Raise where a stream's steps wouldn't be what the settings say."""
-        for name, given in (("trim", self.trim), ("prior", self.prior), ("eigenvalue_ratio", self.eigenvalue_ratio)):
+        for name, given in (
+            ("trim", self.trim),
+            ("cells", self.cells),
+            ("prior", self.prior),
+            ("eigenvalue_ratio", self.eigenvalue_ratio),
+        ):
             if given:
                 raise ValueError(f"partial_fit doesn't work with {name}={given!r}; use fit, or leave {name} out")
 

@@ -65,6 +65,7 @@ def tail_starts(
     student: bool,
     missing: bool,
     trim: float,
+    cells: bool,
     search: bool,
     restraint: Callable[[int], Restraint | None],
     reg_covar: float,
@@ -73,7 +74,8 @@ def tail_starts(
     """Yield each start with noise and tails, and for these one found where rows lie close to each other as well;
     with missing values one found on the rows that have none.
 
-    `whole` are the rows with missing values filled in, `restraint` gives what a number of components obeys. Without
+    `whole` are the rows with missing values filled in; if `cells` may be wrong, starts are found on them as well, and
+    rows have gaps where values are far out. `restraint` gives what a number of components obeys. Without
     `search` there are the given starts alone.
     """
     box = box_of(rows) if noise else None
@@ -102,7 +104,8 @@ def tail_starts(
         if K in done or not search:
             continue
         done.add(K)
-        others = [_dense_rows(whole, K, random_state)] if noise or trim or student else []
+        others = [_dense_rows(whole, K, random_state)] if noise or trim or student or cells else []
+        others += [whole] if cells else []
         others += _complete_rows(rows, K, random_state) if missing else []
         for few in others:
             with suppress(SingularCovarianceError):

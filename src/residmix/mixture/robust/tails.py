@@ -21,6 +21,7 @@ from scipy.special import digamma, gammaln
 from residmix.mixture.given.by_component import effects_of
 from residmix.mixture.iteration.estep import MixtureMoments, Problem, log_joint, normalised, responsibilities
 from residmix.mixture.params import MixtureParams
+from residmix.mixture.robust.cells import believed
 from residmix.mixture.robust.errors import Unsure, chunk_rows, unsure
 from residmix.mixture.robust.gaps import Gaps, by_patterns, gaps_of
 from residmix.rows.block import Block
@@ -212,8 +213,10 @@ def _tail_chunk(
 
 
 def expected(problem: Problem, x: Floats, prior: Floats, design: Floats) -> Floats:
-    """Return the rows with missing values as the mixture expects them given the others, (b, d)."""
-    params, missing, filled = problem.params, np.isnan(x), np.array(x)
+    """Return the rows (b, d) with what is missing or set aside as the mixture expects it given the other values."""
+    params, filled = problem.params, np.array(x)
+    x = x if params.cells is None else believed(params, x, prior)[0]
+    missing = np.isnan(x)
     for part in by_patterns(x, params.n_components) if missing.any() else []:
         u, share = design[part], prior if prior.ndim == 1 else prior[part]
         joint, _, gaps, _ = tail_joint(problem, x[part], share, u, fill=True)
