@@ -277,6 +277,23 @@ def test_usage_errors_are_status_2_and_others_1(run, file, tmp_path, options, co
     assert told in run("fit", file, *given, code=code).stderr
 
 
+def test_wrong_values_are_set_aside_told_of_and_written(run, tmp_path):
+    table = penguins().drop(columns=["year"])
+    table.loc[:9, "body_mass_g"] /= 10
+    table.to_parquet(tmp_path / "p.parquet", index=False)
+    given = ("fit", tmp_path / "p.parquet", "--formula", "C(sex)", "--features", FEATURES, "--family", "tied", "-q")
+    run(*given, "--cells", 0.2, "-o", tmp_path / "m", "--report", tmp_path / "r.html")
+    run("predict", tmp_path / "m", tmp_path / "p.parquet", "--cells", "-o", tmp_path / "w.parquet", "-q")
+    wrong = pd.read_parquet(tmp_path / "w.parquet")
+    assert list(wrong) == FEATURES.split(",") and wrong["body_mass_g"][:10].all() and wrong.to_numpy().mean() < 0.03
+    np.testing.assert_array_equal(wrong, rm.load(tmp_path / "m").outlier_cells(table))
+    shown = (tmp_path / "r.html").read_text()
+    assert "Values set aside" in shown and "at most 20 % of each feature" in shown and "body_mass_g (3" in shown
+    run(*given, "-o", tmp_path / "plain")
+    told = run("predict", tmp_path / "plain", tmp_path / "p.parquet", "--cells", "-o", tmp_path / "x.csv", code=1)
+    assert "fitted with --cells 0.25" in told.stderr
+
+
 def test_near_components_are_asked_for_by_number(run, file, tmp_path):
     given = ("fit", file, "--formula", "C(sex)", "--features", FEATURES, "-k", 4, "--search", 3, "-q")
     run(*given, "-o", tmp_path / "m", "--report", tmp_path / "r.html")

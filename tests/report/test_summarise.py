@@ -216,6 +216,17 @@ def test_spreads_by_group_are_multiples_of_the_average(rng):
     assert second["spreads"][1 - wider] / first["spreads"][1 - wider] == pytest.approx(1.0, rel=0.1)
 
 
+def test_features_with_wrong_values_come_most_first(rng):
+    table = pd.DataFrame(rng.normal(size=(300, 3)), columns=["x", "y", "z"])
+    table.loc[:30, "y"], table.loc[50:59, "z"] = rng.uniform(20, 60, 31), rng.uniform(20, 60, 10)
+    table["site"] = np.tile(["a", "b"], 150)
+    model = rm.ResidualMixture(1, formula="site", estimation="joint", cells=0.3, random_state=0).fit(table)
+    rows = described(model, table)["set_aside"]
+    assert [row["feature"] for row in rows][:2] == ["y", "z"]
+    assert rows[0]["share"] == model.cell_shares_[1] >= 31 / 300
+    assert described(rm.ResidualMixture(1, formula="site", random_state=0).fit(table), table)["set_aside"] == []
+
+
 @pytest.mark.slow
 def test_verdicts_tell_apart_what_is_gone_what_a_forest_reads_and_what_a_line_reads(rng):
     site = np.repeat(["a", "b"], 300)

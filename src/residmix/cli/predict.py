@@ -1,4 +1,4 @@
-"""``residmix predict``: the component of each row, probabilities, densities and p-values."""
+"""``residmix predict``: the component of each row, probabilities, densities, p-values and wrong values."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ __all__ = ["predict"]
     click.option("--density", "what", flag_value="density", help="Write the log-density of each row."),
     click.option("--outliers", "what", flag_value="outliers",
                  help="Write p-values: the probability that a row from the mixture is less likely."),
+    click.option("--cells", "what", flag_value="cells",
+                 help="Write which values are wrong, given the others of their row; needs a model of fit --cells."),
     READING,
     ATTENDED,
 )  # fmt: skip
@@ -64,6 +66,7 @@ def predict(model: Path, data: str, output: Path, what: str | None, **chosen: An
             "probabilities": fitted.predict_proba,
             "density": fitted.score_samples,
             "outliers": fitted.outlier_pvalues,
+            "cells": fitted.outlier_cells,
         }[what]
         way.begin("writing")
         if is_h5ad(output):

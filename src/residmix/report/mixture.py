@@ -20,12 +20,15 @@ __all__ = [
     "group_spread_rows",
     "own_effect_rows",
     "selection_rows",
+    "set_aside_rows",
 ]
 
 Floats = NDArray[np.float64]
 
 # Effects by component that a report shows: those that differ most.
 MOST_EFFECTS = 20
+# Features with values set aside that it shows.
+MOST_SET_ASIDE = 40
 # Groups of levels with covariances of their own that it shows.
 MOST_GROUPS = 50
 
@@ -74,6 +77,14 @@ def own_effect_rows(model: Any) -> list[dict[str, Any]]:
         }
         for i, j in zip(*np.unravel_index(foremost, size.shape), strict=True)
     ]
+
+
+def set_aside_rows(model: Any) -> list[dict[str, Any]]:
+    """Return the features of which values were set aside as wrong in the fit, and how many, the most first."""
+    shares = np.asarray(getattr(model, "cell_shares_", np.empty(0)))
+    order, names = np.argsort(-shares, kind="stable"), features_of(model) if shares.size else []
+    rows = [{"feature": str(names[j]), "share": float(shares[j])} for j in order if shares[j] > 0]
+    return rows[:MOST_SET_ASIDE]
 
 
 def group_spread_rows(model: Any) -> list[dict[str, Any]]:

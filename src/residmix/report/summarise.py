@@ -19,6 +19,7 @@ from residmix.report.mixture import (
     group_spread_rows,
     own_effect_rows,
     selection_rows,
+    set_aside_rows,
 )
 from residmix.report.tables import (
     associations,
@@ -79,6 +80,7 @@ def summarise(found: Evidence) -> dict[str, Any]:
         "components": component_rows(found),
         "effects_by_component": own_effect_rows(model),
         "spreads_by_group": group_spread_rows(model),
+        "set_aside": set_aside_rows(model),
         "selection": selection_rows(model),
         "fit": fit_quality(found),
         "metadata": [

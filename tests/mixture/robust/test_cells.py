@@ -259,7 +259,7 @@ def test_settings_that_do_not_go_together_are_refused():
         rm.GaussianMixture(3, cells=0.2).fit(X, error_covariance=np.ones(X.shape))
     with pytest.raises(ValueError, match="cells"):
         rm.GaussianMixture(3, cells=0.5).fit(X)
-    with pytest.raises(ValueError, match="outlier_cells needs cells="):
+    with pytest.raises(ValueError, match="fitted with cells="):
         rm.GaussianMixture(3, random_state=0).fit(X).outlier_cells(X)
     with pytest.raises(ValueError, match="error_covariance= doesn't work with cells="):
         rm.GaussianMixture(3, cells=0.2, random_state=0).fit(X).predict(X, error_covariance=np.ones(X.shape))

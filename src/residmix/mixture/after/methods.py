@@ -56,7 +56,7 @@ class AfterFit(MixtureDensity):
     def _outlier_cells(self, names: Any, out: Any, X: Any, *given: Any) -> Any:
         params = self._model()
         if params.cells is None:
-            raise ValueError("outlier_cells needs cells=, such as cells=0.25; set it and fit again")
+            raise ValueError("outlier_cells needs a model that was fitted with cells=0.25 or so; this one has none")
         return delivered(self._rows(X, *given), partial(_set_aside, params), names, out, dtype=np.bool_)
 
     def _merge_components(
