@@ -56,12 +56,18 @@ class Block:
 
     def select(self, rows: slice | NDArray[np.integer[Any]]) -> Block:
         """Return some rows of this block, as views if `rows` is a slice; ``start`` moves with a slice."""
+        if isinstance(rows, slice):
+            codes, start = tuple(code[rows] for code in self.codes), self.start + rows.start
+            return Block(
+                start, self.X[rows], self.design[rows], codes, None if self.weight is None else self.weight[rows]
+            )
+        # take copies whole rows at once, where an index in brackets goes number by number
         return Block(
-            self.start + (rows.start if isinstance(rows, slice) else 0),
-            self.X[rows],
-            self.design[rows],
-            tuple(code[rows] for code in self.codes),
-            None if self.weight is None else self.weight[rows],
+            self.start,
+            self.X.take(rows, axis=0),
+            self.design.take(rows, axis=0),
+            tuple(code.take(rows) for code in self.codes),
+            None if self.weight is None else self.weight.take(rows),
         )
 
     def tiles(self) -> Iterator[tuple[slice, Block]]:

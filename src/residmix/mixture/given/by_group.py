@@ -62,5 +62,9 @@ def groups_of(params: MixtureParams, block: Block) -> list[tuple[int, NDArray[np
     by = params.by_group
     assert by is not None
     assert block.codes, "rows of a mixture with covariances by group come with codes of their level"
-    own = by.group[block.codes[0]]
-    return [(int(g), np.flatnonzero(own == g)) for g in np.unique(own)]
+    own = by.group.take(block.codes[0])
+    held = np.bincount(own, minlength=by.n_groups)
+    # 16-bit integers are sorted by their digits, in one pass
+    order = np.argsort(own.astype(np.int16) if by.n_groups < 1 << 15 else own, kind="stable")
+    ends = held.cumsum()
+    return [(int(g), order[ends[g] - held[g] : ends[g]]) for g in np.flatnonzero(held)]
