@@ -8,9 +8,11 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
+from residmix.effects.marginal import marginal, marginal_moments
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
@@ -23,6 +25,8 @@ from residmix.moments.solving.aliased import least_contributions
 from residmix.rows.rows import Rows
 
 __all__ = ["Blup"]
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,21 @@ class Blup:
         found = LeastSquares().estimate(moments, design, features, rows)
         terms = self.terms(design)
         columns = [(term.columns, design.level_rows(term)) for term in terms]
-        lines = self.lines(design)
+        lines, linear, fit = self.lines(design), moments.linear, found.fit
+        terms += [product for _, product in lines]
+        changed = marginal(design, linear, terms)
+        if changed is not None:
+            linear, fit = marginal_moments(linear, changed), _with(fit, changed, linear)
         if lines:
             slopes = [(number.columns.start, product.columns) for number, product in lines]
-            shrunk, several = sloped_effects(moments.linear, found.fit, columns[0], slopes)
-            terms += [product for _, product in lines]
+            shrunk, several = sloped_effects(linear, fit, columns[0], slopes)
         elif len(columns) == 1:
-            shrunk, one = random_effects(moments.linear, found.fit, *columns[0])
+            shrunk, one = random_effects(linear, fit, *columns[0])
             several = [one]
         else:
-            shrunk, several = crossed_effects(moments.linear, found.fit, columns)
+            shrunk, several = crossed_effects(linear, fit, columns)
+        if changed is not None:
+            shrunk = _with(shrunk, np.asarray(np.linalg.inv(changed), np.float64), moments.linear)
         names = [term.name for term in terms]
         if any(null.shape[1] for null in found.fit.null):
             shrunk = _settled(shrunk, moments.linear, [term for term in design.terms if term not in terms])
@@ -118,6 +127,13 @@ class Blup:
                 )
             found.append((numbers[0], term))
         return found
+
+
+def _with(fit: LinearFit, changed: Array, moments: LinearMoments) -> LinearFit:
+    """Return the fit with other coefficients: `changed` (g, q, q) times those of each feature."""
+    coef = np.einsum("dpq,qd->pd", changed[fit.group if len(changed) > 1 else np.zeros_like(fit.group)], fit.coef)
+    offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, coef.T.shape), coef)
+    return replace(fit, coef=coef, constant=moments.offset_x - offset)
 
 
 def _settled(fit: LinearFit, moments: LinearMoments, fixed: list[Term]) -> LinearFit:

@@ -18,17 +18,69 @@ Array = NDArray[np.float64]
 
 
 def term_penalty(design: Design, term: Term) -> Array:
-    r"""Return P so that :math:`b'Pb` is the sum of squares of the penalised effects.
+    r"""Return P (q, q) so that :math:`b'Pb` is the sum of squares of the penalised effects.
 
-    For numeric terms these are the coefficients. For a factor they are the effects of all levels less their mean, so
-    that the reference level doesn't matter: with treatment coding :math:`P = I - 11'/L`.
+    For a numeric term this is its coefficient. For a factor they are the effects of all levels less their mean, so that
+    the reference level doesn't matter: with treatment coding :math:`P = I - 11'/L`. Beside an interaction, effects of a
+    term are averages over the other's levels, and the interaction's are what these averages leave.
     """
-    width = term.columns.stop - term.columns.start
-    if term.kind != "factor":
-        return np.eye(width)
-    levels = design.level_rows(term)
-    centred = levels - levels.mean(axis=0)
-    return np.asarray(centred.T @ centred)
+    q = len(design.column_names)
+    effects: list[Array] = []
+    if term.kind == "factor":
+        effects = [_placed(design.level_rows(term), term.columns, q)]
+        for other in design.terms:
+            if set(term.variables) < set(other.variables) and (rows := _combined(design, other)) is not None:
+                at = other.variables.index(term.variables[0])
+                effects.append(rows.mean(axis=tuple(i for i in range(rows.ndim - 1) if i != at)))
+        effects = [_less_mean(np.sum(effects, axis=0), 0)]
+    elif term.kind == "numeric":
+        effects = [_placed(np.eye(1), term.columns, q)]
+        for other in design.terms:
+            if set(term.variables) < set(other.variables) and (lines := _lines(design, other)) is not None:
+                effects.append(_placed(lines, other.columns, q).mean(axis=0, keepdims=True))
+        effects = [np.sum(effects, axis=0)]
+    elif term.kind == "interaction" and (rows := _combined(design, term)) is not None:
+        for axis in range(rows.ndim - 1):
+            rows = _less_mean(rows, axis)
+        effects = [rows.reshape(-1, q)]
+    elif term.kind == "interaction" and (lines := _lines(design, term)) is not None:
+        effects = [_placed(_less_mean(lines, 0), term.columns, q)]
+    if effects:
+        return np.asarray(effects[0].T @ effects[0])
+    own = np.zeros(q)
+    own[term.columns] = 1.0
+    return np.diag(own)
+
+
+def _placed(rows: Array, columns: slice, q: int) -> Array:
+    placed = np.zeros((len(rows), q))
+    placed[:, columns] = rows
+    return placed
+
+
+def _less_mean(effects: Array, axis: int) -> Array:
+    return np.asarray(effects - effects.mean(axis=axis, keepdims=True))
+
+
+def _combined(design: Design, term: Term) -> Array | None:
+    """Return the design rows of an interaction alone, (L1, L2, ..., q), by levels of its factors; None of numbers."""
+    found = None if term.preserved else design.combinations(term)
+    if found is None or len(found.levels) != len(term.variables):
+        return None
+    rows = np.zeros((len(found.rows), len(design.column_names)))
+    rows[:, found.columns] = found.rows
+    alone = np.zeros_like(rows)
+    alone[:, term.columns] = rows[:, term.columns]
+    return alone.reshape(*map(len, found.levels), -1)
+
+
+def _lines(design: Design, term: Term) -> Array | None:
+    """Return the levels' rows of the slopes that a factor's levels have in one number; None if it's something else."""
+    factors = [one for one in design.terms if one.kind == "factor" and set(one.variables) < set(term.variables)]
+    if len(factors) != 1 or len(term.variables) != 2:
+        return None
+    rows = design.level_rows(factors[0])
+    return rows if rows.shape[1] == term.columns.stop - term.columns.start else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +117,7 @@ class Ridge(LeastSquares):
             strengths = [(term, float(self.alpha)) for term in design.terms if not term.preserved]
         penalty = np.zeros((len(design.column_names),) * 2)
         for term, strength in strengths:
-            penalty[term.columns, term.columns] += strength * term_penalty(design, term)
+            penalty += strength * term_penalty(design, term)
         return penalty if penalty.any() else None
 
 

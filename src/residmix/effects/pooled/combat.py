@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
 from residmix.effects.effect import Effect, need_dense
+from residmix.effects.marginal import marginal
 from residmix.effects.pooled.by_level import Still, tell_still
 from residmix.effects.pooled.covariates import BesideCovariates, beside_covariates
 from residmix.effects.pooled.free import free_posterior
@@ -26,6 +27,7 @@ from residmix.effects.spread.terms import spread_terms
 from residmix.effects.unseen.batches import Frozen
 from residmix.errors import did_you_mean, note
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
+from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows
 
 __all__ = ["EmpiricalBayes"]
@@ -148,8 +150,9 @@ class EmpiricalBayes:
             if kind == "eb-robust":
                 assert rows is not None, "medians aren't in the moments"
                 sums[f] = (*robust_sums(rows, found.everything(), groupings[f]), sums[f][3])
+        coef = self._beside_interactions(found, design, moments.linear, terms)
         levels = [
-            Levels.of(own[:3], group.coded, found.applied.coef[group.columns], left, noise, reference)
+            Levels.of(own[:3], group.coded, coef[group.columns], left, noise, reference)
             for group, own in zip(groupings, sums, strict=True)
         ]
         beside = None
@@ -159,7 +162,7 @@ class EmpiricalBayes:
             beside = beside_covariates(
                 rows, found, design, [terms[0], *covariates], terms[0], still[group.name], left, features, sums[0][:3]
             )
-            levels = [beside.levels(own, found.applied.coef[group.columns], rows, found.everything(), group, kind)]
+            levels = [beside.levels(own, coef[group.columns], rows, found.everything(), group, kind)]
         linear = moments.linear
         if self.spread and all(np.all(own.n < 2) for own in levels) and np.all(linear.weight < linear.count):
             tell_too_light(float(linear.weight.max()), int(linear.count.max()))
@@ -171,7 +174,18 @@ class EmpiricalBayes:
             each = [partial(self._posterior, kind=kind) for _, kind in self._named(terms)]
             cells = cells_of(groupings)
             posterior = pooled_together(found, moments, levels, groupings, cells, posterior, each, usable, rows)
-        return self._applied(found, design, terms, levels, usable, posterior, beside)
+        return self._applied(found, design, terms, levels, usable, posterior, beside, coef)
+
+    @staticmethod
+    def _beside_interactions(
+        found: LinearRemoval, design: Design, linear: LinearMoments, terms: Sequence[Term]
+    ) -> Array:
+        """Return the coefficients (q, d), of factors averaged over what they interact with."""
+        coef, changed = found.applied.coef, marginal(design, linear, terms)
+        if changed is None:
+            return coef
+        group = found.applied.group if len(changed) > 1 else np.zeros(coef.shape[1], np.intp)
+        return np.asarray(np.einsum("dpq,qd->pd", changed[group], coef))
 
     def _look_at_reference(self, weight: float, squares: Array) -> None:
         """Raise if the reference has a single row; tell of one that has none yet, as at the other sites of several."""
@@ -222,8 +236,9 @@ class EmpiricalBayes:
         usable: NDArray[np.bool_],
         posterior: list[tuple[Array, Array]],
         beside: BesideCovariates | None,
+        coef: Array,
     ) -> LinearRemoval:
-        """Return the fit with the posterior means in place of the effects."""
+        """Return the fit with the posterior means in place of the effects, which `coef` (q, d) are."""
         fit, width = found.applied, design.n_removed
         added, constant = np.zeros_like(fit.coef), np.zeros_like(fit.constant)
         scale_of, scale_at = np.zeros((width, len(constant))), np.zeros_like(constant)
@@ -247,7 +262,7 @@ class EmpiricalBayes:
             average = design.known_level_rows(term).mean(axis=0)
             pooled[term.name] = Frozen(
                 np.where(usable, own.pooled, 0.0),
-                average @ (fit.coef[at] + whole) + at_zero - own.grand,
+                average @ (coef[at] + whole) + at_zero - own.grand,
                 spread[-1] + average @ spread[:-1] if self.spread else None,
                 kind == "eb-one-row",
                 own.left,

@@ -1,0 +1,70 @@
+r"""Main effects beside their interactions, which don't depend on a reference level, nor on where a number is 0.
+
+What is shrunk of ``site`` beside ``site:sex`` would be the sites' differences at sex's reference level. So interactions
+count less what the effects within them explain over the rows: with their columns I, and M those of the main effects,
+
+.. math:: M b + I c = M (b + E c) + (I - M E) c, \qquad E = S_{MM}^+ S_{MI},
+
+where S are centred scatters. Shrunk is :math:`b + E c`. It depends on the rows and on what the columns span only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from residmix.design.design import Design
+from residmix.design.terms import Term
+from residmix.moments.linear import LinearMoments
+
+__all__ = ["marginal", "marginal_moments"]
+
+Array = NDArray[np.float64]
+
+
+def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> Array | None:
+    """Return U (g, q, q), so that U coef are the coefficients beside interactions that are less what others explain.
+
+    None if no term of the design holds one of the `shrunk` ones and others.
+    """
+    holding = [term for term in design.terms if term not in shrunk and any(_within(one, term) for one in shrunk)]
+    if not holding:
+        return None
+    changed = np.tile(np.eye(moments.s_aa.shape[1]), (len(moments.s_aa), 1, 1))
+    for term in sorted(holding, key=lambda term: -len(term.variables)):
+        within = _columns([one for one in design.terms if _within(one, term)])
+        own = _columns([term])
+        for g, scatter in enumerate(moments.s_aa):
+            step = np.eye(len(scatter))
+            scale = np.sqrt(np.diag(scatter))[within]
+            scale = np.where(scale > 0, scale, 1.0)
+            inverse = np.linalg.pinv(scatter[np.ix_(within, within)] / np.outer(scale, scale), hermitian=True)
+            across = scatter[np.ix_(within, own)] / scale[:, None]
+            step[np.ix_(within, own)] = inverse @ across / scale[:, None]
+            changed[g] = step @ changed[g]
+    return changed
+
+
+def marginal_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
+    """Return the moments of the columns that :func:`marginal`'s coefficients belong to."""
+    columns = np.linalg.inv(changed)
+    group = np.zeros(moments.s_ax.shape[1], np.intp) if len(columns) == 1 else np.arange(len(columns))
+    across = np.swapaxes(columns, 1, 2)
+    return replace(
+        moments,
+        offset_a=np.einsum("gpq,gp->gq", columns, moments.mean_a) - moments.origin_a,
+        s_aa=across @ moments.s_aa @ columns,
+        s_ax=np.einsum("dpq,pd->qd", columns[group], moments.s_ax),
+    )
+
+
+def _within(one: Term, other: Term) -> bool:
+    """Tell whether a term uses some of another's metadata columns, and no others."""
+    return set(one.variables) < set(other.variables)
+
+
+def _columns(terms: Sequence[Term]) -> NDArray[np.intp]:
+    return np.concatenate([np.arange(term.columns.start, term.columns.stop) for term in terms])

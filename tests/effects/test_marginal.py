@@ -1,0 +1,98 @@
+"""What is shrunk beside an interaction depends neither on reference levels nor on where a number is 0."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+
+from residmix import Residualizer
+from residmix.effects.marginal import marginal, marginal_moments
+
+SHRUNK = [
+    {"shrinkage": {"site": "blup"}},
+    {"shrinkage": {"site": "eb"}, "scale": True},
+    {"shrinkage": {"site": "eb-one-row"}},
+    {"shrinkage": {"site": "eb-robust"}},
+]
+
+
+@pytest.fixture
+def table(rng):
+    n = 240
+    site, sex = rng.choice(list("ABCDEF"), n, p=[0.3, 0.25, 0.2, 0.15, 0.07, 0.03]), rng.choice(["f", "m"], n)
+    age = rng.uniform(20, 80, n)
+    X = rng.normal(size=(n, 3)) * [1, 5, 0.1] + (site == "B")[:, None] * [1, 2, 0.1]
+    X += ((site == "C") & (sex == "m"))[:, None] * [2, 0, 0.3] + np.outer(age, [0.02, 0.1, 0.0])
+    return X, pd.DataFrame({"site": site, "sex": sex, "age": age})
+
+
+def renamed(metadata):
+    """Other levels come first."""
+    sites, sexes = dict(zip("ABCDEF", "fedcba", strict=True)), {"f": "z", "m": "a"}
+    return metadata.assign(site=metadata["site"].map(sites), sex=metadata["sex"].map(sexes))
+
+
+def residuals(formula, how, X, metadata):
+    return Residualizer(formula, **how).fit_transform(X, metadata=metadata) / X.std(axis=0)
+
+
+FORMULAS = ["site*sex", "site*age", "site*sex + site:age"]
+PENALISED = [{"alpha": 3.0}, {"alpha": {"site": 3.0}}]
+
+
+@pytest.mark.parametrize(
+    ("formula", "how"),
+    [(formula, how) for formula in FORMULAS for how in SHRUNK + PENALISED] + [("site*sex*age", how) for how in SHRUNK],
+    ids=str,
+)
+def test_names_of_levels_change_nothing(table, formula, how):
+    X, metadata = table
+    expected = residuals(formula, how, X, metadata)
+    # the smallest site has seven rows for two lines
+    assert_allclose(residuals(formula, how, X, renamed(metadata)), expected, rtol=0, atol=1e-7)
+    assert np.abs(expected - residuals(formula, {}, X, metadata)).max() > 1e-3  # something is shrunk
+
+
+@pytest.mark.parametrize("how", SHRUNK, ids=str)
+def test_where_a_number_is_zero_changes_nothing(table, how):
+    X, metadata = table
+    later = metadata.assign(age=metadata["age"] + 1000)
+    assert_allclose(residuals("site*age", how, X, later), residuals("site*age", how, X, metadata), rtol=0, atol=1e-8)
+
+
+def test_without_an_interaction_nothing_is_to_do(table):
+    X, metadata = table
+    model = Residualizer("site + sex + sex:age").fit(X, metadata=metadata)
+    (site,) = (term for term in model.design_.terms if term.name == "site")
+    assert marginal(model.design_, model.moments_.linear, [site]) is None
+
+
+def test_coefficients_and_moments_are_those_of_columns_less_what_others_explain(table):
+    """Against columns made by hand, and a fit of these by numpy."""
+    X, metadata = table
+    model = Residualizer("site*sex + age").fit(X, metadata=metadata)
+    design, linear = model.design_, model.moments_.linear
+    terms = {term.name: term for term in design.terms}
+    changed = marginal(design, linear, [terms["site"]])
+    moments = marginal_moments(linear, changed)
+    A = _columns(metadata, design.column_names)
+    own = terms["site:sex"].columns
+    others = np.column_stack([np.ones(len(A)), A[:, terms["site"].columns], A[:, terms["sex"].columns]])
+    left = A.copy()
+    left[:, own] -= others @ np.linalg.lstsq(others, A[:, own], rcond=None)[0]
+    expected = np.linalg.lstsq(np.column_stack([left, np.ones(len(A))]), X, rcond=None)[0][:-1]
+    assert_allclose(changed[0] @ model._linear.applied.coef, expected, atol=1e-10)
+    centred = left - left.mean(axis=0)
+    assert_allclose(moments.s_aa[0], centred.T @ centred, atol=1e-9)
+    assert_allclose(moments.s_ax, centred.T @ (X - X.mean(axis=0)), atol=1e-8)
+    # a constant goes with the others' means
+    assert_allclose(moments.mean_a[0], (A @ np.linalg.inv(changed[0])).mean(axis=0), atol=1e-10)
+
+
+def _columns(metadata, names):
+    """Return the design with treatment coding, written out."""
+    made = {"age": metadata["age"].to_numpy(float), "sex[T.m]": (metadata["sex"] == "m").to_numpy(float)}
+    for level in "BCDEF":
+        made[f"site[T.{level}]"] = (metadata["site"] == level).to_numpy(float)
+        made[f"site[T.{level}]:sex[T.m]"] = made[f"site[T.{level}]"] * made["sex[T.m]"]
+    return np.column_stack([made[name] for name in names])
