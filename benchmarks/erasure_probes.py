@@ -5,6 +5,7 @@ python benchmarks/erasure_probes.py --only age
 python benchmarks/erasure_probes.py --only wide --first 10 --seeds 5 --to seeds.jsonl  # in pieces; then
 python benchmarks/erasure_probes.py --tables seeds.jsonl
 python benchmarks/erasure_probes.py --only wide --given --sets 4  # as many clusters as there are; chance of the probes
+python benchmarks/erasure_probes.py --too-small --seeds 5  # certificates of one component, which is too few
 
 Erasers are fitted on some rows, and judged on as many others: half of these train the probe, half are read. ``truth``
 is what the same probes read of the same rows without anything that metadata do, but for the proportions of clusters:
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8000, help="of fit, and as many to judge on")
     parser.add_argument("--sets", type=int, default=1, help="of rows to judge on, for component less truth")
     parser.add_argument("--given", action="store_true", help="the number of clusters isn't chosen")
+    parser.add_argument("--too-small", action="store_true", help="only count the certificates of one component")
     parser.add_argument("--only", choices=[*GENERATORS, "noise"])
     parser.add_argument("--to", type=Path, help="file that gets a line a seed, as JSON")
     parser.add_argument("--tables", type=Path, help="print the tables of such a file")
@@ -179,6 +181,10 @@ def main() -> None:
         tables([json.loads(line) for line in asked.tables.read_text().splitlines()])
         return
     for name in [asked.only] if asked.only else [*GENERATORS, "noise"]:
+        if asked.too_small:
+            if name != "noise":
+                too_small(name, range(asked.first, asked.first + asked.seeds), asked.rows)
+            continue
         found = []
         for seed in range(asked.first, asked.first + asked.seeds):
             if name == "noise":
@@ -214,6 +220,21 @@ def one(name: str, seed: int, n: int, sets: int, given: bool) -> dict[str, Any]:
         found["gaps"].append(gaps(known, GENERATORS[name](np.random.default_rng((seed, again)), n), full))
     found["ill"] = protected(name, known, later, seed)
     return found
+
+
+def too_small(name: str, seeds: range, n: int) -> None:
+    """Print how many certificates one component passes, and what its probes read above an AUC of .5 or an R2 of 0."""
+    made = []
+    for seed in seeds:
+        known = GENERATORS[name](np.random.default_rng(100 + seed), n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CertificateWarning)
+            eraser = rm.Eraser(known.formula, method="full", n_components=1, random_state=seed)
+            made.append(eraser.fit(known.x, metadata=known.metadata).certificate_)
+    over = [max(row["after"] - 0.5 * (row["measure"] == "AUC") for row in one.probes) for one in made]
+    passed = sum(one.passed for one in made)
+    print(f"{name}: one component, {passed} of {len(made)} certificates passed; the best of its probes is "
+          f"{np.mean(over):.3f} ({min(over):.3f} to {max(over):.3f}) over chance", flush=True)  # fmt: skip
 
 
 def gaps(known: Drawn, later: Drawn, full: rm.Eraser) -> list[float]:
