@@ -103,22 +103,23 @@ def look_ahead(
 
 def _arnoldi(image: Callable[[Floats], Floats], q: Floats, size: int) -> tuple[Floats, Floats]:
     """Return an orthonormal basis (p, m) of the Krylov space of q, and the linear map in it (m, m)."""
-    basis, hessenberg = [q], np.zeros((size + 1, size))
+    basis, hessenberg = np.empty((size + 1, len(q))), np.zeros((size + 1, size))
+    basis[0] = q
     for j in range(size):
-        rest = image(basis[j])
+        rest, known = image(basis[j]), basis[: j + 1]
+        # Gram and Schmidt's, twice: as good as one direction after the other
         for _ in range(2):
-            for i in range(j + 1):
-                part = basis[i] @ rest
-                hessenberg[i, j] += part
-                rest = rest - part * basis[i]
+            parts = known @ rest
+            hessenberg[: j + 1, j] += parts
+            rest = rest - parts @ known
         left = float(np.linalg.norm(rest))
         hessenberg[j + 1, j] = left
         # the differences are good to some six digits: what is below is their noise
         if not left > 1e-6:
             size = j + 1
             break
-        basis.append(rest / left)
-    return np.stack(basis[:size], axis=1), hessenberg[:size, :size]
+        basis[j + 1] = rest / left
+    return basis[:size].T, hessenberg[:size, :size]
 
 
 def _searched(

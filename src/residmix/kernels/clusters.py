@@ -52,8 +52,9 @@ def _seeded(columns: Floats, weight: Floats, shares: Floats) -> Floats:
         total = np.cumsum(chance, axis=1)
         drawn = shares[:, k, : None if k else 1] * total[:, -1:]
         # the row at each share of the total weight; where all of it is used up, the last row that has any
-        rows = np.stack([np.searchsorted(t, u, side="right") for t, u in zip(total, drawn, strict=True)])
-        rows = np.minimum(rows, [[np.searchsorted(t, t[-1])] for t in total])
+        rows = np.stack([t.searchsorted(u, side="right") for t, u in zip(total, drawn, strict=True)])
+        if rows.max() == n:
+            rows = np.minimum(rows, [[t.searchsorted(t[-1])] for t in total])
         trials = squared_distances(columns, columns.T[rows.ravel()], plain=plain).reshape(*rows.shape, n)
         np.minimum(trials, closest[:, None], out=trials)
         best = (trials @ weight).argmin(axis=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,24 +38,43 @@ def typical_spread(params: MixtureParams) -> Floats:
 def acceleration(params: MixtureParams, n_rows: int, *, moves: bool) -> Acceleration[MixtureParams]:
     """Return how mixtures of the size of `params` are extrapolated in a fit to so many rows."""
     K, d = params.means.shape
-    plain = d > FEW_FEATURES or small(n_rows, K * d)
-    return Acceleration(partial(pack, plain=plain), partial(unpack, plain=plain), moves=moves)
+    how: dict[str, Any] = {"plain": d > FEW_FEATURES or small(n_rows, K * d), "spread": _Remembered()}
+    return Acceleration(partial(pack, **how), partial(unpack, **how), moves=moves)
 
 
-def pack(params: MixtureParams, like: MixtureParams, *, plain: bool = True) -> Floats:
+class _Remembered:
+    """`typical_spread` that remembers its last answer: the same mixture sets the units many times in a row."""
+
+    def __init__(self) -> None:
+        self._of: MixtureParams | None = None
+        self._found = np.empty(0)
+
+    def __call__(self, params: MixtureParams) -> Floats:
+        if params is not self._of:
+            self._of, self._found = params, typical_spread(params)
+        return self._found
+
+
+def pack(
+    params: MixtureParams,
+    like: MixtureParams,
+    *,
+    plain: bool = True,
+    spread: Callable[[MixtureParams], Floats] = typical_spread,
+) -> Floats:
     """Return the parameters as one unconstrained vector, free of the features' units.
 
     Log-weights, means over the typical spread of `like`, and the factors times it with the logarithm of their
     diagonals (of those that aren't kept as matrices the plain logarithm: units are a constant there): every vector is a
     valid mixture, so an extrapolated one is, too. Before them coefficients over the typical spread, the gate, noise
     and tails. Covariances of further groups of rows come last. With ``plain=False`` a compiled loop serves full
-    covariances.
+    covariances. `spread` is `typical_spread`, or finds the same.
     """
     if params.by_group is not None:
         first, *others = [pack(at_group(params, g), like, plain=plain) for g in range(params.by_group.n_groups)]
         given = _n_given(params) + params.n_components + params.means.size
         return np.concatenate([first, *(other[given:] for other in others)])
-    scale = typical_spread(like)
+    scale = spread(like)
     factors, d = params.factors, params.n_features
     if params.parts is not None and like.parts is not None:
         return _pack_parts(params, like)
@@ -115,7 +136,13 @@ def _tails(params: MixtureParams) -> Floats:
     return np.append(noise, [] if params.dof is None else np.log(params.dof))
 
 
-def unpack(whole: Floats, like: MixtureParams, *, plain: bool = True) -> MixtureParams:
+def unpack(
+    whole: Floats,
+    like: MixtureParams,
+    *,
+    plain: bool = True,
+    spread: Callable[[MixtureParams], Floats] = typical_spread,
+) -> MixtureParams:
     """Return the mixture that `pack` made a vector of; of a curved family the likeliest one nearby.
 
     The curvature of the gate of `like` still holds there.
@@ -123,7 +150,7 @@ def unpack(whole: Floats, like: MixtureParams, *, plain: bool = True) -> Mixture
     if like.by_group is not None:
         return _unpack_groups(whole, like, plain)
     n_given = _n_given(like)
-    given, scale = whole[:n_given], typical_spread(like)
+    given, scale = whole[:n_given], spread(like)
     params = _unpack_components(whole[n_given:], scale, like, plain)
     if like.missing or like.trim is not None or like.restraint is not None:
         params = replace(params, missing=like.missing, trim=like.trim, restraint=like.restraint)
