@@ -215,10 +215,20 @@ def test_spare_starts_are_run_as_long_as_those_before_them_do_not_satisfy():
     def run(i, start, callback):
         return EMState(start, (float(start),))
 
+    found = []
+
+    def starts():
+        found.clear()
+        for start in (1, 2, 3, 4):
+            found.append(start)
+            yield start
+
     def ran(enough):
         spare = lambda i, ended: i >= 2 and max(state.params for state in ended) >= enough  # noqa: E731
-        ended = run_starts(Iterations(), lambda: [1, 2, 3, 4], run, failure=ValueError, spare=spare)
-        return [state.params for state, _ in ended]
+        ended = run_starts(Iterations(), starts, run, failure=ValueError, spare=spare)
+        # those that aren't run aren't even found
+        assert found == [state.params for state, _ in ended]
+        return found.copy()
 
     assert ran(2) == [1, 2]
     assert ran(3) == [1, 2, 3]

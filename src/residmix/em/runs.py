@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def run_starts(
     """
     journal = None if path is None or not Path(path).exists() else _read(path, fingerprint)
     if journal is None:
-        journal = Journal(fingerprint, tuple(starts()))
+        journal = Journal(fingerprint, () if path is None else tuple(starts()))
+    # those that nobody asks for aren't even found
+    ahead = iter(starts() if path is None else journal.starts[len(journal.ended) :])
     raised: Exception | None = None
 
     def keep(state: EMState[Any] | None) -> None:
@@ -121,13 +124,15 @@ def run_starts(
         if path is not None:
             write(journal, path)
 
-    for i in range(len(journal.ended), len(journal.starts)):
+    for i in count(len(journal.ended)):
         if journal.running is None and spare(i, [state for state in journal.ended if state is not None]):
+            break
+        if (start := next(ahead, None)) is None:
             break
         if journal.running is None:
             journal.revived.append([])
         em.revived[:] = journal.revived[-1]
-        begin = journal.starts[i] if journal.running is None else journal.running
+        begin = start if journal.running is None else journal.running
         try:
             journal.ended.append(run(i, begin, None if path is None else keep))
         except failure as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -371,11 +372,11 @@ class GaussianMixture(GaussianRows):
             return
         whole = self._whole(rows)
         failure: SingularCovarianceError | None = None
-        others: list[MixtureParams] = []
-        found, random_state = 0, check_random_state(self.random_state)
+        others: list[Iterator[MixtureParams]] = []
+        random_state = check_random_state(self.random_state)
         for _ in range(self.n_init):
             try:
-                best, *more = find_starts(
+                found = find_starts(
                     whole,
                     self.n_components,
                     covariance_type=self._kind(),
@@ -384,16 +385,15 @@ class GaussianMixture(GaussianRows):
                     random_state=random_state,
                     **given,
                 )
-                yield best
-                others += more
-                found += 1
+                yield next(found)
+                others.append(found)
             except SingularCovarianceError as error:
                 failure = error
                 self._failed += 1
-        if failure is not None and not found:
+        if failure is not None and not others:
             raise failure
         if not self._has_tails():
-            yield from others
+            yield from chain.from_iterable(others)
 
     def _keep(self, state: State) -> None:
         self._keep_mixture(state.params, state)

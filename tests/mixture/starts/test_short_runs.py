@@ -9,8 +9,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from residmix import GaussianMixture, ResidualMixture
+from residmix.mixture.iteration.quadratic import QuadraticRows
 from residmix.mixture.starts.clusters import from_labels
 from residmix.mixture.starts.directions import directions
+from residmix.mixture.starts.sample import Sample
+from residmix.mixture.starts.short_runs import AMONG_FEW, _settled
+from residmix.rows.block import Block
 
 
 def flattened(d, n, seed, share=0.4):
@@ -90,6 +94,19 @@ def test_a_cluster_of_one_row_has_a_covariance_drawn_to_that_of_all():
     # d + 1 = 3 further rows that have the pooled covariance, beside one that has none
     pooled = 100 * np.cov(columns[:, :100], bias=True) / 101
     np.testing.assert_allclose(start.covariances[1], 3 / 4 * pooled, rtol=1e-12)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_cluster_of_few_rows_is_no_sign_of_clear_ones(apart):
+    rng = np.random.default_rng(0)
+    # ten standard deviations off: two rows, or half of them
+    labels = np.repeat([0, 1], [60, 60] if apart else [118, 2])
+    y = rng.normal(size=(120, 1)) + 10.0 * labels[:, None]
+    sample = Sample.of(Block(0, y, np.empty((120, 0)), (), None), "full")
+    own = (sample.y[:, 0] > sample.y[:, 0].mean()).astype(np.int64)[None]
+    rows = QuadraticRows.of(sample.y, sample.w, diagonal=False)
+    runs, unsure = _settled(own, sample, rows, 2, "full", AMONG_FEW)
+    assert (runs is not None) == apart and (unsure < 0.01) == apart
 
 
 def test_rows_of_which_no_start_can_be_made_are_an_error_that_says_what_to_do():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +33,7 @@ INIT_PARAMS = ("short-em", "kmeans", "k-means++", "random", "random_from_data")
 
 def find_start(rows: Rows, n_components: int, **options: Any) -> MixtureParams:
     """Return the first of `find_starts`."""
-    return find_starts(rows, n_components, **options)[0]
+    return next(find_starts(rows, n_components, **options))
 
 
 def find_starts(
@@ -46,8 +47,8 @@ def find_starts(
     weights: Floats | None = None,
     means: Floats | None = None,
     precisions: Floats | None = None,
-) -> list[MixtureParams]:
-    """Return starting parameters for EM, most promising first; most methods give only one.
+) -> Iterator[MixtureParams]:
+    """Yield starting parameters for EM, most promising first; most methods give only one.
 
     Parameters
     ----------
@@ -60,49 +61,58 @@ def find_starts(
         Given parameters; the others are found, from clusters around `means` if these are given.
     """
     if weights is not None and means is not None and precisions is not None:
-        return [params_from_precisions(weights, means, precisions, covariance_type)]
+        yield params_from_precisions(weights, means, precisions, covariance_type)
+        return
     if isinstance(family(covariance_type), FactorFamily) and means is None and init_params == "short-em":
         block = subsample(rows, n_components, random_state)
         find = partial(find_start, n_components=n_components, reg_covar=reg_covar, random_state=random_state)
         with one_blas_thread():
             found = factor_start(block, n_components, covariance_type, reg_covar, find)
-        return [found if weights is None else replace(found, weights=weights)]
+        yield found if weights is None else replace(found, weights=weights)
+        return
     if init_params == "many" and means is None:
         found = many_start(rows, n_components, covariance_type, reg_covar, random_state)
-        return [_with_given(found, weights, means, precisions)]
+        yield _with_given(found, weights, means, precisions)
+        return
     sample = Sample.of(subsample(rows, n_components, random_state), covariance_type)
     # one BLAS thread: the number of threads must not change where a start lies
     with one_blas_thread():
         if means is not None:
             labels = lloyd(np.ascontiguousarray(sample.y.T), sample.w, sample.lowered(means)[None], max_iter=0)[0]
-            starts = [_of_labels(sample, labels, n_components, covariance_type, reg_covar)]
+            starts = iter([_of_labels(sample, labels, n_components, covariance_type, reg_covar)])
         elif init_params == "short-em" and n_components > 1:
             wide = _wide(rows, sample, n_components, covariance_type, random_state)
             best = best_short_runs(sample, wide, n_components, covariance_type, random_state, reg_covar=reg_covar)
             starts = _raised(sample, best)
         else:
-            starts = [_one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)]
-    return [_with_given(start, weights, means, precisions) for start in starts]
+            starts = iter([_one_start(sample, n_components, covariance_type, reg_covar, random_state, init_params)])
+    while True:
+        with one_blas_thread():
+            start = next(starts, None)
+        if start is None:
+            return
+        yield _with_given(start, weights, means, precisions)
 
 
-def _raised(sample: Sample, found: list[MixtureParams]) -> list[MixtureParams]:
-    """Return the mixtures of x for mixtures of y, but for those with a covariance that has no inverse in x's units.
+def _raised(sample: Sample, found: Iterable[MixtureParams]) -> Iterator[MixtureParams]:
+    """Yield the mixtures of x for mixtures of y, but for those with a covariance that has no inverse in x's units.
 
     Raises
     ------
     SingularCovarianceError
         If all have one.
     """
-    raised: list[MixtureParams] = []
-    failure: SingularCovarianceError | None = None
+    some, failure = False, None
     for one in found:
         try:
-            raised.append(sample.raised(one))
+            raised = sample.raised(one)
         except SingularCovarianceError as error:
             failure = error
-    if failure is not None and not raised:
+            continue
+        some = True
+        yield raised
+    if failure is not None and not some:
         raise failure
-    return raised
 
 
 def _with_given(

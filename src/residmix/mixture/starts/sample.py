@@ -97,7 +97,8 @@ class Sample:
             inside = np.ones(len(x), dtype=bool)
         of = family(covariance_type)
         # few rows are whitened to the corners of a simplex, all as far apart
-        affine = of.affine and not (len(x) < 100 * x.shape[1] and _distinct(x[inside]) < FEW * (x.shape[1] + 1))
+        corners = len(x) < 100 * x.shape[1] and not _has_distinct(x[inside], FEW * (x.shape[1] + 1))
+        affine = of.affine and not corners
         for _ in range(2):
             centre, to, back = _coordinates(x[inside], w[inside], middle, spread, affine, of.unit_free)
             y = _apply(x - centre, to)
@@ -119,9 +120,11 @@ class Sample:
         y, w = np.ascontiguousarray(self.y[::step]), np.ascontiguousarray(self.w[::step])
         return replace(self, y=y, w=w, inside=self.inside[::step])
 
-    def distinct(self) -> int:
-        """Return how many rows differ by more than rounding, whatever their weights are and however often they come."""
-        return _distinct(np.round(self.y, 8))
+    def has_distinct(self, wanted: float) -> bool:
+        """Tell whether so many rows differ by more than rounding, whatever their weights are and however often they
+        come.
+        """
+        return _has_distinct(np.round(self.y, 8), wanted)
 
     def lowered(self, points: Floats) -> Floats:
         """Return points of x in the coordinates of y."""
@@ -189,9 +192,14 @@ def _places(n: int, shares: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.maximum(np.ceil(shares * n).astype(np.intp) - 1, 0)
 
 
-def _distinct(x: Floats) -> int:
-    """Return how many rows differ."""
-    return len({row.tobytes() for row in x + 0.0})  # which has no -0
+def _has_distinct(x: Floats, wanted: float) -> bool:
+    """Tell whether so many rows differ."""
+    known: set[bytes] = set()
+    for row in x + 0.0:  # which has no -0
+        if len(known) >= wanted:
+            break
+        known.add(row.tobytes())
+    return len(known) >= wanted
 
 
 def _robust(x: Floats, w: Floats) -> tuple[Floats, Floats]:

@@ -7,6 +7,7 @@ are quick and optima many: there the best run tries moves as well (`residmix.mix
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.clusters import lloyd, seed
-from residmix.mixture.doubts.spikes import none_narrow, spikes, spiky
+from residmix.mixture.doubts.spikes import FEW, none_narrow, spikes, spiky
 from residmix.mixture.families.family import family
 from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block_rows, responsibilities
 from residmix.mixture.iteration.quadratic import QuadraticRows
@@ -50,6 +51,8 @@ UNLIKE = 0.02
 # Runs are on the same way if each component of one has one of the other so near, in the rows' standard deviations, and
 # of so like a weight.
 SAME, SAME_WEIGHT = 0.25, 0.05
+# So many are compared with each other at a time.
+TOGETHER = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +98,16 @@ class Schedule:
 
 
 AMONG_MANY = Schedule(3, ((4, 3), (4, 2)), 8)
-AMONG_FEW = Schedule(4, ((4, 8), (4, 6)), 20, 3, 100, ((2, 12), (5, 6)), agreed=0.5, unsure=0.02, enough=3.0)
-# Where rows are fewest optima are many, and haste costs some of them: with the schedule for few rows, fits of 200 small
-# random data sets ended as much as 9.7 below scikit-learn's.
-AMONG_FEWEST = Schedule(
-    8, ((6, 8), (6, 4)), 20, 3, 1000, ((5, 12), (8, 6)), reach=1.0, agreed=0.75, unsure=0.001, sure=(0.001, -1.0)
+# Where rows are few runs are quick and optima many. With rounds of three iterations and 40 moves, twice (full
+# covariances) to four times (diagonal ones) as many of 400 random small data sets ended below the best of ten starts of
+# scikit-learn's. Six runs are kept, lest all that are left have spikes.
+AMONG_FEW = Schedule(
+    4, ((4, 8), (4, 6)), 10, 2, 60, ((4, 8), (6, 6)), agreed=0.5, unsure=0.01, sure=(0.005, 0.002), enough=3.0
 )
 # Numbers, products of features x rows, up to which these take less time than the loops.
 MOST_SQUARES = 1 << 18
-# Rows that are few once as many are left out as can be spared, and rows in all that are fewest.
-FEW_ROWS, FEWEST_ROWS = 500, 800
+# Rows that are few.
+FEW_ROWS = 500
 
 
 def best_short_runs(
@@ -115,7 +118,7 @@ def best_short_runs(
     random_state: np.random.RandomState,
     *,
     reg_covar: float,
-) -> list[MixtureParams]:
+) -> Iterator[MixtureParams]:
     """Return the best of many short runs, in the coordinates of the sample; their covariances have `reg_covar` added.
 
     The likeliest comes first, but those with spikes last.
@@ -135,7 +138,7 @@ def best_short_runs(
     """
     few, schedule = sample.thinned(ROWS_PER_PARAMETER * K * sample.y.shape[1]), AMONG_MANY
     if len(few.w) <= FEW_ROWS:
-        schedule = AMONG_FEW if len(sample.w) > FEWEST_ROWS else AMONG_FEWEST
+        schedule = AMONG_FEW
     columns, diagonal = np.ascontiguousarray(few.y.T), family(covariance_type).diagonal
     everything = _rows(sample, K, diagonal)
     rows = everything if few is sample else _rows(few, K, diagonal)
@@ -143,7 +146,7 @@ def best_short_runs(
     usual, agree = _usual(clusters, few.w, K)
     runs, unsure, reach = None, 1.0, schedule.reach
     parameters = family(covariance_type).n_parameters(K, len(columns)) + K * (len(columns) + 1)
-    enough = not schedule.enough or few.distinct() >= schedule.enough * parameters
+    enough = not schedule.enough or few.has_distinct(schedule.enough * parameters)
     if sample.inside.all() and agree >= schedule.agreed and enough:
         runs, unsure = _settled(clusters[usual : usual + 1], few, rows, K, covariance_type, schedule)
     if runs is None:
@@ -204,7 +207,9 @@ def _settled(
     """
     runs = runs_from_labels(few.y.T, few.w, labels, K, covariance_type, RIDGE, _squares(rows))
     runs = short_runs(rows, runs, reg_covar=RIDGE, tol=SHORT_TOL, max_iter=SETTLING, reach=schedule.reach)
-    if _spiky(runs, few, RIDGE)[0]:
+    # far outside a few rows may be a component of their own, but that's no sign of clear clusters
+    least = float(runs.weights.min()) * float(few.w.sum())
+    if least <= FEW * family(covariance_type).rows_needed(few.y.shape[1]) or _spiky(runs, few, RIDGE)[0]:
         return None, 1.0
     shares = responsibilities(log_joint(few.y, Problem.of(runs.one(0), n_rows=len(few.y))))
     unsure = 1.0 - float(np.average(shares.max(axis=1), weights=few.w))
@@ -253,21 +258,28 @@ def _different_runs(weights: Floats, means: Floats, wanted: int) -> NDArray[np.i
     """Return the first runs, weights (r, K) and means (d, r, K), that aren't on the way of one before them: where each
     component has one of that run near it.
     """
+    chosen, left = list[int](), np.arange(len(weights))
+    while len(left) and len(chosen) < wanted:
+        few, left = left[:TOGETHER], left[TOGETHER:]
+        if chosen:
+            few = few[~_on_the_way(weights, means, few, np.array(chosen)).any(axis=1)]
+        known = list[int]()
+        for i, before in enumerate(_on_the_way(weights, means, few, few).tolist()):
+            if not any(before[j] for j in known):
+                known.append(i)
+        chosen += few[known].tolist()
+    return np.array(chosen[:wanted], dtype=np.intp)
+
+
+def _on_the_way(weights: Floats, means: Floats, of: NDArray[np.intp], to: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Tell of each run whether it's on the way of each of some others, (runs, others)."""
+    d, _, K = means.shape
+    one, other = means[:, of].reshape(d, -1), means[:, to].reshape(d, -1)
     # rows are centred and of unit variance: no digits are lost that matter here
-    (d, r, K), chosen = means.shape, list[int]()
-    flat = means.reshape(d, -1)
-    squared = np.einsum("dc,dc->c", flat, flat).reshape(r, K, 1)
-    left = np.ones(r, dtype=bool)
-    while left.any():
-        one = int(left.argmax())
-        chosen.append(one)
-        if len(chosen) == wanted:
-            break
-        near = (squared - 2.0 * (flat.T @ means[:, one]).reshape(r, K, K)) <= SAME**2 - squared[one].T
-        near &= np.abs(weights[:, :, None] - weights[one]) <= SAME_WEIGHT
-        left &= ~near.any(axis=2).all(axis=1)
-        left[one] = False
-    return np.array(chosen, dtype=np.intp)
+    squared = np.einsum("dc,dc->c", one, one)[:, None] + np.einsum("dc,dc->c", other, other)
+    near = squared - 2.0 * (one.T @ other) <= SAME**2
+    near &= np.abs(weights[of].reshape(-1, 1) - weights[to].ravel()) <= SAME_WEIGHT
+    return np.asarray(near.reshape(len(of), K, len(to), K).any(axis=3).all(axis=1))
 
 
 def _same_way(runs: Runs, before: Runs) -> bool:
@@ -287,14 +299,20 @@ def _spiky(runs: Runs, sample: Sample, ridge: float) -> NDArray[np.bool_]:
     return spiky(weights, runs.full(), ridge, float(sample.w.sum()), far, of.rows_needed(d))
 
 
-def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> list[MixtureParams]:
+def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> Iterator[MixtureParams]:
     total, ridge = float(sample.w.sum()), sample.ridge(reg_covar)
-    found = runs.only(_order(runs.values)).each()
+    ordered = runs.only(_order(runs.values))
 
     def spiky(params: MixtureParams) -> bool:
         return bool(spikes(params, total, sample.far_from_rest(params), ridge))
 
-    return sorted(found, key=spiky) if not none_narrow(found[0]) and spiky(found[0]) else found
+    first = ordered.one(0)
+    if not none_narrow(first) and spiky(first):
+        yield from sorted(ordered.each(), key=spiky)
+        return
+    yield first
+    if runs.n_runs > 1:
+        yield from ordered.only(np.arange(1, runs.n_runs)).each()
 
 
 def _labels(
