@@ -47,20 +47,20 @@ class ToResidual:
     offset : ndarray (r,)
     levels : tuple of int and ndarray (L, w), or None
         The first column of a factor and the codes of its levels there, by which covariances differ.
-    split : Widths or None
-        Which columns of u gate and effects have; None for all. Columns of the one are orthonormal, and those of the
-        other.
+    split : tuple of int or None
+        Which columns of u gate and effects have, see `Widths`; None for all. Columns of the one are orthonormal, and
+        those of the other.
     """
 
     affine: Affine
     basis: Floats
     offset: Floats
     levels: tuple[int, Floats] | None = None
-    split: Widths | None = None
+    split: tuple[int, int] | None = None
 
     @property
     def widths(self) -> Widths:
-        return self.split or Widths(self.basis.shape[1], self.basis.shape[1])
+        return Widths(*self.split) if self.split else Widths(self.basis.shape[1], self.basis.shape[1])
 
     @property
     def effects_basis(self) -> Floats:
@@ -159,5 +159,5 @@ def with_gate_columns(
         origin_a=np.append(old.origin_a, mean[p - more :]),
         coef=np.vstack([old.coef, np.zeros((more, old.coef.shape[1]))]),
     )
-    split = Widths(first + shared, shared + last)
+    split = first + shared, shared + last
     return ToResidual(affine, basis, (mean - affine.origin_a) @ basis, own.levels, split)

@@ -17,7 +17,6 @@ HOMES = {
     "conditional.Gate": "residmix.mixture.given.gate:Gate",
     "conditional.Params": "residmix.mixture.params:ConditionalParams",
     "conditional.ToResidual": "residmix.conditional.coordinates:ToResidual",
-    "conditional.Widths": "residmix.conditional.coordinates:Widths",
     "design.Design": "residmix.design.design:Design",
     "effects.Covariances": "residmix.effects.covariance.transport:Covariances",
     "effects.Frozen": "residmix.effects.unseen.batches:Frozen",
