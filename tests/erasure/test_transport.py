@@ -256,3 +256,14 @@ def test_constant_features_stay_as_they_are_and_take_no_part(sites):
     assert np.abs(back - with_constants.drop(columns="site").to_numpy()).max() < 1e-8
     with pytest.raises(ValueError, match=r"all features are constant \(low, none\)"):
         rm.Eraser("C(site)", method="full").fit(with_constants[["low", "none", "site"]])
+
+
+@pytest.mark.parametrize("method", ["linear", "spread", "component"])
+@pytest.mark.filterwarnings("ignore::residmix.errors.CertificateWarning")
+def test_fit_and_transform_in_one_call_take_metadata_beside_an_array(method, rng):
+    site = pd.DataFrame({"site": rng.choice(["a", "b"], 200)})
+    X = rng.normal(size=(200, 2)) + 2.0 * (site["site"] == "a").to_numpy()[:, None]
+    eraser = rm.Eraser(method=method, n_components=1)
+    found = eraser.fit_transform(X, metadata=site)
+    np.testing.assert_array_equal(found, eraser.transform(X, metadata=site))
+    assert np.abs(found - X).max() > 0.5

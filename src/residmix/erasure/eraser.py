@@ -226,6 +226,10 @@ class Eraser(Shown, MetadataTransformer):
                 self._transport(rows)
         return self
 
+    def fit_transform(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and return the features (n, d) of the same rows with the metadata erased."""
+        return self.fit(X, metadata=metadata, sample_weight=sample_weight).transform(X, metadata=metadata)
+
     @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
         """Fit on further rows; the result is that of a fit on all rows so far.
