@@ -1,5 +1,7 @@
 """The tile kernels against plain numpy, and what must not change their answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numba import njit
@@ -8,7 +10,7 @@ from scipy.stats import multivariate_normal
 
 from residmix.kernels.compiled import WIDTH, integer, kernel, load, loop, store
 from residmix.kernels.writers.exp import vector_exp
-from residmix.mixture.iteration.estep import log_joint, mixture_block, mixture_block_rows
+from residmix.mixture.iteration.estep import Problem, log_joint, mixture_block, mixture_block_rows
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import make_params
 from residmix.rows.rows import ArrayRows
@@ -225,3 +227,10 @@ def test_the_likelihood_alone_has_the_bits_of_the_whole_step(d, family):
     alone = mixture_block(X, params, weight=weight, with_moments=False)
     assert alone.log_likelihood == whole.log_likelihood
     assert (alone.total, alone.rows) == (whole.total, whole.rows)
+
+
+def test_a_prepared_mixture_with_other_weights_has_their_density():
+    X, params = problem(50, 3, 4, "full")
+    other = replace(params, weights=np.array([0.7, 0.1, 0.1, 0.1]))
+    prepared = replace(Problem.of(params), params=other)
+    np.testing.assert_allclose(log_joint(X, prepared), log_joint(X, other), rtol=1e-13)

@@ -7,7 +7,7 @@ avoids cancellation; `residmix.mixture.families` moves it to the new means.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,7 +133,6 @@ class Problem:
     means: Floats
     factors: Floats
     constant: Floats
-    weighted: Floats
     full: bool
     origin: Floats | None = None
     rotation: Floats | None = None
@@ -142,6 +141,10 @@ class Problem:
     steep: bool = False
     groups: tuple[Problem, ...] = ()
     single: float = 0.0
+    weighted: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weighted", self.constant + self.params.log_weights)
 
     @classmethod
     def of(
@@ -166,14 +169,13 @@ class Problem:
             groups = tuple(replace(cls.of(part, full=full, n_rows=n_rows), steep=False) for part in parts)
             return replace(groups[0], params=params, groups=groups)
         constant, plain = params.log_det - 0.5 * d * LOG_2PI, small(n_rows, K // runs * d)
-        at_means = constant, constant + params.log_weights
         if params.by_component:
             joined = _plain(joined_means(params)), _plain(joined_factors(params))
-            return cls(params, *joined, *at_means, True, plain=plain, steep=steep(params))
+            return cls(params, *joined, constant, True, plain=plain, steep=steep(params))
         if full or not (params.family.diagonal or (params.family.shared and _pooling_pays(K, d))):
             single_to = _single_to(params) if single and not (full or plain or runs > 1) else 0.0
             made = _plain(params.means), _plain(params.full_factors())
-            return cls(params, *made, *at_means, True, plain=plain, runs=runs, single=single_to)
+            return cls(params, *made, constant, True, plain=plain, runs=runs, single=single_to)
         means, origin, rotation = params.means, None, None
         if params.family.diagonal:
             scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors), (K, d))
@@ -182,7 +184,7 @@ class Problem:
             # digits. Over sqrt(2), so that a squared distance is half of what it was.
             origin, rotation = means.mean(axis=0), np.sqrt(0.5) * params.factors
             means, scaled = (means - origin) @ rotation, np.ones((K, d))
-        return cls(params, _plain(means), _plain(scaled), *at_means, False, origin, rotation, plain, runs)
+        return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation, plain, runs)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:
         """Return the rows that `means` and `factors` are about."""

@@ -48,7 +48,6 @@ def own_problems(problem: Problem, *, weighted: bool) -> list[Problem]:
             means=problem.means[k : k + 1],
             factors=problem.factors[k : k + 1],
             constant=constant[k : k + 1],
-            weighted=constant[k : k + 1],
         )
         for k in range(len(problem.means))
     ]
