@@ -68,3 +68,28 @@ def test_what_can_not_be_chosen_is_refused():
         rm.stepwise(full(criterion="cv"), data)
     with pytest.raises(ValueError, match="gating"):
         rm.stepwise(full(), data, gating=["site"])
+
+
+def test_a_model_that_cannot_be_fitted_is_passed_over():
+    rng = np.random.default_rng(1)
+    site, age = np.array(list("abc"))[rng.integers(3, size=300)], rng.uniform(20, 80, 300)
+    cluster = (rng.random(300) < 1 / (1 + np.exp(-(age - 50) / 8))).astype(int)
+    X = np.array([[0.0, 0.0], [3.0, 3.0]])[cluster] + (site == "b")[:, None] * [2.0, -1.0]
+    data = pd.DataFrame(X + rng.normal(size=(300, 2)), columns=["x", "y"]).assign(site=site, age=age)
+    model = rm.ResidualMixture(2, formula="age + site", features=["x", "y"], estimation="joint", random_state=0)
+    chosen = rm.stepwise(model, data, gating=["constant"], effects=["shared"])
+    found = dict(zip(chosen.selection_["formula"], chosen.selection_["bic"], strict=True))
+    # with both terms a component sits on a few nearly equal rows
+    assert found["age + site"] == np.inf and chosen.formula == "site" and found["site"] == min(found.values())
+    data[["x", "y"]] = 0.0
+    with pytest.raises(ValueError, match="none of the 1 candidates"):
+        rm.stepwise(model, data, gating=["constant"], effects=["shared"])
+
+
+def test_effects_stay_shared_where_values_are_set_aside():
+    data, cluster = table(n=150)
+    data.loc[:9, "x"] = 60.0
+    chosen = rm.stepwise(full(formula="a", cells=0.2, labels_init=cluster), data)
+    assert set(chosen.selection_["effects"]) == {"shared"} and chosen.formula == "a"
+    with pytest.raises(ValueError, match=r"cells=0\.2 doesn't work with effects="):
+        rm.stepwise(full(formula="a", cells=0.2), data, effects=["by-component"])

@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from residmix.conditional.residual_mixture import ResidualMixture
 from residmix.design.formula.parser import parse_formula
 from residmix.errors import check_arguments, unnoted
+from residmix.mixture.selection.candidates import NoneFittedError
 
 __all__ = ["stepwise"]
 
@@ -31,7 +32,7 @@ def stepwise(
     metadata: Any = None,
     sample_weight: ArrayLike | None = None,
     gating: Sequence[str] | None = None,
-    effects: Sequence[str] = ("shared", "by-component"),
+    effects: Sequence[str] | None = None,
     max_steps: int = 50,
 ) -> ResidualMixture:
     r"""Choose the terms of a mixture's formula, its gate and its effects by the criterion, one step at a time.
@@ -53,8 +54,9 @@ def stepwise(
         What may be chosen, of "constant" and "metadata" (the terms of the effects); one value to keep it. Or "formula":
         any terms that the model's gating has, or its formula, where the gating is "constant" or "metadata". Default:
         "formula" where the model's gating is one, else the other two.
-    effects : sequence of str
-        What may be chosen; one value to keep it.
+    effects : sequence of str, optional
+        What may be chosen, of "shared" and "by-component"; one value to keep it. Default: both, or "shared" alone where
+        the model has `cells`, which effects by component don't go with.
     max_steps : int, default=50
 
     Returns
@@ -67,11 +69,13 @@ def stepwise(
     Raises
     ------
     ValueError
-        Without a formula, or for a criterion that takes other rows into account.
+        Without a formula, or for a criterion that takes other rows into account; if no model that was tried could be
+        fitted.
 
     Notes
     -----
-    Warnings of fits that aren't chosen aren't shown; those of the chosen one are in its `notes_`.
+    Warnings of fits that aren't chosen aren't shown; those of the chosen one are in its `notes_`. Criteria of a model
+    that couldn't be fitted are infinite.
 
     References
     ----------
@@ -91,6 +95,8 @@ def stepwise(
     """
     if gating is None:
         gating = GATES[:2] if model.gating in GATES[:2] else GATES[2:]
+    if effects is None:
+        effects = EFFECTS[:1] if model.cells else EFFECTS
     check_arguments("stepwise", max_steps=([Interval(Integral, 1, None, closed="left")], max_steps))
     for name, values, known in (("gating", gating, GATES), ("effects", effects, EFFECTS)):
         for value in values:
@@ -122,6 +128,7 @@ class _Steps:
         self.of_gate = self.terms if model.gating in GATES[:2] else _by_factors(model.gating)
         self.features: Any = model.features
         self.fits: dict[State, ResidualMixture] = {}
+        self.failed: dict[State, NoneFittedError] = {}
         # one component has one weight, and effects that nobody could share
         self.single = model.n_components in (1, [1])
 
@@ -139,6 +146,8 @@ class _Steps:
             if not tried or not tried[best] < value:
                 break
             state, value = best, tried[best]
+        if state in self.failed:
+            raise self.failed[state]
         chosen = self.fits[state]
         chosen.set_params(n_components=model.n_components)  # a list of one while it was tried
         chosen.selection_ = self._table()
@@ -187,7 +196,10 @@ class _Steps:
         )
         with warnings.catch_warnings(), unnoted():
             warnings.simplefilter("ignore")
-            model.fit(X, metadata=metadata, sample_weight=weight)
+            try:
+                model.fit(X, metadata=metadata, sample_weight=weight)
+            except NoneFittedError as error:
+                self.failed[state] = error
         if metadata is None and self.features is None:
             # metadata that a later formula leaves out don't become features
             self.features = list(model.residualizer_.features_)

@@ -34,7 +34,7 @@ from residmix.mixture.robust.gaps import single_normal, without_gaps
 from residmix.mixture.robust.margins import Margins
 from residmix.mixture.robust.settings import MixtureSettings
 from residmix.mixture.robust.starts import tail_starts
-from residmix.mixture.selection.candidates import is_search, sizes
+from residmix.mixture.selection.candidates import NoneFittedError, is_search, sizes
 from residmix.mixture.selection.path import merged_starts
 from residmix.mixture.selection.search import Candidate, doubt, held_out, is_spike, table
 from residmix.mixture.starts import INIT_PARAMS, check_given, find_start, subsample
@@ -284,7 +284,7 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
         self.selection_ = table(tried)
         best = min(tried, key=lambda one: one.value(self.criterion))
         if best.state is None or best.spike:
-            raise ValueError(
+            raise NoneFittedError(
                 f"none of the {len(tried)} candidates could be fitted, because a component was singular or sat on a "
                 "few nearly equal rows; use fewer components, raise reg_covar, or remove repeated rows"
             )

@@ -11,10 +11,14 @@ import numpy as np
 from residmix.errors import did_you_mean
 from residmix.mixture.families.family import COVARIANCE_TYPES, FAMILIES
 
-__all__ = ["is_search", "kinds", "sizes"]
+__all__ = ["NoneFittedError", "is_search", "kinds", "sizes"]
 
 # What "auto" stands for.
 AUTO_SIZES = tuple(range(1, 10))
+
+
+class NoneFittedError(ValueError):
+    """None of the candidates of a search could be fitted."""
 
 
 def is_search(n_components: Any, covariance_type: Any) -> bool:
