@@ -78,6 +78,12 @@ class ConditionalFit(ConditionalDensity):
 
     def _tell_of_effects(self, rows: Rows, state: State, raw: Rows) -> None:
         self._tell_of_gap(rows, state.params)
+        if self.cells and not self._joint and self.design_columns_ and self.cell_shares_.any():
+            note(
+                "effects-of-all-values",
+                "effects are least squares of all values, also of those that were set aside as wrong. Use "
+                "estimation='joint' for effects without these",
+            )
         # what rows tell of effects is asked of the covariances' averages
         params = replace(state.params, by_group=None)
         columns = self.design_columns_

@@ -11,6 +11,7 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 import residmix as rm
+from residmix.errors import MissingCodeWarning
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import make_params
 from residmix.mixture.robust.aside import Choice
@@ -266,3 +267,23 @@ def test_settings_that_do_not_go_together_are_refused():
     streamed = rm.GaussianMixture(2, cells=0.2, random_state=0).partial_fit(X)
     with pytest.raises(ValueError, match="partial_fit doesn't work with cells="):
         streamed.partial_fit(X)
+
+
+def test_codes_whose_squares_overflow_are_set_aside():
+    """They repeat, so that the feature by itself isn't empty there; what else their rows hold counts."""
+    _, labels, right, wrong = clustered(share=0.05)
+    for code in (1e155, -1.797e308):
+        with pytest.warns(MissingCodeWarning) as told:
+            model = rm.GaussianMixture(3, cells=0.25, random_state=0).fit(np.where(wrong, code, right))
+        assert len(told) == 1 and "values repeat far outside" in str(told[0].message)
+        assert_allclose(model.cell_shares_, wrong.mean(axis=0), atol=0.01)
+        assert adjusted_rand_score(labels, model.predict(np.where(wrong, code, right))) > 0.95
+
+
+@pytest.mark.parametrize(("estimation", "said"), [("two-stage", 1), ("joint", 0)])
+def test_a_note_says_where_effects_see_wrong_values(estimation, said):
+    X, _, _, _ = clustered(300, share=0.05)
+    group = np.random.default_rng(0).integers(2, size=(300, 1)).astype(str)
+    settings = {"cells": 0.25, "estimation": estimation, "random_state": 0}
+    model = rm.ResidualMixture(3, formula="C(m0)", **settings).fit(X, metadata=group)
+    assert [one["kind"] for one in model.notes_].count("effects-of-all-values") == said

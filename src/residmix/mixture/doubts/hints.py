@@ -50,12 +50,15 @@ def tell_of_doubts(
     ridge : float
         The regularisation in the covariances.
     """
-    tell_of_values(measured, names)
+    tell_of_values(measured, names, aside=params.cells is not None)
     tell_of_spikes(rows, whole, params, ridge)
 
 
-def tell_of_values(rows: Rows, names: Sequence[Any] | None = None) -> None:
-    """Warn of values that may be codes for missing values, and of some that are too large to count."""
+def tell_of_values(rows: Rows, names: Sequence[Any] | None = None, *, aside: bool = False) -> None:
+    """Warn of values that may be codes for missing values, and of some that are too large to count.
+
+    If single values are set `aside`, those are, and their rows count.
+    """
     block = _looked_at(rows)
     x = np.asarray(block.X, dtype=np.float64)
     if block.weight is not None:
@@ -63,6 +66,8 @@ def tell_of_values(rows: Rows, names: Sequence[Any] | None = None) -> None:
     least, most = ends = ranges(x)
     columns = range(x.shape[1]) if names is None else [str(name) for name in names]
     tell_of_codes(x, columns, rows.n_rows / max(block.n_rows, 1), ends=ends)
+    if aside:
+        return
     # NaN may hide others
     unsure = ~((least > -LARGEST) & (most < LARGEST))
     beyond = int((np.abs(x[:, unsure]) >= LARGEST).any(axis=1).sum())

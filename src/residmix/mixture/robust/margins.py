@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from residmix.mixture.robust.cells import FEW, beyond
+from residmix.mixture.robust.cells import FARTHEST, FEW, beyond
 from residmix.rows.block import Block
 
 __all__ = ["Far", "Margins", "Rare"]
@@ -110,7 +110,7 @@ class Far:
 
 @dataclass(frozen=True)
 class Rare:
-    """Block with NaN for values where a feature by itself is less dense than `least`."""
+    """Block with NaN for values where a feature by itself is less dense than `least`, or as good as infinitely far."""
 
     margins: Margins
     width: Floats
@@ -118,7 +118,10 @@ class Rare:
 
     def __call__(self, block: Block) -> Block:
         x = np.array(block.X, dtype=np.float64)
-        for j, (value, mass) in enumerate(zip(self.margins.values, self.margins.masses, strict=True)):
+        own = self.margins
+        with np.errstate(invalid="ignore", over="ignore"):
+            x[np.abs(x - own.centre) > FARTHEST * own.spread] = np.nan
+        for j, (value, mass) in enumerate(zip(own.values, own.masses, strict=True)):
             found = _density(value, mass, self.width[j], x[:, j])
             x[found < self.least[j], j] = np.nan
         return replace(block, X=x)
