@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from residmix.design.formula.parser import formula_columns
+
 __all__ = ["alerts", "verdict"]
 
 # Notes that change what one may conclude.
@@ -55,7 +57,7 @@ def verdict(summary: dict[str, Any]) -> dict[str, str]:
     probes = [row for row in summary["association"] if row["held_out"]]
     if not probes:
         return {"headline": f"{share}; the remaining association was not measured.", "advice": ""}
-    gated = summary["gating"] != "constant" and summary["estimation"] == "joint"
+    gated = _gated(summary)
     left = {kind: [row for row in probes if row["probe"] == kind and still_there(row)] for kind in ("linear", "forest")}
     if not left["linear"] and not left["forest"]:
         return {"headline": f"{share}; linear and forest probes find no association in the residuals.", "advice": ""}
@@ -110,12 +112,12 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
         )
     _add_small(summary, add)
     for column in summary["metadata"]:
-        if column["kind"] == "groups" and column["ami"] > 0.2:
+        if column["kind"] == "groups" and column["ami"] > 0.2 and not _weighs(summary, column["name"]):
+            remedy = "add it to gating" if _gated(summary) else 'try estimation="joint" with gating="metadata"'
             add(
                 "components-follow-metadata",
                 f"The components still follow {column['name']} (adjusted mutual information {column['ami']:.2f}): "
-                "its effect may not be additive, or its levels differ in what they are made of; "
-                'try estimation="joint" with gating="metadata".',
+                f"its effect may not be additive, or its levels differ in what they are made of; {remedy}.",
                 metadata=column["name"], ami=column["ami"],
             )  # fmt: skip
     _add_confounding(summary, add)
@@ -129,6 +131,20 @@ def alerts(summary: dict[str, Any]) -> list[dict[str, Any]]:
                     metadata=level["name"], level=row["level"],
                 )  # fmt: skip
     return found
+
+
+def _gated(summary: dict[str, Any]) -> bool:
+    """Tell whether the weights of the components depend on metadata."""
+    return summary["gating"] not in (None, "constant") and summary["estimation"] == "joint"
+
+
+def _weighs(summary: dict[str, Any], name: str) -> bool:
+    """Tell whether they depend on this column: then components follow it as the model says."""
+    if not _gated(summary):
+        return False
+    if summary["gating"] == "metadata":
+        return name in (*summary["metadata_columns"], *summary["preserved_columns"])
+    return name in formula_columns(summary["gating"])
 
 
 def _add_confounding(summary: dict[str, Any], add: Callable[..., None]) -> None:
