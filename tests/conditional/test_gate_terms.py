@@ -248,3 +248,26 @@ def test_what_is_no_formula_is_refused_with_a_hint():
     fitted = model(tol=1e-3).fit(data)
     with pytest.raises(ValueError, match="age"):
         fitted.predict(data[["x", "y", "site"]])
+
+
+def test_combinations_without_rows_are_refused_in_the_gate_too(tmp_path):
+    data, _ = table()
+    data["kind"] = np.where((data["site"] != "a") & (np.arange(len(data)) % 2 == 0), "q", "p")
+    first = data.index[data["site"] == "a"][0]
+    new = data.copy()
+    new.loc[first, "kind"] = "q"
+    with pytest.warns(CollinearityWarning, match="1 of 5 design columns of gating"):
+        fitted = model(gating="site * kind").fit(data)
+    fitted.predict(data)
+    rm.save(fitted, tmp_path / "model.safetensors")
+    for one in (fitted, rm.load(tmp_path / "model.safetensors")):
+        with pytest.raises(
+            ValueError, match=f"row {first} has a combination of levels in 'site:kind' that had no rows"
+        ):
+            one.predict(new)
+    with pytest.warns(CollinearityWarning):
+        counted = model(gating="site * kind").fit(new, sample_weight=(new.index != first).astype(float))
+    with pytest.raises(ValueError, match="had no rows in fit"):
+        counted.predict(new)
+    with pytest.warns(CollinearityWarning):
+        assert np.isfinite(model(gating="site * kind", on_unknown="mean").fit(data).predict_proba(new)).all()

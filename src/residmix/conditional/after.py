@@ -18,6 +18,7 @@ from residmix.conditional.coordinates import ToResidual
 from residmix.design.design import Design
 from residmix.design.formula.expressions import Terms
 from residmix.design.formula.parser import parse_formula
+from residmix.effects.unmeasured.later import Refused, refused_of_gate
 from residmix.kernels.cholesky import inverse_cholesky
 from residmix.mixture.after.information_matrix.information import Information, shown_errors
 from residmix.mixture.after.merged import MergedMixture
@@ -54,6 +55,15 @@ class AfterFitGiven(AfterFit):
         """The design of effects and gate."""
         found: Design = self.__dict__.get("_whole_design", self.residualizer_.design_)
         return found
+
+    def _refused_of_gate(self) -> Refused | None:
+        """Return the check of new rows for combinations of levels in the gate's own terms that had no rows in fit."""
+        # rows without features don't count in the effects' means, so that gaps leave those of all rows unknown
+        if self._design is self.residualizer_.design_ or self._gaps_allowed():
+            return None
+        p = self.residualizer_.design_.n_removed
+        mean = self.residualizer_.moments_.linear.mean_a[0][:p]
+        return refused_of_gate(self._design, np.append(mean, self._to_residual.affine.origin_a[p:]))
 
     def outlier_pvalues(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:
         """Return a p-value for each row, (n,): the probability of a less likely row, given the metadata.

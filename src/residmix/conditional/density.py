@@ -81,10 +81,11 @@ class ConditionalDensity(TransformerMixin, AfterFitGiven, MixtureFit):
         block_rows, allow_nan = self._block_rows(len(residualizer.features_)), self._gaps_allowed()
         how: dict[str, Any] = {"design": self._design, "block_rows": block_rows, "allow_nan": allow_nan}
         rows = residualizer.rows_of(table, sample_weight, **how)
-        check = None
         if residualizer.on_unknown == "error":
-            check = refused(residualizer.design_, residualizer.fit_, residualizer.moments_)
-        return rows if check is None else rows.mapped(check)
+            checks = refused(residualizer.design_, residualizer.fit_, residualizer.moments_), self._refused_of_gate()
+            for check in checks:
+                rows = rows if check is None else rows.mapped(check)
+        return rows
 
     # ---- using -------------------------------------------------------------------------------------------------------
 

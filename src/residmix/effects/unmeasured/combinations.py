@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from residmix.effects.unmeasured.levels import NO_SHARE, Lost, unmeasured
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import Moments
 
-__all__ = ["Empty", "completed", "empty", "explained", "with_sums"]
+__all__ = ["Empty", "completed", "empty", "explained", "with_sums", "without_rows"]
 
 Array = NDArray[np.float64]
 
@@ -67,9 +68,25 @@ def empty(design: Design, fit: LinearFit, moments: Moments) -> list[Empty]:
     """
     if not fit.aliased:  # what no row has makes columns aliased
         return []
+    found = []
+    for term, own, start, turn in _crossed(design):
+        shares = start + moments.linear.mean_a[:, own.columns] @ turn.T  # (g, c)
+        lacking = np.broadcast_to((shares <= NO_SHARE).T, (len(turn), len(fit.rss))) & (fit.count > 0)
+        if lacking.any():
+            found.append(Empty(term, own, lacking, start, turn))
+    return found
+
+
+def without_rows(design: Design, mean: Array) -> list[tuple[Term, Combinations, NDArray[np.bool_]]]:
+    """Return the same interactions, and which combinations (c,) no row has, given the mean (q,) of the design."""
+    found = [(term, own, start + turn @ mean[own.columns] <= NO_SHARE) for term, own, start, turn in _crossed(design)]
+    return [(term, own, lacking) for term, own, lacking in found if lacking.any()]
+
+
+def _crossed(design: Design) -> Iterator[tuple[Term, Combinations, Array, Array]]:
+    """Yield the removed interactions of the highest order, their combinations, and `start` and `turn` of `Empty`."""
     crossed = [term for term in design.terms if term.kind == "interaction" and not term.preserved]
     among = [(term, own) for term in crossed if (own := design.combinations(term)) is not None]
-    found = []
     for term, own in among:
         if any(set(own.factors) < set(other.factors) for _, other in among):
             continue
@@ -77,12 +94,7 @@ def empty(design: Design, fit: LinearFit, moments: Moments) -> list[Empty]:
         if square.shape[0] != square.shape[1]:  # part of the effects is preserved
             continue
         inverse = np.linalg.inv(square)
-        start, turn = inverse[0], inverse[1:].T
-        shares = start + moments.linear.mean_a[:, own.columns] @ turn.T  # (g, c)
-        lacking = np.broadcast_to((shares <= NO_SHARE).T, (len(turn), len(fit.rss))) & (fit.count > 0)
-        if lacking.any():
-            found.append(Empty(term, own, lacking, start, turn))
-    return found
+        yield term, own, inverse[0], inverse[1:].T
 
 
 def completed(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:

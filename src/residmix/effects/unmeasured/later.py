@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
-from residmix.effects.unmeasured.combinations import completed, empty
+from residmix.effects.unmeasured.combinations import completed, empty, without_rows
 from residmix.effects.unmeasured.levels import Lost, averaged, unmeasured
 from residmix.moments.affine import WithEffects
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import Moments
 from residmix.rows.block import Block
 
-__all__ = ["Refused", "Withheld", "refused", "settled", "withheld"]
+__all__ = ["Refused", "Withheld", "refused", "refused_of_gate", "settled", "withheld"]
 
 
 def settled(design: Design, fit: LinearFit, moments: Moments) -> LinearFit:
@@ -91,6 +91,15 @@ def refused(design: Design, fit: LinearFit, moments: Moments) -> Refused | None:
         every = (lacking == (fit.count > 0)).all(axis=1)
         if every.any():
             lost.append((one.term.name, (columns, rows[every], lacking[every])))
+    return Refused(tuple(lost)) if lost else None
+
+
+def refused_of_gate(design: Design, mean: NDArray[np.float64]) -> Refused | None:
+    """Return the same for a design of effects and gate whose columns have that mean, (q,)."""
+    lost = [
+        (term.name, (own.columns, own.rows[lacking], np.ones((int(lacking.sum()), 1), dtype=bool)))
+        for term, own, lacking in without_rows(design, mean)
+    ]
     return Refused(tuple(lost)) if lost else None
 
 
