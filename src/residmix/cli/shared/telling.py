@@ -49,6 +49,7 @@ _REMEDIES = (
     (re.compile(r"\bsearch=['\"]?(\w+)['\"]?"), r"--search \1"),
     (re.compile(r"\beigenvalue_ratio=([\d.]+)"), r"--eigenvalue-ratio \1"),
     (re.compile(r"\bmethod=['\"](\w+)['\"]"), r"--erase \1"),
+    (re.compile(r"\bset on_unknown=['\"](\w+)['\"]"), r"fit with --on-unknown \1"),
     (re.compile(r"\bon_unknown=['\"](\w+)['\"]"), r"--on-unknown \1"),
     (re.compile(r"\bmissing=['\"](\w+)['\"]"), r"--missing \1"),
     (re.compile(r"\b(?:pass )?features="), "--features "),
@@ -101,6 +102,8 @@ def as_options(message: str) -> str:
     --------
     >>> as_options("level 'c' is new; on_unknown='mean' lets it pass")
     "level 'c' is new; --on-unknown mean lets it pass"
+    >>> as_options("set on_unknown='mean' to use the average")
+    'fit with --on-unknown mean to use the average'
     """
     for pattern, remedy in _REMEDIES:
         message = pattern.sub(remedy, message)
