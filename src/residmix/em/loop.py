@@ -104,10 +104,10 @@ class Memory(Generic[P]):
     quiet_until: int = 0
     flats: int = 0
 
-    def after(self, base: P) -> Memory[P]:
-        """Return the memory after a plain iteration from `base`."""
+    def then(self, base: P | None, fallback: P | None, reach: float, ratios: tuple[float, ...]) -> Memory[P]:
+        """Return the memory after another iteration."""
         # not by `replace`, which takes as long as all else between two passes
-        return Memory(base, None, self.reach, self.ratios, self.quiet_until, self.flats)
+        return Memory(base, fallback, reach, ratios, self.quiet_until, self.flats)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _accelerated(
     SQUAREM: Varadhan & Roland (2008), eq. 15.
     """
     if memory.base is None:
-        return following, memory.after(params), False, False
+        return following, memory.then(params, None, memory.reach, memory.ratios), False, False
     x0, x1, x2 = (accelerate.pack(point, memory.base) for point in (memory.base, params, following))
     first, second = x1 - x0, x2 - x1
     bend = second - first
@@ -280,12 +280,11 @@ def _accelerated(
     converged = _settled(gain, max(ratios), values[-1], tol) or gain < NOTHING * tol
     length = min(math.sqrt(squared / max(float(bend @ bend), 1e-300)), memory.reach)
     trial = x0 + 2 * length * first + length**2 * bend
-    slow, quiet, flats = max(ratios) > SWIFT, memory.quiet_until, memory.flats
+    slow = max(ratios) > SWIFT
     if length <= 1 or not np.isfinite(trial).all():
-        return following, Memory(None, None, memory.reach, ratios, quiet, flats), converged, slow
+        return following, memory.then(None, None, memory.reach, ratios), converged, slow
     reach = memory.reach * 4 if length == memory.reach else memory.reach
-    then = Memory(None, following, reach, ratios, quiet, flats)
-    return accelerate.unpack(trial, memory.base), then, converged, slow
+    return accelerate.unpack(trial, memory.base), memory.then(None, following, reach, ratios), converged, slow
 
 
 def has_converged(values: tuple[float, ...], tol: float) -> tuple[bool, bool]:

@@ -120,9 +120,8 @@ class MixtureEM:
         problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows, single=self.single)
         near = None if self.near is None else (own_problems(problem, weighted=params.gate is None), self.near)
         how: dict[str, Any] = {"with_design": with_design, "with_moments": with_moments}
-        if self.errors is not None or near is not None:
-            how |= {"errors": self.errors, "near": near}
-        moments = fold(self.kept(params)[0], partial(block_moments, problem, **how), MixtureMoments.merge)
+        step = partial(block_moments, problem, **how, errors=self.errors, near=near)
+        moments = fold(self.kept(params)[0], step, MixtureMoments.merge)
         self.total = moments.total
         return moments
 
