@@ -55,6 +55,10 @@ class Term:
     levels: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
 
+    def within(self, other: Term) -> bool:
+        """Tell whether the term uses some of another's metadata columns, and no others."""
+        return set(self.variables) < set(other.variables)
+
 
 @dataclass(frozen=True)
 class Combinations:

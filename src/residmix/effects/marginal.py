@@ -20,7 +20,7 @@ from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.moments.linear import LinearMoments
 
-__all__ = ["marginal", "marginal_moments"]
+__all__ = ["marginal", "marginal_moments", "recoded"]
 
 Array = NDArray[np.float64]
 
@@ -30,12 +30,12 @@ def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> 
 
     None if no term of the design holds one of the `shrunk` ones and others.
     """
-    holding = [term for term in design.terms if term not in shrunk and any(_within(one, term) for one in shrunk)]
+    holding = [term for term in design.terms if term not in shrunk and any(one.within(term) for one in shrunk)]
     if not holding:
         return None
     changed = np.tile(np.eye(moments.s_aa.shape[1]), (len(moments.s_aa), 1, 1))
     for term in sorted(holding, key=lambda term: -len(term.variables)):
-        within = _columns([one for one in design.terms if _within(one, term)])
+        within = _columns([one for one in design.terms if one.within(term)])
         own = _columns([term])
         for g, scatter in enumerate(moments.s_aa):
             step = np.eye(len(scatter))
@@ -46,6 +46,12 @@ def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> 
             step[np.ix_(within, own)] = inverse @ across / scale[:, None]
             changed[g] = step @ changed[g]
     return changed
+
+
+def recoded(coef: Array, group: NDArray[np.integer], changed: Array) -> Array:
+    """Return `changed` (g, q, q) times the coefficients (q, d) of features that belong to these groups (d,)."""
+    own = changed[group if len(changed) > 1 else np.zeros_like(group)]
+    return np.asarray(np.einsum("dpq,qd->pd", own, coef))
 
 
 def marginal_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
@@ -59,11 +65,6 @@ def marginal_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
         s_aa=across @ moments.s_aa @ columns,
         s_ax=np.einsum("dpq,pd->qd", columns[group], moments.s_ax),
     )
-
-
-def _within(one: Term, other: Term) -> bool:
-    """Tell whether a term uses some of another's metadata columns, and no others."""
-    return set(one.variables) < set(other.variables)
 
 
 def _columns(terms: Sequence[Term]) -> NDArray[np.intp]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.marginal import marginal, marginal_moments
+from residmix.effects.marginal import marginal, marginal_moments, recoded
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
@@ -131,7 +131,7 @@ class Blup:
 
 def _with(fit: LinearFit, changed: Array, moments: LinearMoments) -> LinearFit:
     """Return the fit with other coefficients: `changed` (g, q, q) times those of each feature."""
-    coef = np.einsum("dpq,qd->pd", changed[fit.group if len(changed) > 1 else np.zeros_like(fit.group)], fit.coef)
+    coef = recoded(fit.coef, fit.group, changed)
     offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, coef.T.shape), coef)
     return replace(fit, coef=coef, constant=moments.offset_x - offset)
 

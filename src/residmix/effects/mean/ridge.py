@@ -24,32 +24,33 @@ def term_penalty(design: Design, term: Term) -> Array:
     the reference level doesn't matter: with treatment coding :math:`P = I - 11'/L`. Beside an interaction, effects of a
     term are averages over the other's levels, and the interaction's are what these averages leave.
     """
-    q = len(design.column_names)
-    effects: list[Array] = []
+    effects = _effects(design, term)
+    return np.asarray(effects.T @ effects)
+
+
+def _effects(design: Design, term: Term) -> Array:
+    """Return the matrix (m, q) that makes the penalised effects of a term of all coefficients."""
+    q, beside = len(design.column_names), [other for other in design.terms if term.within(other)]
     if term.kind == "factor":
-        effects = [_placed(design.level_rows(term), term.columns, q)]
-        for other in design.terms:
-            if set(term.variables) < set(other.variables) and (rows := _combined(design, other)) is not None:
+        own = _placed(design.level_rows(term), term.columns, q)
+        for other in beside:
+            if (rows := _combined(design, other)) is not None:
                 at = other.variables.index(term.variables[0])
-                effects.append(rows.mean(axis=tuple(i for i in range(rows.ndim - 1) if i != at)))
-        effects = [_less_mean(np.sum(effects, axis=0), 0)]
-    elif term.kind == "numeric":
-        effects = [_placed(np.eye(1), term.columns, q)]
-        for other in design.terms:
-            if set(term.variables) < set(other.variables) and (lines := _lines(design, other)) is not None:
-                effects.append(_placed(lines, other.columns, q).mean(axis=0, keepdims=True))
-        effects = [np.sum(effects, axis=0)]
-    elif term.kind == "interaction" and (rows := _combined(design, term)) is not None:
+                own += rows.mean(axis=tuple(i for i in range(rows.ndim - 1) if i != at))
+        return _less_mean(own, 0)
+    if term.kind == "numeric":
+        own = _placed(np.eye(1), term.columns, q)
+        for other in beside:
+            if (lines := _lines(design, other)) is not None:
+                own += _placed(lines, other.columns, q).mean(axis=0, keepdims=True)
+        return own
+    if term.kind == "interaction" and (rows := _combined(design, term)) is not None:
         for axis in range(rows.ndim - 1):
             rows = _less_mean(rows, axis)
-        effects = [rows.reshape(-1, q)]
-    elif term.kind == "interaction" and (lines := _lines(design, term)) is not None:
-        effects = [_placed(_less_mean(lines, 0), term.columns, q)]
-    if effects:
-        return np.asarray(effects[0].T @ effects[0])
-    own = np.zeros(q)
-    own[term.columns] = 1.0
-    return np.diag(own)
+        return rows.reshape(-1, q)
+    if term.kind == "interaction" and (lines := _lines(design, term)) is not None:
+        return _placed(_less_mean(lines, 0), term.columns, q)
+    return _placed(np.eye(term.columns.stop - term.columns.start), term.columns, q)
 
 
 def _placed(rows: Array, columns: slice, q: int) -> Array:
@@ -67,16 +68,14 @@ def _combined(design: Design, term: Term) -> Array | None:
     found = None if term.preserved else design.combinations(term)
     if found is None or len(found.levels) != len(term.variables):
         return None
-    rows = np.zeros((len(found.rows), len(design.column_names)))
-    rows[:, found.columns] = found.rows
-    alone = np.zeros_like(rows)
-    alone[:, term.columns] = rows[:, term.columns]
-    return alone.reshape(*map(len, found.levels), -1)
+    own = (found.columns >= term.columns.start) & (found.columns < term.columns.stop)
+    rows = _placed(found.rows[:, own], term.columns, len(design.column_names))
+    return rows.reshape(*map(len, found.levels), -1)
 
 
 def _lines(design: Design, term: Term) -> Array | None:
     """Return the levels' rows of the slopes that a factor's levels have in one number; None if it's something else."""
-    factors = [one for one in design.terms if one.kind == "factor" and set(one.variables) < set(term.variables)]
+    factors = [one for one in design.terms if one.kind == "factor" and one.within(term)]
     if len(factors) != 1 or len(term.variables) != 2:
         return None
     rows = design.level_rows(factors[0])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
 from residmix.effects.effect import Effect, need_dense
-from residmix.effects.marginal import marginal
+from residmix.effects.marginal import marginal, recoded
 from residmix.effects.pooled.by_level import Still, tell_still
 from residmix.effects.pooled.covariates import BesideCovariates, beside_covariates
 from residmix.effects.pooled.free import free_posterior
@@ -181,11 +181,8 @@ class EmpiricalBayes:
         found: LinearRemoval, design: Design, linear: LinearMoments, terms: Sequence[Term]
     ) -> Array:
         """Return the coefficients (q, d), of factors averaged over what they interact with."""
-        coef, changed = found.applied.coef, marginal(design, linear, terms)
-        if changed is None:
-            return coef
-        group = found.applied.group if len(changed) > 1 else np.zeros(coef.shape[1], np.intp)
-        return np.asarray(np.einsum("dpq,qd->pd", changed[group], coef))
+        fit, changed = found.applied, marginal(design, linear, terms)
+        return fit.coef if changed is None else recoded(fit.coef, fit.group, changed)
 
     def _look_at_reference(self, weight: float, squares: Array) -> None:
         """Raise if the reference has a single row; tell of one that has none yet, as at the other sites of several."""
