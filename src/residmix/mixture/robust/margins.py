@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from residmix.mixture.robust.cells import FARTHEST, FEW, beyond
+from residmix.mixture.starts.sample import quantiles
 from residmix.rows.block import Block
 
-__all__ = ["Far", "Margins", "Rare"]
+__all__ = ["Margins"]
 
 Floats = NDArray[np.float64]
 
@@ -60,30 +63,26 @@ class Margins:
         """Return what it costs to set a value aside (d,) where nothing is known but its feature's spread."""
         return beyond(self.spread**2, FEW)
 
-    def far(self, limit: float) -> Far:
-        """Return rows without values far from the median: at most the share `limit` of a feature."""
+    def far(self, limit: float) -> Callable[[Block], Block]:
+        """Return the map to blocks without values far from the median: at most the share `limit` of a feature."""
         cuts = []
         for value, mass, centre, spread in zip(self.values, self.masses, self.centre, self.spread, strict=True):
             away = np.abs(value - centre) / spread
             cuts.append(max(float(np.sqrt(chi2.isf(FEW, 1))), _quantile(away, np.diff(mass), 1 - limit)))
-        return Far(self.centre, self.spread, np.array(cuts))
+        return partial(_without_far, self.centre, self.spread, np.array(cuts))
 
-    def rare(self, limit: float) -> Rare:
-        """Return rows without values in a feature's emptier regions: at most the share `limit` of it."""
+    def rare(self, limit: float) -> Callable[[Block], Block]:
+        """Return the map to blocks without values in a feature's emptier regions: at most the share `limit` of it."""
         width = 1.06 * self.spread * np.array([max(mass[-1], 1.0) for mass in self.masses]) ** -0.2
         least = np.exp(-beyond(self.spread**2, FEW) / 2)
         for j, (value, mass) in enumerate(zip(self.values, self.masses, strict=True)):
             least[j] = min(least[j], _quantile(_density(value, mass, width[j], value), np.diff(mass), limit))
-        return Rare(self, width, least)
+        return partial(_without_rare, self, width, least)
 
 
 def _quantile(values: Floats, weights: Floats, share: float) -> float:
     """Return the least value up to which a share of the weights lies; 0 of nothing."""
-    if not len(values):
-        return 0.0
-    order = np.argsort(values, kind="stable")
-    sums = np.cumsum(weights[order])
-    return float(values[order[min(int(np.searchsorted(sums, share * sums[-1])), len(order) - 1)]])
+    return float(quantiles(values, weights, np.array([share]))[0]) if len(values) else 0.0
 
 
 def _density(value: Floats, mass: Floats, width: float, at: Floats) -> Floats:
@@ -93,35 +92,18 @@ def _density(value: Floats, mass: Floats, width: float, at: Floats) -> Floats:
     return np.asarray((above - below) / (2 * width * max(mass[-1], 1e-300)))
 
 
-@dataclass(frozen=True)
-class Far:
-    """Block with NaN for values farther from the centres than `cut` spreads."""
-
-    centre: Floats
-    spread: Floats
-    cut: Floats
-
-    def __call__(self, block: Block) -> Block:
-        x = np.array(block.X, dtype=np.float64)
-        with np.errstate(invalid="ignore"):
-            x[np.abs(x - self.centre) > self.cut * self.spread] = np.nan
-        return replace(block, X=x)
+def _without_far(centre: Floats, spread: Floats, cut: Floats, block: Block) -> Block:
+    """Return a block with NaN for values farther from the centres than `cut` spreads."""
+    x = np.array(block.X, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        x[np.abs(x - centre) > cut * spread] = np.nan
+    return replace(block, X=x)
 
 
-@dataclass(frozen=True)
-class Rare:
-    """Block with NaN for values where a feature by itself is less dense than `least`, or as good as infinitely far."""
-
-    margins: Margins
-    width: Floats
-    least: Floats
-
-    def __call__(self, block: Block) -> Block:
-        x = np.array(block.X, dtype=np.float64)
-        own = self.margins
-        with np.errstate(invalid="ignore", over="ignore"):
-            x[np.abs(x - own.centre) > FARTHEST * own.spread] = np.nan
-        for j, (value, mass) in enumerate(zip(own.values, own.masses, strict=True)):
-            found = _density(value, mass, self.width[j], x[:, j])
-            x[found < self.least[j], j] = np.nan
-        return replace(block, X=x)
+def _without_rare(own: Margins, width: Floats, least: Floats, block: Block) -> Block:
+    """Return a block with NaN where a feature by itself is less dense than `least`, or as good as infinitely far."""
+    block = _without_far(own.centre, own.spread, np.full(len(width), FARTHEST), block)
+    for j, (value, mass) in enumerate(zip(own.values, own.masses, strict=True)):
+        found = _density(value, mass, width[j], block.X[:, j])
+        block.X[found < least[j], j] = np.nan
+    return block
