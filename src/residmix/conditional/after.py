@@ -105,8 +105,8 @@ class AfterFitGiven(AfterFit):
     def _errors(self, found: Information) -> Bunch:
         errors, params, d = shown_errors(found), found.params, found.params.n_features
         errors["means"] = np.sqrt(_of_centred(found)).reshape(-1, d)
-        basis = self._to_residual.effects_basis
-        q, shift = basis.shape[1], self._shift()[len(self._shift()) - basis.shape[1] :]
+        basis, widths = self._to_residual.effects_basis, self._to_residual.widths
+        q, shift = widths.effects, widths.of_effects(self._shift())
         if found.layout.coef.stop > found.layout.coef.start:
             of_coef = found.covariance[found.layout.coef, found.layout.coef].reshape(q, d, q, d)
         elif self.estimation == "joint":
@@ -118,8 +118,7 @@ class AfterFitGiven(AfterFit):
         errors["coef"] = np.sqrt(np.einsum("pa,iab,pb->pi", basis, own, basis))
         errors["intercept"] = np.sqrt(np.diag(_of_common(found)) + np.einsum("a,iab,b->i", shift, own, shift))
         if params.gate is not None:
-            r = params.gate.coef.shape[1] - 1
-            self._gate_errors(errors, found, self._to_residual.basis[:, :r], self._shift()[:r])
+            self._gate_errors(errors, found, widths.of_gate(self._to_residual.basis), widths.of_gate(self._shift()))
         return errors
 
     def _shift(self) -> Floats:

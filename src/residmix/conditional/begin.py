@@ -221,7 +221,7 @@ class ConditionalFit(ConditionalDensity):
             return shared
         labels = check_labels(self.labels_init, rows.n_rows, K)
         how: dict[str, Any] = {"covariance_type": kind, "reg_covar": self._floor}
-        return own_params_of_labels(self._whole(rows), labels, K, n_effects=self._to_residual.widths.effects, **how)
+        return own_params_of_labels(self._whole(rows), labels, K, widths=self._to_residual.widths, **how)
 
     def _candidate_starts(self, rows: Rows, K: int, kind: str, begun: list[MixtureParams]) -> Iterator[MixtureParams]:
         starts = [self._with_metadata(start) for start in super()._candidate_starts(rows, K, kind, begun)]

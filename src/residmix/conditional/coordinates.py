@@ -33,6 +33,14 @@ class Widths:
     gate: int
     effects: int
 
+    def of_gate(self, u: Floats) -> Floats:
+        """Return the columns (..., gate) that the weights depend on."""
+        return u[..., : self.gate]
+
+    def of_effects(self, u: Floats) -> Floats:
+        """Return the columns (..., effects) that have effects."""
+        return u[..., u.shape[-1] - self.effects :]
+
 
 @dataclass(frozen=True)
 class ToResidual:
@@ -65,11 +73,11 @@ class ToResidual:
     @property
     def effects_basis(self) -> Floats:
         """The columns of `basis` whose u have effects, (p, r)."""
-        return self.basis[:, self.basis.shape[1] - self.widths.effects :]
+        return self.widths.of_effects(self.basis)
 
     @property
     def effects_offset(self) -> Floats:
-        return self.offset[len(self.offset) - self.widths.effects :]
+        return self.widths.of_effects(self.offset)
 
     def codes(self, design: Floats) -> tuple[NDArray[np.intp], ...]:
         """Return the level of each design row, if covariances differ by level."""

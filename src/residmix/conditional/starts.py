@@ -350,7 +350,7 @@ def _start_from(
     widths: Widths,
 ) -> MixtureParams:
     """Regress the groups' shifts and the logarithms of their weights on where they are."""
-    places, centres = centres[:, : widths.gate], centres[:, centres.shape[1] - widths.effects :]
+    places, centres = widths.of_gate(centres), widths.of_effects(centres)
     about = centres - np.average(centres, axis=0, weights=sizes)
     common = np.average(shifts, axis=0, weights=sizes)
     root = np.sqrt(sizes)[:, None]

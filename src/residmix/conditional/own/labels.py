@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.conditional.coordinates import Widths
 from residmix.mixture.given.by_component import own_coefficients
 from residmix.mixture.iteration.mstep import covariances_from_scatter
 from residmix.mixture.iteration.step import residual_moments
@@ -26,9 +27,9 @@ def own_params_of_labels(
     *,
     covariance_type: str,
     reg_covar: float,
-    n_effects: int | None = None,
+    widths: Widths | None = None,
 ) -> MixtureParams:
-    """Return the regression of each label's rows on u, or on its last `n_effects` columns, and the mixture of the rest.
+    """Return the regression of each label's rows on u, or its columns that have effects, and the mixture of the rest.
 
     Raises
     ------
@@ -37,7 +38,7 @@ def own_params_of_labels(
     SingularCovarianceError
         If the rows of a label don't span the space although the family needs it, and `reg_covar` is 0.
     """
-    moments, centres = moments_of_labels(rows.mapped(partial(_joined, n_effects)), labels, n_components)
+    moments, centres = moments_of_labels(rows.mapped(partial(_joined, widths)), labels, n_components)
     d = rows.n_features
     r = centres.shape[1] - d
     coef = own_coefficients(moments, np.zeros((n_components, r, d)))
@@ -49,6 +50,6 @@ def own_params_of_labels(
     return replace(made, coef=coef)
 
 
-def _joined(n_effects: int | None, block: Block) -> Block:
-    u = block.design if n_effects is None else block.design[:, block.design.shape[1] - n_effects :]
+def _joined(widths: Widths | None, block: Block) -> Block:
+    u = block.design if widths is None else widths.of_effects(block.design)
     return replace(block, X=np.hstack([u, block.X]))

@@ -58,7 +58,7 @@ def tell_of_permuted(raw: Rows, to_residual: ToResidual, params: MixtureParams, 
         coded = design.level_rows(term)
         rows = raw.mapped(replace(to_residual, levels=(term.columns.start, coded)))
         # a gate without this factor ties the components together across its levels, as constant weights do
-        free = params.gate is not None and bool(to_residual.basis[term.columns, : to_residual.widths.gate].any())
+        free = params.gate is not None and bool(to_residual.widths.of_gate(to_residual.basis)[term.columns].any())
         found = swap_costs(rows, params, len(coded), own=own, free=free)
         cheap = sorted((cost, level, k, l) for level, k, l, cost in found if cost < LIKELY)
         if not cheap:

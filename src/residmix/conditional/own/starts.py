@@ -153,7 +153,7 @@ def _regressed(
 ) -> MixtureParams:
     """Regress the means (G, K, d) and weights (G, K) of groups on where they are, component by component."""
     every = np.stack([part.centre for part in parts])
-    places, centres = every[:, : widths.gate], every[:, every.shape[1] - widths.effects :]
+    places, centres = widths.of_gate(every), widths.of_effects(every)
     sizes = np.array([len(part.x) for part in parts], dtype=float)
     middle, root = np.average(centres, axis=0, weights=sizes), np.sqrt(sizes)[:, None]
     common = np.average(means, axis=0, weights=sizes)
@@ -178,7 +178,7 @@ def _partitioned(
     """Yield the starts that come of clusterwise regressions from several partitions."""
     step = -(-block.n_rows // PARTITION_ROWS)
     block = block.select(np.arange(0, block.n_rows, step))
-    u = block.design[:, block.design.shape[1] - widths.effects :]
+    u = widths.of_effects(block.design)
     w = np.ones(block.n_rows) if block.weight is None else block.weight
     x = np.asarray(block.X, dtype=np.float64)
     scale = np.sqrt(np.average(x**2, axis=0, weights=w))
