@@ -47,3 +47,25 @@ def test_a_level_without_values_leaves_the_other_coefficients_exact():
         M = np.column_stack([np.ones(have.sum()), A[have][:, [0, 1, 3]]])
         expected = np.linalg.lstsq(M, X[have, 1], rcond=None)[0]
         np.testing.assert_allclose(fit.coef[:, 1], [*expected[1:3], 0.0, expected[3]], atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("columns", ["aliased", "ill-conditioned"])
+def test_a_single_feature_with_gaps_is_fitted_on_its_rows(columns, weighted):
+    # it has one mean of the design, as features without gaps have together
+    rng = np.random.default_rng(0)
+    age = rng.normal(50.0, 10.0, 3000)
+    site = rng.integers(0, 3, len(age))
+    A = np.column_stack([site == 1, site == 2, 1.5 * (site == 2)]).astype(float)
+    if columns == "ill-conditioned":
+        A = np.column_stack([age, age + 1e-4 * rng.normal(size=len(age))])
+    X = rng.normal(size=(len(age), 1)) + site[:, None]
+    X[::4] = np.nan
+    weight = rng.uniform(0.5, 2.0, len(age)) if weighted else None
+    fit, _ = fit_linear(ArrayRows(X, A, weight=weight))
+    have = ~np.isnan(X[:, 0])
+    root = np.ones(len(age)) if weight is None else np.sqrt(weight)
+    M = (root[:, None] * np.column_stack([np.ones(len(age)), A / A.std(axis=0)]))[have]
+    expected = X[have, 0] - M / root[have, None] @ np.linalg.lstsq(M, root[have] * X[have, 0], rcond=1e-14)[0]
+    np.testing.assert_allclose(fit.affine()(Block(0, X, A))[have, 0], expected, atol=1e-9)
+    np.testing.assert_allclose(fit.rss[0], np.sum((root[have] * expected) ** 2), rtol=1e-12)

@@ -58,7 +58,7 @@ class Triangularize:
         a = block.design - self.origin_a
         x = np.asarray(block.X, dtype=np.float64) - self.origin_x
         root = None if block.weight is None else np.sqrt(block.weight)[:, None]
-        if len(self.offset_a) == 1:
+        if len(self.offset_a) == 1 and x.shape[1] > 1:  # the mean of one feature may be that of some rows only
             return Triangle(*_factor(a - self.offset_a[0], x, root))
         parts = []
         for column, offset in zip(x.T, self.offset_a, strict=True):
