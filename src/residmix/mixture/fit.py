@@ -103,12 +103,6 @@ class MixtureFit(CallbackSupportMixin, MixtureSettings, MixtureKept):
         "checkpoint": [str, PathLike, None],
     }
 
-    @classmethod
-    @cache
-    def _get_param_names(cls) -> list[str]:
-        """Return the names of the parameters; scikit-learn reads the signature anew each time."""
-        return list(super()._get_param_names())
-
     @property
     def _quiet(self) -> bool:
         """Whether progress is shown elsewhere."""

@@ -177,9 +177,10 @@ def _all_wide(params: MixtureParams, shares: Floats, narrow: Floats) -> bool:
     Without eigenvalues, which take longer: :math:`1 / \lambda_{min} \le tr(\Sigma \Sigma_k^{-1})` for the least
     eigenvalue of :math:`\Sigma_k` beside :math:`\Sigma`. False where that doesn't settle it.
     """
-    pooled = np.tensordot(shares, params.full_covariances(), 1)
-    scale = np.sqrt(np.diag(pooled))
-    if not (np.isfinite(scale).all() and scale.min() > 0):
+    full = params.full_covariances()
+    pooled = (shares @ full.reshape(len(full), -1)).reshape(full.shape[1:])
+    scale = np.sqrt(pooled.diagonal())
+    if not (scale.min() > 0 and scale.max() < np.inf):
         return False
     inverse, failed = inverse_cholesky((pooled / scale / scale[:, None])[None])
     if failed.any() or not (inverse**2).sum() < FLATTEST / len(scale):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 
 from residmix.errors import check_number, did_you_mean
 from residmix.mixture.families.factor import most_factors
@@ -59,6 +61,7 @@ class MixtureSettings:
     # of a fit under way
     _restraint: Restraint | None = None
     _failed: int = 0
+    _parameter_constraints: dict[str, list[Any]]
 
     _settings_constraints: dict[str, list[Any]] = {
         "n_factors": [Interval(Integral, 1, None, closed="left"), None],
@@ -68,6 +71,24 @@ class MixtureSettings:
         "prior": [StrOptions({"mclust"}), dict, None],
         "reg_covar": [Interval(Real, 0.0, None, closed="left"), StrOptions({"relative"})],
     }
+
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        """Return the names of the parameters; scikit-learn reads the signature anew each time."""
+        return list(super()._get_param_names())  # type: ignore[misc]
+
+    @classmethod
+    @cache
+    def _defaults(cls) -> dict[str, Any]:
+        parameters = signature(cls.__init__).parameters
+        return {name: parameters[name].default for name in cls._get_param_names()}
+
+    def _validate_params(self) -> None:
+        """Raise unless the parameters satisfy their constraints; those left alone do, and aren't looked at."""
+        defaults, own = self._defaults(), vars(self)
+        changed = {name: own[name] for name in defaults if own[name] is not defaults[name]}
+        validate_parameter_constraints(self._parameter_constraints, changed, caller_name=type(self).__name__)
 
     def _kinds(self, n_features: int) -> tuple[str, ...]:
         """Return the families that are tried; of factor-analytic ones those of all numbers of factors."""

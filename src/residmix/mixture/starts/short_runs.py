@@ -300,6 +300,9 @@ def _spiky(runs: Runs, sample: Sample, ridge: float) -> NDArray[np.bool_]:
 
 
 def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> Iterator[MixtureParams]:
+    if runs.n_runs == 1:
+        yield runs.one(0)
+        return
     total, ridge = float(sample.w.sum()), sample.ridge(reg_covar)
     ordered = runs.only(_order(runs.values))
 
@@ -311,8 +314,7 @@ def _without_spikes_first(runs: Runs, sample: Sample, reg_covar: float) -> Itera
         yield from sorted(ordered.each(), key=spiky)
         return
     yield first
-    if runs.n_runs > 1:
-        yield from ordered.only(np.arange(1, runs.n_runs)).each()
+    yield from ordered.only(np.arange(1, runs.n_runs)).each()
 
 
 def _labels(
