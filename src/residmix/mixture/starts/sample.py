@@ -126,6 +126,9 @@ class Sample:
         """Tell whether so many rows differ by more than rounding, whatever their weights are and however often they
         come.
         """
+        # one feature shows it most often
+        if np.count_nonzero(np.diff(np.sort(self.y[:, 0])) > 1e-8) + 1 >= wanted:
+            return True
         return _has_distinct(np.round(self.y, 8), wanted)
 
     def lowered(self, points: Floats) -> Floats:
