@@ -136,7 +136,7 @@ def test_matrices_decay_and_biases_do_not(kind) -> None:
     state = kind(net, data, held, Schedule(weight_decay=0.2), [np.random.default_rng(m) for m in range(2)])
     rows = torch.arange(20).expand(2, 20)
     # Without weight there is no gradient, and only the decay is left.
-    state.descend([data.X[rows], data.y[rows], torch.zeros(2, 20).double()], 0.5)
+    state.descend([data.X[rows], data.y[rows]], torch.zeros(2, 20).double(), 0.5)
     state.restore(state.values())
     for name, p in net.named_parameters():
         torch.testing.assert_close(p, before[name] * (1.0 if name.endswith("bias") else 1 - 0.5 * 0.2), msg=name)
@@ -151,7 +151,7 @@ def test_the_gradient_of_each_member_is_clipped_to_its_norm(kind) -> None:
         state = kind(net, data, held, Schedule(), [np.random.default_rng(m) for m in range(2)])
         y = data.y[rows].clone()
         y[0] *= size  # of the first member only
-        state.descend([data.X[rows], y, data.weight[rows]], 0.01)
+        state.descend([data.X[rows], y], data.weight[rows] / 20, 0.01)
         # After one step Adam's first moment is a tenth of the gradient.
         if kind is SideBySide:
             return 10 * state.moments[0]

@@ -45,9 +45,9 @@ class SideBySide(Running):
         """A copy of all parameters, (members, P)."""
         return self.matrix.clone()
 
-    def traced_losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor, Pullback]:
+    def traced_losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Pullback]:
         """`losses`, and the pullback to the parameters."""
-        x, *given, y, weight = batch
+        x, *given, y = batch
         backbone, head, residualize = self.network.backbone, self.network.head, self.network.residualize
         clip = backbone.clip if isinstance(backbone, DenseTrunk) else math.inf
         h, to_trunk = trunk_output(x, self.trunk, clip, mask)
@@ -62,16 +62,16 @@ class SideBySide(Running):
                 (of_h,) = to_removal(of_h)
             return *to_trunk(of_h), *of_last
 
-        return loss, weight / weight.sum(1, keepdim=True).clamp_min(1e-12), pullback
+        return loss, pullback
 
-    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of every row, and its share in the mean of the member, (members, b)."""
-        return self.traced_losses(batch, mask)[:2]
+    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> Tensor:
+        """Negative log-likelihood of every row, (members, b)."""
+        return self.traced_losses(batch, mask)[0]
 
     @torch.no_grad()
-    def descend(self, batch: Sequence[Tensor], rate: float) -> None:
+    def descend(self, batch: Sequence[Tensor], share: Tensor, rate: float) -> None:
         """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out."""
-        _, share, pullback = self.traced_losses(batch, self.masks)
+        _, pullback = self.traced_losses(batch, self.masks)
         gradients = pullback(share)
         gradient = torch.cat([gradients[i].flatten(1) for i in self.order], 1)
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)

@@ -53,7 +53,8 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
     on held-out rows decides how long to train.
 
     Identical rows are merged first and their weights added. So the fit doesn't depend on the order of the rows, and a
-    weight of 2 is the same as a repeated row.
+    weight of 2 is the same as a repeated row. In tables of few values, where rows come four times on average or more,
+    they are used one by one.
 
     Parameters
     ----------

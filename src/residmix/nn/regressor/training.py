@@ -226,7 +226,9 @@ def train(
                 gathered = (*state.sample.inputs(chosen), sample.y[chosen], weight[chosen])
                 for start, stop in itertools.pairwise(cut - cuts[0] for cut in cuts):
                     rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / total)))
-                    state.descend([part[:, start:stop] for part in gathered], schedule.learning_rate * rate)
+                    *batch, own = (part[:, start:stop] for part in gathered)
+                    # By the number of rows, not by their weights: a light batch must not count as much as a heavy one.
+                    state.descend(batch, own / (stop - start), schedule.learning_rate * rate)
                     step += 1
             loss_now, values = state.judge(), state.values()
             record = [math.nan] * members
@@ -271,7 +273,9 @@ class Running:
         count = int(mask.sum(1).max())
         # Members may hold out different numbers of rows: pad with rows of weight zero.
         rows = (~mask).float().argsort(dim=1, stable=True)[:, :count]
-        self.judged = (*sample.inputs(rows), sample.y[rows], sample.weight[rows] * mask.gather(1, rows))
+        weight = sample.weight[rows] * mask.gather(1, rows)
+        share = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+        self.judged = (*sample.inputs(rows), sample.y[rows], share)
         self.prepare()
 
     def prepare(self) -> None:
@@ -309,23 +313,22 @@ class Running:
         parts = matrix.split([math.prod(shape) for shape in shapes], 1)
         return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of every row, and its share in the mean of the member, (members, b).
-
-        `batch` is what the network takes, the targets and the weights.
-        """
-        x, *given, y, weight = batch
+    def losses(self, batch: Sequence[Tensor], mask: Masks | None = None) -> Tensor:
+        """Negative log-likelihood of every row, (members, b); `batch` is what the network takes, then the targets."""
+        x, *given, y = batch
         network = self.network
         h = network.backbone(x) if mask is None else network.backbone(x, mask)
         if network.residualize is not None:
             h = network.residualize(h, *given)
         density, cell = network.head(h), self.sample.cell
-        loss = -(density.log_prob(y) if cell is None else density.log_cell_prob(y, cell))
-        return loss, weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+        return -(density.log_prob(y) if cell is None else density.log_cell_prob(y, cell))
 
-    def descend(self, batch: Sequence[Tensor], rate: float) -> None:
-        """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out."""
-        loss, share = self.losses(batch, self.masks)
+    def descend(self, batch: Sequence[Tensor], share: Tensor, rate: float) -> None:
+        """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out.
+
+        `share` (members, b) is what each row has in the loss of its member.
+        """
+        loss = self.losses(batch, self.masks)
         self.optimiser.zero_grad()
         (share * loss).sum().backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -342,7 +345,8 @@ class Running:
     def judge(self) -> list[float]:
         """Held-out loss of every member in training."""
         self.network.eval()
-        loss, share, *_ = self.losses(self.judged)
+        *batch, share = self.judged
+        loss = self.losses(batch)
         return [float(value) for value in torch.nan_to_num((share * loss).sum(1), nan=math.inf).tolist()]
 
     def keep(self, going: NDArray[np.intp]) -> None:
