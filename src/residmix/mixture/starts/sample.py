@@ -94,9 +94,9 @@ class Sample:
                 )
             x, w = x[bounded], w[bounded]
         ends, middle, spread = _robust(x, w)
-        inside = np.ones(len(x), dtype=bool)
+        inside: NDArray[np.bool_] = np.ones(len(x), dtype=bool)
         if not (np.abs(ends - middle) <= OUTSIDE * spread).all():
-            near = (np.abs(x - middle) <= OUTSIDE * spread).all(axis=1)
+            near = np.all(np.abs(x - middle) <= OUTSIDE * spread, axis=1)
             inside = near if 2 * w[near].sum() > w.sum() else inside
         of = family(covariance_type)
         # few rows are whitened to the corners of a simplex, all as far apart
