@@ -321,7 +321,8 @@ class Running:
         if network.residualize is not None:
             h = network.residualize(h, *given)
         density, cell = network.head(h), self.sample.cell
-        return -(density.log_prob(y) if cell is None else density.log_cell_prob(y, cell))
+        found: Tensor = density.log_prob(y) if cell is None else density.log_cell_prob(y, cell)
+        return -found
 
     def descend(self, batch: Sequence[Tensor], share: Tensor, rate: float) -> None:
         """One step; each member's gradient is scaled to `clip_norm`, one that isn't finite sits the step out.
