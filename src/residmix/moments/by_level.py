@@ -25,6 +25,9 @@ MOST_FEATURES = 512
 # A spread of a few units in the last place of the mean is none.
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
+# Share of the sums of squares below which their difference is none.
+_LEFT = 64 * float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -131,11 +134,10 @@ def residual_sums(
         at = (grouping.coded[k] - fit.origin_a[grouping.columns]) @ own
         mean[k] = (level.origin_x - fit.origin_x) + level.offset_x - fit.constant - effect - at
         spread = level.s_aa[0] @ B if len(level.s_aa) == 1 else np.einsum("dqr,rd->qd", level.s_aa, B)
-        squares[k] = np.maximum(level.s_xx + np.einsum("qd,qd->d", B, spread - 2.0 * level.s_ax), 0.0)
+        squares[k] = level.s_xx + np.einsum("qd,qd->d", B, spread - 2.0 * level.s_ax)
         still[k] = (level.count >= 2) & (level.s_xx <= _ROUNDING**2 * level.weight * level.mean_x**2)
-        # of equal values nothing is left but what rounding leaves of the effects
-        flat = squares[k] <= (64 * _ROUNDING) ** 2 * level.s_xx
-        squares[k][flat] = 0.0
+        # where the others' effects fit a level exactly, what is left is rounding of the sums
+        squares[k][squares[k] <= _LEFT * (level.s_xx + np.einsum("qd,qd->d", B, spread))] = 0.0
     mean[n == 0] = 0.0
     varies = moments.linear.s_xx > _ROUNDING**2 * moments.linear.weight * moments.linear.mean_x**2
     return n, mean, squares, still & varies

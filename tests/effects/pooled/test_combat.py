@@ -261,3 +261,21 @@ def test_a_reference_of_one_row_is_refused(bladder):
     X, batch = matrix(bladder, "x")[some], bladder[["batch"]].iloc[some]
     with pytest.raises(ValueError, match=r"reference=3 has rows of weight 1, within which no feature varies"):
         Residualizer("C(batch)", scale=True, shrinkage="eb", reference=3, check_leakage=False).fit(X, metadata=batch)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_a_level_that_its_own_lines_fit_exactly_is_told_whatever_the_order_of_rows(scale):
+    # what is left there is 0, of which sums of squares keep rounding, above or below 0
+    rng = np.random.default_rng(0)
+    n, site = 60, np.repeat(["a", "b", "c"], 20)
+    metadata = pd.DataFrame({"site": site, "age": rng.uniform(20, 80, n)})
+    X = rng.normal(size=(n, 9)) + (site == "b")[:, None] + 0.05 * metadata[["age"]].to_numpy()
+    X[np.flatnonzero(site == "c")[2:], :4] = np.nan  # two rows for a line
+    found = []
+    for order in [np.arange(n), *(rng.permutation(n) for _ in range(5))]:
+        model = Residualizer("site*age", shrinkage={"site": "eb"}, scale=scale)
+        with pytest.warns(DesignWarning, match=r"4 of 9 features \('x0', 'x1', 'x2', 'x3'\) are constant within"):
+            residual = model.fit_transform(X[order], metadata=metadata.iloc[order])
+        found.append(residual[np.argsort(order)])
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-9)
