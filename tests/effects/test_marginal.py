@@ -96,3 +96,17 @@ def _columns(metadata, names):
         made[f"site[T.{level}]"] = (metadata["site"] == level).to_numpy(float)
         made[f"site[T.{level}]:sex[T.m]"] = made[f"site[T.{level}]"] * made["sex[T.m]"]
     return np.column_stack([made[name] for name in names])
+
+
+@pytest.mark.filterwarnings("ignore::residmix.errors.RareLevelWarning")
+def test_features_with_gaps_are_shrunk_as_if_each_were_alone_with_its_rows(table):
+    # features without gaps share sums; the others have their own
+    X, metadata = table
+    X[:80, 2] = np.nan
+    X[(metadata["site"] == "A") & (metadata["sex"] == "f"), 2] = np.nan
+    how = {"shrinkage": {"site": "blup"}}
+    together = Residualizer("site*sex", **how).fit_transform(X, metadata=metadata)
+    for j in range(X.shape[1]):
+        have = ~np.isnan(X[:, j])
+        alone = Residualizer("site*sex", **how).fit_transform(X[have, j : j + 1], metadata=metadata[have])
+        assert_allclose(together[have, j] / X[have, j].std(), alone[:, 0] / X[have, j].std(), rtol=0, atol=1e-7)

@@ -48,10 +48,9 @@ def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> 
     return changed
 
 
-def recoded(coef: Array, group: NDArray[np.integer], changed: Array) -> Array:
-    """Return `changed` (g, q, q) times the coefficients (q, d) of features that belong to these groups (d,)."""
-    own = changed[group if len(changed) > 1 else np.zeros_like(group)]
-    return np.asarray(np.einsum("dpq,qd->pd", own, coef))
+def recoded(coef: Array, changed: Array) -> Array:
+    """Return `changed` (g, q, q) times the coefficients (q, d); g is 1, or d where each feature has its own."""
+    return np.asarray(np.einsum("dpq,qd->pd", np.broadcast_to(changed, (coef.shape[1], *changed.shape[1:])), coef))
 
 
 def marginal_moments(moments: LinearMoments, changed: Array) -> LinearMoments:

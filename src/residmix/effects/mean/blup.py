@@ -131,7 +131,7 @@ class Blup:
 
 def _with(fit: LinearFit, changed: Array, moments: LinearMoments) -> LinearFit:
     """Return the fit with other coefficients: `changed` (g, q, q) times those of each feature."""
-    coef = recoded(fit.coef, fit.group, changed)
+    coef = recoded(fit.coef, changed)
     offset = np.einsum("dq,qd->d", np.broadcast_to(moments.offset_a, coef.T.shape), coef)
     return replace(fit, coef=coef, constant=moments.offset_x - offset)
 

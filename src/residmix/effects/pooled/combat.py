@@ -182,7 +182,7 @@ class EmpiricalBayes:
     ) -> Array:
         """Return the coefficients (q, d), of factors averaged over what they interact with."""
         fit, changed = found.applied, marginal(design, linear, terms)
-        return fit.coef if changed is None else recoded(fit.coef, fit.group, changed)
+        return fit.coef if changed is None else recoded(fit.coef, changed)
 
     def _look_at_reference(self, weight: float, squares: Array) -> None:
         """Raise if the reference has a single row; tell of one that has none yet, as at the other sites of several."""
