@@ -35,6 +35,19 @@ def test_every_level_gets_the_pooled_variance():
     assert np.ptp([plain[site == k].var(axis=0) for k in range(4)], axis=0).min() > 20
 
 
+def test_every_level_gets_the_pooled_variance_of_the_values_that_there_are():
+    X, dummies, site = sites(n=48)
+    X[(site == 1) & (np.arange(48) % 3 > 0), 0] = np.nan  # few are left, so that n - 1 isn't n
+    X[::2, 3] = np.nan
+    even = Residualizer(scale=True, check_leakage=False).fit_transform(X, metadata=dummies)
+    spread = np.array([np.nanvar(even[site == k], axis=0, ddof=1) for k in range(4)])
+    assert_allclose(spread, np.broadcast_to(spread[0], spread.shape), rtol=1e-7)
+    for j in (0, 3):
+        have = ~np.isnan(X[:, j])
+        alone = Residualizer(scale=True, check_leakage=False).fit(X[have, j : j + 1], metadata=dummies[have])
+        assert_allclose(even[have, j], alone.transform(X[have, j : j + 1], metadata=dummies[have])[:, 0], atol=1e-9)
+
+
 def test_continuous_metadata_agree_with_a_gamma_regression():
     rng = np.random.default_rng(1)
     age, n = rng.normal(50, 10, 3000), 3000

@@ -16,8 +16,9 @@ from residmix.effects.mean.reml import chunks, known_noise_ratios, membership, s
 from residmix.effects.pooled.by_level import Still
 from residmix.effects.random.predicted import generalised_inverse
 from residmix.effects.spread import scale as passes
-from residmix.effects.spread.scale import Location, LogVariances
+from residmix.effects.spread.scale import Leverages, Location, LogVariances
 from residmix.effects.spread.steps import Pairs, bounded, pinv, spread_of
+from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows, fold
 from residmix.rows.threads import one_blas_thread
 
@@ -35,6 +36,8 @@ _STRAIGHT = 1e-10
 def fit_curved_log_variances(
     rows: Rows,
     location: Location,
+    moments: LinearMoments,
+    group: NDArray[np.int64],
     design: Design,
     random: Sequence[Term] = (),
     *,
@@ -61,10 +64,11 @@ def fit_curved_log_variances(
     inverse = pinv(gram, 1e-13)
     varying = squares > (64 * np.finfo(np.float64).eps) ** 2 * size
     pooled = np.where(varying, squares / np.maximum(seen, 1e-300), 1.0)
-    (free_gram,) = fold(rows, partial(passes._free_gram, mean, sd, inverse), passes._add)
+    (free_gram,) = fold(rows, partial(passes._free_gram, mean, sd, Leverages(inverse[None])), passes._add)
+    leverages = Leverages.of(gram, moments, group, mean, sd)
 
     smoother = _Smoother(coordinates(design, random, terms), sd, 0.5 * free_gram, rows.n_features)
-    coef = _settled(rows, partial(passes._likelihood, view, inverse, pooled), smoother, gram, Pairs.of(mean, sd))
+    coef = _settled(rows, partial(passes._likelihood, view, leverages, pooled), smoother, gram, Pairs.of(mean, sd))
     return LogVariances(coef, mean, sd, rows, view, varying, squares)
 
 

@@ -14,6 +14,7 @@ from residmix.effects.pooled.by_level import Still
 from residmix.effects.spread.steps import Pairs, Steps, beginning, bounded, pinv, spread_of
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
+from residmix.moments.linear import LinearMoments
 from residmix.moments.scatter import Scatter, block_scatter
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
@@ -144,9 +145,48 @@ class LogVariances:
         return scales
 
 
+@dataclass(frozen=True)
+class Leverages:
+    """Leverages of rows in the fit of the mean, whose rows are those that a feature has; a row of weight 2 is two rows.
+
+    Attributes
+    ----------
+    inverse : ndarray (g, q + 1, q + 1)
+        Of Gram matrices of [1, standardised design].
+    group : ndarray of int (d,) or None
+        Which one each feature has; None if all have the same.
+    """
+
+    inverse: Array
+    group: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, gram: Array, moments: LinearMoments, group: NDArray[np.int64], mean: Array, sd: Array) -> Leverages:
+        """Return those of all rows, from their Gram matrix, or with gaps of the rows of each group of features."""
+        if len(moments.weight) == 1 < len(group):
+            return cls(pinv(gram, 1e-13)[None])
+        _, first = np.unique(group, return_index=True)
+        inverse = np.empty((len(first), *gram.shape))
+        for g, j in enumerate(first):
+            own = np.zeros_like(gram)
+            own[1:, 1:] = moments.s_aa[j] / sd[:, None] / sd
+            at = np.append(1.0, (moments.mean_a[j] - mean) / sd)
+            own += moments.weight[j] * np.outer(at, at)
+            inverse[g] = pinv(own, 1e-13)
+        return cls(inverse, group)
+
+    def free(self, a: Array) -> Array:
+        """Return the share of each row's square that the fit of the mean leaves, 1 - h, (b, 1) or (b, d)."""
+        free = np.stack([1.0 - np.sum((a @ inverse) * a, axis=1) for inverse in self.inverse], axis=1)
+        free = np.clip(free, 0.0, 1.0)
+        return np.asarray(free if self.group is None else free[:, self.group])
+
+
 def fit_log_variances(
     rows: Rows,
     location: Location,
+    moments: LinearMoments,
+    group: NDArray[np.int64],
     *,
     columns: NDArray[np.intp] | None = None,
     still: tuple[Still, ...] = (),
@@ -170,6 +210,10 @@ def fit_log_variances(
     location : callable
         ``location(block)`` are the residuals e (b, d) after all effects on the mean, NaN where a value is missing.
         Must be picklable.
+    moments : LinearMoments
+        Of the rows.
+    group : ndarray of int (d,)
+        Features with the same rows share a group.
     columns : ndarray of int, optional
         Design columns that the spread depends on. Default: all.
     still : tuple of Still
@@ -192,7 +236,8 @@ def fit_log_variances(
 
     used = np.arange(len(gram)) if columns is None else np.concatenate([[0], 1 + np.sort(columns)])
     about_mean = gram - np.outer(gram[0], gram[0]) / gram[0, 0]
-    (free_gram,) = fold(rows, partial(_free_gram, mean, sd, inverse), _add)
+    leverages = Leverages.of(gram, moments, group, mean, sd)
+    (free_gram,) = fold(rows, partial(_free_gram, mean, sd, Leverages(inverse[None])), _add)
     if gram[0, 0] <= np.trace(inverse @ gram):
         tell_too_light(gram[0, 0], rows.n_rows)
     among = np.ix_(used, used)
@@ -205,7 +250,7 @@ def fit_log_variances(
     for turn in range(_MAX_PASSES):
         trial, newton = coef.copy(), pairs if steps.look(turn, moving) else None
         trial[used] += step
-        likelihood, score, observed = fold(rows, partial(_likelihood, view, inverse, pooled, trial, newton), _add)
+        likelihood, score, observed = fold(rows, partial(_likelihood, view, leverages, pooled, trial, newton), _add)
         pulled = pull @ trial[used]
         likelihood -= 0.5 * np.sum(trial[used] * pulled, axis=0)
         # Rounding of a sum of many terms must not look like a fall.
@@ -287,11 +332,6 @@ def _add_and_lowest(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple
     return one[0] + two[0], np.minimum(one[1], two[1])
 
 
-def _free(a: Array, inverse: Array) -> Array:
-    """Share of each row's square that the fit of the mean leaves, 1 - h, (b, 1); a row of weight 2 is two rows."""
-    return np.asarray(np.clip(1.0 - np.sum((a @ inverse) * a, axis=1), 0.0, 1.0)[:, None])
-
-
 def _sums(view: View, block: Block) -> tuple[Array, ...]:
     """Gram matrix of [1, design], sums of squared residuals, the weight they come from, and sums of squares of x."""
     return block.by_tile(partial(_sums_of, view), _add)
@@ -306,30 +346,31 @@ def _sums_of(view: View, block: Block) -> tuple[Array, ...]:
     return (a * weight[:, None]).T @ a, weight @ squares, whole, size
 
 
-def _free_gram(mean: Array, sd: Array, inverse: Array, block: Block) -> tuple[Array]:
+def _free_gram(mean: Array, sd: Array, leverages: Leverages, block: Block) -> tuple[Array]:
     """Gram matrix of [1, design] with weights w (1 - h)."""
     a, weight = _centred(mean, sd, block)
-    return ((a * (weight[:, None] * _free(a, inverse))).T @ a,)
+    return ((a * (weight[:, None] * leverages.free(a))).T @ a,)
 
 
 def _likelihood(
-    view: View, inverse: Array, pooled: Array, coef: Array, pairs: Pairs | None, block: Block
+    view: View, leverages: Leverages, pooled: Array, coef: Array, pairs: Pairs | None, block: Block
 ) -> tuple[Array, ...]:
     """Log-likelihood (up to a constant), score and (given pairs) observed information of a log variance."""
-    return block.by_tile(partial(_likelihood_of, view, inverse, pooled, -coef, pairs), _add)
+    return block.by_tile(partial(_likelihood_of, view, leverages, pooled, -coef, pairs), _add)
 
 
 def _likelihood_of(
-    view: View, inverse: Array, pooled: Array, minus_coef: Array, pairs: Pairs | None, block: Block
+    view: View, leverages: Leverages, pooled: Array, minus_coef: Array, pairs: Pairs | None, block: Block
 ) -> tuple[Array, ...]:
     a, weight, u, seen = view(block)
-    free, whole = _free(a, inverse), seen.shape == (1, 1)
+    free, whole = leverages.free(a), seen.shape == (1, 1)
     u /= pooled
     u += _FLOOR * free if whole else _FLOOR * free * seen
     eta = np.matmul(a, minus_coef, out=scratch(u.shape, np.float64))
     weighted = a * weight[:, None]
     # with nothing missing these are products of a column
-    likelihood = (weight * free[:, 0]) @ (eta if whole else eta * seen)
+    terms = eta if whole else eta * seen
+    likelihood = (weight * free[:, 0]) @ terms if free.shape[1] == 1 else weight @ (free * terms)
     expected = weighted.T @ (free if whole else free * seen)
     u *= np.exp(eta, out=eta)
     likelihood -= weight @ u

@@ -76,6 +76,7 @@ def log_variances(
             f"the spread can't depend on random slopes, but {sloped[0]!r} has them; name the terms that it depends on, "
             "as scale='site'"
         )
+    seen = (rows, found.everything(), found.moments.linear, found.fit.group)
     if random or any(term.kind == "smooth" for term in terms):
-        return fit_curved_log_variances(rows, found.everything(), design, random, terms=terms, still=still)
-    return fit_log_variances(rows, found.everything(), columns=columns_of(terms), still=still, start=start)
+        return fit_curved_log_variances(*seen, design, random, terms=terms, still=still)
+    return fit_log_variances(*seen, columns=columns_of(terms), still=still, start=start)
