@@ -33,9 +33,7 @@ def mixture_text(model: Any) -> Summary:
     lines = [
         f"{type(model).__name__} of {d} feature{'' if d == 1 else 's'}: {K} component{'' if K == 1 else 's'}, "
         f"{family_of(model)} covariance" + (f", {formula} removed" if formula else ""),
-        f"log-likelihood per row {model.lower_bound_:.6g}, "
-        f"{int(model.n_iter_)} iteration{'' if model.n_iter_ == 1 else 's'}, "
-        + ("converged" if model.converged_ else "not converged"),
+        _ended(model),
         "",
     ]
     order = component_order(model)
@@ -53,6 +51,16 @@ def mixture_text(model: Any) -> Summary:
         lines.append(f"... and {d - MOST_FEATURES} more features")
     lines += [f"note: {note['message']}" for note in getattr(model, "notes_", ())]
     return Summary("\n".join(lines))
+
+
+def _ended(model: Any) -> str:
+    if not hasattr(model, "lower_bound_"):
+        return "made from parameters"
+    return (
+        f"log-likelihood per row {model.lower_bound_:.6g}, "
+        f"{int(model.n_iter_)} iteration{'' if model.n_iter_ == 1 else 's'}, "
+        + ("converged" if model.converged_ else "not converged")
+    )
 
 
 def mixture_table(model: Any) -> pd.DataFrame:

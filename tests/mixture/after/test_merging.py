@@ -87,3 +87,10 @@ def test_the_entropy_is_that_of_the_rows_shares_with_the_noises():
     assert_allclose(shares.sum(axis=1), 1)
     expected = -xlogy(shares, np.maximum(shares, 0)).sum()
     assert_allclose(model.merge_components(X).entropy_["entropy"][-1], expected, rtol=1e-6)
+
+
+def test_one_component_is_one_cluster():
+    X = np.random.default_rng(0).normal(size=(50, 2))
+    for merged in (rm.GaussianMixture(1).fit(X).merge_components(X), rm.GaussianMixture(1).fit(X).merge_components()):
+        assert merged.clusters_.tolist() == merged.with_clusters(1).clusters_.tolist() == [0]
+        assert (merged.predict(X) == 0).all() and (merged.predict_proba(X) == 1).all()

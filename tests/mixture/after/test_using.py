@@ -99,3 +99,10 @@ def test_given_metadata_the_density_at_a_row_is_the_models(options):
         model.at()
     with pytest.raises(ValueError, match="one row, not 2"):
         model.at(table[:2])
+
+
+def test_a_mixture_from_parameters_has_a_summary_and_a_component_of_weight_0_no_rows():
+    model = rm.GaussianMixture.from_parameters([1.0, 0.0], [[0.0, 0.0], [9.0, 9.0]], [np.eye(2)] * 2)
+    assert "made from parameters" in model.summary()
+    far = model.predict_proba([[1e200, 0.0], [-1e200, 1e180], [9.0, 9.0]])
+    assert_allclose(far, np.tile([1.0, 0.0], (3, 1)))

@@ -48,7 +48,7 @@ class MergedMixture:
 
     def with_clusters(self, n_clusters: int) -> MergedMixture:
         """Return the same mixture with another number of clusters, 1 to K."""
-        allowed = Interval(Integral, 1, len(self._merges.entropy), closed="both")
+        allowed = Interval(Integral, 1, len(self._merges.entropy) + 1, closed="left")
         check_arguments("with_clusters", n_clusters=([allowed], n_clusters))
         return MergedMixture(self.mixture, self._merges, n_clusters)
 

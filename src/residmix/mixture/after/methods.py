@@ -63,7 +63,7 @@ class AfterFit(MixtureDensity):
         self, n_clusters: int | None, sample_weight: ArrayLike | None, X: Any, *given: Any
     ) -> MergedMixture:
         params = self._model()
-        allowed = [Interval(Integral, 1, params.n_components, closed="both"), None]
+        allowed = [Interval(Integral, 1, params.n_components + 1, closed="left"), None]
         check_arguments("merge_components", n_clusters=(allowed, n_clusters))
         if X is None:
             if sample_weight is not None:
@@ -94,6 +94,8 @@ class AfterFit(MixtureDensity):
             raise AttributeError("standard_errors_ doesn't work with covariance_by; use residmix.bootstrap")
         if params.by_component:
             raise AttributeError("standard_errors_ doesn't work with effects='by-component'; use residmix.bootstrap")
+        if params.trim is not None:
+            raise AttributeError("standard_errors_ doesn't work with trim; use residmix.bootstrap")
         if params.missing or params.gate is not None:
             what = "features have missing values" if params.missing else "weights depend on metadata"
             raise AttributeError(

@@ -163,3 +163,44 @@ def test_too_many_parameters_are_refused():
     model = rm.GaussianMixture(1).fit(X)
     with pytest.raises(ValueError, match="7380 parameters is too large"):
         model.standard_errors(X)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-310, 1e-12])
+def test_noise_of_no_rows_leaves_the_errors_of_the_others(share):
+    X = clouds()
+    plain = rm.GaussianMixture(2, random_state=0).fit(X)
+    noisy = rm.GaussianMixture(2, noise=True, random_state=0).fit(X)
+    for name in ("means_", "covariances_", "precisions_cholesky_"):
+        setattr(noisy, name, getattr(plain, name))
+    noisy.weights_, noisy.noise_weight_ = plain.weights_ * (1 - share), share
+    for found, expected in (
+        (noisy.standard_errors(X), plain.standard_errors(X)),
+        (noisy.standard_errors_, plain.standard_errors_),
+    ):
+        assert np.isnan(found.noise_weight)
+        # draws of their own
+        assert_allclose(found.means, expected.means, rtol=0.05)
+        assert_allclose(found.weights, expected.weights, rtol=0.05)
+    assert_allclose(noisy.standard_errors(X).covariances, plain.standard_errors(X).covariances, rtol=1e-9)
+
+
+def test_shares_of_components_that_are_alike_have_no_errors():
+    # differences of 1e-16 in their scores aren't information: 1e13 was said to be the error of a weight
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    model = rm.GaussianMixture.from_parameters([0.3, 0.7], np.zeros((2, 2)), [np.eye(2)] * 2)
+    assert np.isnan(model.standard_errors(X).weights).all()
+
+
+def test_a_component_of_weight_0_is_named():
+    X = clouds()
+    model = rm.GaussianMixture.from_parameters([1.0, 0.0], [[0.0, 0.0], [3.0, 1.0]], [np.eye(2)] * 2)
+    with pytest.raises(ValueError, match=r"components \[1\] have weight 0"):
+        model.standard_errors(X)
+
+
+def test_trimmed_models_have_tables_without_errors():
+    X = clouds()
+    model = rm.GaussianMixture(2, trim=0.1, random_state=0).fit(X)
+    assert not hasattr(model, "standard_errors_")
+    table = model.tidy()
+    assert table.std_error.isna().all() and table.estimate.notna().all()

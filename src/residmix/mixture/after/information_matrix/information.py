@@ -46,6 +46,8 @@ EACH = 20
 ENTRIES = 2_000_000
 # Directions of less than this share of the information aren't determined by the data.
 UNKNOWN = 1e-10
+# Noise of fewer rows than this is at the edge of what is possible, where a standard error says nothing.
+NO_NOISE = 1e-3
 
 
 class Information:
@@ -62,6 +64,8 @@ class Information:
         Information about a common shift of all components, per unit of weight.
     total : float
         Sum of weights.
+    without_noise : bool
+        Whether the mixture has noise of no rows, of which these parameters know nothing.
     """
 
     def __init__(
@@ -71,16 +75,22 @@ class Information:
         directions: Floats | None,
         information: Floats,
         total: float,
+        without_noise: bool,
     ) -> None:
         self.params, self.layout, self.directions, self.total = params, layout, directions, total
+        self.without_noise = without_noise
         K, d = params.means.shape
         self.pull: Floats = information[layout.means, layout.means].reshape(K, d, K, d).sum(axis=(0, 2)) / total
-        self.covariance = _inverse(information)
+        # differences of shares that are rounding aren't information, such as those of components that are alike
+        least, of_weights = np.zeros(layout.size), layout.weights.stop - layout.weights.start
+        shares = np.append(params.weights, 0.0 if params.noise is None else params.noise[0])[:of_weights]
+        least[layout.weights] = UNKNOWN * total / shares if params.gate is None else 0.0
+        self.covariance = _inverse(information, least)
 
 
 def expected_information(params: MixtureParams, total: float) -> Information:
     """Return the expected information of a number of rows about the parameters of a mixture."""
-    params = replace(params, coef=None, gate=None)
+    params, lacking = _off_the_edge(replace(params, coef=None, gate=None), total)
     n = int(np.clip(EACH * _size(params), DRAWS, 10 * DRAWS))
     X, labels = drawn(params, n)
     noise = 0.0 if params.noise is None else params.noise[0]
@@ -88,7 +98,19 @@ def expected_information(params: MixtureParams, total: float) -> Information:
     weight = (total * shares / np.maximum(np.bincount(labels % (params.n_components + 1), minlength=len(shares)), 1))[
         labels
     ]
-    return observed_information(ArrayRows(X, weight=weight), params)
+    found = observed_information(ArrayRows(X, weight=weight), params)
+    found.without_noise |= lacking
+    return found
+
+
+def _off_the_edge(params: MixtureParams, n_rows: float) -> tuple[MixtureParams, bool]:
+    """Return the mixture without noise of no rows; and whether there was such."""
+    empty = np.flatnonzero(params.weights == 0.0)
+    if empty.size:
+        raise ValueError(f"components {empty.tolist()} have weight 0, so no row tells of them; leave them out")
+    if params.noise is None or params.noise[0] * n_rows >= NO_NOISE:
+        return params, False
+    return replace(params, noise=None), True
 
 
 def observed_information(rows: Rows, params: MixtureParams) -> Information:
@@ -99,6 +121,7 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
         raise ValueError("standard_errors doesn't work with effects='by-component'; use residmix.bootstrap")
     if params.trim is not None:
         raise ValueError("standard_errors doesn't work with trim; use residmix.bootstrap")
+    params, lacking = _off_the_edge(params, rows.n_rows)
     K, d, parts = params.n_components, params.n_features, params.parts
     if parts is not None and K**2 * d**3 * parts.shape[2] > LARGEST_MOVES:
         raise ValueError(
@@ -124,7 +147,7 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
         information = louis_information if values[0] > UNKNOWN * values[-1] else information[0]
     else:
         information = information[0]
-    return Information(params, layout, directions, information, total)
+    return Information(params, layout, directions, information, total, lacking)
 
 
 def _size(params: MixtureParams) -> int:
@@ -219,10 +242,12 @@ def _scaled(information: Floats) -> tuple[Floats, Floats]:
     return information / size[:, None] / size, size
 
 
-def _inverse(information: Floats) -> Floats:
+def _inverse(information: Floats, least: Floats) -> Floats:
+    """Return the inverse, NaN for what isn't known; less information than `least` (P,) is none."""
     if not len(information):
         return information
-    scaled, size = _scaled(information)
+    none = np.diag(information) <= least
+    scaled, size = _scaled(np.where(none | none[:, None], 0.0, information))
     values, vectors = np.linalg.eigh(scaled)
     known = values > UNKNOWN * values[-1]
     inverse: Floats = (vectors[:, known] / values[known]) @ vectors[:, known].T / size[:, None] / size
@@ -245,6 +270,8 @@ def shown_errors(found: Information) -> Bunch:
             errors["noise_weight"] = float(all_weights[K])
     elif params.noise is not None:
         errors["noise_weight"] = float(np.sqrt(covariance[0, 0]))
+    if found.without_noise:
+        errors["noise_weight"] = float("nan")
     errors["means"] = np.sqrt(np.diag(covariance)[layout.means]).reshape(K, d)
     block = covariance[layout.covariances, layout.covariances]
     if found.directions is None:
