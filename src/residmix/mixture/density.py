@@ -18,6 +18,7 @@ from residmix.mixture.iteration.estep import Problem, mixture_block_rows, normal
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
 from residmix.mixture.robust.errors import check_errors
+from residmix.mixture.robust.trimming import kept_weights
 from residmix.mixture.selection.candidates import sizes
 from residmix.rows.block import Block
 from residmix.rows.checks import check_weight
@@ -25,7 +26,7 @@ from residmix.rows.rows import Rows
 from residmix.sources.output import delivered
 from residmix.surfaces import SummaryOfMixture
 
-__all__ = ["MixtureDensity", "log_density", "most_probable"]
+__all__ = ["MixtureDensity", "entropies", "log_density", "most_probable"]
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +34,12 @@ Floats = NDArray[np.float64]
 def log_density(joint: Floats) -> Floats:
     """Return log p(x) from log p(x, k); -inf where all are -inf."""
     return normalised(joint)[1]
+
+
+def entropies(joint: Floats) -> Floats:
+    """Return the entropy of each row's shares from log p(x, k)."""
+    share = responsibilities(joint)
+    return np.asarray(-np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1))
 
 
 def most_probable(joint: Floats) -> NDArray[np.intp]:
@@ -51,7 +58,7 @@ def _finished(
 ) -> NDArray[Any]:
     joint = block_log_joint(problem, block, errors)
     trim = problem.params.trim
-    if trim is not None and finish is not log_density:
+    if trim is not None and finish not in (log_density, entropies):
         # one more column, which is everything for rows that would be trimmed
         out = log_density(joint) < trim[1]
         column = np.where(out, 0.0, -np.inf)
@@ -69,6 +76,7 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
     random_state: Any
     noise: bool
     distribution: str
+    trim: float
     n_components_: int
     noise_weight_: float
     noise_box_: Floats
@@ -108,7 +116,8 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
             if params.noise is not None or params.trim is not None:
                 function = partial(_finished, problem, most_probable_or_noise, own)
             return delivered(rows, function, ["component"], out, dtype=np.intp, flat=True)
-        return delivered(rows, function, ["log_density"], out, dtype=np.float64, flat=True)
+        name = "entropy" if finish is entropies else "log_density"
+        return delivered(rows, function, [name], out, dtype=np.float64, flat=True)
 
     def _score(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
         density = self._per_row(log_density, None, X, *given)
@@ -135,27 +144,31 @@ class MixtureDensity(SummaryOfMixture, DensityMixin, BaseEstimator, ABC):
         return mixture_block_rows(n_features, sizes(self.n_components)[-1])
 
     def _bic(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
-        log_likelihood, n = self._log_likelihood(sample_weight, X, *given)
+        log_likelihood, n, _ = self._log_likelihood(sample_weight, X, *given)
         return -2 * log_likelihood + self._n_parameters() * math.log(n)
 
     def _aic(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
         return -2 * self._log_likelihood(sample_weight, X, *given)[0] + 2 * self._n_parameters()
 
     def _icl(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> float:
-        share = self._per_row(responsibilities, None, X, *given)
-        entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
-        weight = check_weight(sample_weight, len(share))
+        log_likelihood, n, weight = self._log_likelihood(sample_weight, X, *given)
+        entropy = self._per_row(entropies, None, X, *given)
         doubt = float(entropy.sum() if weight is None else weight @ entropy)
-        return self._bic(sample_weight, X, *given) + 2 * doubt
+        return -2 * log_likelihood + self._n_parameters() * math.log(n) + 2 * doubt
 
-    def _log_likelihood(self, sample_weight: ArrayLike | None, X: Any, *given: Any) -> tuple[float, float]:
-        """Return the (weighted) sum of the rows' log-densities, and of their weights."""
+    def _log_likelihood(
+        self, sample_weight: ArrayLike | None, X: Any, *given: Any
+    ) -> tuple[float, float, Floats | None]:
+        """Return the (weighted) sum of the rows' log-densities, and their weights: the sum, and each; None for 1.
+
+        With trimming as many of the rows are left out as in the fit, one at the edge in part, so that the criteria of
+        several models are about as many rows.
+        """
         density = self._per_row(log_density, None, X, *given)
         weight = check_weight(sample_weight, len(density))
-        threshold = getattr(self, "trim_threshold_", None)
-        if threshold is not None:
-            weight = np.where(density >= threshold, 1.0 if weight is None else weight, 0.0)
+        if hasattr(self, "trim_threshold_"):
+            weight = kept_weights(density, np.ones(len(density)) if weight is None else weight, self.trim)[0]
         if weight is None:
-            return float(density.sum()), float(len(density))
+            return float(density.sum()), float(len(density)), None
         counted = weight > 0  # a row that no component reaches may have weight 0
-        return float(weight[counted] @ density[counted]), float(weight.sum())
+        return float(weight[counted] @ density[counted]), float(weight.sum()), weight

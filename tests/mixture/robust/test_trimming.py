@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import logsumexp, xlogy
+from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 import residmix as rm
@@ -58,6 +60,32 @@ def test_trimmed_rows_have_the_last_column_and_criteria_are_of_the_rows_kept():
     assert model.bic(X) == pytest.approx(min(model.selection_["bic"]), rel=1e-9)
     kept = model.score_samples(X)[model.predict(X) >= 0]
     assert model.bic(X) == pytest.approx(-2 * kept.sum() + model._n_parameters() * np.log(450))
+
+
+def test_criteria_count_the_row_at_the_edge_in_part():
+    # 333 rows less a tenth, by weights from 0 to 3: the edge goes through a row
+    X, _ = contaminated(333)
+    weight = np.random.default_rng(2).integers(0, 4, 333).astype(float)
+    model = rm.GaussianMixture([1, 2, 3], trim=0.1, eigenvalue_ratio=20.0, random_state=0).fit(X, sample_weight=weight)
+    joint = [
+        np.log(w) + multivariate_normal(mean, cov).logpdf(X)
+        for w, mean, cov in zip(model.weights_, model.means_, model.covariances_, strict=True)
+    ]
+    density = logsumexp(joint, axis=0)
+    share, left, total = np.exp(joint - density), weight.copy(), 0.1 * weight.sum()
+    for i in np.argsort(density):
+        gone = min(left[i], total)
+        left[i], total = left[i] - gone, total - gone
+    p, best = model._n_parameters(), int(np.argmin(model.selection_["bic"]))
+    bic = -2 * left @ density + p * np.log(0.9 * weight.sum())
+    expected = {
+        "bic": bic,
+        "aic": -2 * left @ density + 2 * p,
+        "icl": bic - 2 * left @ xlogy(share, share).sum(axis=0),
+    }
+    for name, value in expected.items():
+        assert getattr(model, name)(X, sample_weight=weight) == pytest.approx(value, rel=1e-9)
+        assert model.selection_[name][best] == pytest.approx(value, rel=1e-6)
 
 
 def test_weights_count_rows_and_far_rows_leave_no_trace():

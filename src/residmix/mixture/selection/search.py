@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.em.loop import EMState
+from residmix.mixture.density import entropies
 from residmix.mixture.families.family import family
-from residmix.mixture.iteration.estep import Problem, responsibilities
+from residmix.mixture.iteration.estep import Problem
 from residmix.mixture.iteration.step import block_log_joint
 from residmix.mixture.params import MixtureParams
 from residmix.rows.block import Block
@@ -123,8 +124,7 @@ def doubt(rows: Rows, params: MixtureParams, errors: Floats | None = None) -> fl
 
 
 def _doubt(problem: Problem, errors: Floats | None, block: Block) -> float:
-    share = responsibilities(block_log_joint(problem, block, errors))
-    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
+    entropy = entropies(block_log_joint(problem, block, errors))
     return float(entropy.sum() if block.weight is None else block.weight @ entropy)
 
 
