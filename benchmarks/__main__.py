@@ -42,6 +42,7 @@ RATIOS = {
     "em_defaults": {
         "scikit-learn": r"scikit-learn +[\d.]+ s \(\S+\)" + NUMBER,
         "with one BLAS thread": r"one thread +[\d.]+ s" + NUMBER,
+        "ten starts of its": r"ten starts +[\d.]+ s \(\S+\)" + NUMBER,
     },
     "em_converge": {"scikit-learn": r"s \(-[\d.]+\):" + NUMBER},
     "residualize_speed": {"scikit-learn": "fit_transform [\\d.]+ s:" + NUMBER},
