@@ -15,12 +15,14 @@ Components lie along the last axis of every array, so that an operation on small
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from residmix.kernels.cholesky import inverted
 from residmix.mixture.iteration.estep import LOG_2PI
+from residmix.rows.scratch import scratch
 
 __all__ = ["QuadraticRows"]
 
@@ -30,6 +32,15 @@ Floats = NDArray[np.float64]
 AT_ONCE = 1 << 16
 # The log-density, beside a row's largest one, whose share is as good as 0; exp of less is slow.
 VANISHED = -700.0
+
+
+@lru_cache(maxsize=32)
+def _products(d: int, diagonal: bool) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Return `above`, `below`, `place` and `twice` of :class:`QuadraticRows`."""
+    above, below = (np.arange(d), np.arange(d)) if diagonal else np.triu_indices(d)
+    place = np.empty((d, d), dtype=np.intp)
+    place[above, below] = place[below, above] = d + np.arange(len(above))
+    return above, below, place, np.where(above == below, -0.5, -1.0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,18 @@ class QuadraticRows:
     @classmethod
     def of(cls, y: Floats, w: Floats, *, diagonal: bool) -> QuadraticRows:
         """Return rows y (n, d) of weights w (n,)."""
-        n, d = y.shape
-        above, below = (np.arange(d), np.arange(d)) if diagonal else np.triu_indices(d)
-        features = np.empty((1 + d + len(above), n))
+        (n, d), (above, below, place, twice) = y.shape, _products(y.shape[1], diagonal)
+        features = scratch((1 + d + len(above), n), np.float64)
         features[0] = 1.0
-        features[1 : d + 1] = columns = np.ascontiguousarray(y.T)
-        np.multiply(columns[above], columns[below], out=features[d + 1 :])
-        place = np.empty((d, d), dtype=np.intp)
-        place[above, below] = place[below, above] = d + np.arange(len(above))
-        twice = np.where(above == below, -0.5, -1.0)[:, None]
+        columns = features[1 : d + 1]
+        columns[...] = y.T
+        if diagonal:
+            np.multiply(columns, columns, out=features[d + 1 :])
+        else:
+            first = d + 1
+            for j in range(d):  # without the copies that all pairs at once would take
+                np.multiply(columns[j], columns[j:], out=features[first : first + d - j])
+                first += d - j
         weight = None if (w == 1).all() else w
         return cls(features, weight, d, diagonal, above, below, place, twice, float(w.sum()))
 
@@ -97,7 +111,8 @@ class QuadraticRows:
 
     def _tile(self, coefficients: Floats, runs: int, rows: slice) -> tuple[Floats, Floats]:
         tile = self.features[:, rows]
-        each = coefficients.T @ tile
+        each = scratch((coefficients.shape[1], tile.shape[1]), np.float64)
+        np.matmul(coefficients.T, tile, out=each)
         shares = each.reshape(runs, len(each) // runs, -1)
         top = shares.max(axis=1)
         shares -= top[:, None]

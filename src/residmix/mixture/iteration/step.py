@@ -117,7 +117,8 @@ class MixtureEM:
     def moments(self, params: MixtureParams, *, with_moments: bool = True) -> MixtureMoments:
         """Return the moments of all rows: see :func:`block_moments`."""
         with_design = _joins(params, self.joint) or params.by_group is not None
-        problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows, single=self.single)
+        single = self.single and self.rows.dtype == np.float32
+        problem = Problem.of(params, full=with_design, n_rows=self.rows.n_rows, single=single)
         near = None if self.near is None else (own_problems(problem, weighted=params.gate is None), self.near)
         how: dict[str, Any] = {"with_design": with_design, "with_moments": with_moments}
         step = partial(block_moments, problem, **how, errors=self.errors, near=near)
