@@ -94,14 +94,24 @@ def full_of_vector(rng):
 
 
 def scaled_joint(rng):
-    return [(r, m, np.abs(f[:, 0]) + 0.1, c, p) for r, m, f, c, p, _ in mixtures(rng)]
+    for rows, means, factors, constant, prior, _ in mixtures(rng):
+        scales = np.abs(factors[:, 0]) + 0.1
+        yield rows, means, scales, constant, prior
+        yield rows, means, scales[:, :1], constant, prior
 
 
 def scaled_sums(rng):
     for rows, means, factors, *rest in mixtures(rng):
-        yield np.where(np.isnan(rows), 0.0, rows), means, np.abs(factors[:, 0]) + 0.1, *rest
-        if not rest[1].size and len(means) == 4:
-            yield np.where(np.isnan(rows), 0.0, rows), means, np.abs(factors[:, 0]) + 0.1, *rest, 2
+        rows, scales = np.where(np.isnan(rows), 0.0, rows), np.abs(factors[:, 0]) + 0.1
+        for of in (scales, scales[:, :1]):
+            yield rows, means, of, *rest
+            if not rest[1].size and len(means) == 4:
+                yield rows, means, of, *rest, True, 2
+        # more rows than a tile has, and a component that most tiles have nothing of
+        many = np.concatenate([rows] * (1 + 2000 // max(len(rows), 1)))[:2000] if not rest[1].size else rows
+        far = np.vstack([means[:-1], means[-1:] + 60.0])
+        for of in (scales, scales[:, :1]):
+            yield many, far, of, *rest
 
 
 def tied_gram(rng):

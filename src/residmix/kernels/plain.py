@@ -169,20 +169,32 @@ def full_of_vector(vector: Floats, scale: Floats, K: int, largest: float) -> tup
 
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
-    """Return ``constant[k] + prior[i, k] - |(x_i - mean_k) * factor_k|**2``, (n, K)."""
+    """Return ``constant[k] + prior[i, k] - |(x_i - mean_k) * factor_k|**2``, (n, K); `factors` are (K, d) or (K, 1)."""
     return _joined(_scaled_squares(_gaps(rows, means), factors), constant, prior).T
 
 
 def scaled_sums(
-    rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats, weight: Floats, runs: int = 1
+    rows: Floats,
+    means: Floats,
+    factors: Floats,
+    constant: Floats,
+    prior: Floats,
+    weight: Floats,
+    moments: bool = True,
+    runs: int = 1,
 ) -> tuple[Any, Floats, Floats, Floats]:
-    """Return what `full_sums` does, with the diagonals (K, d) of the scatters alone."""
+    """Return what `full_sums` does, with the diagonals (K, d) of the scatters alone.
+
+    Of factors (K, 1) no more than the diagonals' sums count: all their entries are the mean.
+    """
     gap = _gaps(rows, means)
     joint = _joined(_scaled_squares(gap, factors), constant, prior)
     log_likelihood, shares = _shares(joint, weight, runs=runs)
     weighted = shares[:, None] * gap
     with np.errstate(over="ignore"):
         scatter = np.multiply(weighted, gap, out=gap).sum(axis=2)
+    if factors.shape[1] == 1:
+        scatter[:] = scatter.mean(axis=1, keepdims=True)
     return log_likelihood, shares.sum(axis=1), weighted.sum(axis=2), scatter
 
 
@@ -194,7 +206,7 @@ def tied_gram(
     The density is that of `scaled_joint`, with factors of 1, for ``y = (row - origin)' rotation``.
     """
     y = (rows - origin) @ rotation
-    joint = _joined(_scaled_squares(_gaps(y, means), np.ones(means.shape)), constant, prior)
+    joint = _joined(_scaled_squares(_gaps(y, means), np.ones((len(means), 1))), constant, prior)
     log_likelihood, shares = _shares(joint, weight, weighted=False)
     # a row that no component reaches has no share in anything
     rest = np.where(shares.any(axis=0), (y - shares.T @ means).T, 0.0)

@@ -57,7 +57,11 @@ def reference(X, params, log_prior=None, weight=None, extra=None, centre=0.0):
 def reduced(scatter, family):
     if family == "tied":
         return scatter.sum(axis=0)
-    return scatter if family == "full" else np.diagonal(scatter, axis1=1, axis2=2)
+    if family == "full":
+        return scatter
+    diagonal = np.diagonal(scatter, axis1=1, axis2=2)
+    # of a ball no more than the sum counts
+    return np.broadcast_to(diagonal.mean(axis=1)[:, None], diagonal.shape) if family == "spherical" else diagonal
 
 
 # d on both sides of every switch: fewer than a group of 4 columns, tails of 1 to 3, columns and panels
@@ -154,15 +158,19 @@ def test_read_only_and_strided_rows_are_read_as_they_are():
         assert np.array_equal(mixture_block(variant, params).scatter, expected)
 
 
-def test_a_large_offset_costs_no_digits():
+@pytest.mark.parametrize("d", [3, 12])
+@pytest.mark.parametrize("family", ["full", "diag", "spherical"])
+def test_a_large_offset_costs_no_digits(family, d):
     # 1e8 standard deviations off: E[x^2] - mean^2 would have no digit left
-    X, params = problem(500, 3, 2, "full")
-    moved = make_params(params.weights, params.means + 1e8, params.covariances, "full")
+    X, params = problem(500, d, 2, family)
+    moved = make_params(params.weights, params.means + 1e8, params.covariances, family)
     # the offset rounds the rows themselves to 1.5e-8, so compare with rows rounded alike
     expected = mixture_block(
-        (X + 1e8) - 1e8, make_params(params.weights, (params.means + 1e8) - 1e8, params.covariances, "full")
+        (X + 1e8) - 1e8, make_params(params.weights, (params.means + 1e8) - 1e8, params.covariances, family)
     )
-    np.testing.assert_allclose(mixture_block(X + 1e8, moved).scatter, expected.scatter, rtol=1e-11)
+    found = mixture_block(X + 1e8, moved)
+    np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-11)
+    np.testing.assert_allclose(found.shift, expected.shift, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from residmix.kernels.arrays import readable
 from residmix.kernels.compiled import CHUNK, WIDTH, part_places
 from residmix.kernels.loops.tiles import (
+    ball_block,
+    ball_sizes,
     distances_block,
     full_block,
     full_sizes,
@@ -32,6 +34,9 @@ Floats = NDArray[np.float64]
 # Columns take all rows of a tile, panels those that belong to a component at all: by the number of columns, the share
 # of such rows above which columns are quicker (measured).
 DENSE = ((12, -1.0), (24, 0.3), (64, 0.7), (math.inf, 1.0))
+
+# Columns from which balls have loops of their own: with fewer these take no less time (measured).
+BALLS_FROM = 8
 
 _NONE = np.empty((0, 0))
 
@@ -65,9 +70,10 @@ def _full_plan(m: int, d: int, K: int, dense: float, moments: bool) -> _Plan:
 
 
 @lru_cache(maxsize=32)
-def _scaled_plan(d: int, K: int) -> _Plan:
+def _scaled_plan(d: int, K: int, balls: bool, moments: bool) -> _Plan:
     tile = tile_rows(d, K)
-    return _Plan(tile, part_places(scaled_sizes(d, K, tile)), column_pairs(0))
+    sizes = ball_sizes if balls else scaled_sizes
+    return _Plan(tile, part_places(sizes(d, K, tile, moments)), column_pairs(0))
 
 
 @lru_cache(maxsize=32)
@@ -123,21 +129,29 @@ def scaled_sums(
     constant: Floats,
     prior: Floats,
     weight: Floats,
+    moments: bool = True,
     runs: int = 1,
     out: Floats = _NONE,
 ) -> tuple[Any, Floats, Floats, Floats]:
     if runs > 1:
         return _each(runs, (means, factors, constant), lambda m, f, k: scaled_sums(rows, m, f, k, prior, weight))
-    K, d = means.shape
-    plan = _scaled_plan(d, K)
-    sums = np.zeros(K), np.empty((K, d)), np.empty((K, d))
-    given = (rows, readable(means), readable(factors), constant, readable(prior), weight)
-    return scaled_block(*given, plan.tile_rows, plan.places, plan.work(), *sums, out), *sums
+    (K, d), alike = means.shape, factors.shape[1] == 1
+    balls = alike and d >= BALLS_FROM
+    plan = _scaled_plan(d, K, balls, moments)
+    mass, shift, scatter = np.zeros(K), np.zeros((K, d)), np.zeros(K if balls else (K, d))
+    of = factors[:, 0] if balls else np.broadcast_to(factors, (K, d))
+    given = (rows, readable(means), readable(of), constant, readable(prior), weight)
+    block = ball_block if balls else scaled_block
+    log_likelihood = block(*given, plan.tile_rows, plan.places, plan.work(), mass, shift, scatter, out)
+    if alike:
+        each = scatter / d if balls else scatter.mean(axis=1)
+        scatter = np.repeat(each[:, None], d, axis=1)
+    return log_likelihood, mass, shift, scatter
 
 
 def scaled_joint(rows: Floats, means: Floats, factors: Floats, constant: Floats, prior: Floats) -> Floats:
     out = np.empty((len(rows), len(means)))
-    scaled_sums(rows, means, factors, constant, prior, np.empty(0), out=out)
+    scaled_sums(rows, means, factors, constant, prior, np.empty(0), False, out=out)
     return out
 
 
@@ -152,7 +166,7 @@ def tied_gram(
         origin,
         readable(rotation)[None],
         readable(means),
-        np.ones((K, d)),
+        np.ones(K),
         constant,
         readable(prior),
         weight,
@@ -167,5 +181,5 @@ def squared_distances(columns: Floats, centres: Floats) -> Floats:
         padded = scratch((d, n + -n % CHUNK), np.float64)
         padded[:, :n], padded[:, n:] = columns, 0.0
     out = scratch((K, padded.shape[1]), np.float64)
-    distances_block(readable(padded), readable(centres), np.ones((K, d)), np.zeros(K), out)
-    return np.asarray(np.negative(out, out=out)[:, :n])
+    distances_block(readable(padded), readable(centres), out)
+    return out[:, :n]

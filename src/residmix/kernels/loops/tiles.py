@@ -14,12 +14,29 @@ from __future__ import annotations
 from residmix.kernels.compiled import CHUNK, WIDTH, clear, compiled, part, piece
 from residmix.kernels.plain import NOTHING
 from residmix.kernels.writers.collect import add_lanes, collect_columns, collect_panels
-from residmix.kernels.writers.distances import join_full, join_scaled, load_columns, rotate, take_expected
+from residmix.kernels.writers.diagonal import (
+    join_balls,
+    join_scaled,
+    scatter_balls,
+    scatter_squares,
+    square_distances,
+)
+from residmix.kernels.writers.distances import join_full, load_columns, rotate, take_expected
 from residmix.kernels.writers.prepare import add_prior, copy_joint, load_panels, load_weights, pack_factors, sum_logs
-from residmix.kernels.writers.scatters import scatter_columns, scatter_panels, scatter_squares, sift_panels
+from residmix.kernels.writers.scatters import scatter_columns, scatter_panels, sift_panels
 from residmix.kernels.writers.shares import share_rows, sum_shares
 
-__all__ = ["distances_block", "full_block", "full_sizes", "scaled_block", "scaled_sizes", "tied_block", "tied_sizes"]
+__all__ = [
+    "ball_block",
+    "ball_sizes",
+    "distances_block",
+    "full_block",
+    "full_sizes",
+    "scaled_block",
+    "scaled_sizes",
+    "tied_block",
+    "tied_sizes",
+]
 
 # Half a squared distance is the square of a distance times this.
 HALF = 0.5**0.5
@@ -121,7 +138,8 @@ def full_block(
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, m, tile_rows, x)
-        join_full(x, (m - d) * tile_rows, tile_rows, centres, m - d, between, packed, constant, K, d, chunk, joint)
+        density = (m - d) * tile_rows, tile_rows, centres, m - d, between, packed, constant, K, d, chunk, joint
+        join_full(x, *density, rows, start + n, m)
         add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         if out.size > 0:
             copy_joint(joint, K, start, n, tile_rows, out)
@@ -139,10 +157,19 @@ def full_block(
     return log_likelihood
 
 
-def scaled_sizes(d: int, K: int, tile_rows: int) -> list[int]:
-    """Return the sizes of the buffers of `scaled_block`."""
-    sizes = [K * d * WIDTH, K * d * WIDTH]
-    return [*sizes, d * tile_rows, K * tile_rows, tile_rows, tile_rows, tile_rows, WIDTH, WIDTH]
+@piece
+def add_masses(joint, K, tile_rows, lanes, masses, mass):
+    """Keep the sums of a tile's weighted shares in `masses`, and add them to `mass` (K,)."""
+    for k in range(K):
+        sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)
+        masses[k] = lanes[0]
+        mass[k] += lanes[0]
+
+
+def scaled_sizes(d: int, K: int, tile_rows: int, moments: bool) -> list[int]:
+    """Return the sizes of the buffers of `scaled_block`; without moments, of the log-likelihood alone."""
+    sums = K * d * WIDTH if moments else 0
+    return [sums, sums, d * tile_rows, K * tile_rows, tile_rows, tile_rows, tile_rows, WIDTH, WIDTH, K]
 
 
 @compiled
@@ -152,27 +179,61 @@ def scaled_block(rows, means, factors, constant, prior, weight, tile_rows, place
     sums_shift, sums = part(work, places, 0), part(work, places, 1)
     x, joint = part(work, places, 2), part(work, places, 3)
     top, total, w = part(work, places, 4), part(work, places, 5), part(work, places, 6)
-    lanes, lanes_top = part(work, places, 7), part(work, places, 8)
+    lanes, lanes_top, masses = part(work, places, 7), part(work, places, 8), part(work, places, 9)
     clear(sums_shift, places[2])
     log_likelihood = 0.0
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, d, tile_rows, x)
-        join_scaled(x, tile_rows, means, factors, constant, K, d, joint)
+        join_scaled(x, tile_rows, means, factors, constant, K, d, joint, rows, start + n, d)
         add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         if out.size > 0:
             copy_joint(joint, K, start, n, tile_rows, out)
             continue
         weigh(joint, K, weight, start, n, tile_rows, w, w, top, total, lanes, lanes_top)
         log_likelihood += lanes[0]
-        for k in range(K):
-            sum_shares(joint, k * tile_rows, tile_rows // WIDTH, lanes)
-            mass[k] += lanes[0]
-            if lanes[0] > NOTHING:
-                scatter_squares(x, d, tile_rows, means, k, joint, sums_shift, sums)
-    if out.size == 0:
+        if places[2] > 0:
+            add_masses(joint, K, tile_rows, lanes, masses, mass)
+            scatter_squares(x, d, tile_rows, means, K, masses, joint, sums_shift, sums)
+    if places[2] > 0:
         add_lanes(sums_shift, K * d, shift)
         add_lanes(sums, K * d, scatter)
+    return log_likelihood
+
+
+def ball_sizes(d: int, K: int, tile_rows: int, moments: bool) -> list[int]:
+    """Return the sizes of the buffers of `ball_block`; without moments, of the log-likelihood alone."""
+    sums = [K * d * WIDTH, K * WIDTH] if moments else [0, 0]
+    return [*sums, d * tile_rows, K * tile_rows, K * tile_rows, tile_rows, tile_rows, tile_rows, WIDTH, WIDTH, K]
+
+
+@compiled
+def ball_block(rows, means, factors, constant, prior, weight, tile_rows, places, work, mass, shift, scatter, out):
+    """E-step of one block, and scatter (K,) summed over features; `factors` (K,), else as `scaled_block`."""
+    (b, d), K = rows.shape, constant.size
+    sums_shift, sums = part(work, places, 0), part(work, places, 1)
+    x, squares, joint = part(work, places, 2), part(work, places, 3), part(work, places, 4)
+    top, total, w = part(work, places, 5), part(work, places, 6), part(work, places, 7)
+    lanes, lanes_top, masses = part(work, places, 8), part(work, places, 9), part(work, places, 10)
+    clear(sums_shift, places[2])
+    log_likelihood = 0.0
+    for start in range(0, b, tile_rows):
+        n = min(tile_rows, b - start)
+        load_columns(rows, start, n, d, tile_rows, x)
+        square_distances(x, tile_rows, means, K, d, squares, rows, start + n, d)
+        join_balls(squares, tile_rows, factors, constant, K, joint)
+        add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
+        if out.size > 0:
+            copy_joint(joint, K, start, n, tile_rows, out)
+            continue
+        weigh(joint, K, weight, start, n, tile_rows, w, w, top, total, lanes, lanes_top)
+        log_likelihood += lanes[0]
+        if places[2] > 0:
+            add_masses(joint, K, tile_rows, lanes, masses, mass)
+            scatter_balls(x, d, tile_rows, means, K, masses, joint, squares, sums_shift, sums)
+    if places[2] > 0:
+        add_lanes(sums_shift, K * d, shift)
+        add_lanes(sums, K, scatter)
     return log_likelihood
 
 
@@ -204,7 +265,8 @@ def tied_block(rows, origin, rotation, means, factors, constant, prior, weight, 
             for i in range(tile_rows):
                 x[j * tile_rows + i] -= origin[j]
         rotate(x, tile_rows, packed, d, y)
-        join_scaled(y, tile_rows, means, factors, constant, K, d, joint)
+        square_distances(y, tile_rows, means, K, d, joint, rows, start + n, d)
+        join_balls(joint, tile_rows, factors, constant, K, joint)
         add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         weigh(joint, K, weight, start, n, tile_rows, w, ones, top, total, lanes, lanes_top)
         log_likelihood += lanes[0]
@@ -215,6 +277,7 @@ def tied_block(rows, origin, rotation, means, factors, constant, prior, weight, 
 
 
 @compiled
-def distances_block(columns, centres, factors, constant, out):
-    """Fill `out` (K, n) with minus the squared distances of columns (d, n) to centres, n being whole chunks of rows."""
-    join_scaled(columns, columns.shape[1], centres, factors, constant, len(centres), len(columns), out)
+def distances_block(columns, centres, out):
+    """Fill `out` (K, n) with the squared distances of columns (d, n) to centres, n being whole chunks of rows."""
+    n = columns.shape[1]
+    square_distances(columns, n, centres, len(centres), len(columns), out, columns, n, 0)

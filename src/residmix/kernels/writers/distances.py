@@ -7,6 +7,7 @@ from functools import partial
 
 from residmix.kernels.compiled import (
     CHUNK,
+    LINE,
     REGISTERS,
     WIDTH,
     ZERO,
@@ -25,12 +26,13 @@ from residmix.kernels.compiled import (
     multiply_add,
     number,
     pick,
+    prefetch,
     put,
     store,
     subtract_square,
 )
 
-__all__ = ["join_full", "join_scaled", "load_columns", "products", "rotate", "take_expected"]
+__all__ = ["fetch_part", "join_full", "load_columns", "products", "rotate", "take_expected"]
 
 # Columns up to which a group of columns of the factor takes the rows less their means, rather than copies of them:
 # subtracting twice is cheaper than to store and load.
@@ -93,6 +95,26 @@ def _transpose(b: Builder, rows: Value, r0: Value, n_columns: Value, x: Value, x
         store(b, column, x, x0, b.mul(stride, integer(j)))
 
 
+def fetch_part(
+    b: Builder, ahead: tuple[Value, Value, Value], n: Value, part: Value, parts: Value, size: int = 1
+) -> None:
+    """Ask for some of the `parts` of n rows to be in the second cache: `size` of them, from `part` on.
+
+    `ahead` are the rows, the first of them and how many columns these have. With few columns, waiting for the next
+    tile's rows takes a fifth of the time, and a processor that's asked for all of them at once is as slow.
+    """
+    rows, first, m = ahead
+    per_line = LINE // 8
+    each = b.sdiv(b.sub(at(b, b.sdiv(b.mul(n, m), integer(per_line)), parts), integer(1)), parts)
+    begin = at(b, b.mul(first, m), b.mul(b.mul(part, each), integer(per_line)))
+
+    def line(i: Value, _: list[Value]) -> list[Value]:
+        prefetch(b, rows, begin, b.mul(i, integer(per_line)))
+        return []
+
+    loop(b, b.mul(each, integer(size)), [], line)
+
+
 @kernel
 def join_full(
     b: Builder,
@@ -108,18 +130,22 @@ def join_full(
     d: Value,
     chunk: Value,
     out: Value,
+    rows: Value,
+    next0: Value,
+    m: Value,
 ) -> None:
     """out[k, i] = constant[k] - half the squared Mahalanobis distance of row i from mean k, for `stride` rows.
 
     The rows' d columns begin at `x0`, the d numbers of mean k at ``m0 + k between``. A chunk of rows is done at a
-    time, `chunk` (d, CHUNK) being scratch for it.
+    time, `chunk` (d, CHUNK) being scratch for it. Fetches as many rows of m columns, from row `next0` on.
     """
     narrow = b.icmp_signed("<=", d, integer(NARROW))
 
     def component(k: Value, _: list[Value]) -> list[Value]:
         mean, factor, begin = at(b, m0, b.mul(k, between)), b.mul(k, b.mul(d, d)), broadcast(b, constant, k)
+        fetch_part(b, (rows, next0, m), stride, k, K)
 
-        def rows(i: Value, _: list[Value]) -> list[Value]:
+        def chunks(i: Value, _: list[Value]) -> list[Value]:
             first = b.mul(i, integer(CHUNK))
 
             def centred(j: Value) -> list[Value]:
@@ -148,7 +174,7 @@ def join_full(
                         store(b, value, out, b.mul(k, stride), first, r * WIDTH)
             return []
 
-        return loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
+        return loop(b, b.sdiv(stride, integer(CHUNK)), [], chunks)
 
     loop(b, K, [], component)
 
@@ -273,31 +299,3 @@ def take_expected(
         return loop(b, _groups(b, d), [], group)
 
     loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
-
-
-@kernel
-def join_scaled(
-    b: Builder, x: Value, stride: Value, means: Value, factors: Value, constant: Value, K: Value, d: Value, out: Value
-) -> None:
-    """out[k, i] = constant[k] - sum_j ((x[j, i] - means[k, j]) factors[k, j])**2, for `stride` rows."""
-
-    def component(k: Value, _: list[Value]) -> list[Value]:
-        mean, begin = b.mul(k, d), broadcast(b, constant, k)
-
-        def rows(i: Value, _: list[Value]) -> list[Value]:
-            first = b.mul(i, integer(CHUNK))
-
-            def squares(j: Value, left: list[Value]) -> list[Value]:
-                mean_j, factor_j = broadcast(b, means, mean, j), broadcast(b, factors, mean, j)
-                column = at(b, first, b.mul(j, stride))
-                values = [load(b, x, column, r * WIDTH) for r in range(REGISTERS)]
-                scaled = [b.fmul(b.fsub(value, mean_j), factor_j) for value in values]
-                return [subtract_square(b, total, value) for total, value in zip(left, scaled, strict=True)]
-
-            for r, value in enumerate(loop(b, d, [begin] * REGISTERS, squares)):
-                store(b, value, out, b.mul(k, stride), first, r * WIDTH)
-            return []
-
-        return loop(b, b.sdiv(stride, integer(CHUNK)), [], rows)
-
-    loop(b, K, [], component)

@@ -25,43 +25,9 @@ from residmix.kernels.compiled import (
 )
 from residmix.kernels.plain import NOTHING
 
-__all__ = ["Columns", "by_groups", "scatter_columns", "scatter_panels", "scatter_squares", "sift_panels"]
+__all__ = ["Columns", "by_groups", "scatter_columns", "scatter_panels", "sift_panels"]
 
 # -- in columns -----------------------------------------------------------------------------------------------------
-
-
-@kernel
-def scatter_squares(
-    b: Builder,
-    x: Value,
-    d: Value,
-    stride: Value,
-    means: Value,
-    k: Value,
-    joint: Value,
-    shift: Value,
-    scatter: Value,
-) -> None:
-    """shift[k, j, :WIDTH] += share (x[j] - mean[j]); scatter[k, j, :WIDTH] += share (x[j] - mean[j])**2."""
-    share = b.mul(k, stride)
-
-    def column(j: Value, _: list[Value]) -> list[Value]:
-        entry = at(b, b.mul(k, d), j)
-        mean, place = broadcast(b, means, entry), b.mul(entry, integer(WIDTH))
-
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            row = b.mul(i, integer(WIDTH))
-            value = b.fsub(load(b, x, row, b.mul(j, stride)), mean)
-            weighted = b.fmul(value, load(b, joint, share, row))
-            return [b.fadd(sums[0], weighted), multiply_add(b, weighted, value, sums[1])]
-
-        vectors = b.sdiv(stride, integer(WIDTH))
-        first, second = loop(b, vectors, [load(b, shift, place), load(b, scatter, place)], body)
-        store(b, first, shift, place)
-        store(b, second, scatter, place)
-        return []
-
-    loop(b, d, [], column)
 
 
 @dataclass(frozen=True)

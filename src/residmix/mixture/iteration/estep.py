@@ -62,7 +62,8 @@ class MixtureMoments:
         :math:`\sum_i w_i r_{ik} (row_i - c_k)`, with m = q + d (q = 0 without extra columns).
     scatter : ndarray
         :math:`\sum_i w_i r_{ik} (row_i - c_k)(row_i - c_k)'`: (K, m, m) for full covariances and whenever there are
-        extra columns; else its diagonals (K, d) for diagonal families, its sum over k (d, d) for one covariance of all.
+        extra columns; else its diagonals (K, d) for diagonal families, of which no more than the sums count where
+        features have one variance; its sum over k (d, d) for one covariance of all.
     log_likelihood : float
         :math:`\sum_i w_i \log p(x_i)`.
     total : float
@@ -106,7 +107,7 @@ class Problem:
     params : MixtureParams
     means : ndarray (K, d)
     factors : ndarray
-        Triangles (K, d, d), or scales (K, d) divided by sqrt(2).
+        Triangles (K, d, d), or scales (K, d) divided by sqrt(2), (K, 1) if all features have the same.
     constant : ndarray (K,)
         Logarithm of a component's density at its mean.
     weighted : ndarray (K,)
@@ -178,12 +179,13 @@ class Problem:
             return cls(params, *made, constant, True, plain=plain, runs=runs, single=single_to)
         means, origin, rotation = params.means, None, None
         if params.family.diagonal:
-            scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors), (K, d))
+            width = 1 if params.family.isotropic else d
+            scaled = np.sqrt(0.5) * np.broadcast_to(params.family.diagonals(params.factors)[:, :width], (K, width))
         else:
             # whitened once, every component is a unit ball; about a point amid the means, lest an offset eat the
             # digits. Over sqrt(2), so that a squared distance is half of what it was.
             origin, rotation = means.mean(axis=0), np.sqrt(0.5) * params.factors
-            means, scaled = (means - origin) @ rotation, np.ones((K, d))
+            means, scaled = (means - origin) @ rotation, np.ones((K, 1))
         return cls(params, _plain(means), _plain(scaled), constant, False, origin, rotation, plain, runs)
 
     def prepared(self, X: NDArray[np.floating]) -> Floats:
@@ -321,7 +323,7 @@ def _own_moments(
         if extra is None and of.shared and not of.diagonal and not problem.params.by_component:
             scatter = scatter.sum(axis=0)
     else:
-        given = _plain(rows), centres, problem.factors, *prior, weight, problem.runs
+        given = _plain(rows), centres, problem.factors, *prior, weight, with_moments, problem.runs
         log_likelihood, mass, shift, scatter = scaled_sums(*given, plain=problem.plain)
     return MixtureMoments(mass, shift, scatter, log_likelihood, 0.0, 0)
 

@@ -131,6 +131,8 @@ def near_block(
         shares = np.where(np.isfinite(density)[:, None], shares * counts[:, None], 0.0)
         there = np.where(shares > NO_SHARE * counts.max(initial=0.0), sets, -1)
         _add(moments, X, extra, centres, there, shares, pooled)
+        if params.family.isotropic and moments.scatter.ndim == 2:
+            moments.scatter[:] = moments.scatter.mean(axis=1, keepdims=True)
     return moments
 
 
