@@ -287,7 +287,7 @@ class GaussianMixture(GaussianRows):
 
         The first batch is fitted as by `fit`, so it should have some hundred rows per component. Each further one is a
         step of stepwise EM (`residmix.mixture.iteration.stepwise`), with the weight :math:`t^{-decay}`, or
-        `forgetting` if that is given; smaller batches than average have less weight. A fitted model is updated; `fit`
+        `forgetting` if that is given; batches of less weight than average count less. A fitted model is updated; `fit`
         starts anew. If X is a source of batches, or a table larger than memory, each batch is a step.
 
         Parameters
@@ -312,12 +312,11 @@ class GaussianMixture(GaussianRows):
         self._check_goes_on("partial_fit", rows.n_features)
         params = self._model()
         moments = MixtureEM(rows, self._floor).moments(params)
+        self._weight_seen = self._weight_of_fit() + moments.total
         self.n_batches_ += 1
         self.n_samples_seen_ += moments.rows
-        self._weight_seen = self._weight_of_fit() + moments.total
-        typical = self.n_samples_seen_ / self.n_batches_
         share = self.n_batches_**-self.learning_decay if self.forgetting is None else self.forgetting
-        share *= min(1.0, moments.rows / typical)
+        share *= min(1.0, moments.total * self.n_batches_ / self._weight_seen)
         following = stepwise(params, moments, share, reg_covar=self._floor, n_rows=self.n_samples_seen_)
         value = moments.log_likelihood / moments.total
         self._keep(State(following, (value, value), self.n_iter_ + 1))

@@ -100,9 +100,15 @@ def test_a_small_batch_counts_for_little_and_a_weight_of_two_is_a_row_twice():
     model.partial_fit(far)
     # one row among 3001, two batches: a share of 2**-0.7 / 1500.5 of a component that holds a fifth of the rows
     assert 0 < np.abs(model.means_ - before).max() < 5e-3 * np.abs(far - before).max()
-    once = rm.GaussianMixture(3, random_state=0).fit(X).partial_fit(X[:50], sample_weight=np.full(50, 2.0))
-    twice = rm.GaussianMixture(3, random_state=0).fit(X).partial_fit(X[:50])
+    weight = np.arange(50) % 4.0
+    once = rm.GaussianMixture(3, random_state=0).fit(X).partial_fit(X[:50], sample_weight=weight)
+    twice = rm.GaussianMixture(3, random_state=0).fit(X).partial_fit(np.repeat(X[:50], weight.astype(int), axis=0))
     assert_allclose(once.means_, twice.means_, rtol=1e-12)
+    # by weight, as one component's mean shows
+    one = rm.GaussianMixture(1).fit(X).partial_fit(X[:50], sample_weight=weight)
+    share = 2**-0.7 * weight.sum() / ((3000 + weight.sum()) / 2)
+    mean = (1 - share) * X.mean(axis=0) + share * np.average(X[:50], axis=0, weights=weight)
+    assert_allclose(one.means_[0], mean, rtol=1e-12)
 
 
 def test_a_stream_goes_on_after_saving_and_fit_begins_anew(tmp_path):
