@@ -12,8 +12,8 @@ __all__ = ["alerts", "verdict"]
 # Notes that change what one may conclude.
 GRAVE = frozenset(
     {
-        "below-chance", "certificate", "collapsed-scale", "collinearity", "convergence", "dead-component",
-        "dropped-rows", "entangled-effects", "leakage", "many-columns", "rare-level", "spike",
+        "all-noise", "below-chance", "certificate", "collapsed-scale", "collinearity", "convergence", "dead-component",
+        "dropped-rows", "entangled-effects", "leakage", "many-columns", "mostly-noise", "rare-level", "spike",
     }
 )  # fmt: skip
 LEFT_P = 0.05  # a probe has found something if permuted labels do as well less often

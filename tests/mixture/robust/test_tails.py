@@ -10,6 +10,7 @@ from scipy.stats import multivariate_t
 from sklearn.metrics import adjusted_rand_score
 
 import residmix as rm
+from residmix.errors import DeadComponentWarning
 
 FAMILIES = ["full", "tied", "diag", "spherical", "EVE", "VEE"]
 MEANS = np.array([[0.0, 0.0], [7.0, 0.0], [0.0, 7.0]])
@@ -186,10 +187,21 @@ def test_frames_name_the_noise(tmp_path):
     assert list(shares.columns) == ["probability_0", "probability_1", "probability_noise"]
 
 
+def test_noise_that_takes_most_rows_or_all_is_told():
+    even = np.random.default_rng(1).uniform(size=(300, 2))
+    model = rm.GaussianMixture(1, noise=True, random_state=0).fit(even)
+    (told,) = [one for one in model.notes_ if one["kind"] == "mostly-noise"]
+    assert told["figures"]["share"] == model.noise_weight_ > 0.9
+    with pytest.warns(DeadComponentWarning, match="all rows are noise"):
+        rm.GaussianMixture(1, noise=True, prior={"scale": 1e4 * np.eye(2), "dof": 50.0}).fit(even)
+    two = np.concatenate([even + [[10.0, 10.0]], np.random.default_rng(0).normal(size=(320, 2))])
+    assert not rm.GaussianMixture(1, noise=True, random_state=0).fit(two).notes_
+
+
 def test_a_start_that_loses_every_row_to_the_noise_is_no_division_by_zero():
     # filterwarnings makes numpy's "invalid value" an error
     X = np.random.default_rng(0).normal(size=(300, 1)) + np.repeat([0.0, 8.0], 150)[:, None]
     X = np.hstack([X, X + np.random.default_rng(1).normal(size=X.shape)])
-    with pytest.warns(rm.errors.DeadComponentWarning):
+    with pytest.warns(DeadComponentWarning):
         model = rm.GaussianMixture(2, noise=True, distribution="t", covariance_type="tied", random_state=0).fit(X)
     assert_allclose(np.sort(model.weights_), [0.5, 0.5], atol=0.01)

@@ -16,6 +16,8 @@ __all__ = ["MixtureKept"]
 
 # Features that a note names, and the share of the limit from which on it counts as reached.
 SHOWN, ALMOST = 10, 0.98
+# Of the rows that are noise: a share that is told of, and one that leaves components nothing.
+MOST, ALL = 0.5, 1 - 1e-6
 
 State = EMState[MixtureParams]
 
@@ -87,6 +89,21 @@ class MixtureKept(MixtureDensity):
                 features=full,
             )
 
+    def _tell_of_noise(self) -> None:
+        """Tell where the noise takes most rows, so that the components say little about them."""
+        share = getattr(self, "noise_weight_", 0.0)
+        if share > ALL:
+            warn(
+                "all rows are noise, and no component has any: rows spread as evenly as the noise, or components that "
+                "are too wide (reg_covar, prior). Use noise=False",
+                DeadComponentWarning,
+                kind="all-noise",
+                share=share,
+            )
+        elif share > MOST:
+            message = f"{100 * share:.3g} % of the rows are noise, so the components describe few of them"
+            note("mostly-noise", message, share=share)
+
     def _warn(self, revived: list[list[int]]) -> None:
         if self._failed and not self._is_search():
             several = f"{self._failed} starts" if self._failed > 1 else "1 start"
@@ -99,6 +116,7 @@ class MixtureKept(MixtureDensity):
         self.__dict__.pop("_failed", None)
         self.__dict__.pop("_restraint", None)
         self._tell_of_cells()
+        self._tell_of_noise()
         if revived and not self.trim:  # a component whose rows are trimmed begins anew, as it should
             warn(
                 f"components {revived[-1]} of {self.n_components_} lost all their rows and were re-seeded "
