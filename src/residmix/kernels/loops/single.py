@@ -130,9 +130,7 @@ def single_block(
     for start in range(0, b, tile_rows):
         n = min(tile_rows, b - start)
         load_columns(rows, start, n, d, tile_rows, x)
-        for k in range(K):
-            centre_single(x, d, tile_rows, high, low, k * d, deviation)
-            join_single(deviation, tile_rows, packed, k * d * d, d, constant, k, joint)
+        join_single(x, tile_rows, high, low, packed, d, constant, K, deviation, joint, rows, start + n)
         add_prior(prior, prior.shape[1], start, n, tile_rows, joint)
         weigh(joint, K, weight, start, n, tile_rows, w, w, top, total, lanes, lanes_top)
         log_likelihood += lanes[0]

@@ -7,6 +7,7 @@ from functools import partial
 
 from residmix.kernels.compiled import (
     CHUNK,
+    FLOATS,
     LINE,
     REGISTERS,
     WIDTH,
@@ -104,7 +105,7 @@ def fetch_part(
     tile's rows takes a fifth of the time, and a processor that's asked for all of them at once is as slow.
     """
     rows, first, m = ahead
-    per_line = LINE // 8
+    per_line = LINE // (4 if rows.type.pointee == FLOATS.element else 8)
     each = b.sdiv(b.sub(at(b, b.sdiv(b.mul(n, m), integer(per_line)), parts), integer(1)), parts)
     begin = at(b, b.mul(first, m), b.mul(b.mul(part, each), integer(per_line)))
 

@@ -39,7 +39,7 @@ from residmix.kernels.compiled import (
     store,
     total,
 )
-from residmix.kernels.writers.distances import products
+from residmix.kernels.writers.distances import fetch_part, products
 from residmix.kernels.writers.scatters import Columns, by_groups
 
 __all__ = ["BROAD_CHUNK", "centre_single", "join_single", "round_shares", "scatter_single", "sift_single"]
@@ -155,41 +155,65 @@ def sift_single(
 @kernel
 def join_single(
     b: Builder,
-    deviation: Value,
+    x: Value,
     stride: Value,
+    high: Value,
+    low: Value,
     packed: Value,
-    f0: Value,
     d: Value,
     constant: Value,
-    k: Value,
+    K: Value,
+    chunk: Value,
     out: Value,
+    rows: Value,
+    next0: Value,
 ) -> None:
-    """out[k, i] = constant[k] - half the squared Mahalanobis distance of `stride` deviations (d, stride) from 0."""
-    begin = broadcast(b, constant, k)
+    """out[k, i] = constant[k] - half the squared Mahalanobis distance of row i from mean k, for `stride` rows.
 
-    def rows(i: Value, _: list[Value]) -> list[Value]:
+    A chunk of rows is done at a time, `chunk` (d, BROAD_CHUNK) being scratch for it less a mean: see `centre_single`.
+    Fetches as many rows, from row `next0` on.
+    """
+    chunks, wide = b.sdiv(stride, integer(BROAD_CHUNK)), range(REGISTERS)
+
+    def row(j: Value) -> list[Value]:
+        return [load_broad(b, chunk, b.mul(j, integer(BROAD_CHUNK)), r * BROAD) for r in wide]
+
+    def squares(left: list[Value], above: Value, width: int, sums: list[Value]) -> list[Value]:
+        new = list(left)
+        for r in wide:
+            for c in range(width):
+                value = sums[c * REGISTERS + r]
+                new[r] = multiply_add(b, value, value, new[r])
+        return new
+
+    def part(i: Value, _: list[Value]) -> list[Value]:
         first = b.mul(i, integer(BROAD_CHUNK))
 
-        def row(j: Value) -> list[Value]:
-            return [load_broad(b, deviation, first, b.mul(j, stride), r * BROAD) for r in range(REGISTERS)]
+        def component(k: Value, _: list[Value]) -> list[Value]:
+            fetch_part(b, (rows, next0, d), stride, at(b, b.mul(i, K), k), b.mul(chunks, K))
 
-        def squares(left: list[Value], above: Value, width: int, sums: list[Value]) -> list[Value]:
-            new = list(left)
-            for r in range(REGISTERS):
-                for c in range(width):
-                    value = sums[c * REGISTERS + r]
-                    new[r] = multiply_add(b, value, value, new[r])
-            return new
+            def centre(j: Value, _: list[Value]) -> list[Value]:
+                parts = [_everywhere(b, each, b.mul(k, d), j) for each in (high, low)]
+                for r in wide:
+                    value = load_broad(b, x, first, b.mul(j, stride), r * BROAD)
+                    value = b.fsub(b.fsub(value, parts[0]), parts[1])
+                    store(b, value, chunk, b.mul(j, integer(BROAD_CHUNK)), r * BROAD)
+                return []
 
-        taken = products(
-            b, row, packed, f0, d, [BROAD_ZERO] * REGISTERS, squares, zero=BROAD_ZERO, broadcast=_everywhere
-        )
-        for r, value in enumerate(taken):
-            for begin_at, half in zip((0, WIDTH), _halves(b, value), strict=True):
-                store(b, b.fsub(begin, b.fpext(half, begin.type)), out, b.mul(k, stride), first, r * BROAD + begin_at)
-        return []
+            loop(b, d, [], centre)
+            begin, factor = broadcast(b, constant, k), b.mul(k, b.mul(d, d))
+            taken = products(
+                b, row, packed, factor, d, [BROAD_ZERO] * REGISTERS, squares, zero=BROAD_ZERO, broadcast=_everywhere
+            )
+            for r, value in enumerate(taken):
+                for begin_at, half in zip((0, WIDTH), _halves(b, value), strict=True):
+                    value = b.fsub(begin, b.fpext(half, begin.type))
+                    store(b, value, out, b.mul(k, stride), first, r * BROAD + begin_at)
+            return []
 
-    loop(b, b.sdiv(stride, integer(BROAD_CHUNK)), [], rows)
+        return loop(b, K, [], component)
+
+    loop(b, chunks, [], part)
 
 
 @dataclass(frozen=True)
