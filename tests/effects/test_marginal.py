@@ -60,6 +60,34 @@ def test_where_a_number_is_zero_changes_nothing(table, how):
     assert_allclose(residuals("site*age", how, X, later), residuals("site*age", how, X, metadata), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("formula", ["site*age", "sex*age", "site + site:age", "age*bmi", "site*age + sex*age"])
+@pytest.mark.parametrize("how", PENALISED, ids=str)
+def test_where_a_number_is_zero_changes_no_penalty(table, formula, how, rng):
+    X, metadata = table
+    if "site" not in formula and isinstance(how["alpha"], dict):
+        how = {"alpha": {"age": 3.0}}
+    metadata = metadata.assign(bmi=rng.normal(25, 3, len(X)))
+    later = metadata.assign(age=metadata["age"] + 300, bmi=metadata["bmi"] - 25)
+    assert_allclose(residuals(formula, how, X, later), residuals(formula, how, X, metadata), rtol=0, atol=1e-7)
+
+
+def test_a_penalty_beside_a_number_is_that_of_the_levels_at_its_mean(table):
+    X, metadata = table
+    sites = np.unique(metadata["site"])
+    one = (metadata["site"].to_numpy()[:, None] == sites).astype(float)
+    age = metadata["age"].to_numpy() - metadata["age"].mean()
+    less = np.sqrt(3.0) * (np.eye(len(sites)) - 1 / len(sites))
+    none = np.zeros_like(less)
+    # an intercept and a slope for each site, whose spread is penalised, and the mean slope
+    lines = np.hstack([one, one * age[:, None]])
+    mean_slope = np.r_[np.zeros(len(sites)), np.full(len(sites), np.sqrt(3.0) / len(sites))]
+    rows = np.vstack([lines, np.hstack([less, none]), np.hstack([none, less]), mean_slope])
+    found = np.linalg.lstsq(rows, np.vstack([X, np.zeros((len(rows) - len(X), 3))]), rcond=None)[0]
+    expected = X - lines @ found
+    got = residuals("site*age", {"alpha": 3.0}, X, metadata) * X.std(axis=0)
+    assert_allclose(got - got.mean(axis=0), expected - expected.mean(axis=0), rtol=0, atol=1e-8)
+
+
 def test_without_an_interaction_nothing_is_to_do(table):
     X, metadata = table
     model = Residualizer("site + sex + sex:age").fit(X, metadata=metadata)

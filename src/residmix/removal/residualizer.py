@@ -48,7 +48,8 @@ class Residualizer(Learner):
     alpha : float or dict, default 0
         Ridge penalty: adds ``alpha * sum of squares of the coefficients``, those of removed terms, as
         :class:`sklearn.linear_model.Ridge` does; or one number per term, ``{"site": 10.0}``. Of a factor the effects
-        of the levels about their mean are penalised, so that the reference level doesn't matter.
+        of the levels about their mean are penalised, so that the reference level doesn't matter; beside an interaction
+        with a number, effects at its mean, so that it doesn't matter where it is 0.
     scale : bool or str, default False
         Remove the effect on the spread as well: the log variance of each feature is modelled as linear in the design,
         and residuals are rescaled to the pooled spread, in the units of x. With `preserve`, transform then needs the
@@ -79,8 +80,9 @@ class Residualizer(Learner):
         mean, and ``inverse_transform`` with this batch for all rows gives what ``sva::ComBat(ref.batch=)`` returns.
     residuals : {"in-sample", "loo", "cross-fitted"}, default "in-sample"
         What `fit_transform` returns for the training rows. In-sample residuals are smaller than those of new rows.
-        "loo": by the fit of all other rows, exactly. "cross-fitted": by fits of the other folds; whatever is estimated.
-        A level that those lack is treated as `on_unknown` says, or with a warning as by "mean" where that is "error".
+        "loo": by the fit of all other rows, exactly (with the penalty of all, see `alpha`). "cross-fitted": by fits of
+        the other folds; whatever is estimated. A level that those lack is treated as `on_unknown` says, or with a
+        warning as by "mean" where that is "error".
     estimator : regressor, optional
         Predict the features from the design with this scikit-learn regressor instead of least squares. Training
         residuals are then always cross-fitted, since flexible regressors overfit; there are no coefficients.
@@ -247,7 +249,8 @@ class Residualizer(Learner):
             own = group_column(table, self.groups)
             return refitted_by_fold(self, X, metadata, sample_weight, rows.n_rows, own)
         if self.residuals == "loo":
-            return collect(rows, leave_one_out(self._linear, cast(LeastSquares, effect_of(self)).penalty(self.design_)))
+            penalty = cast(LeastSquares, effect_of(self)).penalty(self.design_, self._linear.moments.linear)
+            return collect(rows, leave_one_out(self._linear, penalty))
         return collect(rows, self._found.remover())
 
     @keeps_notes

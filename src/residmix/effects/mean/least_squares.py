@@ -13,6 +13,7 @@ from residmix.design.design import Design
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unmeasured.later import settled
 from residmix.moments.equations import Equations, equations
+from residmix.moments.linear import LinearMoments
 from residmix.moments.scatter import check_design_moments
 from residmix.rows.rows import Rows
 
@@ -29,7 +30,7 @@ class LeastSquares:
     def check(self, design: Design) -> None:
         """Accept every design."""
 
-    def penalty(self, design: Design) -> NDArray[np.float64] | None:
+    def penalty(self, design: Design, moments: LinearMoments) -> NDArray[np.float64] | None:
         """Return None: there is no penalty."""
         return None
 
@@ -43,5 +44,5 @@ class LeastSquares:
         self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
     ) -> LinearRemoval:
         check_design_moments(design.column_names, moments.linear)
-        fit = equations(design.sizes).fit(moments, rows, self.penalty(design), design.terms)
+        fit = equations(design.sizes).fit(moments, rows, self.penalty(design, moments.linear), design.terms)
         return LinearRemoval(design.n_removed, moments, settled(design, fit, moments))
