@@ -142,6 +142,28 @@ def subtract_rows(rng):
                 yield X, A, *about, sign, rng.normal(size=(levels + 1, d)), codes, np.empty_like(X)
 
 
+def level_products(rng):
+    for n, d, q, K in [(0, 3, 1, 2), (50, 3, 0, 4), (200, 520, 3, 4), (3000, 41, 16, 2), (60, 33, 17, 7)]:
+        own = rng.integers(0, K, n)
+        own[own == 1] = 0  # so that a level has no rows
+        order, starts = np.argsort(own, kind="stable"), np.searchsorted(np.sort(own), np.arange(K + 1))
+        for dtype in (np.float64, np.float32):
+            X, A = rng.normal(size=(n, d)).astype(dtype), rng.normal(size=(n, q))
+            for weight in (NO_WEIGHT, rng.uniform(0, 2, n)):
+                yield X, A, order, starts, rng.normal(size=(K, d)), rng.normal(size=(K, q)), weight
+
+
+def rescale_rows(rng):
+    for n, d, k in [(0, 3, 1), (50, 1, 0), (50, 8, 1), (50, 403, 3), (50, 4, 16)]:
+        codes, A = rng.integers(0, 5, n), rng.normal(size=(n, k + 2))
+        about = rng.normal(size=k), rng.normal(size=(k, d))
+        tables = rng.normal(size=d), rng.normal(size=(5, d)), rng.uniform(0.5, 2, (5, d)), codes
+        for dtype, back in [(np.float64, False), (np.float32, False), (np.float64, True)]:
+            X = rng.normal(size=(n, d)).astype(dtype)
+            for base in (rng.normal(size=(1, d)), rng.normal(size=(max(n, 2), d))[:n]):
+                yield X, A, 2, *about, base, *tables, back, np.empty_like(X)
+
+
 def add_effects(rng):
     return [(rng.normal(size=(n, 3)), rng.normal(size=(6, 3)), rng.integers(-1, 5, n), -1.0) for n in (0, 40)]
 
@@ -233,7 +255,9 @@ CASES = {
             tied_gram,
             squared_distances,
             centred_products,
+            level_products,
             subtract_rows,
+            rescale_rows,
             add_effects,
         ),
         *(
@@ -254,7 +278,7 @@ ROUNDING = 1e-11
 # In single precision.
 SINGLE = {"single_sums": 1e-6}
 # These add in the same order: no difference at all. What they do may depend on how many rows there are, then.
-SAME_BITS = {"subtract_rows", "add_effects", "locate_levels", "split_nodes"}
+SAME_BITS = {"subtract_rows", "rescale_rows", "add_effects", "locate_levels", "split_nodes"}
 
 TWICE = {"residual_twice", "products_twice"}
 

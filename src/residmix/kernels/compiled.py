@@ -215,7 +215,10 @@ def prefetch(builder: Builder, base: Value, *offset: Value | int) -> None:
 
 
 def store(builder: Builder, value: Value, base: Value, *offset: Value | int) -> None:
+    """Store a register, doubles as floats where floats are kept."""
     pointer = builder.gep(base, [at(builder, *offset)])
+    if pointer.type.pointee == ir.FloatType() != value.type.element:
+        value = builder.fptrunc(value, FEW_FLOATS)
     written = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
     written.align = 4 if value.type.element == ir.FloatType() else 8
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from residmix.errors import ResidmixWarning, warn_once
-from residmix.kernels import plain, rosenblatt, trees, twice
+from residmix.kernels import levels, plain, rosenblatt, trees, twice
 
 __all__ = [
     "PAIRS",
@@ -24,8 +24,10 @@ __all__ = [
     "full_of_vector",
     "full_parameters",
     "full_sums",
+    "level_products",
     "locate_levels",
     "products_twice",
+    "rescale_rows",
     "residual_twice",
     "rows_of_scores",
     "scaled_joint",
@@ -124,8 +126,8 @@ def tell_uncompiled(error: Exception) -> None:
     )
 
 
-_BLOCKS, _ROWWISE, _PRODUCTS, _TWICE, _ROSENBLATT = (
-    f"residmix.kernels.loops.{name}" for name in ("blocks", "rowwise", "products", "twice", "rosenblatt")
+_BLOCKS, _ROWWISE, _LEVELS, _PRODUCTS, _TWICE, _ROSENBLATT = (
+    f"residmix.kernels.loops.{name}" for name in ("blocks", "rowwise", "levels", "products", "twice", "rosenblatt")
 )
 
 full_sums = Pair(plain.full_sums, _BLOCKS)
@@ -138,6 +140,8 @@ squared_distances = Pair(plain.squared_distances, _BLOCKS)
 centred_products = Pair(plain.centred_products, _PRODUCTS)
 subtract_rows = Pair(plain.subtract_rows, _ROWWISE)
 add_effects = Pair(plain.add_effects, _ROWWISE)
+level_products = Pair(levels.level_products, _LEVELS)
+rescale_rows = Pair(levels.rescale_rows, _LEVELS)
 locate_levels = Pair(plain.locate_levels, _ROWWISE)
 sum_levels = Pair(plain.sum_levels, _ROWWISE)
 
@@ -165,6 +169,6 @@ PAIRS = (
         tied_gram,
         squared_distances,
     ),
-    *(centred_products, subtract_rows, add_effects, locate_levels, sum_levels),
+    *(centred_products, level_products, subtract_rows, rescale_rows, add_effects, locate_levels, sum_levels),
     *(residual_twice, products_twice, turn_axes, scores_of_rows, rows_of_scores, split_nodes),
 )
