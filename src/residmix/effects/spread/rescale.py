@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.spread.profiles import profiles
 from residmix.effects.spread.scale import Scale
+from residmix.kernels.levels import MOST_KEPT
+from residmix.kernels.pairs import rescale_rows, small
 from residmix.moments.affine import Affine
 from residmix.moments.solving.solve import LinearFit
 from residmix.rows.block import Block
@@ -95,9 +98,40 @@ class Rescaled:
 
     def __call__(self, block: Block) -> NDArray[Any]:
         out = np.empty(block.X.shape, block.X.dtype)
-        for run, tile in block.tiles():
-            out[run] = self._rescaled(tile)
+        self.into(block, out)
         return out
+
+    def into(self, block: Block, out: NDArray[Any]) -> None:
+        """Write the result to `out`, of the shape and dtype of X and C-contiguous; it may be X itself."""
+        # beside new levels and shifts that grow with the spread, what is removed depends on more than these columns
+        by_profile = not (self.spreads or self.affine.effects) and self.stretched is None
+        found = profiles(block.design[:, : len(self.affine.coef)]) if by_profile else None
+        if found is None:
+            for run, tile in block.tiles():
+                out[run] = self._rescaled(tile)
+            return
+        back, (codes, design) = self.affine.sign > 0, found
+        shift = (design - self.affine.origin_a) @ self.affine.coef + self.affine.constant
+        factor = self.scale.factor(design)
+        stretch = factor if back else np.divide(1.0, factor, out=factor)
+        narrow = len(self.preserved) <= MOST_KEPT
+        coef, base = (self.preserved, -self.offset[None]) if narrow else (self.preserved[:0], None)
+        for run, tile in block.tiles():
+            rescale_rows(
+                tile.X,
+                tile.design,
+                len(self.affine.coef),
+                self.origin,
+                coef,
+                self.kept(tile) if base is None else base,
+                self.affine.origin_x,
+                shift,
+                stretch,
+                codes[run],
+                back,
+                out[run],
+                plain=small(tile.n_rows, (len(coef) + 2) * tile.X.shape[1]),
+            )
 
     def _rescaled(self, block: Block) -> Array:
         factor = self.scale.factor(block.design)
