@@ -6,10 +6,10 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from residmix import GaussianMixture, Residualizer
-from residmix.kernels.loops import orientation, products, rosenblatt, rowwise, tiles, twice
+from residmix.kernels.loops import levels, orientation, products, rosenblatt, rowwise, tiles, twice
 
 # A loop that reads rows is compiled for doubles and for floats, any other once.
-MODULES = {orientation: 1, rosenblatt: 1, twice: 1, tiles: 1, products: 2, rowwise: 2}
+MODULES = {orientation: 1, rosenblatt: 1, twice: 1, tiles: 1, products: 2, rowwise: 2, levels: 2}
 
 
 def loops():
@@ -42,6 +42,11 @@ def test_every_form_of_the_same_rows_meets_the_same_compiled_loops(d, monkeypatc
         Residualizer("C(site) + age").fit(rows, metadata=metadata, sample_weight=weight).transform(
             rows, metadata=metadata
         )
+        Residualizer("site", preserve="age", scale=True, shrinkage="eb").fit(
+            rows, metadata=metadata, sample_weight=weight
+        ).transform(rows, metadata=metadata)
     several = {loop.__name__: loop.signatures for loop, most in loops() if len(loop.signatures) > most}
     assert not several
-    assert {"full_block", "scaled_block", "_subtract"} <= {loop.__name__ for loop, _ in loops() if loop.signatures}
+    assert {"full_block", "scaled_block", "_subtract", "_rescale", "_add_levels"} <= {
+        loop.__name__ for loop, _ in loops() if loop.signatures
+    }

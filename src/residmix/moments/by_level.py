@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.kernels.pairs import small
 from residmix.moments.equations import Dense
 from residmix.moments.fit import LinearFit
 from residmix.moments.linear import LinearMoments, linear_moments, made_of_numbers, merge_moments
+from residmix.moments.stacked import Stacked, stacked, stacked_moments
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
@@ -21,6 +24,9 @@ Array = NDArray[np.float64]
 
 # Products of so many features with each other, at each level, are kept: two megabytes a level.
 MOST_FEATURES = 512
+
+# Of products of columns and features at several levels, so many are worked on at once: 8 megabytes.
+_NUMBERS = 1 << 20
 
 # A spread of a few units in the last place of the mean is none.
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
@@ -65,14 +71,14 @@ class LevelMoments:
     Attributes
     ----------
     linear : LinearMoments
-    levels : dict of str to list of LinearMoments
+    levels : dict of str to sequence of LinearMoments
     scatter : dict of str to list of ndarray (d, d) or None
         Products of the features with each other about their means at a level, of the factors that `ByLevel.scatter_of`
         names; None without rows.
     """
 
     linear: LinearMoments
-    levels: dict[str, list[LinearMoments]]
+    levels: dict[str, Sequence[LinearMoments]]
     scatter: dict[str, list[Array | None]] = field(default_factory=dict)
 
 
@@ -95,7 +101,9 @@ class ByLevel(Dense):
         kept = self.scatter_of if rows.n_features <= MOST_FEATURES else ()
         if kept:
             rows = rows.with_block_rows(self._larger(rows))
-        return fold(rows, partial(_moments, self.groupings, kept), _merge, lambda found: made_of_numbers(found.linear))
+        step = partial(_moments, self.groupings, kept, small(rows.n_rows, rows.n_features))
+        found = fold(rows, step, _merge, lambda found: made_of_numbers(found.linear))
+        return replace(found, levels={name: list(parts) for name, parts in found.levels.items()})
 
     def merge(self, one: LevelMoments, two: LevelMoments) -> LevelMoments:
         return _merge(one, two)
@@ -109,6 +117,24 @@ class ByLevel(Dense):
 def level_of(design: Array, columns: slice | NDArray[np.intp], coded: Array) -> NDArray[np.intp]:
     """Return which of the levels, coded as the rows of `coded` (K, w) in some columns, each design row has, (b,)."""
     own = design[:, columns]
+    found = _looked_up(own, coded)
+    return _nearest(own, coded) if found is None else found
+
+
+def _looked_up(own: Array, coded: Array) -> NDArray[np.intp] | None:
+    """Return which row of `coded` (K, w) each row of `own` (b, w) is; None unless each is one."""
+    if not len(coded):
+        return None
+    # a number for each level: that of the same row differs by rounding at most
+    turn = np.cos(np.arange(1.0, coded.shape[1] + 1.0))
+    keys = coded @ turn
+    order = np.argsort(keys)
+    between = 0.5 * (keys[order[1:]] + keys[order[:-1]])
+    found = order[np.searchsorted(between, own @ turn)]
+    return found if np.array_equal(coded[found], own) else None
+
+
+def _nearest(own: Array, coded: Array) -> NDArray[np.intp]:
     distance = np.sum(coded**2, axis=1) - 2 * own @ coded.T
     return np.asarray(distance.argmin(axis=1))
 
@@ -121,43 +147,76 @@ def residual_sums(
     With B the coefficients of the columns a' that aren't the factor's own, the residuals of a level have the squares
     :math:`S_{xx} - 2 B'S_{a'x} + B'S_{a'a'}B` about their mean.
     """
-    width, d = fit.coef.shape
-    others = grouping.others(width)
-    n, mean, squares = np.zeros((3, len(grouping.coded), d))
-    still = np.zeros(n.shape, dtype=bool)
-    B, own = fit.coef[others], fit.coef[grouping.columns]
-    for k, level in enumerate(moments.levels[grouping.name]):
-        n[k] = level.weight
-        step_a = (level.origin_a - fit.origin_a[others]) + level.offset_a  # (g, q')
-        effect = np.einsum("gq,qd->gd", step_a, B)
-        effect = effect[0] if len(effect) == 1 else np.einsum("dd->d", effect)
-        at = (grouping.coded[k] - fit.origin_a[grouping.columns]) @ own
-        mean[k] = (level.origin_x - fit.origin_x) + level.offset_x - fit.constant - effect - at
-        spread = level.s_aa[0] @ B if len(level.s_aa) == 1 else np.einsum("dqr,rd->qd", level.s_aa, B)
-        squares[k] = level.s_xx + np.einsum("qd,qd->d", B, spread - 2.0 * level.s_ax)
-        still[k] = (level.count >= 2) & (level.s_xx <= _ROUNDING**2 * level.weight * level.mean_x**2)
-        # where the others' effects fit a level exactly, what is left is rounding of the sums
-        squares[k][squares[k] <= _LEFT * (level.s_xx + np.einsum("qd,qd->d", B, spread))] = 0.0
+    levels, found = moments.levels[grouping.name], []
+    step = max(1, _NUMBERS // max(1, fit.coef.size))
+    for first in range(0, len(levels), step):
+        some, coded = levels[first : first + step], grouping.coded[first : first + step]
+        if (stack := stacked(some)) is not None:
+            found.append(_residual_sums(stack.whole, grouping, coded, fit))
+            continue
+        for level, code in zip(some, coded, strict=True):
+            found.append(tuple(part[None] for part in _residual_sums(level, grouping, code, fit)))
+    n, mean, squares, still = (np.concatenate(parts) for parts in zip(*found, strict=True))
     mean[n == 0] = 0.0
     varies = moments.linear.s_xx > _ROUNDING**2 * moments.linear.weight * moments.linear.mean_x**2
     return n, mean, squares, still & varies
 
 
-def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], block: Block) -> LevelMoments:
-    levels: dict[str, list[LinearMoments]] = {}
-    scatter: dict[str, list[Array | None]] = {name: [] for name in scatter_of}
+def _residual_sums(level: LinearMoments, grouping: Grouping, coded: Array, fit: LinearFit) -> tuple[NDArray[Any], ...]:
+    """Return the sums of a level that is coded as (w,), or of a stack of levels (K, w)."""
+    others = grouping.others(len(fit.coef))
+    B, own = fit.coef[others], fit.coef[grouping.columns]
+    step_a = (level.origin_a - fit.origin_a[others])[..., None, :] + level.offset_a  # (g, q')
+    if level.s_aa.shape[-3] == 1:
+        effect, spread = step_a[..., 0, :] @ B, level.s_aa[..., 0, :, :] @ B
+    else:
+        effect, spread = np.einsum("...dq,qd->...d", step_a, B), np.einsum("...dqr,rd->...qd", level.s_aa, B)
+    at = (coded - fit.origin_a[grouping.columns]) @ own
+    mean = (level.origin_x - fit.origin_x) + level.offset_x - fit.constant - effect - at
+    squares: Array = level.s_xx + np.einsum("qd,...qd->...d", B, spread - 2.0 * level.s_ax)
+    still = (level.count >= 2) & (level.s_xx <= _ROUNDING**2 * level.weight * level.mean_x**2)
+    # where the others' effects fit a level exactly, what is left is rounding of the sums
+    squares[squares <= _LEFT * (level.s_xx + np.einsum("qd,...qd->...d", B, spread))] = 0.0
+    return np.broadcast_to(level.weight, squares.shape), mean, squares, still
+
+
+def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], plain: bool, block: Block) -> LevelMoments:
+    levels: dict[str, Sequence[LinearMoments]] = {}
+    scatter: dict[str, list[Array | None]] = {}
+    linear = None
     for grouping in groupings:
-        own = level_of(block.design, grouping.columns, grouping.coded)
+        size, columns = len(grouping.coded), block.design[:, grouping.columns]
+        found = _looked_up(columns, grouping.coded)
+        own = _nearest(columns, grouping.coded) if found is None else found
         others = grouping.others(block.design.shape[1])
-        parts = []
-        for k in range(len(grouping.coded)):
-            part = block.select(np.flatnonzero(own == k))
-            part = replace(part, design=np.ascontiguousarray(part.design[:, others]), codes=())
-            parts.append(linear_moments(part) if part.n_rows else _nothing(len(others), block.X.shape[1]))
-            if grouping.name in scatter:
-                scatter[grouping.name].append(_products(part, parts[-1]) if part.n_rows else None)
+        apart = replace(block, design=np.ascontiguousarray(block.design[:, others]), codes=())
+        # levels without rows here cost as much as others in a stack, so there should be few
+        here = np.flatnonzero(np.bincount(own, minlength=size))
+        here = here if 2 * len(here) < size else np.arange(size)
+        stack = stacked_moments(apart, np.searchsorted(here, own), len(here), plain=plain)
+        sound: NDArray[np.bool_] = np.asarray(np.isfinite(stack.whole.s_xx).all(axis=1))
+        parts: Sequence[LinearMoments] = stack
+        if not sound.all():
+            each = zip(here.tolist(), sound, stack, strict=True)
+            parts = [level if good else linear_moments(_part(apart, own, k), plain=plain) for k, good, level in each]
+        elif linear is None and found is not None and stack.whole.weight.any():
+            linear = stack.all_rows(grouping.indices, grouping.coded[here])
+        if len(here) < size:
+            nothing = _nothing(len(others), block.X.shape[1])
+            by_level = dict(zip(here.tolist(), parts, strict=True))
+            parts = [by_level.get(k, nothing) for k in range(size)]
         levels[grouping.name] = parts
-    return LevelMoments(linear_moments(block), levels, scatter)
+        if grouping.name in scatter_of:
+            own_rows = (_part(apart, own, k) for k in range(size))
+            scatter[grouping.name] = [
+                _products(rows, level) if rows.n_rows else None for rows, level in zip(own_rows, parts, strict=True)
+            ]
+    return LevelMoments(linear_moments(block, plain=plain) if linear is None else linear, levels, scatter)
+
+
+def _part(block: Block, own: NDArray[np.intp], k: int) -> Block:
+    """Return the rows of level k."""
+    return block.select(np.flatnonzero(own == k))
 
 
 def _products(part: Block, moments: LinearMoments) -> Array:
@@ -174,9 +233,7 @@ def _nothing(q: int, d: int) -> LinearMoments:
 
 
 def _merge(one: LevelMoments, two: LevelMoments) -> LevelMoments:
-    levels = {
-        name: [_added(a, b) for a, b in zip(parts, two.levels[name], strict=True)] for name, parts in one.levels.items()
-    }
+    levels = {name: _added_levels(parts, two.levels[name]) for name, parts in one.levels.items()}
     scatter = {
         name: [
             _added_products(*pair, *of)
@@ -199,6 +256,12 @@ def _added_products(one: Array | None, two: Array | None, of_one: LinearMoments,
     added += one
     added += two
     return added
+
+
+def _added_levels(one: Sequence[LinearMoments], two: Sequence[LinearMoments]) -> Sequence[LinearMoments]:
+    if isinstance(one, Stacked) and isinstance(two, Stacked):
+        return one.merged(two)
+    return [_added(a, b) for a, b in zip(one, two, strict=True)]
 
 
 def _added(one: LinearMoments, two: LinearMoments) -> LinearMoments:

@@ -190,23 +190,23 @@ def _moments_missing(X: Array, A: Array, weight: Array | None, missing: NDArray[
 
 
 def merge_moments(one: LinearMoments, two: LinearMoments) -> LinearMoments:
-    """Return the moments of the rows of both."""
+    """Return the moments of the rows of both; or of stacks of both, where all arrays have further axes in front."""
     weight = one.weight + two.weight
     safe = np.where(weight > 0, weight, 1.0)
     share = two.weight / safe  # (g,)
     cross = one.weight * share
-    step_a = (two.origin_a - one.origin_a) + (two.offset_a - one.offset_a)  # (g, q)
+    step_a = (two.origin_a - one.origin_a)[..., None, :] + (two.offset_a - one.offset_a)  # (g, q)
     step_x = (two.origin_x - one.origin_x) + (two.offset_x - one.offset_x)  # (d,)
     with np.errstate(invalid="ignore", over="ignore"):  # of huge numbers, as within blocks
         return LinearMoments(
             count=one.count + two.count,
             weight=weight,
             origin_a=one.origin_a,
-            offset_a=one.offset_a + share[:, None] * step_a,
+            offset_a=one.offset_a + share[..., None] * step_a,
             origin_x=one.origin_x,
             offset_x=one.offset_x + share * step_x,
-            s_aa=one.s_aa + two.s_aa + cross[:, None, None] * step_a[:, :, None] * step_a[:, None, :],
-            s_ax=one.s_ax + two.s_ax + cross * step_a.T * step_x,
+            s_aa=one.s_aa + two.s_aa + cross[..., None, None] * step_a[..., :, None] * step_a[..., None, :],
+            s_ax=one.s_ax + two.s_ax + cross[..., None, :] * np.swapaxes(step_a, -1, -2) * step_x[..., None, :],
             s_xx=one.s_xx + two.s_xx + cross * step_x**2,
         )
 
