@@ -193,7 +193,8 @@ def _moments(groupings: Sequence[Grouping], scatter_of: tuple[str, ...], plain: 
         # levels without rows here cost as much as others in a stack, so there should be few
         here = np.flatnonzero(np.bincount(own, minlength=size))
         here = here if 2 * len(here) < size else np.arange(size)
-        stack = stacked_moments(apart, np.searchsorted(here, own), len(here), plain=plain)
+        place = own if len(here) == size else np.searchsorted(here, own)
+        stack = stacked_moments(apart, place, len(here), plain=plain)
         sound: NDArray[np.bool_] = np.asarray(np.isfinite(stack.whole.s_xx).all(axis=1))
         parts: Sequence[LinearMoments] = stack
         if not sound.all():

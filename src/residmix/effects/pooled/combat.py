@@ -29,6 +29,7 @@ from residmix.errors import did_you_mean, note
 from residmix.moments.by_level import ByLevel, Grouping, residual_sums
 from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows
+from residmix.rows.threads import one_blas_thread
 
 __all__ = ["EmpiricalBayes"]
 
@@ -224,6 +225,7 @@ class EmpiricalBayes:
     def _named(self, terms: list[Term]) -> tuple[tuple[str, str], ...]:
         return self.factors or ((terms[0].name, self.kind),)
 
+    @one_blas_thread()  # for so few levels others would only wait
     def _applied(
         self,
         found: LinearRemoval,

@@ -187,6 +187,7 @@ def _aliased(s: Spectrum) -> dict[int, tuple[int, ...]]:
     return found
 
 
+@one_blas_thread()  # for a few thousand numbers others would only wait
 def _effects_dwarf_residual(fit: LinearFit, spectra: list[Spectrum]) -> bool:
     effect = np.zeros(len(fit.constant))
     for s in spectra:
