@@ -267,3 +267,26 @@ def test_fit_and_transform_in_one_call_take_metadata_beside_an_array(method, rng
     found = eraser.fit_transform(X, metadata=site)
     np.testing.assert_array_equal(found, eraser.transform(X, metadata=site))
     assert np.abs(found - X).max() > 0.5
+
+
+@pytest.mark.parametrize("formula", ["C(site) * C(sex)", "C(site):C(sex)"])
+def test_a_combination_of_levels_without_rows_is_refused_or_an_average_row(formula):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(300, 2)), columns=["x", "y"])
+    table["site"], table["sex"] = rng.choice(list("ABC"), 300), rng.choice(list("FM"), 300)
+    table.loc[table.site == "C", "sex"] = "F"
+    table["x"] += 3 * (table.site == "C")
+    other = table.iloc[:1].assign(site="C", sex="M")
+    eraser = rm.Eraser(formula, method="spread").fit(table)
+    assert np.isfinite(eraser.transform(table)).all()
+    with pytest.raises(ValueError, match=r"row 0 has a combination of levels .* treat the row as an average one"):
+        eraser.transform(other)
+    averaged = rm.Eraser(formula, method="spread", on_unknown="mean").fit(table)
+    moved = averaged.transform(other)
+    np.testing.assert_allclose(
+        averaged.inverse_transform(other.assign(x=moved[:, 0], y=moved[:, 1])), other[["x", "y"]]
+    )
+    # It doesn't matter which levels come first.
+    turned = {"site": {"A": "C", "B": "B", "C": "A"}, "sex": {"F": "M", "M": "F"}}
+    named = rm.Eraser(formula, method="spread", on_unknown="mean").fit(table.replace(turned))
+    np.testing.assert_allclose(named.transform(other.replace(turned)), moved, atol=1e-9)

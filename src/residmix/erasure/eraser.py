@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -15,13 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from residmix.design.design import Design
 from residmix.design.doubts.codes import tell_of_codes
+from residmix.effects.unmeasured.later import refused_of_gate
 from residmix.erasure.linear import AffineMap, affine_block_rows, tell_of
 from residmix.erasure.transport.fitting import FIT_ROWS, certified, discrete_columns, referred
-from residmix.erasure.transport.transport import Applied
+from residmix.erasure.transport.transport import Applied, Averaged
 from residmix.errors import CertificateWarning, keeps_notes, note, warn
 from residmix.moments.erase import column_scale, erasure
 from residmix.moments.scatter import Scatter, check_magnitudes, joint_scatter
 from residmix.removal.transformer import MetadataTransformer, refuse_frames
+from residmix.rows.block import Block
 from residmix.rows.memory import machine_bytes, told_bytes
 from residmix.rows.progress import watched
 from residmix.rows.rows import Rows
@@ -85,7 +88,8 @@ class Eraser(Shown, MetadataTransformer):
         Value of each metadata column that is erased, such as ``{"site": "A", "age": 40}``: a transport gives all rows
         the distribution of this row. Default: the average over the rows of fit.
     on_unknown : {"error", "mean"}, default "error"
-        What a transport does with a level that fit didn't see: raise, or treat the row as an average one.
+        What a transport does with a level that fit didn't see: raise, or treat the row as an average one. It also
+        raises for a combination of levels of an interaction that fit didn't see.
     random_state : int or None, default None
         Seed for the starts of the mixture and the held-out rows; None is 0.
     features : list of str, optional
@@ -356,7 +360,13 @@ class Eraser(Shown, MetadataTransformer):
     def _moved(self, function: Callable[..., Any], X: Any, metadata: Any, out: Any) -> Any:
         table = self.open_rows(X, metadata)
         rows = self.rows_of(table, preserved=True, block_rows=_MOVED_ROWS)
-        return delivered(rows, Applied(function, self.transport_.plain(rows.n_rows)), self.features_, out)
+        mean = self.transport_.aligned.origin
+        check: Callable[[Block], Block] | None = None
+        if found := refused_of_gate(self.design_, mean):
+            check = replace(found, otherwise="treat the row as an average one")
+            if self.on_unknown == "mean":
+                check = Averaged(found.lost, mean)
+        return delivered(rows, Applied(function, self.transport_.plain(rows.n_rows), check), self.features_, out)
 
     @available_if(lambda self: self.method != "linear")
     def inverse_transform(self, X: Any, *, metadata: Any = None, out: Any = None) -> Any:

@@ -89,3 +89,9 @@ def test_clusters_are_divided_by_their_shape_whatever_their_place_and_spread_in_
             agree = (part[here] == wide[here]).mean()
             assert max(agree, 1 - agree) > 0.85
     assert divided(u[:6], group[:6], labels[:6], np.ones(6), 3, 0) is None
+
+
+def test_directions_are_found_where_two_means_are_the_same_at_some_metadata():
+    means = np.array([[[0.0, 0, 0], [0, 0, 0], [5, 0, 1]], [[0.0, 0, 0], [4, 1, 0], [5, 0, 1]]])
+    basis = telling(means, np.repeat(np.eye(3)[None], 3, axis=0), np.full((2, 3), 1 / 3), np.arange(3))
+    assert np.isfinite(basis).all() and np.linalg.cond(basis) < 1e3

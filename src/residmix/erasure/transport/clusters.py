@@ -193,6 +193,7 @@ def _best(pairs: _Pairs, inside: Floats, random: np.random.Generator) -> Floats:
     r = inside.shape[1]
     tried = np.vstack([np.eye(r), (pairs.apart.reshape(-1, len(inside)) @ inside)[:TRIED],
                        random.normal(size=(TRIED, r))])  # fmt: skip
+    tried = tried[np.linalg.norm(tried, axis=1) > 0]  # where two means are the same
     first = min(tried, key=lambda w: pairs.left(inside @ w))
     found = minimize(lambda w: pairs.left(inside @ w), first / max(float(np.linalg.norm(first)), 1e-300)).x
     best = inside @ min((first, found), key=lambda w: pairs.left(inside @ w))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residmix.effects.unmeasured.levels import Lost
 from residmix.erasure.transport.aligned import Aligned, aligned, find_groups
 from residmix.erasure.transport.clusters import apart, divided, kept_shares, merged
 from residmix.erasure.transport.groups import (
@@ -32,7 +33,7 @@ from residmix.kernels.pairs import small
 from residmix.mixture.iteration.estep import normalised as shared_out
 from residmix.rows.block import Block
 
-__all__ = ["STARTS", "Applied", "Asked", "Transport", "fit_transport"]
+__all__ = ["STARTS", "Applied", "Asked", "Averaged", "Transport", "fit_transport"]
 
 Floats = NDArray[np.float64]
 
@@ -184,15 +185,36 @@ class Transport:
 
 @dataclass(frozen=True)
 class Applied:
-    """Block to what a map makes of it, in the dtype of X; `plain`, chosen for all blocks, is handed to the map."""
+    """Block to what a map makes of it, in the dtype of X.
+
+    `plain`, chosen for all blocks, is handed to the map; `check`, if any, sees a block before and returns it.
+    """
 
     function: Callable[..., Floats]
     plain: bool = False
+    check: Callable[[Block], Block] | None = None
 
     def __call__(self, block: Block) -> Floats:
+        if self.check is not None:
+            block = self.check(block)
         x, a = (np.asarray(part, dtype=np.float64) for part in (block.X, block.design))
         made = self.function(x, a, plain=self.plain)
         return made.astype(block.X.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Block with the averages of fit, `mean`, where it has a combination of levels that had no rows there."""
+
+    lost: tuple[tuple[str, Lost], ...]
+    mean: Floats
+
+    def __call__(self, block: Block) -> Block:
+        design = np.array(block.design)
+        for _, (columns, rows, _) in self.lost:
+            for row in rows:
+                design[np.ix_((block.design[:, columns] == row).all(axis=1), columns)] = self.mean[columns]
+        return replace(block, design=design)
 
 
 def _by_blocks(function: Callable[[Floats, Floats], Floats], x: Floats, a: Floats) -> Floats:
