@@ -230,3 +230,22 @@ def test_targets_without_their_axis_are_refused_not_broadcast():
         call(y.unsqueeze(-1))
         with pytest.raises(ValueError, match=r"shape \(\.\.\., 1\).*got \(5,\): use value\.unsqueeze"):
             call(y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_broadcast_and_draws_of_every_entry_have_their_own_components(kind: str) -> None:
+    whole = make(kind, n=1)
+    shared = {"scale": whole.scale, "scale_tril": whole.scale_tril, "factor": whole.factor}
+    shared = {name: None if part is None else part[0] for name, part in shared.items()}
+    for logits, means in ((whole.logits[0], whole.means.expand(6, 3, 3)), (whole.logits.expand(6, 3), whole.means[0])):
+        p = MixtureOfGaussians(logits, means, **shared)
+        assert p.batch_shape == (6,) and p.mean.shape == p.icdf(torch.tensor(0.5)).shape == (6, 3)
+        torch.testing.assert_close(p.entropy(), whole.entropy().expand(6))
+        torch.testing.assert_close(p.variance, whole.variance.expand(6, 3))
+    far = MixtureOfGaussians(torch.zeros(2), torch.tensor([[-9.0], [9.0]]).expand(6, 2, 1), torch.ones(2, 1))
+    torch.manual_seed(0)
+    for shape in ((4,), (6,)):
+        draws = far.sample((500, *shape))
+        assert draws.shape == (500, *shape, 6, 1)
+        # Entries are independent, so their signs are.
+        assert (torch.corrcoef(draws.sign().reshape(-1, 6).T) - torch.eye(6)).abs().max() < 0.1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -105,14 +107,30 @@ def test_cell_scores_of_a_grid_sum_to_one_where_densities_do_not() -> None:
 
 def test_entropy_is_the_integral(forecasts) -> None:
     _, weights, means, scales = (a[2] for a in forecasts)
-    mixture = (weights, means, np.maximum(scales, 0.3))
+    mixture = (weights, means, scales)
 
     def integrand(t: float) -> float:
         log = float(scores.mixture_logpdf(t, *mixture))
         return -np.exp(log) * log
 
     area = integrate.quad(integrand, -30, 30, limit=800)[0]
-    assert scores.mixture_entropy(*mixture) == pytest.approx(area, abs=2e-3)
+    assert scores.mixture_entropy(*mixture) == pytest.approx(area, abs=1e-6)
+
+
+@pytest.mark.parametrize("narrow", [1e-1, 1e-2, 1e-4, 1e-8])
+def test_entropy_sees_a_narrow_component_within_a_wide_one(narrow: float) -> None:
+    mixture = (np.array([0.5, 0.5]), np.array([0.0, 0.1]), np.array([1.0, narrow]))
+    ends = np.unique(np.concatenate([m + s * np.linspace(-9, 9, 73) for m, s in zip(*mixture[1:], strict=True)]))
+
+    def integrand(t: float) -> float:
+        log = float(scores.mixture_logpdf(t, *mixture))
+        return -np.exp(log) * log
+
+    area = sum(integrate.quad(integrand, a, b, epsabs=1e-12)[0] for a, b in itertools.pairwise(ends))
+    assert scores.mixture_entropy(*mixture) == pytest.approx(area, abs=1e-6)
+    # In the limit the two don't overlap: the mean of their entropies, and log 2 for which of them it is.
+    limit = 0.5 * np.log(2 * np.pi * np.e) + np.log(2) + 0.5 * np.log(narrow)
+    assert area == pytest.approx(limit, abs=5 * narrow * max(1.0, -np.log(narrow)))
 
 
 def test_pit_of_the_truth_is_uniform_and_of_a_narrow_forecast_is_not() -> None:

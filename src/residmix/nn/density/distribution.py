@@ -63,6 +63,13 @@ class MixtureOfGaussians(Distribution):
     ) -> None:
         if (scale is None) == (scale_tril is None) or (factor is not None and scale is None):
             raise ValueError("MixtureOfGaussians needs either scale, or scale_tril, or scale and factor")
+        batch = means.shape[:-2]
+        others = ((logits, 1), (scale, 2), (scale_tril, 3), (factor, 3))
+        if any(part is not None and part.shape[:-axes] != batch for part, axes in others):
+            batch = torch.broadcast_shapes(batch, *(p.shape[:-axes] for p, axes in others if p is not None))
+            logits, means = logits.expand(*batch, -1), means.expand(*batch, -1, -1)
+            scale = None if scale is None else scale.expand(*batch, -1, -1)
+            scale_tril, factor = (p if p is None else p.expand(*batch, -1, -1, -1) for p in (scale_tril, factor))
         self.logits = logits
         self.means = means
         self.scale = scale
@@ -322,7 +329,7 @@ class MixtureOfGaussians(Distribution):
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
-        """Differential entropy in nats, (...): Gauss-Hermite quadrature for one target, else 256 fixed Sobol points.
+        """Differential entropy in nats, (...): by quadrature for one target, else with 256 fixed Sobol points.
 
         Sobol points give about two correct digits.
         """

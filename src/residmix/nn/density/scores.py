@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_ndtr, logsumexp, ndtr, ndtri
+from scipy.special import log_ndtr, logsumexp, ndtr, ndtri, xlogy
 
 __all__ = [
     "cell_log_score",
@@ -180,22 +180,34 @@ def cell_log_score(y: ArrayLike, weights: ArrayLike, means: ArrayLike, scales: A
     return np.asarray(logsumexp(inside, axis=-1, b=weight) - np.log(width))
 
 
-def mixture_entropy(weights: ArrayLike, means: ArrayLike, scales: ArrayLike, *, nodes: int = 48) -> Array:
-    r"""Differential entropy :math:`-\int p \log p` in nats, by Gauss-Hermite quadrature around every component.
+def mixture_entropy(weights: ArrayLike, means: ArrayLike, scales: ArrayLike) -> Array:
+    r"""Differential entropy :math:`-\int p \log p` in nats, to 1e-6, by Gauss-Legendre quadrature.
+
+    The pieces end at every component's mean and 4 and 8 of its standard deviations away from it, so that a narrow
+    component isn't passed over between the nodes of a wide one.
 
     Examples
     --------
     >>> round(float(mixture_entropy([1.0], [0.0], [1.0])), 6)  # (1 + log 2 pi)/2
     1.418939
     """
-    x, w = np.polynomial.hermite_e.hermegauss(nodes)
+    nodes, masses = np.polynomial.legendre.leggauss(10)
     weight, mean, scale = np.broadcast_arrays(*(np.asarray(a, float) for a in (weights, means, scales)))
-    total = np.zeros(weight.shape[:-1])
-    for point, mass in zip(x, w / w.sum(), strict=True):
-        at = mean + scale * point
-        log_density = mixture_logpdf(at, weight[..., None, :], mean[..., None, :], scale[..., None, :])
-        total -= mass * (weight * log_density).sum(-1)
-    return total
+    shape, K = weight.shape[:-1], weight.shape[-1]
+    weight, mean, scale = (part.reshape(-1, K) for part in (weight, mean, scale))
+    out = np.zeros(len(weight))
+    step = max(1, _PAIRS // (5 * K * K))
+    for start in range(0, len(out), step):
+        rows = slice(start, start + step)
+        w, m, s = weight[rows], mean[rows], scale[rows]
+        ends = np.sort((m[..., None] + s[..., None] * np.linspace(-8, 8, 5)).reshape(len(w), -1), axis=-1)
+        half, middle = 0.5 * np.diff(ends), 0.5 * (ends[:, 1:] + ends[:, :-1])
+        height = w / (s * np.sqrt(2 * np.pi))
+        for node, mass in zip(nodes, masses, strict=True):
+            z = ((middle + node * half)[..., None] - m[:, None]) / s[:, None]
+            density = np.einsum("npk,nk->np", np.exp(-0.5 * z * z), height)
+            out[rows] -= mass * (half * xlogy(density, density)).sum(-1)
+    return out.reshape(shape)
 
 
 def pit_mixture(
