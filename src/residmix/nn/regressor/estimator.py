@@ -28,8 +28,9 @@ from residmix.nn.regressor.reading import TableReader
 from residmix.nn.regressor.targets import (
     LIKELIHOODS,
     choose_likelihood,
-    constant_targets,
+    constant_columns,
     distinct_rows,
+    feature_scaling,
     standard_scaling,
 )
 from residmix.nn.regressor.training import History, Sample, Schedule, automatic_batches, automatic_epochs
@@ -81,7 +82,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         Estimate the effect of y on the representation together with that of the metadata, so that removing the metadata
         doesn't remove effects of y. The residual can then be correlated with metadata to the extent that y is.
     features : sequence of str, optional
-        Columns of `X` to use as features.
+        Columns of `X` to use as features. Constant ones are not used.
     space : {"sample", "feature"}
         "sample" needs metadata to predict; "feature" erases the metadata from the representation and needs none.
     learning_rate, weight_decay, max_epochs, patience, validation_fraction : float
@@ -256,7 +257,8 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
 
         self.n_targets_ = target.shape[1]
         self.target_is_vector_ = np.asarray(y).ndim > 1
-        self._x_scaling = standard_scaling(features, weight)
+        names = [str(name) for name in getattr(self, "feature_names_in_", range(features.shape[1]))]
+        self._x_scaling = feature_scaling(features, weight, names)
         self._y_scaling = standard_scaling(target, weight)
         z = self._y_scaling.forward(target).astype(np.float32)
         scale = self._y_scaling.scale
@@ -293,7 +295,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         network, stages = self._train(plan, sample, seed)
         # A constant is known; in its own size as unit, what training leaves of noise would be seen.
-        hold_means(network.double().head, np.flatnonzero(constant_targets(target)).tolist())
+        hold_means(network.double().head, np.flatnonzero(constant_columns(target)).tolist())
         self._finish(network, stages, sample)
         return self
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from residmix.design.fit import Design
 from residmix.design.levels import MetadataValueError
-from residmix.errors import DiscreteTargetWarning, warn
+from residmix.errors import DiscreteTargetWarning, note, warn
 from residmix.rows.block import Block
 from residmix.sources.table import Table
 
@@ -20,8 +20,9 @@ __all__ = [
     "Scaling",
     "advising",
     "choose_likelihood",
-    "constant_targets",
+    "constant_columns",
     "distinct_rows",
+    "feature_scaling",
     "grid_step",
     "point_masses",
     "read_rows",
@@ -85,20 +86,36 @@ def standard_scaling(X: Array, weight: Array) -> Scaling:
     # Sum around the first known value: offsets of 1e8 cost no digits.
     anchor = np.where(known.any(0), X[known.argmax(0), np.arange(X.shape[1])], 0.0)
     gap = np.where(known, X - anchor, 0.0)
+    # In a power of two as unit, so that squares neither overflow nor vanish, and no digit changes.
+    unit = np.ldexp(1.0, np.frexp(np.abs(gap).max(0))[1] - 1)
+    gap = gap / unit
     shift = (w * gap).sum(0) / total
-    spread = np.sqrt((w * np.where(known, gap - shift, 0.0) ** 2).sum(0) / total)
-    mean = anchor + shift
+    spread = unit * np.sqrt((w * np.where(known, gap - shift, 0.0) ** 2).sum(0) / total)
+    mean = anchor + unit * shift
     size = np.abs(mean)
     scale = np.where(spread > _CONSTANT * size, spread, np.where(size > 0, size, 1.0))
     return Scaling(mean, scale)
 
 
-def constant_targets(y: Array) -> NDArray[np.bool_]:
+def feature_scaling(X: Array, weight: Array, names: Sequence[str]) -> Scaling:
+    """As `standard_scaling`, but a constant column is 0 whatever value it has later, since nothing was learned of it.
+
+    Its slopes would be what the network began with.
+    """
+    scaling, same = standard_scaling(X, weight), constant_columns(X)
+    if not same.any():
+        return scaling
+    which = [name for name, constant in zip(names, same, strict=True) if constant]
+    note("constant", f"constant features are not used: {', '.join(which[:8])}", features=which)
+    return Scaling(scaling.mean, np.where(same, np.inf, scaling.scale))
+
+
+def constant_columns(y: Array) -> NDArray[np.bool_]:
     """Which columns have one value, NaN left out.
 
     Examples
     --------
-    >>> constant_targets(np.array([[1.0, 2.0], [1.0, 3.0], [np.nan, 2.0]]))
+    >>> constant_columns(np.array([[1.0, 2.0], [1.0, 3.0], [np.nan, 2.0]]))
     array([ True, False])
     """
     known = ~np.isnan(y)
@@ -140,29 +157,41 @@ def distinct_rows(parts: list[Array], weight: Array) -> tuple[NDArray[np.intp], 
     return np.repeat(order[starts], copies), np.repeat(total / copies, copies)
 
 
-def grid_step(y: Array) -> float | None:
+def grid_step(y: Array, weight: Array | None = None) -> float | None:
     """Step of the grid that the values of one target lie on, or None when they share none or hardly repeat.
 
-    Values repeat when more than a tenth of them are copies; they lie on a grid when every gap between neighbouring
-    values is a whole multiple (to 1e-6 of a step) of the smallest one.
+    Values repeat when more than a tenth of them are copies, the lightest row being one; they lie on a grid when every
+    gap between neighbouring values is a whole multiple (to 1e-6 of a step, or the digits of float32) of the smallest
+    one.
 
     Examples
     --------
     >>> grid_step(np.array([3.0, 5.0, 5.0, 6.0, 8.0, 3.0]))
     1.0
+    >>> grid_step(np.array([3.0, 5.0, 6.0, 8.0]), weight=np.array([20.0, 30.0, 40.0, 10.0]))
+    1.0
     >>> grid_step(np.array([0.1, 0.25, 0.7])) is None
     True
     """
-    values = np.unique(y[~np.isnan(y)])
-    n = int((~np.isnan(y)).sum())
-    if len(values) < 2 or len(values) > 0.9 * n:
+    known = ~np.isnan(y)
+    values, own = np.unique(y[known]), np.ones(int(known.sum())) if weight is None else weight[known]
+    if len(values) < 2 or len(values) > 0.9 * own.sum() / own.min():
         return None
-    gaps = np.diff(values)
+    gaps, size = np.diff(values), float(np.abs(values).max())
     step = float(gaps.min())
-    multiple = gaps / step
-    if np.abs(multiple - np.round(multiple)).max() > 1e-6 * max(1.0, float(np.abs(values).max()) * 1e-9 / step):
+    multiple = np.round(gaps / step)
+    off = float(np.abs(gaps / step - multiple).max())
+    if off <= 1e-6 * max(1.0, size * 1e-9 / step):
+        return step
+    with np.errstate(over="ignore"):
+        single = bool((values.astype(np.float32) == values).all())
+    # Two values and the smallest gap are off by half a unit in the last place each, at most; a grid of which more than
+    # a hundredth of the step is lost can't be told.
+    lost = float(multiple.max()) * 2 * size * float(np.finfo(np.float32).eps) / step
+    if not single or off > min(lost, 0.01):
         return None
-    return step
+    # All gaps together: the smallest is the smallest by rounding, too.
+    return float(values[-1] - values[0]) / float(multiple.sum())
 
 
 def point_masses(y: Array, weight: Array, *, share: float = 0.1) -> list[float]:
@@ -203,7 +232,7 @@ def choose_likelihood(
     floor : ndarray (D,)
         In standard units. With a density, at least half a grid step.
     """
-    steps = np.array([grid_step(column) or 0.0 for column in y.T])
+    steps = np.array([grid_step(column, weight) or 0.0 for column in y.T])
     coarse = steps > _COARSE * scale
     wanted = likelihood == "interval" or (likelihood == "auto" and bool(coarse.any()) and boxes)
     if wanted and not (steps > 0).any():
