@@ -140,3 +140,17 @@ def test_a_small_feature_that_holds_metadata_is_found():
     x[:, 3] = 1e-6 * m[:, 0] + 3
     layer = audit(MetadataSequential(Residualize(4, 1, num_protected=1, estimator="frozen")), [(x, m, y)]).layers[0]
     assert layer.after.linear > 0.999
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_the_input_is_read_before_a_layer_overwrites_it(inplace):
+    x, m, y = data()
+    net = MetadataSequential(nn.Identity(), Residualize(4, 1, num_protected=1, inplace=inplace))
+    finalize(net, [(x.clone(), m, y)])
+    found = audit(net, [(x.clone(), m, y)]).layers[0]
+    design = np.column_stack([np.ones(600), y])
+    left = np.column_stack([x, m])
+    left -= design @ np.linalg.lstsq(design, left, rcond=None)[0]
+    fitted = left[:, :4] @ np.linalg.lstsq(left[:, :4], left[:, 4], rcond=None)[0]
+    assert found.before.linear == pytest.approx(float(fitted @ fitted / (left[:, 4] @ left[:, 4])))
+    assert abs(found.after.linear) < 1e-12

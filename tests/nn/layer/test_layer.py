@@ -309,3 +309,17 @@ def test_batch_estimators_warn_of_leakage_once():
     with pytest.warns(LeakageWarning, match="4 coefficients to the 20 rows"):
         layer(x, m, y)
     layer(x, m, y)
+
+
+def test_evaluation_with_too_few_rows_is_told_since_nothing_is_removed():
+    x, m = torch.randn(30, 3), torch.randn(30, 1)
+    layer = Residualize(3, 1)
+    layer(x[:8], m[:8])
+    layer.eval()
+    with pytest.warns(LeakageWarning, match=r"only 7.9 effective rows yet, of 20"):
+        assert torch.equal(layer(x, m), x)
+    layer.accumulate(x, m)  # enough by now, and nothing is said
+    assert not torch.equal(layer(x, m), x)
+    learned = Residualize(3, 1, estimator="learned")
+    learned(x[:8], m[:8])
+    learned.eval()(x, m)  # its coefficients need no warm-up

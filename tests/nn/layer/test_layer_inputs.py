@@ -122,3 +122,17 @@ def test_widths_may_be_integers_of_numpy():
 def test_options_that_cannot_be_right_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Residualize(4, 1, **options)
+
+
+@pytest.mark.parametrize("estimator", ["prior", "posterior", "batch"])
+def test_missing_metadata_get_no_correction_whatever_was_fitted_on_the_batch(estimator):
+    g = torch.Generator().manual_seed(0)
+    m = 50 + 10 * torch.randn(400, 1, generator=g).double()
+    x = m + torch.randn(400, 2, generator=g).double()
+    m[:5] = torch.nan
+    layer = Residualize(2, 1, estimator=estimator, missing="mean", shrink=0)
+    # The mean changes from batch to batch, by far from none (0) to the first.
+    for shift in (0.0, 0.0, 30.0):
+        out = layer(x, m + shift)
+        torch.testing.assert_close(out[:5], x[:5], rtol=0, atol=1e-12)
+    assert float((out[5:] - x[5:]).abs().max()) > 1

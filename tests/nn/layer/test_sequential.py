@@ -174,7 +174,7 @@ def test_attaching_to_a_transformer_block_works_on_tokens_with_and_without_the_f
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
     net = attach(encoder, "layers.1", num_metadata=1)
-    x, m = torch.randn(20, 5, 8), torch.randn(20, 1)
+    x, m = torch.randn(24, 5, 8), torch.randn(24, 1)
     net(x, metadata=m)
     assert net.layers["layers_1"].weight > 19
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_attaching_to_a_transformer_block_works_on_tokens_with_and_without_the_f
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_nested_tensors_inside_an_encoder_are_refused_with_a_way_out():
-    x, m, padding = torch.randn(20, 6, 8), torch.randn(20, 1), torch.arange(6) >= torch.randint(2, 5, (20, 1))
+    x, m, padding = torch.randn(24, 6, 8), torch.randn(24, 1), torch.arange(6) >= torch.randint(2, 5, (24, 1))
 
     def padded(after, nested):
         block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -361,3 +361,13 @@ def test_a_layer_without_data_says_in_evaluation_that_everything_passes(options)
     bare.load_state_dict({k: v for k, v in net.state_dict().items() if k.startswith("0.")}, strict=False)
     with pytest.warns(LeakageWarning, match="no rows yet"):
         bare(x, m)
+
+
+def test_a_layer_norm_over_a_map_is_residualized_by_element_and_not_along_its_last_axis():
+    torch.manual_seed(0)
+    m, x = torch.randn(200, 1), torch.randn(200, 1, 5, 5)
+    x = x + m[:, :, None, None] * torch.randn(5, 5)
+    net = attach(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.LayerNorm([2, 5, 5])), "1", 1)
+    finalize(net, [(x, m)], forward=lambda model, batch: model(batch[0], metadata=batch[1]))
+    found = torch.cat([net.eval()(x, metadata=m).flatten(1), m], 1).T.double()
+    assert net.layers["1"].num_features == 50 and torch.corrcoef(found)[:-1, -1].abs().max() < 1e-5

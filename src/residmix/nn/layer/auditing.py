@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from residmix.diagnostics.distances import distance_correlation
 from residmix.erasure.transport.certificate import Certificate
 from residmix.nn.layer import maps as mapping
+from residmix.nn.layer.batch import Batch
 from residmix.nn.layer.finalization import call, evaluating, residualizers, unspoken
 from residmix.nn.layer.residualize import Residualize
 from residmix.rows.sampled import at_random
@@ -221,16 +222,21 @@ class _Tap:
         self.layer = layer
         self.parts: list[tuple[Tensor, ...]] = []
         self.eps = 0.0
+        self._under_way: list[tuple[Batch, Tensor]] = []
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the input, which the layer may overwrite."""
         names = dict(zip(("x", "metadata", "protected"), args, strict=False)) | kwargs
         columns = (names.get(name) for name in ("metadata", "protected", "sample_weight", "mask"))
         batch = self.layer.read(names["x"], *columns)
+        self._under_way.append((batch, batch.features().cpu()[(batch.weight > 0).cpu()]))
+
+    def after(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        batch, features = self._under_way.pop()
         rows = mapping.pooled(output.view(batch.x.shape), batch.maps, batch.mask)
         kept = (batch.weight > 0).cpu()
         self.eps = torch.finfo(output.dtype).eps
-        parts = (batch.features(), rows, batch.metadata, batch.protected)
-        self.parts.append(tuple(part.cpu()[kept] for part in parts))
+        self.parts.append((features, *(part.cpu()[kept] for part in (rows, batch.metadata, batch.protected))))
 
     def columns(self) -> tuple[Array, ...]:
         return tuple(torch.cat(part).numpy() for part in zip(*self.parts, strict=True))
@@ -295,7 +301,8 @@ def audit(
     layers = residualizers(model)
     for name, layer in layers.items():
         taps[name] = _Tap(layer)
-        handles.append(layer.register_forward_hook(taps[name], with_kwargs=True))
+        handles.append(layer.register_forward_pre_hook(taps[name].before, with_kwargs=True))
+        handles.append(layer.register_forward_hook(taps[name].after))
     try:
         with evaluating(model), unspoken(layers.values()):
             for batch in loader:

@@ -35,6 +35,8 @@ class Batch:
         Positions that count in the mean over positions, boolean.
     whole : bool
         Whether every row has weight.
+    absent : Tensor of bool (n, k), or None
+        Metadata that were NaN.
     """
 
     x: Tensor
@@ -45,6 +47,7 @@ class Batch:
     count: Tensor
     mask: Tensor | None
     whole: bool
+    absent: Tensor | None = None
 
     @property
     def metadata(self) -> Tensor:
@@ -61,6 +64,10 @@ class Batch:
         rows = mapping.pooled(self.x, self.maps, self.mask).double()
         return rows if self.whole else torch.where(self.weight[:, None] > 0, rows, 0.0)
 
+    def metadata_or(self, mean: Tensor) -> Tensor:
+        """The metadata (n, k), with `mean` where they were NaN: that of the fit in use, so nothing is corrected."""
+        return self.metadata if self.absent is None else torch.where(self.absent, mean, self.metadata)
+
     def filled(self, mean: Tensor) -> Batch:
         """NaN metadata replaced by their `mean` (k,) (no correction), such rows without weight."""
         absent = self.metadata.isnan()
@@ -70,6 +77,7 @@ class Batch:
             design=torch.cat([self.protected, torch.where(absent, mean, self.metadata)], 1),
             weight=self.weight * whole,
             count=self.count * whole,
+            absent=absent,
         )
 
 

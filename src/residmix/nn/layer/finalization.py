@@ -36,9 +36,7 @@ def residualizers(model: nn.Module) -> dict[str, Residualize]:
     """The `Residualize` layers in `model`, by name."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Residualize)}
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no Residualize layer; add one, or use attach; add one, or use attach"
-        )
+        raise ValueError(f"{type(model).__name__} has no Residualize layer; add one, or use attach")
     return layers
 
 
@@ -169,7 +167,7 @@ def finalize(
     with evaluating(model), unspoken(layers.values()):
         first = next(iter(loader), None)
         if first is None:
-            raise ValueError("the loader is empty; it must yield at least one batch; it must yield at least one batch")
+            raise ValueError("the loader is empty; it must yield at least one batch")
         for name, calls in _order(model, layers, first, forward).items():
             layer = layers[name]
             before, state = layer.coefficients(), copy.deepcopy(layer.state_dict())

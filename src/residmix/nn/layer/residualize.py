@@ -98,7 +98,7 @@ class Residualize(MomentState):
     Warns
     -----
     LeakageWarning
-        If a layer that hasn't seen any rows is evaluated, or an estimator fits a batch with few rows.
+        If a layer that has not seen rows enough is evaluated, or an estimator fits a batch with few rows.
 
     Notes
     -----
@@ -167,8 +167,7 @@ class Residualize(MomentState):
         if space == "feature" and (estimator in ("batch", "learned") or grad != "stop"):
             raise ValueError("space='feature' needs estimator='prior', 'posterior' or 'frozen', and grad='stop'")
         self.space, self.estimator, self.grad = space, estimator, grad
-        self.center, self.maps, self.missing = center, maps, missing
-        self.inplace = inplace
+        self.center, self.maps, self.missing, self.inplace = center, maps, missing, inplace
         if estimator == "learned":
             self.standard_coef = nn.Parameter(torch.zeros(num_protected + num_metadata, self.num_features))
         self.frozen = estimator == "frozen"
@@ -368,8 +367,9 @@ class Residualize(MomentState):
 
     def _removed(self, batch: Batch, fit: Fit, inplace: bool, *, train: bool) -> Tensor:
         p, x, moments, solution = self.num_protected, batch.x, fit.moments, fit.solution
-        centred = batch.metadata - moments.design_mean[p:]
-        change = batch.metadata if self.center == "none" else centred
+        metadata = batch.metadata_or(moments.design_mean[p:])
+        centred = metadata - moments.design_mean[p:]
+        change = metadata if self.center == "none" else centred
         rows = change @ (solution.coef * solution.kept)
         if self.center == "features":
             rows = rows + moments.feature_mean * fit.ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -227,7 +228,8 @@ def _width(module: nn.Module) -> tuple[int, str] | None:
                 return size, maps
         shape = getattr(part, "normalized_shape", None)
         if shape:
-            return int(shape[-1]), "token"
+            # Of several axes (a map's channels and positions, say), each element has its own.
+            return (int(shape[0]), "token") if len(shape) == 1 else (math.prod(shape), "element")
     return None
 
 
@@ -251,7 +253,9 @@ def attach(
     num_metadata : int
     num_features, maps : optional
         Default: inferred from the last convolution, linear or normalisation layer inside the module. Convolutions are
-        residualized per channel, linear layers and transformer blocks on the last axis (batch first).
+        residualized per channel, linear layers and transformer blocks on the last axis (batch first), a layer norm over
+        several axes per element. Of a tuple only the first tensor is residualized: the outputs of a recurrent layer,
+        not its last states.
     **options
         Of `Residualize`.
 

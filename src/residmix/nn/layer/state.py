@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import prod
+from math import floor, prod
 from numbers import Integral
 from typing import Any
 
@@ -240,12 +240,18 @@ class MomentState(nn.Module):
             return
         # One question to the device; after a fit, none any more.
         self.speaks = False
-        if not bool(self.weight) and not bool(self.ready):
-            warn(
-                "a Residualize layer has seen no rows yet, so it removes nothing. Train it, call finalize, or load "
-                "a checkpoint with its buffers",
-                LeakageWarning,
-            )
+        # Learned coefficients need no warm-up.
+        if bool(self.ready) or (hasattr(self, "standard_coef") and bool(self.weight)):
+            return
+        rows = float(self.moments.effective_rows)
+        # Forgotten in part, 20 rows are 19.99.
+        few = f"only {floor(10 * rows) / 10:g} effective rows yet, of {self.warmup} that its coefficients need"
+        seen = few if rows else "no rows yet"
+        warn(
+            f"a Residualize layer has seen {seen}, so it removes nothing. Train it, call finalize, or load a "
+            "checkpoint with its buffers",
+            LeakageWarning,
+        )
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or resume) updating in training."""
