@@ -363,7 +363,7 @@ class Eraser(Shown, MetadataTransformer):
         mean = self.transport_.aligned.origin
         check: Callable[[Block], Block] | None = None
         if found := refused_of_gate(self.design_, mean):
-            check = replace(found, otherwise="treat the row as an average one")
+            check = replace(found, remedy="set on_unknown='mean' to treat the row as an average one")
             if self.on_unknown == "mean":
                 check = Averaged(found.lost, mean)
         return delivered(rows, Applied(function, self.transport_.plain(rows.n_rows), check), self.features_, out)

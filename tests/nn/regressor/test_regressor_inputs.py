@@ -166,3 +166,19 @@ def test_a_constant_target_is_predicted_as_it_is(value) -> None:
     both = MDNRegressor(**TINY).fit(X, np.column_stack([y, np.full(60, value)]))
     np.testing.assert_allclose(both.predict(X)[:, 1], value, rtol=1e-14)
     assert both.predict(X)[:, 0].std() > 0
+
+
+@pytest.mark.parametrize("space", ["sample", "feature"])
+def test_a_combination_of_levels_that_no_row_had_is_refused_where_metadata_are_needed(space) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(90, 2)), rng.normal(size=90)
+    metadata = pd.DataFrame({"site": rng.choice(list("ABC"), 90), "sex": rng.choice(list("FM"), 90)})
+    metadata.loc[metadata.site == "C", "sex"] = "F"
+    other = pd.DataFrame({"site": ["A", "C"], "sex": ["M", "M"]})
+    model = MDNRegressor("C(site) * C(sex)", space=space, **TINY).fit(X, y, metadata=metadata)
+    assert np.isfinite(model.predict(X[:1], metadata=other[:1])).all()
+    if space == "feature":
+        assert np.isfinite(model.predict(X[:2])).all()
+    else:
+        with pytest.raises(ValueError, match=r"row 1 has a combination of levels .* fit without the interaction"):
+            model.predict(X[:2], metadata=other)

@@ -66,12 +66,11 @@ class Refused:
     ----------
     lost : tuple of (str, Lost)
         With the names of the terms.
-    otherwise : str
-        What ``on_unknown="mean"`` would do.
+    remedy : str
     """
 
     lost: tuple[tuple[str, Lost], ...]
-    otherwise: str = "use the sum of the effects of its levels"
+    remedy: str = "set on_unknown='mean' to use the sum of the effects of its levels"
 
     def __call__(self, block: Block) -> Block:
         for name, (columns, rows, _) in self.lost:
@@ -80,7 +79,7 @@ class Refused:
                 if len(found := np.flatnonzero((own == row).all(axis=1))):
                     raise ValueError(
                         f"row {block.start + found[0]} has a combination of levels in {name!r} that had no rows in "
-                        f"fit, so its effect is unknown; set on_unknown='mean' to {self.otherwise}"
+                        f"fit, so its effect is unknown; {self.remedy}"
                     )
         return block
 

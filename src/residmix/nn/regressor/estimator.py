@@ -369,6 +369,7 @@ class MDNRegressor(PredictiveDensity, OnnxExport, TableReader, RegressorMixin, B
         given: tuple[torch.Tensor, ...] = ()
         if self._plan.removal is not None and self.space == "sample":
             q = self._plan.removal.n_metadata
+            self._refuse_unseen(design, self._m_scaling.mean)
             given = (torch.from_numpy((design[:, :q] - self._m_scaling.mean[:q]) / self._m_scaling.scale[:q]),)
         raw = []
         for start in range(0, len(z), _PREDICT_ROWS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import narwhals.stable.v2 as nw
@@ -13,8 +14,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from residmix.design.fit import Design, fit_design
+from residmix.effects.unmeasured.later import refused_of_gate
 from residmix.errors import DesignWarning, warn
 from residmix.nn.regressor.targets import advising, read_rows
+from residmix.rows.block import Block
 from residmix.sources.open import as_table
 from residmix.sources.recipe import NO_METADATA
 from residmix.sources.table import Table
@@ -102,6 +105,12 @@ class TableReader(BaseEstimator):
         needed = fitting or self.space == "sample"
         with advising(_REMEDY):
             return read_rows(table, names, self._design() if needed else NO_METADATA, preserved=fitting)
+
+    def _refuse_unseen(self, matrix: Array, mean: Array) -> None:
+        """Raise for design rows `matrix` with a combination of levels that no row had in fit, whose mean is given."""
+        if found := refused_of_gate(self._design(), mean):
+            remedy = "leave such rows out, or fit without the interaction"
+            replace(found, remedy=remedy)(Block(0, matrix[:, :0], matrix, ()))
 
     def _design(self) -> Design:
         return NO_METADATA if self.design_ is None else self.design_
