@@ -56,3 +56,18 @@ def test_batches_bring_their_own_metadata_to_further_rows():
     batches = [(X[:50], AGE[:50]), (X[50:], AGE[50:])]
     model = rm.Residualizer().partial_fit(iter(batches)).partial_fit(iter(batches))
     np.testing.assert_allclose(model.coef_, rm.Residualizer().fit(X, metadata=AGE).coef_, rtol=1e-12)
+
+
+@pytest.mark.parametrize("on_unknown", ["error", "mean", "shrink"])
+@pytest.mark.parametrize("formula", ["site", "age + site"])
+def test_further_rows_of_a_level_that_the_first_ones_lack_are_refused(on_unknown, formula):
+    # as by fit of C(site, levels=["a", "b"]): on_unknown is about new rows, and none of the known effects is theirs
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"site": np.repeat(["a", "b", "c"], 10), "age": rng.normal(size=30), "x": rng.normal(size=30)})
+    model = rm.Residualizer(formula, on_unknown=on_unknown, check_leakage=False).partial_fit(frame[:20])
+    before = model.coef_.copy()
+    with pytest.raises(ValueError, match=r"did not see: 'c', in 10 rows .*write all levels .* C\(site, levels="):
+        model.partial_fit(frame[20:])
+    with pytest.raises(ValueError, match="did not see: 'c'"):
+        model.forget(frame[15:25])
+    np.testing.assert_array_equal(model.coef_, before)

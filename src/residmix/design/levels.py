@@ -67,7 +67,8 @@ class Levels:
         Raises
         ------
         ValueError
-            For levels that fit didn't see when `on_unknown` is "error", for missing values when `missing` is.
+            For levels that fit didn't see when `on_unknown` is "error", or "further" for further rows of a fit, and for
+            missing values when `missing` is "error".
         """
         distinct, index = labels.distinct, labels.index
         if not distinct:
@@ -87,14 +88,17 @@ class Levels:
                 unknown &= ~gaps
         if not unknown.any():
             return codes, None, ()
-        if on_unknown == "error":
+        if on_unknown != "mean":
             allowed = np.array([label in accepted for label in distinct])[index]
             if (refused := unknown & ~allowed).any():
-                raise self._unknown_error(tuple(level for level in strange if level not in accepted), refused)
+                strange = tuple(level for level in strange if level not in accepted)
+                raise self._unknown_error(strange, refused, further=on_unknown == "further")
         codes[unknown] = -1
         return codes, unknown, strange
 
-    def _unknown_error(self, strange: tuple[Label, ...], unknown: NDArray[np.bool_]) -> ValueError:
+    def _unknown_error(
+        self, strange: tuple[Label, ...], unknown: NDArray[np.bool_], *, further: bool = False
+    ) -> ValueError:
         if not strange:
             return MetadataValueError(
                 f"metadata column {self.column!r} has {spotted(unknown, 'missing value')}, but had none in fit, so "
@@ -107,11 +111,16 @@ class Levels:
             hint = f" (in fit this column held {known_kind}, and here it holds {kind}: convert it)"
         shown = ", ".join(repr(level) for level in strange[:5]) + (", ..." if len(strange) > 5 else "")
         known = ", ".join(repr(level) for level in self.levels[:12]) + (", ..." if self.n_levels > 12 else "")
+        remedy = (
+            f"write all levels in the formula, as C({self.column}, levels=[...]), or begin with rows that have them"
+            if further
+            else "set on_unknown='mean' to use the average of the known levels, or call a Residualizer's adapt with "
+            "rows of the new level"
+        )
         return MetadataValueError(
             f"metadata column {self.column!r} has levels that fit did not see: {shown}, in "
             f"{spotted(unknown, 'row')}{hint}; the known levels are {known}",
-            "set on_unknown='mean' to use the average of the known levels, or call a Residualizer's adapt with rows of "
-            "the new level",
+            remedy,
         )
 
     def coded(self, codes: NDArray[np.int32], *, full: bool) -> NDArray[np.float64]:

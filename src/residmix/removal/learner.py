@@ -117,6 +117,11 @@ class Learner(Scores, Told):
             self._warn()
             self._watch = watch.look(found, self.design_, list(self.features_))
 
+    def _further_rows(self, table: Table, weight: Any) -> Rows:
+        """Return further rows to fit. They have the first ones' levels, whatever `on_unknown` says of new rows."""
+        design = self.design_.following({}, "further")
+        return self.rows_of(table, weight, design=design, preserved=True, allow_nan=True)
+
     def _later_rows(self, table: Table) -> Rows:
         design = self.design_
         if self.new_levels_:

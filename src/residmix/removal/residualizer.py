@@ -267,7 +267,7 @@ class Residualizer(Learner):
             refuse_moments_alone(self)
             tables = self.open_rows(X, metadata, fitting=True).batches()
         for table in tables:
-            rows = self.rows_of(table, sample_weight, preserved=True, allow_nan=True)
+            rows = self._further_rows(table, sample_weight)
             self._refit(*moments_of(cast(Effect, effect_of(self)), rows, self.design_, self._watch))
         return self
 
@@ -316,7 +316,7 @@ class Residualizer(Learner):
         """
         check_is_fitted(self)
         refuse_moments_alone(self)
-        rows = self.rows_of(self.open_rows(X, metadata, fitting=True), sample_weight, preserved=True, allow_nan=True)
+        rows = self._further_rows(self.open_rows(X, metadata, fitting=True), sample_weight)
         self._keep(
             remaining(cast(Effect, effect_of(self)), self._linear, rows, self.design_, list(self.features_)),
             Watch(active=self.check_leakage),
