@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix import Residualizer
+from residmix import Residualizer, load, save
 from residmix.effects.marginal import marginal, marginal_moments
 
 SHRUNK = [
@@ -138,3 +138,61 @@ def test_features_with_gaps_are_shrunk_as_if_each_were_alone_with_its_rows(table
         have = ~np.isnan(X[:, j])
         alone = Residualizer("site*sex", **how).fit_transform(X[have, j : j + 1], metadata=metadata[have])
         assert_allclose(together[have, j] / X[have, j].std(), alone[:, 0] / X[have, j].std(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("formula", "preserve", "main"),
+    [
+        ("site", "sex + site:sex", "sex"),
+        ("site", "site:sex", None),
+        ("site + age", "site:age", None),
+        ("sex", "site*age + sex:site:age", "site*age"),
+    ],
+)
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_preserved_interaction_changes_nothing_of_the_main_effects_that_are_removed(
+    table, formula, preserve, main, gaps, tmp_path
+):
+    # what main effects explain beside it is what they explain alone: not the differences at a reference level
+    X, metadata = table
+    metadata = metadata[metadata["site"] != "F"].reset_index(drop=True)
+    X = X[table[1]["site"] != "F"]
+    if gaps:
+        X[::3, 1] = np.nan
+    model = Residualizer(formula, preserve=preserve, check_leakage=False)
+    found = model.fit_transform(X, metadata=metadata)
+    expected = Residualizer(formula, preserve=main, check_leakage=False).fit_transform(X, metadata=metadata)
+    assert_allclose(found, expected, rtol=0, atol=1e-9)
+    assert_allclose(X - model.intercept_ - design_of(formula, metadata, model.design_columns_) @ model.coef_, found)
+    assert_allclose(model.inverse_transform(found, metadata=metadata), X, rtol=1e-12)
+    save(model, tmp_path / "model")
+    assert_allclose(load(tmp_path / "model").transform(X, metadata=metadata), found, rtol=0, atol=0)
+
+
+def design_of(formula, metadata, names):
+    made = {"age": metadata["age"].to_numpy(), "sex[T.m]": (metadata["sex"] == "m").to_numpy(float)}
+    made |= {f"site[T.{level}]": (metadata["site"] == level).to_numpy(float) for level in "BCDE"}
+    return np.column_stack([made[name] for name in names])
+
+
+@pytest.mark.parametrize("how", [{}, {"scale": True}, {"shrinkage": {"site": "blup"}}, {"shrinkage": {"site": "eb"}}])
+@pytest.mark.filterwarnings("ignore::residmix.errors.RareLevelWarning")
+def test_beside_preserved_interactions_names_and_origins_change_nothing(table, how):
+    X, metadata = table
+    other = renamed(metadata).assign(age=metadata["age"] - 500)
+    models = [
+        Residualizer("site + age", preserve="sex + site:sex + site:age", check_leakage=False, **how).fit(
+            X, metadata=one
+        )
+        for one in (metadata, other)
+    ]
+    one, two = models[0].transform(X, metadata=metadata), models[1].transform(X, metadata=other)
+    assert_allclose(one / X.std(axis=0), two / X.std(axis=0), rtol=0, atol=1e-6)
+    assert_allclose(models[0].inverse_transform(one, metadata=metadata), X, rtol=1e-9)
+
+
+def test_left_out_rows_cannot_have_what_a_preserved_interaction_shares(table):
+    X, metadata = table
+    model = Residualizer("site", preserve="sex + site:sex", residuals="loo", check_leakage=False)
+    with pytest.raises(ValueError, match=r"loo.* preserved interaction that holds a removed term; use .*cross-fitted"):
+        model.fit_transform(X[metadata["site"] != "F"], metadata=metadata[metadata["site"] != "F"])

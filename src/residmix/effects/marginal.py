@@ -20,9 +20,12 @@ from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.moments.linear import LinearMoments
 
-__all__ = ["marginal", "marginal_moments", "recoded"]
+__all__ = ["marginal", "marginal_moments", "own_moments", "recoded", "shared"]
 
 Array = NDArray[np.float64]
+
+# Share of a column's spread that is rounding.
+_NOTHING = 1e-10
 
 
 def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> Array | None:
@@ -33,10 +36,29 @@ def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> 
     holding = [term for term in design.terms if term not in shrunk and any(one.within(term) for one in shrunk)]
     if not holding:
         return None
+    return _less_explained(moments, [(term, [one for one in design.terms if one.within(term)]) for term in holding])
+
+
+def shared(terms: Sequence[Term], moments: LinearMoments) -> Array | None:
+    """Return U (g, q, q): removed rows of U coef are coefficients of removed terms with all that preserved ones share.
+
+    A preserved interaction such as ``site:sex`` holds the effect of ``site`` that is removed. Its columns alone would
+    leave what is removed to sex's reference level. None if there is no such interaction.
+    """
+    parts = [(term, set(term.name.split(":"))) for term in terms if term.factor is None]
+    holding = []
+    for term, own in parts:
+        within = [one for one, other in parts if other < own]
+        if term.preserved and not all(one.preserved for one in within):
+            holding.append((term, within))
+    return _less_explained(moments, holding) if holding else None
+
+
+def _less_explained(moments: LinearMoments, holding: Sequence[tuple[Term, Sequence[Term]]]) -> Array:
+    """Return U for interactions, each with the terms within it."""
     changed = np.tile(np.eye(moments.s_aa.shape[1]), (len(moments.s_aa), 1, 1))
-    for term in sorted(holding, key=lambda term: -len(term.variables)):
-        within = _columns([one for one in design.terms if one.within(term)])
-        own = _columns([term])
+    for term, inside in sorted(holding, key=lambda pair: -len(pair[0].variables)):
+        within, own = _columns(inside), _columns([term])
         for g, scatter in enumerate(moments.s_aa):
             step = np.eye(len(scatter))
             scale = np.sqrt(np.diag(scatter))[within]
@@ -64,6 +86,14 @@ def marginal_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
         s_aa=across @ moments.s_aa @ columns,
         s_ax=np.einsum("dpq,pd->qd", columns[group], moments.s_ax),
     )
+
+
+def own_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
+    """Return the moments of these columns, those that others explain wholly without spread."""
+    found = marginal_moments(moments, changed)
+    diagonal = np.einsum("gqq->gq", moments.s_aa)
+    left = np.einsum("gqq->gq", found.s_aa) > _NOTHING * diagonal
+    return replace(found, s_aa=np.where(left[:, :, None] & left[:, None, :], found.s_aa, 0.0))
 
 
 def _columns(terms: Sequence[Term]) -> NDArray[np.intp]:

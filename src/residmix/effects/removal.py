@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.effects.covariance.transport import Covariances, Recoloured
+from residmix.effects.marginal import own_moments, recoded
 from residmix.effects.random.predicted import RandomEffects
 from residmix.effects.spread.rescale import Rescaled, Stretched, rescaled
 from residmix.effects.spread.scale import Scale
@@ -91,6 +92,8 @@ class LinearRemoval:
     stretched : Stretched or None
         Shifts of pooled levels that are proportional to the spread at the other metadata; then `shrunk` has them at
         the average spread.
+    shared : ndarray (g, q, q) or None
+        Of :func:`residmix.effects.marginal.shared`, where preserved interactions hold removed terms.
     """
 
     n_removed: int
@@ -103,6 +106,7 @@ class LinearRemoval:
     covariance: Covariances | None = None
     smooth: Smooths | None = None
     stretched: Stretched | None = None
+    shared: Array | None = None
 
     @property
     def applied(self) -> LinearFit:
@@ -112,7 +116,17 @@ class LinearRemoval:
     @property
     def coef(self) -> Array:
         """Coefficients of the removed columns, (p, d)."""
-        return self.applied.coef[: self.n_removed]
+        return self._removed.coef[: self.n_removed]
+
+    @property
+    def _removed(self) -> LinearFit:
+        """The fit whose first columns are removed: with what preserved interactions share with them."""
+        fit, p = self.applied, self.n_removed
+        if self.shared is None:
+            return fit
+        coef = np.vstack([recoded(fit.coef, self.shared)[:p], fit.coef[p:]])
+        moved = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, :p], fit.coef[:p] - coef[:p])
+        return replace(fit, coef=coef, constant=fit.constant + moved)
 
     @property
     def preserved_coef(self) -> Array:
@@ -122,7 +136,7 @@ class LinearRemoval:
     @property
     def intercept(self) -> Array:
         """Intercept (d,): the residual is ``x - intercept - a @ coef``."""
-        return self.applied.affine(self.n_removed).intercept
+        return self._removed.affine(self.n_removed).intercept
 
     @property
     def r2(self) -> Array:
@@ -140,7 +154,8 @@ class LinearRemoval:
     def correlations(self) -> Array:
         """Canonical correlations of removed and preserved effects, largest first."""
         sizes = tuple(len(effects) for effects in self.fit.effects)
-        return equations(sizes).correlations(self.fit, self.moments, self.n_removed)
+        moments = self.moments if self.shared is None else own_moments(self.moments.linear, self.shared)
+        return equations(sizes).correlations(self.fit, moments, self.n_removed)
 
     @property
     def left(self) -> NDArray[np.bool_]:
@@ -168,7 +183,7 @@ class LinearRemoval:
         shrink : bool
             Whether any other unseen level gets the expected effect instead of the average one.
         """
-        affine = self.applied.affine(self.n_removed)
+        affine = self._removed.affine(self.n_removed)
         more = {name: levels.effects(shrink=shrink) for name, levels in (new or {}).items()}
         if more:
             affine = WithEffects(
@@ -182,7 +197,7 @@ class LinearRemoval:
         affine = replace(affine, sign=sign)
         if self.scale is None:
             return affine
-        evened = rescaled(affine, self.applied, self.scale)
+        evened = rescaled(affine, self.applied, self.scale, shared=self.shared is not None)
         if self.stretched is not None:
             beyond = tuple(own if name in self.pooled else np.zeros_like(own) for name, own in more.items())
             evened = replace(evened, stretched=self.stretched, beyond=beyond)

@@ -121,7 +121,17 @@ def leave_one_out(found: LinearRemoval, penalty: Array | None = None) -> LeaveOn
         By least squares with a column for every effect, or with a penalty.
     penalty : ndarray (q, q), optional
         The penalty of the fit, which is the same when a row is left out.
+
+    Raises
+    ------
+    ValueError
+        If a preserved interaction holds a removed term: what they share depends on all rows.
     """
+    if found.shared is not None:
+        raise ValueError(
+            "residuals='loo' doesn't work with a preserved interaction that holds a removed term; use "
+            "residuals='cross-fitted'"
+        )
     fit, moments = found.fit, found.moments.linear
     inverse = fit.covariance
     if penalty is not None:

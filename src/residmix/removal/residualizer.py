@@ -42,7 +42,7 @@ class Residualizer(Learner):
         as they are, text and categories as factors); without metadata, features are only centred.
     preserve : str, optional
         Formula of effects that are estimated together with the removed ones, but kept. Transform doesn't need their
-        columns.
+        columns. Of an interaction that holds removed terms, what these explain over the rows is removed.
     features : list of str, optional
         Columns of X to residualize. Default: all, apart from the metadata.
     alpha : float or dict, default 0

@@ -1,5 +1,7 @@
 """The spread as a function of the metadata: theorems, and what a forest can tell before and after."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -192,3 +194,20 @@ def test_information_of_a_factors_own_columns_is_that_of_all_pairs():
     ]
     assert_allclose(*found, rtol=1e-9, atol=1e-9)
     assert_allclose(found[0], np.einsum("nj,np,nq->jpq", u, a, a), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("formula", "preserve"), [("site", "tesla"), ("site + tesla", None), ("tesla + site", "age")])
+def test_spreads_of_aliased_metadata_do_not_depend_on_the_order_of_levels_or_units(formula, preserve):
+    X, _, site = sites(n=200)
+    age = np.random.default_rng(1).uniform(20, 80, len(X))
+    metadata = pd.DataFrame({"site": np.array(list("abcd"))[site], "tesla": np.where(site < 2, 3.0, 1.5), "age": age})
+    other = metadata.assign(site=np.array(list("zmay"))[site], tesla=-2.0 * metadata["tesla"], age=age / 7 + 100)
+    made = {"preserve": preserve, "scale": True, "check_leakage": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one = Residualizer(formula, **made).fit_transform(X, metadata=metadata)
+        two = Residualizer(formula, **made).fit_transform(X, metadata=other)
+    assert_allclose(one / SITE_SD[site][:, None], two / SITE_SD[site][:, None], rtol=0, atol=1e-6)
+    if preserve == "tesla":  # what both could explain is removed, as of the mean
+        alone = Residualizer("site", scale=True, check_leakage=False).fit_transform(X, metadata=metadata)
+        assert_allclose(one, alone, atol=1e-6)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.design.design import Design
+from residmix.effects.marginal import shared
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unmeasured.later import settled
 from residmix.moments.equations import Equations, equations
@@ -45,4 +46,5 @@ class LeastSquares:
     ) -> LinearRemoval:
         check_design_moments(design.column_names, moments.linear)
         fit = equations(design.sizes).fit(moments, rows, self.penalty(design, moments.linear), design.terms)
-        return LinearRemoval(design.n_removed, moments, settled(design, fit, moments))
+        held = shared(design.terms, moments.linear)
+        return LinearRemoval(design.n_removed, moments, settled(design, fit, moments), shared=held)

@@ -16,7 +16,8 @@ from residmix.effects.mean.reml import chunks, known_noise_ratios, membership, s
 from residmix.effects.pooled.by_level import Still
 from residmix.effects.random.predicted import generalised_inverse
 from residmix.effects.spread import scale as passes
-from residmix.effects.spread.scale import Leverages, Location, LogVariances
+from residmix.effects.spread.leverages import Leverages
+from residmix.effects.spread.scale import Location, LogVariances
 from residmix.effects.spread.steps import Pairs, bounded, pinv, spread_of
 from residmix.moments.linear import LinearMoments
 from residmix.rows.rows import Rows, fold
@@ -69,7 +70,7 @@ def fit_curved_log_variances(
 
     smoother = _Smoother(coordinates(design, random, terms), sd, 0.5 * free_gram, rows.n_features)
     coef = _settled(rows, partial(passes._likelihood, view, leverages, pooled), smoother, gram, Pairs.of(mean, sd))
-    return LogVariances(coef, mean, sd, rows, view, varying, squares)
+    return LogVariances(coef, mean, sd, rows, view, varying, squares, gram[1:, 1:])
 
 
 def _settled(rows: Rows, sums: Callable[..., Any], smoother: _Smoother, gram: Array, pairs: Pairs) -> Array:

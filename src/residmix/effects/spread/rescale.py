@@ -74,7 +74,8 @@ class Rescaled:
     affine : Affine
         ``x - fitted``, or ``x + fitted`` if its sign is 1: then residuals come in and features go out.
     preserved : ndarray (k, d)
-        Coefficients of the preserved columns, which follow the removed ones in the design.
+        Coefficients of the preserved columns, the last ones of the design, or of all where preserved terms hold removed
+        ones.
     origin : ndarray (k,)
     offset : ndarray (d,)
         Preserved effects are ``(a - origin) @ preserved - offset``.
@@ -156,14 +157,14 @@ class Rescaled:
 
     def kept(self, block: Block) -> Array:
         """Return the preserved effects of rows, about their mean, (b, d)."""
-        kept: Array = (block.design[:, len(self.affine.coef) :] - self.origin) @ self.preserved
+        kept: Array = (block.design[:, block.design.shape[1] - len(self.origin) :] - self.origin) @ self.preserved
         kept -= self.offset
         return kept
 
     def kept_along(self, block: Block, axes: Array) -> Array:
         """Return the preserved effects along some axes (d, K), (b, K)."""
         design = np.ones((block.n_rows, len(self.origin) + 1))
-        np.subtract(block.design[:, len(self.affine.coef) :], self.origin, out=design[:, :-1])
+        np.subtract(block.design[:, block.design.shape[1] - len(self.origin) :], self.origin, out=design[:, :-1])
         return np.asarray(design @ (np.vstack([self.preserved, -self.offset]) @ axes))
 
     def select(self, features: NDArray[np.integer[Any]]) -> Rescaled:
@@ -180,8 +181,14 @@ class Rescaled:
         )
 
 
-def rescaled(affine: Affine, fit: LinearFit, scale: Scale) -> Rescaled:
-    """Return the map for `affine`, which removes (or adds back) the first columns of `fit`."""
-    kept = slice(len(affine.coef), None)
-    offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], fit.coef[kept])
-    return Rescaled(affine, fit.coef[kept], fit.origin_a[kept], offset, scale)
+def rescaled(affine: Affine, fit: LinearFit, scale: Scale, *, shared: bool = False) -> Rescaled:
+    """Return the map for `affine`, which removes (or adds back) the first columns of `fit`.
+
+    What preserved terms share with these (`shared`) is no preserved effect, which then depends on all columns.
+    """
+    p = len(affine.coef)
+    kept, coef = slice(0 if shared else p, None), fit.coef
+    if shared:
+        coef = np.vstack([coef[:p] - affine.coef, coef[p:]])
+    offset = np.einsum("dk,kd->d", fit.offset_a[fit.group][:, kept], coef[kept])
+    return Rescaled(affine, coef[kept], fit.origin_a[kept], offset, scale)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residmix.effects.pooled.by_level import Still
+from residmix.effects.spread.leverages import Leverages
 from residmix.effects.spread.steps import Pairs, Steps, beginning, bounded, pinv, spread_of
 from residmix.errors import DesignWarning, warn
 from residmix.moments.erase import column_scale
@@ -93,6 +94,10 @@ class LogVariances:
     varying : ndarray of bool (d,)
     squares : ndarray (d,)
         Sum of squares of the residuals.
+    scatter : ndarray (q, q)
+        Of the standardised columns, over all rows.
+    removed : ndarray (q, d) or None
+        Coefficients to remove of the design columns, where they aren't those of the fit.
     """
 
     coef: Array
@@ -102,6 +107,8 @@ class LogVariances:
     view: View
     varying: NDArray[np.bool_]
     squares: Array
+    scatter: Array
+    removed: Array | None = None
 
     def scale(
         self, columns: NDArray[np.intp], width: int, *, still: tuple[Still, ...] = (), features: Sequence[Any] = ()
@@ -127,7 +134,7 @@ class LogVariances:
         """Return `scale` of several columns and widths, in one pass over the rows."""
         removed = [np.zeros((width, self.coef.shape[1])) for _, width in parts]
         for own, (columns, _) in zip(removed, parts, strict=True):
-            own[columns] = self.coef[1 + columns]
+            own[columns] = (self.coef[1:] if self.removed is None else self.removed)[columns]
         found, lowest = fold(self.rows, partial(_norm, self.view, self.coef, removed), _add_and_lowest)
         flat = self.varying & (lowest < np.log(10 * _FLOOR))
         if flat.any() and len(features):
@@ -143,43 +150,6 @@ class LogVariances:
             slopes = np.where(use, 0.5 * own / self.sd[: len(own), None], 0.0)
             scales.append(Scale(self.mean[: len(own)], np.where(use, 0.5 * norm, 0.0), slopes, still))
         return scales
-
-
-@dataclass(frozen=True)
-class Leverages:
-    """Leverages of rows in the fit of the mean, whose rows are those that a feature has; a row of weight 2 is two rows.
-
-    Attributes
-    ----------
-    inverse : ndarray (g, q + 1, q + 1)
-        Of Gram matrices of [1, standardised design].
-    group : ndarray of int (d,) or None
-        Which one each feature has; None if all have the same.
-    """
-
-    inverse: Array
-    group: NDArray[np.int64] | None = None
-
-    @classmethod
-    def of(cls, gram: Array, moments: LinearMoments, group: NDArray[np.int64], mean: Array, sd: Array) -> Leverages:
-        """Return those of all rows, from their Gram matrix, or with gaps of the rows of each group of features."""
-        if len(moments.weight) == 1 < len(group):
-            return cls(pinv(gram, 1e-13)[None])
-        _, first = np.unique(group, return_index=True)
-        inverse = np.empty((len(first), *gram.shape))
-        for g, j in enumerate(first):
-            own = np.zeros_like(gram)
-            own[1:, 1:] = moments.s_aa[j] / sd[:, None] / sd
-            at = np.append(1.0, (moments.mean_a[j] - mean) / sd)
-            own += moments.weight[j] * np.outer(at, at)
-            inverse[g] = pinv(own, 1e-13)
-        return cls(inverse, group)
-
-    def free(self, a: Array) -> Array:
-        """Return the share of each row's square that the fit of the mean leaves, 1 - h, (b, 1) or (b, d)."""
-        free = np.stack([1.0 - np.sum((a @ inverse) * a, axis=1) for inverse in self.inverse], axis=1)
-        free = np.clip(free, 0.0, 1.0)
-        return np.asarray(free if self.group is None else free[:, self.group])
 
 
 def fit_log_variances(
@@ -266,7 +236,7 @@ def fit_log_variances(
     else:
         tell_unsettled(moving, 1e-7, _MAX_PASSES)
     coef[used] += step
-    return LogVariances(coef, mean, sd, rows, view, varying, squares)
+    return LogVariances(coef, mean, sd, rows, view, varying, squares, about_mean[1:, 1:])
 
 
 def tell_unsettled(moving: Array, settled: float, passes: int) -> None:

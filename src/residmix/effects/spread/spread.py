@@ -11,6 +11,7 @@ import numpy as np
 from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.effects.effect import Effect, need_dense
+from residmix.effects.marginal import recoded, shared
 from residmix.effects.mean.blup import Blup
 from residmix.effects.pooled.by_level import Still, still_levels, tell_still
 from residmix.effects.removal import LinearRemoval
@@ -74,7 +75,11 @@ class Spread:
         still = still_levels(rows, design)
         tell_still(still, design, features, _ONLY_MEAN)
         told: dict[str, Any] = {"still": tuple(still.values()), "features": features}
-        variances = log_variances(rows, found, design, self._terms(design), tuple(still.values()))
+        terms = self._terms(design)
+        variances = log_variances(rows, found, design, terms, tuple(still.values()))
+        if (held := shared(terms, found.moments.linear)) is not None:
+            sd = variances.sd[:, None]
+            variances = replace(variances, removed=sd * recoded(variances.coef[1:] / sd, held))
         scale = variances.scale(np.arange(design.n_removed), design.n_removed, **told)
         if combinations := empty(design, found.fit, moments):
             coef, moved = with_sums(combinations, scale.coef, scale.origin)

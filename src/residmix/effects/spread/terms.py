@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from residmix.effects.pooled.by_level import Still
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.spread.curved import fit_curved_log_variances
 from residmix.effects.spread.scale import LogVariances, fit_log_variances
+from residmix.moments.solving.aliased import least_contributions
 from residmix.rows.rows import Rows
 
 __all__ = ["columns_of", "log_variances", "spread_terms"]
@@ -79,4 +82,15 @@ def log_variances(
     seen = (rows, found.everything(), found.moments.linear, found.fit.group)
     if random or any(term.kind == "smooth" for term in terms):
         return fit_curved_log_variances(*seen, design, random, terms=terms, still=still)
-    return fit_log_variances(*seen, columns=columns_of(terms), still=still, start=start)
+    return _settled(fit_log_variances(*seen, columns=columns_of(terms), still=still, start=start), found, terms)
+
+
+def _settled(variances: LogVariances, found: LinearRemoval, terms: Sequence[Term]) -> LogVariances:
+    """Return the same log variances with the smallest contributions of aliased terms, as effects on the mean have."""
+    if not any(null.shape[1] for null in found.fit.null):
+        return variances
+    columns, coef = columns_of(terms), variances.coef.copy()
+    ends = np.cumsum([0, *(term.columns.stop - term.columns.start for term in terms)]).tolist()
+    parts = [replace(term, columns=slice(*pair)) for term, pair in zip(terms, pairwise(ends), strict=True)]
+    coef[1 + columns] = least_contributions(variances.scatter[np.ix_(columns, columns)], parts) @ coef[1 + columns]
+    return replace(variances, coef=coef)
