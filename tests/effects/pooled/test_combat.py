@@ -279,3 +279,42 @@ def test_a_level_that_its_own_lines_fit_exactly_is_told_whatever_the_order_of_ro
         found.append(residual[np.argsort(order)])
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["eb", "eb-one-row", "eb-nonparametric", "eb-robust"])
+@pytest.mark.parametrize("scale", [False, True])
+def test_features_without_values_in_a_batch_say_nothing_of_the_others_there(kind, scale):
+    if scale and kind == "eb-one-row":
+        return
+    rng = np.random.default_rng(0)
+    metadata = pd.DataFrame({"site": np.repeat(["a", "b", "c"], 20), "age": rng.normal(size=60)})
+    X = rng.normal(size=(60, 8)) * rng.uniform(0.5, 2.0, 8) + np.outer(metadata["site"] == "b", rng.normal(1, 0.5, 8))
+    X[40:, 6:] += 50.0
+    X[:20, 6:] = np.nan
+    options = {"shrinkage": {"site": kind}, "scale": scale, "check_leakage": False}
+    with pytest.warns(DesignWarning, match="no values"):
+        found = Residualizer("site + age", **options).fit_transform(X, metadata=metadata)
+    expected = Residualizer("site + age", **options).fit_transform(X[:, :6], metadata=metadata)
+    assert_allclose(found[:20, :6], expected[:20], rtol=0, atol=1e-10)
+    assert np.isfinite(found[20:]).all()
+    metadata["site"] = metadata["site"].map({"a": "z", "b": "m", "c": "b"})
+    with pytest.warns(DesignWarning, match="no values"):
+        renamed = Residualizer("site + age", **options).fit_transform(X, metadata=metadata)
+    assert_allclose(renamed, found, rtol=0, atol=1e-8)
+
+
+def test_ratios_of_single_values_say_nothing_of_the_others():
+    rng = np.random.default_rng(0)
+    gamma, delta = rng.normal(size=(1, 9)), rng.gamma(5.0, 0.2, (1, 9))
+    n = np.array([[20.0] * 6 + [1.0] * 3])
+    delta[n < 2] = 0.0  # of a value about itself
+    shifts, ratios = posterior(gamma, delta, n)
+    # Johnson et al. (2007), by hand: moments of the prior over six ratios, all nine shifts, and the fixed point
+    mean, vary = delta[0, :6].mean(), delta[0, :6].var(ddof=1)
+    shape, rate = 2.0 + mean**2 / vary, mean * (vary + mean**2) / vary
+    spread = gamma.var(ddof=1)
+    at = 20.0 * spread * gamma[0, :6] + ratios[0, :6] * gamma.mean()
+    assert_allclose(shifts[0, :6], at / (20.0 * spread + ratios[0, :6]), rtol=1e-12)
+    squares = 19.0 * delta[0, :6] + 20.0 * (gamma[0, :6] - shifts[0, :6]) ** 2
+    assert_allclose(ratios[0, :6], (0.5 * squares + rate) / (10.0 + shape - 1.0), rtol=1e-12)
+    assert_allclose(ratios[0, 6:], 1.0)

@@ -293,7 +293,7 @@ class EmpiricalBayes:
             if free:
                 gamma, _ = free_posterior(gamma, delta, n)
             else:
-                gamma = posterior_shift(gamma, delta, np.ones_like(gamma) if kind == "eb-one-row" else n)
+                gamma = posterior_shift(gamma, delta, np.sign(n) if kind == "eb-one-row" else n)
         if levels.reference is not None:
             gamma[levels.reference], delta[levels.reference] = 0.0, 1.0
         return gamma, delta

@@ -30,7 +30,7 @@ def free_posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
     gamma, delta : ndarray (K, d)
         Estimated shifts and variance ratios (divisor n - 1).
     n : ndarray (K, d)
-        Number of rows behind each. A level with one row has no ratio; it keeps 1.
+        Number of rows behind each. A level with one row has no ratio; it keeps 1. Features without any are no draws.
 
     References
     ----------
@@ -42,6 +42,8 @@ def free_posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
         own = np.where(single, 1.0, delta[k])
         shifts[k], ratios[k] = _of_level(gamma[k], np.maximum(own, np.finfo(float).tiny), n[k])
         ratios[k][single] = 1.0
+        if np.count_nonzero(n[k]) == 1:  # no draws for the only feature with values
+            shifts[k][n[k] > 0], ratios[k][n[k] > 0] = gamma[k][n[k] > 0], own[n[k] > 0]
     return shifts, ratios
 
 
@@ -59,6 +61,7 @@ def _of_level(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
         stop = min(start + step, d)
         weights = datum[start:stop] @ draw
         weights[np.arange(stop - start), np.arange(start, stop)] = -np.inf
+        weights[:, n == 0] = -np.inf
         weights -= weights.max(axis=1, keepdims=True)
         np.exp(weights, out=weights)
         out[start:stop] = weights @ values

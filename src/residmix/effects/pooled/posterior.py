@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 def posterior_shift(gamma: Array, delta: Array, n: Array) -> Array:
     r"""Posterior mean of shifts (K, d), :math:`(n \tau^2 \hat\gamma + \delta \bar\gamma) / (n \tau^2 + \delta)`."""
-    common, spread = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
+    common, spread = _over_features(gamma, np.broadcast_to(n > 0, gamma.shape))
     mean: Array = (n * spread * gamma + delta * common) / (n * spread + delta)
     return mean
 
@@ -25,13 +25,13 @@ def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
     gamma, delta : ndarray (K, d)
         Estimated shifts and variance ratios (divisor n - 1). A level with one row has no ratio; it keeps 1.
     n : ndarray (K, d)
-        Rows behind each.
+        Rows behind each. Features without any say nothing of the prior, and get its mean.
     """
-    common, between = gamma.mean(axis=1, keepdims=True), gamma.var(axis=1, ddof=1, keepdims=True)
     single = n < 2
-    mean = delta.mean(axis=1, keepdims=True)
+    common, between = _over_features(gamma, n > 0)
+    mean, vary = _over_features(delta, ~single)
     # Equal ratios in all features would make the prior infinitely sharp.
-    vary = np.maximum(delta.var(axis=1, ddof=1, keepdims=True), 1e-14 * mean**2 + 1e-300)
+    vary = np.maximum(vary, 1e-14 * mean**2 + 1e-300)
     shape, rate = (2 * vary + mean**2) / vary, (mean * vary + mean**3) / vary
     inside = (n - 1) * delta
     ratio = np.where(single, 1.0, delta)
@@ -44,3 +44,13 @@ def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
         if moved <= 1e-14:
             break
     return (n * between * gamma + ratio * common) / (n * between + ratio), ratio
+
+
+def _over_features(values: Array, have: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Return mean and variance, (K, 1) each, over the features that have values."""
+    if have.all() or not have.any():
+        return values.mean(axis=1, keepdims=True), values.var(axis=1, ddof=1, keepdims=True)
+    count = have.sum(axis=1, keepdims=True)
+    mean = np.sum(values, axis=1, keepdims=True, where=have) / np.maximum(count, 1)
+    squares = np.sum((values - mean) ** 2, axis=1, keepdims=True, where=have)
+    return mean, squares / np.maximum(count - 1, 1)

@@ -113,7 +113,7 @@ class LaterBatches:
             if frozen.log_sd is None and free:
                 gamma, _ = free_posterior(gamma, np.ones_like(gamma), rows)
             elif frozen.log_sd is None:
-                gamma = posterior_shift(gamma, np.ones_like(gamma), np.ones_like(rows) if frozen.one_row else rows)
+                gamma = posterior_shift(gamma, np.ones_like(gamma), np.sign(rows) if frozen.one_row else rows)
             else:
                 delta = within[None, usable] / np.maximum(rows - 1, 1) / pooled**2
                 gamma, delta = (free_posterior if free else posterior)(gamma, delta, rows)
