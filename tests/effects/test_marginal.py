@@ -196,3 +196,12 @@ def test_left_out_rows_cannot_have_what_a_preserved_interaction_shares(table):
     model = Residualizer("site", preserve="sex + site:sex", residuals="loo", check_leakage=False)
     with pytest.raises(ValueError, match=r"loo.* preserved interaction that holds a removed term; use .*cross-fitted"):
         model.fit_transform(X[metadata["site"] != "F"], metadata=metadata[metadata["site"] != "F"])
+
+
+@pytest.mark.parametrize("formula", ["site*sex", "site*age"])
+def test_spreads_of_random_effects_depend_on_no_names_or_origins_either(table, formula):
+    X, metadata = table
+    how = {"shrinkage": {"site": "blup"}, "scale": True, "check_leakage": False}
+    one = residuals(formula, how, X, metadata)
+    two = residuals(formula, how, X, renamed(metadata).assign(age=metadata["age"] - 500))
+    assert_allclose(one, two, rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term
+from residmix.effects.marginal import marginal
 from residmix.effects.mean.curved import Coordinates, coordinates
 from residmix.effects.mean.reml import chunks, known_noise_ratios, membership, solved
 from residmix.effects.pooled.by_level import Still
@@ -68,7 +70,11 @@ def fit_curved_log_variances(
     (free_gram,) = fold(rows, partial(passes._free_gram, mean, sd, Leverages(inverse[None])), passes._add)
     leverages = Leverages.of(gram, moments, group, mean, sd)
 
-    smoother = _Smoother(coordinates(design, random, terms), sd, 0.5 * free_gram, rows.n_features)
+    where = coordinates(design, random, terms)
+    if (changed := marginal(design, moments, random)) is not None:
+        back = np.linalg.inv(changed[int(np.argmax(moments.weight))])
+        where = replace(where, fixed=back @ where.fixed, turn=back @ where.turn)
+    smoother = _Smoother(where, sd, 0.5 * free_gram, rows.n_features)
     coef = _settled(rows, partial(passes._likelihood, view, leverages, pooled), smoother, gram, Pairs.of(mean, sd))
     return LogVariances(coef, mean, sd, rows, view, varying, squares, gram[1:, 1:])
 
