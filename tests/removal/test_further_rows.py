@@ -71,3 +71,17 @@ def test_further_rows_of_a_level_that_the_first_ones_lack_are_refused(on_unknown
     with pytest.raises(ValueError, match="did not see: 'c'"):
         model.forget(frame[15:25])
     np.testing.assert_array_equal(model.coef_, before)
+
+
+@pytest.mark.parametrize("on_unknown", ["error", "mean"])
+@pytest.mark.parametrize("formula", ["site", "site*sex"])
+def test_rows_without_weight_at_a_level_of_their_own_are_as_new_ones(on_unknown, formula):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"site": np.repeat(["a", "b", "c"], 12), "sex": ["f", "m"] * 18, "x": rng.normal(size=36)})
+    weight = np.repeat([1.0, 2.0, 0.0], 12)
+    model = rm.Residualizer(formula, on_unknown=on_unknown, check_leakage=False)
+    found = model.fit_transform(frame, sample_weight=weight)
+    np.testing.assert_array_equal(found, model.transform(frame))
+    assert np.isnan(found[24:]).all() == (on_unknown == "error")
+    known = rm.Residualizer(formula, check_leakage=False).fit_transform(frame[:24], sample_weight=weight[:24])
+    np.testing.assert_allclose(found[:24], known, atol=1e-12)

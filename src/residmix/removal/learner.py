@@ -129,7 +129,10 @@ class Learner(Scores, Told):
         return self.rows_of(table, design=design, preserved=self._found.needs_preserved, allow_nan=True)
 
     def _remover(self, sign: int = -1) -> Any:
-        remove = self._found.remover(sign, new=self.new_levels_, shrink=self.on_unknown == "shrink")
+        return self._withheld(self._found.remover(sign, new=self.new_levels_, shrink=self.on_unknown == "shrink"))
+
+    def _withheld(self, remove: Any) -> Any:
+        """Return the map with NaN for levels that a feature lacked, unless `on_unknown` allows what is expected."""
         if not isinstance(self._found, LinearRemoval) or self._found.random:
             return remove
         return withheld(remove, self.design_, self._found.fit, self._found.moments, self.on_unknown)

@@ -251,7 +251,7 @@ class Residualizer(Learner):
         if self.residuals == "loo":
             penalty = cast(LeastSquares, effect_of(self)).penalty(self.design_, self._linear.moments.linear)
             return collect(rows, leave_one_out(self._linear, penalty))
-        return collect(rows, self._found.remover())
+        return collect(rows, self._withheld(self._found.remover()))
 
     @keeps_notes
     def partial_fit(self, X: Any, y: Any = None, *, metadata: Any = None, sample_weight: Any = None) -> Self:
