@@ -94,3 +94,14 @@ def test_known_noise_has_the_restricted_likelihood_of_its_model():
                 moved = found[:, j] * np.where(np.arange(2) == t, factor, 1.0)
                 assert deviance(j, moved) >= deviance(j, found[:, j]) - 1e-9
                 assert deviance(j, moved + (np.arange(2) == t) * 1e-3) >= deviance(j, found[:, j]) - 1e-9
+
+
+@pytest.mark.filterwarnings("ignore::residmix.errors.ResidmixWarning")
+@pytest.mark.parametrize("seed", [41, 43, 45, 50])
+def test_more_columns_than_rows_are_no_failure_of_linear_algebra(seed):
+    # two curves of nine columns each on a dozen rows: ratios run to their bound, where rounding exceeds the identity
+    rng = np.random.default_rng(seed)
+    metadata = pd.DataFrame({"age": rng.normal(50, 10, 12), "sex": rng.choice(["F", "M"], 12)})
+    X = rng.normal(size=(12, 3))
+    model = rm.Residualizer("s(age, by=sex) + sex", scale=True, check_leakage=False)
+    assert np.isfinite(model.fit_transform(X, metadata=metadata)).all()

@@ -150,7 +150,13 @@ def inverse(own: Array, root: Array) -> tuple[Array, Array]:
     """Return B (c, r, r), and minus its log determinant."""
     A = root[:, :, None] * own * root[:, None, :]
     np.einsum("cii->ci", A)[...] += 1.0
-    factor = np.linalg.cholesky(A)
+    try:
+        factor = np.linalg.cholesky(A)
+    except np.linalg.LinAlgError:
+        # with more columns than rows, large ratios make rounding of G exceed the identity
+        values, vectors = np.linalg.eigh(A)
+        values = np.maximum(values, 1.0)
+        return (vectors / values[:, None, :]) @ np.swapaxes(vectors, 1, 2), np.log(values).sum(axis=1)
     inverse: Array = np.linalg.inv(A).astype(np.float64, copy=False)
     return inverse, 2.0 * np.log(np.einsum("cii->ci", factor)).sum(axis=1)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from residmix.effects.random.predicted import RandomEffects, generalised_inverse, level_indicators
@@ -104,13 +104,16 @@ def _spread(gains: Array, parts: list[slice]) -> Array:
 def _solve(own: Array, gains: Array, turned: Array) -> tuple[Array, Array, float]:
     """Return T c, the diagonal of T, and log |I + Gamma^(1/2) G Gamma^(1/2)|; all of order 1 whatever the ratios."""
     root = np.sqrt(gains)
-    factor = cho_factor(np.eye(len(root)) + root[:, None] * own * root, lower=True)
-    inverse = cho_solve(factor, np.eye(len(root)))
-    return (
-        root * (inverse @ (root * turned)),
-        gains * np.diagonal(inverse),
-        2.0 * float(np.log(np.diagonal(factor[0])).sum()),
-    )
+    A = np.eye(len(root)) + root[:, None] * own * root
+    try:
+        factor = cho_factor(A, lower=True)
+    except LinAlgError:  # large ratios make rounding of G exceed the identity
+        values, vectors = np.linalg.eigh(A)
+        values = np.maximum(values, 1.0)
+        inverse, size = (vectors / values) @ vectors.T, float(np.log(values).sum())
+    else:
+        inverse, size = cho_solve(factor, np.eye(len(root))), 2.0 * float(np.log(np.diagonal(factor[0])).sum())
+    return root * (inverse @ (root * turned)), gains * np.diagonal(inverse), size
 
 
 def _ratios(own: Array, turned: Array, total: float, degrees: float, parts: list[slice]) -> Array:

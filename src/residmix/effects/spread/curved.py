@@ -164,7 +164,11 @@ class _Smoother:
             diagonal[:, width:] += 1.0
             slope = np.einsum("cqi,qc->ci", to, score[:, at])
             slope[:, width:] -= bends[:, at].T
-            step[:, at] = np.einsum("cqi,ci->qc", to, np.linalg.solve(M, slope[:, :, None])[:, :, 0])
+            try:
+                along = np.linalg.solve(M, slope[:, :, None])[:, :, 0]
+            except np.linalg.LinAlgError:  # a spread that has run away leaves no information
+                along = np.einsum("cij,cj->ci", np.linalg.pinv(M, rcond=1e-14, hermitian=True), slope)
+            step[:, at] = np.einsum("cqi,ci->qc", to, along)
         return step
 
     def _root(self) -> Array:
