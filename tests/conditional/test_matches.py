@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from residmix.conditional.matches import likely_matches
+from residmix.conditional.starts.matches import likely_matches
 from residmix.mixture.params import make_params
 from residmix.mixture.selection.merging import merged_down
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import residmix as rm
-from residmix.conditional import starts
+from residmix.conditional.starts import search as starts
 from residmix.errors import DegenerateComponentWarning
 from residmix.mixture.starts.labels import params_of_labels
 from residmix.rows.rows import ArrayRows

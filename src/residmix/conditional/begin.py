@@ -18,7 +18,7 @@ from residmix.conditional.own.labels import own_params_of_labels
 from residmix.conditional.own.permuted import tell_of_permuted
 from residmix.conditional.own.starts import own_starts, with_own_effects
 from residmix.conditional.own.unseen import tell_of_unseen
-from residmix.conditional.starts import conditional_starts, constant_gate
+from residmix.conditional.starts import Sought, conditional_starts, constant_gate
 from residmix.design.fit import Design, fit_design, joined_designs
 from residmix.design.formula.parser import formula_columns
 from residmix.errors import CollinearityWarning, note, warn
@@ -230,20 +230,24 @@ class ConditionalFit(ConditionalDensity):
         yield from self._with_groups(rows, starts)
 
     def _found_starts(self, rows: Rows, K: int, kind: str, given: dict[str, Floats | None]) -> list[MixtureParams]:
-        rows, random_state = self._whole(rows), check_random_state(self.random_state)
-        alike: dict[str, Any] = {
-            "covariance_type": kind,
-            "reg_covar": self._start_floor,
-            "gated": self._gated,
-            "widths": self._to_residual.widths,
-            "n_init": self.n_init,
-            "finish": self._run,
-            "random_state": random_state,
-        }
-        shared = conditional_starts(rows, K, joint=self._joint, init_params=self._init_params, given=given, **alike)
+        rows = self._whole(rows)
+        sought = Sought(
+            K, kind, self._start_floor, self._gated, self._to_residual.widths, check_random_state(self.random_state)
+        )
+        shared = conditional_starts(
+            rows,
+            sought,
+            joint=self._joint,
+            thorough=self._has_tails(),
+            n_init=self.n_init,
+            init_params=self._init_params,
+            given=given,
+            finish=self._run,
+        )
         if self.effects == "shared":
             return shared
-        return own_starts(rows, shared, more=all(value is None for value in given.values()), **alike)
+        more = all(value is None for value in given.values())
+        return own_starts(rows, shared, sought, more=more, n_init=self.n_init, finish=self._run)
 
     def _last_params(self, n_features: int) -> MixtureParams:
         """Return where the last fit ended, if this one can go on from there."""

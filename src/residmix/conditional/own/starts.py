@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from residmix.conditional.coordinates import Widths
 from residmix.conditional.own.labels import own_params_of_labels
-from residmix.conditional.starts import Group, constant_gate, gate_from, groups_of
-from residmix.em.loop import EMState, run_em
+from residmix.conditional.starts import Group, Sought, best_of_short, constant_gate, gate_from, groups_of
+from residmix.em.loop import EMState
 from residmix.kernels.clusters import lloyd, seed
-from residmix.mixture.iteration.estep import mixture_block_rows
 from residmix.mixture.iteration.step import MixtureEM
 from residmix.mixture.params import MixtureParams, SingularCovarianceError, params_as
 from residmix.mixture.starts import subsample
@@ -38,8 +37,7 @@ State = EMState[MixtureParams]
 PARTITION_ROWS = 1500
 PARTITIONS = 12
 ASSIGNMENTS = 6
-# Iterations of short runs, and how many runs go on.
-SHORT_ITERATIONS = (10, 40)
+# Starts that go on after a few iterations, and those that are run to the end.
 KEPT = (4, 2)
 
 
@@ -54,15 +52,11 @@ def with_own_effects(params: MixtureParams) -> MixtureParams:
 def own_starts(
     rows: Rows,
     shared: list[MixtureParams],
+    sought: Sought,
     *,
     more: bool,
-    covariance_type: str,
-    reg_covar: float,
-    gated: bool,
-    widths: Widths,
     n_init: int,
     finish: Callable[[MixtureEM, MixtureParams], State],
-    random_state: np.random.RandomState,
 ) -> list[MixtureParams]:
     """Return where to begin, first where the likeliest fit with a shared effect ends.
 
@@ -72,61 +66,45 @@ def own_starts(
         Least-squares residuals and orthonormal design rows.
     shared : list of MixtureParams
         Where fits with a shared effect begin.
+    sought : Sought
     more : bool
         Whether other starts are looked for, too: not where the user gave one.
-    covariance_type, reg_covar, gated, widths, n_init, finish, random_state
+    n_init, finish
         As in :func:`residmix.conditional.starts.conditional_starts`.
     """
     ended: list[State] = []
     for start in shared:
         # a start that collapses is reported where all starts are run, if none is left
         with suppress(SingularCovarianceError):
-            ended.append(finish(MixtureEM(rows, reg_covar), start))
+            ended.append(finish(MixtureEM(rows, sought.reg_covar), start))
     K, r = shared[0].n_components, shared[0].n_design
     if not ended:
         return [with_own_effects(start) for start in shared]
     best = max(ended, key=lambda state: state.log_likelihood).params
     if K == 1 or r == 0 or not more:
         return [with_own_effects(best)]
-    block = subsample(rows, K, random_state)
+    block = subsample(rows, K, sought.random_state)
     found = [with_own_effects(start) for start in shared]
-    found += _matched_groups(block, K, covariance_type, reg_covar, gated, random_state, widths)
+    found += _matched_groups(block, sought)
     for _ in range(n_init):
-        found += _partitioned(block, K, covariance_type, reg_covar, gated, random_state, widths)
-    few = ArrayRows(block.X, block.design, (), block.weight, mixture_block_rows(block.X.shape[1], K))
-    em = MixtureEM(few, reg_covar)
-    for iterations, kept in zip(SHORT_ITERATIONS, KEPT, strict=True):
-        runs: list[State] = []
-        for start in found:
-            with suppress(SingularCovarianceError):
-                runs.append(run_em(em, start, tol=1e-5, max_iter=iterations))
-        runs.sort(key=lambda state: -state.log_likelihood)
-        found = [state.params for state in runs[:kept]]
-    return [with_own_effects(best), *found]
+        found += _partitioned(block, sought)
+    return [with_own_effects(best), *best_of_short(block, found, sought, KEPT)]
 
 
-def _matched_groups(
-    block: Block,
-    K: int,
-    covariance_type: str,
-    reg_covar: float,
-    gated: bool,
-    random_state: np.random.RandomState,
-    widths: Widths,
-) -> Iterator[MixtureParams]:
+def _matched_groups(block: Block, sought: Sought) -> Iterator[MixtureParams]:
     """Yield the starts that come of mixtures of rows with like metadata, matched with the largest group's."""
-    u = block.design
-    indices = groups_of(u, K, block.X.shape[1], random_state)
+    K = sought.n_components
+    indices = groups_of(block.design, K, block.X.shape[1], sought.random_state)
     if len(indices) < 2:
         return
     with suppress(SingularCovarianceError):
-        parts = [Group.of(block, index, K, covariance_type, reg_covar, random_state) for index in indices]
+        parts = [Group.of(block, index, sought, sought.covariance_type) for index in indices]
         first, *others = [part.mixture for part in parts]
         for cost in (_look, _place):
-            order = [np.arange(K)] + [linear_sum_assignment(cost(first, other, gated))[1] for other in others]
+            order = [np.arange(K)] + [linear_sum_assignment(cost(first, other, sought.gated))[1] for other in others]
             mixtures = zip([first, *others], order, strict=True)
             means, weights = zip(*((one.means[own], one.weights[own]) for one, own in mixtures), strict=True)
-            yield _regressed(parts, np.stack(means), np.stack(weights), covariance_type, gated, widths)
+            yield _regressed(parts, np.stack(means), np.stack(weights), sought)
 
 
 def _look(one: MixtureParams, other: MixtureParams, gated: bool) -> Floats:
@@ -148,12 +126,10 @@ def _place(one: MixtureParams, other: MixtureParams, gated: bool) -> Floats:
     return np.asarray(np.einsum("kli,kli->kl", apart, np.linalg.solve(pooled, apart[..., None])[..., 0]))
 
 
-def _regressed(
-    parts: list[Group], means: Floats, weights: Floats, covariance_type: str, gated: bool, widths: Widths
-) -> MixtureParams:
+def _regressed(parts: list[Group], means: Floats, weights: Floats, sought: Sought) -> MixtureParams:
     """Regress the means (G, K, d) and weights (G, K) of groups on where they are, component by component."""
     every = np.stack([part.centre for part in parts])
-    places, centres = widths.of_gate(every), widths.of_effects(every)
+    places, centres = sought.widths.of_gate(every), sought.widths.of_effects(every)
     sizes = np.array([len(part.x) for part in parts], dtype=float)
     middle, root = np.average(centres, axis=0, weights=sizes), np.sqrt(sizes)[:, None]
     common = np.average(means, axis=0, weights=sizes)
@@ -161,24 +137,17 @@ def _regressed(
     slopes: Floats = np.asarray(np.linalg.lstsq(root * (centres - middle), away, rcond=1e-8)[0], dtype=np.float64)
     coef = slopes.reshape(-1, *common.shape).swapaxes(0, 1)
     total = np.maximum(np.average(weights, axis=0, weights=sizes), 1e-12)
-    start = params_as(parts[0].mixture, covariance_type)
+    start = params_as(parts[0].mixture, sought.covariance_type)
     start = replace(start, weights=total / total.sum(), means=common - middle @ coef, coef=np.ascontiguousarray(coef))
-    return replace(start, gate=gate_from(start.weights, weights, places, sizes)) if gated else start
+    return replace(start, gate=gate_from(start.weights, weights, places, sizes)) if sought.gated else start
 
 
-def _partitioned(
-    block: Block,
-    K: int,
-    covariance_type: str,
-    reg_covar: float,
-    gated: bool,
-    random_state: np.random.RandomState,
-    widths: Widths,
-) -> Iterator[MixtureParams]:
+def _partitioned(block: Block, sought: Sought) -> Iterator[MixtureParams]:
     """Yield the starts that come of clusterwise regressions from several partitions."""
+    K, random_state = sought.n_components, sought.random_state
     step = -(-block.n_rows // PARTITION_ROWS)
     block = block.select(np.arange(0, block.n_rows, step))
-    u = widths.of_effects(block.design)
+    u = sought.widths.of_effects(block.design)
     w = np.ones(block.n_rows) if block.weight is None else block.weight
     x = np.asarray(block.X, dtype=np.float64)
     scale = np.sqrt(np.average(x**2, axis=0, weights=w))
@@ -195,8 +164,10 @@ def _partitioned(
         if found is None:
             continue
         with suppress(SingularCovarianceError, ValueError):
-            start = own_params_of_labels(rows, found, K, covariance_type=covariance_type, reg_covar=reg_covar)
-            yield replace(start, gate=constant_gate(start.weights, widths.gate)) if gated else start
+            how: dict[str, Any] = {"covariance_type": sought.covariance_type, "reg_covar": sought.reg_covar}
+            start = own_params_of_labels(rows, found, K, **how)
+            gate = constant_gate(start.weights, sought.widths.gate) if sought.gated else None
+            yield replace(start, gate=gate)
 
 
 def _clusterwise(v: Floats, x: Floats, w: Floats, labels: NDArray[np.integer], K: int) -> NDArray[np.intp] | None:
