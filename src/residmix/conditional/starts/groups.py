@@ -34,7 +34,7 @@ SHIFT_ITERATIONS = 5
 # A joint mixture falls behind the groups' own ones by half of the parameters that these have more, if it holds (Wilks
 # 1938), and by more where groups are small. The share of these parameters that it may fall behind by, and of the rows
 # that may be of other components.
-BEHIND, UNSURE = 0.8, 0.02
+BEHIND, UNSURE = 0.75, 0.1
 
 
 def groups_of(u: Floats, n_components: int, d: int, random_state: np.random.RandomState) -> list[NDArray[np.intp]]:

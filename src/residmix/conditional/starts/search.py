@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from residmix.conditional.starts.groups import Group, as_likely_as_groups, groups_of
 from residmix.conditional.starts.joined import constant_gate, joined, matched
-from residmix.conditional.starts.short import best_of_short, short_run
+from residmix.conditional.starts.short import best_of_short, settled, short_run
 from residmix.conditional.starts.sought import Sought
 from residmix.em.loop import EMState
 from residmix.mixture.iteration.step import MixtureEM
@@ -121,7 +121,7 @@ def _joint_starts(rows: Rows, sought: Sought, thorough: bool) -> tuple[list[Mixt
         if not thorough:
             first = short_run(block, next(matched(parts, sought)), sought).params
             if as_likely_as_groups(first, block, parts):
-                return [first], True
+                return [settled(block, first, sought)], True
     return best_of_short(block, _candidates(block, groups, parts, sought), sought, KEPT), False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +13,22 @@ from residmix.conditional.starts.sought import Sought
 from residmix.em.loop import EMState, run_em
 from residmix.mixture.iteration.estep import mixture_block_rows
 from residmix.mixture.iteration.step import MixtureEM
+from residmix.mixture.iteration.vector import acceleration
 from residmix.mixture.params import MixtureParams, SingularCovarianceError
-from residmix.mixture.starts.short_runs import different_runs
 from residmix.rows.block import Block
 from residmix.rows.rows import ArrayRows
 
-__all__ = ["best_of_short", "short_run"]
+__all__ = ["best_of_short", "settled", "short_run"]
 
 Floats = NDArray[np.float64]
 
 TOL = 1e-5
 # Iterations of all runs, and then of the best few.
 ITERATIONS = (10, 40)
+# Runs end at the same place if components lie so near, in the features' standard deviations.
+SAME = 0.03
+# The share of the tolerance that is left where there's one run only, and its iterations at most.
+SETTLED, SETTLING = 0.01, 100
 
 
 def best_of_short(
@@ -58,27 +63,43 @@ def short_run(
     block: Block, start: MixtureParams, sought: Sought, iterations: int = sum(ITERATIONS)
 ) -> EMState[MixtureParams]:
     """Return where a run on some rows ends."""
+    return run_em(_em(block, sought), start, tol=TOL, max_iter=iterations)
+
+
+def settled(block: Block, start: MixtureParams, sought: Sought) -> MixtureParams:
+    """Return where a run on some rows ends that has none beside it: it goes closer to the end than the best of many."""
+    how: dict[str, Any] = {"tol": SETTLED * TOL, "accelerate": acceleration(start, block.n_rows, moves=True)}
+    return run_em(_em(block, sought), start, max_iter=SETTLING, **how).params
+
+
+def _em(block: Block, sought: Sought) -> MixtureEM:
     size = mixture_block_rows(block.X.shape[1], sought.n_components)
-    rows = ArrayRows(block.X, block.design, (), block.weight, size)
-    return run_em(MixtureEM(rows, sought.reg_covar), start, tol=TOL, max_iter=iterations)
+    return MixtureEM(ArrayRows(block.X, block.design, (), block.weight, size), sought.reg_covar)
 
 
 def _different(found: list[MixtureParams], block: Block, most: int) -> list[MixtureParams]:
     """Return the first mixtures that differ in a component's weight, in where it is or in what metadata do to it."""
-    if not found:
-        return found
     spread = np.average(np.asarray(block.X, dtype=np.float64) ** 2, axis=0, weights=block.weight) ** 0.5
-    spread = np.where(spread > 0, spread, 1.0)
-    weights = np.stack([params.weights for params in found])
-    places = np.stack([_places(params) / spread for params in found])
-    # (runs, parts, K, d) to (parts d, runs, K)
-    runs, parts, K, d = places.shape
-    return [found[i] for i in different_runs(weights, places.transpose(1, 3, 0, 2).reshape(parts * d, runs, K), most)]
+    chosen, known = list[MixtureParams](), list[Floats]()
+    for params in found:
+        places = _places(params, np.where(spread > 0, spread, 1.0))
+        if not any(_alike(places, other) for other in known):
+            chosen.append(params)
+            known.append(places)
+        if len(chosen) == most:
+            break
+    return chosen
 
 
-def _places(params: MixtureParams) -> Floats:
-    """Return the means and coefficients of components, (1 + q, K, d)."""
+def _places(params: MixtureParams, spread: Floats) -> Floats:
+    """Return the weights, means and coefficients of components, (K, 1 + (1 + q) d)."""
     assert params.coef is not None
-    coef = params.coef if params.coef.ndim == 3 else params.coef[None]
-    each = np.broadcast_to(coef, (params.n_components, *coef.shape[1:]))
-    return np.concatenate([params.means[None], each.swapaxes(0, 1)])
+    K, coef = params.n_components, params.coef if params.coef.ndim == 3 else params.coef[None]
+    parts = params.means[:, None] / spread, np.broadcast_to(coef / spread, (K, *coef.shape[1:]))
+    return np.column_stack([params.weights, np.concatenate(parts, axis=1).reshape(K, -1)])
+
+
+def _alike(one: Floats, other: Floats) -> bool:
+    """Tell whether each component has one of the other near it."""
+    gap = np.sqrt(((one[:, None] - other) ** 2).sum(axis=2))
+    return bool((gap.min(axis=1) <= SAME).all())

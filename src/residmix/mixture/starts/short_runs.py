@@ -27,7 +27,7 @@ from residmix.mixture.starts.moves import moved
 from residmix.mixture.starts.sample import Sample, quantiles
 from residmix.rows.rows import ArrayRows, Rows
 
-__all__ = ["best_short_runs", "different_runs"]
+__all__ = ["best_short_runs"]
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -240,7 +240,7 @@ def _likeliest(runs: Runs, wanted: int, sample: Sample, ridge: float) -> NDArray
         front = order[:size]
         few = _spiky(runs.only(front), sample, ridge)
         first = front[~few] if size < len(order) else front[np.argsort(few, kind="stable")]
-        found = first[different_runs(weights[first], means[:, first], wanted)]
+        found = first[_different_runs(weights[first], means[:, first], wanted)]
         if len(found) == wanted or size >= len(order):
             break
     # what sits on a few rows now may grow yet: the likeliest one goes on, too
@@ -254,7 +254,7 @@ def _order(values: Floats) -> NDArray[np.intp]:
     return np.argsort(-np.round(values, 9), kind="stable")
 
 
-def different_runs(weights: Floats, means: Floats, wanted: int) -> NDArray[np.intp]:
+def _different_runs(weights: Floats, means: Floats, wanted: int) -> NDArray[np.intp]:
     """Return the first runs, weights (r, K) and means (d, r, K), that aren't on the way of one before them: where each
     component has one of that run near it.
     """
@@ -286,7 +286,7 @@ def _same_way(runs: Runs, before: Runs) -> bool:
     """Tell whether the first run of each is on the way to the same optimum."""
     K = runs.n_components
     weights = np.stack([runs.weights[:K], before.weights[:K]])
-    return len(different_runs(weights, np.stack([runs.means[:, :K], before.means[:, :K]], axis=1), 2)) == 1
+    return len(_different_runs(weights, np.stack([runs.means[:, :K], before.means[:, :K]], axis=1), 2)) == 1
 
 
 def _spiky(runs: Runs, sample: Sample, ridge: float) -> NDArray[np.bool_]:
