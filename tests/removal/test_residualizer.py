@@ -106,6 +106,30 @@ def test_metadata_whose_squares_are_no_numbers_are_refused_by_name(scale, n):
             call()
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": True}, {"alpha": 1.0}, {"shrinkage": "eb"}, {"shrinkage": {"C(site)": "blup"}}], ids=str
+)
+def test_features_whose_squares_are_no_numbers_are_refused_by_name(scale, options):
+    # they passed for constants, and pooled the others' effects with infinite ones
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(100, 3)), columns=list("xyz")).assign(site=np.arange(100) % 4)
+    table["y"] = (table["y"] + table["site"]) * scale
+    with pytest.raises(ValueError, match=r"feature 'y' has a standard deviation of \de[+-]\d+ or more, .* divide"):
+        Residualizer("C(site)", **options).fit(table)
+
+
+def test_features_of_any_size_whose_squares_are_numbers_and_tiny_constants_are_no_error():
+    rng = np.random.default_rng(0)
+    M, x = rng.normal(size=(500, 2)), rng.normal(size=(500, 4))
+    units = np.array([1e-140, 1e140, 1.0, 0.0])
+    x[:, 3] = 1e-200
+    expected = Residualizer().fit_transform(x[:, :3], metadata=M)
+    residual = Residualizer().fit_transform(x * np.where(units > 0, units, 1.0), metadata=M)
+    np.testing.assert_allclose(residual[:, :3] / units[:3], expected, atol=1e-12)
+    np.testing.assert_array_equal(residual[:, 3], 0.0)
+
+
 def test_huge_and_tiny_metadata_whose_squares_are_numbers_are_removed_and_constants_are_aliased():
     rng = np.random.default_rng(0)
     M, x = rng.normal(size=(500, 2)), rng.normal(size=(500, 3))

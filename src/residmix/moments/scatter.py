@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from residmix.rows.block import Block
 from residmix.rows.rows import Rows, fold
 
-__all__ = ["Scatter", "block_scatter", "check_design_moments", "check_magnitudes", "joint_scatter"]
+__all__ = [
+    "Scatter",
+    "block_scatter",
+    "check_design_moments",
+    "check_feature_moments",
+    "check_magnitudes",
+    "joint_scatter",
+]
 
 Array = NDArray[np.float64]
 
@@ -146,3 +153,22 @@ def check_design_moments(names: Sequence[str], moments: LinearMoments) -> None:
     with np.errstate(all="ignore"):
         variance = np.max(np.diagonal(moments.s_aa, axis1=1, axis2=2) / weight[:, None], axis=0)
         check_magnitudes(names, moments.mean_a[0], variance, moments.s_ax / weight, moments.s_xx / weight)
+
+
+def check_feature_moments(names: Sequence[Any], moments: LinearMoments) -> None:
+    """Raise ValueError if squares of a feature overflow, or underflow though it varies with the design."""
+    with np.errstate(all="ignore"):
+        weight = np.where(moments.weight > 0, moments.weight, 1.0)
+        variance = moments.s_xx / weight
+        spread = np.sqrt(np.diagonal(moments.s_aa, axis1=1, axis2=2).T / weight)  # (q, g)
+        # Cauchy and Schwarz again
+        bound = np.max(np.where(spread > 0, np.abs(moments.s_ax / weight) / spread, 0.0), axis=0, initial=0.0)
+        varies = bound > 8 * np.finfo(float).eps * np.abs(moments.mean_x)
+        tiny = varies & (bound < _SMALLEST) & (variance < _SMALLEST**2)
+        huge = ~np.isfinite(variance)
+    for j in np.flatnonzero(tiny | huge)[:1]:
+        size = max(bound[j], _LARGEST) if huge[j] else bound[j]
+        raise ValueError(
+            f"feature {str(names[j])!r} has a standard deviation of {size:.0e} or more, whose square is beyond double "
+            f"precision; divide the column by {size:.0e}"
+        )

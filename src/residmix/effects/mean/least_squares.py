@@ -15,7 +15,7 @@ from residmix.effects.removal import LinearRemoval
 from residmix.effects.unmeasured.later import settled
 from residmix.moments.equations import Equations, equations
 from residmix.moments.linear import LinearMoments
-from residmix.moments.scatter import check_design_moments
+from residmix.moments.scatter import check_design_moments, check_feature_moments
 from residmix.rows.rows import Rows
 
 __all__ = ["LeastSquares"]
@@ -45,6 +45,7 @@ class LeastSquares:
         self, moments: Any, design: Design, features: Sequence[Any], rows: Rows | None = None
     ) -> LinearRemoval:
         check_design_moments(design.column_names, moments.linear)
+        check_feature_moments(features, moments.linear)
         fit = equations(design.sizes).fit(moments, rows, self.penalty(design, moments.linear), design.terms)
         held = shared(design.terms, moments.linear)
         return LinearRemoval(design.n_removed, moments, settled(design, fit, moments), shared=held)
