@@ -106,3 +106,40 @@ def test_what_has_no_effect_of_its_own_is_told():
         rm.Residualizer("site + age").fit(data).effect("agee", at=[1])
     with pytest.raises(ValueError, match=r"effect\('age'\) needs at="):
         rm.Residualizer("site + age").fit(data).effect("age")
+
+
+def test_the_spread_of_a_level_is_that_at_the_mean_of_the_other_metadata():
+    data = table(odd="spread")
+    model = rm.Residualizer("site + age", scale=True, check_leakage=False).fit(data)
+    found = model.level_table("site").set_index("level")
+    at = pd.DataFrame({"site": found.index, "age": data["age"].mean()})
+    factor = model.scale_.factor(model.design_.matrix(at, preserved=True).dense)
+    assert_allclose(found["spread"], np.exp(np.log(factor).mean(axis=1)), rtol=1e-9)
+    other = rm.Residualizer("site + age", scale=True, check_leakage=False).fit(data.assign(age=data["age"] / 7 - 500))
+    assert_allclose(other.level_table("site")["distance"], found["distance"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": True}, {"shrinkage": {"site": "eb"}, "scale": True}], ids=str)
+@pytest.mark.parametrize(("formula", "preserve"), [("site*sex", None), ("site", "sex + site:sex"), ("site*age", None)])
+def test_levels_and_shares_beside_interactions_depend_on_no_reference_level(options, formula, preserve):
+    data = table(n=900)
+    data["sex"] = np.random.default_rng(1).choice(["f", "m"], len(data), p=[0.3, 0.7])
+    data["f0"] += 2.0 * ((data["site"] == "s1") & (data["sex"] == "m"))
+    names = {f"s{k}": f"s{7 - k}" for k in range(8)}
+    other = data.assign(site=data["site"].map(names), sex=data["sex"].map({"f": "z", "m": "a"}), age=data["age"] - 500)
+    how = {"features": [f"f{j}" for j in range(10)], "preserve": preserve, "check_leakage": False, **options}
+    models = [rm.Residualizer(formula, **how).fit(one) for one in (data, other)]
+    one, two = (model.level_table("site") for model in models)
+    two = two.set_index("level").loc[[names[level] for level in one["level"]]]
+    for column in ("shift", "spread", "distance"):
+        assert_allclose(one[column], two[column], rtol=1e-4, err_msg=column)
+    assert_allclose(models[0].variance_shares()["share"], models[1].variance_shares()["share"], atol=1e-8)
+    # by hand: effects of the additive model, in residual standard deviations of the one with interactions
+    beside = "sex" if "sex" in f"{formula}{preserve}" else "age"
+    shifts = []
+    for name in how["features"]:
+        additive = smf.ols(f"{name} ~ C(site) + {beside}", data).fit()
+        effects = np.array([additive.params.get(f"C(site)[T.{level}]", 0.0) for level in one["level"]])
+        full = smf.ols(f"{name} ~ C(site) * {beside}", data).fit()
+        shifts.append((effects - np.average(effects, weights=one["rows"])) / np.sqrt(full.scale))
+    assert_allclose(one["shift"], np.sqrt(np.mean(np.square(shifts), axis=0)), rtol=1e-7)

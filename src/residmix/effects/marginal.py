@@ -20,7 +20,7 @@ from residmix.design.design import Design
 from residmix.design.terms import Term
 from residmix.moments.linear import LinearMoments
 
-__all__ = ["marginal", "marginal_moments", "own_moments", "recoded", "shared"]
+__all__ = ["beside_all", "marginal", "marginal_moments", "own_moments", "recoded", "shared"]
 
 Array = NDArray[np.float64]
 
@@ -37,6 +37,15 @@ def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> 
     if not holding:
         return None
     return _less_explained(moments, [(term, [one for one in design.terms if one.within(term)]) for term in holding])
+
+
+def beside_all(design: Design, moments: LinearMoments) -> Array | None:
+    """Return U (g, q, q) for coefficients of all interactions less what the terms within them explain, or None."""
+    if design.factors:
+        return None
+    parts = [(term, [one for one in design.terms if one.within(term)]) for term in design.terms]
+    holding = [(term, inside) for term, inside in parts if inside]
+    return _less_explained(moments, holding) if holding else None
 
 
 def shared(terms: Sequence[Term], moments: LinearMoments) -> Array | None:

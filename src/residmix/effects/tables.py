@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from residmix.design.design import Design
 from residmix.design.terms import find_term
 from residmix.design.transforms.curves import Curve
 from residmix.effects.covariance.distances import level_distances
+from residmix.effects.marginal import beside_all, marginal, marginal_moments, recoded
 from residmix.effects.mean.bands import Posterior, residual_variance
 from residmix.effects.removal import LinearRemoval
 from residmix.effects.unseen.priors import level_estimates
@@ -54,7 +55,10 @@ def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame
     if own.preserved or own.kind not in ("factor", "absorbed"):
         what = "preserved" if own.preserved else own.kind
         raise ValueError(f"level_table needs a factor that is removed, but {own.name!r} is {what}")
-    effects, weight = level_estimates(design, own, found.fit, found.moments)
+    # beside interactions: their average over the rows, not what they are at a reference level
+    changed = None if design.factors else marginal(design, found.moments.linear, [own])
+    fit = found.fit if changed is None else replace(found.fit, coef=recoded(found.fit.coef, changed))
+    effects, weight = level_estimates(design, own, fit, found.moments)
     known = own.levels[: len(effects)]
     degrees = np.where(found.fit.residual_degrees > 0, found.fit.residual_degrees, 1.0)
     sd = np.sqrt(found.fit.rss / degrees)
@@ -62,7 +66,7 @@ def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame
     share = weight / np.maximum(weight.sum(axis=0), 1e-300)
     effects = np.where(weight > 0, effects, 0.0)
     gamma = ((effects - np.sum(share * effects, axis=0)) / np.where(sd > 0, sd, 1.0))[:, usable]
-    log_delta = _log_ratios(found, design, own.name, len(known), sd)
+    log_delta = _log_ratios(found, design, own.name, len(known), sd, changed)
     rows = weight.max(axis=1)
     shift = np.sqrt(np.mean(gamma**2, axis=1)) if usable.any() else np.full(len(known), np.nan)
     spread = distance = np.full(len(known), np.nan)
@@ -79,7 +83,9 @@ def level_table(found: LinearRemoval, design: Design, term: str) -> pd.DataFrame
     return pd.DataFrame(table).sort_values("level", kind="stable", ignore_index=True)
 
 
-def _log_ratios(found: LinearRemoval, design: Design, name: str, n_levels: int, sd: Array) -> Array | None:
+def _log_ratios(
+    found: LinearRemoval, design: Design, name: str, n_levels: int, sd: Array, changed: Array | None
+) -> Array | None:
     """Return log variances of the levels (K, d) less that of all rows; None where nothing is known of them."""
     (term,) = (own for own in design.terms if own.name == name)
     if isinstance(found.moments, LevelMoments) and name in found.moments.levels:
@@ -90,7 +96,9 @@ def _log_ratios(found: LinearRemoval, design: Design, name: str, n_levels: int, 
         return np.where(known, np.log(ratio), 0.0)[:n_levels]
     if found.scale is None:
         return None
-    return 2.0 * (found.scale.coef[term.columns].T @ design.known_level_rows(term).T).T + 2.0 * found.scale.intercept
+    scale, width = found.scale, len(found.scale.coef)
+    coef = (scale.coef if changed is None else recoded(scale.coef, changed[:, :width, :width]))[term.columns]
+    return 2.0 * ((design.known_level_rows(term) - scale.origin[term.columns]) @ coef + scale.intercept)
 
 
 def _far_out(values: Array, rows: Array, n_features: int, upwards: bool = False) -> NDArray[np.bool_]:
@@ -244,12 +252,15 @@ def share_table(found: LinearRemoval, design: Design, features: Sequence[Any]) -
     .. math:: \text{share}_t = \operatorname{Cov}(f_t, x) / \operatorname{Var}(x),
 
     which add up to the share that all terms explain (Pratt 1987). The common part of correlated terms is divided among
-    them. A share is negative where a term only corrects for another one.
+    them. A share is negative where a term only corrects for another one. What terms explain of an interaction that
+    holds them is theirs.
     """
     import pandas as pd
 
-    moments = found.moments.linear
-    coef, total = found.applied.coef, np.where(found.fit.tss > 0, found.fit.tss, np.nan)
+    moments, coef = found.moments.linear, found.applied.coef
+    if (changed := beside_all(design, moments)) is not None:
+        moments, coef = marginal_moments(moments, changed), recoded(coef, changed)
+    total = np.where(found.fit.tss > 0, found.fit.tss, np.nan)
     shares = [np.einsum("kd,kd->d", coef[t.columns], moments.s_ax[t.columns]) / total for t in design.terms]
     left = 1.0 - np.sum(shares, axis=0) if shares else np.ones(len(total))
     names = [*(term.name for term in design.terms), "(residual)"]
