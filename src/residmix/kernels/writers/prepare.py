@@ -70,7 +70,7 @@ def load_panels(b: Builder, rows: Value, start: Value, n: Value, m: Value, strid
             put(b, get(b, rows, source, j), x, place)
             return []
 
-        return loop(b, m, [], column)
+        return loop(b, m, [], column, unrolled=True)
 
     loop(b, n, [], row)
 

@@ -219,7 +219,7 @@ def sift_panels(
         belongs = b.fcmp_ordered(">", value, value.type(NOTHING))
         return [b.add(carried[0], b.zext(belongs, I64))]
 
-    used = loop(b, n, [integer(0)], sift)[0]
+    used = loop(b, n, [integer(0)], sift, unrolled=True)[0]
 
     def centre(p: Value, _: list[Value]) -> list[Value]:
         mean = load(b, centres, b.mul(at(b, b.mul(k, panels), p), integer(WIDTH)))
@@ -230,7 +230,7 @@ def sift_panels(
             store(b, b.fsub(load(b, x, first, row), mean), deviation, first, b.mul(i, integer(WIDTH)))
             return []
 
-        return loop(b, used, [], body)
+        return loop(b, used, [], body, unrolled=True)
 
     loop(b, panels, [], centre)
     b.store(used, rows)

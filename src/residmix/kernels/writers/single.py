@@ -127,7 +127,7 @@ def sift_single(
         belongs = b.fcmp_ordered(">", value, number(FAINT))
         return [b.add(carried[0], b.zext(belongs, I64))]
 
-    some = loop(b, n, [integer(0)], sift)[0]
+    some = loop(b, n, [integer(0)], sift, unrolled=True)[0]
     vectors = b.sdiv(at(b, some, BROAD - 1), integer(BROAD))
     used = b.mul(vectors, integer(BROAD))
 
@@ -146,7 +146,7 @@ def sift_single(
             b.store(b.fsub(b.fsub(value, parts[0]), parts[1]), b.gep(deviation, [at(b, first, i)]))
             return []
 
-        return loop(b, used, [], row)
+        return loop(b, used, [], row, unrolled=True)
 
     loop(b, m, [], column)
     b.store(used, places)
