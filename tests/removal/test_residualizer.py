@@ -750,3 +750,20 @@ def test_the_summary_says_that_absorbed_levels_count_in_the_rank(capsys):
     table = pd.DataFrame(rng.normal(size=(900, 2)), columns=["x", "age"]).assign(g=[f"g{i % 300}" for i in range(900)])
     print(Residualizer("g + age", features=["x"]).fit(table).summary())
     assert "rank 300 of 1 and the levels of absorbed factors, condition" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::residmix.errors.DesignWarning")
+@pytest.mark.parametrize("gap", ["none", "some", "all"])
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_entangled_effects_are_told_whichever_feature_lacks_values(gap, lacking):
+    rng = np.random.default_rng(0)
+    site = np.arange(100) % 2
+    table = pd.DataFrame({"site": np.where(site == 1, "b", "a"), "age": 50 + 10 * site + rng.normal(0, 0.5, 100)})
+    features = rng.normal(size=(100, 3))
+    features[{"none": slice(0, 0), "some": site == 1, "all": slice(None)}[gap], lacking] = np.nan
+    expected = np.corrcoef(site, table["age"])[0, 1]
+    with pytest.warns(residmix.errors.EntangledEffectsWarning, match=f"canonical correlation {expected:.4f}"):
+        model = Residualizer("site", preserve="age").fit(features, metadata=table)
+    np.testing.assert_allclose(model.canonical_correlations_, [expected], atol=1e-10)
+    with pytest.raises(ValueError, match="collinear"):
+        Residualizer("site", preserve="age", on_entangled="error").fit(features, metadata=table)

@@ -76,7 +76,8 @@ class Dense:
     def correlations(self, fit: LinearFit, moments: Any, n_removed: int) -> Array:
         if not 0 < n_removed < len(fit.coef):
             return np.empty(0)
-        return inference.canonical_correlations(moments.linear.s_aa[0], n_removed)
+        most = int(np.argmax(moments.linear.weight))  # others have gaps, or no values at all
+        return inference.canonical_correlations(moments.linear.s_aa[most], n_removed)
 
 
 @dataclass(frozen=True)
