@@ -26,10 +26,12 @@ from residmix.nn.layer.moments import Moments
 __all__ = ["erased", "eraser_factors"]
 
 
-def _solve_spread(spread: Tensor, right: Tensor, rtol: float) -> Tensor:
-    """S^+ right for a scatter S; Cholesky when S is well conditioned, an eigendecomposition otherwise."""
-    diagonal = spread.diagonal()
-    scale = torch.where(diagonal > 0, diagonal.clamp_min(1e-300).rsqrt(), 0.0)
+def _solve_spread(spread: Tensor, varies: Tensor, right: Tensor, rtol: float) -> Tensor:
+    """S^+ right for a scatter S of features, 0 where they don't vary.
+
+    Cholesky when S is well conditioned, an eigendecomposition otherwise.
+    """
+    scale = torch.where(varies, spread.diagonal().clamp_min(1e-300).rsqrt(), 0.0)
     unit = scale[:, None] * spread * scale
     target = scale[:, None] * right
     factor, info = torch.linalg.cholesky_ex(unit)
@@ -62,7 +64,9 @@ def eraser_factors(moments: Moments, num_protected: int, *, rtol: float = 1e-10)
     left, right : Tensor, shape (d, k)
     """
     p = num_protected
-    cross = moments.cross.T
+    # Of constants only rounding is left: no features, whose covariance of that size would pass for one.
+    varies = moments.varying
+    cross = moments.cross.T * varies[:, None]
     metadata = moments.design_scatter.diagonal()[p:]
     # R^2 of each metadata column on the features is at most 1, so this scaling makes rtol a fraction of its variance.
     scale = torch.where(metadata > 0, metadata.clamp_min(1e-300).rsqrt(), 0.0)
@@ -72,7 +76,7 @@ def eraser_factors(moments: Moments, num_protected: int, *, rtol: float = 1e-10)
         inner = torch.where(protected > 0, protected.clamp_min(1e-300).rsqrt(), 0.0)
         own = _unit_pseudo_inverse(moments.design_scatter[:p, :p], inner, rtol)
         left = left - kept @ (own @ moments.design_scatter[:p, p:])
-    whitened = _solve_spread(moments.spread, torch.cat([kept, left], 1), rtol)
+    whitened = _solve_spread(moments.spread, varies, torch.cat([kept, left], 1), rtol)
     normal, whitened_kept = whitened[:, p:], whitened[:, :p]
     if p:
         inverse = _unit_pseudo_inverse(kept.T @ whitened_kept, inner, rtol)

@@ -95,6 +95,12 @@ class Moments:
         return Moments(*(getattr(self, item.name).to(device) for item in fields(self)))
 
     @property
+    def varying(self) -> Tensor:
+        """Which features vary by more than the rounding of their mean, bool (d,)."""
+        spread = self.spread.diagonal() if self.spread.ndim == 2 else self.spread
+        return spread > self.weight * (CONSTANT * self.feature_mean) ** 2
+
+    @property
     def effective_rows(self) -> Tensor:
         """(sum w)^2 / sum w^2, shape (); 0 without rows."""
         return self.weight**2 / (self.square + (self.square == 0))

@@ -211,7 +211,7 @@ class MomentState(nn.Module):
         if moments is None or not self.shrink:
             return
         solution = shrunk(self._solution(), self.moments, self.num_protected, self.shrink, self.rtol)
-        chance = ((solution.kept == 0) & (moments.spread.diagonal() > 0)).nonzero().squeeze(1)
+        chance = ((solution.kept == 0) & moments.varying).nonzero().squeeze(1)
         if len(chance) < _DIMENSIONS * self.num_metadata:
             return
         q = self.num_protected + self.num_metadata
