@@ -205,3 +205,21 @@ def test_spreads_of_random_effects_depend_on_no_names_or_origins_either(table, f
     one = residuals(formula, how, X, metadata)
     two = residuals(formula, how, X, renamed(metadata).assign(age=metadata["age"] - 500))
     assert_allclose(one, two, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shrinkage", [{"site": "blup"}, {"site": "blup", "sex": "blup"}])
+@pytest.mark.filterwarnings("ignore::residmix.errors.ResidmixWarning")
+def test_where_combinations_are_empty_what_is_left_of_their_columns_is_no_effect(shrinkage):
+    # a column of the interaction that is its site's: less what the site explains it is rounding
+    how = {"shrinkage": shrinkage, "check_leakage": False}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        metadata = pd.DataFrame({"site": rng.choice(list("ABCDE"), 25), "sex": rng.choice(["f", "m"], 25)})
+        metadata.loc[metadata["site"].isin(["A", "C"]), "sex"] = "m"
+        weight, X = rng.integers(1, 4, 25), rng.normal(size=(25, 1))
+        model = Residualizer("site*sex", **how)
+        found = model.fit_transform(X, metadata=metadata, sample_weight=weight)
+        assert np.abs(model.coef_).max() < 1e3
+        assert_allclose(model.inverse_transform(found, metadata=metadata), X, rtol=0, atol=1e-12)
+        other = Residualizer("site*sex", **how).fit_transform(X, metadata=renamed(metadata), sample_weight=weight)
+        assert_allclose(found, other, rtol=0, atol=1e-6)

@@ -98,11 +98,15 @@ def marginal_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
 
 
 def own_moments(moments: LinearMoments, changed: Array) -> LinearMoments:
-    """Return the moments of these columns, those that others explain wholly without spread."""
+    """Return the moments of these columns; those that others explain wholly have no spread, where rounding would be."""
     found = marginal_moments(moments, changed)
     diagonal = np.einsum("gqq->gq", moments.s_aa)
     left = np.einsum("gqq->gq", found.s_aa) > _NOTHING * diagonal
-    return replace(found, s_aa=np.where(left[:, :, None] & left[:, None, :], found.s_aa, 0.0))
+    return replace(
+        found,
+        s_aa=np.where(left[:, :, None] & left[:, None, :], found.s_aa, 0.0),
+        s_ax=np.where(left.T, found.s_ax, 0.0),
+    )
 
 
 def _columns(terms: Sequence[Term]) -> NDArray[np.intp]:

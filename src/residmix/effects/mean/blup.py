@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from residmix.design.design import Design
 from residmix.design.terms import Term, find_term
-from residmix.effects.marginal import marginal, marginal_moments, recoded
+from residmix.effects.marginal import marginal, own_moments, recoded
 from residmix.effects.mean.least_squares import LeastSquares
 from residmix.effects.random.crossed import crossed_effects
 from residmix.effects.random.one import random_effects
@@ -69,7 +69,7 @@ class Blup:
         terms += [product for _, product in lines]
         changed = marginal(design, linear, terms)
         if changed is not None:
-            linear, fit = marginal_moments(linear, changed), _with(fit, changed, linear)
+            linear, fit = own_moments(linear, changed), _with(fit, changed, linear)
         if lines:
             slopes = [(number.columns.start, product.columns) for number, product in lines]
             shrunk, several = sloped_effects(linear, fit, columns[0], slopes)
