@@ -104,7 +104,7 @@ class AfterFitGiven(AfterFit):
 
     def _errors(self, found: Information) -> Bunch:
         errors, params, d = shown_errors(found), found.params, found.params.n_features
-        errors["means"] = np.sqrt(_of_centred(found)).reshape(-1, d)
+        errors["means"] = found.unit * np.sqrt(_of_centred(found)).reshape(-1, d)
         basis, widths = self._to_residual.effects_basis, self._to_residual.widths
         q, shift = widths.effects, widths.of_effects(self._shift())
         if found.layout.coef.stop > found.layout.coef.start:
@@ -115,8 +115,10 @@ class AfterFitGiven(AfterFit):
         else:
             of_coef = np.einsum("ab,ij->aibj", np.eye(q), _whole_covariance(params) / found.total)
         own = np.einsum("aibi->iab", of_coef)
-        errors["coef"] = np.sqrt(np.einsum("pa,iab,pb->pi", basis, own, basis))
-        errors["intercept"] = np.sqrt(np.diag(_of_common(found)) + np.einsum("a,iab,b->i", shift, own, shift))
+        errors["coef"] = found.unit * np.sqrt(np.einsum("pa,iab,pb->pi", basis, own, basis))
+        errors["intercept"] = found.unit * np.sqrt(
+            np.diag(_of_common(found)) + np.einsum("a,iab,b->i", shift, own, shift)
+        )
         if params.gate is not None:
             self._gate_errors(errors, found, widths.of_gate(self._to_residual.basis), widths.of_gate(self._shift()))
         return errors
@@ -168,7 +170,8 @@ def _whole_covariance(params: MixtureParams) -> Floats:
     full, weights = params.full_covariances(), params.weights
     if params.dof is not None:
         spread = np.where(params.dof > 2, params.dof / np.maximum(params.dof - 2, 1e-300), np.inf)
-        full = full * spread[:, None, None]
+        with np.errstate(invalid="ignore"):  # infinite times 0
+            full = full * spread[:, None, None]
     means = params.means
     if params.noise is not None:
         share, box = params.noise

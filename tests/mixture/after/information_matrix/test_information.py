@@ -1,6 +1,7 @@
 """Standard errors: those of the likelihood's curvature, and of fits to new draws."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import multivariate_normal
@@ -204,3 +205,37 @@ def test_trimmed_models_have_tables_without_errors():
     assert not hasattr(model, "standard_errors_")
     table = model.tidy()
     assert table.std_error.isna().all() and table.estimate.notna().all()
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e-80, 3.0, 1e80, 1e130])
+@pytest.mark.parametrize("settings", [{}, {"noise": True}, {"distribution": "t"}, {"covariance_type": "EEV"}])
+def test_errors_have_the_features_unit(unit, settings):
+    # information about covariances of 1e-160 is 1e320 and more: there were infinities, and an error
+    X = clouds(300)
+    one = rm.GaussianMixture(2, reg_covar=0.0, random_state=0, **settings).fit(X)
+    other = rm.GaussianMixture(2, reg_covar=0.0, random_state=0, **settings).fit(X * unit)
+    order, place = (np.argsort(model.means_[:, 0]) for model in (one, other))
+    for found, expected in (
+        (other.standard_errors(X * unit), one.standard_errors(X)),
+        (other.standard_errors_, one.standard_errors_),
+    ):
+        assert_allclose(found.means[place] / unit, expected.means[order], rtol=0.05)
+        assert_allclose(found.covariances[place] / unit / unit, expected.covariances[order], rtol=0.05)
+        assert_allclose(found.weights[place], expected.weights[order], rtol=0.05)
+    assert_allclose(other.tidy().std_error.to_numpy() > 0, True)
+
+
+@pytest.mark.parametrize("estimation", ["two-stage", "joint"])
+def test_errors_of_coefficients_have_the_features_unit(estimation):
+    X, age = clouds(300), np.random.default_rng(3).normal(size=300)
+    settings = {"formula": "age", "estimation": estimation, "reg_covar": 0.0, "random_state": 0}
+    one, other = (
+        rm.ResidualMixture(2, **settings)
+        .fit(rows, metadata=pd.DataFrame({"age": age}))
+        .standard_errors(rows, metadata=pd.DataFrame({"age": age}))
+        for rows in (X, X * 1e-120)
+    )
+    # two fits end where tol lets them
+    for name in ("coef", "intercept"):
+        assert_allclose(other[name] / 1e-120, one[name], rtol=0.02)
+    assert_allclose(np.sort(other.means / 1e-120, axis=0), np.sort(one.means, axis=0), rtol=0.02)

@@ -66,6 +66,8 @@ class Information:
         Sum of weights.
     without_noise : bool
         Whether the mixture has noise of no rows, of which these parameters know nothing.
+    unit : float
+        What features are divided by here: means, and all else in their units, are to be multiplied by it.
     """
 
     def __init__(
@@ -76,9 +78,10 @@ class Information:
         information: Floats,
         total: float,
         without_noise: bool,
+        unit: float,
     ) -> None:
         self.params, self.layout, self.directions, self.total = params, layout, directions, total
-        self.without_noise = without_noise
+        self.without_noise, self.unit = without_noise, unit
         K, d = params.means.shape
         self.pull: Floats = information[layout.means, layout.means].reshape(K, d, K, d).sum(axis=(0, 2)) / total
         # differences of shares that are rounding aren't information, such as those of components that are alike
@@ -122,6 +125,8 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
     if params.trim is not None:
         raise ValueError("standard_errors doesn't work with trim; use residmix.bootstrap")
     params, lacking = _off_the_edge(params, rows.n_rows)
+    unit = _unit(params)
+    rows, params = rows.mapped(partial(_divided, unit)), _in_unit(params, unit)
     K, d, parts = params.n_components, params.n_features, params.parts
     if parts is not None and K**2 * d**3 * parts.shape[2] > LARGEST_MOVES:
         raise ValueError(
@@ -147,7 +152,33 @@ def observed_information(rows: Rows, params: MixtureParams) -> Information:
         information = louis_information if values[0] > UNKNOWN * values[-1] else information[0]
     else:
         information = information[0]
-    return Information(params, layout, directions, information, total, lacking)
+    return Information(params, layout, directions, information, total, lacking, unit)
+
+
+def _unit(params: MixtureParams) -> float:
+    """Return about the standard deviation of the features: a power of two, so that nothing is rounded.
+
+    Information about a covariance is of the order of its inverse squared, which overflows in other units.
+    """
+    root = np.sqrt(params.weights @ np.diagonal(params.full_covariances(), axis1=1, axis2=2)).max()
+    return float(np.exp2(np.round(np.log2(root))))
+
+
+def _divided(unit: float, block: Block) -> Block:
+    return replace(block, X=np.asarray(block.X, dtype=np.float64) / unit)
+
+
+def _in_unit(params: MixtureParams, unit: float) -> MixtureParams:
+    """Return the mixture of features divided by a unit."""
+    return replace(
+        params,
+        means=params.means / unit,
+        covariances=params.covariances / unit / unit,
+        factors=params.factors * unit,
+        coef=None if params.coef is None else params.coef / unit,
+        noise=None if params.noise is None else (params.noise[0], params.noise[1] / unit),
+        parts=None if params.parts is None else params.parts / unit,
+    )
 
 
 def _size(params: MixtureParams) -> int:
@@ -272,7 +303,7 @@ def shown_errors(found: Information) -> Bunch:
         errors["noise_weight"] = float(np.sqrt(covariance[0, 0]))
     if found.without_noise:
         errors["noise_weight"] = float("nan")
-    errors["means"] = np.sqrt(np.diag(covariance)[layout.means]).reshape(K, d)
+    errors["means"] = found.unit * np.sqrt(np.diag(covariance)[layout.means]).reshape(K, d)
     block = covariance[layout.covariances, layout.covariances]
     if found.directions is None:
         variances = np.diag(block)
@@ -281,7 +312,7 @@ def shown_errors(found: Information) -> Bunch:
     rows, columns = half(d)
     matrices = np.empty((K, d, d))
     matrices[:, rows, columns] = matrices[:, columns, rows] = np.sqrt(np.maximum(variances, 0.0)).reshape(K, -1)
-    errors["covariances"] = _kept(params, matrices)
+    errors["covariances"] = found.unit * (found.unit * _kept(params, matrices))
     if params.dof is not None:
         errors["dof"] = np.sqrt(np.diag(covariance)[layout.dof])
     return errors
