@@ -47,6 +47,23 @@ def test_a_centile_is_the_integral_of_the_density_up_to_the_value(options):
         assert centiles[row, 0] == pytest.approx(100 * below, abs=0.05)
 
 
+@pytest.mark.parametrize("covariance_by", [None, "site"])
+def test_scores_with_effects_by_component_are_sums_over_scipys_components(covariance_by):
+    # each component's effects came off all at once: an array of (K, n, d)
+    X, table = drawn(300)
+    settings = {"effects": "by-component", "covariance_by": covariance_by, "random_state": 0}
+    model = rm.ResidualMixture(2, formula="site + age", **settings).fit(X, metadata=table)
+    for row in (0, 7, 200):
+        at = model.at(table[row : row + 1])
+        spread = np.sqrt(np.diagonal(at.covariances_, axis1=1, axis2=2))
+        expected = at.weights_ @ norm.cdf(X[row], at.means_, spread)
+        found = model.centiles(X[row : row + 1], metadata=table[row : row + 1])
+        np.testing.assert_allclose(found, 100 * expected[None], atol=1e-8)
+    z = model.z_scores(X, metadata=table)
+    assert z.shape == X.shape
+    assert np.abs(z.mean(axis=0)).max() < 0.1 and np.abs(z.std(axis=0) - 1).max() < 0.1
+
+
 def test_far_values_keep_their_digits_and_noise_has_no_scores():
     X, table = drawn(400)
     model = rm.ResidualMixture(1, formula="site").fit(X, metadata=table)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtr
 
+from residmix.mixture.given.by_component import effects_of
 from residmix.mixture.given.by_group import at_group, groups_of
 from residmix.mixture.given.gate import log_priors
 from residmix.mixture.params import MixtureParams
@@ -23,8 +24,8 @@ Floats = NDArray[np.float64]
 class MarginalScores:
     r"""Block of residuals and design rows to :math:`100 F_j(x_j \mid m)`, or :math:`\Phi^{-1}` of it, (b, d).
 
-    :math:`F_j(x \mid m) = \sum_k \pi_k(m)\, \Phi((x - \mu_{kj}) / \sigma_{kj})` for Gaussian components; for those of
-    Student's t its distribution function in place of :math:`\Phi`.
+    :math:`F_j(x \mid m) = \sum_k \pi_k(m)\, \Phi((x - \mu_{kj}) / \sigma_{kj})` for Gaussian components, x less what
+    effects the component has; for those of Student's t its distribution function in place of :math:`\Phi`.
 
     Attributes
     ----------
@@ -46,14 +47,15 @@ class MarginalScores:
                 found[rows] = MarginalScores(at_group(self.params, g), self.centiles)(block.select(rows))
             return found
         params, x, u = self.params, np.asarray(block.X, dtype=np.float64), block.design
-        if params.coef is not None:
-            x = x - params.columns_of(u) @ params.coef
+        moved = np.broadcast_to(
+            x if params.coef is None else x - effects_of(params, u), (params.n_components, *x.shape)
+        )
         weights = np.tile(params.weights, (len(x), 1))
         if params.gate is not None:
             weights = np.exp(log_priors(u, params.gate.coef))
         below, above = np.zeros((2, *x.shape))
         for k, (mean, spread) in enumerate(zip(params.means, self._spread, strict=True)):
-            t = (x - mean) / spread
+            t = (moved[k] - mean) / spread
             below += weights[:, k, None] * self._share(k, t)
             above += weights[:, k, None] * self._share(k, -t)
         if self.centiles:
