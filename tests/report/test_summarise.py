@@ -183,6 +183,15 @@ def test_pit_of_a_gated_mixture_uses_the_weights_of_each_row(rng):
         assert np.abs(np.sort(values[site == s, 0]) - np.linspace(0, 1, 1000)).max() < 0.06
 
 
+def test_pit_knows_covariances_by_level(rng):
+    site = np.repeat(["a", "b"], 1000)
+    X = rng.normal(size=(2000, 1)) * np.where(site == "a", 0.3, 3.0)[:, None]
+    table = pd.DataFrame({"x": X[:, 0], "site": site})
+    model = rm.ResidualMixture(1, formula="site", features=["x"], covariance_by="site", random_state=0).fit(table)
+    # with the average spread, .18 instead
+    assert max(described(model, table)["fit"]["pit"]["ks"]) < 0.03
+
+
 @pytest.mark.slow
 def test_effects_by_component_are_listed_and_the_pit_knows_them(rng):
     cluster, age = rng.integers(0, 2, 600), rng.normal(50, 10, 600)

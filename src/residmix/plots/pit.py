@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from residmix.plots.rows import Rows, features_of, residual_of, rows_of, variances_of
+from residmix.plots.rows import Rows, features_of, rows_of, transformer_of, variances_of
 from residmix.plots.style import AFTER, INK, axes, caption, name
 
 if TYPE_CHECKING:
@@ -79,29 +79,10 @@ def pit_values(model: Any, rows: Rows) -> NDArray[np.float64]:
     """Return :math:`F_j(x_j | m)`, (n, d): uniform if the mixture describes each feature correctly."""
     from scipy.special import ndtr
 
-    values, weights = residual_of(model, rows), _weights(model, rows)
-    means = np.broadcast_to(np.asarray(model.means_), (len(values), *model.means_.shape))
-    if np.ndim(getattr(model, "coef_", 0.0)) == 3:  # effects by component: rows as they are, not what is left of them
-        from residmix.conditional.given import components_given
-
-        values, means = np.asarray(rows.X, dtype=np.float64), components_given(model, _metadata(model, rows)).means
-    spread = np.sqrt(np.maximum(variances_of(model), 1e-300))
+    if transformer_of(model) is not None:  # gates, effects by component and covariances by level count as well
+        return np.asarray(rows.call(model.centiles) / 100.0)
+    values, spread = np.asarray(rows.X, dtype=np.float64), np.sqrt(np.maximum(variances_of(model), 1e-300))
     below = np.zeros(values.shape)
-    for k in range(len(model.weights_)):
-        below += weights[:, k : k + 1] * ndtr((values - means[:, k]) / spread[k])
+    for weight, mean, own in zip(model.weights_, model.means_, spread, strict=True):
+        below += weight * ndtr((values - mean) / own)
     return below
-
-
-def _metadata(model: Any, rows: Rows) -> Any:
-    where = rows.apart if rows.apart is not None else rows.frame
-    return where[list(model._design.columns)] if hasattr(where, "columns") else where
-
-
-def _weights(model: Any, rows: Rows) -> NDArray[np.float64]:
-    """Return the mixing weights of each row: with a gate they depend on its metadata."""
-    if getattr(model, "gate_coef_", None) is None:
-        return np.tile(np.asarray(model.weights_, dtype=np.float64), (len(rows.X), 1))
-    a = model._design.matrix(_metadata(model, rows)).dense
-    logits = model.gate_intercept_ + a @ model.gate_coef_.T
-    logits = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(logits / logits.sum(axis=1, keepdims=True))
