@@ -90,7 +90,7 @@ class AfterFitGiven(AfterFit):
         """Return the mixture with its components merged into clusters, which needn't be normal.
 
         See :meth:`residmix.GaussianMixture.merge_components`; `metadata` as in fit. Without rows, the entropy is
-        computed on draws with the average weights.
+        computed on draws with the average weights and covariances.
         """
         return self._merge_components(n_clusters, sample_weight, X, metadata)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy.special import xlogy
@@ -94,3 +95,14 @@ def test_one_component_is_one_cluster():
     for merged in (rm.GaussianMixture(1).fit(X).merge_components(X), rm.GaussianMixture(1).fit(X).merge_components()):
         assert merged.clusters_.tolist() == merged.with_clusters(1).clusters_.tolist() == [0]
         assert (merged.predict(X) == 0).all() and (merged.predict_proba(X) == 1).all()
+
+
+def test_covariances_by_level_are_merged_without_rows():
+    rng = np.random.default_rng(0)
+    site, cluster = np.repeat([0.0, 1.0], 150), np.arange(300) % 3
+    X = rng.normal(size=(300, 2)) * (1 + site[:, None]) + np.array([[0, 0], [1.5, 0], [40, 0]])[cluster]
+    settings = {"formula": "C(site)", "covariance_by": "site", "estimation": "joint", "labels_init": cluster}
+    model = rm.ResidualMixture(3, **settings).fit(X, metadata=pd.DataFrame({"site": site}))
+    merged = model.merge_components(n_clusters=2)
+    far = np.argmax(model.means_[:, 0])
+    assert (merged.clusters_ == merged.clusters_[far]).sum() == 1

@@ -68,7 +68,7 @@ class AfterFit(MixtureDensity):
         if X is None:
             if sample_weight is not None:
                 raise ValueError("sample_weight= needs X, the rows that the weights belong to")
-            params = replace(params, coef=None, gate=None)
+            params = replace(params, coef=None, gate=None, by_group=None)
             rows: Rows = ArrayRows(drawn(params, DRAWS)[0])
         else:
             rows = self._weighted(self._rows(X, *given), sample_weight)
