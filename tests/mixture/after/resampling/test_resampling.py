@@ -6,6 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import residmix as rm
+from residmix.errors import ResidmixWarning
 
 
 def clouds(n=300, seed=0):
@@ -27,6 +28,23 @@ def test_every_bootstrap_agrees_with_the_information_matrix(kind):
     assert found.n_failed == 0
     again = rm.bootstrap(model, X, 3, kind=kind)
     assert np.array_equal(again.replicates.means, rm.bootstrap(model, X, 3, kind=kind).replicates.means)
+
+
+@pytest.mark.parametrize("kind", ["nonparametric", "weighted"])
+def test_weights_count_as_repeated_rows_and_are_asked_for(kind):
+    # of one normal component the errors are s / sqrt(n), n the sum of the weights
+    X = np.random.default_rng(0).normal(size=(200, 1))
+    weight = np.arange(200) % 5.0
+    model = rm.GaussianMixture(1, reg_covar=0.0).fit(X, sample_weight=weight)
+    repeated = np.repeat(X, weight.astype(int), axis=0)[:, 0]
+    found = rm.bootstrap(model, X, 400, sample_weight=weight, kind=kind)
+    assert found.estimates.means[0, 0] == pytest.approx(repeated.mean())
+    assert found.replicates.means.mean() == pytest.approx(repeated.mean(), abs=0.02)
+    assert found.standard_errors.means[0, 0] == pytest.approx(repeated.std() / np.sqrt(400), rel=0.12)
+    with pytest.warns(ResidmixWarning, match="Pass the rows of the fit, and its sample_weight"):
+        rm.bootstrap(model, X, 2, kind=kind)
+    with pytest.raises(ValueError, match="doesn't go with kind='parametric'"):
+        rm.bootstrap(model, X, 2, sample_weight=weight, kind="parametric")
 
 
 def test_labels_that_switch_are_no_error():

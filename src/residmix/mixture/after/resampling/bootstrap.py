@@ -7,13 +7,14 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from residmix.errors import DeadComponentWarning, check_arguments, warn
+from residmix.errors import DeadComponentWarning, ResidmixWarning, check_arguments, warn
 from residmix.mixture.after.matching import match_components
 from residmix.mixture.after.resampling.refits import Refits, estimates, in_order
+from residmix.rows.checks import check_weight, check_weight_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +76,7 @@ def bootstrap(
     n_resamples: int = 200,
     *,
     metadata: Any = None,
+    sample_weight: ArrayLike | None = None,
     kind: str = "nonparametric",
     confidence: float = 0.95,
     random_state: int = 0,
@@ -91,6 +93,9 @@ def bootstrap(
     X, metadata
         As its `fit` takes them.
     n_resamples : int, default=200
+    sample_weight : array-like (n,), optional
+        Those of the fit. A row of weight 2 counts as two rows, so the resamples are those of repeated rows; not with
+        ``kind="parametric"``.
     kind : {"nonparametric", "parametric", "weighted"}
         "nonparametric": rows drawn with replacement (as weights 0, 1, 2, ...). "parametric": rows drawn from the model,
         given their metadata. "weighted": weights from a flat Dirichlet distribution, which leave no row out (Newton &
@@ -106,7 +111,7 @@ def bootstrap(
     Raises
     ------
     ValueError
-        If fewer than two resamples could be fitted.
+        If fewer than two resamples could be fitted, or rows drawn from the model would have weights.
 
     References
     ----------
@@ -130,6 +135,7 @@ def bootstrap(
         confidence=([Interval(Real, 0.5, 0.9999, closed="both")], confidence),
     )
     refits = Refits(model, X, metadata)
+    refits.weight = _weight(refits, sample_weight, kind)
     again = _KINDS[kind]
     shared = model._model().family.kept[0] != "K"
     found, failed = [], 0
@@ -155,8 +161,32 @@ def bootstrap(
     return Bootstrap(model, found, failed, confidence)
 
 
+def _weight(refits: Refits, sample_weight: ArrayLike | None, kind: str) -> Floats | None:
+    """Return the weights of the rows, checked against those that the model was fitted with."""
+    weight = check_weight(sample_weight, refits.n_rows)
+    if weight is not None:
+        check_weight_values(weight, 0)
+        if kind == "parametric":
+            raise ValueError("sample_weight doesn't go with kind='parametric', whose rows are drawn from the model")
+        return weight
+    total = refits.model._weight_of_fit()
+    if total and not refits.model.trim and abs(total - refits.n_rows) > 1e-6 * total:
+        warn(
+            f"the model was fitted to rows with a weight of {total:g} in all, and these are {refits.n_rows}: errors "
+            "are those of a fit to these, without weights. Pass the rows of the fit, and its sample_weight",
+            ResidmixWarning,
+            kind="other-rows",
+            total=total,
+            rows=refits.n_rows,
+        )
+    return None
+
+
 def _nonparametric(refits: Refits, seed: int) -> Any:
     random = np.random.default_rng(seed)
+    if refits.weight is not None:
+        total = refits.weight.sum()
+        return refits.weighted(random.multinomial(max(round(total), 1), refits.weight / total).astype(np.float64))
     drawn = np.bincount(random.integers(0, refits.n_rows, refits.n_rows), minlength=refits.n_rows)
     return refits.weighted(drawn.astype(np.float64))
 
@@ -166,7 +196,11 @@ def _parametric(refits: Refits, seed: int) -> Any:
 
 
 def _weighted(refits: Refits, seed: int) -> Any:
-    weight = np.random.default_rng(seed).standard_exponential(refits.n_rows)
+    random = np.random.default_rng(seed)
+    if refits.weight is not None:  # a sum of as many exponential ones
+        weight = random.standard_gamma(refits.weight)
+        return refits.weighted(np.asarray(weight * (refits.weight.sum() / weight.sum()), dtype=np.float64))
+    weight = random.standard_exponential(refits.n_rows)
     return refits.weighted(np.asarray(weight / weight.mean(), dtype=np.float64))
 
 

@@ -37,7 +37,7 @@ def in_order(found: dict[str, Floats], order: NDArray[np.intp], shared: bool) ->
 
 
 class Refits:
-    """A fitted model, its rows, and how to fit it again.
+    """A fitted model, its rows, and how to fit it again; `weight` (n,) is for those who draw rows.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ class Refits:
     X, metadata
         As its `fit` takes them.
     """
+
+    weight: Floats | None = None
 
     def __init__(self, model: Any, X: Any, metadata: Any = None) -> None:
         check_is_fitted(model)
