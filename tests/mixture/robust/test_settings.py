@@ -85,3 +85,14 @@ def test_standard_errors_refuse_what_the_information_does_not_know():
     model = rm.GaussianMixture(2, random_state=0, trim=0.1).fit(X)
     with pytest.raises(ValueError, match="standard_errors doesn't work with trim"):
         model.standard_errors(X)
+
+
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 1e8 + 0.1])
+def test_the_relative_floor_is_not_of_a_constant_column(constant):
+    # whose variance by rounding was 1e-33, so that the floor was 1e-39
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    weight = np.random.default_rng(1).integers(0, 3, 300).astype(float)
+    for w in (None, weight):
+        model = rm.GaussianMixture(1, reg_covar="relative").fit(np.c_[X, np.full(300, constant)], sample_weight=w)
+        mean = np.average(X, axis=0, weights=w)
+        assert model.reg_covar_ == pytest.approx(1e-6 * np.average((X - mean) ** 2, axis=0, weights=w).min())

@@ -290,9 +290,11 @@ def _block_moments(block: Block) -> tuple[float, Floats, Floats]:
     total = float(w.sum())
     if not total > 0:
         return 0.0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
-    mean = w @ x / total
-    away = x - mean
-    return total, mean, (away * w[:, None]).T @ away
+    first = x[np.argmax(w > 0)]
+    away = x - first  # so that a column of one value has a variance of 0, not of what rounding leaves of it
+    shift = w @ away / total
+    away -= shift
+    return total, first + shift, (away * w[:, None]).T @ away
 
 
 def _merged(one: tuple[float, Floats, Floats], two: tuple[float, Floats, Floats]) -> tuple[float, Floats, Floats]:
