@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.testing import assert_allclose
 
 from residmix import GaussianMixture, ResidualMixture
 from residmix.errors import DegenerateComponentWarning, MissingCodeWarning
@@ -175,3 +176,16 @@ def test_the_sieve_for_columns_that_the_floor_overwhelms_passes_the_right_ones(r
     assert found[:1] + found[2:] == [[], [3, 4], [1, 2, 3, 4], [0, 1, 2, 3, 4]]
     monkeypatch.setattr(floor, "SIEVED", 1)  # a single row has no range
     assert [overwhelmed_columns(ArrayRows(X), added).tolist() for added in (0.0, 1e-9, 1e-6, 2e-5, 1e-1)] == found
+
+
+def test_rows_that_overflow_go_to_the_heavier_tail():
+    # far out t densities fall as the power -(nu + d) of the distance
+    model = GaussianMixture(2, distribution="t", covariance_type="diag", random_state=0)
+    model.fit(np.random.default_rng(0).standard_t(3, size=(200, 2)) + np.repeat([[0.0], [30.0]], 100, axis=0))
+    model.dof_, model.covariances_ = np.array([4.0, 4.0]), np.array([[1.0, 1.0], [4.0, 4.0]])
+    model.precisions_cholesky_, model.weights_ = 1 / np.sqrt(model.covariances_), np.array([0.5, 0.5])
+    # equal tails: density w |S|^-1/2 (x' S^-1 x)^-(nu + d)/2, so 1 to 4^-1 4^3
+    assert_allclose(model.predict_proba([[1e200, 0.0], [1e160, -1e170]]), [[1 / 17, 16 / 17]] * 2, rtol=1e-9)
+    assert_allclose(model.predict_proba([[1e100, 0.0]]), [[1 / 17, 16 / 17]], rtol=1e-9)
+    model.dof_ = np.array([3.0, 9.0])
+    assert_allclose(model.predict_proba([[1e200, 0.0]]), [[1.0, 0.0]], atol=1e-300)
