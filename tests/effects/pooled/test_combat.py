@@ -1,5 +1,6 @@
 """Empirical Bayes and limma: parity with R on bladderbatch (tests/fixtures has the recipe)."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,13 @@ def test_ratios_of_single_values_say_nothing_of_the_others():
     squares = 19.0 * delta[0, :6] + 20.0 * (gamma[0, :6] - shifts[0, :6]) ** 2
     assert_allclose(ratios[0, :6], (0.5 * squares + rate) / (10.0 + shape - 1.0), rtol=1e-12)
     assert_allclose(ratios[0, 6:], 1.0)
+
+
+@pytest.mark.parametrize("how", ["eb", "eb-nonparametric", "eb-one-row", "eb-robust"])
+def test_a_site_alone_in_which_nothing_varies_stays_as_it_is(how):
+    formula = "C(site, levels=['a', 'b'])"
+    model = Residualizer(formula, shrinkage=how, scale=how != "eb-one-row", check_leakage=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one site, and of constant features
+        residual = model.fit_transform(np.ones((3, 3)), metadata=pd.DataFrame({"site": list("aaa")}))
+    assert_allclose(residual, 0.0, rtol=0, atol=1e-14)

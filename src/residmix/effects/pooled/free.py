@@ -37,7 +37,7 @@ def free_posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
     Johnson, Li and Rabinovic, Biostatistics 8 (2007), supplement: integration over the empirical prior.
     """
     shifts, ratios = np.empty_like(gamma), np.empty_like(delta)
-    for k in range(len(gamma)):
+    for k in range(len(gamma) if gamma.size else 0):
         single = n[k] < 2
         own = np.where(single, 1.0, delta[k])
         shifts[k], ratios[k] = _of_level(gamma[k], np.maximum(own, np.finfo(float).tiny), n[k])

@@ -39,7 +39,7 @@ def posterior(gamma: Array, delta: Array, n: Array) -> tuple[Array, Array]:
         shifted = (n * between * gamma + ratio * common) / (n * between + ratio)
         sharper = (0.5 * (inside + n * (gamma - shifted) ** 2) + rate) / (0.5 * n + shape - 1)
         sharper = np.where(single, 1.0, sharper)
-        moved = np.max(np.abs(sharper - ratio) / ratio)
+        moved = np.max(np.abs(sharper - ratio) / ratio, initial=0.0)  # of no features at all
         ratio = sharper
         if moved <= 1e-14:
             break
