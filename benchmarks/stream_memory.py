@@ -115,9 +115,8 @@ def fit(folder: str, once: float, alone: float) -> None:
     print(f"{passes[0]} passes: {passes[0] * table.n_rows / seconds:,.0f} rows/s")
     reading = passes[0] * once
     print(f"pyarrow alone reads so often in {reading:.1f} s: the fit takes {seconds / reading:.1f} x")
-    print(
-        f"with {alone:.1f} s that it takes in memory that is {reading + alone:.1f} s: {seconds / (reading + alone):.1f} x"
-    )
+    both = reading + alone
+    print(f"with the {alone:.1f} s that it takes in memory that is {both:.1f} s: {seconds / both:.1f} x")
     verdict = "under" if peak < TARGET_MB else "NOT under"
     print(f"peak resident memory {peak:.0f} MB ({imported:.0f} MB of it before the fit): {verdict} {TARGET_MB} MB")
 
