@@ -343,3 +343,14 @@ def test_variances_and_correlations_keep_what_is_more_than_their_sampling_error(
     expected = np.eye(3) + of_variances * (np.diag(np.diag(sample)) - np.eye(3))
     expected += of_others * (sample - np.diag(np.diag(sample)))
     assert_allclose(shrunk(sample, nu), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"), [([1], "1 of 3 features have some"), ([0, 1, 2], "3 of 3 features have")]
+)
+def test_gaps_are_refused_with_the_features_that_have_them(columns, named, rng):
+    X, site = rng.normal(size=(60, 3)), np.repeat(["a", "b"], 30)
+    X[np.ix_([4, 40], columns)] = np.nan
+    model = Residualizer("site", scale=True, covariance=True, check_leakage=False)
+    with pytest.raises(ValueError, match=f"allows no missing values, but {named}"):
+        model.fit(X, metadata=pd.DataFrame({"site": site}))

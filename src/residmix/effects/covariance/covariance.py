@@ -169,6 +169,8 @@ def _refuse_gaps(moments: Any, features: Sequence[Any]) -> None:
     if len(linear.s_aa) == 1:
         return
     lacking = linear.count < linear.count.max()
+    if not lacking.any():
+        lacking[:] = True  # rows that lack all features
     some = ", ".join(repr(str(features[j])) for j in np.flatnonzero(lacking)[:5])
     raise ValueError(
         f"covariance= allows no missing values, but {lacking.sum()} of {len(lacking)} features have some ({some}); "
