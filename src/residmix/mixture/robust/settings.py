@@ -74,15 +74,13 @@ class MixtureSettings:
 
     @classmethod
     @cache
-    def _get_param_names(cls) -> list[str]:
-        """Return the names of the parameters; scikit-learn reads the signature anew each time."""
-        return list(super()._get_param_names())  # type: ignore[misc]
+    def _defaults(cls) -> dict[str, Any]:
+        """Return the parameters' defaults, by name; scikit-learn reads the signature anew each time."""
+        return {name: own.default for name, own in sorted(signature(cls).parameters.items())}
 
     @classmethod
-    @cache
-    def _defaults(cls) -> dict[str, Any]:
-        parameters = signature(cls.__init__).parameters
-        return {name: parameters[name].default for name in cls._get_param_names()}
+    def _get_param_names(cls) -> list[str]:
+        return list(cls._defaults())
 
     def _validate_params(self) -> None:
         """Raise unless the parameters satisfy their constraints; those left alone do, and aren't looked at."""
