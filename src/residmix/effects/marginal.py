@@ -33,19 +33,23 @@ def marginal(design: Design, moments: LinearMoments, shrunk: Sequence[Term]) -> 
 
     None if no term of the design holds one of the `shrunk` ones and others.
     """
-    holding = [term for term in design.terms if term not in shrunk and any(one.within(term) for one in shrunk)]
-    if not holding:
-        return None
-    return _less_explained(moments, [(term, [one for one in design.terms if one.within(term)]) for term in holding])
+    found = _interactions(design)
+    holding = [(term, inside) for term, inside in found if term not in shrunk and any(one in shrunk for one in inside)]
+    return _less_explained(moments, holding) if holding else None
 
 
 def beside_all(design: Design, moments: LinearMoments) -> Array | None:
     """Return U (g, q, q) for coefficients of all interactions less what the terms within them explain, or None."""
     if design.factors:
         return None
-    parts = [(term, [one for one in design.terms if one.within(term)]) for term in design.terms]
-    holding = [(term, inside) for term, inside in parts if inside]
+    holding = _interactions(design)
     return _less_explained(moments, holding) if holding else None
+
+
+def _interactions(design: Design) -> list[tuple[Term, list[Term]]]:
+    """Return the terms that hold others, each with those."""
+    parts = [(term, [one for one in design.terms if one.within(term)]) for term in design.terms]
+    return [(term, inside) for term, inside in parts if inside]
 
 
 def shared(terms: Sequence[Term], moments: LinearMoments) -> Array | None:
