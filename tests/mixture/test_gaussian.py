@@ -201,3 +201,10 @@ def test_masked_values_are_missing_values(rng):
     one, two = (GaussianMixture(2, missing="em", random_state=0).fit(each) for each in (hidden, gaps))
     np.testing.assert_array_equal(one.means_, two.means_)
     np.testing.assert_array_equal(one.score_samples(hidden), two.score_samples(gaps))
+
+
+def test_a_model_from_before_a_parameter_was_there_fits_again(rng):
+    model, X = GaussianMixture(2, random_state=0), rng.normal(size=(60, 2))
+    expected = model.fit(X).means_
+    del model.__dict__["cells"], model.__dict__["search"]
+    np.testing.assert_array_equal(model.fit(X).means_, expected)

@@ -84,8 +84,9 @@ class MixtureSettings:
 
     def _validate_params(self) -> None:
         """Raise unless the parameters satisfy their constraints; those left alone do, and aren't looked at."""
-        defaults, own = self._defaults(), vars(self)
-        changed = {name: own[name] for name in defaults if own[name] is not defaults[name]}
+        # models of earlier versions lack some
+        own = {name: getattr(self, name) for name in self._get_param_names()}
+        changed = {name: value for name, value in own.items() if value is not self._defaults()[name]}
         validate_parameter_constraints(self._parameter_constraints, changed, caller_name=type(self).__name__)
 
     def _kinds(self, n_features: int) -> tuple[str, ...]:
